@@ -1,0 +1,101 @@
+"""The two-layer classifier's answer, computed as cheaply as algebra allows.
+
+Only the last token's answer is wanted, and matrix products associate. So no key or value is made
+for any token, in either layer; with attention patterns A (layer 1) and a (layer 2, last token):
+
+    scores of layer 1     (x W_Q)(x W_K)ᵀ     = x (W_Q W_Kᵀ) xᵀ
+    a key meets a query   (x_j W_K) · q       = x_j · (q W_Kᵀ)
+    a weighted value      Σ_j a_j (x_j W_V)   = (Σ_j a_j x_j) W_V
+    layer 2's input       x1 = x + c W_V W_O,  c = A x,   is needed only inside such products
+
+One [tokens, d] × [d, d] product is left of the usual five (queries, keys and values of layer 1,
+keys and values of layer 2), forward and backward. Same function, same gradients, no hooks: for
+training and for large evaluations. :class:`~resval_lens.classifier.ICLClassifier` is the one to
+look into.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from resval_lens.classifier import ICLClassifier
+
+
+def can_answer_fast(model: ICLClassifier) -> bool:
+    """Whether :func:`answer` knows this model: two layers, one head, no per-token gate."""
+    cfg = model.cfg
+    return (
+        cfg.n_layers == 2
+        and cfg.n_heads == 1
+        and cfg.n_key_value_heads is None
+        and all(stream.mix != "gate" for stream in cfg.streams)
+    )
+
+
+def answer(
+    model: ICLClassifier, x: Float[Tensor, "batch pos d_model"]
+) -> Float[Tensor, "batch label"]:
+    """``model(x)`` for a model of :func:`can_answer_fast`, without its hooks.
+
+    Biases of the attention layers are zero in this architecture and left out.
+    """
+    first, second = (block.attn for block in model.blocks)
+    causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+    scores = (x @ (first.W_Q[0] @ first.W_K[0].T)) @ x.mT / first.attn_scale
+    c = scores.masked_fill(~causal, -torch.inf).softmax(-1) @ x  # [batch, pos, d_model]
+    W_OV = _project(first.W_V[0], model, 0)  # x1 = x + c W_OV
+
+    last = x[:, -1]
+    last1 = last + c[:, -1] @ W_OV
+    query = _mixed(model, "q", last1, last)  # [batch, d_head]
+    own, link = _weights(model, "k")
+    towards = query @ (own * second.W_K[0]).T  # meets x1, so x and, through W_OV, c
+    scores = _dot(c, towards @ W_OV.T)
+    if link is not None:
+        towards = towards + query @ (link * _carried(model, "k")).T
+    scores = (scores + _dot(x, towards)) / second.attn_scale
+    pattern = scores.softmax(-1)  # [batch, pos]
+
+    seen = (pattern[:, None] @ x)[:, 0]  # [batch, d_model]
+    seen1 = seen + (pattern[..., None] * c).sum(1) @ W_OV
+    z = _mixed(model, "v", seen1, seen)
+    return model.readout(last1 + _project(z, model, 1))
+
+
+def _dot(
+    x: Float[Tensor, "batch pos d"], y: Float[Tensor, "batch d"]
+) -> Float[Tensor, "batch pos"]:
+    # Written out: the backward pass of a batched product with one column is slow.
+    return (x * y[:, None]).sum(-1)
+
+
+def _mixed(model: ICLClassifier, name: str, x1: Tensor, x: Tensor) -> Tensor:
+    """a · x1 W_2 + b · x W_1 of one projection."""
+    own, link = _weights(model, name)
+    total = own * (x1 @ getattr(model.blocks[1].attn, f"W_{name.upper()}")[0])
+    return total if link is None else total + link * (x @ _carried(model, name))
+
+
+def _carried(model: ICLClassifier, name: str) -> Tensor:
+    """Layer 1's weight as the link sees it."""
+    weight = getattr(model.blocks[0].attn, f"W_{name.upper()}")[0]
+    return weight.detach() if model.blocks[1].attn.mixes[name].stream.detach else weight
+
+
+def _weights(model: ICLClassifier, name: str) -> tuple[float | Tensor, float | Tensor | None]:
+    """(a, b) of the link into layer 2; b is None where there is none."""
+    mixes = model.blocks[1].attn.mixes
+    if name not in mixes:
+        return 1.0, None
+    mix = mixes[name]
+    link = mix.carried.flatten()[0] if mix.stream.is_learned else mix.stream.carried
+    if mix.stream.mix == "convex":
+        return 1 - link, link
+    return (mix.own if mix.stream.mix == "learned_pair" else mix.stream.own), link
+
+
+def _project(z: Tensor, model: ICLClassifier, layer: int) -> Tensor:
+    # Without a learned output projection W_O is the identity.
+    return z @ model.blocks[layer].attn.W_O[0] if model.cfg.output_projection else z

@@ -1,0 +1,209 @@
+"""Attention layers that receive and hand on streams, and use the fused kernel when they may.
+
+``StreamAttention`` is mixed into TransformerLens's own two attention classes. It overrides two
+seams: ``calculate_qkv_matrices``, where local, link and total projections are made (before any
+normalisation of q and k, rotation, or the key-value cache, which therefore stores totals), and
+``forward``, which takes the fused path when nothing looks at the scores or the pattern.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformer_lens.components import AbstractAttention, Attention, GroupedQueryAttention
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.utilities.attention import complex_attn_linear, simple_attn_linear
+
+from resval_lens.config import ResValConfig
+from resval_lens.mixing import Heads, StreamMix
+
+Carried = dict[str, tuple[Heads, ...]]
+"""What travels between layers: per projection, the tensors a later layer may receive, oldest
+first: the last layer's (source previous), layer 0's (first), or every earlier layer's (all)."""
+
+OLMO_QK_NORM = ("OlmoeForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM")
+
+
+@dataclass
+class Delivery:
+    """One call's streams: what arrives in a layer and what it hands on."""
+
+    arriving: Carried
+    leaving: Carried = field(default_factory=dict)
+
+
+class StreamAttention(AbstractAttention):
+    """The stream half of an attention layer; see the module's docstring.
+
+    Hook points, for each stream s of q, k, v that this layer receives, all
+    [batch, pos, head, d_head] (key-value heads for k and v):
+
+        hook_{s}_local   the layer's own projection
+        hook_{s}_link    what arrives, after mixing
+        hook_{s}         the total that attention uses: a · local + link
+    """
+
+    cfg: ResValConfig
+
+    def add_streams(self) -> None:
+        """Adds the hook points and mixing weights of the streams in ``cfg``."""
+        assert self.layer_id is not None
+        self.delivery: Delivery | None = None
+        self.mixes = nn.ModuleDict()
+        for stream in self.cfg.streams:
+            sources = stream.sources(self.layer_id)
+            if not sources:
+                continue
+            heads = self.cfg.n_heads
+            if stream.of != "q":
+                heads = self.cfg.n_key_value_heads or heads
+            self.mixes[stream.of] = StreamMix(
+                stream, len(sources), heads, self.cfg.d_model, self.cfg.dtype
+            )
+            setattr(self, f"hook_{stream.of}_local", HookPoint())  # [batch, pos, head, d_head]
+            setattr(self, f"hook_{stream.of}_link", HookPoint())  # [batch, pos, head, d_head]
+
+    def calculate_qkv_matrices(
+        self, query_input: Tensor, key_input: Tensor, value_input: Tensor
+    ) -> tuple[Heads, Heads, Heads]:
+        """Totals of q, k and v: local projections plus what arrives along the streams."""
+        if not self.cfg.streams:
+            return super().calculate_qkv_matrices(query_input, key_input, value_input)
+        grouped = isinstance(self, GroupedQueryAttention)
+        own_kv = grouped and not self.cfg.ungroup_grouped_query_attention
+        q = self._total("q", query_input, self.W_Q, self.b_Q)
+        if own_kv:
+            k = self._total("k", key_input, self._W_K, self._b_K)
+            v = self._total("v", value_input, self._W_V, self._b_V)
+        else:
+            k = self._total("k", key_input, self.W_K, self.b_K)
+            v = self._total("v", value_input, self.W_V, self.b_V)
+        if self.cfg.use_qk_norm:
+            q = self._apply_qk_norm(q, self.q_norm)
+            k = self._apply_qk_norm(k, self.k_norm)
+        return q, k, v
+
+    def _total(self, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> Heads:
+        split = self.cfg.use_split_qkv_input or self.cfg.use_attn_in
+        local = (complex_attn_linear if split else simple_attn_linear)(x, weight, bias)
+        hook_total = getattr(self, f"hook_{name}")
+        stream = next((stream for stream in self.cfg.streams if stream.of == name), None)
+        if stream is None:
+            return hook_total(local)
+        if name not in self.mixes:  # a layer that only hands on: its local is its total
+            total = local = hook_total(local)
+        else:
+            local = getattr(self, f"hook_{name}_local")(local)
+            own, link = self.mixes[name](local, self._received(name, local), x)
+            link = getattr(self, f"hook_{name}_link")(link)
+            total = hook_total(own + link)
+        if self.delivery is not None:
+            self._hand_on(stream, local if stream.carry == "raw" else total)
+        return total
+
+    def _received(self, name: str, local: Heads) -> tuple[Heads, ...]:
+        arriving = None if self.delivery is None else self.delivery.arriving.get(name)
+        if not arriving:
+            raise RuntimeError(
+                f"layer {self.layer_id} receives a residual {name} stream, and nothing arrived: "
+                "run the block with `carried=`, as ResValTransformer.forward does"
+            )
+        handed = tuple(x.to(local.device) for x in arriving)
+        return tuple(x.detach() for x in handed) if self.mixes[name].stream.detach else handed
+
+    def _hand_on(self, stream: Any, handed: Heads) -> None:
+        assert self.delivery is not None
+        before = self.delivery.arriving.get(stream.of, ())
+        if stream.source == "previous":
+            after = (handed,)
+        elif stream.source == "first":
+            after = before or (handed,)
+        else:
+            after = (*before, handed)
+        self.delivery.leaving[stream.of] = after
+
+    def forward(
+        self,
+        query_input: Tensor,
+        key_input: Tensor,
+        value_input: Tensor,
+        past_kv_cache_entry: Any = None,
+        additive_attention_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_bias: Tensor | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The layer's output; equal numbers on both paths up to floating-point order."""
+        extras = (past_kv_cache_entry, additive_attention_mask, attention_mask, position_bias)
+        if not self._may_fuse() or any(extra is not None for extra in extras):
+            return super().forward(
+                query_input=query_input,
+                key_input=key_input,
+                value_input=value_input,
+                past_kv_cache_entry=past_kv_cache_entry,
+                additive_attention_mask=additive_attention_mask,
+                attention_mask=attention_mask,
+                position_bias=position_bias,
+            )
+        q, k, v = self.calculate_qkv_matrices(query_input, key_input, value_input)
+        if self.cfg.positional_embedding_type == "rotary":
+            q = self.hook_rot_q(self.apply_rotary(q))
+            k = self.hook_rot_k(self.apply_rotary(k))
+        z = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            is_causal=self.cfg.attention_dir == "causal",
+            scale=1 / float(self.attn_scale),
+            enable_gqa=k.shape[2] != q.shape[2],
+        )
+        z = self.hook_z(z.transpose(1, 2))  # [batch, pos, head, d_head]
+        w = self.W_O.flatten(0, 1).T  # [d_model, head * d_head]
+        return F.linear(z.flatten(2), w, self.b_O)
+
+    def _may_fuse(self) -> bool:
+        cfg = self.cfg
+        return (
+            cfg.use_sdpa
+            and not _is_watched(self.hook_attn_scores)
+            and not _is_watched(self.hook_pattern)
+            and self.attn_type == "global"
+            and cfg.positional_embedding_type in ("standard", "shortformer", "rotary")
+            and self._attention_dir_override is None
+            and not cfg.use_attn_result
+            and not cfg.use_attention_sinks
+            and cfg.attn_scores_soft_cap <= 0
+            and cfg.clip_qkv is None
+            and not cfg.use_logn_attn
+            and not cfg.load_in_4bit
+            and cfg.original_architecture not in OLMO_QK_NORM
+        )
+
+
+def _is_watched(hook_point: HookPoint) -> bool:
+    """Whether a hook of any kind would see this activation or its gradient."""
+    return bool(
+        hook_point._forward_hooks
+        or hook_point._forward_pre_hooks
+        or hook_point._backward_hooks
+        or hook_point._backward_pre_hooks
+    )
+
+
+class ResValAttention(StreamAttention, Attention):
+    """Multi-head attention with streams."""
+
+    def __init__(self, cfg: ResValConfig, attn_type: str, layer_id: int) -> None:
+        super().__init__(cfg, attn_type, layer_id)
+        self.add_streams()
+
+
+class ResValGroupedQueryAttention(StreamAttention, GroupedQueryAttention):
+    """Grouped-query attention with streams; k and v flow on key-value heads."""
+
+    def __init__(self, cfg: ResValConfig, attn_type: str, layer_id: int) -> None:
+        super().__init__(cfg, attn_type, layer_id)
+        self.add_streams()

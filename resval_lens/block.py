@@ -1,0 +1,59 @@
+"""A transformer block that passes streams on."""
+
+from __future__ import annotations
+
+from typing import Any, overload
+
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.components import TransformerBlock
+
+from resval_lens.attention import (
+    Carried,
+    Delivery,
+    ResValAttention,
+    ResValGroupedQueryAttention,
+)
+from resval_lens.config import ResValConfig
+
+
+class ResValBlock(TransformerBlock):
+    """TransformerLens's block, with an attention layer that receives and hands on streams."""
+
+    attn: ResValAttention | ResValGroupedQueryAttention
+
+    def __init__(self, cfg: ResValConfig, block_index: int) -> None:
+        super().__init__(cfg, block_index)
+        grouped = cfg.n_key_value_heads is not None
+        attention = ResValGroupedQueryAttention if grouped else ResValAttention
+        self.attn = attention(cfg, self.attn.attn_type, block_index)
+
+    @overload
+    def forward(
+        self, resid_pre: Tensor, *args: Any, carried: None = None, **kwargs: Any
+    ) -> Float[Tensor, "batch pos d_model"]: ...
+    @overload
+    def forward(
+        self, resid_pre: Tensor, *args: Any, carried: Carried, **kwargs: Any
+    ) -> tuple[Float[Tensor, "batch pos d_model"], Carried]: ...
+
+    def forward(
+        self, resid_pre: Tensor, *args: Any, carried: Carried | None = None, **kwargs: Any
+    ) -> Tensor | tuple[Tensor, Carried]:
+        """The residual stream after this block; with ``carried``, also what is handed on.
+
+        ``carried`` comes in and goes out as an argument, so that a recomputed block
+        (activation checkpointing) sees what it saw the first time. Between this method and its
+        attention layer it travels on the layer, put back as it was even if a hook raises; a model
+        call nested in a hook therefore meets its own streams. Two threads in one model do not.
+        """
+        if carried is None:
+            return super().forward(resid_pre, *args, **kwargs)
+        outer = self.attn.delivery
+        delivery = Delivery(arriving=carried)
+        self.attn.delivery = delivery
+        try:
+            resid_post = super().forward(resid_pre, *args, **kwargs)
+        finally:
+            self.attn.delivery = outer
+        return resid_post, delivery.leaving

@@ -1,0 +1,143 @@
+"""Saving and loading models: safetensors, a readable config, and where the weights came from.
+
+A saved model is a folder:
+
+    config.json         the class's name and every field of its configuration
+    model.safetensors   the parameters, by TransformerLens's names
+    provenance.json     command, versions, git commit, seed, metrics
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from resval_lens.files import read_json, read_tensors, write_json, write_tensors
+from resval_lens.provenance import provenance
+
+if TYPE_CHECKING:
+    from resval_lens.transformer import ResValTransformer
+
+FORMAT = "resval-lens/1"
+FILES = ("config.json", "model.safetensors", "provenance.json")
+
+
+def save_model(
+    model: ResValTransformer,
+    folder: str | Path,
+    record: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Saves ``model`` into ``folder``, whole or not at all.
+
+    Args:
+        record: provenance to keep beside the weights; this process's by default.
+        overwrite: replace a model that is already there.
+
+    Raises:
+        ValueError: the folder holds something, and it is not a saved model or ``overwrite`` is
+            off.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
+            raise ValueError(f"{folder} exists and is no saved model; nothing was written")
+        if not overwrite:
+            raise ValueError(f"{folder} holds a saved model; pass overwrite=True to replace it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        new.chmod(0o755)
+        config = json.loads(model.cfg.to_json())
+        write_json(
+            new / "config.json",
+            {"format": FORMAT, "model_class": type(model).__name__, "config": config},
+        )
+        write_tensors(new / "model.safetensors", dict(model.named_parameters()))
+        write_json(new / "provenance.json", dict(record or provenance()))
+        if folder.exists():
+            old = new.with_name(f"{new.name}.old")
+            folder.rename(old)
+            new.rename(folder)
+            shutil.rmtree(old)
+        else:
+            new.rename(folder)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+
+
+def read_config(folder: Path) -> tuple[str, str]:
+    """(class name, configuration as JSON text) of a saved model.
+
+    Raises:
+        ValueError: no readable config.json of this format.
+    """
+    path = folder / "config.json"
+    content = read_json(path, f"the configuration of a saved model ({FORMAT})")
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path}: expected format {FORMAT!r}; got {found!r}")
+    return str(content.get("model_class")), json.dumps(content.get("config"))
+
+
+def load_parameters(model: ResValTransformer, path: Path) -> None:
+    """Loads ``path`` into ``model``; every parameter must be there with its shape, no other.
+
+    Raises:
+        ValueError: what is missing, unknown or of another shape or dtype, with the file's name.
+    """
+    tensors, _ = read_tensors(path, "a saved model's parameters")
+    check_parameters(dict(model.named_parameters()), tensors, path)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[name])
+
+
+def check_parameters(
+    wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], path: str | Path
+) -> None:
+    """Raises ValueError unless ``found`` has the names, shapes and kinds of ``wanted``."""
+    missing = sorted(set(wanted) - set(found))
+    unknown = sorted(set(found) - set(wanted))
+    if missing or unknown:
+        parts = [f"lacks {missing[0]}"] if missing else []
+        parts += [f"has the unknown {unknown[0]}"] if unknown else []
+        raise ValueError(
+            f"{path}: {' and '.join(parts)} ({len(wanted)} parameters expected, {len(found)} found)"
+        )
+    for name, tensor in wanted.items():
+        if found[name].shape != tensor.shape:
+            raise ValueError(
+                f"{path}: {name} must have shape {list(tensor.shape)}; "
+                f"got {list(found[name].shape)}"
+            )
+        if found[name].is_floating_point() != tensor.is_floating_point():
+            raise ValueError(f"{path}: {name} must be {tensor.dtype}; got {found[name].dtype}")
+
+
+def fetch(repo_id: str, **hub: Any) -> Path:
+    """The folder of a model on the Hugging Face hub, downloaded or cached.
+
+    Only the three files above are fetched. ``hub`` goes to ``huggingface_hub.snapshot_download``
+    (revision, token, cache_dir, ...).
+    """
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(repo_id, allow_patterns=list(FILES), **hub))
+
+
+def push(folder: Path, repo_id: str, **hub: Any) -> str:
+    """Uploads a saved model to the Hugging Face hub; the address of the commit."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=hub.pop("token", None))
+    api.create_repo(repo_id, exist_ok=True, private=hub.pop("private", None))
+    return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **hub))

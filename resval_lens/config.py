@@ -1,0 +1,101 @@
+"""The configuration of a transformer with residual attention streams."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+import torch
+from transformer_lens import HookedTransformerConfig
+
+from resval_lens.streams import Streams, StreamsLike, parse_streams
+
+
+@dataclass
+class ResValConfig(HookedTransformerConfig):
+    """A HookedTransformerConfig with residual attention streams.
+
+    Attributes:
+        streams: which of q, k, v flow from layer to layer: ``"v"``, ``"qk"``, ``""`` (classic), or
+            :class:`~resval_lens.streams.AttentionStream` objects. Kept in full, as a tuple.
+        use_sdpa: let a layer use ``F.scaled_dot_product_attention`` while nothing looks at its
+            scores or pattern. Turn it off for second derivatives, which that kernel lacks.
+
+    Everything else is TransformerLens's own, with its own defaults. ``seed`` re-seeds the global
+    generators when a config is made, as it does in TransformerLens.
+
+    Raises:
+        ValueError: unknown or contradictory settings, named with their value.
+    """
+
+    streams: Any = ()
+    use_sdpa: bool = True
+
+    def __post_init__(self) -> None:
+        self.streams: Streams = parse_streams(self.streams, self.n_layers)
+        super().__post_init__()
+        if self.streams and self.load_in_4bit:
+            raise ValueError("load_in_4bit=True: streams need the projections' unquantised weights")
+
+    def with_streams(self, streams: StreamsLike) -> Self:
+        """A copy with other streams. Does not re-seed the global generators."""
+        changed = copy.deepcopy(self)
+        changed.streams = parse_streams(streams, self.n_layers)
+        return changed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field by name; a copy, so that editing it leaves the config alone."""
+        return dict(self.__dict__)
+
+    @classmethod
+    def from_dict(cls, config_dict: Mapping[str, Any]) -> Self:
+        known = [field.name for field in fields(cls) if field.init]
+        for name in config_dict:
+            if name not in known:
+                raise ValueError(f"{cls.__name__} has no field {name!r}")
+        return cls(**config_dict)
+
+    @classmethod
+    def from_hooked(cls, cfg: HookedTransformerConfig, streams: StreamsLike = "") -> Self:
+        """The same transformer with streams. Does not re-seed the global generators."""
+        settings = {f.name: getattr(cfg, f.name) for f in fields(HookedTransformerConfig)}
+        seed = settings.pop("seed")
+        config = cls(**copy.deepcopy(settings), streams=streams)
+        config.seed = seed
+        return config
+
+    def to_json(self) -> str:
+        """JSON text from which :meth:`from_json` makes an equal config."""
+        settings = self.to_dict() | {"streams": [s.to_dict() for s in self.streams]}
+        return json.dumps(settings, indent=2, default=_plain)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The inverse of :meth:`to_json`; unknown fields raise ValueError."""
+        settings = json.loads(text)
+        if not isinstance(settings, dict):
+            raise ValueError(f"a {cls.__name__} is a JSON object; got {text[:40]!r}")
+        if "dtype" in settings:
+            dtype = getattr(torch, str(settings["dtype"]).removeprefix("torch."), None)
+            if not isinstance(dtype, torch.dtype):
+                raise ValueError(f"dtype must name a torch dtype; got {settings['dtype']!r}")
+            settings["dtype"] = dtype
+        seed = settings.pop("seed", None)
+        config = cls.from_dict(settings)
+        config.seed = seed  # recorded, without re-seeding the global generators
+        return config
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.to_json()})"
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, torch.dtype | torch.device):
+        return str(value)
+    raise TypeError(f"cannot write {type(value).__name__} {value!r} as JSON")

@@ -1,0 +1,113 @@
+"""The mixing weights of a stream: total = own · local + Σ_j carried_j · handed_j."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from resval_lens.streams import AttentionStream
+
+Heads = Float[Tensor, "batch pos head d_head"]
+
+
+class StreamMix(nn.Module):
+    """Own and carried weights of one stream in one receiving layer.
+
+    Parameters exist only where the mix is learned; their names hold no ``W_``, which
+    TransformerLens's initialisers look for, so that a stream never changes the weights that a seed
+    gives. Shapes, with S source layers and H heads (key-value heads for k and v):
+
+        scalar, learned_pair, convex   carried [S]
+        head                           carried [S, H]
+        matrix                         carried [S, H, H]    reader head, source head
+        gate                           gate_weight [H, d_model], gate_bias [H]
+        learned_pair                   own []
+    """
+
+    def __init__(
+        self,
+        stream: AttentionStream,
+        n_sources: int,
+        n_heads: int,
+        d_model: int,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.stream = stream
+        self.n_heads = n_heads
+        own, carried = float(stream.own or 0), float(stream.carried or 0)
+        shape = {
+            "scalar": (n_sources,),
+            "learned_pair": (n_sources,),
+            "convex": (n_sources,),
+            "head": (n_sources, n_heads),
+        }.get(stream.mix)
+        if shape is not None:
+            self.carried = nn.Parameter(torch.full(shape, carried, dtype=dtype))
+        elif stream.mix == "matrix":
+            identity = torch.eye(n_heads, dtype=dtype).repeat(n_sources, 1, 1)
+            self.carried = nn.Parameter(carried * identity)
+        elif stream.mix == "gate":
+            logit = math.log(carried / (1 - carried))
+            self.gate_weight = nn.Parameter(torch.zeros(n_heads, d_model, dtype=dtype))
+            self.gate_bias = nn.Parameter(torch.full((n_heads,), logit, dtype=dtype))
+        if stream.mix == "learned_pair":
+            self.own = nn.Parameter(torch.tensor(own, dtype=dtype))
+
+    def forward(
+        self, local: Heads, handed: tuple[Heads, ...], x: Float[Tensor, "batch pos *head d_model"]
+    ) -> tuple[Heads, Heads]:
+        """(own · local, Σ_j carried_j · handed_j) for the attention input ``x``."""
+        mix = self.stream.mix
+        if mix == "gate":
+            gate = self._gate(x, heads=local.shape[2])
+            return (1 - gate) * local, gate * handed[0]
+        if mix == "learned_pair":
+            own = self.own * local
+        elif mix == "convex":
+            own = (1 - self.carried[0]) * local
+        else:
+            own = local if self.stream.own == 1 else self.stream.own * local
+        return own, self._carry(handed)
+
+    def _carry(self, handed: tuple[Heads, ...]) -> Heads:
+        if not self.stream.is_learned:
+            weight = self.stream.carried
+            weighted = [x if weight == 1 else weight * x for x in handed]
+        elif self.stream.mix == "head":
+            weighted = [
+                self._per_head(weight, x.shape[2])[:, None] * x
+                for weight, x in zip(self.carried, handed, strict=True)
+            ]
+        elif self.stream.mix == "matrix":
+            weighted = [
+                torch.einsum("bphd,gh->bpgd", x, self._head_matrix(weight, x.shape[2]))
+                for weight, x in zip(self.carried, handed, strict=True)
+            ]
+        else:
+            weighted = [weight * x for weight, x in zip(self.carried, handed, strict=True)]
+        return sum(weighted[1:], start=weighted[0])
+
+    def _gate(
+        self, x: Float[Tensor, "batch pos *head d_model"], heads: int
+    ) -> Float[Tensor, "batch pos head 1"]:
+        if x.ndim == 3:
+            logits = self._per_head(
+                nn.functional.linear(x, self.gate_weight, self.gate_bias), heads
+            )
+        else:  # each head has an input of its own (use_split_qkv_input, use_attn_in)
+            weight = self._per_head(self.gate_weight.T, heads).T
+            logits = (x * weight).sum(-1) + self._per_head(self.gate_bias, heads)
+        return torch.sigmoid(logits)[..., None]
+
+    # Under cfg.ungroup_grouped_query_attention the projections arrive with one copy of each
+    # key-value head per query head: the weights repeat in the same order.
+    def _per_head(self, weight: Tensor, heads: int) -> Tensor:
+        return weight.repeat_interleave(heads // self.n_heads, dim=-1)
+
+    def _head_matrix(self, matrix: Tensor, heads: int) -> Tensor:
+        repeats = heads // self.n_heads
+        return torch.kron(matrix, torch.eye(repeats, dtype=matrix.dtype, device=matrix.device))

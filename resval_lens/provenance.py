@@ -1,0 +1,49 @@
+"""Where a number came from: command, versions, git commit, machine."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+def provenance(**facts: Any) -> dict[str, Any]:
+    """A JSON-able record of this process, with ``facts`` (seed, metrics, ...) added.
+
+    The command names no folders but the program's own name, so that a record can be published.
+    """
+    program = Path(sys.argv[0]).name or "python"
+    return {
+        "command": " ".join([program, *sys.argv[1:]]),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_commit": git_commit(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("resval-lens", "torch", "transformer-lens")},
+        },
+        "machine": platform.machine(),
+        **facts,
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of this source tree, ``+`` added if files differ from it; None outside git."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

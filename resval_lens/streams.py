@@ -1,0 +1,262 @@
+"""Residual attention streams: which projections flow from layer to layer, and how they mix.
+
+    local_l = x_l W_l + b_l                                   what layer l computes itself
+    link_l  = b · handed_j                                    what arrives, after mixing
+    total_l = a · local_l + link_l                            what layer l's attention uses
+
+``handed_j`` is layer j's ``local_j`` (``carry="raw"``) or its ``total_j`` (``carry="sum"``). With
+``AttentionStream(of="v")``, a = b = 1 and j = l − 1 this is the residual value stream of
+arXiv 2412.15113, section 3.2 and footnote 2: same head index, no new parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+Projection = Literal["q", "k", "v"]
+Source = Literal["previous", "first", "all"]
+Carry = Literal["raw", "sum"]
+Mix = Literal["add", "pair", "scalar", "learned_pair", "convex", "head", "gate", "matrix"]
+
+# mix: (weight of the own projection, weight of what is carried), fixed or initial.
+DEFAULT_WEIGHTS: dict[str, tuple[float, float]] = {
+    "add": (1.0, 1.0),
+    "scalar": (1.0, 1.0),
+    "learned_pair": (0.5, 0.5),
+    "convex": (0.5, 0.5),
+    "head": (1.0, 1.0),
+    "gate": (0.5, 0.5),
+    "matrix": (1.0, 1.0),
+}
+COMPLEMENTARY: frozenset[str] = frozenset({"convex", "gate"})  # own weight = 1 − carried weight
+LEARNED: frozenset[str] = frozenset(get_args(Mix)) - {"add", "pair"}
+
+
+@dataclass(frozen=True)
+class AttentionStream:
+    """One residual stream between the q, k or v projections of attention layers.
+
+    Attributes:
+        of: the projection that flows: ``"q"``, ``"k"`` or ``"v"`` (k and v on key-value heads).
+        source: ``"previous"`` layer, the ``"first"`` layer, or ``"all"`` earlier layers.
+        carry: what a layer hands on: ``"sum"`` its total, so that values accumulate (the paper's
+            formula read literally); ``"raw"`` its own projection alone (the authors' language-model
+            code). The two differ from the third layer on.
+        mix: how own (a) and carried (b) meet, ``total = a·local + b·handed``:
+
+            ============== =================================== ===========================
+            mix            a                                   b
+            ============== =================================== ===========================
+            add            1                                   fixed number
+            pair           fixed number                        fixed number
+            scalar         fixed number                        learned, one per layer
+            learned_pair   learned, one per layer              learned, one per layer
+            convex         1 − λ                               λ learned, one per layer
+            head           fixed number                        learned, one per head
+            gate           1 − g                               g = σ(x·w_h + c_h), learned,
+                                                               per token and head
+            matrix         fixed number                        learned [head, head] matrix:
+                                                               every head reads every head
+            ============== =================================== ===========================
+
+            With ``source="all"`` a learned b is learned per source layer, too.
+        own, carried: the two weights where they are fixed, their initial values where learned
+            (``carried`` is λ or g for convex and gate, ``carried · identity`` for matrix).
+            ``None`` takes the mix's default.
+        layers: the layers that receive; ``None`` is every layer but the first.
+        detach: the values flow, the gradient does not flow back through the link.
+
+    Raises:
+        ValueError: an unknown or contradictory setting, named with its value.
+
+    >>> AttentionStream(of="v")
+    AttentionStream(of='v', source='previous', carry='sum', mix='add', own=1.0, carried=1.0, \
+layers=None, detach=False)
+    """
+
+    of: Projection
+    source: Source = "previous"
+    carry: Carry = "sum"
+    mix: Mix = "add"
+    own: float | None = None
+    carried: float | None = None
+    layers: tuple[int, ...] | None = None
+    detach: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choices in (("of", Projection), ("source", Source), ("carry", Carry),
+                              ("mix", Mix)):  # fmt: skip
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(
+                    f"AttentionStream.{name} must be one of {', '.join(get_args(choices))}; "
+                    f"got {getattr(self, name)!r}"
+                )
+        if not isinstance(self.detach, bool):
+            raise ValueError(f"AttentionStream.detach must be True or False; got {self.detach!r}")
+        self._settle_weights()
+        self._settle_layers()
+
+    def _settle_weights(self) -> None:
+        for name in ("own", "carried"):
+            value = getattr(self, name)
+            if value is not None:
+                is_number = isinstance(value, int | float) and not isinstance(value, bool)
+                if not is_number or value != value or abs(value) == float("inf"):
+                    raise ValueError(
+                        f"AttentionStream.{name} must be a finite number; got {value!r}"
+                    )
+        own, carried = self.own, self.carried
+        if self.mix == "pair" and (own is None or carried is None):
+            raise ValueError(
+                f"AttentionStream.mix='pair' needs both weights; got own={own!r}, "
+                f"carried={carried!r}"
+            )
+        if self.mix == "add" and own not in (None, 1):
+            raise ValueError(
+                f"AttentionStream.own={own!r} contradicts mix='add', whose own weight is 1; "
+                "use mix='pair'"
+            )
+        if self.mix in COMPLEMENTARY:
+            if self.source == "all":
+                raise ValueError(
+                    f"AttentionStream.source='all' contradicts mix={self.mix!r}, which divides one "
+                    "unit between two parts; use add, pair, scalar, learned_pair, head or matrix"
+                )
+            carried = 1 - own if carried is None and own is not None else carried
+            carried = DEFAULT_WEIGHTS[self.mix][1] if carried is None else carried
+            if own is not None and abs(own + carried - 1) > 1e-9:
+                raise ValueError(
+                    f"AttentionStream.own={own!r} contradicts carried={carried!r}: "
+                    f"mix={self.mix!r} needs own = 1 - carried"
+                )
+            own = 1 - carried
+            if self.mix == "gate" and not 0 < carried < 1:
+                raise ValueError(
+                    "AttentionStream.carried must lie strictly between 0 and 1 for mix='gate'; "
+                    f"got {carried!r}"
+                )
+        default_own, default_carried = DEFAULT_WEIGHTS.get(self.mix, (1.0, 1.0))
+        object.__setattr__(self, "own", float(default_own if own is None else own))
+        object.__setattr__(self, "carried", float(default_carried if carried is None else carried))
+
+    def _settle_layers(self) -> None:
+        if self.layers is None:
+            return
+        wrong = ValueError(
+            "AttentionStream.layers must be None or distinct layer numbers from 1 up (layer 0 has "
+            f"no earlier layer to receive from); got {self.layers!r}"
+        )
+        if isinstance(self.layers, str | int) or not isinstance(self.layers, Iterable):
+            raise wrong
+        layers = tuple(self.layers)
+        if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in layers):
+            raise wrong
+        if not layers or len(set(layers)) != len(layers):
+            raise wrong
+        object.__setattr__(self, "layers", tuple(sorted(layers)))
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether mixing adds parameters to the model."""
+        return self.mix in LEARNED
+
+    def receives(self, layer: int) -> bool:
+        """Whether ``layer`` receives along this stream."""
+        return layer >= 1 if self.layers is None else layer in self.layers
+
+    def sources(self, layer: int) -> tuple[int, ...]:
+        """The layers whose projections arrive in ``layer``, in order; empty if none do."""
+        if not self.receives(layer):
+            return ()
+        return {
+            "previous": (layer - 1,),
+            "first": (0,),
+            "all": tuple(range(layer)),
+        }[self.source]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, every field."""
+        return {**asdict(self), "layers": None if self.layers is None else list(self.layers)}
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> AttentionStream:
+        """The inverse of :meth:`to_dict`; unknown keys raise ValueError."""
+        known = [field.name for field in fields(cls)]
+        for key in settings:
+            if key not in known:
+                raise ValueError(
+                    f"AttentionStream has no field {key!r}; its fields are {', '.join(known)}"
+                )
+        if "of" not in settings:
+            raise ValueError(f"AttentionStream needs the field 'of'; got {dict(settings)!r}")
+        return cls(**settings)
+
+
+Streams = tuple[AttentionStream, ...]
+StreamsLike = str | AttentionStream | Iterable[AttentionStream | Mapping[str, Any]] | None
+
+
+def parse_streams(streams: StreamsLike, n_layers: int | None = None) -> Streams:
+    """Streams in full from any accepted way of writing them, in the order q, k, v.
+
+    A string is shorthand: each letter is a stream with the defaults; ``""`` and ``None`` are the
+    classic transformer.
+
+    Raises:
+        ValueError: an unknown letter, two streams of the same projection, or a receiving layer
+            that a model of ``n_layers`` does not have.
+
+    >>> [stream.of for stream in parse_streams("vq")]
+    ['q', 'v']
+    """
+    if streams is None:
+        streams = ""
+    if isinstance(streams, str):
+        for letter in streams:
+            if letter not in get_args(Projection):
+                raise ValueError(
+                    f"streams={streams!r} has {letter!r}; write letters of q, k, v, "
+                    "or '' for the classic transformer"
+                )
+        parsed = [AttentionStream(of=letter) for letter in streams]  # type: ignore[arg-type]
+    elif isinstance(streams, AttentionStream):
+        parsed = [streams]
+    else:
+        parsed = []
+        for item in streams:
+            if not isinstance(item, AttentionStream | Mapping):
+                raise ValueError(f"streams must hold AttentionStream objects; got {item!r}")
+            parsed.append(
+                item if isinstance(item, AttentionStream) else AttentionStream.from_dict(item)
+            )
+    carried = [stream.of for stream in parsed]
+    for name in carried:
+        if carried.count(name) > 1:
+            raise ValueError(f"streams has {carried.count(name)} streams of {name!r}; one is meant")
+    if n_layers is not None:
+        for stream in parsed:
+            beyond = [layer for layer in stream.layers or () if layer >= n_layers]
+            if beyond:
+                raise ValueError(
+                    f"AttentionStream.layers={stream.layers} names layer {beyond[0]}; the model "
+                    f"has layers 0 to {n_layers - 1}"
+                )
+    return tuple(sorted(parsed, key=lambda stream: "qkv".index(stream.of)))
+
+
+def shorthand(streams: Streams) -> str:
+    """The shortest way to name streams: what differs from the defaults, in brackets.
+
+    >>> shorthand(parse_streams("qv")), shorthand((AttentionStream("v", source="first"),))
+    ('qv', 'v(source=first)')
+    """
+    names = []
+    for stream in streams:
+        usual: dict[str, Any] = {"source": "previous", "carry": "sum", "mix": "add"}
+        usual["own"], usual["carried"] = DEFAULT_WEIGHTS.get(stream.mix, (None, None))
+        usual |= {"layers": None, "detach": False}
+        changed = [f"{k}={getattr(stream, k)}" for k, v in usual.items() if getattr(stream, k) != v]
+        names.append(f"{stream.of}({', '.join(changed)})" if changed else stream.of)
+    return "".join(names) if all(len(name) == 1 for name in names) else " ".join(names)

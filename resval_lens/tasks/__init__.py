@@ -1,0 +1,1 @@
+"""Tasks that models are trained and judged on."""

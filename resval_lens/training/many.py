@@ -1,0 +1,112 @@
+"""Several training runs at once, each in a process of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import torch
+
+from resval_lens.training.icl import ICLRun, train_icl
+
+Report = Callable[[ICLRun, int, dict[str, Any] | None], None]
+"""Called with a run, the step it reached, and at a snapshot its metrics."""
+
+_queue: Any = None
+_stop: Any = None
+_parent: int = 0
+
+
+def train_many(
+    runs: Sequence[ICLRun],
+    folder: Path,
+    jobs: int,
+    report: Report = lambda run, step, metrics: None,
+    keep_snapshots: bool = False,
+) -> None:
+    """Trains each run in ``folder/<name>-seed<seed>``, ``jobs`` at a time, in the order given.
+
+    Ctrl-C stops all of them at their next step; calling again with the same runs goes on from
+    their newest snapshots. Workers also stop when this process dies.
+
+    Raises:
+        ValueError: no runs, or two runs with the same name and seed.
+        KeyboardInterrupt: after the workers have stopped.
+        Exception: what a run raised, after the others have stopped.
+    """
+    if not runs:
+        raise ValueError("there is nothing to train: no variants or no seeds")
+    by_folder = {run.folder_name: run for run in runs}
+    if len(by_folder) < len(runs):
+        raise ValueError("two runs have the same name and seed; each needs a folder of its own")
+    if jobs < 1:
+        raise ValueError(f"jobs must be 1 or more; got {jobs}")
+    context = multiprocessing.get_context("spawn")
+    queue, stop = context.Queue(), context.Event()
+    with ProcessPoolExecutor(
+        min(jobs, len(runs)), context, _start_worker, (queue, stop, os.getpid())
+    ) as pool:
+        waiting: set[Future[None]] = {
+            pool.submit(_train, run, folder / run.folder_name, keep_snapshots) for run in runs
+        }
+        try:
+            while waiting:
+                done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+                _drain(queue, by_folder, report)
+                for future in done:
+                    future.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+        _drain(queue, by_folder, report)
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc reuse freed megabytes instead of returning them to the system each step.
+
+    A training step frees and takes the same few megabytes; where page faults are slow (virtual
+    machines) giving them back costs a quarter of the step. Does nothing without glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+    mallopt(M_TRIM_THRESHOLD, 1 << 30)
+    mallopt(M_TOP_PAD, 1 << 26)
+    mallopt(M_MMAP_THRESHOLD, 1 << 30)
+
+
+def _drain(queue: Any, runs: dict[str, ICLRun], report: Report) -> None:
+    while True:
+        try:
+            name, step, metrics = queue.get_nowait()
+        except Empty:
+            return
+        report(runs[name], step, metrics)
+
+
+def _start_worker(queue: Any, stop: Any, parent: int) -> None:
+    global _queue, _stop, _parent
+    _queue, _stop, _parent = queue, stop, parent
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    torch.set_num_threads(1)
+    keep_freed_memory()
+
+
+def _train(run: ICLRun, folder: Path, keep_snapshots: bool) -> None:
+    def progress(step: int, metrics: dict[str, Any] | None) -> None:
+        _queue.put((run.folder_name, step, metrics))
+
+    def should_stop() -> bool:
+        return bool(_stop.is_set()) or os.getppid() != _parent
+
+    train_icl(run, folder, progress, should_stop, keep_snapshots)

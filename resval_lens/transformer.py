@@ -1,0 +1,373 @@
+"""ResValTransformer: a HookedTransformer with residual attention streams."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from functools import partial
+from typing import Any, Self
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformer_lens import ActivationCache, HookedTransformer, HookedTransformerConfig
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.HookedTransformer import Output
+from transformer_lens.utilities import (
+    LocallyOverridenDefaults,
+    Slice,
+    TypedModuleList,
+    apply_softcap,
+    get_device_for_block_index,
+)
+
+from resval_lens.attention import Carried
+from resval_lens.block import ResValBlock
+from resval_lens.config import ResValConfig
+from resval_lens.hook_names import ResValCache, is_per_head, short_hook_names
+from resval_lens.streams import StreamsLike
+from resval_lens.weights import check_processing, fold_value_biases_through_streams
+
+
+class ResValTransformer(HookedTransformer):
+    """A HookedTransformer whose attention layers may receive earlier layers' q, k or v.
+
+    Everything a HookedTransformer does works: hooks, cache, loss, generation, weight properties.
+    A classic configuration (``streams=""``) computes exactly what HookedTransformer computes.
+
+    >>> cfg = ResValConfig(n_layers=2, d_model=8, d_head=4, n_ctx=6, d_vocab=5, attn_only=True,
+    ...                    device="cpu", seed=0, streams="v")
+    >>> model = ResValTransformer(cfg)
+    >>> logits, cache = model.run_with_cache(torch.tensor([[0, 3, 1]]))
+    >>> bool((cache["v_local", 1] + cache["v_link", 1] == cache["v", 1]).all())
+    True
+    """
+
+    cfg: ResValConfig
+
+    def __init__(
+        self,
+        cfg: ResValConfig | HookedTransformerConfig | dict[str, Any],
+        tokenizer: Any = None,
+        move_to_device: bool = True,
+        default_padding_side: Any = None,
+    ) -> None:
+        """Builds the model; the arguments are HookedTransformer's.
+
+        A plain HookedTransformerConfig gives a classic model. The same seed gives the same weights
+        as HookedTransformer, whatever the streams.
+        """
+        if isinstance(cfg, dict):
+            cfg = ResValConfig.from_dict(cfg)
+        elif not isinstance(cfg, ResValConfig):
+            cfg = ResValConfig.from_hooked(cfg)
+        cfg = copy.copy(cfg)
+        # Everything but the blocks is HookedTransformer's own: it builds none, we build ours.
+        n_layers, init_weights = cfg.n_layers, cfg.init_weights
+        cfg.n_layers, cfg.init_weights = 0, False
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="HookedTransformer is deprecated")
+            super().__init__(
+                cfg,
+                tokenizer,
+                move_to_device=False,
+                default_padding_side=default_padding_side,
+            )
+        cfg.n_layers, cfg.init_weights = n_layers, init_weights
+        self.blocks = TypedModuleList(ResValBlock(cfg, layer) for layer in range(n_layers))
+        if init_weights:
+            self.init_weights()
+        if move_to_device:
+            self.move_model_modules_to_device()
+        self.setup()
+
+    def setup(self) -> None:
+        super().setup()
+        # HookedTransformer's shorthand knows stock names only: it reads ("v_link", 2) as
+        # blocks.2.hook_v_link. The same hook point answers to that name.
+        for alias, name in short_hook_names(self.cfg).items():
+            self.mod_dict[alias] = self.mod_dict[name]
+
+    def forward(  # type: ignore[override]
+        self,
+        input: Any,
+        return_type: str | None = "logits",
+        loss_per_token: bool = False,
+        prepend_bos: Any = None,
+        padding_side: Any = None,
+        start_at_layer: int | None = None,
+        tokens: Tensor | None = None,
+        shortformer_pos_embed: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        stop_at_layer: int | None = None,
+        past_kv_cache: Any = None,
+        carried: Carried | None = None,
+        checkpoint_blocks: bool = False,
+    ) -> Any:
+        """HookedTransformer.forward, with streams between the blocks.
+
+        Args:
+            carried: with ``start_at_layer`` above 0, what the layers before it hand on; see
+                :meth:`carried_before`.
+            checkpoint_blocks: recompute each block in the backward pass instead of keeping its
+                activations (``torch.utils.checkpoint``). Hooks then run twice.
+
+        Raises:
+            ValueError: ``start_at_layer`` skips a layer that a later one receives from, and
+                ``carried`` is not given.
+        """
+        with LocallyOverridenDefaults(self, prepend_bos=prepend_bos, padding_side=padding_side):
+            if start_at_layer is None:
+                residual, tokens, shortformer_pos_embed, attention_mask = self.input_to_embed(
+                    input,
+                    prepend_bos=prepend_bos,
+                    padding_side=padding_side,
+                    attention_mask=attention_mask,
+                    past_kv_cache=past_kv_cache,
+                )
+            else:
+                residual = input
+            residual = self.run_blocks(
+                residual,
+                start_at_layer,
+                stop_at_layer,
+                carried,
+                shortformer_pos_embed=shortformer_pos_embed,
+                attention_mask=attention_mask,
+                past_kv_cache=past_kv_cache,
+                checkpoint_blocks=checkpoint_blocks,
+            )
+            if stop_at_layer is not None:
+                return residual
+            if self.cfg.normalization_type is not None:
+                residual = self.ln_final(residual)  # [batch, pos, d_model]
+            if return_type is None:
+                return None
+            logits = apply_softcap(self.unembed(residual), self.cfg.output_logits_soft_cap)
+            if return_type == "logits":
+                return logits
+            if return_type not in ("loss", "both"):
+                raise ValueError(
+                    f"return_type must be None, 'logits', 'loss' or 'both'; got {return_type!r}"
+                )
+            if tokens is None:
+                raise ValueError(f"return_type={return_type!r} with start_at_layer needs `tokens`")
+            loss = self.loss_fn(logits, tokens, attention_mask, per_token=loss_per_token)
+            return loss if return_type == "loss" else Output(logits, loss)
+
+    def run_blocks(
+        self,
+        residual: Float[Tensor, "batch pos d_model"],
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
+        carried: Carried | None = None,
+        *,
+        shortformer_pos_embed: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_kv_cache: Any = None,
+        checkpoint_blocks: bool = False,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream after layers start..stop, the attention streams beside it."""
+        layers = range(self.cfg.n_layers)[start_at_layer:stop_at_layer]
+        self._check_carried(layers, carried)
+        streams: Carried = carried or {}
+        for layer in layers:
+            device = get_device_for_block_index(layer, self.cfg)
+            if shortformer_pos_embed is not None:
+                shortformer_pos_embed = shortformer_pos_embed.to(device)
+            block = partial(
+                self.blocks[layer],
+                past_kv_cache_entry=None if past_kv_cache is None else past_kv_cache[layer],
+                shortformer_pos_embed=shortformer_pos_embed,
+                attention_mask=attention_mask,
+            )
+            if checkpoint_blocks:
+                block = partial(checkpoint, block, use_reentrant=False)
+            residual, streams = block(residual.to(device), carried=streams)
+        return residual
+
+    def _check_carried(self, layers: range, carried: Carried | None) -> None:
+        if len(layers) == 0 or layers[0] == 0:
+            return
+        for stream in self.cfg.streams:
+            for layer in layers:
+                missing = [source for source in stream.sources(layer) if source < layers[0]]
+                if missing and stream.of not in (carried or {}):
+                    raise ValueError(
+                        f"start_at_layer={layers[0]} skips layer {missing[0]}, whose {stream.of} "
+                        f"layer {layer} receives: pass carried=model.carried_before({layers[0]}, "
+                        "cache)"
+                    )
+
+    def carried_before(self, layer: int, cache: ActivationCache | dict[str, Tensor]) -> Carried:
+        """What the layers before ``layer`` hand on, read from a cache of a full run.
+
+        >>> # logits = model(cache["resid_pre", 2], start_at_layer=2,
+        >>> #                carried=model.carried_before(2, cache))
+        """
+        layer = range(self.cfg.n_layers)[layer]
+        carried: Carried = {}
+        for stream in self.cfg.streams:
+            wanted = {"previous": [layer - 1], "first": [0], "all": range(layer)}[stream.source]
+            names = []
+            for source in wanted if layer > 0 else []:
+                own = stream.carry == "raw" and stream.receives(source)
+                names.append(f"blocks.{source}.attn.hook_{stream.of}{'_local' if own else ''}")
+            carried[stream.of] = tuple(cache[name] for name in names)
+        return carried
+
+    def run_with_cache(  # type: ignore[override]
+        self, *model_args: Any, return_cache_object: bool = True, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        """HookedTransformer.run_with_cache; the cache knows ``cache["v_link", 2]``, too."""
+        out, cache = super().run_with_cache(
+            *model_args, return_cache_object=return_cache_object, **kwargs
+        )
+        if return_cache_object:
+            cache = ResValCache(cache.cache_dict, self, has_batch_dim=cache.has_batch_dim)
+        return out, cache
+
+    def get_caching_hooks(  # type: ignore[override]
+        self,
+        names_filter: Any = None,
+        incl_bwd: bool = False,
+        device: Any = None,
+        remove_batch_dim: bool = False,
+        cache: dict[str, Tensor] | None = None,
+        pos_slice: Any = None,
+    ) -> tuple[dict[str, Tensor], list[Any], list[Any]]:
+        """HookedTransformer's caching hooks, with positions sliced on the right axis.
+
+        HookedTransformer tells the axis from a list of names: it would slice the link points, and
+        the rotated q and k, along heads.
+        """
+        cache, forward, backward = super().get_caching_hooks(
+            names_filter, incl_bwd, device, remove_batch_dim, cache, pos_slice
+        )
+        positions = Slice.unwrap(pos_slice)
+        if positions.mode == "identity":
+            return cache, forward, backward
+
+        def save(tensor: Tensor, hook: HookPoint, suffix: str) -> None:
+            kept = tensor.detach().to(device)
+            axis = self.position_axis(str(hook.name))
+            if axis is not None and tensor.ndim >= -axis:
+                kept = positions.apply(kept[0] if remove_batch_dim else kept, dim=axis)
+            cache[f"{hook.name}{suffix}"] = kept
+
+        return (
+            cache,
+            [(name, partial(save, suffix="")) for name, _ in forward],
+            [(name, partial(save, suffix="_grad")) for name, _ in backward],
+        )
+
+    def position_axis(self, name: str) -> int | None:
+        """The axis of positions in a hook point's activation, from the end; None if it has none."""
+        return -3 if is_per_head(name) else -2
+
+    def get_residual(  # type: ignore[override]
+        self,
+        embed: Tensor,
+        pos_offset: int,
+        prepend_bos: Any = None,
+        attention_mask: Tensor | None = None,
+        tokens: Tensor | None = None,
+        return_shortformer_pos_embed: bool = True,
+        device: Any = None,
+    ) -> Any:
+        """HookedTransformer.get_residual, right for cached generation without a tokenizer.
+
+        ``generate`` hands over the embeddings of *all* positions, with the cache's length as the
+        offset: counted from there, the newest position would be twice as far as it is.
+        """
+        whole = tokens is None and attention_mask is None and embed.shape[1] == pos_offset + 1
+        residual, shortformer = super().get_residual(
+            embed,
+            0 if whole else pos_offset,
+            prepend_bos,
+            attention_mask,
+            tokens,
+            return_shortformer_pos_embed=True,
+            device=device,
+        )
+        if shortformer is not None and whole:
+            shortformer = shortformer[:, pos_offset:]
+        return (residual, shortformer) if return_shortformer_pos_embed else residual
+
+    def load_and_process_state_dict(  # type: ignore[override]
+        self,
+        state_dict: dict[str, Tensor],
+        fold_ln: bool = True,
+        center_writing_weights: bool = True,
+        center_unembed: bool = True,
+        fold_value_biases: bool = True,
+        refactor_factored_attn_matrices: bool = False,
+    ) -> None:
+        """HookedTransformer's weight processing, right through the streams or refused.
+
+        Value biases are folded with what the links carry of them (:mod:`resval_lens.weights`).
+
+        Raises:
+            ValueError: a processing step that streams do not survive, with the reason.
+        """
+        check_processing(
+            self.cfg.streams, fold_ln, fold_value_biases, refactor_factored_attn_matrices
+        )
+        carries_values = any(stream.of == "v" for stream in self.cfg.streams)
+        super().load_and_process_state_dict(
+            state_dict,
+            fold_ln=fold_ln,
+            center_writing_weights=center_writing_weights,
+            center_unembed=center_unembed,
+            fold_value_biases=fold_value_biases and not carries_values,
+            refactor_factored_attn_matrices=refactor_factored_attn_matrices,
+        )
+        if fold_value_biases and carries_values:
+            fold_value_biases_through_streams(self)
+
+    @classmethod
+    def from_hooked(
+        cls, model: HookedTransformer, streams: StreamsLike = "", *, share_weights: bool = False
+    ) -> Self:
+        """A ResValTransformer with the weights of any HookedTransformer, a pretrained one too.
+
+        With ``streams=""`` the result computes exactly what ``model`` computes; with streams, what
+        those weights do when values (queries, keys) flow. Mixing weights start at their initial
+        values unless ``model`` has the same streams. Load pretrained models with
+        ``from_pretrained_no_processing`` before grafting a stream: processed weights have lost
+        their value biases, so the link could not carry them.
+
+        Args:
+            share_weights: use the same parameter tensors instead of copies.
+        """
+        config = ResValConfig.from_hooked(model.cfg, streams)
+        config.init_weights = False
+        new = cls(config, tokenizer=model.tokenizer)
+        new.cfg.init_weights = model.cfg.init_weights
+        return new._take_weights(model, share_weights)
+
+    def with_streams(self, streams: StreamsLike, *, share_weights: bool = False) -> Self:
+        """The same weights, run with other streams: ``with_streams("")`` cuts, ``"v"`` grafts.
+
+        Args:
+            share_weights: use the same parameter tensors instead of copies.
+        """
+        config = self.cfg.with_streams(streams)
+        config.init_weights = False
+        new = type(self)(config, tokenizer=self.tokenizer)
+        new.cfg.init_weights = self.cfg.init_weights
+        return new._take_weights(self, share_weights)
+
+    def _take_weights(self, model: HookedTransformer, share: bool) -> Self:
+        state = model.state_dict() if not share else dict(model.named_parameters())
+        mixing = {name for name in self.state_dict() if ".mixes." in name}
+        state = {k: v for k, v in state.items() if ".mixes." not in k or k in mixing}
+        report = self.load_state_dict(state, strict=False, assign=share)
+        buffers = {name for name, _ in self.named_buffers()} if share else set()
+        missing = set(report.missing_keys) - mixing - buffers
+        if missing or report.unexpected_keys:
+            raise ValueError(
+                f"these weights do not fit: missing {sorted(missing)}, unexpected "
+                f"{sorted(report.unexpected_keys)}"
+            )
+        return self

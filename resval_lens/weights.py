@@ -1,0 +1,68 @@
+"""Weight processing that stays right when values flow from layer to layer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from resval_lens.streams import Streams
+
+if TYPE_CHECKING:
+    from resval_lens.transformer import ResValTransformer
+
+
+def check_processing(
+    streams: Streams, fold_ln: bool, fold_value_biases: bool, refactor: bool
+) -> None:
+    """Refuses the steps that are wrong through these streams.
+
+    Raises:
+        ValueError: ``refactor_factored_attn_matrices`` with any stream (each head's factors get a
+            basis of their own, and what is carried would arrive in another layer's basis); folding
+            around a gate (which reads the normalised input, and makes the carried bias depend on
+            the token).
+    """
+    if refactor and streams:
+        raise ValueError(
+            "refactor_factored_attn_matrices=True: streams carry activations between layers in "
+            "each head's own basis, which refactoring changes layer by layer"
+        )
+    gated = [stream.of for stream in streams if stream.mix == "gate"]
+    if gated and fold_ln:
+        raise ValueError(
+            f"fold_ln=True: the gate of the {gated[0]} stream reads the normalised input, whose "
+            "scale folding changes; pass fold_ln=False"
+        )
+    if "v" in gated and fold_value_biases:
+        raise ValueError(
+            "fold_value_biases=True: behind a gate the carried value bias depends on the token; "
+            "pass fold_value_biases=False"
+        )
+
+
+@torch.no_grad()
+def fold_value_biases_through_streams(model: ResValTransformer) -> None:
+    """Moves every value bias into output biases, in place, along the value stream too.
+
+        β_l = a · b_V,l + Σ_j b_j · handed bias of j          b_O,l += Σ_h β_l,h W_O,l,h
+
+    Attention weights sum to one over keys and the stream is linear, so a bias reaches the output
+    of its own layer, and of every layer its values flow to, as a constant.
+    """
+    stream = next(stream for stream in model.cfg.streams if stream.of == "v")
+    handed: list[Tensor] = []
+    for layer, block in enumerate(model.blocks):
+        attn = block.attn
+        bias = attn.b_V if model.cfg.n_key_value_heads is None else attn._b_V
+        local = total = bias[None, None]  # [1, 1, head, d_head]
+        sources = stream.sources(layer)
+        if sources:
+            own, link = attn.mixes["v"](local, tuple(handed[j] for j in sources), local)
+            total = own + link
+        handed.append(local.clone() if stream.carry == "raw" else total.clone())
+        per_head = total[0, 0].repeat_interleave(model.cfg.n_heads // total.shape[2], dim=0)
+        attn.b_O += torch.einsum("hd,hdm->m", per_head, attn.W_O)
+    for block in model.blocks:
+        (block.attn.b_V if model.cfg.n_key_value_heads is None else block.attn._b_V).zero_()
