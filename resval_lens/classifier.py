@@ -124,6 +124,7 @@ class ICLClassifier(ResValTransformer):
     """
 
     cfg: ClassifierConfig
+    config_class = ClassifierConfig
 
     def __init__(
         self, cfg: ClassifierConfig, tokenizer: None = None, *, generator: Generator | None = None

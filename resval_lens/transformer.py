@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 import warnings
 from functools import partial
+from pathlib import Path
 from typing import Any, Self
 
 from jaxtyping import Float
@@ -13,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformer_lens import ActivationCache, HookedTransformer, HookedTransformerConfig
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedTransformer import Output
+from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
 from transformer_lens.utilities import (
     LocallyOverridenDefaults,
     Slice,
@@ -23,10 +26,13 @@ from transformer_lens.utilities import (
 
 from resval_lens.attention import Carried
 from resval_lens.block import ResValBlock
+from resval_lens.checkpoint import fetch, load_parameters, push, read_config, save_model
 from resval_lens.config import ResValConfig
 from resval_lens.hook_names import ResValCache, is_per_head, short_hook_names
 from resval_lens.streams import StreamsLike
 from resval_lens.weights import check_processing, fold_value_biases_through_streams
+
+TRANSFORMER_LENS_NAMES = frozenset(OFFICIAL_MODEL_NAMES).union(*MODEL_ALIASES.values())
 
 
 class ResValTransformer(HookedTransformer):
@@ -44,6 +50,7 @@ class ResValTransformer(HookedTransformer):
     """
 
     cfg: ResValConfig
+    config_class: type[ResValConfig] = ResValConfig
 
     def __init__(
         self,
@@ -371,3 +378,69 @@ class ResValTransformer(HookedTransformer):
                 f"{sorted(report.unexpected_keys)}"
             )
         return self
+
+    def save_pretrained(
+        self, folder: str | Path, *, record: dict[str, Any] | None = None, overwrite: bool = False
+    ) -> None:
+        """Saves into ``folder``: safetensors, config.json, provenance.json; all or nothing.
+
+        Args:
+            record: provenance to keep beside the weights (command, versions, seed, metrics); this
+                process's by default.
+
+        Raises:
+            ValueError: the folder holds something else, or a model and ``overwrite`` is off.
+        """
+        save_model(self, folder, record, overwrite)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, name: str | Path, *, streams: StreamsLike = None, tokenizer: Any = None, **options: Any
+    ) -> Self:
+        """A saved model, from a folder or the Hugging Face hub; or a model TransformerLens knows.
+
+        ``ResValTransformer.from_pretrained("gpt2", streams="v")`` loads TransformerLens's "gpt2"
+        without weight processing and converts it (:meth:`from_hooked`).
+
+        Args:
+            name: a folder that :meth:`save_pretrained` wrote, a hub id of such a folder, or a
+                TransformerLens model name.
+            streams: run the weights with these streams instead of those they were saved with.
+            tokenizer: for the loaded model.
+            options: for ``huggingface_hub.snapshot_download`` (revision, token, ...), or for
+                ``HookedTransformer.from_pretrained_no_processing``.
+
+        Raises:
+            ValueError: files that are missing, damaged, of another shape or class, by name.
+        """
+        if not Path(name).is_dir() and str(name) in TRANSFORMER_LENS_NAMES:
+            if tokenizer is not None:
+                options["tokenizer"] = tokenizer
+            stock = HookedTransformer.from_pretrained_no_processing(str(name), **options)
+            return cls.from_hooked(stock, streams)
+        folder = Path(name) if Path(name).is_dir() else fetch(str(name), **options)
+        model_class, config = read_config(folder)
+        if model_class != cls.__name__:
+            raise ValueError(
+                f"{folder} holds a {model_class}; load it with that class, not {cls.__name__}"
+            )
+        try:
+            cfg = cls.config_class.from_json(config)
+            wanted, cfg.init_weights = cfg.init_weights, False
+            model = cls(cfg, tokenizer=tokenizer)
+        except (TypeError, AssertionError) as error:
+            raise ValueError(f"{folder / 'config.json'}: {error}") from None
+        load_parameters(model, folder / "model.safetensors")
+        model.cfg.init_weights = wanted
+        return model if streams is None else model.with_streams(streams, share_weights=True)
+
+    def push_to_hub(self, repo_id: str, *, record: dict[str, Any] | None = None, **hub: Any) -> str:
+        """Saves to a temporary folder and uploads it to the Hugging Face hub; the commit's address.
+
+        Args:
+            hub: token, private, commit_message, ...
+        """
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent) / "model"
+            self.save_pretrained(folder, record=record)
+            return push(folder, repo_id, **hub)
