@@ -1,39 +1,191 @@
-"""The command line: ``resval-lens --help``."""
+"""The command line: ``resval-lens --help``.
+
+Heavy imports stand inside the commands, so that help and errors come at once.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from resval_lens.analyses.console import TrainingBars, err, progress_bars
 
-from resval_lens.presets import ICL_VARIANTS, PAPER_VARIANTS, icl_variant
-from resval_lens.training.icl import ICLRun
-from resval_lens.training.many import train_many
+from resval_lens.analyses.console import err, out, progress_bars
+
+if TYPE_CHECKING:
+    from resval_lens.recorded import RecordedRun
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     help="Transformers with a residual value stream: train them, cut their links, compare them.",
 )
 train_app = typer.Typer(
-    no_args_is_help=True, help="Train models; killed runs go on where they were."
+    no_args_is_help=True, help="Train models. A killed run goes on where it was."
 )
 app.add_typer(train_app, name="train")
+
+Seeds = Annotated[str, typer.Option(help="Like 0,1,2 or 0-3.")]
+Steps = Annotated[int, typer.Option(help="Training steps of 128 sequences.")]
+Spec = Annotated[str, typer.Option(help="reference (the authors' code) or paper (its text).")]
+Jobs = Annotated[int, typer.Option(help="Runs at a time, a core each; 0: as many as cores.")]
+Runs = Annotated[
+    Path | None, typer.Option(help="Folder of training runs; the shipped ones if not given.")
+]
+Train = Annotated[bool, typer.Option("--train", help="Train first, into --runs (or runs/icl).")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, results only.")]
 
 
 @app.callback()
 def options(
-    debug: Annotated[bool, typer.Option(help="Show the whole traceback of an error.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the whole traceback of an error.")
+    ] = False,
 ) -> None:
-    pass
+    """Read before any command; main() looks at --debug itself."""
+
+
+@train_app.command("icl")
+def train_icl_command(
+    variants: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: classic, queries, keys, values, values-detached, "
+            "queries-values, queries-keys-values, values-half."
+        ),
+    ] = "classic,queries,keys,values",
+    seeds: Seeds = "0-3",
+    steps: Steps = 75_000,
+    spec: Spec = "reference",
+    jobs: Jobs = 0,
+    runs: Annotated[Path, typer.Option(help="Folder of the training runs.")] = Path("runs/icl"),
+    keep_snapshots: Annotated[
+        bool, typer.Option("--keep-snapshots", help="Keep every snapshot's weights (1 MB each).")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train two-layer in-context classifiers (arXiv 2412.15113, section 3).
+
+    Every variant is trained with every seed; variants of one seed share vectors, batches and
+    initial weights. Killed or stopped, the same command goes on from the newest snapshots.
+
+    Example: `resval-lens train icl --variants classic,values --seeds 0,1 --steps 45000`
+    """
+    _train_icl(variants.split(","), numbers(seeds), steps, spec, jobs, runs, keep_snapshots, quiet)
+
+
+@app.command()
+def reproduce(
+    what: Annotated[
+        str, typer.Argument(help="table-1, table-5, table-6, figure-3 or further-variants.")
+    ],
+    runs: Runs = None,
+    train: Train = False,
+    seeds: Seeds = "0-3",
+    steps: Steps = 45_000,
+    jobs: Jobs = 0,
+    to: Annotated[Path, typer.Option("--out", help="Folder for JSON and PNG.")] = Path("out"),
+    quiet: Quiet = False,
+) -> None:
+    """Print a table or draw a figure of the paper, ours beside the published numbers.
+
+    From the recorded runs that ship with the package, from --runs, or trained now (--train; the
+    16 runs take about 75 minutes on 2 cores). further-variants: gradient blocked through the
+    link, several streams at once, an even mix.
+
+    Example: `resval-lens reproduce table-1`
+    """
+    from resval_lens.analyses.emergence import TABLES, paper_runs, table_data
+    from resval_lens.presets import FURTHER_VARIANTS, PAPER_VARIANTS
+
+    known = [*TABLES, "figure-3", "further-variants"]
+    if what not in known:
+        raise ValueError(f"{what!r} is not among {', '.join(known)}")
+    _writable(to)
+    further = what == "further-variants"
+    if train:
+        names = ["classic", "values", *FURTHER_VARIANTS] if further else list(PAPER_VARIANTS)
+        runs = runs or Path("runs/icl")
+        _train_icl(names, numbers(seeds), steps, "reference", jobs, runs, False, quiet)
+    found = _load(runs)
+    if what == "figure-3":
+        from resval_lens.analyses import figures
+
+        path = figures.save(figures.emergence(paper_runs(found)), to / "figure-3.png")
+        out.print(f"{path}", highlight=False)
+        return
+    _print_emergence(table_data(found if further else paper_runs(found), TABLES.get(what, 0.95)),
+                     to / f"{what}.json")  # fmt: skip
+
+
+@app.command()
+def compare(
+    runs: Runs = None,
+    train: Train = False,
+    seed: Annotated[int, typer.Option(help="With --train: the seed.")] = 0,
+    steps: Steps = 45_000,
+    sequences: Annotated[int, typer.Option(help="Of each test set, for accuracies.")] = 10_000,
+    link_sequences: Annotated[
+        int, typer.Option(help="Of each test set, for every edit of the links.")
+    ] = 2_000,
+    to: Annotated[Path, typer.Option("--out", help="Folder for compare.json and figures.")] = Path(
+        "out"
+    ),
+    quiet: Quiet = False,
+) -> None:
+    """Compare classic with residual-stream models: what does the V₁→V₂ link do?
+
+    Evaluates the shipped models live; cuts, scales and mean-ablates their links; runs the classic
+    weights with a link grafted on and the values weights without theirs; looks at attention.
+    Under a minute on 2 cores. Writes compare.json and four figures.
+
+    Example: `resval-lens compare --out out`
+    """
+    from resval_lens.analyses import figures, tables
+    from resval_lens.analyses.emergence import paper_runs, table_data
+    from resval_lens.analyses.icl import compare as run_comparison
+    from resval_lens.files import write_json
+    from resval_lens.provenance import provenance
+
+    _writable(to)
+    if train:
+        runs = runs or Path("runs/icl")
+        names = ["classic", "queries", "keys", "values"]
+        _train_icl(names, [seed], steps, "reference", 0, runs, False, quiet)
+    found = paper_runs(_load(runs))
+    with err.status("") if not quiet else err.status("", spinner="dots") as status:
+        result = run_comparison(
+            found, sequences, link_sequences, lambda text: quiet or status.update(text)
+        )
+    emergence = table_data(found, 0.95)
+    said = tables.sentences(result, emergence)
+    drawn = {
+        "accuracy.png": figures.bars(result["models"]),
+        "link_edits.png": figures.link_edits(result["links"]) if result["links"] else None,
+        "attention.png": figures.attention(result["attention"]),
+        "emergence.png": figures.emergence(found),
+    }
+    paths = [figures.save(figure, to / name) for name, figure in drawn.items() if figure]
+    paths.append(to / "compare.json")
+    report = {"found": said, **result, "emergence": emergence, "provenance": provenance()}
+    write_json(paths[-1], report)
+    out.print(tables.compare_table(result))
+    out.print(tables.attention_table(result))
+    out.print(tables.emergence_table(emergence))
+    for sentence in said:
+        out.print(f"• {sentence}", highlight=False)
+    out.print("\n" + "\n".join(str(path) for path in paths), highlight=False)
 
 
 def numbers(text: str) -> list[int]:
-    """Whole numbers from ``"0,1,2"`` or ``"0-3"``."""
+    """Whole numbers from ``"0,1,2"`` or ``"0-3"``.
+
+    Raises:
+        ValueError: anything else, or none.
+    """
     try:
         first, dash, last = text.partition("-")
         if dash:
@@ -47,39 +199,59 @@ def numbers(text: str) -> list[int]:
     return found
 
 
-@train_app.command("icl")
-def train_icl_command(
-    variants: Annotated[
-        str, typer.Option(help=f"Comma-separated: {', '.join(ICL_VARIANTS)}.")
-    ] = ",".join(PAPER_VARIANTS),
-    seeds: Annotated[str, typer.Option(help="Like 0,1,2 or 0-3.")] = "0-3",
-    steps: Annotated[int, typer.Option(help="Steps of 128 sequences.")] = 75_000,
-    spec: Annotated[str, typer.Option(help="reference (authors' code) or paper (its text).")] = (
-        "reference"
-    ),
-    jobs: Annotated[int, typer.Option(help="Runs at a time; one core each.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/icl"),
-    keep_snapshots: Annotated[
-        bool, typer.Option(help="Keep every snapshot's weights (0.8 MB each).")
-    ] = False,
-    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+def _train_icl(
+    names: list[str],
+    seeds: list[int],
+    steps: int,
+    spec: str,
+    jobs: int,
+    folder: Path,
+    keep_snapshots: bool,
+    quiet: bool,
 ) -> None:
-    """Train two-layer in-context classifiers (arXiv 2412.15113, section 3).
+    from resval_lens.analyses.training_bars import TrainingBars
+    from resval_lens.presets import icl_variant
+    from resval_lens.training.icl import ICLRun
+    from resval_lens.training.many import train_many
 
-    Every variant is trained with every seed; variants of one seed share vectors, batches and
-    initial weights. Killed or stopped, the same command goes on.
-
-    Example: resval-lens train icl --variants classic,values --seeds 0,1 --steps 45000
-    """
-    runs = [
-        ICLRun(name, icl_variant(name), seed, spec, steps=steps)  # type: ignore[arg-type]
-        for seed in numbers(seeds)
-        for name in variants.split(",")
+    planned = [
+        ICLRun(name.strip(), icl_variant(name.strip()), seed, spec, steps=steps)  # type: ignore[arg-type]
+        for seed in seeds
+        for name in names
     ]
+    _writable(folder)
     with progress_bars(quiet) as bars:
-        shown = TrainingBars(bars, runs)
-        train_many(runs, out, jobs or os.cpu_count() or 1, shown.report, keep_snapshots)
-    err.print(f"{len(runs)} runs in {out}")
+        shown = TrainingBars(bars, planned)
+        train_many(planned, folder, jobs or os.cpu_count() or 1, shown.report, keep_snapshots)
+    if not quiet:
+        err.print(f"{len(planned)} runs are complete in {folder}", highlight=False)
+
+
+def _load(runs: Path | None) -> list[RecordedRun]:
+    from resval_lens.recorded import SHIPPED, load_runs
+
+    return load_runs(runs or SHIPPED)
+
+
+def _print_emergence(data: dict[str, Any], path: Path) -> None:
+    from resval_lens.analyses import tables
+    from resval_lens.files import write_json
+    from resval_lens.provenance import provenance
+
+    write_json(path, {**data, "provenance": provenance()})
+    out.print(tables.emergence_table(data))
+    out.print(tables.t_test_table(data))
+    out.print(str(path), highlight=False)
+
+
+def _writable(folder: Path) -> None:
+    """Raises OSError now rather than after minutes of work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"cannot write to {folder}: permission denied")
 
 
 def main() -> None:

@@ -1,8 +1,6 @@
-"""What the command line shows besides results: progress on stderr, errors in one line."""
+"""Two consoles: results on stdout, progress and errors on stderr."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -14,10 +12,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from resval_lens.training.icl import ICLRun
-
 out = Console()
-err = Console(stderr=True)
+err = Console(stderr=True, soft_wrap=True)
 
 
 def progress_bars(quiet: bool = False) -> Progress:
@@ -33,24 +29,3 @@ def progress_bars(quiet: bool = False) -> Progress:
         console=err,
         disable=quiet,
     )
-
-
-class TrainingBars:
-    """A bar for each run that has begun, and one for all of them."""
-
-    def __init__(self, bars: Progress, runs: list[ICLRun]) -> None:
-        self.bars = bars
-        self.tasks: dict[str, Any] = {}
-        self.steps = {run.folder_name: 0 for run in runs}
-        self.all = bars.add_task("all runs", total=sum(run.steps for run in runs), note="")
-
-    def report(self, run: ICLRun, step: int, metrics: dict[str, Any] | None) -> None:
-        name = run.folder_name
-        if name not in self.tasks:
-            self.tasks[name] = self.bars.add_task(name, total=run.steps, note="")
-        note = {} if metrics is None else {"note": f"IC {metrics['ic']['accuracy']:.3f}"}
-        self.bars.update(self.tasks[name], completed=step, **note)
-        self.steps[name] = step
-        self.bars.update(self.all, completed=sum(self.steps.values()))
-        if step >= run.steps:
-            self.bars.update(self.tasks[name], visible=False)

@@ -105,17 +105,21 @@ class ICLRun:
         }
 
 
-def set_up(run: ICLRun) -> tuple[ICLWorld, dict[str, ICLBatch], ICLClassifier, Generator]:
-    """World, test sets, freshly initialised model and batch generator of a run."""
+def draw_world(run: ICLRun) -> tuple[ICLWorld, dict[str, ICLBatch]]:
+    """The vectors and test sets of a run; the same for every variant of one seed."""
     generators = run.generators()
     world = ICLWorld(run.task, generators["world"])
     tests = {
         name: world.batch(run.test_size, generators["tests"], task)
         for name, task in run.task.tests().items()
     }
+    return world, tests
+
+
+def initial_model(run: ICLRun) -> ICLClassifier:
+    """The model of a run before its first step."""
     config = classifier_config(run.streams, run.spec, run.task)
-    model = ICLClassifier(config, generator=generators["weights"])
-    return world, tests, model, generators["batches"]
+    return ICLClassifier(config, generator=run.generators()["weights"])
 
 
 def train_icl(
@@ -137,7 +141,8 @@ def train_icl(
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         _record_start(run, folder)
-        world, tests, model, generator = set_up(run)
+        world, tests = draw_world(run)
+        model, generator = initial_model(run), run.generators()["batches"]
         done = _restore(folder, model, generator)
         parameters = [p for p in model.parameters() if p.requires_grad]
         # p ← p − lr·(g + decay/lr·p) = (1 − decay)·p − lr·g

@@ -1,0 +1,174 @@
+"""When in-context learning emerges in training: Tables 1, 5 and 6 and Figure 3 of the paper."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from resval_lens.presets import PAPER_VARIANTS
+from resval_lens.recorded import RecordedRun
+
+# arXiv 2412.15113, Tables 1, 5 and 6: accuracy threshold to {task: {variant: (mean, sd)}}, in
+# snapshots of 500 steps, over four seeds.
+PUBLISHED: dict[float, dict[str, dict[str, tuple[float, float]]]] = {
+    0.95: {
+        "ic": {"classic": (64.5, 5.12), "queries": (52.5, 1.5), "keys": (61.75, 0.83),
+               "values": (49.0, 2.12)},
+        "ic2": {"classic": (63.25, 4.15), "queries": (51.75, 1.92), "keys": (61.25, 0.83),
+                "values": (47.75, 1.3)},
+    },
+    0.5: {
+        "ic": {"classic": (51.0, 4.24), "queries": (41.5, 2.29), "keys": (49.75, 0.43),
+               "values": (32.75, 0.83)},
+        "ic2": {"classic": (51.5, 4.39), "queries": (41.5, 1.66), "keys": (49.25, 0.83),
+                "values": (33.25, 1.09)},
+    },
+    0.9: {
+        "ic": {"classic": (59.25, 4.49), "queries": (48.25, 1.48), "keys": (57.5, 0.5),
+               "values": (42.25, 1.3)},
+        "ic2": {"classic": (59.0, 4.53), "queries": (48.0, 1.87), "keys": (57.25, 0.83),
+                "values": (42.0, 0.71)},
+    },
+}  # fmt: skip
+TABLES = {"table-1": 0.95, "table-5": 0.5, "table-6": 0.9}
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """When the runs of one variant first exceed a threshold on one task.
+
+    Attributes:
+        snapshots: per seed, the number of the first snapshot above it (None: never).
+        mean, sd: over the seeds that got there; sd is the population's (ddof = 0), which the
+            paper's numbers are, too.
+    """
+
+    variant: str
+    task: str
+    threshold: float
+    snapshots: tuple[float | None, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def reached(self) -> list[float]:
+        return [number for number in self.snapshots if number is not None]
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.reached)) if self.reached else float("nan")
+
+    @property
+    def sd(self) -> float:
+        return float(np.std(self.reached)) if self.reached else float("nan")
+
+
+def first_above(recorded: RecordedRun, task: str, threshold: float) -> float | None:
+    """Steps/500 of the first snapshot whose accuracy on ``task`` exceeds ``threshold``.
+
+    Counted in the paper's snapshots of 500 steps, however often this run took one.
+    """
+    steps = (line["step"] for line in recorded.metrics if line[task]["accuracy"] > threshold)
+    first = next(steps, None)
+    return None if first is None else first / 500
+
+
+def crossings(runs: Sequence[RecordedRun], threshold: float) -> list[Crossing]:
+    """One :class:`Crossing` for each variant and each of the tasks IC and IC2.
+
+    Raises:
+        ValueError: a threshold that is no share.
+    """
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold must lie between 0 and 1; got {threshold!r}")
+    variants = list(dict.fromkeys(recorded.run.name for recorded in runs))
+    found = []
+    for task, variant in itertools.product(("ic", "ic2"), variants):
+        own = [recorded for recorded in runs if recorded.run.name == variant]
+        found.append(
+            Crossing(
+                variant,
+                task,
+                threshold,
+                tuple(first_above(recorded, task, threshold) for recorded in own),
+                tuple(recorded.run.seed for recorded in own),
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Student's t-test (two-sided, equal variances, as in the paper) of two variants.
+
+    ``t`` is negative when ``first`` gets there earlier. None where a seed never got there, or
+    there are fewer than two.
+    """
+
+    first: str
+    second: str
+    task: str
+    t: float | None
+    p: float | None
+
+
+def t_tests(found: Sequence[Crossing]) -> list[Comparison]:
+    """Every pair of variants, per task."""
+    results = []
+    for task in ("ic", "ic2"):
+        of_task = [crossing for crossing in found if crossing.task == task]
+        for second, first in itertools.combinations(of_task, 2):
+            t = p = None
+            enough = min(len(first.reached), len(second.reached)) >= 2
+            if enough and None not in first.snapshots + second.snapshots:
+                if first.sd == second.sd == 0:
+                    t, p = (0.0, 1.0) if first.mean == second.mean else (None, None)
+                else:
+                    result = stats.ttest_ind(first.reached, second.reached)
+                    t, p = float(result.statistic), float(result.pvalue)
+            results.append(Comparison(first.variant, second.variant, task, t, p))
+    return results
+
+
+def saving(found: Sequence[Crossing], variant: str, task: str, baseline: str = "classic") -> float:
+    """The share of training steps that ``variant`` saves against ``baseline``."""
+    means = {crossing.variant: crossing.mean for crossing in found if crossing.task == task}
+    return 1 - means[variant] / means[baseline]
+
+
+def table_data(runs: Sequence[RecordedRun], threshold: float) -> dict[str, Any]:
+    """Everything a table shows, as JSON: ours, the paper's, and the tests."""
+    found = crossings(runs, threshold)
+    published = PUBLISHED.get(threshold, {})
+    rows = []
+    for crossing in found:
+        paper = published.get(crossing.task, {}).get(crossing.variant)
+        rows.append(
+            {
+                "task": crossing.task,
+                "variant": crossing.variant,
+                "seeds": crossing.seeds,
+                "snapshots": crossing.snapshots,
+                "mean": crossing.mean,
+                "sd": crossing.sd,
+                "published": None if paper is None else {"mean": paper[0], "sd": paper[1]},
+            }
+        )
+    tests = [vars(comparison) for comparison in t_tests(found)]
+    names = {crossing.variant for crossing in found}
+    savings = {
+        task: {name: saving(found, name, task) for name in names - {"classic"}}
+        for task in ("ic", "ic2")
+        if "classic" in names
+    }
+    return {"threshold": threshold, "unit": "snapshots of 500 steps", "rows": rows,
+            "t_tests": tests, "saving_against_classic": savings}  # fmt: skip
+
+
+def paper_runs(runs: Sequence[RecordedRun]) -> list[RecordedRun]:
+    """The runs of the paper's four variants."""
+    return [recorded for recorded in runs if recorded.run.name in PAPER_VARIANTS]

@@ -1,0 +1,181 @@
+"""Pictures of the two-layer study. Every number in them is in the JSON beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from resval_lens.recorded import RecordedRun
+
+TASKS = {"test": "Test", "ic": "IC", "ic2": "IC2", "iw": "IW"}
+MEANING = {
+    "test": "as in training",
+    "ic": "fresh classes",
+    "ic2": "known classes, new labels",
+    "iw": "only memory helps",
+}
+# Okabe and Ito's colours, told apart by all common kinds of colour vision.
+COLOURS = {
+    "classic": "#555555",
+    "queries": "#E69F00",
+    "keys": "#009E73",
+    "values": "#0072B2",
+    "values-detached": "#56B4E9",
+    "queries-values": "#CC79A7",
+    "queries-keys-values": "#D55E00",
+    "values-half": "#B8A800",
+}
+STYLE = {
+    "figure.dpi": 100,
+    "savefig.dpi": 150,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+}
+
+
+def colour(variant: str) -> str:
+    return COLOURS.get(variant, "#000000")
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Writes ``figure`` as PNG, whole or not at all, and closes it."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        figure.savefig(partial, format="png", bbox_inches="tight", facecolor="white")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+        plt.close(figure)
+    return path
+
+
+def curves(axes: Axes, runs: Sequence[RecordedRun], task: str, quantity: str) -> None:
+    """One line a run (light) and one a variant (dark: mean over seeds), against steps."""
+    for variant in dict.fromkeys(recorded.run.name for recorded in runs):
+        own = [recorded for recorded in runs if recorded.run.name == variant]
+        lines = [
+            (
+                [m["step"] / 500 for m in recorded.metrics],
+                [m[task][quantity] for m in recorded.metrics],
+            )
+            for recorded in own
+        ]
+        for snapshots, values in lines:
+            axes.plot(snapshots, values, color=colour(variant), alpha=0.25, lw=0.8)
+        shortest = min(len(values) for _, values in lines)
+        mean = np.mean([values[:shortest] for _, values in lines], axis=0)
+        axes.plot(lines[0][0][:shortest], mean, color=colour(variant), lw=2, label=variant)
+
+
+def emergence(runs: Sequence[RecordedRun]) -> Figure:
+    """Figure 3 of the paper: accuracy on the four tasks, Test loss, and one variant's losses."""
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(2, 3, figsize=(12, 6.4), layout="constrained")
+        for axes, task in zip(grid.flat[:4], TASKS, strict=True):
+            curves(axes, runs, task, "accuracy")
+            axes.set(title=f"{TASKS[task]}: {MEANING[task]}", ylim=(0, 1.02), ylabel="accuracy")
+            if task in ("ic", "ic2"):
+                axes.axhline(0.95, color="#999999", lw=0.8, ls=":")
+        curves(grid[1, 1], runs, "test", "loss")
+        grid[1, 1].set(title="Test loss", ylabel="cross-entropy (nats)", ylim=(0, None))
+        shown = (
+            "values"
+            if any(recorded.run.name == "values" for recorded in runs)
+            else runs[0].run.name
+        )
+        for task, style in zip(TASKS, ("-", "--", "-.", ":"), strict=True):
+            own = [recorded for recorded in runs if recorded.run.name == shown]
+            shortest = min(len(recorded.metrics) for recorded in own)
+            mean = np.mean([[m[task]["loss"] for m in r.metrics[:shortest]] for r in own], axis=0)
+            steps = [m["step"] / 500 for m in own[0].metrics[:shortest]]
+            grid[1, 2].plot(steps, mean, color=colour(shown), ls=style, label=TASKS[task])
+        grid[1, 2].set(title=f"All losses, {shown}", ylabel="cross-entropy (nats)", ylim=(0, None))
+        grid[1, 2].legend()
+        for axes in grid.flat:
+            axes.set_xlabel("snapshot (500 steps)")
+            axes.margins(x=0)
+        grid[0, 0].legend(loc="lower right")
+    return figure
+
+
+def link_edits(links: dict[str, Any]) -> Figure:
+    """Accuracy against the factor c by which a model's links are scaled; dots: mean-ablation."""
+    with plt.rc_context(STYLE):
+        figure, row = plt.subplots(
+            1, len(links), figsize=(4.2 * len(links), 3.6), sharey=True, squeeze=False,
+            layout="constrained",
+        )  # fmt: skip
+        shades = dict(zip(TASKS, ("#555555", "#0072B2", "#56B4E9", "#D55E00"), strict=True))
+        for axes, (variant, study) in zip(row[0], links.items(), strict=True):
+            factors = [float(c) for c in study["scale"]]
+            for task, label in TASKS.items():
+                accuracies = [study["scale"][c][task] for c in study["scale"]]
+                axes.plot(factors, accuracies, color=shades[task], label=label, lw=2)
+                axes.plot(0, study["mean"][task], "o", color=shades[task], mfc="white", ms=6)
+            axes.axvline(0, color="#999999", lw=0.8, ls=":")
+            axes.axvline(1, color="#999999", lw=0.8, ls=":")
+            axes.set(
+                title=variant, xlabel="link scaled by c (0: cut, 1: as trained)", ylim=(0, 1.02)
+            )
+        row[0, 0].set_ylabel("accuracy")
+        row[0, 0].legend(title="○ mean-ablated", loc="center left", bbox_to_anchor=(0.02, 0.4))
+    return figure
+
+
+def attention(attention: dict[str, Any]) -> Figure:
+    """Mean attention of both layers on fresh classes, one column a model."""
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(
+            2, len(attention), figsize=(3.1 * len(attention), 6.4), squeeze=False,
+            layout="constrained",
+        )  # fmt: skip
+        for column, (variant, study) in zip(grid.T, attention.items(), strict=True):
+            measures = study["measures"]
+            notes = (
+                f"label to its object: {measures['ila1_labels']:.2f}",
+                f"query to right labels: {measures['tila2']:.2f}",
+            )
+            for layer, axes in enumerate(column):
+                pattern = np.array(study["mean_pattern"][layer])
+                image = axes.imshow(pattern, cmap="viridis", vmin=0, vmax=1)
+                tokens = ["o" if i % 2 == 0 else "l" for i in range(len(pattern) - 1)] + ["q"]
+                axes.set_xticks(range(len(tokens)), tokens, fontsize=7)
+                axes.set_yticks(range(len(tokens)), tokens, fontsize=7)
+                axes.tick_params(length=0)
+                axes.set_title(f"{variant}, layer {layer + 1}\n{notes[layer]}", fontsize=9)
+        grid[0, 0].set_ylabel("from")
+        grid[1, 0].set_ylabel("from")
+        figure.colorbar(
+            image, ax=grid, shrink=0.6, label="mean attention (o object, l label, q query)"
+        )
+    return figure
+
+
+def bars(models: dict[str, Any]) -> Figure:
+    """Accuracy of each model on each task."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(8, 3.4), layout="constrained")
+        width = 0.8 / len(models)
+        for i, (variant, study) in enumerate(models.items()):
+            places = np.arange(len(TASKS)) + (i - (len(models) - 1) / 2) * width
+            heights = [study["tasks"][task]["accuracy"] for task in TASKS]
+            drawn = axes.bar(places, heights, width * 0.92, color=colour(variant), label=variant)
+            axes.bar_label(drawn, [f"{h:.2f}" for h in heights], fontsize=7, padding=1)
+        labels = [f"{label}\n{MEANING[task]}" for task, label in TASKS.items()]
+        axes.set_xticks(range(len(TASKS)), labels)
+        axes.set(ylabel="accuracy", ylim=(0, 1.08))
+        axes.legend(ncols=len(models), loc="upper center", bbox_to_anchor=(0.5, 1.16))
+    return figure

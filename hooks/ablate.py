@@ -1,0 +1,145 @@
+"""Editing links: cut them, scale them, replace them by a mean or by another run's.
+
+    with cut_links(model, layers=[1]):
+        logits = model(inputs)
+
+Every edit comes as a list of hooks for ``run_with_hooks`` (:func:`link_hooks`) and as a context
+manager that always restores (:func:`edit_links`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from resval_lens.hooks.links import Link, links
+from resval_lens.transformer import ResValTransformer
+
+Heads = Float[Tensor, "batch pos head d_head"]
+Edit = Callable[[Heads, str], Tensor]
+"""What to put in a link's place, from what arrives there and its hook point's name; anything that
+broadcasts to [batch, pos, head, d_head]."""
+
+
+def zero() -> Edit:
+    """The link carries nothing."""
+    return lambda link, name: torch.zeros_like(link)
+
+
+def scale(factor: float) -> Edit:
+    """The link carries ``factor`` times what it would: 1 changes nothing, 0 cuts."""
+    if not torch.isfinite(torch.tensor(float(factor))):
+        raise ValueError(f"factor must be a finite number; got {factor!r}")
+    return lambda link, name: factor * link
+
+
+def mean(reference: Mapping[str, Tensor], per_position: bool = True) -> Edit:
+    """The link carries its mean over a reference run (:func:`link_activations`).
+
+    Args:
+        per_position: a mean for each position; otherwise one over all positions.
+    """
+    axes = (0,) if per_position else (0, 1)
+    means = {name: x.mean(axes, keepdim=True) for name, x in reference.items()}
+    return lambda link, name: _known(means, name)
+
+
+def freeze(reference: Mapping[str, Tensor]) -> Edit:
+    """The link carries what it carried in another run (:func:`link_activations`)."""
+    return lambda link, name: _known(reference, name)
+
+
+def _known(reference: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in reference:
+        raise ValueError(f"the reference run holds no {name}; record it with link_activations")
+    return reference[name]
+
+
+@torch.no_grad()
+def link_activations(
+    model: ResValTransformer, inputs: Any, selected: Sequence[Link] | None = None
+) -> dict[str, Tensor]:
+    """What each link carries on ``inputs``: hook point name to [batch, pos, head, d_head]."""
+    names = {link.hook_name for link in selected or links(model)}
+    _, cache = model.run_with_cache(inputs, names_filter=lambda name: name in names)
+    return dict(cache.cache_dict)
+
+
+def link_hooks(
+    model: ResValTransformer,
+    edit: Edit,
+    selected: Sequence[Link] | None = None,
+    positions: Iterable[int] | None = None,
+) -> list[tuple[str, Callable[..., Tensor]]]:
+    """Hooks that apply ``edit`` to the selected links, for ``model.run_with_hooks(fwd_hooks=...)``.
+
+    Args:
+        selected: from :func:`~resval_lens.hooks.links.links`; all links by default.
+        positions: token positions to edit; all by default, negative ones count from the end.
+
+    Raises:
+        ValueError: when run: a position beyond the prompt, or a replacement of another shape.
+    """
+    heads: dict[str, list[int]] = {}
+    for link in links(model) if selected is None else selected:
+        heads.setdefault(link.hook_name, []).append(link.head)
+    chosen = None if positions is None else list(positions)
+    return [(name, partial(_apply, edit, which, chosen)) for name, which in heads.items()]
+
+
+def _apply(
+    edit: Edit, heads: list[int], positions: list[int] | None, link: Tensor, hook: HookPoint
+) -> Tensor:
+    replacement = edit(link, str(hook.name))
+    try:
+        replacement = replacement.expand_as(link)
+    except RuntimeError:
+        raise ValueError(
+            f"{hook.name} is {list(link.shape)}; its replacement is {list(replacement.shape)}"
+        ) from None
+    length = link.shape[1]
+    for position in positions or ():
+        if not -length <= position < length:
+            raise ValueError(f"positions: {position} is beyond the prompt's {length} tokens")
+    where = range(length) if positions is None else positions
+    edited = link.clone()
+    rows, columns = torch.tensor(list(where))[:, None], torch.tensor(heads)
+    edited[:, rows, columns] = replacement[:, rows, columns]
+    return edited
+
+
+@contextmanager
+def edit_links(
+    model: ResValTransformer,
+    edit: Edit,
+    *,
+    of: str | None = None,
+    layers: Iterable[int] | None = None,
+    heads: Iterable[int] | None = None,
+    positions: Iterable[int] | None = None,
+) -> Iterator[ResValTransformer]:
+    """The model with some links edited; as it was afterwards, whatever happens inside."""
+    hooks = link_hooks(model, edit, links(model, of, layers, heads), positions)
+    with model.hooks(fwd_hooks=hooks):
+        yield model
+
+
+def cut_links(
+    model: ResValTransformer, **selection: Any
+) -> AbstractContextManager[ResValTransformer]:
+    """The model with some links cut (set to zero); ``selection`` as in :func:`edit_links`."""
+    return edit_links(model, zero(), **selection)
+
+
+def scale_links(
+    model: ResValTransformer, factor: float, **selection: Any
+) -> AbstractContextManager[ResValTransformer]:
+    """The model with some links scaled by ``factor``; ``selection`` as in :func:`edit_links`."""
+    return edit_links(model, scale(factor), **selection)

@@ -1,0 +1,72 @@
+"""Links: what one head receives along a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from resval_lens.transformer import ResValTransformer
+
+
+@dataclass(frozen=True, order=True)
+class Link:
+    """The link of one head: what arrives in ``layer`` along ``stream`` for ``head``.
+
+    ``head`` is a key-value head for the streams k and v of a grouped-query model.
+    """
+
+    stream: str
+    layer: int
+    head: int
+
+    @property
+    def hook_name(self) -> str:
+        """The hook point that holds this link, [batch, pos, head, d_head]."""
+        return f"blocks.{self.layer}.attn.hook_{self.stream}_link"
+
+    def __str__(self) -> str:
+        return f"{self.stream}{self.layer}.h{self.head}"
+
+
+def links(
+    model: ResValTransformer,
+    of: str | None = None,
+    layers: Iterable[int] | None = None,
+    heads: Iterable[int] | None = None,
+) -> tuple[Link, ...]:
+    """The links of a model, by stream, layer and head; all of them by default.
+
+    Args:
+        of: streams, as letters of q, k, v.
+        layers: receiving layers; negative numbers count from the end.
+        heads: heads; negative numbers count from the end.
+
+    Raises:
+        ValueError: the model has no links, or a stream, layer or head that has none is named.
+    """
+    streams = {stream.of: stream for stream in model.cfg.streams}
+    if not streams:
+        raise ValueError("this model has no links: its configuration has streams=''")
+    for name in of or ():
+        if name not in streams:
+            raise ValueError(f"of={of!r}: this model has links of {', '.join(streams)} only")
+    found = []
+    for name in of or streams:
+        n_heads = model.cfg.n_heads if name == "q" else model.cfg.n_key_value_heads
+        receiving = [i for i in range(model.cfg.n_layers) if streams[name].receives(i)]
+        wanted_heads = _among(heads, n_heads or model.cfg.n_heads, "heads")
+        for layer in receiving if layers is None else _among(layers, model.cfg.n_layers, "layers"):
+            if layer not in receiving:
+                raise ValueError(f"layers: layer {layer} receives no {name}; layers {receiving} do")
+            found += [Link(name, layer, head) for head in wanted_heads]
+    return tuple(found)
+
+
+def _among(chosen: Iterable[int] | None, count: int, what: str) -> list[int]:
+    if chosen is None:
+        return list(range(count))
+    chosen = list(chosen)
+    for number in chosen:
+        if not isinstance(number, int) or not -count <= number < count:
+            raise ValueError(f"{what}: {number!r} is not among 0 to {count - 1}")
+    return sorted({number % count for number in chosen})

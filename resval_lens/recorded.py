@@ -1,0 +1,112 @@
+"""The training runs that ship with the package: their metrics, and one model of each variant."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from resval_lens.classifier import ICLClassifier
+from resval_lens.files import read_json, write_bytes, write_json
+from resval_lens.presets import ICL_VARIANTS
+from resval_lens.training.icl import ICLRun, read_metrics
+
+SHIPPED = Path(__file__).parent / "data" / "icl"
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """A training run as it was recorded.
+
+    Attributes:
+        run: what was trained.
+        starts: the provenance of each start (more than one if it was interrupted).
+        metrics: one dict a snapshot, oldest first.
+        folder: where it lies; ``folder/model`` holds the trained model, if it was kept.
+    """
+
+    run: ICLRun
+    starts: list[dict[str, Any]]
+    metrics: list[dict[str, Any]]
+    folder: Path
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Reads a run's folder.
+
+        Raises:
+            ValueError: the folder holds no readable run.
+        """
+        record = read_json(folder / "run.json", "record of a training run")
+        try:
+            run = ICLRun.from_dict(record["run"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{folder / 'run.json'}: no record of a training run ({error})"
+            ) from None
+        return cls(run, record["starts"], read_metrics(folder), folder)
+
+    def model(self) -> ICLClassifier:
+        """The trained model.
+
+        Raises:
+            ValueError: it was not kept, or the run has not ended.
+        """
+        return ICLClassifier.from_pretrained(self.folder / "model")
+
+    @property
+    def has_model(self) -> bool:
+        return (self.folder / "model").is_dir()
+
+
+def load_runs(folder: Path = SHIPPED) -> list[RecordedRun]:
+    """Every run under ``folder`` (the shipped ones by default), by variant and seed.
+
+    Raises:
+        ValueError: there are none.
+    """
+    runs = [RecordedRun.load(path.parent) for path in sorted(folder.glob("*/run.json"))]
+    if not runs:
+        raise ValueError(f"{folder} holds no training runs; expected folders with a run.json")
+    order = list(ICL_VARIANTS)
+
+    def rank(recorded: RecordedRun) -> tuple[int, str, int]:
+        name = recorded.run.name
+        return (order.index(name) if name in order else len(order), name, recorded.run.seed)
+
+    return sorted(runs, key=rank)
+
+
+def export_runs(source: Path, target: Path, with_model: Iterable[str] = ()) -> None:
+    """Copies finished runs in the form in which they ship: records, metrics and chosen models.
+
+    Args:
+        with_model: folder names of the runs whose model goes along.
+
+    Raises:
+        ValueError: a run in ``source`` has not reached its last step.
+    """
+    chosen = set(with_model)
+    for recorded in load_runs(source):
+        run = recorded.run
+        if not recorded.metrics or recorded.metrics[-1]["step"] != run.steps:
+            raise ValueError(f"{recorded.folder} has not reached step {run.steps}")
+        folder = target / run.folder_name
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "run.json", {"run": run.to_dict(), "starts": recorded.starts})
+        lines = [json.dumps(_rounded(line)) + "\n" for line in recorded.metrics]
+        write_bytes(folder / "metrics.jsonl", "".join(lines).encode())
+        if run.folder_name in chosen:
+            recorded.model().save_pretrained(
+                folder / "model",
+                record=read_json(recorded.folder / "model" / "provenance.json", "provenance"),
+                overwrite=True,
+            )
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return round(value, 6) if isinstance(value, float) else value
