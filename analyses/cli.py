@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -156,10 +157,13 @@ def compare(
         names = ["classic", "queries", "keys", "values"]
         _train_icl(names, [seed], steps, "reference", 0, runs, False, quiet)
     found = paper_runs(_load(runs))
-    with err.status("") if not quiet else err.status("", spinner="dots") as status:
-        result = run_comparison(
-            found, sequences, link_sequences, lambda text: quiet or status.update(text)
-        )
+    with nullcontext() if quiet else err.status("") as status:
+
+        def note(text: str) -> None:
+            if status is not None:
+                status.update(text)
+
+        result = run_comparison(found, sequences, link_sequences, note)
     emergence = table_data(found, 0.95)
     said = tables.sentences(result, emergence)
     drawn = {

@@ -34,7 +34,7 @@ COLOURS = {
     "queries-keys-values": "#D55E00",
     "values-half": "#B8A800",
 }
-STYLE = {
+STYLE: Any = {
     "figure.dpi": 100,
     "savefig.dpi": 150,
     "font.size": 10,

@@ -23,8 +23,9 @@ class TrainingBars:
         name = run.folder_name
         if name not in self.tasks:
             self.tasks[name] = self.bars.add_task(name, total=run.steps, note="")
-        note = {} if metrics is None else {"note": f"IC {metrics['ic']['accuracy']:.3f}"}
-        self.bars.update(self.tasks[name], completed=step, **note)
+        self.bars.update(self.tasks[name], completed=step)
+        if metrics is not None:
+            self.bars.update(self.tasks[name], note=f"IC {metrics['ic']['accuracy']:.3f}")
         self.steps[name] = step
         self.bars.update(self.all, completed=sum(self.steps.values()))
         if step >= run.steps:

@@ -77,7 +77,7 @@ def link_hooks(
     edit: Edit,
     selected: Sequence[Link] | None = None,
     positions: Iterable[int] | None = None,
-) -> list[tuple[str, Callable[..., Tensor]]]:
+) -> list[Any]:
     """Hooks that apply ``edit`` to the selected links, for ``model.run_with_hooks(fwd_hooks=...)``.
 
     Args:

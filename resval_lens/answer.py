@@ -81,19 +81,24 @@ def _mixed(model: ICLClassifier, name: str, x1: Tensor, x: Tensor) -> Tensor:
 def _carried(model: ICLClassifier, name: str) -> Tensor:
     """Layer 1's weight as the link sees it."""
     weight = getattr(model.blocks[0].attn, f"W_{name.upper()}")[0]
-    return weight.detach() if model.blocks[1].attn.mixes[name].stream.detach else weight
+    mix = model.blocks[1].attn.mix(name)
+    return weight.detach() if mix is not None and mix.stream.detach else weight
 
 
 def _weights(model: ICLClassifier, name: str) -> tuple[float | Tensor, float | Tensor | None]:
     """(a, b) of the link into layer 2; b is None where there is none."""
-    mixes = model.blocks[1].attn.mixes
-    if name not in mixes:
+    mix = model.blocks[1].attn.mix(name)
+    if mix is None:
         return 1.0, None
-    mix = mixes[name]
-    link = mix.carried.flatten()[0] if mix.stream.is_learned else mix.stream.carried
+    own: float | Tensor = mix.fixed[0]
+    link: float | Tensor = mix.fixed[1]
+    if mix.stream.is_learned:
+        link = mix.carried.flatten()[0]
     if mix.stream.mix == "convex":
-        return 1 - link, link
-    return (mix.own if mix.stream.mix == "learned_pair" else mix.stream.own), link
+        own = 1 - link
+    elif mix.stream.mix == "learned_pair":
+        own = mix.own
+    return own, link
 
 
 def _project(z: Tensor, model: ICLClassifier, layer: int) -> Tensor:

@@ -20,6 +20,7 @@ from transformer_lens.utilities.attention import complex_attn_linear, simple_att
 
 from resval_lens.config import ResValConfig
 from resval_lens.mixing import Heads, StreamMix
+from resval_lens.streams import AttentionStream
 
 Carried = dict[str, tuple[Heads, ...]]
 """What travels between layers: per projection, the tensors a later layer may receive, oldest
@@ -48,6 +49,12 @@ class StreamAttention(AbstractAttention):
     """
 
     cfg: ResValConfig
+    W_Q: nn.Parameter
+    W_K: nn.Parameter
+    W_V: nn.Parameter
+    W_O: nn.Parameter
+    b_K: nn.Parameter
+    b_V: nn.Parameter
 
     def add_streams(self) -> None:
         """Adds the hook points and mixing weights of the streams in ``cfg``."""
@@ -67,22 +74,30 @@ class StreamAttention(AbstractAttention):
             setattr(self, f"hook_{stream.of}_local", HookPoint())  # [batch, pos, head, d_head]
             setattr(self, f"hook_{stream.of}_link", HookPoint())  # [batch, pos, head, d_head]
 
+    def mix(self, name: str) -> StreamMix | None:
+        """The mixing of the stream ``name`` in this layer; None if the layer receives none."""
+        if name not in self.mixes:
+            return None
+        mix = self.mixes[name]
+        assert isinstance(mix, StreamMix)
+        return mix
+
     def calculate_qkv_matrices(
         self, query_input: Tensor, key_input: Tensor, value_input: Tensor
     ) -> tuple[Heads, Heads, Heads]:
         """Totals of q, k and v: local projections plus what arrives along the streams."""
         if not self.cfg.streams:
             return super().calculate_qkv_matrices(query_input, key_input, value_input)
-        grouped = isinstance(self, GroupedQueryAttention)
-        own_kv = grouped and not self.cfg.ungroup_grouped_query_attention
         q = self._total("q", query_input, self.W_Q, self.b_Q)
-        if own_kv:
+        if isinstance(self, GroupedQueryAttention) and not self.cfg.ungroup_grouped_query_attention:
             k = self._total("k", key_input, self._W_K, self._b_K)
             v = self._total("v", value_input, self._W_V, self._b_V)
         else:
             k = self._total("k", key_input, self.W_K, self.b_K)
             v = self._total("v", value_input, self.W_V, self.b_V)
         if self.cfg.use_qk_norm:
+            assert self.q_norm is not None
+            assert self.k_norm is not None
             q = self._apply_qk_norm(q, self.q_norm)
             k = self._apply_qk_norm(k, self.k_norm)
         return q, k, v
@@ -94,18 +109,20 @@ class StreamAttention(AbstractAttention):
         stream = next((stream for stream in self.cfg.streams if stream.of == name), None)
         if stream is None:
             return hook_total(local)
-        if name not in self.mixes:  # a layer that only hands on: its local is its total
+        mix = self.mix(name)
+        if mix is None:  # a layer that only hands on: its local is its total
             total = local = hook_total(local)
         else:
             local = getattr(self, f"hook_{name}_local")(local)
-            own, link = self.mixes[name](local, self._received(name, local), x)
+            own, link = mix(local, self._received(mix, local), x)
             link = getattr(self, f"hook_{name}_link")(link)
             total = hook_total(own + link)
         if self.delivery is not None:
             self._hand_on(stream, local if stream.carry == "raw" else total)
         return total
 
-    def _received(self, name: str, local: Heads) -> tuple[Heads, ...]:
+    def _received(self, mix: StreamMix, local: Heads) -> tuple[Heads, ...]:
+        name = mix.stream.of
         arriving = None if self.delivery is None else self.delivery.arriving.get(name)
         if not arriving:
             raise RuntimeError(
@@ -113,11 +130,12 @@ class StreamAttention(AbstractAttention):
                 "run the block with `carried=`, as ResValTransformer.forward does"
             )
         handed = tuple(x.to(local.device) for x in arriving)
-        return tuple(x.detach() for x in handed) if self.mixes[name].stream.detach else handed
+        return tuple(x.detach() for x in handed) if mix.stream.detach else handed
 
-    def _hand_on(self, stream: Any, handed: Heads) -> None:
+    def _hand_on(self, stream: AttentionStream, handed: Heads) -> None:
         assert self.delivery is not None
         before = self.delivery.arriving.get(stream.of, ())
+        after: tuple[Heads, ...]
         if stream.source == "previous":
             after = (handed,)
         elif stream.source == "first":

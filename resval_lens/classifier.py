@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 from transformer_lens.hook_points import HookPoint
+from transformer_lens.utilities import TypedModuleList
 
 from resval_lens.attention import Carried
 from resval_lens.config import ResValConfig
@@ -99,7 +100,9 @@ class Readout(nn.Module):
     def __init__(self, cfg: ClassifierConfig) -> None:
         super().__init__()
         widths = [cfg.d_model] + [cfg.d_readout] * cfg.n_readout_layers
-        self.layers = nn.ModuleList(map(ReluLayer, widths[:-1], widths[1:]))
+        self.layers: TypedModuleList[ReluLayer] = TypedModuleList(
+            map(ReluLayer, widths[:-1], widths[1:])
+        )
         self.W_U = nn.Parameter(torch.empty(cfg.d_readout, cfg.n_labels))
         self.hook_in = HookPoint()  # [batch, d_model]
         self.hook_logits = HookPoint()  # [batch, label]

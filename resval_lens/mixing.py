@@ -36,9 +36,11 @@ class StreamMix(nn.Module):
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
+        assert stream.own is not None
+        assert stream.carried is not None
         self.stream = stream
         self.n_heads = n_heads
-        own, carried = float(stream.own or 0), float(stream.carried or 0)
+        self.fixed = own, carried = stream.own, stream.carried
         shape = {
             "scalar": (n_sources,),
             "learned_pair": (n_sources,),
@@ -70,12 +72,12 @@ class StreamMix(nn.Module):
         elif mix == "convex":
             own = (1 - self.carried[0]) * local
         else:
-            own = local if self.stream.own == 1 else self.stream.own * local
+            own = local if self.fixed[0] == 1 else self.fixed[0] * local
         return own, self._carry(handed)
 
     def _carry(self, handed: tuple[Heads, ...]) -> Heads:
         if not self.stream.is_learned:
-            weight = self.stream.carried
+            weight = self.fixed[1]
             weighted = [x if weight == 1 else weight * x for x in handed]
         elif self.stream.mix == "head":
             weighted = [

@@ -80,8 +80,8 @@ layers=None, detach=False)
     source: Source = "previous"
     carry: Carry = "sum"
     mix: Mix = "add"
-    own: float | None = None
-    carried: float | None = None
+    own: float | None = None  # a number once made
+    carried: float | None = None  # a number once made
     layers: tuple[int, ...] | None = None
     detach: bool = False
 

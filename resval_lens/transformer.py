@@ -50,6 +50,7 @@ class ResValTransformer(HookedTransformer):
     """
 
     cfg: ResValConfig
+    blocks: TypedModuleList[ResValBlock]  # type: ignore[assignment]
     config_class: type[ResValConfig] = ResValConfig
 
     def __init__(
@@ -95,7 +96,7 @@ class ResValTransformer(HookedTransformer):
         for alias, name in short_hook_names(self.cfg).items():
             self.mod_dict[alias] = self.mod_dict[name]
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input: Any,
         return_type: str | None = "logits",
@@ -223,18 +224,16 @@ class ResValTransformer(HookedTransformer):
             carried[stream.of] = tuple(cache[name] for name in names)
         return carried
 
-    def run_with_cache(  # type: ignore[override]
+    def run_with_cache(
         self, *model_args: Any, return_cache_object: bool = True, **kwargs: Any
     ) -> tuple[Any, Any]:
         """HookedTransformer.run_with_cache; the cache knows ``cache["v_link", 2]``, too."""
-        out, cache = super().run_with_cache(
-            *model_args, return_cache_object=return_cache_object, **kwargs
-        )
-        if return_cache_object:
-            cache = ResValCache(cache.cache_dict, self, has_batch_dim=cache.has_batch_dim)
-        return out, cache
+        if not return_cache_object:
+            return super().run_with_cache(*model_args, return_cache_object=False, **kwargs)
+        out, cache = super().run_with_cache(*model_args, **kwargs)
+        return out, ResValCache(cache.cache_dict, self, has_batch_dim=cache.has_batch_dim)
 
-    def get_caching_hooks(  # type: ignore[override]
+    def get_caching_hooks(
         self,
         names_filter: Any = None,
         incl_bwd: bool = False,
@@ -272,7 +271,7 @@ class ResValTransformer(HookedTransformer):
         """The axis of positions in a hook point's activation, from the end; None if it has none."""
         return -3 if is_per_head(name) else -2
 
-    def get_residual(  # type: ignore[override]
+    def get_residual(
         self,
         embed: Tensor,
         pos_offset: int,
@@ -301,7 +300,7 @@ class ResValTransformer(HookedTransformer):
             shortformer = shortformer[:, pos_offset:]
         return (residual, shortformer) if return_shortformer_pos_embed else residual
 
-    def load_and_process_state_dict(  # type: ignore[override]
+    def load_and_process_state_dict(
         self,
         state_dict: dict[str, Tensor],
         fold_ln: bool = True,

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from transformer_lens.components import GroupedQueryAttention
 
+from resval_lens.attention import StreamAttention
 from resval_lens.streams import Streams
 
 if TYPE_CHECKING:
@@ -55,14 +57,20 @@ def fold_value_biases_through_streams(model: ResValTransformer) -> None:
     handed: list[Tensor] = []
     for layer, block in enumerate(model.blocks):
         attn = block.attn
-        bias = attn.b_V if model.cfg.n_key_value_heads is None else attn._b_V
-        local = total = bias[None, None]  # [1, 1, head, d_head]
+        local = total = _value_bias(attn)[None, None]  # [1, 1, head, d_head]
         sources = stream.sources(layer)
         if sources:
-            own, link = attn.mixes["v"](local, tuple(handed[j] for j in sources), local)
+            mix = attn.mix("v")
+            assert mix is not None
+            own, link = mix(local, tuple(handed[j] for j in sources), local)
             total = own + link
         handed.append(local.clone() if stream.carry == "raw" else total.clone())
         per_head = total[0, 0].repeat_interleave(model.cfg.n_heads // total.shape[2], dim=0)
-        attn.b_O += torch.einsum("hd,hdm->m", per_head, attn.W_O)
+        attn.b_O.add_(torch.einsum("hd,hdm->m", per_head, attn.W_O))
     for block in model.blocks:
-        (block.attn.b_V if model.cfg.n_key_value_heads is None else block.attn._b_V).zero_()
+        _value_bias(block.attn).zero_()
+
+
+def _value_bias(attn: StreamAttention) -> Tensor:
+    """The stored bias, one for each key-value head."""
+    return attn._b_V if isinstance(attn, GroupedQueryAttention) else attn.b_V

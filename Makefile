@@ -1,0 +1,43 @@
+# make demo    the paper's central result, on the models that ship with the package
+# make test    the test suite
+# make bench   speed, as ratios against peers measured in the same run
+# make lint, make types, make format
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test bench lint types format clean
+
+demo: $(INSTALLED)
+	$(BIN)/resval-lens compare --out out
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+bench: $(INSTALLED)
+	$(BIN)/python -m tests.benchmarks
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The folders hooks/ and analyses/ are resval_lens.hooks and resval_lens.analyses: links lay them
+# out as they are imported, for a checker that reads folders.
+types: $(INSTALLED)
+	rm -rf build/types && mkdir -p build/types/resval_lens
+	ln -s $(CURDIR)/resval_lens/* $(CURDIR)/hooks $(CURDIR)/analyses build/types/resval_lens/
+	MYPYPATH=build/types $(BIN)/mypy -p resval_lens
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build out *.egg-info
