@@ -150,8 +150,10 @@ def compare(
     from resval_lens.analyses.icl import compare as run_comparison
     from resval_lens.files import write_json
     from resval_lens.provenance import provenance
+    from resval_lens.training.many import keep_freed_memory
 
     _writable(to)
+    keep_freed_memory()
     if train:
         runs = runs or Path("runs/icl")
         names = ["classic", "queries", "keys", "values"]

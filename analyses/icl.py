@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from resval_lens.classifier import ICLClassifier
-from resval_lens.hooks import edit_links, link_activations, links, mean, scale, zero
+from resval_lens.hooks import edit_links, link_activations, links, mean, scale
 from resval_lens.recorded import RecordedRun
 from resval_lens.tasks.icl import ICLBatch, ICLWorld
 from resval_lens.tasks.icl_measures import measures_from
@@ -62,7 +62,7 @@ def subjects(runs: Sequence[RecordedRun], sequences: int) -> list[Subject]:
 
 
 @torch.no_grad()
-def accuracy(model: ICLClassifier, batch: ICLBatch, chunk: int = 500) -> float:
+def accuracy(model: ICLClassifier, batch: ICLBatch, chunk: int = 128) -> float:
     """Share of right answers, through the hooked model (so that edits count)."""
     right = 0
     for x, y in zip(batch.inputs.split(chunk), batch.targets.split(chunk), strict=True):
@@ -71,9 +71,32 @@ def accuracy(model: ICLClassifier, batch: ICLBatch, chunk: int = 500) -> float:
 
 
 def accuracies(model: ICLClassifier, tests: dict[str, ICLBatch]) -> dict[str, float]:
+    """:func:`accuracy` on each test set."""
     return {name: accuracy(model, batch) for name, batch in tests.items()}
 
 
+class _Resumed:
+    """A test set run up to layer 1, so that edits of the link cost one layer instead of two."""
+
+    def __init__(self, model: ICLClassifier, batch: ICLBatch, chunk: int = 128) -> None:
+        self.model = model
+        self.parts = []
+        for x, y in zip(batch.inputs.split(chunk), batch.targets.split(chunk), strict=True):
+            _, cache = model.run_with_cache(x, stop_at_layer=1)
+            resid = cache["blocks.0.hook_resid_post"]
+            self.parts.append((resid, model.carried_before(1, cache), y))
+
+    @torch.no_grad()
+    def accuracy(self) -> float:
+        right = total = 0
+        for resid, carried, y in self.parts:
+            logits = self.model(resid, start_at_layer=1, carried=carried)
+            right += int((logits.argmax(-1) == y).sum())
+            total += len(y)
+        return right / total
+
+
+@torch.no_grad()
 def link_study(subject: Subject, sequences: int) -> dict[str, Any]:
     """What editing every link of a model does to each task.
 
@@ -81,24 +104,27 @@ def link_study(subject: Subject, sequences: int) -> dict[str, Any]:
     link carries its mean over other sequences of the same task, per position).
     """
     model = subject.model
-    tests = {k: ICLBatch(*(x[:sequences] for x in batch)) for k, batch in subject.tests.items()}
-    generator = torch.Generator().manual_seed(subject.seed)
-    result: dict[str, Any] = {
-        "links": [str(link) for link in links(model)],
-        "sequences": len(next(iter(tests.values())).targets),
-        "scale": {},
+    tests = {
+        name: _Resumed(model, ICLBatch(*(x[:sequences] for x in batch)))
+        for name, batch in subject.tests.items()
     }
+    scaled = {}
     for c in SCALES:
         with edit_links(model, scale(c)):
-            result["scale"][str(c)] = accuracies(model, tests)
-    with edit_links(model, zero()):
-        result["cut"] = accuracies(model, tests)
-    result["mean"] = {}
+            scaled[str(c)] = {name: test.accuracy() for name, test in tests.items()}
+    generator = torch.Generator().manual_seed(subject.seed)
+    ablated = {}
     for name, task in subject.world.task.tests().items():
         others = subject.world.batch(1000, generator, task)
         with edit_links(model, mean(link_activations(model, others.inputs))):
-            result["mean"][name] = accuracy(model, tests[name])
-    return result
+            ablated[name] = tests[name].accuracy()
+    return {
+        "links": [str(link) for link in links(model)],
+        "sequences": min(sequences, len(subject.tests["test"].targets)),
+        "scale": scaled,
+        "cut": scaled["0.0"],
+        "mean": ablated,
+    }
 
 
 def four_cells(classic: Subject, stream: Subject) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,12 @@ def provenance(**facts: Any) -> dict[str, Any]:
     }
 
 
+@cache
 def git_commit() -> str | None:
-    """The commit of this source tree, ``+`` added if files differ from it; None outside git."""
+    """The commit of this source tree, ``+`` added if files differ from it; None outside git.
+
+    Looked up once: later commits are not the code that this process runs.
+    """
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None

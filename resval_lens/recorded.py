@@ -11,7 +11,7 @@ from typing import Any, Self
 from resval_lens.classifier import ICLClassifier
 from resval_lens.files import read_json, write_bytes, write_json
 from resval_lens.presets import ICL_VARIANTS
-from resval_lens.training.icl import ICLRun, read_metrics
+from resval_lens.training.icl import ICLRun, model_record, read_metrics
 
 SHIPPED = Path(__file__).parent / "data" / "icl"
 
@@ -101,7 +101,7 @@ def export_runs(source: Path, target: Path, with_model: Iterable[str] = ()) -> N
         if run.folder_name in chosen:
             recorded.model().save_pretrained(
                 folder / "model",
-                record=read_json(recorded.folder / "model" / "provenance.json", "provenance"),
+                record=_rounded(model_record(run, recorded.starts[-1], recorded.metrics)),
                 overwrite=True,
             )
 

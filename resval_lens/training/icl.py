@@ -33,7 +33,7 @@ from resval_lens.checkpoint import check_parameters, save_model
 from resval_lens.classifier import ICLClassifier, Spec, classifier_config
 from resval_lens.files import read_json, read_tensors, write_json, write_tensors
 from resval_lens.provenance import provenance
-from resval_lens.streams import AttentionStream, Streams, parse_streams, shorthand
+from resval_lens.streams import AttentionStream, parse_streams, shorthand
 from resval_lens.tasks.icl import ICLBatch, ICLTask, ICLWorld
 from resval_lens.tasks.icl_measures import attention_measures
 
@@ -60,7 +60,7 @@ class ICLRun:
     """
 
     name: str
-    streams: Streams = ()
+    streams: Any = ()  # kept in full, a tuple of AttentionStream
     seed: int = 0
     spec: Spec = "reference"
     task: ICLTask = field(default_factory=ICLTask)
@@ -140,7 +140,7 @@ def train_icl(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        _record_start(run, folder)
+        start = _record_start(run, folder)
         world, tests = draw_world(run)
         model, generator = initial_model(run), run.generators()["batches"]
         done = _restore(folder, model, generator)
@@ -176,12 +176,13 @@ def train_icl(
                 summed, count, started = torch.zeros(()), 0, time.perf_counter()
             elif step % 20 == 0:
                 progress(step, None)
-        return _finish(run, folder, model)
+        save_model(model, folder / "model", model_record(run, start, read_metrics(folder)), True)
+        return model
 
 
 @torch.no_grad()
 def evaluate(
-    model: ICLClassifier, tests: dict[str, ICLBatch], chunk: int = 500
+    model: ICLClassifier, tests: dict[str, ICLBatch], chunk: int = 128
 ) -> dict[str, dict[str, float]]:
     """Accuracy and mean cross-entropy (nats) on each test set."""
     logits_of = answer if can_answer_fast(model) else ICLClassifier.__call__
@@ -207,6 +208,14 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             raise ValueError(f"{path}: line {number} is no JSON; expected metrics") from None
     return lines
+
+
+def model_record(
+    run: ICLRun, start: dict[str, Any], metrics: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The provenance of a trained model: its (last) start, what was trained, its last metrics."""
+    last = {key: value for key, value in metrics[-1].items() if key != "seconds_per_step"}
+    return {**start, "run": run.to_dict(), "streams": shorthand(run.streams), "metrics": last}
 
 
 def _snapshot(
@@ -273,7 +282,7 @@ def _restore(folder: Path, model: ICLClassifier, generator: Generator) -> int:
     return done
 
 
-def _record_start(run: ICLRun, folder: Path) -> None:
+def _record_start(run: ICLRun, folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     record: dict[str, Any] = {"run": run.to_dict(), "starts": []}
     if path.exists():
@@ -287,13 +296,7 @@ def _record_start(run: ICLRun, folder: Path) -> None:
         record["run"] = run.to_dict()
     record["starts"].append(provenance())
     write_json(path, record)
-
-
-def _finish(run: ICLRun, folder: Path, model: ICLClassifier) -> ICLClassifier:
-    last = {k: v for k, v in read_metrics(folder)[-1].items() if k != "seconds_per_step"}
-    record = provenance(run=run.to_dict(), streams=shorthand(run.streams), metrics=last)
-    save_model(model, folder / "model", record, overwrite=True)
-    return model
+    return dict(record["starts"][-1])
 
 
 @contextmanager
