@@ -220,6 +220,10 @@ def _train_icl(
     from resval_lens.training.icl import ICLRun
     from resval_lens.training.many import train_many
 
+    if jobs < 0:
+        raise ValueError(f"jobs must be 0 or more; got {jobs}")
+    if spec not in ("reference", "paper"):
+        raise ValueError(f"spec must be 'reference' or 'paper'; got {spec!r}")
     planned = [
         ICLRun(name.strip(), icl_variant(name.strip()), seed, spec, steps=steps)  # type: ignore[arg-type]
         for seed in seeds
@@ -228,7 +232,11 @@ def _train_icl(
     _writable(folder)
     with progress_bars(quiet) as bars:
         shown = TrainingBars(bars, planned)
-        train_many(planned, folder, jobs or os.cpu_count() or 1, shown.report, keep_snapshots)
+        try:
+            train_many(planned, folder, jobs or os.cpu_count() or 1, shown.report, keep_snapshots)
+        except KeyboardInterrupt:
+            err.print("stopped; the same command goes on from here", style="yellow")
+            raise typer.Exit(130) from None
     if not quiet:
         err.print(f"{len(planned)} runs are complete in {folder}", highlight=False)
 
@@ -264,9 +272,6 @@ def main() -> None:
     """Entry point: an expected error is one line on stderr, its traceback with ``--debug``."""
     try:
         app()
-    except KeyboardInterrupt:
-        err.print("stopped; the same command goes on from here", style="yellow")
-        sys.exit(130)
     except (ValueError, RuntimeError, OSError) as error:
         if "--debug" in sys.argv:
             raise

@@ -131,7 +131,7 @@ def link_edits(links: dict[str, Any]) -> Figure:
                 title=variant, xlabel="link scaled by c (0: cut, 1: as trained)", ylim=(0, 1.02)
             )
         row[0, 0].set_ylabel("accuracy")
-        row[0, 0].legend(title="○ mean-ablated", loc="center left", bbox_to_anchor=(0.02, 0.4))
+        row[0, -1].legend(title="○ mean-ablated", loc="center left", bbox_to_anchor=(1.02, 0.5))
     return figure
 
 

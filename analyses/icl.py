@@ -175,6 +175,8 @@ def compare(
         link_sequences: of each test set, for each edit of the links.
         note: called with what is being done.
     """
+    if link_sequences < 1:
+        raise ValueError(f"link_sequences must be 1 or more; got {link_sequences}")
     note("loading models and drawing test sets")
     chosen = subjects(runs, sequences)
     by_name = {subject.name: subject for subject in chosen}

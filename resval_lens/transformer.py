@@ -13,12 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformer_lens import ActivationCache, HookedTransformer, HookedTransformerConfig
-from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedTransformer import Output
 from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
 from transformer_lens.utilities import (
     LocallyOverridenDefaults,
-    Slice,
     TypedModuleList,
     apply_softcap,
     get_device_for_block_index,
@@ -26,16 +24,16 @@ from transformer_lens.utilities import (
 
 from resval_lens.attention import Carried
 from resval_lens.block import ResValBlock
+from resval_lens.caching import StreamCaching
 from resval_lens.checkpoint import fetch, load_parameters, push, read_config, save_model
 from resval_lens.config import ResValConfig
-from resval_lens.hook_names import ResValCache, is_per_head, short_hook_names
 from resval_lens.streams import StreamsLike
 from resval_lens.weights import check_processing, fold_value_biases_through_streams
 
 TRANSFORMER_LENS_NAMES = frozenset(OFFICIAL_MODEL_NAMES).union(*MODEL_ALIASES.values())
 
 
-class ResValTransformer(HookedTransformer):
+class ResValTransformer(StreamCaching):
     """A HookedTransformer whose attention layers may receive earlier layers' q, k or v.
 
     Everything a HookedTransformer does works: hooks, cache, loss, generation, weight properties.
@@ -88,13 +86,6 @@ class ResValTransformer(HookedTransformer):
         if move_to_device:
             self.move_model_modules_to_device()
         self.setup()
-
-    def setup(self) -> None:
-        super().setup()
-        # HookedTransformer's shorthand knows stock names only: it reads ("v_link", 2) as
-        # blocks.2.hook_v_link. The same hook point answers to that name.
-        for alias, name in short_hook_names(self.cfg).items():
-            self.mod_dict[alias] = self.mod_dict[name]
 
     def forward(
         self,
@@ -224,53 +215,6 @@ class ResValTransformer(HookedTransformer):
             carried[stream.of] = tuple(cache[name] for name in names)
         return carried
 
-    def run_with_cache(
-        self, *model_args: Any, return_cache_object: bool = True, **kwargs: Any
-    ) -> tuple[Any, Any]:
-        """HookedTransformer.run_with_cache; the cache knows ``cache["v_link", 2]``, too."""
-        if not return_cache_object:
-            return super().run_with_cache(*model_args, return_cache_object=False, **kwargs)
-        out, cache = super().run_with_cache(*model_args, **kwargs)
-        return out, ResValCache(cache.cache_dict, self, has_batch_dim=cache.has_batch_dim)
-
-    def get_caching_hooks(
-        self,
-        names_filter: Any = None,
-        incl_bwd: bool = False,
-        device: Any = None,
-        remove_batch_dim: bool = False,
-        cache: dict[str, Tensor] | None = None,
-        pos_slice: Any = None,
-    ) -> tuple[dict[str, Tensor], list[Any], list[Any]]:
-        """HookedTransformer's caching hooks, with positions sliced on the right axis.
-
-        HookedTransformer tells the axis from a list of names: it would slice the link points, and
-        the rotated q and k, along heads.
-        """
-        cache, forward, backward = super().get_caching_hooks(
-            names_filter, incl_bwd, device, remove_batch_dim, cache, pos_slice
-        )
-        positions = Slice.unwrap(pos_slice)
-        if positions.mode == "identity":
-            return cache, forward, backward
-
-        def save(tensor: Tensor, hook: HookPoint, suffix: str) -> None:
-            kept = tensor.detach().to(device)
-            axis = self.position_axis(str(hook.name))
-            if axis is not None and tensor.ndim >= -axis:
-                kept = positions.apply(kept[0] if remove_batch_dim else kept, dim=axis)
-            cache[f"{hook.name}{suffix}"] = kept
-
-        return (
-            cache,
-            [(name, partial(save, suffix="")) for name, _ in forward],
-            [(name, partial(save, suffix="_grad")) for name, _ in backward],
-        )
-
-    def position_axis(self, name: str) -> int | None:
-        """The axis of positions in a hook point's activation, from the end; None if it has none."""
-        return -3 if is_per_head(name) else -2
-
     def get_residual(
         self,
         embed: Tensor,
@@ -367,7 +311,15 @@ class ResValTransformer(HookedTransformer):
     def _take_weights(self, model: HookedTransformer, share: bool) -> Self:
         state = model.state_dict() if not share else dict(model.named_parameters())
         mixing = {name for name in self.state_dict() if ".mixes." in name}
-        state = {k: v for k, v in state.items() if ".mixes." not in k or k in mixing}
+        # Mixing weights go along where the same stream is mixed the same way.
+        known = {(s.of, s.source, s.mix) for s in getattr(model.cfg, "streams", ())}
+        kept = [s.of for s in self.cfg.streams if (s.of, s.source, s.mix) in known]
+        state = {
+            name: tensor
+            for name, tensor in state.items()
+            if ".mixes." not in name
+            or (name in mixing and any(f".mixes.{of}." in name for of in kept))
+        }
         report = self.load_state_dict(state, strict=False, assign=share)
         buffers = {name for name, _ in self.named_buffers()} if share else set()
         missing = set(report.missing_keys) - mixing - buffers

@@ -6,6 +6,8 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -21,7 +23,6 @@ Report = Callable[[ICLRun, int, dict[str, Any] | None], None]
 
 _queue: Any = None
 _stop: Any = None
-_parent: int = 0
 
 
 def train_many(
@@ -95,8 +96,9 @@ def _drain(queue: Any, runs: dict[str, ICLRun], report: Report) -> None:
 
 
 def _start_worker(queue: Any, stop: Any, parent: int) -> None:
-    global _queue, _stop, _parent
-    _queue, _stop, _parent = queue, stop, parent
+    global _queue, _stop
+    _queue, _stop = queue, stop
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -106,7 +108,11 @@ def _train(run: ICLRun, folder: Path, keep_snapshots: bool) -> None:
     def progress(step: int, metrics: dict[str, Any] | None) -> None:
         _queue.put((run.folder_name, step, metrics))
 
-    def should_stop() -> bool:
-        return bool(_stop.is_set()) or os.getppid() != _parent
+    train_icl(run, folder, progress, _stop.is_set, keep_snapshots)
 
-    train_icl(run, folder, progress, should_stop, keep_snapshots)
+
+def _die_with(parent: int) -> None:
+    """Ends this process when its parent has died; snapshots are whole at any moment."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

@@ -1,0 +1,6 @@
+"""``python -m resval_lens.analyses`` is ``resval-lens``."""
+
+from resval_lens.analyses.cli import main
+
+if __name__ == "__main__":
+    main()

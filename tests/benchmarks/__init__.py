@@ -1,0 +1,1 @@
+"""Hand-written plain PyTorch baselines that the benchmarks compare the product with."""

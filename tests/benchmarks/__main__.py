@@ -1,0 +1,153 @@
+"""``make bench``: speed as ratios against peers, measured in turn in one process.
+
+Each table's peers take turns, round by round, so that drift of the machine's speed meets all of
+them; a ratio is the median over rounds of (this one's time / the first one's time of that round).
+"""
+
+import argparse
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+from resval_lens import ICLClassifier, ResValConfig, ResValTransformer, classifier_config
+from resval_lens.answer import answer
+from resval_lens.tasks.icl import ICLTask, ICLWorld
+from resval_lens.training.many import keep_freed_memory
+from tests.benchmarks import plain_gpt, plain_icl
+
+Step = Callable[[], object]
+
+
+def timed(peers: dict[str, Step], rounds: int, repeats: int) -> dict[str, list[float]]:
+    """Seconds per call, a list over rounds for each peer."""
+    for step in peers.values():
+        step()
+    seconds: dict[str, list[float]] = {name: [] for name in peers}
+    for _ in range(rounds):
+        for name, step in peers.items():
+            start = time.perf_counter()
+            for _ in range(repeats):
+                step()
+            seconds[name].append((time.perf_counter() - start) / repeats)
+    return seconds
+
+
+def show(title: str, seconds: dict[str, list[float]]) -> None:
+    first = next(iter(seconds))
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for column in ("median ms", f"ratio to {first}", "range of the ratio"):
+        table.add_column(column, justify="right")
+    for name, own in seconds.items():
+        ratios = [a / b for a, b in zip(own, seconds[first], strict=True)]
+        table.add_row(
+            name,
+            f"{statistics.median(own) * 1e3:.2f}",
+            f"{statistics.median(ratios):.3f}",
+            f"{min(ratios):.2f} – {max(ratios):.2f}",
+        )
+    Console().print(table)
+
+
+def classifier_peers() -> dict[str, Step]:
+    """One SGD step with its batch: a hand-written torch loop and ours."""
+
+    def plain(stream: str) -> Step:
+        losses = plain_icl.losses(10**9, stream, seed=0)
+        return lambda: next(losses)
+
+    def ours(streams: str) -> Step:
+        generator = torch.Generator().manual_seed(0)
+        world = ICLWorld(ICLTask(), generator)
+        model = ICLClassifier(classifier_config(streams), generator=generator)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        sgd = torch.optim.SGD(parameters, lr=0.01, weight_decay=1e-4, foreach=True)
+
+        def step() -> None:
+            batch = world.batch(128, generator)
+            loss = F.cross_entropy(answer(model, batch.inputs), batch.targets)
+            sgd.zero_grad()
+            loss.backward()
+            sgd.step()
+
+        return step
+
+    return {
+        "plain torch loop, classic": plain(""),
+        "plain torch loop, values": plain("v"),
+        "resval-lens, classic": ours(""),
+        "resval-lens, values": ours("v"),
+    }
+
+
+def language_model_peers(vocabulary: int, batch: int) -> dict[str, Step]:
+    """Forward and backward of 8 layers × 256, 16 heads, 256 tokens."""
+    settings = {
+        "n_layers": 8,
+        "d_model": 256,
+        "n_heads": 16,
+        "d_head": 16,
+        "n_ctx": 256,
+        "d_vocab": vocabulary,
+        "act_fn": "gelu",
+        "device": "cpu",
+        "seed": 0,
+    }
+    tokens = torch.randint(vocabulary, (batch, 256), generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        stock = HookedTransformer(HookedTransformerConfig(**settings))
+    models = {
+        "stock HookedTransformer": stock,
+        "ResValTransformer, classic": ResValTransformer(ResValConfig(**settings)),
+        "ResValTransformer, values": ResValTransformer(ResValConfig(**settings, streams="v")),
+        "plain GPT with SDPA": plain_gpt.GPT(plain_gpt.GPTConfig(vocab=vocabulary)),
+        "plain GPT with SDPA, values": plain_gpt.GPT(
+            plain_gpt.GPTConfig(vocab=vocabulary, stream="v")
+        ),
+    }
+
+    def step(model: torch.nn.Module) -> Step:
+        hooked = isinstance(model, HookedTransformer)
+
+        def run() -> None:
+            model.zero_grad()
+            (model(tokens, return_type="loss") if hooked else model(tokens)).backward()
+
+        return run
+
+    return {name: step(model) for name, model in models.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--vocabulary", type=int, default=2048)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    keep_freed_memory()
+    print(f"threads: {options.threads}\n")
+    title = "Two-layer classifier: one training step, its batch of 128 included"
+    show(title, timed(classifier_peers(), options.rounds, repeats=40))
+    generator = torch.Generator().manual_seed(0)
+    world, tables = ICLWorld(ICLTask(), generator), plain_icl.make_tables(generator)
+    peers: dict[str, Step] = {
+        "plain torch": lambda: plain_icl.make_batch(generator, tables, 128),
+        "resval-lens": lambda: world.batch(128, generator),
+    }
+    show("The batch alone", timed(peers, options.rounds, repeats=200))
+    title = f"Language model, 8 layers × 256, batch 8 × 256 tokens, vocabulary {options.vocabulary}"
+    peers = language_model_peers(options.vocabulary, batch=8)
+    show(f"{title}: forward and backward", timed(peers, options.rounds, repeats=1))
+
+
+if __name__ == "__main__":
+    main()

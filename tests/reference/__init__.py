@@ -1,0 +1,1 @@
+"""Slow, obvious NumPy references that the tests compare the product with."""

@@ -1,0 +1,162 @@
+"""The comparison study, on the models that ship with the package."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from resval_lens import AttentionStream
+from resval_lens.analyses import figures, tables
+from resval_lens.analyses.emergence import paper_runs, table_data
+from resval_lens.analyses.icl import (
+    accuracy,
+    attention_study,
+    compare,
+    four_cells,
+    link_study,
+    subjects,
+)
+from resval_lens.recorded import SHIPPED, RecordedRun, export_runs, load_runs
+from resval_lens.tasks.icl import ICLBatch
+from resval_lens.training.icl import evaluate
+
+PAPER = ["classic", "queries", "keys", "values"]
+
+
+@pytest.fixture(scope="module")
+def shipped() -> dict:
+    return {subject.name: subject for subject in subjects(paper_runs(load_runs()), 400)}
+
+
+def test_four_models_ship_and_answer_in_context(shipped):
+    assert list(shipped) == PAPER
+    for subject in shipped.values():
+        assert accuracy(subject.model, subject.tests["ic"]) > 0.95
+
+
+def test_shipped_models_reach_their_recorded_accuracy():
+    """The recorded run's test sets, drawn anew, give the recorded number."""
+    (subject,) = subjects([run for run in load_runs() if run.run.name == "values"], 10_000)
+    recorded = json.loads((SHIPPED / "values-seed0" / "model" / "provenance.json").read_text())[
+        "metrics"
+    ]
+    ours = evaluate(subject.model, {"ic": subject.tests["ic"]})["ic"]
+    assert ours["accuracy"] == pytest.approx(recorded["ic"]["accuracy"], abs=2e-4)
+    assert ours["loss"] == pytest.approx(recorded["ic"]["loss"], abs=1e-4)
+
+
+def test_accuracy_counts_argmax_hits(shipped):
+    subject = shipped["keys"]
+    batch = subject.tests["iw"]
+    with torch.no_grad():
+        hits = [int(subject.model(x[None]).argmax()) == int(y)
+                for x, y in zip(batch.inputs[:50], batch.targets[:50], strict=True)]  # fmt: skip
+    assert accuracy(subject.model, ICLBatch(*(x[:50] for x in batch))) == np.mean(hits)
+
+
+@pytest.mark.parametrize("name", ["queries", "keys", "values"])
+def test_scaling_the_link_is_changing_the_carried_weight(shipped, name):
+    subject = shipped[name]
+    study = link_study(subject, 150)
+    of = subject.model.cfg.streams[0].of
+    for c in (-1.0, 0.5, 2.0):
+        other = subject.model.with_streams(AttentionStream(of=of, carried=c))
+        expected = {
+            task: accuracy(other, ICLBatch(*(x[:150] for x in batch)))
+            for task, batch in subject.tests.items()
+        }
+        assert study["scale"][str(c)] == pytest.approx(expected, abs=1e-9)
+    cut = subject.model.with_streams("")
+    assert study["cut"]["ic"] == accuracy(cut, ICLBatch(*(x[:150] for x in subject.tests["ic"])))
+    assert study["sequences"] == 150
+
+
+def test_four_cells_are_the_same_weights_run_both_ways(shipped):
+    cells = four_cells(shipped["classic"], shipped["values"])["cells"]
+    assert len(cells) == 4
+    tests = shipped["classic"].tests
+    assert cells["trained classic, run without"]["ic"] == accuracy(
+        shipped["classic"].model, tests["ic"]
+    )
+    assert cells["trained classic, run with"]["ic"] == accuracy(
+        shipped["classic"].model.with_streams("v"), tests["ic"]
+    )
+    assert cells["trained values, run without"]["iw"] == accuracy(
+        shipped["values"].model.with_streams(""), tests["iw"]
+    )
+
+
+def test_attention_patterns_are_distributions(shipped):
+    study = attention_study(shipped["values"])
+    for pattern in study["mean_pattern"]:
+        rows = np.array(pattern)
+        assert rows.sum(1) == pytest.approx(np.ones(17), abs=1e-3)
+        assert np.triu(rows, 1).max() == 0
+    assert study["measures"]["ila1_labels"] > 0.5  # a label looks at its object
+    assert study["measures"]["tila2"] > 0.5  # the query looks at the right labels
+
+
+def test_the_study_is_json_and_every_figure_draws(tmp_path):
+    runs = paper_runs(load_runs())
+    result = compare(runs, sequences=60, link_sequences=40)
+    emergence = table_data(runs, 0.95)
+    text = json.dumps({**result, "emergence": emergence}, allow_nan=False)
+    assert set(json.loads(text)["models"]) == set(PAPER)
+    drawn = [
+        figures.bars(result["models"]),
+        figures.link_edits(result["links"]),
+        figures.attention(result["attention"]),
+        figures.emergence(runs),
+    ]
+    for number, figure in enumerate(drawn):
+        path = figures.save(figure, tmp_path / f"{number}.png")
+        assert path.read_bytes().startswith(b"\x89PNG")
+    assert len(list(tmp_path.iterdir())) == len(drawn)
+    assert tables.compare_table(result).row_count == 4 + 3 * 5 + 4
+    assert any("Cutting the V₁→V₂ link" in line for line in tables.sentences(result, emergence))
+
+
+def test_no_models_is_said():
+    with pytest.raises(ValueError, match="none of these runs has a trained model"):
+        subjects([run for run in load_runs() if not run.has_model], 10)
+
+
+def test_sequences_below_one_are_refused():
+    with pytest.raises(ValueError, match="sequences must be 1 or more; got 0"):
+        subjects(load_runs(), 0)
+
+
+def test_export_keeps_metrics_and_chosen_models_and_refuses_unfinished_runs(tmp_path):
+    source, target = tmp_path / "runs", tmp_path / "package"
+    (source / "classic-seed0").mkdir(parents=True)
+    for name in ("run.json", "metrics.jsonl"):
+        content = (SHIPPED / "classic-seed0" / name).read_bytes()
+        (source / "classic-seed0" / name).write_bytes(content)
+    export_runs(source, target)
+    assert RecordedRun.load(target / "classic-seed0") == RecordedRun.load(
+        source / "classic-seed0"
+    ).__class__(**{**vars(RecordedRun.load(source / "classic-seed0")),
+                   "folder": target / "classic-seed0"})  # fmt: skip
+    lines = (source / "classic-seed0" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (source / "classic-seed0" / "metrics.jsonl").write_text("".join(lines[:-1]))
+    with pytest.raises(ValueError, match="has not reached step"):
+        export_runs(source, target)
+
+
+def test_unreadable_records_are_named(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"run\.json: no record of a training run"):
+        load_runs(tmp_path)
+    with pytest.raises(ValueError, match="holds no training runs"):
+        load_runs(tmp_path / "x")
+
+
+def test_recorded_curves_start_at_chance():
+    for recorded in load_runs():
+        first = recorded.metrics[0]
+        assert first["step"] == 0
+        assert first["ic"]["accuracy"] == pytest.approx(1 / 32, abs=0.02)
+        assert first["ic"]["loss"] == pytest.approx(math.log(32), abs=0.1)
