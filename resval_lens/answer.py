@@ -24,10 +24,21 @@ from resval_lens.classifier import ICLClassifier
 
 
 def can_answer_fast(model: ICLClassifier) -> bool:
-    """Whether :func:`answer` knows this model: two layers, one head, no per-token gate."""
+    """Whether :func:`answer` knows this model: two plain layers, one head, no per-token gate."""
     cfg = model.cfg
+    plain = (
+        cfg.attn_only
+        and cfg.normalization_type is None
+        and cfg.attention_dir == "causal"
+        and cfg.attn_scores_soft_cap <= 0
+        and cfg.clip_qkv is None
+        and not cfg.use_local_attn
+        and not cfg.use_qk_norm
+        and not cfg.use_attention_sinks
+    )
     return (
-        cfg.n_layers == 2
+        plain
+        and cfg.n_layers == 2
         and cfg.n_heads == 1
         and cfg.n_key_value_heads is None
         and all(stream.mix != "gate" for stream in cfg.streams)
@@ -49,18 +60,20 @@ def answer(
 
     last = x[:, -1]
     last1 = last + c[:, -1] @ W_OV
-    query = _mixed(model, "q", last1, last)  # [batch, d_head]
+    query = _mixed(model, "q", last1, _source(model, "q", last))  # [batch, d_head]
     own, link = _weights(model, "k")
     towards = query @ (own * second.W_K[0]).T  # meets x1, so x and, through W_OV, c
-    scores = _dot(c, towards @ W_OV.T)
+    scores = _dot(x, towards) + _dot(c, towards @ W_OV.T)
     if link is not None:
-        towards = towards + query @ (link * _carried(model, "k")).T
-    scores = (scores + _dot(x, towards)) / second.attn_scale
-    pattern = scores.softmax(-1)  # [batch, pos]
+        towards = query @ (link * _carried(model, "k")).T
+        scores = scores + _dot(_source(model, "k", x), towards)
+    pattern = (scores / second.attn_scale).softmax(-1)  # [batch, pos]
 
     seen = (pattern[:, None] @ x)[:, 0]  # [batch, d_model]
     seen1 = seen + (pattern[..., None] * c).sum(1) @ W_OV
-    z = _mixed(model, "v", seen1, seen)
+    x_v = _source(model, "v", x)
+    seen_v = seen if x_v is x else (pattern[:, None] @ x_v)[:, 0]
+    z = _mixed(model, "v", seen1, seen_v)
     return model.readout(last1 + _project(z, model, 1))
 
 
@@ -81,8 +94,17 @@ def _mixed(model: ICLClassifier, name: str, x1: Tensor, x: Tensor) -> Tensor:
 def _carried(model: ICLClassifier, name: str) -> Tensor:
     """Layer 1's weight as the link sees it."""
     weight = getattr(model.blocks[0].attn, f"W_{name.upper()}")[0]
+    return weight.detach() if _is_detached(model, name) else weight
+
+
+def _source(model: ICLClassifier, name: str, x: Tensor) -> Tensor:
+    """Layer 1's input as the link sees it."""
+    return x.detach() if _is_detached(model, name) else x
+
+
+def _is_detached(model: ICLClassifier, name: str) -> bool:
     mix = model.blocks[1].attn.mix(name)
-    return weight.detach() if mix is not None and mix.stream.detach else weight
+    return mix is not None and mix.stream.detach
 
 
 def _weights(model: ICLClassifier, name: str) -> tuple[float | Tensor, float | Tensor | None]:

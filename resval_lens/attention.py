@@ -19,9 +19,10 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities.attention import complex_attn_linear, simple_attn_linear
 
 from resval_lens.config import ResValConfig
-from resval_lens.mixing import Heads, StreamMix
+from resval_lens.mixing import StreamMix
 from resval_lens.streams import AttentionStream
 
+Heads = Float[Tensor, "batch pos _ d_head"]  # heads, or key-value heads
 Carried = dict[str, tuple[Heads, ...]]
 """What travels between layers: per projection, the tensors a later layer may receive, oldest
 first: the last layer's (source previous), layer 0's (first), or every earlier layer's (all)."""

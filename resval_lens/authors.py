@@ -29,12 +29,12 @@ def load_authors_classifier(path: str | Path, streams: StreamsLike = "") -> ICLC
     path = Path(path)
     expected = f"{path}: expected an .npz file with arr_0 to arr_{len(ARRAYS) - 1}"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: np.asarray(file[f"arr_{i}"]) for i, name in enumerate(ARRAYS)}
-            count = len(file.files)
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+            arrays = {name: np.asarray(saved[f"arr_{i}"]) for i, name in enumerate(ARRAYS)}
+            count = len(saved.files)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; expected the authors' saved parameters") from None
-    except (BadZipFile, KeyError, ValueError, TypeError, AttributeError, EOFError) as error:
+    except (OSError, BadZipFile, KeyError, ValueError, TypeError, EOFError) as error:
         raise ValueError(f"{expected} ({error})") from None
     if count != len(ARRAYS):
         raise ValueError(f"{expected}; it holds {count} arrays")

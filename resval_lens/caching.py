@@ -11,7 +11,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities import Slice
 
 from resval_lens.config import ResValConfig
-from resval_lens.hook_names import ResValCache, is_per_head, short_hook_names
+from resval_lens.hook_names import ResValCache, short_hook_names
 
 
 class StreamCaching(HookedTransformer):
@@ -46,8 +46,8 @@ class StreamCaching(HookedTransformer):
     ) -> tuple[dict[str, Tensor], list[Any], list[Any]]:
         """HookedTransformer's caching hooks, with positions sliced on the right axis.
 
-        HookedTransformer tells the axis from a list of names: it would slice the link points, and
-        the rotated q and k, along heads.
+        HookedTransformer tells the axis from a list of names: it would slice the link points, the
+        rotated q and k, and what it splits by head, along heads.
         """
         cache, forward, backward = super().get_caching_hooks(
             names_filter, incl_bwd, device, remove_batch_dim, cache, pos_slice
@@ -59,8 +59,10 @@ class StreamCaching(HookedTransformer):
         def save(tensor: Tensor, hook: HookPoint, suffix: str) -> None:
             kept = tensor.detach().to(device)
             axis = self.position_axis(str(hook.name))
-            if axis is not None and tensor.ndim >= -axis:
-                kept = positions.apply(kept[0] if remove_batch_dim else kept, dim=axis)
+            if remove_batch_dim:
+                kept, axis = kept[0], None if axis is None else axis - 1
+            if axis is not None:
+                kept = positions.apply(kept, dim=axis)
             cache[f"{hook.name}{suffix}"] = kept
 
         return (
@@ -70,5 +72,5 @@ class StreamCaching(HookedTransformer):
         )
 
     def position_axis(self, name: str) -> int | None:
-        """The axis of positions in a hook point's activation, from the end; None if it has none."""
-        return -3 if is_per_head(name) else -2
+        """The axis of (query) positions in a hook point's activation; None if it has none."""
+        return 2 if name.endswith(("hook_attn_scores", "hook_pattern")) else 1

@@ -7,6 +7,7 @@ tokens [batch, pos, d_model] -> attention -> attention -> last token
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -83,10 +84,10 @@ def classifier_config(
 class ReluLayer(nn.Module):
     """relu(x W + b), with one scalar bias for the whole layer."""
 
-    def __init__(self, d_in: int, d_out: int) -> None:
+    def __init__(self, d_in: int, d_out: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.W = nn.Parameter(torch.empty(d_in, d_out))
-        self.b = nn.Parameter(torch.zeros(1))
+        self.W = nn.Parameter(torch.empty(d_in, d_out, dtype=dtype))
+        self.b = nn.Parameter(torch.zeros(1, dtype=dtype))
         self.hook_pre = HookPoint()  # [batch, d_readout]
         self.hook_post = HookPoint()  # [batch, d_readout]
 
@@ -101,9 +102,9 @@ class Readout(nn.Module):
         super().__init__()
         widths = [cfg.d_model] + [cfg.d_readout] * cfg.n_readout_layers
         self.layers: TypedModuleList[ReluLayer] = TypedModuleList(
-            map(ReluLayer, widths[:-1], widths[1:])
+            ReluLayer(*shape, cfg.dtype) for shape in pairwise(widths)
         )
-        self.W_U = nn.Parameter(torch.empty(cfg.d_readout, cfg.n_labels))
+        self.W_U = nn.Parameter(torch.empty(cfg.d_readout, cfg.n_labels, dtype=cfg.dtype))
         self.hook_in = HookPoint()  # [batch, d_model]
         self.hook_logits = HookPoint()  # [batch, label]
 
@@ -226,8 +227,9 @@ class ICLClassifier(ResValTransformer):
             raise ValueError(
                 f"input must have shape [batch, pos, {self.cfg.d_model}]; got {list(input.shape)}"
             )
-        if input.dtype != self.cfg.dtype:
-            raise ValueError(f"input must be {self.cfg.dtype}; got {input.dtype}")
+        dtype = self.readout.W_U.dtype
+        if input.dtype != dtype:
+            raise ValueError(f"input must be {dtype}; got {input.dtype}")
         if not input.isfinite().all():
             raise ValueError("input holds NaN or infinity; every token must be finite")
 

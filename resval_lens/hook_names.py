@@ -13,10 +13,6 @@ from resval_lens.config import ResValConfig
 
 # How HookedTransformer spells out the shorthand ("v_link", 2): without the attention layer.
 _SHORTENED = re.compile(r"(blocks\.\d+\.)(hook_[qkv]_(?:local|link))")
-# Points of [batch, pos, head, ...]; everything else has positions on the last axis but one.
-_PER_HEAD = re.compile(
-    r".*\.hook_(?:[qkv]|[qkv]_local|[qkv]_link|rot_[qk]|z|result|[qkv]_input|attn_in)"
-)
 
 
 def full_hook_name(name: str, layer: int | None = None) -> str:
@@ -42,20 +38,16 @@ def short_hook_names(cfg: ResValConfig) -> dict[str, str]:
     return {f"blocks.{i}.{point}": f"blocks.{i}.attn.{point}" for i, point in points}
 
 
-def is_per_head(name: str) -> bool:
-    """Whether a hook point holds [batch, pos, head, ...]."""
-    return _PER_HEAD.fullmatch(name) is not None
-
-
 class ResValCache(ActivationCache):
     """TransformerLens's cache; ``cache["v_link", 2]`` and ``cache["v_local", -1]`` work, too."""
 
     def __getitem__(self, key: Any) -> Tensor:
-        if key not in self.cache_dict and isinstance(key, tuple) and len(key) > 1:
+        name = None
+        if isinstance(key, str):
+            name = _SHORTENED.sub(r"\1attn.\2", key)
+        elif isinstance(key, tuple) and len(key) == 2:
             layer = key[1]
             if isinstance(layer, int) and layer < 0:
                 layer += self.model.cfg.n_layers
-            name = full_hook_name(key[0], layer) if len(key) == 2 else None
-            if name in self.cache_dict:
-                return self.cache_dict[name]
-        return super().__getitem__(key)
+            name = full_hook_name(key[0], layer)
+        return self.cache_dict[name] if name in self.cache_dict else super().__getitem__(key)

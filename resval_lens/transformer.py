@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -27,7 +28,7 @@ from resval_lens.block import ResValBlock
 from resval_lens.caching import StreamCaching
 from resval_lens.checkpoint import fetch, load_parameters, push, read_config, save_model
 from resval_lens.config import ResValConfig
-from resval_lens.streams import StreamsLike
+from resval_lens.streams import AttentionStream, StreamsLike
 from resval_lens.weights import check_processing, fold_value_biases_through_streams
 
 TRANSFORMER_LENS_NAMES = frozenset(OFFICIAL_MODEL_NAMES).union(*MODEL_ALIASES.values())
@@ -311,9 +312,9 @@ class ResValTransformer(StreamCaching):
     def _take_weights(self, model: HookedTransformer, share: bool) -> Self:
         state = model.state_dict() if not share else dict(model.named_parameters())
         mixing = {name for name in self.state_dict() if ".mixes." in name}
-        # Mixing weights go along where the same stream is mixed the same way.
-        known = {(s.of, s.source, s.mix) for s in getattr(model.cfg, "streams", ())}
-        kept = [s.of for s in self.cfg.streams if (s.of, s.source, s.mix) in known]
+        # Learned mixing goes along with its stream, whoever receives it and with what gradient.
+        known = {_mixed_like(stream) for stream in getattr(model.cfg, "streams", ())}
+        kept = [stream.of for stream in self.cfg.streams if _mixed_like(stream) in known]
         state = {
             name: tensor
             for name, tensor in state.items()
@@ -395,3 +396,7 @@ class ResValTransformer(StreamCaching):
             folder = Path(parent) / "model"
             self.save_pretrained(folder, record=record)
             return push(folder, repo_id, **hub)
+
+
+def _mixed_like(stream: AttentionStream) -> AttentionStream:
+    return replace(stream, layers=None, detach=False)
