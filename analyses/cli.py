@@ -217,7 +217,7 @@ def _train_icl(
 ) -> None:
     from resval_lens.analyses.training_bars import TrainingBars
     from resval_lens.presets import icl_variant
-    from resval_lens.training.icl import ICLRun
+    from resval_lens.training.icl_run import ICLRun
     from resval_lens.training.many import train_many
 
     if jobs < 0:

@@ -81,7 +81,7 @@ def crossings(runs: Sequence[RecordedRun], threshold: float) -> list[Crossing]:
     """One :class:`Crossing` for each variant and each of the tasks IC and IC2.
 
     Raises:
-        ValueError: a threshold that is no share.
+        ValueError: a threshold that is not between 0 and 1.
     """
     if not 0 < threshold < 1:
         raise ValueError(f"threshold must lie between 0 and 1; got {threshold!r}")
@@ -103,35 +103,47 @@ def crossings(runs: Sequence[RecordedRun], threshold: float) -> list[Crossing]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Student's t-test (two-sided, equal variances, as in the paper) of two variants.
+    """Two-sided t-tests of two variants; t is negative when ``first`` gets there earlier.
 
-    ``t`` is negative when ``first`` gets there earlier. None where a seed never got there, or
-    there are fewer than two.
+    Attributes:
+        t, p: Student's test of independent samples with equal variances, the paper's.
+        t_paired, p_paired: the same seed's runs paired (here they share the task's vectors,
+            batches and initial weights, which the independent test counts as noise).
+
+    None where a seed never got there, there are fewer than two, or all differences are equal.
     """
 
     first: str
     second: str
     task: str
-    t: float | None
-    p: float | None
+    t: float | None = None
+    p: float | None = None
+    t_paired: float | None = None
+    p_paired: float | None = None
 
 
 def t_tests(found: Sequence[Crossing]) -> list[Comparison]:
     """Every pair of variants, per task."""
-    results = []
-    for task in ("ic", "ic2"):
-        of_task = [crossing for crossing in found if crossing.task == task]
-        for second, first in itertools.combinations(of_task, 2):
-            t = p = None
-            enough = min(len(first.reached), len(second.reached)) >= 2
-            if enough and None not in first.snapshots + second.snapshots:
-                if first.sd == second.sd == 0:
-                    t, p = (0.0, 1.0) if first.mean == second.mean else (None, None)
-                else:
-                    result = stats.ttest_ind(first.reached, second.reached)
-                    t, p = float(result.statistic), float(result.pvalue)
-            results.append(Comparison(first.variant, second.variant, task, t, p))
-    return results
+    return [
+        _compared(first, second)
+        for second, first in itertools.combinations(found, 2)
+        if first.task == second.task
+    ]
+
+
+def _compared(first: Crossing, second: Crossing) -> Comparison:
+    names = first.variant, second.variant, first.task
+    if (
+        min(len(first.reached), len(second.reached)) < 2
+        or None in first.snapshots + second.snapshots
+    ):
+        return Comparison(*names)
+    t = p = t_paired = p_paired = None
+    if first.sd or second.sd:
+        t, p = map(float, stats.ttest_ind(first.reached, second.reached))
+    if first.seeds == second.seeds and np.ptp(np.subtract(first.reached, second.reached)):
+        t_paired, p_paired = map(float, stats.ttest_rel(first.reached, second.reached))
+    return Comparison(*names, t, p, t_paired, p_paired)
 
 
 def saving(found: Sequence[Crossing], variant: str, task: str, baseline: str = "classic") -> float:
@@ -153,17 +165,21 @@ def table_data(runs: Sequence[RecordedRun], threshold: float) -> dict[str, Any]:
                 "variant": crossing.variant,
                 "seeds": crossing.seeds,
                 "snapshots": crossing.snapshots,
-                "mean": crossing.mean,
-                "sd": crossing.sd,
+                "mean": crossing.mean if crossing.reached else None,
+                "sd": crossing.sd if crossing.reached else None,
                 "published": None if paper is None else {"mean": paper[0], "sd": paper[1]},
             }
         )
     tests = [vars(comparison) for comparison in t_tests(found)]
-    names = {crossing.variant for crossing in found}
+    reached = {(crossing.variant, crossing.task) for crossing in found if crossing.reached}
     savings = {
-        task: {name: saving(found, name, task) for name in names - {"classic"}}
+        task: {
+            name: saving(found, name, task) if (name, task) in reached else None
+            for name in dict.fromkeys(crossing.variant for crossing in found)
+            if name != "classic"
+        }
         for task in ("ic", "ic2")
-        if "classic" in names
+        if ("classic", task) in reached
     }
     return {"threshold": threshold, "unit": "snapshots of 500 steps", "rows": rows,
             "t_tests": tests, "saving_against_classic": savings}  # fmt: skip

@@ -47,6 +47,7 @@ STYLE: Any = {
 
 
 def colour(variant: str) -> str:
+    """The variant's colour in every figure; black for one that is not among the presets."""
     return COLOURS.get(variant, "#000000")
 
 

@@ -19,7 +19,8 @@ from resval_lens.hooks import edit_links, link_activations, links, mean, scale
 from resval_lens.recorded import RecordedRun
 from resval_lens.tasks.icl import ICLBatch, ICLWorld
 from resval_lens.tasks.icl_measures import measures_from
-from resval_lens.training.icl import draw_world, evaluate
+from resval_lens.training.icl import evaluate
+from resval_lens.training.icl_run import draw_world
 
 SCALES = tuple(round(c, 2) for c in np.arange(-1, 2.01, 0.25))
 Note = Callable[[str], None]

@@ -36,23 +36,34 @@ def emergence_table(data: dict[str, Any]) -> Table:
             str(len(row["seeds"])),
             ours,
             "" if paper is None else f"{paper['mean']:.2f} ± {paper['sd']:.2f}",
-            "" if saved is None or saved != saved else f"{saved:.1%}",
+            "" if saved is None else f"{saved:.1%}",
         )
     return table
 
 
 def t_test_table(data: dict[str, Any]) -> Table:
     """Every pair of variants."""
-    table = Table(title="Student's t-tests, two-sided (t < 0: the first gets there earlier)",
-                  title_justify="left")  # fmt: skip
+    table = Table(
+        title="Two-sided t-tests (t < 0: the first gets there earlier)", title_justify="left"
+    )
     for name in ("task", "first", "second"):
         table.add_column(name)
-    for name in ("t", "p"):
+    for name in ("t", "p", "t, paired by seed", "p, paired"):
         table.add_column(name, justify="right")
+
+    def shown(number: float | None, form: str) -> str:
+        return "" if number is None else format(number, form)
+
     for test in data["t_tests"]:
-        t = "" if test["t"] is None else f"{test['t']:.2f}"
-        p = "" if test["p"] is None else f"{test['p']:.2g}"
-        table.add_row(TASKS[test["task"]], test["first"], test["second"], t, p)
+        table.add_row(
+            TASKS[test["task"]],
+            test["first"],
+            test["second"],
+            shown(test["t"], ".2f"),
+            shown(test["p"], ".2g"),
+            shown(test["t_paired"], ".2f"),
+            shown(test["p_paired"], ".2g"),
+        )
     return table
 
 
@@ -113,7 +124,7 @@ def sentences(result: dict[str, Any], emergence: dict[str, Any] | None) -> Seque
              if t["task"] == "ic" and {t["first"], t["second"]} == {"classic", "values"}),
             None,
         )  # fmt: skip
-        if saved == saved and saved is not None and test and test["p"] is not None:
+        if saved is not None and test and test["p"] is not None:
             said.append(
                 f"The values stream reaches {emergence['threshold']} on IC with {saved:.0%} fewer "
                 f"training steps than the classic model (t = {test['t']:.1f}, p = {test['p']:.2g}; "

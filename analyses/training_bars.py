@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.progress import Progress
 
-from resval_lens.training.icl import ICLRun
+from resval_lens.training.icl_run import ICLRun
 
 
 class TrainingBars:

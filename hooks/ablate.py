@@ -67,7 +67,7 @@ def link_activations(
     model: ResValTransformer, inputs: Any, selected: Sequence[Link] | None = None
 ) -> dict[str, Tensor]:
     """What each link carries on ``inputs``: hook point name to [batch, pos, head, d_head]."""
-    names = {link.hook_name for link in selected or links(model)}
+    names = {link.hook_name for link in (links(model) if selected is None else selected)}
     _, cache = model.run_with_cache(inputs, names_filter=lambda name: name in names)
     return dict(cache.cache_dict)
 
@@ -108,9 +108,9 @@ def _apply(
     for position in positions or ():
         if not -length <= position < length:
             raise ValueError(f"positions: {position} is beyond the prompt's {length} tokens")
-    where = range(length) if positions is None else positions
+    where = list(range(length)) if positions is None else positions
     edited = link.clone()
-    rows, columns = torch.tensor(list(where))[:, None], torch.tensor(heads)
+    rows, columns = torch.tensor(where, dtype=torch.long)[:, None], torch.tensor(heads)
     edited[:, rows, columns] = replacement[:, rows, columns]
     return edited
 

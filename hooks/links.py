@@ -50,11 +50,14 @@ def links(
     for name in of or ():
         if name not in streams:
             raise ValueError(f"of={of!r}: this model has links of {', '.join(streams)} only")
+    layers = None if layers is None else list(layers)
+    heads = None if heads is None else list(heads)
+    grouped = not model.cfg.ungroup_grouped_query_attention
     found = []
-    for name in of or streams:
-        n_heads = model.cfg.n_heads if name == "q" else model.cfg.n_key_value_heads
+    for name in [name for name in streams if name in (of or streams)]:
+        kv_heads = model.cfg.n_key_value_heads if grouped and name != "q" else None
+        wanted_heads = _among(heads, kv_heads or model.cfg.n_heads, "heads")
         receiving = [i for i in range(model.cfg.n_layers) if streams[name].receives(i)]
-        wanted_heads = _among(heads, n_heads or model.cfg.n_heads, "heads")
         for layer in receiving if layers is None else _among(layers, model.cfg.n_layers, "layers"):
             if layer not in receiving:
                 raise ValueError(f"layers: layer {layer} receives no {name}; layers {receiving} do")

@@ -73,4 +73,6 @@ class StreamCaching(HookedTransformer):
 
     def position_axis(self, name: str) -> int | None:
         """The axis of (query) positions in a hook point's activation; None if it has none."""
+        if ".q_norm." in name or ".k_norm." in name:  # batch, positions and heads in one axis
+            return None
         return 2 if name.endswith(("hook_attn_scores", "hook_pattern")) else 1

@@ -46,11 +46,8 @@ def save_model(
             off.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
-            raise ValueError(f"{folder} exists and is no saved model; nothing was written")
-        if not overwrite:
-            raise ValueError(f"{folder} holds a saved model; pass overwrite=True to replace it")
+    if folder.exists():
+        _check_replaceable(folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -65,13 +62,35 @@ def save_model(
         if folder.exists():
             old = new.with_name(f"{new.name}.old")
             folder.rename(old)
-            new.rename(folder)
+            try:
+                new.rename(folder)
+            except BaseException:
+                old.rename(folder)
+                raise
             shutil.rmtree(old)
         else:
             new.rename(folder)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
+
+
+def _check_replaceable(folder: Path, overwrite: bool) -> None:
+    """Raises ValueError unless ``folder`` is empty, or nothing but a model to overwrite."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    try:
+        read_config(folder)
+    except (ValueError, OSError):
+        raise ValueError(f"{folder} exists and is not a saved model; nothing was written") from None
+    others = sorted({path.name for path in folder.iterdir()} - set(FILES))
+    if others:
+        raise ValueError(
+            f"{folder} holds {others[0]} beside a saved model; nothing was written, so that it is "
+            "not lost"
+        )
+    if not overwrite:
+        raise ValueError(f"{folder} holds a saved model; pass overwrite=True to replace it")
 
 
 def read_config(folder: Path) -> tuple[str, str]:
@@ -86,6 +105,14 @@ def read_config(folder: Path) -> tuple[str, str]:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{path}: expected format {FORMAT!r}; got {found!r}")
     return str(content.get("model_class")), json.dumps(content.get("config"))
+
+
+def present_device(saved: str) -> str:
+    """``saved`` if this machine has such a device, else ``"cpu"``."""
+    kind = saved.partition(":")[0]
+    backend = getattr(torch, kind, None)  # torch.cuda, torch.mps, torch.xpu
+    available = kind == "cpu" or (hasattr(backend, "is_available") and backend.is_available())
+    return saved if available else "cpu"
 
 
 def load_parameters(model: ResValTransformer, path: Path) -> None:

@@ -28,6 +28,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
+    """Writes ``content`` to ``path`` as indented JSON, in one step."""
     write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
@@ -42,12 +43,13 @@ def read_json(path: Path, what: str) -> Any:
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; expected {what}") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no {what}: not JSON ({error})") from None
+        raise ValueError(f"{path} is not {what}: not JSON ({error})") from None
 
 
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
+    """Writes ``tensors`` and texts about them to ``path`` as safetensors, in one step."""
     plain = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
     write_bytes(path, save(plain, {"format": "pt", **(metadata or {})}))
 
@@ -66,5 +68,5 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, st
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(
-            f"{path} is no {what}: expected a complete safetensors file ({error})"
+            f"{path} is not {what}: expected a complete safetensors file ({error})"
         ) from None

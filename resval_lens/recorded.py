@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from resval_lens.classifier import ICLClassifier
-from resval_lens.files import read_json, write_bytes, write_json
+from resval_lens.files import write_bytes, write_json
 from resval_lens.presets import ICL_VARIANTS
-from resval_lens.training.icl import ICLRun, model_record, read_metrics
+from resval_lens.training.icl import model_record
+from resval_lens.training.icl_run import ICLRun
+from resval_lens.training.run_folder import read_metrics, read_record
 
 SHIPPED = Path(__file__).parent / "data" / "icl"
 
@@ -39,13 +41,11 @@ class RecordedRun:
         Raises:
             ValueError: the folder holds no readable run.
         """
-        record = read_json(folder / "run.json", "record of a training run")
+        record = read_record(folder)
         try:
             run = ICLRun.from_dict(record["run"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"{folder / 'run.json'}: no record of a training run ({error})"
-            ) from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{folder / 'run.json'}: no training run ({error})") from None
         return cls(run, record["starts"], read_metrics(folder), folder)
 
     def model(self) -> ICLClassifier:

@@ -26,7 +26,14 @@ from transformer_lens.utilities import (
 from resval_lens.attention import Carried
 from resval_lens.block import ResValBlock
 from resval_lens.caching import StreamCaching
-from resval_lens.checkpoint import fetch, load_parameters, push, read_config, save_model
+from resval_lens.checkpoint import (
+    fetch,
+    load_parameters,
+    present_device,
+    push,
+    read_config,
+    save_model,
+)
 from resval_lens.config import ResValConfig
 from resval_lens.streams import AttentionStream, StreamsLike
 from resval_lens.weights import check_processing, fold_value_biases_through_streams
@@ -347,7 +354,13 @@ class ResValTransformer(StreamCaching):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, name: str | Path, *, streams: StreamsLike = None, tokenizer: Any = None, **options: Any
+        cls,
+        name: str | Path,
+        *,
+        streams: StreamsLike = None,
+        tokenizer: Any = None,
+        device: str | None = None,
+        **options: Any,
     ) -> Self:
         """A saved model, from a folder or the Hugging Face hub; or a model TransformerLens knows.
 
@@ -359,18 +372,26 @@ class ResValTransformer(StreamCaching):
                 TransformerLens model name.
             streams: run the weights with these streams instead of those they were saved with.
             tokenizer: for the loaded model.
+            device: where to run; by default the device it was saved on if there is one here.
             options: for ``huggingface_hub.snapshot_download`` (revision, token, ...), or for
                 ``HookedTransformer.from_pretrained_no_processing``.
 
         Raises:
             ValueError: files that are missing, damaged, of another shape or class, by name.
         """
-        if not Path(name).is_dir() and str(name) in TRANSFORMER_LENS_NAMES:
-            if tokenizer is not None:
-                options["tokenizer"] = tokenizer
-            stock = HookedTransformer.from_pretrained_no_processing(str(name), **options)
+        is_folder = Path(name).is_dir()
+        if is_folder and options:
+            raise ValueError(
+                f"{next(iter(options))}= is for models from the hub; {name} is a folder"
+            )
+        if not is_folder and str(name) in TRANSFORMER_LENS_NAMES:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="HookedTransformer is deprecated")
+                stock = HookedTransformer.from_pretrained_no_processing(
+                    str(name), device=device, tokenizer=tokenizer, **options
+                )
             return cls.from_hooked(stock, streams)
-        folder = Path(name) if Path(name).is_dir() else fetch(str(name), **options)
+        folder = Path(name) if is_folder else fetch(str(name), **options)
         model_class, config = read_config(folder)
         if model_class != cls.__name__:
             raise ValueError(
@@ -378,9 +399,10 @@ class ResValTransformer(StreamCaching):
             )
         try:
             cfg = cls.config_class.from_json(config)
+            cfg.device = device or present_device(str(cfg.device))
             wanted, cfg.init_weights = cfg.init_weights, False
             model = cls(cfg, tokenizer=tokenizer)
-        except (TypeError, AssertionError) as error:
+        except (TypeError, ValueError, AssertionError) as error:
             raise ValueError(f"{folder / 'config.json'}: {error}") from None
         load_parameters(model, folder / "model.safetensors")
         model.cfg.init_weights = wanted

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from resval_lens.training.icl import ICLRun, train_icl
+from resval_lens.training.icl import train_icl
+from resval_lens.training.icl_run import ICLRun
 
 # Forks a process that has imported everything: torch and TransformerLens take seconds.
 PROCESSES = multiprocessing.get_context("forkserver")

@@ -155,7 +155,7 @@ def test_a_folder_with_other_things_is_refused_and_untouched(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match=rf"{tmp_path} exists and is no saved model"):
+    with pytest.raises(ValueError, match=rf"{tmp_path} exists and is not a saved model"):
         tiny_model().save_pretrained(tmp_path, overwrite=overwrite)
     assert contents(tmp_path) == before
 
@@ -171,7 +171,7 @@ def test_a_saved_model_beside_other_files_is_not_replaced(saved: Path) -> None:
 
 def test_a_file_in_the_folders_place_is_refused_and_untouched(tmp_path: Path) -> None:
     (tmp_path / "model").write_text("a file")
-    with pytest.raises(ValueError, match="exists and is no saved model"):
+    with pytest.raises(ValueError, match="exists and is not a saved model"):
         tiny_model().save_pretrained(tmp_path / "model", overwrite=True)
     assert contents(tmp_path) == {"model": b"a file"}
 
@@ -447,7 +447,7 @@ def test_a_model_that_transformer_lens_knows_is_converted(
     )
     monkeypatch.setattr(HookedTransformer, "from_pretrained_no_processing", load)
     model = ResValTransformer.from_pretrained(name, streams="v", device="cpu")
-    load.assert_called_once_with(name, device="cpu")
+    load.assert_called_once_with(name, device="cpu", tokenizer=None)
     expected = ResValTransformer.from_hooked(stock_model(), "v")
     assert torch.equal(model(tiny_tokens()), expected(tiny_tokens()))
 
@@ -459,6 +459,7 @@ def test_a_folder_comes_before_a_name(saved: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.network
+@pytest.mark.filterwarnings("ignore:HookedTransformer.from_pretrained:DeprecationWarning")
 def test_a_pretrained_model_keeps_its_logits() -> None:
     tokens = torch.arange(20)[None]
     stock = HookedTransformer.from_pretrained_no_processing("tiny-stories-1M", device="cpu")

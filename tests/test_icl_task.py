@@ -2,10 +2,8 @@
 
 import re
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +13,6 @@ from scipy import stats
 from torch import Generator, Tensor
 
 from resval_lens.tasks.icl import ICLBatch, ICLTask, ICLWorld
-from tests.reference.icl_task_numpy import sequence
 
 TASK = ICLTask()
 SIZE = 6000
@@ -37,6 +34,7 @@ def assert_share(mask: Tensor, p: float) -> None:
 def assert_uniform(values: Tensor, count: int) -> None:
     seen = torch.bincount(values.flatten(), minlength=count)
     assert len(seen) == count
+    assert (seen > 0).all() or values.numel() < 15 * count  # e⁻¹⁵ that a value is left out
     assert stats.chisquare(seen.numpy()).pvalue > RARE
 
 
@@ -144,6 +142,7 @@ def test_the_query_of_a_bursty_context_is_any_of_its_classes(batch: ICLBatch) ->
 
 def test_every_class_is_as_likely_in_a_bursty_context(batch: ICLBatch) -> None:
     known = batch.bursty & ~batch.fresh
+    assert len(batch.context[known].unique()) == 512
     assert_uniform(batch.query[known], 512)
     assert_uniform(batch.query[batch.fresh] - 512, 128)
 
@@ -324,107 +323,6 @@ def test_a_worlds_own_task_is_the_default(world: ICLWorld) -> None:
     assert given.inputs.equal(own.inputs)
 
 
-# Against the reference generator
-
-
-REFERENCE_NAMES = {
-    "K": "n_classes",
-    "L": "n_labels",
-    "N": "n_pairs",
-    "B": "burstiness",
-    "p_B": "p_bursty",
-    "p_C": "p_fresh",
-    "eps": "noise",
-    "D": "content",
-    "N_max": "n_max",
-    "label_shift": "label_shift",
-    "n_fresh": "n_fresh",
-}
-STATISTICS = {
-    "shift": lambda s: s["shift"] // 7,
-    "right label": lambda s: s["target"],
-    "label of the first pair": lambda s: s["context_labels"][0],
-    "label of the last pair": lambda s: s["context_labels"][-1],
-    "tier of the query's class": lambda s: s["tier"],
-    "kind of sequence": lambda s: 2 * s["bursty"] + s["fresh"],
-    "classes in the context": lambda s: len(set(s["context_classes"])),
-    "labels in the context": lambda s: len(set(s["context_labels"])),
-    "copies of the query's class": lambda s: s["context_classes"].count(s["query_class"]),
-    "right labels in the context": lambda s: s["context_labels"].count(s["target"]),
-    "first place of the query's class": lambda s: [*s["context_classes"], s["query_class"]].index(
-        s["query_class"]
-    ),
-    "neighbours of one class": lambda s: sum(x == y for x, y in pairwise(s["context_classes"])),
-    "order of the last two labels": lambda s: s["context_labels"][-2] < s["context_labels"][-1],
-}
-
-
-def reference_sequences(task: ICLTask, world: ICLWorld, count: int) -> list[dict[str, Any]]:
-    rng = np.random.default_rng(9)
-    sizes = {name: getattr(task, field) for name, field in REFERENCE_NAMES.items()}
-    vectors = {
-        "mu_class": world.objects.double().numpy(),
-        "mu_label": world.labels.double().numpy(),
-        "fresh_mu_class": rng.standard_normal((128, 85)) / 85**0.5,
-    }
-    drawn = [sequence(rng, **sizes, **vectors) for _ in range(count)]
-    for s in drawn:
-        s["tier"] = s["query_class"] // task.n_labels
-        s["context_classes"] = s["context_classes"].tolist()
-        s["context_labels"] = s["context_labels"].tolist()
-    return drawn
-
-
-def our_sequences(task: ICLTask, world: ICLWorld, count: int) -> list[dict[str, Any]]:
-    drawn = world.batch(count, seeded(10), task)
-    tiers = (drawn.query - task.n_classes * drawn.fresh) // task.n_labels
-    return [
-        {"inputs": drawn.inputs[i].double().numpy(), "target": int(drawn.targets[i]),
-         "context_classes": drawn.context[i].tolist(),
-         "context_labels": drawn.context_labels[i].tolist(), "query_class": int(drawn.query[i]),
-         "bursty": bool(drawn.bursty[i]), "fresh": bool(drawn.fresh[i]),
-         "shift": int(drawn.shift[i]), "tier": int(tiers[i])}
-        for i in range(count)
-    ]  # fmt: skip
-
-
-Sequences = tuple[list[dict[str, Any]], list[dict[str, Any]]]
-
-
-@pytest.fixture(scope="module", params=["test", "ic", "ic2", "iw"])
-def both(request: pytest.FixtureRequest, world: ICLWorld) -> Sequences:
-    """2000 sequences of a test distribution from this package and 2000 from the reference."""
-    task = TASK.tests()[request.param]
-    return our_sequences(task, world, 2000), reference_sequences(task, world, 2000)
-
-
-@pytest.mark.parametrize("name", STATISTICS)
-def test_a_statistic_is_distributed_as_in_the_reference(both: Sequences, name: str) -> None:
-    ours, theirs = ([int(STATISTICS[name](s)) for s in drawn] for drawn in both)
-    values = sorted({*ours, *theirs})
-    table = [[drawn.count(value) for value in values] for drawn in (ours, theirs)]
-    assert stats.chi2_contingency(table).pvalue > RARE
-
-
-@pytest.mark.parametrize(("token", "kind"), [(0, "object"), (1, "label"), (-1, "query")])
-def test_tokens_are_as_long_as_in_the_reference(both: Sequences, token: int, kind: str) -> None:
-    ours, theirs = ([(s["inputs"][token] ** 2).sum() for s in drawn] for drawn in both)
-    assert stats.ks_2samp(ours, theirs).pvalue > RARE
-
-
-def test_tokens_of_one_class_are_as_near_as_in_the_reference(both: Sequences) -> None:
-    def cosines(drawn: list[dict[str, Any]]) -> list[float]:
-        found = []
-        for s in drawn:
-            if s["query_class"] in s["context_classes"]:
-                match = s["inputs"][2 * s["context_classes"].index(s["query_class"]), 65:]
-                query = s["inputs"][-1, 65:]
-                found.append(match @ query / np.linalg.norm(match) / np.linalg.norm(query))
-        return found
-
-    assert stats.ks_2samp(*map(cosines, both)).pvalue > RARE
-
-
 # What is refused
 
 
@@ -445,7 +343,7 @@ def test_tokens_of_one_class_are_as_near_as_in_the_reference(both: Sequences) ->
         ({"burstiness": 0}, "burstiness=0 needs p_bursty=0 and p_fresh=0"),
         ({"burstiness": 0, "p_bursty": 0.0}, "got p_bursty=0.0, p_fresh=0.5"),
         ({"burstiness": 0, "p_fresh": 0.0}, "got p_bursty=0.5, p_fresh=0.0"),
-        ({"burstiness": -1}, "burstiness must be 0 or more; got -1"),
+        ({"burstiness": -1}, "burstiness must be .*; got -1"),
         ({"burstiness": 2.0}, "burstiness must be .*; got 2.0"),
         ({"burstiness": 0.5}, "burstiness must be .*; got 0.5"),
         ({"label_shift": 0.5}, "label_shift must be .*; got 0.5"),

@@ -1,37 +1,19 @@
 """Several runs at once, in processes of their own: the same weights, and everyone stops in time."""
 
 import multiprocessing
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from resval_lens.training.icl import ICLRun, read_metrics, train_icl
+from resval_lens.training.icl import train_icl
+from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.many import train_many
-from tests.crashing import PROCESSES
+from resval_lens.training.run_folder import read_metrics
+from tests.runs import RUN, metrics, weights
 
-RUN = ICLRun("values", "v", seed=3, steps=30, batch=16, snapshot_every=10, test_size=50)
-ENDLESS = replace(RUN, name="endless", steps=10**6)
-
-
-def weights(folder: Path) -> bytes:
-    return (folder / "model" / "model.safetensors").read_bytes()
-
-
-def measured(folder: Path) -> list[dict[str, Any]]:
-    return [{**line, "seconds_per_step": None} for line in read_metrics(folder)]
-
-
-def wait_until_free(folder: Path, run: ICLRun) -> None:
-    """Returns when no process trains in ``folder`` any more."""
-    while True:
-        try:
-            train_icl(run, folder, should_stop=lambda: True)
-            return
-        except RuntimeError:
-            time.sleep(0.05)
+LONG = replace(RUN, name="long", steps=30_000, snapshot_every=1000)  # it is stopped before
 
 
 def is_free(folder: Path, run: ICLRun) -> bool:
@@ -52,7 +34,7 @@ def test_runs_in_parallel_end_as_runs_one_by_one(tmp_path: Path) -> None:
         parallel, alone = tmp_path / "many" / run.folder_name, tmp_path / run.folder_name
         train_icl(run, alone)
         assert weights(parallel) == weights(alone)
-        assert measured(parallel) == measured(alone)
+        assert metrics(parallel) == metrics(alone)
         assert len(list((parallel / "snapshots").iterdir())) == 4  # kept, as asked
         lines = [line for _, line in told[run.folder_name] if line is not None]
         assert lines == read_metrics(parallel)
@@ -62,10 +44,10 @@ def test_runs_in_parallel_end_as_runs_one_by_one(tmp_path: Path) -> None:
 def test_a_run_that_fails_stops_the_others_and_says_why(tmp_path: Path) -> None:
     fails = replace(RUN, name="fails", lr=1e9)
     with pytest.raises(RuntimeError, match=r"fails-seed3: the loss is (nan|inf) at step 10"):
-        train_many([ENDLESS, fails], tmp_path, jobs=2)
+        train_many([LONG, fails], tmp_path, jobs=2)
     assert multiprocessing.active_children() == []
-    assert is_free(tmp_path / ENDLESS.folder_name, ENDLESS)
-    assert not (tmp_path / ENDLESS.folder_name / "model").exists()
+    assert is_free(tmp_path / LONG.folder_name, LONG)
+    assert not (tmp_path / LONG.folder_name / "model").exists()
 
 
 def test_stopping_ends_all_runs_at_their_next_step(tmp_path: Path) -> None:
@@ -73,23 +55,11 @@ def test_stopping_ends_all_runs_at_their_next_step(tmp_path: Path) -> None:
         if step >= 10:
             raise KeyboardInterrupt
 
-    runs = [ENDLESS, replace(ENDLESS, seed=4)]
+    runs = [LONG, replace(LONG, seed=4)]
     with pytest.raises(KeyboardInterrupt):
         train_many(runs, tmp_path, jobs=1, report=interrupt)
     assert multiprocessing.active_children() == []
-    assert is_free(tmp_path / ENDLESS.folder_name, ENDLESS)
-
-
-def test_workers_stop_when_their_parent_is_killed(tmp_path: Path) -> None:
-    parent = PROCESSES.Process(target=train_many, args=([ENDLESS], tmp_path, 1))
-    parent.start()
-    folder = tmp_path / ENDLESS.folder_name
-    while len(read_metrics(folder)) < 2:
-        assert parent.is_alive()
-        time.sleep(0.05)
-    parent.kill()
-    parent.join()
-    wait_until_free(folder, ENDLESS)
+    assert is_free(tmp_path / LONG.folder_name, LONG)
 
 
 @pytest.mark.parametrize(

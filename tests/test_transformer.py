@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import gradcheck
+from torch.func import functional_call
 from transformer_lens import ActivationCache, HookedTransformer
 
 from resval_lens.mixing import StreamMix
@@ -15,6 +17,7 @@ from tests.helpers import (
     ARCHITECTURES,
     adding_hooks,
     gradients,
+    randomise,
     stock_config,
     stock_model,
     tiny_config,
@@ -328,6 +331,26 @@ def test_every_mixing_parameter_gets_a_gradient(
     assert bool(mixing) == (mix not in ("add", "pair"))
     for name, parameter in mixing.items():
         assert (parameter.grad != 0).all(), name
+
+
+@each_mix_and_source
+def test_gradients_of_every_mix_are_finite_differences(mix: str, source: str) -> None:
+    """In every weight, every tensor handed on, the own projection and the layer's input."""
+    stream = AttentionStream("v", mix=mix, source=source, **MIXES[mix])  # type: ignore[arg-type]
+    n_sources = len(stream.sources(3))
+    module = randomise(StreamMix(stream, n_sources, n_heads=2, d_model=3, dtype=torch.float64))
+    weights = dict(module.named_parameters())
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, 2, 2, 3)] * (1 + n_sources) + [(1, 2, 3)]
+    inputs = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+    def total(*values: Tensor) -> Tensor:
+        (local, *handed, x), weight_values = values[: len(shapes)], values[len(shapes) :]
+        named = dict(zip(weights, weight_values, strict=True))
+        return sum(functional_call(module, named, (local, tuple(handed), x)))
+
+    variables = [value.detach().requires_grad_() for value in (*inputs, *weights.values())]
+    assert gradcheck(total, variables)
 
 
 @pytest.mark.parametrize("mix", MIXES)

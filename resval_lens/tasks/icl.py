@@ -73,8 +73,12 @@ class ICLTask:
                 )
         if self.n_pairs > self.n_max:
             raise ValueError(f"n_pairs={self.n_pairs} must be at most n_max={self.n_max}")
-        if self.burstiness < 0:
-            raise ValueError(f"burstiness must be 0 or more; got {self.burstiness!r}")
+        if not isinstance(self.burstiness, int) or self.burstiness < 0:
+            raise ValueError(
+                f"burstiness must be a whole number from 0 up; got {self.burstiness!r}"
+            )
+        if not isinstance(self.label_shift, int):
+            raise ValueError(f"label_shift must be a whole number; got {self.label_shift!r}")
         if self.burstiness == 0:
             if self.p_bursty or self.p_fresh:
                 raise ValueError(

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from resval_lens.training.icl import ICLRun, train_icl
+from resval_lens.training.icl import train_icl
+from resval_lens.training.icl_run import ICLRun
 
 Report = Callable[[ICLRun, int, dict[str, Any] | None], None]
 """Called with a run, the step it reached, and at a snapshot its metrics."""
@@ -67,7 +68,7 @@ def train_many(
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-        _drain(queue, by_folder, report)
+    _drain(queue, by_folder, report)  # the workers have ended, so all they told is here
 
 
 def keep_freed_memory() -> None:
@@ -105,6 +106,9 @@ def _start_worker(queue: Any, stop: Any, parent: int) -> None:
 
 
 def _train(run: ICLRun, folder: Path, keep_snapshots: bool) -> None:
+    if _stop.is_set():
+        return
+
     def progress(step: int, metrics: dict[str, Any] | None) -> None:
         _queue.put((run.folder_name, step, metrics))
 

@@ -1,0 +1,95 @@
+"""What a training run of a two-layer classifier is, and all that is drawn from its seed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+import numpy as np
+from torch import Generator
+
+from resval_lens.classifier import ICLClassifier, Spec, classifier_config
+from resval_lens.streams import AttentionStream, parse_streams
+from resval_lens.tasks.icl import ICLBatch, ICLTask, ICLWorld
+
+
+@dataclass(frozen=True)
+class ICLRun:
+    """What one training run is; equal runs give equal weights.
+
+    Attributes:
+        name: of the variant, for people: ``"classic"``, ``"values"``, ...
+        streams: as in ResValConfig.
+        seed: draws the task's vectors, test sets, initial weights and batches (from generators of
+            their own, so that variants of one seed share all of them).
+        steps, batch, lr: plain SGD.
+        decay: every weight is also multiplied by 1 − decay each step.
+        snapshot_every: steps between snapshots.
+        test_size: sequences in each of the four test sets.
+
+    Raises:
+        ValueError: a number that cannot be, named with its value.
+    """
+
+    name: str
+    streams: Any = ()  # kept in full, a tuple of AttentionStream
+    seed: int = 0
+    spec: Spec = "reference"
+    task: ICLTask = field(default_factory=ICLTask)
+    steps: int = 75_000
+    batch: int = 128
+    lr: float = 0.01
+    decay: float = 1e-6
+    snapshot_every: int = 500
+    test_size: int = 10_000
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "streams", parse_streams(self.streams, 2))
+        for name in ("steps", "batch", "snapshot_every", "test_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number above 0; got {value!r}")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"seed must be a whole number from 0 up; got {self.seed!r}")
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"lr must be a finite number above 0; got {self.lr!r}")
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay must be a number from 0 to below 1; got {self.decay!r}")
+
+    @property
+    def folder_name(self) -> str:
+        return f"{self.name}-seed{self.seed}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"streams": [stream.to_dict() for stream in self.streams]}
+
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any]) -> Self:
+        streams = tuple(AttentionStream.from_dict(stream) for stream in settings["streams"])
+        return cls(**settings | {"streams": streams, "task": ICLTask(**settings["task"])})
+
+    def generators(self) -> dict[str, Generator]:
+        """Independent generators of world, tests, weights and batches."""
+        names = ("world", "tests", "weights", "batches")
+        seeds = np.random.SeedSequence(self.seed).generate_state(len(names), dtype=np.uint64)
+        return {
+            name: Generator().manual_seed(int(seed % 2**63))
+            for name, seed in zip(names, seeds, strict=True)
+        }
+
+
+def draw_world(run: ICLRun) -> tuple[ICLWorld, dict[str, ICLBatch]]:
+    """The vectors and test sets of a run; the same for every variant of one seed."""
+    generators = run.generators()
+    world = ICLWorld(run.task, generators["world"])
+    tests = {
+        name: world.batch(run.test_size, generators["tests"], task)
+        for name, task in run.task.tests().items()
+    }
+    return world, tests
+
+
+def initial_model(run: ICLRun) -> ICLClassifier:
+    """The model of a run before its first step."""
+    config = classifier_config(run.streams, run.spec, run.task)
+    return ICLClassifier(config, generator=run.generators()["weights"])

@@ -1,0 +1,126 @@
+"""The cheap answer is the model's: logits and every gradient, or it does not claim to know it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from resval_lens.answer import answer, can_answer_fast
+from resval_lens.classifier import ClassifierConfig, ICLClassifier, classifier_config
+from resval_lens.streams import AttentionStream
+from tests.classifiers import (
+    MIXES,
+    in_double,
+    model_of,
+    tokens,
+)
+
+
+@pytest.mark.parametrize("spec", ["reference", "paper"])
+@pytest.mark.parametrize("streams", MIXES.values(), ids=MIXES.keys())
+def test_answer_gives_the_models_logits(streams: Any, spec: Any) -> None:
+    model, x = model_of(streams, spec), tokens()
+    assert can_answer_fast(model)
+    torch.testing.assert_close(answer(model, x), model(x), rtol=1e-5, atol=1e-4)
+    in_double(model)
+    x = x.double()
+    torch.testing.assert_close(answer(model, x), model(x), rtol=1e-10, atol=1e-11)
+
+
+def gradients(
+    logits_of: Callable[[ICLClassifier, Tensor], Tensor], model: ICLClassifier, x: Tensor
+) -> dict[str, Tensor]:
+    """Of a loss: every trained parameter's, by name, and the tokens' as "x"."""
+    model.zero_grad()
+    x = x.clone().requires_grad_()
+    F.cross_entropy(logits_of(model, x), torch.arange(len(x))).backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert x.grad is not None
+    return {**{name: grad.clone() for name, grad in found.items()}, "x": x.grad}
+
+
+def relative_error(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12))
+
+
+@pytest.mark.parametrize("spec", ["reference", "paper"])
+@pytest.mark.parametrize("streams", MIXES.values(), ids=MIXES.keys())
+def test_answer_gives_the_models_gradients(streams: Any, spec: Any) -> None:
+    model, x = in_double(model_of(streams, spec)), tokens().double()
+    expected = gradients(ICLClassifier.__call__, model, x)
+    found = gradients(answer, model, x)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert found.keys() == expected.keys() == trained | {"x"}
+    for name in trained:
+        assert relative_error(found[name], expected[name]) < 1e-9, name
+
+
+@pytest.mark.parametrize("streams", MIXES.values(), ids=MIXES.keys())
+def test_answer_gives_the_models_gradients_of_the_tokens(streams: Any) -> None:
+    model, x = in_double(model_of(streams)), tokens().double()
+    expected = gradients(ICLClassifier.__call__, model, x)["x"]
+    assert relative_error(gradients(answer, model, x)["x"], expected) < 1e-9
+
+
+@pytest.mark.parametrize("length", [1, 2, 17])
+def test_answer_takes_sequences_of_any_length(length: int) -> None:
+    model, x = in_double(model_of("qkv")), tokens().double()[:, :length]
+    torch.testing.assert_close(answer(model, x), model(x), rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        classifier_config(AttentionStream("v", mix="gate")),
+        classifier_config((AttentionStream("q"), AttentionStream("k", mix="gate"))),
+    ],
+)
+def test_answer_does_not_know_gates(cfg: ClassifierConfig) -> None:
+    assert not can_answer_fast(ICLClassifier(cfg))
+
+
+SMALL: dict[str, Any] = {
+    "d_model": 24,
+    "n_ctx": 17,
+    "d_vocab": 32,
+    "attn_only": True,
+    "normalization_type": None,
+    "d_readout": 24,
+    "output_projection": True,
+    "device": "cpu",
+}
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"n_layers": 3, "n_heads": 1, "d_head": 24},
+        {"n_layers": 1, "n_heads": 1, "d_head": 24},
+        {"n_layers": 2, "n_heads": 2, "d_head": 12},
+    ],
+    ids=str,
+)
+def test_answer_knows_two_layers_of_one_head_only(sizes: dict[str, int]) -> None:
+    cfg = ClassifierConfig(**SMALL, **sizes)
+    assert not can_answer_fast(ICLClassifier(cfg))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"attn_only": False, "d_mlp": 32, "act_fn": "relu"},
+        {"normalization_type": "LN"},
+        {"attention_dir": "bidirectional"},
+        {"attn_scores_soft_cap": 2.0},
+        {"use_local_attn": True, "window_size": 3, "attn_types": ["local", "local"]},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_answer_does_not_claim_a_model_that_it_would_answer_otherwise(
+    other: dict[str, Any],
+) -> None:
+    cfg = ClassifierConfig(**{**SMALL, "n_layers": 2, "n_heads": 1, "d_head": 24, **other})
+    assert not can_answer_fast(ICLClassifier(cfg))

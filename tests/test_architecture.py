@@ -1,0 +1,178 @@
+"""Dependencies point one way, nothing else is installed, and every public thing says what it is.
+
+resval_lens (models, tasks, training)  <-  hooks  <-  analyses  <-  notebooks
+"""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HOMES = {
+    "resval_lens": "resval_lens",
+    "hooks": "resval_lens.hooks",
+    "analyses": "resval_lens.analyses",
+}
+LONGEST = 460
+DOTTED = r"resval_lens(\.\w+)+"
+
+# What a module may not import, by the package it is in, innermost first. Plain `hooks` and
+# `analyses` exist in the repository only, not where the package is installed.
+OUTSIDE = ("hooks", "analyses", "notebooks", "tests")
+FORBIDDEN = {
+    "resval_lens.analyses": OUTSIDE,
+    "resval_lens.hooks": ("resval_lens.analyses", *OUTSIDE),
+    "resval_lens": ("resval_lens.hooks", "resval_lens.analyses", *OUTSIDE),
+}
+
+
+def modules() -> Iterator[tuple[Path, str]]:
+    """Every Python file of the package and the name it is imported by."""
+    for folder, package in HOMES.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            yield path, ".".join([package, *parts]).removesuffix(".__init__")
+
+
+MODULES = dict(modules())
+each_module = pytest.mark.parametrize(
+    ("path", "module"), MODULES.items(), ids=[str(path.relative_to(ROOT)) for path in MODULES]
+)
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def imported(source: str, module: str, is_package: bool = False) -> Iterator[str]:
+    """Dotted names that ``source`` imports anywhere, or spells out for ``import_module``."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = module.split(".")[: None if is_package else -1]
+            base = base[: len(base) - node.level + 1] if node.level else []
+            home = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{home}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant) and re.fullmatch(DOTTED, str(node.value)):
+            yield str(node.value)
+
+
+def offences(source: str, module: str, is_package: bool = False) -> list[str]:
+    """What ``source`` imports against the direction of dependencies."""
+    forbidden = next(names for package, names in FORBIDDEN.items() if within(module, package))
+    names = imported(source, module, is_package)
+    return [name for name in names if any(within(name, package) for package in forbidden)]
+
+
+# One direction
+
+
+@each_module
+def test_a_module_imports_nothing_that_stands_above_it(path: Path, module: str) -> None:
+    assert offences(path.read_text(), module, path.name == "__init__.py") == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("resval_lens.streams", "import resval_lens.hooks"),
+        ("resval_lens.streams", "import torch, resval_lens.analyses.cli as cli"),
+        ("resval_lens.streams", "from resval_lens import analyses"),
+        ("resval_lens.streams", "from resval_lens.hooks.links import links"),
+        ("resval_lens.streams", "from . import hooks"),
+        ("resval_lens.tasks.icl", "from ..analyses import tables"),
+        ("resval_lens.streams", "def f():\n    from resval_lens.analyses.cli import main"),
+        ("resval_lens.streams", "if TYPE_CHECKING:\n    from resval_lens.hooks import Link"),
+        ("resval_lens.streams", "import_module('resval_lens.hooks')"),
+        ("resval_lens.streams", "from hooks import links"),
+        ("resval_lens.training.icl", "from tests.helpers import tiny_model"),
+        ("resval_lens.hooks.links", "from resval_lens.analyses.icl import compare"),
+        ("resval_lens.hooks.links", "from ..analyses import icl"),
+        ("resval_lens.hooks", "import analyses"),
+        ("resval_lens.analyses.icl", "import notebooks.value_link"),
+        ("resval_lens.analyses.icl", "from hooks.links import links"),
+    ],
+)
+def test_an_import_of_what_stands_above_is_found(module: str, source: str) -> None:
+    assert len(offences(source, module)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("resval_lens.streams", "import resval_lens.hook_names"),
+        ("resval_lens.streams", "from transformer_lens import hooks"),
+        ("resval_lens.streams", "'''resval_lens.hooks edits them.'''"),
+        ("resval_lens.hooks.ablate", "from resval_lens.hooks.links import links"),
+        ("resval_lens.hooks.ablate", "from . import links\nfrom .. import streams"),
+        ("resval_lens.analyses.icl", "from resval_lens.hooks import cut_links"),
+    ],
+)
+def test_an_import_of_what_stands_below_or_beside_is_allowed(module: str, source: str) -> None:
+    assert offences(source, module) == []
+
+
+def test_every_file_of_the_three_folders_is_looked_at() -> None:
+    named = set(MODULES.values())
+    assert {"resval_lens.classifier", "resval_lens.tasks.icl", "resval_lens.hooks"} < named
+    assert {"resval_lens.hooks.links", "resval_lens.analyses.cli"} < named
+
+
+# What is installed
+
+
+def test_every_package_is_installed() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = {module for path, module in MODULES.items() if path.name == "__init__.py"}
+    assert set(settings["packages"]) == packages
+    assert settings["package-dir"] == {package: folder for folder, package in HOMES.items()}
+
+
+LOOK_AROUND = """
+from importlib.metadata import distribution
+from importlib.util import find_spec
+print(distribution("resval-lens").read_text("top_level.txt").split())
+for name in ("hooks", "analyses", "resval_lens.hooks", "resval_lens.analyses"):
+    print(find_spec(name) is not None)
+"""
+
+
+def test_only_the_package_itself_is_installed_at_the_top_level(tmp_path: Path) -> None:
+    """Asked from another folder, by a Python that sees nothing but what is installed."""
+    command = [sys.executable, "-I", "-c", LOOK_AROUND]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert said.splitlines() == ["['resval_lens']", "False", "False", "True", "True"]
+
+
+# What it looks like
+
+
+def undocumented(source: str) -> list[str]:
+    """Public classes and functions of a module without a docstring; "" is the module itself."""
+    tree = ast.parse(source)
+    found = [] if ast.get_docstring(tree) else [""]
+    kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    public = [x for x in tree.body if isinstance(x, kinds) and not x.name.startswith("_")]
+    return found + [node.name for node in public if not ast.get_docstring(node)]
+
+
+@each_module
+def test_every_public_module_class_and_function_has_a_docstring(path: Path, module: str) -> None:
+    assert undocumented(path.read_text()) == []
+
+
+def test_a_missing_docstring_is_found() -> None:
+    source = "def f(): pass\nclass A: pass\ndef _g(): pass\ndef h(): 'Says it.'"
+    assert undocumented(source) == ["", "f", "A"]
+
+
+@each_module
+def test_no_file_is_long(path: Path, module: str) -> None:
+    assert len(path.read_text().splitlines()) <= LONGEST
