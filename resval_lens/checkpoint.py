@@ -110,7 +110,7 @@ def read_config(folder: Path) -> tuple[str, str]:
 def present_device(saved: str) -> str:
     """``saved`` if this machine has such a device, else ``"cpu"``."""
     kind = saved.partition(":")[0]
-    backend = getattr(torch, kind, None)  # torch.cuda, torch.mps, torch.xpu
+    backend: Any = getattr(torch, kind, None)  # torch.cuda, torch.mps, torch.xpu
     available = kind == "cpu" or (hasattr(backend, "is_available") and backend.is_available())
     return saved if available else "cpu"
 

@@ -148,7 +148,7 @@ def test_export_keeps_metrics_and_chosen_models_and_refuses_unfinished_runs(tmp_
 def test_unreadable_records_are_named(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "run.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"run\.json: not the record of a training run"):
+    with pytest.raises(ValueError, match=r"run\.json is not the record of a training run"):
         load_runs(tmp_path)
     with pytest.raises(ValueError, match="holds no training runs"):
         load_runs(tmp_path / "x")
