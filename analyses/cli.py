@@ -9,7 +9,7 @@ import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -99,8 +99,11 @@ def reproduce(
 
     Example: `resval-lens reproduce table-1`
     """
+    from resval_lens.analyses import figures, tables
     from resval_lens.analyses.emergence import TABLES, paper_runs, table_data
+    from resval_lens.files import write_json
     from resval_lens.presets import FURTHER_VARIANTS, PAPER_VARIANTS
+    from resval_lens.provenance import provenance
 
     known = [*TABLES, "figure-3", "further-variants"]
     if what not in known:
@@ -113,13 +116,14 @@ def reproduce(
         _train_icl(names, numbers(seeds), steps, "reference", jobs, runs, False, quiet)
     found = _load(runs)
     if what == "figure-3":
-        from resval_lens.analyses import figures
-
         path = figures.save(figures.emergence(paper_runs(found)), to / "figure-3.png")
         out.print(f"{path}", highlight=False)
         return
-    _print_emergence(table_data(found if further else paper_runs(found), TABLES.get(what, 0.95)),
-                     to / f"{what}.json")  # fmt: skip
+    data = table_data(found if further else paper_runs(found), TABLES.get(what, 0.95))
+    write_json(to / f"{what}.json", {**data, "provenance": provenance()})
+    out.print(tables.emergence_table(data))
+    out.print(tables.t_test_table(data, ("classic", "values") if further else None))
+    out.print(f"{to / what}.json", highlight=False)
 
 
 @app.command()
@@ -245,17 +249,6 @@ def _load(runs: Path | None) -> list[RecordedRun]:
     from resval_lens.recorded import SHIPPED, load_runs
 
     return load_runs(runs or SHIPPED)
-
-
-def _print_emergence(data: dict[str, Any], path: Path) -> None:
-    from resval_lens.analyses import tables
-    from resval_lens.files import write_json
-    from resval_lens.provenance import provenance
-
-    write_json(path, {**data, "provenance": provenance()})
-    out.print(tables.emergence_table(data))
-    out.print(tables.t_test_table(data))
-    out.print(str(path), highlight=False)
 
 
 def _writable(folder: Path) -> None:

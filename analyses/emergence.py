@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,8 +108,9 @@ class Comparison:
 
     Attributes:
         t, p: Student's test of independent samples with equal variances, the paper's.
-        t_paired, p_paired: the same seed's runs paired (here they share the task's vectors,
-            batches and initial weights, which the independent test counts as noise).
+        t_paired, p_paired: runs of the same seed paired (here they share the task's vectors,
+            batches and initial weights, which the independent test counts as noise); seeds that
+            only one variant has are left out.
 
     None where a seed never got there, there are fewer than two, or all differences are equal.
     """
@@ -140,9 +142,17 @@ def _compared(first: Crossing, second: Crossing) -> Comparison:
         return Comparison(*names)
     t = p = t_paired = p_paired = None
     if first.sd or second.sd:
-        t, p = map(float, stats.ttest_ind(first.reached, second.reached))
-    if first.seeds == second.seeds and np.ptp(np.subtract(first.reached, second.reached)):
-        t_paired, p_paired = map(float, stats.ttest_rel(first.reached, second.reached))
+        with warnings.catch_warnings():  # of a variant without spread: the other's is enough
+            warnings.filterwarnings("ignore", message="Precision loss", category=RuntimeWarning)
+            t, p = map(float, stats.ttest_ind(first.reached, second.reached))
+    by_seed = dict(zip(second.seeds, second.reached, strict=True))
+    pairs = [
+        (number, by_seed[seed])
+        for seed, number in zip(first.seeds, first.reached, strict=True)
+        if seed in by_seed
+    ]
+    if len(pairs) > 1 and np.ptp(np.subtract(*np.transpose(pairs))):
+        t_paired, p_paired = map(float, stats.ttest_rel(*np.transpose(pairs)))
     return Comparison(*names, t, p, t_paired, p_paired)
 
 

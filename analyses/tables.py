@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from resval_lens.analyses.figures import TASKS
+
+STYLE: Any = {"title_justify": "left", "box": box.SIMPLE_HEAD}
 
 
 def emergence_table(data: dict[str, Any]) -> Table:
     """Ours beside the paper's: first snapshot above the threshold."""
     table = Table(
-        title=f"First snapshot (of 500 steps) with accuracy > {data['threshold']}",
-        title_justify="left",
+        title=f"First snapshot (of 500 steps) above {data['threshold']} accuracy",
+        **STYLE,
     )
-    columns = ("task", "variant", "seeds", "ours: mean ± sd", "published", "steps saved")
+    columns = ("task", "variant", "seeds", "ours (± sd)", "published", "saved")
     for name in columns:
-        table.add_column(name, justify="left" if name in ("task", "variant") else "right")
+        words = name in ("task", "variant")
+        table.add_column(name, justify="left" if words else "right", no_wrap=words)
     previous = None
     for row in data["rows"]:
         if previous not in (None, row["task"]):
@@ -41,20 +45,23 @@ def emergence_table(data: dict[str, Any]) -> Table:
     return table
 
 
-def t_test_table(data: dict[str, Any]) -> Table:
-    """Every pair of variants."""
+def t_test_table(data: dict[str, Any], against: Sequence[str] | None = None) -> Table:
+    """The tests of every pair of variants, or only those ``against`` some."""
     table = Table(
-        title="Two-sided t-tests (t < 0: the first gets there earlier)", title_justify="left"
+        title="t-tests, also paired by seed (t < 0: the first is earlier)",
+        **STYLE,
     )
     for name in ("task", "first", "second"):
-        table.add_column(name)
-    for name in ("t", "p", "t, paired by seed", "p, paired"):
+        table.add_column(name, no_wrap=True)
+    for name in ("t", "p", "paired t", "paired p"):
         table.add_column(name, justify="right")
 
     def shown(number: float | None, form: str) -> str:
         return "" if number is None else format(number, form)
 
     for test in data["t_tests"]:
+        if against is not None and test["second"] not in against:
+            continue
         table.add_row(
             TASKS[test["task"]],
             test["first"],
@@ -69,7 +76,7 @@ def t_test_table(data: dict[str, Any]) -> Table:
 
 def compare_table(result: dict[str, Any]) -> Table:
     """Accuracies, the effect of each edit, and the four cells."""
-    table = Table(title="Accuracy", title_justify="left")
+    table = Table(title="Accuracy", **STYLE)
     table.add_column("model")
     table.add_column("links")
     for label in TASKS.values():
@@ -96,9 +103,7 @@ def compare_table(result: dict[str, Any]) -> Table:
 
 def attention_table(result: dict[str, Any]) -> Table:
     """Reddy's measures on fresh classes."""
-    table = Table(
-        title="Attention on IC (mean weights; CLA: share of answers)", title_justify="left"
-    )
+    table = Table(title="Attention on IC (mean weights; CLA: share of answers)", **STYLE)
     columns = {
         "ila1_labels": "layer 1: label to its object",
         "tla2": "layer 2: query to labels",
@@ -119,6 +124,11 @@ def sentences(result: dict[str, Any], emergence: dict[str, Any] | None) -> Seque
     said = []
     if emergence:
         saved = emergence["saving_against_classic"].get("ic", {}).get("values")
+        published = {
+            row["variant"]: row["published"]["mean"]
+            for row in emergence["rows"]
+            if row["task"] == "ic" and row["published"]
+        }
         test = next(
             (t for t in emergence["t_tests"]
              if t["task"] == "ic" and {t["first"], t["second"]} == {"classic", "values"}),
@@ -128,7 +138,7 @@ def sentences(result: dict[str, Any], emergence: dict[str, Any] | None) -> Seque
             said.append(
                 f"The values stream reaches {emergence['threshold']} on IC with {saved:.0%} fewer "
                 f"training steps than the classic model (t = {test['t']:.1f}, p = {test['p']:.2g}; "
-                "published: 24%)."
+                f"published: {1 - published['values'] / published['classic']:.0%})."
             )
     if "values" in result["links"]:
         cut, trained = result["links"]["values"]["cut"], result["links"]["values"]["scale"]["1.0"]

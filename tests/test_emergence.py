@@ -192,10 +192,14 @@ def test_pairs_are_of_one_seed() -> None:
     assert compared([1, 2, 3], [5, 3, 4]) == pytest.approx(compared([1, 2, 3], [3, 5, 4]))
 
 
+def test_seeds_of_one_variant_only_are_left_out_of_the_pairs() -> None:
+    assert paired([1, 2, 3, 90], [3, 5, 4]) == pytest.approx(paired([1, 2, 3], [3, 5, 4]))
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
-    [([1, 2, 3], [3, 4, 5]), ([40, 41, NEVER], [50, 53, 51]), ([40], [50]), ([1, 2, 3], [3, 5])],
-    ids=["equal differences", "never", "one seed", "other seeds"],
+    [([1, 2, 3], [3, 4, 5]), ([40, 41, NEVER], [50, 53, 51]), ([40], [50]), ([1, 2, 3], [3])],
+    ids=["equal differences", "never", "one seed", "one seed in both"],
 )
 def test_what_cannot_be_paired_is_not(first: list[int], second: list[int]) -> None:
     assert paired(first, second) == (None, None)
