@@ -78,7 +78,8 @@ def curves(axes: Axes, runs: Sequence[RecordedRun], task: str, quantity: str) ->
             axes.plot(snapshots, values, color=colour(variant), alpha=0.25, lw=0.8)
         shortest = min(len(values) for _, values in lines)
         mean = np.mean([values[:shortest] for _, values in lines], axis=0)
-        axes.plot(lines[0][0][:shortest], mean, color=colour(variant), lw=2, label=variant)
+        dashes = "--" if variant == "keys" else "-"  # it lies on classic
+        axes.plot(lines[0][0][:shortest], mean, dashes, color=colour(variant), lw=2, label=variant)
 
 
 def emergence(runs: Sequence[RecordedRun]) -> Figure:
