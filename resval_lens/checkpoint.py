@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,22 +22,23 @@ from torch import Tensor
 from resval_lens.files import read_json, read_tensors, write_json, write_tensors
 from resval_lens.provenance import provenance
 
-if TYPE_CHECKING:
-    from resval_lens.transformer import ResValTransformer
-
 FORMAT = "resval-lens/1"
 FILES = ("config.json", "model.safetensors", "provenance.json")
 
 
 def save_model(
-    model: ResValTransformer,
     folder: str | Path,
+    model_class: str,
+    config: str,
+    parameters: Mapping[str, Tensor],
     record: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Saves ``model`` into ``folder``, whole or not at all.
+    """Saves a model into ``folder``, whole or not at all.
 
     Args:
+        model_class: the class's name, by which it is known when it is loaded.
+        config: the configuration as JSON.
         record: provenance to keep beside the weights; this process's by default.
         overwrite: replace a model that is already there.
 
@@ -52,12 +53,11 @@ def save_model(
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         new.chmod(0o755)
-        config = json.loads(model.cfg.to_json())
         write_json(
             new / "config.json",
-            {"format": FORMAT, "model_class": type(model).__name__, "config": config},
+            {"format": FORMAT, "model_class": model_class, "config": json.loads(config)},
         )
-        write_tensors(new / "model.safetensors", dict(model.named_parameters()))
+        write_tensors(new / "model.safetensors", parameters)
         write_json(new / "provenance.json", dict(record or provenance()))
         if folder.exists():
             old = new.with_name(f"{new.name}.old")
@@ -115,16 +115,16 @@ def present_device(saved: str) -> str:
     return saved if available else "cpu"
 
 
-def load_parameters(model: ResValTransformer, path: Path) -> None:
-    """Loads ``path`` into ``model``; every parameter must be there with its shape, no other.
+def load_parameters(parameters: Mapping[str, Tensor], path: Path) -> None:
+    """Loads ``path`` into ``parameters``; every one must be there with its shape, no other.
 
     Raises:
         ValueError: what is missing, unknown or of another shape or dtype, with the file's name.
     """
     tensors, _ = read_tensors(path, "a saved model's parameters")
-    check_parameters(dict(model.named_parameters()), tensors, path)
+    check_parameters(parameters, tensors, path)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
 
 

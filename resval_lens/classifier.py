@@ -21,7 +21,7 @@ from resval_lens.attention import Carried
 from resval_lens.config import ResValConfig
 from resval_lens.streams import StreamsLike
 from resval_lens.tasks.icl import ICLTask
-from resval_lens.transformer import ResValTransformer
+from resval_lens.transformer import ResValTransformer, check_return_type
 
 Spec = Literal["reference", "paper"]
 
@@ -201,6 +201,7 @@ class ICLClassifier(ResValTransformer):
         Raises:
             ValueError: an input of another shape or dtype, NaN or infinity in it, missing targets.
         """
+        check_return_type(return_type)
         self._check(input)
         residual = input if start_at_layer is not None else self.hook_embed(input)
         residual = self.run_blocks(
@@ -213,10 +214,6 @@ class ICLClassifier(ResValTransformer):
             return None
         if return_type == "logits":
             return logits
-        if return_type not in ("loss", "both"):
-            raise ValueError(
-                f"return_type must be None, 'logits', 'loss' or 'both'; got {return_type!r}"
-            )
         if targets is None:
             raise ValueError(f"return_type={return_type!r} needs `targets`")
         loss = F.cross_entropy(logits, targets)

@@ -121,8 +121,9 @@ class ResValTransformer(StreamCaching):
 
         Raises:
             ValueError: ``start_at_layer`` skips a layer that a later one receives from, and
-                ``carried`` is not given.
+                ``carried`` is not given; an unknown ``return_type``.
         """
+        check_return_type(return_type)
         with LocallyOverridenDefaults(self, prepend_bos=prepend_bos, padding_side=padding_side):
             if start_at_layer is None:
                 residual, tokens, shortformer_pos_embed, attention_mask = self.input_to_embed(
@@ -153,10 +154,6 @@ class ResValTransformer(StreamCaching):
             logits = apply_softcap(self.unembed(residual), self.cfg.output_logits_soft_cap)
             if return_type == "logits":
                 return logits
-            if return_type not in ("loss", "both"):
-                raise ValueError(
-                    f"return_type must be None, 'logits', 'loss' or 'both'; got {return_type!r}"
-                )
             if tokens is None:
                 raise ValueError(f"return_type={return_type!r} with start_at_layer needs `tokens`")
             loss = self.loss_fn(logits, tokens, attention_mask, per_token=loss_per_token)
@@ -281,7 +278,9 @@ class ResValTransformer(StreamCaching):
             refactor_factored_attn_matrices=refactor_factored_attn_matrices,
         )
         if fold_value_biases and carries_values:
-            fold_value_biases_through_streams(self)
+            fold_value_biases_through_streams(
+                self.cfg.streams, [block.attn for block in self.blocks]
+            )
 
     @classmethod
     def from_hooked(
@@ -350,7 +349,14 @@ class ResValTransformer(StreamCaching):
         Raises:
             ValueError: the folder holds something else, or a model and ``overwrite`` is off.
         """
-        save_model(self, folder, record, overwrite)
+        save_model(
+            folder,
+            type(self).__name__,
+            self.cfg.to_json(),
+            dict(self.named_parameters()),
+            record,
+            overwrite,
+        )
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -404,7 +410,7 @@ class ResValTransformer(StreamCaching):
             model = cls(cfg, tokenizer=tokenizer)
         except (TypeError, ValueError, AssertionError) as error:
             raise ValueError(f"{folder / 'config.json'}: {error}") from None
-        load_parameters(model, folder / "model.safetensors")
+        load_parameters(dict(model.named_parameters()), folder / "model.safetensors")
         model.cfg.init_weights = wanted
         return model if streams is None else model.with_streams(streams, share_weights=True)
 
@@ -418,6 +424,14 @@ class ResValTransformer(StreamCaching):
             folder = Path(parent) / "model"
             self.save_pretrained(folder, record=record)
             return push(folder, repo_id, **hub)
+
+
+def check_return_type(return_type: str | None) -> None:
+    """Raises ValueError unless ``return_type`` is None, "logits", "loss" or "both"."""
+    if return_type not in (None, "logits", "loss", "both"):
+        raise ValueError(
+            f"return_type must be None, 'logits', 'loss' or 'both'; got {return_type!r}"
+        )
 
 
 def _mixed_like(stream: AttentionStream) -> AttentionStream:

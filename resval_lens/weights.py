@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,9 +10,6 @@ from transformer_lens.components import GroupedQueryAttention
 
 from resval_lens.attention import StreamAttention
 from resval_lens.streams import Streams
-
-if TYPE_CHECKING:
-    from resval_lens.transformer import ResValTransformer
 
 
 def check_processing(
@@ -45,7 +42,7 @@ def check_processing(
 
 
 @torch.no_grad()
-def fold_value_biases_through_streams(model: ResValTransformer) -> None:
+def fold_value_biases_through_streams(streams: Streams, layers: Sequence[StreamAttention]) -> None:
     """Moves every value bias into output biases, in place, along the value stream too.
 
         β_l = a · b_V,l + Σ_j b_j · handed bias of j          b_O,l += Σ_h β_l,h W_O,l,h
@@ -53,10 +50,9 @@ def fold_value_biases_through_streams(model: ResValTransformer) -> None:
     Attention weights sum to one over keys and the stream is linear, so a bias reaches the output
     of its own layer, and of every layer its values flow to, as a constant.
     """
-    stream = next(stream for stream in model.cfg.streams if stream.of == "v")
+    stream = next(stream for stream in streams if stream.of == "v")
     handed: list[Tensor] = []
-    for layer, block in enumerate(model.blocks):
-        attn = block.attn
+    for layer, attn in enumerate(layers):
         local = total = _value_bias(attn)[None, None]  # [1, 1, head, d_head]
         sources = stream.sources(layer)
         if sources:
@@ -65,10 +61,10 @@ def fold_value_biases_through_streams(model: ResValTransformer) -> None:
             own, link = mix(local, tuple(handed[j] for j in sources), local)
             total = own + link
         handed.append(local.clone() if stream.carry == "raw" else total.clone())
-        per_head = total[0, 0].repeat_interleave(model.cfg.n_heads // total.shape[2], dim=0)
+        per_head = total[0, 0].repeat_interleave(attn.cfg.n_heads // total.shape[2], dim=0)
         attn.b_O.add_(torch.einsum("hd,hdm->m", per_head, attn.W_O))
-    for block in model.blocks:
-        _value_bias(block.attn).zero_()
+    for attn in layers:
+        _value_bias(attn).zero_()
 
 
 def _value_bias(attn: StreamAttention) -> Tensor:

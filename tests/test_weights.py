@@ -86,7 +86,7 @@ def test_folding_value_biases_is_exact(stream: AttentionStream, kv_heads: int | 
     """In double precision, which the stock steps around it would round."""
     model = tiny_model(stream, n_layers=4, n_key_value_heads=kv_heads, dtype=torch.float64)
     before = log_probs(model)
-    fold_value_biases_through_streams(model)
+    fold_value_biases_through_streams(model.cfg.streams, [block.attn for block in model.blocks])
     assert_same_function(model, before, 1e-12)
     assert all(not value_bias(model, layer).any() for layer in range(4))
 

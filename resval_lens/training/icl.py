@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 
 from resval_lens.answer import answer, can_answer_fast
-from resval_lens.checkpoint import save_model
 from resval_lens.classifier import ICLClassifier
 from resval_lens.streams import shorthand
 from resval_lens.tasks.icl import ICLBatch
@@ -95,7 +94,8 @@ def train_icl(
                 summed, count, started = torch.zeros(()), 0, time.perf_counter()
             elif step % 20 == 0:
                 progress(step, None)
-        save_model(model, folder / "model", model_record(run, start, read_metrics(folder)), True)
+        record = model_record(run, start, read_metrics(folder))
+        model.save_pretrained(folder / "model", record=record, overwrite=True)
         return model
 
 
