@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -163,12 +164,7 @@ def compare(
         names = ["classic", "queries", "keys", "values"]
         _train_icl(names, [seed], steps, "reference", 0, runs, False, quiet)
     found = paper_runs(_load(runs))
-    with nullcontext() if quiet else err.status("") as status:
-
-        def note(text: str) -> None:
-            if status is not None:
-                status.update(text)
-
+    with _notes(quiet) as note:
         result = run_comparison(found, sequences, link_sequences, note)
     emergence = table_data(found, 0.95)
     said = tables.sentences(result, emergence)
@@ -188,6 +184,46 @@ def compare(
     for sentence in said:
         out.print(f"• {sentence}", highlight=False)
     out.print("\n" + "\n".join(str(path) for path in paths), highlight=False)
+
+
+@app.command("link-in-training")
+def link_in_training_command(
+    run: Annotated[Path, typer.Argument(help="Folder of a run trained with --keep-snapshots.")],
+    sequences: Annotated[int, typer.Option(help="Of each test set.")] = 2_000,
+    to: Annotated[Path, typer.Option("--out", help="Folder for JSON and PNG.")] = Path("out"),
+    quiet: Quiet = False,
+) -> None:
+    """Cut the links at every snapshot of a run: when in training does the model need them?
+
+    Example: `resval-lens train icl --variants values --seeds 0 --steps 45000 --keep-snapshots`,
+    then `resval-lens link-in-training runs/icl/values-seed0`
+    """
+    from resval_lens.analyses import figures, tables
+    from resval_lens.analyses.link_in_training import link_in_training
+    from resval_lens.files import write_json
+    from resval_lens.provenance import provenance
+    from resval_lens.recorded import RecordedRun
+
+    _writable(to)
+    with _notes(quiet) as note:
+        study = link_in_training(RecordedRun.load(run), sequences, note)
+    write_json(to / "link-in-training.json", {**study, "provenance": provenance()})
+    out.print(tables.link_in_training_table(study))
+    for path in (
+        figures.save(figures.link_in_training(study), to / "link-in-training.png"),
+        to / "link-in-training.json",
+    ):
+        out.print(str(path), highlight=False)
+
+
+@contextmanager
+def _notes(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A line that says what is being done, while it is; silence if ``quiet``."""
+    if quiet:
+        yield lambda text: None
+        return
+    with err.status("") as status:
+        yield status.update
 
 
 def numbers(text: str) -> list[int]:

@@ -137,6 +137,27 @@ def link_edits(links: dict[str, Any]) -> Figure:
     return figure
 
 
+def link_in_training(study: dict[str, Any]) -> Figure:
+    """Accuracy in training as trained (solid) and with the links cut (dashed)."""
+    with plt.rc_context(STYLE):
+        figure, row = plt.subplots(
+            1, len(TASKS), figsize=(3.1 * len(TASKS), 3.2), sharey=True, layout="constrained"
+        )
+        shade = colour(study["run"]["name"])
+        rows = study["snapshots"]
+        steps = [line["step"] for line in rows]
+        for axes, task in zip(row, TASKS, strict=True):
+            trained, cut = ([line[cell][task] for line in rows] for cell in ("trained", "cut"))
+            axes.plot(steps, trained, color=shade, lw=2, label="as trained")
+            axes.plot(steps, cut, color=shade, lw=2, ls="--", label="links cut")
+            axes.fill_between(steps, trained, cut, color=shade, alpha=0.12, lw=0)
+            axes.set(title=f"{TASKS[task]}: {MEANING[task]}", xlabel="step", ylim=(0, 1.02))
+            axes.margins(x=0)
+        row[0].set_ylabel("accuracy")
+        row[0].legend(loc="lower right")
+    return figure
+
+
 def attention(attention: dict[str, Any]) -> Figure:
     """Mean attention of both layers on fresh classes, one column a model."""
     with plt.rc_context(STYLE):

@@ -101,6 +101,23 @@ def compare_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def link_in_training_table(study: dict[str, Any], most: int = 16) -> Table:
+    """Accuracies as trained → with the links cut, of at most ``most`` snapshots."""
+    table = Table(
+        title=f"{study['run']['name']}, seed {study['run']['seed']}: as trained → links cut",
+        **STYLE,
+    )
+    table.add_column("step", justify="right")
+    for label in TASKS.values():
+        table.add_column(label, justify="right")
+    rows = study["snapshots"]
+    every = -(-len(rows) // most)
+    for line in rows[(len(rows) - 1) % every :: every]:
+        cells = (f"{line['trained'][task]:.3f} → {line['cut'][task]:.3f}" for task in TASKS)
+        table.add_row(str(line["step"]), *cells)
+    return table
+
+
 def attention_table(result: dict[str, Any]) -> Table:
     """Reddy's measures on fresh classes."""
     table = Table(title="Attention on IC (mean weights; CLA: share of answers)", **STYLE)

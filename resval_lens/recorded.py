@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,8 +12,13 @@ from resval_lens.classifier import ICLClassifier
 from resval_lens.files import write_bytes, write_json
 from resval_lens.presets import ICL_VARIANTS
 from resval_lens.training.icl import model_record
-from resval_lens.training.icl_run import ICLRun
-from resval_lens.training.run_folder import read_metrics, read_record
+from resval_lens.training.icl_run import ICLRun, initial_model
+from resval_lens.training.run_folder import (
+    load_snapshot,
+    read_metrics,
+    read_record,
+    snapshot_paths,
+)
 
 SHIPPED = Path(__file__).parent / "data" / "icl"
 
@@ -55,6 +60,17 @@ class RecordedRun:
             ValueError: it was not kept, or the run has not ended.
         """
         return ICLClassifier.from_pretrained(self.folder / "model")
+
+    def snapshots(self) -> Iterator[tuple[int, ICLClassifier]]:
+        """Step and model of each snapshot that was kept, oldest first.
+
+        Raises:
+            ValueError: a damaged file.
+        """
+        for path in snapshot_paths(self.folder):
+            model = initial_model(self.run)
+            step, _ = load_snapshot(path, dict(model.named_parameters()))
+            yield step, model
 
     @property
     def has_model(self) -> bool:

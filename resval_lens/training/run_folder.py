@@ -110,7 +110,7 @@ def write_snapshot(
         os.fsync(file.fileno())
     snapshots = folder / "snapshots"
     snapshots.mkdir(exist_ok=True)
-    earlier = sorted(snapshots.glob("*.safetensors"))
+    earlier = snapshot_paths(folder)
     write_tensors(
         snapshots / f"{metrics['step']:08d}.safetensors",
         {**parameters, "generator": generator.get_state()},
@@ -130,8 +130,16 @@ def restore(folder: Path, parameters: Mapping[str, Tensor], generator: Generator
     Raises:
         ValueError: a file is damaged.
     """
-    snapshots = sorted((folder / "snapshots").glob("*.safetensors"))
-    done = _load(snapshots[-1], parameters, generator) if snapshots else None
+    snapshots = snapshot_paths(folder)
+    done = None
+    if snapshots:
+        done, state = load_snapshot(snapshots[-1], parameters)
+        try:
+            generator.set_state(state)
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"{snapshots[-1]}: the generator's state is damaged ({error})"
+            ) from None
     path = folder / "metrics.jsonl"
     if path.exists():
         lines = path.read_bytes().splitlines(keepends=True)
@@ -148,20 +156,26 @@ def restore(folder: Path, parameters: Mapping[str, Tensor], generator: Generator
     return done
 
 
-def _load(path: Path, parameters: Mapping[str, Tensor], generator: Generator) -> int:
+def snapshot_paths(folder: Path) -> list[Path]:
+    """The snapshots that a run's folder holds, oldest first."""
+    return sorted((folder / "snapshots").glob("*.safetensors"))
+
+
+def load_snapshot(path: Path, parameters: Mapping[str, Tensor]) -> tuple[int, Tensor]:
+    """Loads a snapshot into ``parameters``; its step and its generator's state.
+
+    Raises:
+        ValueError: it is damaged or of another model.
+    """
     tensors, metadata = read_tensors(path, "a training snapshot")
     state = tensors.pop("generator", None)
     check_parameters(parameters, tensors, path)
     if state is None or "step" not in metadata:
         raise ValueError(f"{path} is not a training snapshot: no generator state or step")
-    try:
-        generator.set_state(state)
-    except (TypeError, RuntimeError) as error:
-        raise ValueError(f"{path}: the generator's state is damaged ({error})") from None
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
-    return int(metadata["step"])
+    return int(metadata["step"]), state
 
 
 def _metrics(path: Path, number: int, line: bytes) -> dict[str, Any]:

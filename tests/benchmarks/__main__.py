@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from transformer_lens import HookedTransformer, HookedTransformerConfig
@@ -41,7 +42,7 @@ def timed(peers: dict[str, Step], rounds: int, repeats: int) -> dict[str, list[f
 
 def show(title: str, seconds: dict[str, list[float]]) -> None:
     first = next(iter(seconds))
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("")
     for column in ("median ms", f"ratio to {first}", "range of the ratio"):
         table.add_column(column, justify="right")

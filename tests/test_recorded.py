@@ -1,0 +1,117 @@
+"""The runs that ship with the package, and what the README says of them."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from resval_lens.analyses.emergence import crossings, paper_runs, saving, t_tests
+from resval_lens.presets import FURTHER_VARIANTS, PAPER_VARIANTS
+from resval_lens.recorded import load_runs
+from resval_lens.tasks.icl import ICLBatch
+from resval_lens.training.icl import measure
+from resval_lens.training.icl_run import draw_world, initial_model
+
+ROOT = Path(__file__).parent.parent
+README = " ".join((ROOT / "README.md").read_text().split())
+ROWS = {
+    "none (classic)": "classic",
+    "queries": "queries",
+    "keys": "keys",
+    "values": "values",
+    "values, gradient blocked in the link": "values-detached",
+    "queries and values": "queries-values",
+    "queries, keys and values": "queries-keys-values",
+    "values, even mix (½ own + ½ carried)": "values-half",
+}
+
+
+def test_every_variant_ships_with_its_seeds() -> None:
+    seeds = {
+        name: [r.run.seed for r in load_runs() if r.run.name == name] for name in ROWS.values()
+    }
+    assert seeds == {name: [0, 1, 2, 3] for name in PAPER_VARIANTS} | {
+        name: [0, 1] for name in FURTHER_VARIANTS
+    }
+
+
+@pytest.mark.parametrize("recorded", load_runs(), ids=lambda recorded: recorded.run.folder_name)
+def test_a_recorded_run_is_whole(recorded) -> None:
+    run = recorded.run
+    steps = [line["step"] for line in recorded.metrics]
+    assert steps == list(range(0, run.steps + 1, run.snapshot_every))
+    assert (run.batch, run.lr, run.decay, run.spec) == (128, 0.01, 1e-6, "reference")
+    for start in recorded.starts:
+        assert {"command", "git_commit", "versions", "created"} <= set(start)
+
+
+@pytest.mark.parametrize("name", ["values-seed0", "queries-keys-values-seed1"])
+def test_a_recorded_run_begins_as_it_would_today(name: str) -> None:
+    (recorded,) = (r for r in load_runs() if r.run.folder_name == name)
+    _, tests = draw_world(recorded.run)
+    first = measure(initial_model(recorded.run), tests, 0, None, 0.0)
+    for task in ("test", "ic", "ic2", "iw"):
+        assert first[task]["loss"] == pytest.approx(recorded.metrics[0][task]["loss"], abs=2e-6)
+    for quantity, value in recorded.metrics[0]["attention"].items():
+        tolerance = 0.002 if quantity == "cla" else 2e-6  # a share of 1000 answers
+        assert first["attention"][quantity] == pytest.approx(value, abs=tolerance)
+
+
+@pytest.mark.parametrize(("label", "variant"), ROWS.items())
+def test_the_table_in_the_readme_is_what_the_records_say(label: str, variant: str) -> None:
+    row = next(line for line in (ROOT / "README.md").read_text().splitlines()
+               if line.startswith(f"| {label} |"))  # fmt: skip
+    seeds, ours = (cell.strip() for cell in row.split("|")[2:4])
+    found = next(c for c in crossings(load_runs(), 0.95) if (c.variant, c.task) == (variant, "ic"))
+    assert int(seeds) == len(found.seeds)
+    assert ours == f"{found.mean:.2f} ± {found.sd:.2f}"
+    if variant in PAPER_VARIANTS:
+        (last,) = (r.metrics[-1] for r in load_runs() if r.run.folder_name == f"{variant}-seed0")
+        accuracies = [cell.strip() for cell in row.split("|")[5:9]]
+        assert accuracies == [
+            f"{last[task]['accuracy']:.3f}"[1:] for task in ("test", "ic", "ic2", "iw")
+        ]
+
+
+def test_the_words_in_the_readme_are_what_the_records_say() -> None:
+    runs = paper_runs(load_runs())
+    saved = {level: saving(crossings(runs, level), "values", "ic") for level in (0.95, 0.9, 0.5)}
+    assert (
+        f"saves {saved[0.95]:.0%} of the steps to .95, {saved[0.9]:.0%} to .9 and {saved[0.5]:.0%}"
+        in README
+    )
+    test = next(
+        t for t in t_tests(crossings(runs, 0.95))
+        if (t.first, t.second, t.task) == ("values", "classic", "ic")
+    )  # fmt: skip
+    said = re.search(
+        r"t = −([\d.]+), p = (\.\d+) \(paired by seed: t = −([\d.]+), p = (\.\d+)\)", README
+    )
+    assert said is not None
+    numbers = [float(number) for number in said.groups()]
+    measured = [-test.t, test.p, -test.t_paired, test.p_paired]
+    assert numbers == [pytest.approx(m, abs=0.05 if m > 1 else 0.0005) for m in measured]
+
+
+def test_the_scaffold_in_the_readme_is_what_was_recorded() -> None:
+    study = json.loads((ROOT / "docs" / "link-in-training.json").read_text())
+    (line,) = (line for line in study["snapshots"] if line["step"] == 21_000)
+    ic, iw = (
+        [f"{line[cell][task]:.2f}"[1:] for cell in ("trained", "cut")] for task in ("ic", "iw")
+    )
+    assert f"IC from {ic[0]} to {ic[1]} (and memory, IW, rises from {iw[0]} to {iw[1]})" in README
+
+
+def test_the_shipped_model_is_the_last_of_its_run() -> None:
+    """One seed trained twice: the shipped run, and the one cut at every snapshot."""
+    study = json.loads((ROOT / "docs" / "link-in-training.json").read_text())
+    (recorded,) = (r for r in load_runs() if r.run.folder_name == "values-seed0")
+    assert study["run"] == recorded.run.to_dict()
+    _, tests = draw_world(recorded.run)
+    with torch.no_grad():
+        for task, batch in tests.items():
+            part = ICLBatch(*(x[:2000] for x in batch))
+            right = (recorded.model()(part.inputs).argmax(-1) == part.targets).double().mean()
+            assert float(right) == pytest.approx(study["snapshots"][-1]["trained"][task], abs=0.001)
