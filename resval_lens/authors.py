@@ -40,10 +40,10 @@ def load_authors_classifier(path: str | Path, streams: StreamsLike = "") -> ICLC
         raise ValueError(f"{expected}; it holds {count} arrays")
     readout = arrays["readout"]
     labels, d = readout.shape if readout.ndim == 2 else (0, 0)
-    positions = ICLTask().n_positions
-    if labels < 1 or d <= positions:
+    positions, least = ICLTask().n_positions, ICLTask().n_distinct
+    if labels < least or d <= positions:
         raise ValueError(
-            f"{path}: readout (arr_12) must have shape [labels, d > {positions}]; "
+            f"{path}: readout (arr_12) must have shape [labels ≥ {least}, d > {positions}]; "
             f"got {list(readout.shape)}"
         )
     for i, (name, array) in enumerate(arrays.items()):

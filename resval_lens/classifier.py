@@ -45,6 +45,14 @@ class ClassifierConfig(ResValConfig):
     content: int = 85
     output_projection: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_key_value_heads is not None:
+            raise ValueError(
+                f"n_key_value_heads={self.n_key_value_heads}: every head of a classifier has keys "
+                "and values of its own; expected None"
+            )
+
 
 def classifier_config(
     streams: StreamsLike = "", spec: Spec = "reference", task: ICLTask | None = None

@@ -289,10 +289,10 @@ class ResValTransformer(StreamCaching):
         """A ResValTransformer with the weights of any HookedTransformer, a pretrained one too.
 
         With ``streams=""`` the result computes exactly what ``model`` computes; with streams, what
-        those weights do when values (queries, keys) flow. Mixing weights start at their initial
-        values unless ``model`` has the same streams. Load pretrained models with
-        ``from_pretrained_no_processing`` before grafting a stream: processed weights have lost
-        their value biases, so the link could not carry them.
+        those weights do when values (queries, keys) flow. Learned mixing comes along from a model
+        with the same stream (whichever layers receive it) and starts afresh otherwise. Load
+        pretrained models with ``from_pretrained_no_processing`` before grafting a stream:
+        processed weights have lost their value biases, so the link could not carry them.
 
         Args:
             share_weights: use the same parameter tensors instead of copies.

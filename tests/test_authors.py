@@ -133,7 +133,7 @@ def test_half_an_archive_is_refused(tmp_path: Path, share: float) -> None:
         (7, np.zeros(150), r"b1 \(arr_7\) must hold floats of shape \[1\]; got float64 \[150\]"),
         (10, np.zeros((150, 150), int), r"w3 \(arr_10\) must hold floats .* got int64"),
         (2, np.full((150, 150), "x"), r"v1 \(arr_2\) must hold floats .* got <U1"),
-        (12, np.zeros(32), r"readout \(arr_12\) must have shape \[labels, d > 65\]; got \[32\]"),
+        (12, np.zeros(32), r"readout \(arr_12\) must have .*labels ≥ 4, d > 65\]; got \[32\]"),
         (12, np.zeros((32, 65)), r"readout \(arr_12\) must have .* got \[32, 65\]"),
         (12, np.zeros((0, 150)), r"readout \(arr_12\) must have .* got \[0, 150\]"),
         (12, np.zeros((32, 128)), r"q1 \(arr_0\) must hold floats of shape \[128, 128\]"),

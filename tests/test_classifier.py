@@ -1,6 +1,7 @@
 """The two-layer classifier against NumPy loops and plain torch; its sizes, weights and refusals."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -291,3 +292,8 @@ def test_an_unknown_return_type_is_refused() -> None:
 def test_a_classifier_generates_nothing(name: str) -> None:
     with pytest.raises(TypeError, match="ICLClassifier is a classifier"):
         getattr(model_of("v"), name)(tokens())
+
+
+def test_grouped_heads_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"n_key_value_heads=1: .* expected None"):
+        replace(classifier_config(), n_key_value_heads=1)

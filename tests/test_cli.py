@@ -125,6 +125,20 @@ def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(tmp_path):
     assert (tmp_path / "runs" / "values-seed0" / "model" / "model.safetensors").exists()
 
 
+def test_ctrl_c_while_workers_start_stops_them_too(tmp_path):
+    process = subprocess.Popen(
+        [*PROGRAM, "train", "icl", "--variants", "classic,values", "--seeds", "0", "--jobs", "2",
+         "--runs", str(tmp_path), "--quiet"],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    _wait_for(lambda: len(_processes_in(process.pid)) >= 4)  # itself, a tracker, two workers
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert not _processes_in(process.pid)
+
+
 def test_workers_die_with_a_killed_parent(tmp_path):
     process = subprocess.Popen(
         [*PROGRAM, "train", "icl", "--variants", "values", "--seeds", "0", "--steps", "100000",

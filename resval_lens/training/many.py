@@ -55,9 +55,15 @@ def train_many(
     with ProcessPoolExecutor(
         min(jobs, len(runs)), context, _start_worker, (queue, stop, os.getpid())
     ) as pool:
-        waiting: set[Future[None]] = {
-            pool.submit(_train, run, folder / run.folder_name, keep_snapshots) for run in runs
-        }
+        # Workers inherit the blocked signal: Ctrl-C reaches this process alone, even while they
+        # are still starting. It decides.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            waiting: set[Future[None]] = {
+                pool.submit(_train, run, folder / run.folder_name, keep_snapshots) for run in runs
+            }
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         try:
             while waiting:
                 done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -100,7 +106,6 @@ def _start_worker(queue: Any, stop: Any, parent: int) -> None:
     global _queue, _stop
     _queue, _stop = queue, stop
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     torch.set_num_threads(1)
     keep_freed_memory()
 
