@@ -111,7 +111,7 @@ def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [*PROGRAM, *command, "--steps", "100000"], stderr=subprocess.PIPE, text=True,
-        env=environment, start_new_session=True,
+        env=environment, start_new_session=True, preexec_fn=_hear_ctrl_c,
     )  # fmt: skip
     metrics = tmp_path / "runs" / "classic-seed0" / "metrics.jsonl"
     _wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 1)
@@ -119,7 +119,7 @@ def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "the same command goes on from here" in errors
-    assert not _processes_in(process.pid)
+    _wait_for(lambda: not _processes_in(process.pid), seconds=20)
     done = run(*command, "--steps", "20")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "values-seed0" / "model" / "model.safetensors").exists()
@@ -129,14 +129,14 @@ def test_ctrl_c_while_workers_start_stops_them_too(tmp_path):
     process = subprocess.Popen(
         [*PROGRAM, "train", "icl", "--variants", "classic,values", "--seeds", "0", "--jobs", "2",
          "--runs", str(tmp_path), "--quiet"],
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
+        stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=_hear_ctrl_c,
     )  # fmt: skip
     _wait_for(lambda: len(_processes_in(process.pid)) >= 4)  # itself, a tracker, two workers
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    assert not _processes_in(process.pid)
+    _wait_for(lambda: not _processes_in(process.pid), seconds=20)
 
 
 def test_workers_die_with_a_killed_parent(tmp_path):
@@ -159,6 +159,11 @@ def test_numbers():
     for wrong in ("3-1", "", "-", "1-"):
         with pytest.raises(ValueError, match="seeds must"):
             numbers(wrong)
+
+
+def _hear_ctrl_c() -> None:
+    """A background job of a shell, and all that it starts, would ignore the signal."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _wait_for(condition, seconds: float = 90) -> None:
