@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from resval_lens.hooks.links import Link, links
+from resval_lens.hooks.links import Link, Numbers, links
 from resval_lens.transformer import ResValTransformer
 
 Heads = Float[Tensor, "batch pos head d_head"]
@@ -82,7 +82,8 @@ def link_hooks(
 
     Args:
         selected: from :func:`~resval_lens.hooks.links.links`; all links by default.
-        positions: token positions to edit; all by default, negative ones count from the end.
+        positions: token positions to edit; all by default, negative ones count from the end. With
+            a key-value cache, positions of the tokens that this call is given.
 
     Raises:
         ValueError: when run: a position beyond the prompt, or a replacement of another shape.
@@ -121,8 +122,8 @@ def edit_links(
     edit: Edit,
     *,
     of: str | None = None,
-    layers: Iterable[int] | None = None,
-    heads: Iterable[int] | None = None,
+    layers: Numbers | None = None,
+    heads: Numbers | None = None,
     positions: Iterable[int] | None = None,
 ) -> Iterator[ResValTransformer]:
     """The model with some links edited; as it was afterwards, whatever happens inside."""
@@ -134,7 +135,11 @@ def edit_links(
 def cut_links(
     model: ResValTransformer, **selection: Any
 ) -> AbstractContextManager[ResValTransformer]:
-    """The model with some links cut (set to zero); ``selection`` as in :func:`edit_links`."""
+    """The model with some links cut (set to zero); ``selection`` as in :func:`edit_links`.
+
+    After ``process_weights_`` the value biases, and what the links carried of them, are part of the
+    output biases: a cut removes the rest.
+    """
     return edit_links(model, zero(), **selection)
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 from resval_lens.transformer import ResValTransformer
+
+Numbers = SupportsIndex | Iterable[SupportsIndex]
+"""One whole number or several, NumPy's too."""
 
 
 @dataclass(frozen=True, order=True)
@@ -31,8 +36,8 @@ class Link:
 def links(
     model: ResValTransformer,
     of: str | None = None,
-    layers: Iterable[int] | None = None,
-    heads: Iterable[int] | None = None,
+    layers: Numbers | None = None,
+    heads: Numbers | None = None,
 ) -> tuple[Link, ...]:
     """The links of a model, by stream, layer and head; all of them by default.
 
@@ -50,8 +55,7 @@ def links(
     for name in of or ():
         if name not in streams:
             raise ValueError(f"of={of!r}: this model has links of {', '.join(streams)} only")
-    layers = None if layers is None else list(layers)
-    heads = None if heads is None else list(heads)
+    layers, heads = _numbers(layers, "layers"), _numbers(heads, "heads")
     grouped = not model.cfg.ungroup_grouped_query_attention
     found = []
     for name in [name for name in streams if name in (of or streams)]:
@@ -65,11 +69,26 @@ def links(
     return tuple(found)
 
 
-def _among(chosen: Iterable[int] | None, count: int, what: str) -> list[int]:
+def _numbers(chosen: Numbers | None, what: str) -> list[int] | None:
+    """A list of whole numbers, NumPy's too, from one or several; None stays None."""
+    if chosen is None:
+        return None
+    several = chosen if isinstance(chosen, Iterable) else [chosen]
+    found = []
+    for number in several:
+        try:
+            found.append(operator.index(number))
+        except TypeError:
+            raise ValueError(f"{what}: {number!r} is not a whole number") from None
+    if not found:
+        raise ValueError(f"{what}: the selection is empty; name one or more, or None for all")
+    return found
+
+
+def _among(chosen: list[int] | None, count: int, what: str) -> list[int]:
     if chosen is None:
         return list(range(count))
-    chosen = list(chosen)
     for number in chosen:
-        if not isinstance(number, int) or not -count <= number < count:
+        if not -count <= number < count:
             raise ValueError(f"{what}: {number!r} is not among 0 to {count - 1}")
     return sorted({number % count for number in chosen})

@@ -21,10 +21,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from resval_lens.classifier import ICLClassifier
+from resval_lens.norm import is_watched
 
 
 def can_answer_fast(model: ICLClassifier) -> bool:
-    """Whether :func:`answer` knows this model: two plain layers, one head, no per-token gate."""
+    """Whether :func:`answer` is this model's: two plain layers, one head, no gate, no hooks."""
     cfg = model.cfg
     plain = (
         cfg.attn_only
@@ -42,6 +43,7 @@ def can_answer_fast(model: ICLClassifier) -> bool:
         and cfg.n_heads == 1
         and cfg.n_key_value_heads is None
         and all(stream.mix != "gate" for stream in cfg.streams)
+        and not any(is_watched(point) for point in model.hook_points())
     )
 
 

@@ -9,7 +9,7 @@ normalisation of q and k, rotation, or the key-value cache, which therefore stor
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -20,6 +20,7 @@ from transformer_lens.utilities.attention import complex_attn_linear, simple_att
 
 from resval_lens.config import ResValConfig
 from resval_lens.mixing import StreamMix
+from resval_lens.norm import is_watched
 from resval_lens.streams import AttentionStream
 
 Heads = Float[Tensor, "batch pos _ d_head"]  # heads, or key-value heads
@@ -130,6 +131,13 @@ class StreamAttention(AbstractAttention):
                 f"layer {self.layer_id} receives a residual {name} stream, and nothing arrived: "
                 "run the block with `carried=`, as ResValTransformer.forward does"
             )
+        count = len(mix.stream.sources(cast("int", self.layer_id)))
+        shapes = [list(x.shape) for x in arriving]
+        if shapes != [list(local.shape)] * count:
+            raise ValueError(
+                f"carried: layer {self.layer_id} receives {count} of {name}, each of shape "
+                f"{list(local.shape)}; got {shapes}"
+            )
         handed = tuple(x.to(local.device) for x in arriving)
         return tuple(x.detach() for x in handed) if mix.stream.detach else handed
 
@@ -156,9 +164,10 @@ class StreamAttention(AbstractAttention):
         position_bias: Tensor | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """The layer's output; equal numbers on both paths up to floating-point order."""
+        dropout = self.cfg.dropout if self.training else 0.0
         extras = (past_kv_cache_entry, additive_attention_mask, attention_mask, position_bias)
         if not self._may_fuse() or any(extra is not None for extra in extras):
-            return super().forward(
+            attn_out = super().forward(
                 query_input=query_input,
                 key_input=key_input,
                 value_input=value_input,
@@ -167,6 +176,7 @@ class StreamAttention(AbstractAttention):
                 attention_mask=attention_mask,
                 position_bias=position_bias,
             )
+            return F.dropout(attn_out, dropout) if dropout else attn_out
         q, k, v = self.calculate_qkv_matrices(query_input, key_input, value_input)
         if self.cfg.positional_embedding_type == "rotary":
             q = self.hook_rot_q(self.apply_rotary(q))
@@ -175,20 +185,28 @@ class StreamAttention(AbstractAttention):
             q.transpose(1, 2),
             k.transpose(1, 2),
             v.transpose(1, 2),
+            dropout_p=dropout,
             is_causal=self.cfg.attention_dir == "causal",
             scale=1 / float(self.attn_scale),
             enable_gqa=k.shape[2] != q.shape[2],
         )
         z = self.hook_z(z.transpose(1, 2))  # [batch, pos, head, d_head]
         w = self.W_O.flatten(0, 1).T  # [d_model, head * d_head]
-        return F.linear(z.flatten(2), w, self.b_O)
+        attn_out = F.linear(z.flatten(2), w, self.b_O)
+        return F.dropout(attn_out, dropout) if dropout else attn_out
+
+    def calculate_z_scores(self, v: Tensor, pattern: Tensor) -> Heads:
+        """Values mixed by the pattern, some of whose weights are dropped in training mode."""
+        if self.training and self.cfg.dropout:
+            pattern = F.dropout(pattern, self.cfg.dropout)
+        return super().calculate_z_scores(v, pattern)
 
     def _may_fuse(self) -> bool:
         cfg = self.cfg
         return (
-            cfg.use_sdpa
-            and not _is_watched(self.hook_attn_scores)
-            and not _is_watched(self.hook_pattern)
+            cfg.use_fused
+            and not is_watched(self.hook_attn_scores)
+            and not is_watched(self.hook_pattern)
             and self.attn_type == "global"
             and cfg.positional_embedding_type in ("standard", "shortformer", "rotary")
             and self._attention_dir_override is None
@@ -200,16 +218,6 @@ class StreamAttention(AbstractAttention):
             and not cfg.load_in_4bit
             and cfg.original_architecture not in OLMO_QK_NORM
         )
-
-
-def _is_watched(hook_point: HookPoint) -> bool:
-    """Whether a hook of any kind would see this activation or its gradient."""
-    return bool(
-        hook_point._forward_hooks
-        or hook_point._forward_pre_hooks
-        or hook_point._backward_hooks
-        or hook_point._backward_pre_hooks
-    )
 
 
 class ResValAttention(StreamAttention, Attention):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, overload
 
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.components import TransformerBlock
@@ -15,11 +16,13 @@ from resval_lens.attention import (
     ResValGroupedQueryAttention,
 )
 from resval_lens.config import ResValConfig
+from resval_lens.norm import fused
 
 
 class ResValBlock(TransformerBlock):
     """TransformerLens's block, with an attention layer that receives and hands on streams."""
 
+    cfg: ResValConfig
     attn: ResValAttention | ResValGroupedQueryAttention
 
     def __init__(self, cfg: ResValConfig, block_index: int) -> None:
@@ -27,6 +30,9 @@ class ResValBlock(TransformerBlock):
         grouped = cfg.n_key_value_heads is not None
         attention = ResValGroupedQueryAttention if grouped else ResValAttention
         self.attn = attention(cfg, self.attn.attn_type, block_index)
+        for name in ("ln1", "ln1_post", "ln2", "ln2_post"):
+            if hasattr(self, name):
+                setattr(self, name, fused(getattr(self, name), cfg))
 
     @overload
     def forward(
@@ -57,3 +63,11 @@ class ResValBlock(TransformerBlock):
         finally:
             self.attn.delivery = outer
         return resid_post, delivery.leaving
+
+    def apply_mlp(
+        self, normalized_resid: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """What the MLP adds to the residual stream."""
+        if not (self.training and self.cfg.dropout):
+            return super().apply_mlp(normalized_resid)
+        return self.hook_mlp_out(F.dropout(self.mlp(normalized_resid), self.cfg.dropout))

@@ -11,7 +11,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities import Slice
 
 from resval_lens.config import ResValConfig
-from resval_lens.hook_names import ResValCache, short_hook_names
+from resval_lens.hook_names import ResValCache, full, short_hook_names
 
 
 class StreamCaching(HookedTransformer):
@@ -49,6 +49,10 @@ class StreamCaching(HookedTransformer):
         HookedTransformer tells the axis from a list of names: it would slice the link points, the
         rotated q and k, and what it splits by head, along heads.
         """
+        if isinstance(names_filter, str):
+            names_filter = full(names_filter)
+        elif isinstance(names_filter, list):
+            names_filter = [full(name) for name in names_filter]
         cache, forward, backward = super().get_caching_hooks(
             names_filter, incl_bwd, device, remove_batch_dim, cache, pos_slice
         )

@@ -5,6 +5,7 @@ A saved model is a folder:
     config.json         the class's name and every field of its configuration
     model.safetensors   the parameters, by TransformerLens's names
     provenance.json     command, versions, git commit, seed, metrics
+    tokenizer.json      a language model's tokenizer, if it has one of its own
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
-from resval_lens.files import read_json, read_tensors, write_json, write_tensors
+from resval_lens.files import read_json, read_tensors, write_bytes, write_json, write_tensors
 from resval_lens.provenance import provenance
+from resval_lens.tasks.text.vocabulary import end_of_text, load_tokenizer
 
 FORMAT = "resval-lens/1"
-FILES = ("config.json", "model.safetensors", "provenance.json")
+FILES = ("config.json", "model.safetensors", "provenance.json", "tokenizer.json")
 
 
 def save_model(
@@ -33,6 +36,7 @@ def save_model(
     parameters: Mapping[str, Tensor],
     record: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    tokenizer_json: str | None = None,
 ) -> None:
     """Saves a model into ``folder``, whole or not at all.
 
@@ -41,6 +45,7 @@ def save_model(
         config: the configuration as JSON.
         record: provenance to keep beside the weights; this process's by default.
         overwrite: replace a model that is already there.
+        tokenizer_json: the tokenizer, as ``tokenizers.Tokenizer.to_str`` writes it.
 
     Raises:
         ValueError: the folder holds something, and it is not a saved model or ``overwrite`` is
@@ -59,6 +64,8 @@ def save_model(
         )
         write_tensors(new / "model.safetensors", parameters)
         write_json(new / "provenance.json", dict(record or provenance()))
+        if tokenizer_json is not None:
+            write_bytes(new / "tokenizer.json", tokenizer_json.encode())
         if folder.exists():
             old = new.with_name(f"{new.name}.old")
             folder.rename(old)
@@ -115,6 +122,23 @@ def present_device(saved: str) -> str:
     return saved if available else "cpu"
 
 
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
+    """The tokenizer of a saved model, or None if it has none of its own.
+
+    Raises:
+        ValueError: a damaged file, or a tokenizer without an end of text.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    tokenizer = load_tokenizer(path)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=tokenizer.id_to_token(end_of_text(tokenizer)),
+        name_or_path=str(folder),
+    )
+
+
 def load_parameters(parameters: Mapping[str, Tensor], path: Path) -> None:
     """Loads ``path`` into ``parameters``; every one must be there with its shape, no other.
 
@@ -155,10 +179,20 @@ def fetch(repo_id: str, **hub: Any) -> Path:
 
     Only the three files above are fetched. ``hub`` goes to ``huggingface_hub.snapshot_download``
     (revision, token, cache_dir, ...).
+
+    Raises:
+        ValueError: there is no such model, or the hub does not answer.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    return Path(snapshot_download(repo_id, allow_patterns=list(FILES), **hub))
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=list(FILES), **hub))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{repo_id!r} is no folder here, and not to be had from the Hugging Face hub ({reason})"
+        ) from error
 
 
 def push(folder: Path, repo_id: str, **hub: Any) -> str:

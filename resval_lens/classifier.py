@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -224,8 +224,33 @@ class ICLClassifier(ResValTransformer):
             return logits
         if targets is None:
             raise ValueError(f"return_type={return_type!r} needs `targets`")
+        if targets.shape != logits.shape[:1] or targets.is_floating_point():
+            raise ValueError(
+                f"targets must be whole numbers of shape [{len(logits)}]; "
+                f"got {targets.dtype} {list(targets.shape)}"
+            )
         loss = F.cross_entropy(logits, targets)
         return loss if return_type == "loss" else (logits, loss)
+
+    def load_and_process_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: there are no norms, embeddings or biases to fold.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("a classifier has no weights to process: no norms, embedding or biases")
+
+    @classmethod
+    def from_hooked(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refused: no other model is a classifier.
+
+        Raises:
+            ValueError: always, naming :meth:`with_streams`.
+        """
+        raise ValueError(
+            "a classifier is made by ICLClassifier(classifier_config(...)); with_streams runs the "
+            "weights of one with other streams"
+        )
 
     def _check(self, input: Tensor) -> None:
         if input.ndim != 3 or input.shape[-1] != self.cfg.d_model or 0 in input.shape:

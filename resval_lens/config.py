@@ -22,8 +22,19 @@ class ResValConfig(HookedTransformerConfig):
     Attributes:
         streams: which of q, k, v flow from layer to layer: ``"v"``, ``"qk"``, ``""`` (classic), or
             :class:`~resval_lens.streams.AttentionStream` objects. Kept in full, as a tuple.
-        use_sdpa: let a layer use ``F.scaled_dot_product_attention`` while nothing looks at its
-            scores or pattern. Turn it off for second derivatives, which that kernel lacks.
+        use_fused: let a layer use PyTorch's fused kernels while nothing looks inside them:
+            attention (``hook_attn_scores``, ``hook_pattern``) and normalisation (``hook_scale``,
+            ``hook_normalized``). Turn it off for second derivatives of attention, which that
+            kernel lacks, or for the last bit of TransformerLens's own numbers.
+        dropout: in training mode, the share of zeros in the embedding, in each attention pattern
+            (after ``hook_pattern``) and in what attention and MLP add to the residual stream
+            (before ``hook_attn_out`` and ``hook_mlp_out``).
+        tied_embedding: W_U is W_E transposed, one parameter for both. Weight processing unties.
+        frozen: shell patterns of parameters that are not trained, like ``("unembed.b_U",)``:
+            TransformerLens gives every layer biases, and architectures without them keep these
+            at zero.
+        folded_value_biases: weight processing has moved the value biases into the output's; the
+            value stream can no longer be changed.
 
     Everything else is TransformerLens's own, with its own defaults. ``seed`` re-seeds the global
     generators when a config is made, as it does in TransformerLens.
@@ -33,13 +44,27 @@ class ResValConfig(HookedTransformerConfig):
     """
 
     streams: Any = ()
-    use_sdpa: bool = True
+    use_fused: bool = True
+    dropout: float = 0.0
+    tied_embedding: bool = False
+    frozen: tuple[str, ...] = ()
+    folded_value_biases: bool = False
 
     def __post_init__(self) -> None:
         self.streams: Streams = parse_streams(self.streams, self.n_layers)
         super().__post_init__()
         if self.streams and self.load_in_4bit:
             raise ValueError("load_in_4bit=True: streams need the projections' unquantised weights")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be a share from 0 to below 1; got {self.dropout!r}")
+        if self.tied_embedding and self.d_vocab_out != self.d_vocab:
+            raise ValueError(
+                f"tied_embedding=True: d_vocab_out={self.d_vocab_out} must equal "
+                f"d_vocab={self.d_vocab}"
+            )
+        if isinstance(self.frozen, str):
+            raise ValueError(f"frozen must be a tuple of patterns; got the text {self.frozen!r}")
+        self.frozen = tuple(self.frozen)
 
     def with_streams(self, streams: StreamsLike) -> Self:
         """A copy with other streams. Does not re-seed the global generators."""
@@ -62,7 +87,8 @@ class ResValConfig(HookedTransformerConfig):
     @classmethod
     def from_hooked(cls, cfg: HookedTransformerConfig, streams: StreamsLike = "") -> Self:
         """The same transformer with streams. Does not re-seed the global generators."""
-        settings = {f.name: getattr(cfg, f.name) for f in fields(HookedTransformerConfig)}
+        settings = {f.name: getattr(cfg, f.name) for f in fields(cls) if hasattr(cfg, f.name)}
+        settings.pop("streams", None)
         seed = settings.pop("seed")
         config = cls(**copy.deepcopy(settings), streams=streams)
         config.seed = seed

@@ -23,7 +23,12 @@ def full_hook_name(name: str, layer: int | None = None) -> str:
     >>> full_hook_name("resid_pre", 1)
     'blocks.1.hook_resid_pre'
     """
-    return _SHORTENED.sub(r"\1attn.\2", get_act_name(name, layer))
+    return full(get_act_name(name, layer))
+
+
+def full(name: str) -> str:
+    """The full name of a hook point from how HookedTransformer spells it; others as they are."""
+    return _SHORTENED.sub(r"\1attn.\2", name)
 
 
 def short_hook_names(cfg: ResValConfig) -> dict[str, str]:
@@ -44,10 +49,15 @@ class ResValCache(ActivationCache):
     def __getitem__(self, key: Any) -> Tensor:
         name = None
         if isinstance(key, str):
-            name = _SHORTENED.sub(r"\1attn.\2", key)
+            name = full(key)
         elif isinstance(key, tuple) and len(key) == 2:
             layer = key[1]
             if isinstance(layer, int) and layer < 0:
                 layer += self.model.cfg.n_layers
             name = full_hook_name(key[0], layer)
         return self.cache_dict[name] if name in self.cache_dict else super().__getitem__(key)
+
+    def apply_slice_to_batch_dim(self, batch_slice: Any) -> ResValCache:
+        """Some examples of the batch; see ActivationCache."""
+        sliced = super().apply_slice_to_batch_dim(batch_slice)
+        return ResValCache(sliced.cache_dict, self.model, has_batch_dim=sliced.has_batch_dim)

@@ -224,6 +224,10 @@ def parse_streams(streams: StreamsLike, n_layers: int | None = None) -> Streams:
     elif isinstance(streams, AttentionStream):
         parsed = [streams]
     else:
+        if not isinstance(streams, Iterable):
+            raise ValueError(
+                f"streams must be letters of q, k, v or AttentionStream objects; got {streams!r}"
+            )
         parsed = []
         for item in streams:
             if not isinstance(item, AttentionStream | Mapping):

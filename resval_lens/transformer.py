@@ -6,10 +6,12 @@ import copy
 import tempfile
 import warnings
 from dataclasses import replace
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -32,10 +34,13 @@ from resval_lens.checkpoint import (
     present_device,
     push,
     read_config,
+    read_tokenizer,
     save_model,
 )
 from resval_lens.config import ResValConfig
+from resval_lens.norm import fused
 from resval_lens.streams import AttentionStream, StreamsLike
+from resval_lens.unembed import FusedUnembed, TiedUnembed
 from resval_lens.weights import check_processing, fold_value_biases_through_streams
 
 TRANSFORMER_LENS_NAMES = frozenset(OFFICIAL_MODEL_NAMES).union(*MODEL_ALIASES.values())
@@ -89,8 +94,18 @@ class ResValTransformer(StreamCaching):
             )
         cfg.n_layers, cfg.init_weights = n_layers, init_weights
         self.blocks = TypedModuleList(ResValBlock(cfg, layer) for layer in range(n_layers))
+        if hasattr(self, "ln_final"):
+            self.ln_final = fused(self.ln_final, cfg)
+        self.unembed = (
+            TiedUnembed(cfg, self.embed)  # type: ignore[assignment]
+            if cfg.tied_embedding
+            else FusedUnembed(cfg)
+        )
         if init_weights:
             self.init_weights()
+        for name, parameter in self.named_parameters():
+            if any(fnmatch(name, pattern) for pattern in cfg.frozen):
+                parameter.requires_grad_(False)
         if move_to_device:
             self.move_model_modules_to_device()
         self.setup()
@@ -135,6 +150,8 @@ class ResValTransformer(StreamCaching):
                 )
             else:
                 residual = input
+            if self.training and self.cfg.dropout and start_at_layer is None:
+                residual = F.dropout(residual, self.cfg.dropout)
             residual = self.run_blocks(
                 residual,
                 start_at_layer,
@@ -265,9 +282,15 @@ class ResValTransformer(StreamCaching):
         Raises:
             ValueError: a processing step that streams do not survive, with the reason.
         """
-        check_processing(
-            self.cfg.streams, fold_ln, fold_value_biases, refactor_factored_attn_matrices
-        )
+        check_processing(self.cfg, fold_ln, fold_value_biases, refactor_factored_attn_matrices)
+        if isinstance(self.unembed, TiedUnembed):  # what follows changes W_U and W_E differently
+            self.unembed, self.cfg.tied_embedding = self.unembed.untied(), False
+            self.setup()
+            state_dict = {
+                **state_dict,
+                "unembed.W_U": state_dict["embed.W_E"].T.clone(),
+                "unembed.b_U": self.unembed.b_U.detach().clone(),
+            }
         carries_values = any(stream.of == "v" for stream in self.cfg.streams)
         super().load_and_process_state_dict(
             state_dict,
@@ -277,10 +300,29 @@ class ResValTransformer(StreamCaching):
             fold_value_biases=fold_value_biases and not carries_values,
             refactor_factored_attn_matrices=refactor_factored_attn_matrices,
         )
+        self.cfg.folded_value_biases |= fold_value_biases
         if fold_value_biases and carries_values:
             fold_value_biases_through_streams(
                 self.cfg.streams, [block.attn for block in self.blocks]
             )
+
+    def process_weights_(
+        self,
+        fold_ln: bool = True,
+        center_writing_weights: bool = True,
+        center_unembed: bool = True,
+        refactor_factored_attn_matrices: bool = False,
+        fold_value_biases: bool = True,
+    ) -> None:
+        """Processes this model's weights in place; see :meth:`load_and_process_state_dict`."""
+        self.load_and_process_state_dict(
+            self.state_dict(),
+            fold_ln=fold_ln,
+            center_writing_weights=center_writing_weights,
+            center_unembed=center_unembed,
+            fold_value_biases=fold_value_biases,
+            refactor_factored_attn_matrices=refactor_factored_attn_matrices,
+        )
 
     @classmethod
     def from_hooked(
@@ -308,8 +350,22 @@ class ResValTransformer(StreamCaching):
 
         Args:
             share_weights: use the same parameter tensors instead of copies.
+
+        Raises:
+            ValueError: the value stream would change, and value biases were folded into the
+                output: what the link carried of them could be neither removed nor brought.
         """
         config = self.cfg.with_streams(streams)
+        if self.cfg.folded_value_biases:
+            before, after = (
+                [stream for stream in cfg.streams if stream.of == "v"] for cfg in (self.cfg, config)
+            )
+            if before != after:
+                raise ValueError(
+                    f"with_streams({streams!r}): this model's value biases are folded into its "
+                    "output (process_weights_); change streams before, or pass "
+                    "fold_value_biases=False there"
+                )
         config.init_weights = False
         new = type(self)(config, tokenizer=self.tokenizer)
         new.cfg.init_weights = self.cfg.init_weights
@@ -377,7 +433,7 @@ class ResValTransformer(StreamCaching):
             name: a folder that :meth:`save_pretrained` wrote, a hub id of such a folder, or a
                 TransformerLens model name.
             streams: run the weights with these streams instead of those they were saved with.
-            tokenizer: for the loaded model.
+            tokenizer: for the loaded model; by default the one that was saved with it.
             device: where to run; by default the device it was saved on if there is one here.
             options: for ``huggingface_hub.snapshot_download`` (revision, token, ...), or for
                 ``HookedTransformer.from_pretrained_no_processing``.
@@ -407,11 +463,12 @@ class ResValTransformer(StreamCaching):
             cfg = cls.config_class.from_json(config)
             cfg.device = device or present_device(str(cfg.device))
             wanted, cfg.init_weights = cfg.init_weights, False
-            model = cls(cfg, tokenizer=tokenizer)
+            model = cls(cfg, tokenizer=read_tokenizer(folder) if tokenizer is None else tokenizer)
         except (TypeError, ValueError, AssertionError) as error:
             raise ValueError(f"{folder / 'config.json'}: {error}") from None
         load_parameters(dict(model.named_parameters()), folder / "model.safetensors")
         model.cfg.init_weights = wanted
+        model.eval()  # no dropout, where there is any
         return model if streams is None else model.with_streams(streams, share_weights=True)
 
     def push_to_hub(self, repo_id: str, *, record: dict[str, Any] | None = None, **hub: Any) -> str:

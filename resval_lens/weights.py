@@ -9,20 +9,23 @@ from torch import Tensor
 from transformer_lens.components import GroupedQueryAttention
 
 from resval_lens.attention import StreamAttention
+from resval_lens.config import ResValConfig
 from resval_lens.streams import Streams
 
 
 def check_processing(
-    streams: Streams, fold_ln: bool, fold_value_biases: bool, refactor: bool
+    cfg: ResValConfig, fold_ln: bool, fold_value_biases: bool, refactor: bool
 ) -> None:
-    """Refuses the steps that are wrong through these streams.
+    """Refuses the steps that are wrong for this model.
 
     Raises:
         ValueError: ``refactor_factored_attn_matrices`` with any stream (each head's factors get a
             basis of their own, and what is carried would arrive in another layer's basis); folding
             around a gate (which reads the normalised input, and makes the carried bias depend on
-            the token).
+            the token); folding value biases where attention weights do not sum to one or values
+            are clipped.
     """
+    streams = cfg.streams
     if refactor and streams:
         raise ValueError(
             "refactor_factored_attn_matrices=True: streams carry activations between layers in "
@@ -33,6 +36,16 @@ def check_processing(
         raise ValueError(
             f"fold_ln=True: the gate of the {gated[0]} stream reads the normalised input, whose "
             "scale folding changes; pass fold_ln=False"
+        )
+    unlike = (
+        "use_attention_sinks=True" if cfg.use_attention_sinks
+        else "" if cfg.clip_qkv is None
+        else f"clip_qkv={cfg.clip_qkv}"
+    )  # fmt: skip
+    if unlike and fold_value_biases:
+        raise ValueError(
+            f"fold_value_biases=True: under {unlike} a value bias is not a constant of the output; "
+            "pass fold_value_biases=False"
         )
     if "v" in gated and fold_value_biases:
         raise ValueError(

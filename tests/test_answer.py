@@ -10,7 +10,10 @@ from torch import Tensor
 
 from resval_lens.answer import answer, can_answer_fast
 from resval_lens.classifier import ClassifierConfig, ICLClassifier, classifier_config
+from resval_lens.hooks import cut_links
 from resval_lens.streams import AttentionStream
+from resval_lens.tasks.icl import ICLTask, ICLWorld
+from resval_lens.training.icl import evaluate
 from tests.classifiers import (
     MIXES,
     in_double,
@@ -124,3 +127,16 @@ def test_answer_does_not_claim_a_model_that_it_would_answer_otherwise(
 ) -> None:
     cfg = ClassifierConfig(**{**SMALL, "n_layers": 2, "n_heads": 1, "d_head": 24, **other})
     assert not can_answer_fast(ICLClassifier(cfg))
+
+
+def test_a_watched_model_is_evaluated_with_its_hooks() -> None:
+    """The cheap answer runs no hooks: where there are some, the model itself must answer."""
+    task = ICLTask()
+    model = ICLClassifier(classifier_config("v"), generator=torch.Generator().manual_seed(0))
+    batch = ICLWorld(task, torch.Generator().manual_seed(1)).batch(50, torch.Generator(), task)
+    cut = evaluate(model.with_streams(""), {"test": batch})["test"]["loss"]
+    with cut_links(model):
+        assert not can_answer_fast(model)
+        assert evaluate(model, {"test": batch})["test"]["loss"] == pytest.approx(cut, rel=1e-6)
+    assert can_answer_fast(model)
+    assert evaluate(model, {"test": batch})["test"]["loss"] != pytest.approx(cut, rel=1e-6)

@@ -23,6 +23,8 @@ from tests.helpers import stock_model, tiny_model, tiny_tokens
 
 LEARNED = [AttentionStream("q", mix="gate"), AttentionStream("v", source="all", mix="matrix")]
 
+OWN_FILES = sorted(set(FILES) - {"tokenizer.json"})  # these models have no tokenizer
+
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
@@ -48,7 +50,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     [
         {},
         {"n_key_value_heads": 2, "positional_embedding_type": "rotary"},
-        {"attn_only": True, "normalization_type": None, "use_sdpa": False},
+        {"attn_only": True, "normalization_type": None, "use_fused": False},
         {"dtype": torch.float64},
         {"dtype": torch.bfloat16},
     ],
@@ -78,7 +80,7 @@ def test_a_processed_model_comes_back_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_the_folder_holds_tensors_a_readable_config_and_a_record(saved: Path) -> None:
-    assert sorted(path.name for path in saved.iterdir()) == sorted(FILES)
+    assert sorted(path.name for path in saved.iterdir()) == OWN_FILES
     config = json.loads((saved / "config.json").read_text())
     assert config["model_class"] == "ResValTransformer"
     assert config["config"]["n_layers"] == 3
@@ -119,12 +121,12 @@ def test_saved_weights_run_with_other_streams_on_request(saved: Path) -> None:
 
 def test_folders_on_the_way_are_made(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path / "runs" / "one" / "model")
-    assert sorted(contents(tmp_path / "runs" / "one" / "model")) == sorted(FILES)
+    assert sorted(contents(tmp_path / "runs" / "one" / "model")) == OWN_FILES
 
 
 def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path)
-    assert sorted(contents(tmp_path)) == sorted(FILES)
+    assert sorted(contents(tmp_path)) == OWN_FILES
 
 
 def test_a_saved_model_is_replaced_only_on_request(saved: Path) -> None:
@@ -450,6 +452,16 @@ def test_a_model_that_transformer_lens_knows_is_converted(
     load.assert_called_once_with(name, device="cpu", tokenizer=None)
     expected = ResValTransformer.from_hooked(stock_model(), "v")
     assert torch.equal(model(tiny_tokens()), expected(tiny_tokens()))
+
+
+@pytest.mark.parametrize("name", ["no-such-folder", "some one/else", "a/b/c"])
+def test_neither_folder_nor_hub_is_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    message = rf"^'{name}' is no folder here, and not to be had"
+    with pytest.raises(ValueError, match=message) as raised:
+        ResValTransformer.from_pretrained(name)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_folder_comes_before_a_name(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -294,6 +294,19 @@ def test_a_classifier_generates_nothing(name: str) -> None:
         getattr(model_of("v"), name)(tokens())
 
 
+@pytest.mark.usefixtures("unchecked_annotations")
+def test_what_a_classifier_cannot_do_is_said() -> None:
+    model = ICLClassifier(classifier_config("v"))
+    with pytest.raises(ValueError, match="no weights to process"):
+        model.process_weights_()
+    with pytest.raises(ValueError, match="with_streams runs the weights of one"):
+        ICLClassifier.from_hooked(model, "q")
+    x = torch.zeros(2, 17, 150)
+    for targets in (torch.zeros(3, dtype=torch.long), torch.zeros(2)):
+        with pytest.raises(ValueError, match=r"targets must be whole numbers of shape \[2\]"):
+            model(x, return_type="loss", targets=targets)
+
+
 def test_grouped_heads_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"n_key_value_heads=1: .* expected None"):
         replace(classifier_config(), n_key_value_heads=1)

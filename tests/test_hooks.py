@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformer_lens import patching
 from transformer_lens.hook_points import HookPoint
+from transformer_lens.utilities import get_act_name
 
 from resval_lens.hook_names import full_hook_name
 from resval_lens.streams import AttentionStream, StreamsLike
@@ -61,6 +62,21 @@ def test_every_point_is_cached_on_its_own_heads(streams: StreamsLike, kv_heads: 
         assert cache[name].shape == (2, 7, heads, 4)
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_filter_knows_short_names(listed: bool) -> None:
+    short = get_act_name("v_link", 2)
+    kept = tiny_model("v").run_with_cache(
+        tiny_tokens(), names_filter=[short, "hook_embed"] if listed else short
+    )[1]
+    assert set(kept) == {point("v", "link", 2), *(["hook_embed"] if listed else [])}
+
+
+def test_some_examples_of_a_cache_know_short_names() -> None:
+    cache = tiny_model("v").run_with_cache(tiny_tokens())[1]
+    some = cache.apply_slice_to_batch_dim(0)
+    assert torch.equal(some["v_link", 2], cache["v_link", 2][0])
+
+
 @pytest.mark.parametrize("streams", ["qkv", VARIANTS["all raw"]], ids=["add", "all raw"])
 def test_local_and_link_add_to_the_total(streams: StreamsLike) -> None:
     cache = tiny_model(streams).run_with_cache(tiny_tokens())[1]
@@ -98,7 +114,7 @@ def test_gradients_arrive_at_every_point(streams: StreamsLike) -> None:
 @each_stream
 def test_doubling_a_link_is_doubling_what_the_layer_before_hands_on(of: str) -> None:
     """An edit at the link changes the receiving layer only; its source layer keeps its own."""
-    model = tiny_model(of, use_sdpa=False)
+    model = tiny_model(of, use_fused=False)
     cache = model.run_with_cache(tiny_tokens())[1]
     twice = cache[of, 1] + cache[of, 0]
     replace = [(f"blocks.1.attn.hook_{of}", lambda tensor, hook: twice)]

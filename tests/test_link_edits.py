@@ -236,7 +236,7 @@ def test_a_list_of_hooks_does_what_the_context_does(edit: Any) -> None:
 def test_an_edit_of_no_links_changes_nothing() -> None:
     model = tiny_model("v")
     assert link_hooks(model, zero(), ()) == []
-    with cut_links(model, layers=[]):
+    with model.hooks(fwd_hooks=link_hooks(model, zero(), ())):
         assert model(TOKENS).equal(tiny_model("v")(TOKENS))
 
 

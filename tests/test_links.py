@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "ungrouped": {"n_key_value_heads": 2, "ungroup_grouped_query_attention": True},
     "rotary": {"positional_embedding_type": "rotary"},
     "split": {"use_split_qkv_input": True},
-    "unfused": {"use_sdpa": False},
+    "unfused": {"use_fused": False},
 }
 TOKENS = tiny_tokens()
 
@@ -74,8 +75,8 @@ def test_keys_and_values_of_grouped_queries_have_a_link_for_each_key_value_head(
         ({"of": "v", "layers": {2}, "heads": [2, 0]}, [("v", 2, 0), ("v", 2, 2)]),
         ({"of": "vq", "layers": [1], "heads": [0]}, [("q", 1, 0), ("v", 1, 0)]),
         ({"of": "vv", "layers": [1], "heads": [0]}, [("v", 1, 0)]),
-        ({"layers": []}, []),
-        ({"heads": []}, []),
+        ({"of": "v", "layers": 2, "heads": -1}, [("v", 2, 3)]),
+        ({"of": "v", "layers": np.int64(2), "heads": np.arange(2)}, [("v", 2, 0), ("v", 2, 1)]),
     ],
     ids=str,
 )
@@ -95,9 +96,11 @@ def test_a_selection_names_links_by_stream_layer_and_head(
         ({"layers": [-3]}, r"layers: layer 0 receives no q; layers \[1, 2\] do"),
         ({"layers": [3]}, "layers: 3 is not among 0 to 2"),
         ({"layers": [1, -4]}, "layers: -4 is not among 0 to 2"),
-        ({"layers": [1.0]}, r"layers: 1\.0 is not among 0 to 2"),
+        ({"layers": [1.0]}, r"layers: 1\.0 is not a whole number"),
+        ({"layers": []}, "layers: the selection is empty; name one or more, or None for all"),
+        ({"heads": iter(())}, "heads: the selection is empty"),
         ({"heads": [4]}, "heads: 4 is not among 0 to 3"),
-        ({"heads": ["0"]}, "heads: '0' is not among 0 to 3"),
+        ({"heads": ["0"]}, "heads: '0' is not a whole number"),
     ],
     ids=str,
 )

@@ -99,7 +99,7 @@ def test_the_fused_kernel_gives_the_explicit_loss_and_gradients(
 ) -> None:
     loss, found = loss_and_gradients(tiny_model(streams))
     assert len(fused_calls) == 3
-    expected_loss, expected = loss_and_gradients(tiny_model(streams, use_sdpa=False))
+    expected_loss, expected = loss_and_gradients(tiny_model(streams, use_fused=False))
     assert len(fused_calls) == 3
     torch.testing.assert_close(loss, expected_loss, atol=1e-6, rtol=0)
     assert relative_difference(found, expected) < 1e-5
@@ -114,7 +114,7 @@ def test_both_paths_have_the_same_gradient_for_every_parameter(
     changes = {**changes, "dtype": torch.float64}
     loss, found = loss_and_gradients(tiny_model(streams, **changes))
     assert len(fused_calls) == 3
-    expected_loss, expected = loss_and_gradients(tiny_model(streams, **changes, use_sdpa=False))
+    expected_loss, expected = loss_and_gradients(tiny_model(streams, **changes, use_fused=False))
     torch.testing.assert_close(loss, expected_loss, atol=1e-12, rtol=0)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
@@ -123,9 +123,10 @@ def test_both_paths_have_the_same_gradient_for_every_parameter(
 def test_what_the_kernel_cannot_do_takes_the_explicit_path(
     changes: dict[str, Any], fused_calls: list[int]
 ) -> None:
+    changes = {"normalization_type": None, **changes}  # norms fuse of their own accord
     logits = tiny_model("v", **changes)(tiny_tokens())
     assert not fused_calls
-    assert torch.equal(logits, tiny_model("v", **changes, use_sdpa=False)(tiny_tokens()))
+    assert torch.equal(logits, tiny_model("v", **changes, use_fused=False)(tiny_tokens()))
 
 
 def test_local_layers_alone_take_the_explicit_path(fused_calls: list[int]) -> None:
@@ -190,7 +191,7 @@ def test_editing_a_pattern_reaches_the_logits() -> None:
 
 
 def test_second_derivatives_exist_without_the_kernel() -> None:
-    model = tiny_model("v", use_sdpa=False)
+    model = tiny_model("v", use_fused=False)
     weight = model.blocks[1].attn.W_V
     loss = model(tiny_tokens(), return_type="loss")
     (first,) = torch.autograd.grad(loss, weight, create_graph=True)
@@ -253,7 +254,7 @@ def test_skipping_a_source_needs_what_it_carries(of: Any, source: Any) -> None:
 
 @pytest.mark.parametrize(("streams", "start"), [(AttentionStream("v", layers=(1,)), 2), ("", 1)])
 def test_nothing_needs_carrying_where_no_layer_receives(streams: StreamsLike, start: int) -> None:
-    model = tiny_model(streams, use_sdpa=False)
+    model = tiny_model(streams, use_fused=False)
     whole, cache = model.run_with_cache(tiny_tokens())
     assert torch.equal(model(cache["resid_pre", start], start_at_layer=start), whole)
 
@@ -264,7 +265,22 @@ def test_a_run_up_to_a_layer_returns_its_residual_stream(streams: StreamsLike, s
     model = tiny_model(streams)
     cache = model.run_with_cache(tiny_tokens())[1]
     expected = cache["resid_post", 2] if stop == 3 else cache["resid_pre", stop]
-    torch.testing.assert_close(model(tiny_tokens(), stop_at_layer=stop), expected)
+    found = model(tiny_tokens(), stop_at_layer=stop)
+    torch.testing.assert_close(found, expected, atol=5e-5, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("unchecked_annotations")
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: (x, x), lambda x: (x[:1],), lambda x: (x[:, :-1],), lambda x: (x[..., :2],)],
+    ids=["two", "one example", "fewer positions", "another width"],
+)
+def test_what_does_not_fit_the_link_is_refused(change: Any) -> None:
+    model = tiny_model("v")
+    cache = model.run_with_cache(tiny_tokens())[1]
+    carried = {"v": change(model.carried_before(1, cache)["v"][0])}
+    with pytest.raises(ValueError, match=r"carried: layer 1 receives 1 of v, each of shape"):
+        model(cache["resid_pre", 1], start_at_layer=1, carried=carried)
 
 
 # Generation.

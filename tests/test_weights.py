@@ -153,6 +153,39 @@ def test_a_step_that_streams_do_not_survive_is_refused(
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("streams", ["", "v"])
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"use_attention_sinks": True}, "use_attention_sinks=True"),
+        ({"clip_qkv": 0.5}, "clip_qkv=0.5"),
+    ],
+)
+def test_biases_that_are_not_constants_of_the_output_are_not_folded(
+    streams: str, changes: dict[str, Any], named: str
+) -> None:
+    model = tiny_model(streams, **changes)
+    before = log_probs(model)
+    with pytest.raises(ValueError, match=f"under {named} a value bias is not a constant"):
+        model.process_weights_()
+    model.process_weights_(fold_value_biases=False)
+    torch.testing.assert_close(log_probs(model), before, atol=1e-4, rtol=1e-4)
+
+
+def test_a_link_whose_biases_are_folded_is_neither_removed_nor_changed() -> None:
+    model = tiny_model("v")
+    without = log_probs(model.with_streams(""))
+    kept = tiny_model("v")
+    kept.process_weights_(fold_value_biases=False)
+    torch.testing.assert_close(log_probs(kept.with_streams("")), without, atol=1e-4, rtol=1e-4)
+    model.process_weights_()
+    for streams in ("", AttentionStream("v", carried=0.5)):
+        with pytest.raises(ValueError, match="value biases are folded into its output"):
+            model.with_streams(streams)
+    again = model.with_streams("qv")  # the value stream stays as it is
+    assert again.cfg.folded_value_biases
+
+
 @pytest.mark.parametrize("of", ["q", "k", "v"])
 def test_a_gate_survives_the_other_steps(of: Any) -> None:
     model = tiny_model(AttentionStream(of, mix="gate"))
@@ -183,7 +216,7 @@ GRAFTS: dict[str, StreamsLike] = {
 def test_a_stock_model_converts_exactly(changes: dict[str, Any]) -> None:
     stock = stock_model(**changes)
     ours = ResValTransformer.from_hooked(stock)
-    ours.cfg.use_sdpa = False
+    ours.cfg.use_fused = False
     assert torch.equal(ours(tiny_tokens()), stock(tiny_tokens()))
     stock.load_state_dict(ours.state_dict(), strict=True)
 

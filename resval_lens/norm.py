@@ -1,0 +1,63 @@
+"""Normalisation by PyTorch's fused kernels, wherever nobody looks inside."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformer_lens.components import LayerNorm, RMSNorm
+from transformer_lens.hook_points import HookPoint
+
+from resval_lens.config import ResValConfig
+
+
+class FusedLayerNorm(LayerNorm):
+    """TransformerLens's LayerNorm; ``F.layer_norm`` while its hook points are not watched."""
+
+    cfg: ResValConfig
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(x − mean(x)) / √(var(x) + eps) · w + b, over the last axis."""
+        if _may_fuse(self):
+            return F.layer_norm(x, (self.length,), self.w, self.b, self.eps)
+        return super().forward(x)
+
+
+class FusedRMSNorm(RMSNorm):
+    """TransformerLens's RMSNorm; ``F.rms_norm`` while its hook points are not watched."""
+
+    cfg: ResValConfig
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x / √(mean(x²) + eps) · w, over the last axis."""
+        if _may_fuse(self):
+            return F.rms_norm(x, (x.shape[-1],), self.w, self.eps)
+        return super().forward(x)
+
+
+def fused(norm: nn.Module, cfg: ResValConfig) -> nn.Module:
+    """``norm`` as one that may fuse, if it is of a kind that can be; itself otherwise."""
+    if type(norm) is LayerNorm:
+        return FusedLayerNorm(cfg, norm.length)
+    if type(norm) is RMSNorm:
+        return FusedRMSNorm(cfg, norm.length)
+    return norm
+
+
+def is_watched(hook_point: HookPoint) -> bool:
+    """Whether a hook of any kind would see this activation or its gradient."""
+    return bool(
+        hook_point._forward_hooks
+        or hook_point._forward_pre_hooks
+        or hook_point._backward_hooks
+        or hook_point._backward_pre_hooks
+    )
+
+
+def _may_fuse(norm: FusedLayerNorm | FusedRMSNorm) -> bool:
+    return (
+        norm.cfg.use_fused
+        and norm.cfg.dtype in (torch.float32, torch.float64)
+        and not is_watched(norm.hook_scale)
+        and not is_watched(norm.hook_normalized)
+    )
