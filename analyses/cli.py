@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from resval_lens.analyses.console import err, out, progress_bars
+from resval_lens.analyses.lm_commands import plan_command, train_lm_command
+from resval_lens.analyses.options import Quiet, notes, numbers, writable
 
 if TYPE_CHECKING:
     from resval_lens.recorded import RecordedRun
@@ -29,6 +29,8 @@ train_app = typer.Typer(
     no_args_is_help=True, help="Train models. A killed run goes on where it was."
 )
 app.add_typer(train_app, name="train")
+train_app.command("lm")(train_lm_command)
+app.command("plan")(plan_command)
 
 Seeds = Annotated[str, typer.Option(help="Like 0,1,2 or 0-3.")]
 Steps = Annotated[int, typer.Option(help="Training steps of 128 sequences.")]
@@ -38,7 +40,6 @@ Runs = Annotated[
     Path | None, typer.Option(help="Folder of training runs; the shipped ones if not given.")
 ]
 Train = Annotated[bool, typer.Option("--train", help="Train first, into --runs (or runs/icl).")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, results only.")]
 
 
 @app.callback()
@@ -86,9 +87,9 @@ def reproduce(
     ],
     runs: Runs = None,
     train: Train = False,
-    seeds: Seeds = "0-3",
-    steps: Steps = 45_000,
-    jobs: Jobs = 0,
+    seeds: Annotated[str | None, typer.Option(help="Only these, like 0,1,2 or 0-3.")] = None,
+    steps: Annotated[int | None, typer.Option(help="With --train; 45000.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="With --train: runs at a time.")] = None,
     to: Annotated[Path, typer.Option("--out", help="Folder for JSON and PNG.")] = Path("out"),
     quiet: Quiet = False,
 ) -> None:
@@ -109,13 +110,16 @@ def reproduce(
     known = [*TABLES, "figure-3", "further-variants"]
     if what not in known:
         raise ValueError(f"{what!r} is not among {', '.join(known)}")
-    _writable(to)
     further = what == "further-variants"
+    wanted = None if seeds is None else numbers(seeds)
     if train:
         names = ["classic", "values", *FURTHER_VARIANTS] if further else list(PAPER_VARIANTS)
-        runs = runs or Path("runs/icl")
-        _train_icl(names, numbers(seeds), steps, "reference", jobs, runs, False, quiet)
-    found = _load(runs)
+        runs, wanted = runs or Path("runs/icl"), wanted or [0, 1, 2, 3]
+        _train_icl(names, wanted, steps or 45_000, "reference", jobs or 0, runs, False, quiet)
+    else:
+        _only_with_train(steps=steps, jobs=jobs)
+    found = _load(runs, wanted, (steps or 45_000) if train else None)
+    writable(to)
     if what == "figure-3":
         path = figures.save(figures.emergence(paper_runs(found)), to / "figure-3.png")
         out.print(f"{path}", highlight=False)
@@ -131,8 +135,8 @@ def reproduce(
 def compare(
     runs: Runs = None,
     train: Train = False,
-    seed: Annotated[int, typer.Option(help="With --train: the seed.")] = 0,
-    steps: Steps = 45_000,
+    seed: Annotated[int | None, typer.Option(help="Of the models; with --train 0.")] = None,
+    steps: Annotated[int | None, typer.Option(help="With --train; 45000.")] = None,
     sequences: Annotated[int, typer.Option(help="Of each test set, for accuracies.")] = 10_000,
     link_sequences: Annotated[
         int, typer.Option(help="Of each test set, for every edit of the links.")
@@ -155,16 +159,18 @@ def compare(
     from resval_lens.analyses.icl import compare as run_comparison
     from resval_lens.files import write_json
     from resval_lens.provenance import provenance
-    from resval_lens.training.many import keep_freed_memory
+    from resval_lens.runtime import one_thread
 
-    _writable(to)
-    keep_freed_memory()
     if train:
-        runs = runs or Path("runs/icl")
+        runs, seed = runs or Path("runs/icl"), seed or 0
         names = ["classic", "queries", "keys", "values"]
-        _train_icl(names, [seed], steps, "reference", 0, runs, False, quiet)
-    found = paper_runs(_load(runs))
-    with _notes(quiet) as note:
+        _train_icl(names, [seed], steps or 45_000, "reference", 0, runs, False, quiet)
+    else:
+        _only_with_train(steps=steps)
+    wanted = None if seed is None else [seed]
+    found = paper_runs(_load(runs, wanted, (steps or 45_000) if train else None))
+    writable(to)
+    with notes(quiet) as note, one_thread():
         result = run_comparison(found, sequences, link_sequences, note)
     emergence = table_data(found, 0.95)
     said = tables.sentences(result, emergence)
@@ -203,9 +209,10 @@ def link_in_training_command(
     from resval_lens.files import write_json
     from resval_lens.provenance import provenance
     from resval_lens.recorded import RecordedRun
+    from resval_lens.runtime import one_thread
 
-    _writable(to)
-    with _notes(quiet) as note:
+    writable(to)
+    with notes(quiet) as note, one_thread():
         study = link_in_training(RecordedRun.load(run), sequences, note)
     write_json(to / "link-in-training.json", {**study, "provenance": provenance()})
     out.print(tables.link_in_training_table(study))
@@ -214,35 +221,6 @@ def link_in_training_command(
         to / "link-in-training.json",
     ):
         out.print(str(path), highlight=False)
-
-
-@contextmanager
-def _notes(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A line that says what is being done, while it is; silence if ``quiet``."""
-    if quiet:
-        yield lambda text: None
-        return
-    with err.status("") as status:
-        yield status.update
-
-
-def numbers(text: str) -> list[int]:
-    """Whole numbers from ``"0,1,2"`` or ``"0-3"``.
-
-    Raises:
-        ValueError: anything else, or none.
-    """
-    try:
-        first, dash, last = text.partition("-")
-        if dash:
-            found = list(range(int(first), int(last) + 1))
-        else:
-            found = [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise ValueError(f"seeds must be numbers like 0,1,2 or 0-3; got {text!r}") from None
-    if not found:
-        raise ValueError(f"seeds must name at least one number; got {text!r}")
-    return found
 
 
 def _train_icl(
@@ -269,7 +247,7 @@ def _train_icl(
         for seed in seeds
         for name in names
     ]
-    _writable(folder)
+    writable(folder)
     with progress_bars(quiet) as bars:
         shown = TrainingBars(bars, planned)
         try:
@@ -281,20 +259,25 @@ def _train_icl(
         err.print(f"{len(planned)} runs are complete in {folder}", highlight=False)
 
 
-def _load(runs: Path | None) -> list[RecordedRun]:
+def _load(runs: Path | None, seeds: list[int] | None, steps: int | None) -> list[RecordedRun]:
+    """The runs of a folder, or those that ship; only those of some seeds, or of so many steps."""
     from resval_lens.recorded import SHIPPED, load_runs
 
-    return load_runs(runs or SHIPPED)
+    found = [
+        recorded
+        for recorded in load_runs(runs or SHIPPED)
+        if (seeds is None or recorded.run.seed in seeds)
+        and (steps is None or recorded.run.steps == steps)
+    ]
+    if not found:
+        raise ValueError(f"{runs or SHIPPED} holds no run of seeds {seeds}")
+    return found
 
 
-def _writable(folder: Path) -> None:
-    """Raises OSError now rather than after minutes of work."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ValueError(f"cannot write to {folder}: permission denied")
+def _only_with_train(**given: int | None) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"--{name} {value} is for training: add --train")
 
 
 def main() -> None:

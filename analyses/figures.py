@@ -12,6 +12,7 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from resval_lens.recorded import RecordedRun
@@ -173,7 +174,7 @@ def attention(attention: dict[str, Any]) -> Figure:
             )
             for layer, axes in enumerate(column):
                 pattern = np.array(study["mean_pattern"][layer])
-                image = axes.imshow(pattern, cmap="viridis", vmin=0, vmax=1)
+                image = axes.imshow(pattern, cmap="viridis", norm=PowerNorm(0.5, 0, 1))
                 tokens = ["o" if i % 2 == 0 else "l" for i in range(len(pattern) - 1)] + ["q"]
                 axes.set_xticks(range(len(tokens)), tokens, fontsize=7)
                 axes.set_yticks(range(len(tokens)), tokens, fontsize=7)
@@ -181,6 +182,8 @@ def attention(attention: dict[str, Any]) -> Figure:
                 axes.set_title(f"{variant}, layer {layer + 1}\n{notes[layer]}", fontsize=9)
         grid[0, 0].set_ylabel("from")
         grid[1, 0].set_ylabel("from")
+        for axes in grid[1]:
+            axes.set_xlabel("to")
         figure.colorbar(
             image, ax=grid, shrink=0.6, label="mean attention (o object, l label, q query)"
         )

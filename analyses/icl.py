@@ -102,7 +102,8 @@ def link_study(subject: Subject, sequences: int) -> dict[str, Any]:
     """What editing every link of a model does to each task.
 
     Edits: scaling by c from −1 to 2 (c = 0 cuts, c = 1 changes nothing) and mean-ablation (the
-    link carries its mean over other sequences of the same task, per position).
+    link carries its mean over other sequences of the same task, per position), on the first
+    ``sequences`` of each task; and the cut once more on all of them.
     """
     model = subject.model
     tests = {
@@ -123,8 +124,11 @@ def link_study(subject: Subject, sequences: int) -> dict[str, Any]:
         "links": [str(link) for link in links(model)],
         "sequences": min(sequences, len(subject.tests["test"].targets)),
         "scale": scaled,
-        "cut": scaled["0.0"],
         "mean": ablated,
+        "cut": {
+            name: result["accuracy"]
+            for name, result in evaluate(model.with_streams(""), subject.tests).items()
+        },
     }
 
 

@@ -77,27 +77,31 @@ def t_test_table(data: dict[str, Any], against: Sequence[str] | None = None) -> 
 def compare_table(result: dict[str, Any]) -> Table:
     """Accuracies, the effect of each edit, and the four cells."""
     table = Table(title="Accuracy", **STYLE)
-    table.add_column("model")
+    table.add_column("model (seed)")
     table.add_column("links")
+    table.add_column("n", justify="right")
     for label in TASKS.values():
         table.add_column(label, justify="right")
 
-    def add(model: str, links: str, row: dict[str, float]) -> None:
-        table.add_row(model, links, *(f"{row[task]:.3f}" for task in TASKS))
+    def add(model: str, links: str, n: int, row: dict[str, float]) -> None:
+        table.add_row(model, links, f"{n:,}", *(f"{row[task]:.3f}" for task in TASKS))
 
     for name, study in result["models"].items():
-        add(name, "as trained", {task: v["accuracy"] for task, v in study["tasks"].items()})
+        accuracies = {task: v["accuracy"] for task, v in study["tasks"].items()}
+        add(f"{name} ({study['seed']})", "as trained", study["sequences"], accuracies)
+        if name in result["links"]:
+            add("", "cut", study["sequences"], result["links"][name]["cut"])
     for name, study in result["links"].items():
         table.add_section()
-        for c in ("-1.0", "0.5", "2.0"):
-            add(name, f"scaled by {float(c):g}", study["scale"][c])
-        add(name, "cut", study["cut"])
-        add(name, "mean-ablated", study["mean"])
+        for c in ("-1.0", "0.0", "0.5", "1.0", "2.0"):
+            add(name, f"scaled by {float(c):g}", study["sequences"], study["scale"][c])
+        add(name, "mean-ablated", study["sequences"], study["mean"])
     if "four_cells" in result:
         table.add_section()
+        n = result["models"]["values"]["sequences"]
         for cell, row in result["four_cells"]["cells"].items():
             trained, run = cell.split(", ")
-            add(trained, run, row)
+            add(trained, run, n, row)
     return table
 
 
@@ -158,7 +162,9 @@ def sentences(result: dict[str, Any], emergence: dict[str, Any] | None) -> Seque
                 f"published: {1 - published['values'] / published['classic']:.0%})."
             )
     if "values" in result["links"]:
-        cut, trained = result["links"]["values"]["cut"], result["links"]["values"]["scale"]["1.0"]
+        cut = result["links"]["values"]["cut"]
+        tasks = result["models"]["values"]["tasks"]
+        trained = {task: v["accuracy"] for task, v in tasks.items()}
         said.append(
             f"Cutting the V₁→V₂ link takes IC from {trained['ic']:.2f} to {cut['ic']:.2f} and IW "
             f"from {trained['iw']:.2f} to {cut['iw']:.2f}."

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes ``content`` to ``path`` in one step (a sibling file, flushed, then renamed)."""
+    with _replacing(path) as partial, partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A sibling of ``path`` to write, which takes its place at the end, or goes if that fails."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -51,7 +58,13 @@ def write_tensors(
 ) -> None:
     """Writes ``tensors`` and texts about them to ``path`` as safetensors, in one step."""
     plain = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
-    write_bytes(path, save(plain, {"format": "pt", **(metadata or {})}))
+    with _replacing(path) as partial:
+        try:
+            save_file(plain, partial, {"format": "pt", **(metadata or {})})
+        except SafetensorError as error:  # a full disk, say
+            raise OSError(f"cannot write {path}: {error}") from None
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:

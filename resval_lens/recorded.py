@@ -51,7 +51,17 @@ class RecordedRun:
             run = ICLRun.from_dict(record["run"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder / 'run.json'}: no training run ({error})") from None
-        return cls(run, record["starts"], read_metrics(folder), folder)
+        metrics = read_metrics(folder)
+        if not metrics:
+            raise ValueError(f"{folder / 'metrics.jsonl'} holds no metrics; train the run first")
+        for line in metrics:
+            for task in ("test", "ic", "ic2", "iw"):
+                if not {"accuracy", "loss"} <= set(line.get(task, ())):
+                    raise ValueError(
+                        f"{folder / 'metrics.jsonl'}: step {line['step']} lacks the accuracy or "
+                        f"loss of {task!r}"
+                    )
+        return cls(run, record["starts"], metrics, folder)
 
     def model(self) -> ICLClassifier:
         """The trained model.

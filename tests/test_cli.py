@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from resval_lens.analyses.cli import numbers
+from resval_lens.analyses.options import numbers
 
 PROGRAM = [sys.executable, "-m", "resval_lens.analyses"]
 
@@ -79,6 +79,9 @@ def test_compare_writes_everything(tmp_path):
         (["train", "icl", "--jobs", "-1"], "jobs must be 0 or more; got -1"),
         (["compare", "--sequences", "0"], "sequences must be 1 or more; got 0"),
         (["compare", "--link-sequences", "0"], "link_sequences must be 1 or more; got 0"),
+        (["compare", "--steps", "5"], "--steps 5 is for training: add --train"),
+        (["reproduce", "table-1", "--jobs", "2"], "--jobs 2 is for training: add --train"),
+        (["compare", "--seed", "9"], "holds no run of seeds [9]"),
         (["compare", "--runs", "/nonexistent"], "/nonexistent holds no training runs"),
     ],
 )

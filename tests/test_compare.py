@@ -69,7 +69,9 @@ def test_scaling_the_link_is_changing_the_carried_weight(shipped, name):
         }
         assert study["scale"][str(c)] == pytest.approx(expected, abs=1e-9)
     cut = subject.model.with_streams("")
-    assert study["cut"]["ic"] == accuracy(cut, ICLBatch(*(x[:150] for x in subject.tests["ic"])))
+    some = ICLBatch(*(x[:150] for x in subject.tests["ic"]))
+    assert study["scale"]["0.0"]["ic"] == accuracy(cut, some)
+    assert study["cut"]["ic"] == accuracy(cut, subject.tests["ic"])
     assert study["sequences"] == 150
 
 
@@ -114,7 +116,7 @@ def test_the_study_is_json_and_every_figure_draws(tmp_path):
         path = figures.save(figure, tmp_path / f"{number}.png")
         assert path.read_bytes().startswith(b"\x89PNG")
     assert len(list(tmp_path.iterdir())) == len(drawn)
-    assert tables.compare_table(result).row_count == 4 + 3 * 5 + 4
+    assert tables.compare_table(result).row_count == 4 + 3 + 3 * 6 + 4
     assert any("Cutting the V₁→V₂ link" in line for line in tables.sentences(result, emergence))
 
 
@@ -152,6 +154,17 @@ def test_unreadable_records_are_named(tmp_path):
         load_runs(tmp_path)
     with pytest.raises(ValueError, match="holds no training runs"):
         load_runs(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("", "holds no metrics"), ('{"step": 0}\n', "step 0 lacks the accuracy or loss of 'test'")],
+)
+def test_metrics_that_are_not_there_are_named(tmp_path, content, said):
+    (tmp_path / "run.json").write_bytes((SHIPPED / "classic-seed0" / "run.json").read_bytes())
+    (tmp_path / "metrics.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=rf"metrics\.jsonl.* {said}"):
+        RecordedRun.load(tmp_path)
 
 
 def test_recorded_curves_start_at_chance():

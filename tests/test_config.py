@@ -112,7 +112,7 @@ def test_a_bad_dtype_is_refused(dtype: Any) -> None:
     "changes",
     [
         {},
-        {"streams": "qkv", "use_sdpa": False},
+        {"streams": "qkv", "use_fused": False},
         {"n_key_value_heads": 2, "positional_embedding_type": "rotary"},
         {"use_local_attn": True, "window_size": 3, "attn_types": ["global", "local", "local"]},
         {"streams": AttentionStream("v", mix="gate", carried=0.25, layers=(2,), detach=True)},

@@ -285,8 +285,18 @@ def test_a_lengthened_run_has_no_model_until_it_ends(tmp_path: Path) -> None:
 
 
 def test_a_run_cannot_be_shortened_to_fewer_steps_than_it_has_done(half: Path) -> None:
-    with pytest.raises(ValueError, match="steps"):
+    record = (half / "run.json").read_bytes()
+    with pytest.raises(ValueError, match=r"steps=10: the run in .* has done 20 already"):
         train_icl(replace(RUN, steps=10), half)
+    assert (half / "run.json").read_bytes() == record
+
+
+def test_training_takes_one_thread_and_gives_the_others_back(tmp_path: Path) -> None:
+    seen: list[int] = []
+    before = torch.get_num_threads()
+    train_icl(replace(RUN, steps=10), tmp_path, lambda *_: seen.append(torch.get_num_threads()))
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == before
 
 
 def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:

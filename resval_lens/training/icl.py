@@ -14,11 +14,14 @@ import torch.nn.functional as F
 
 from resval_lens.answer import answer, can_answer_fast
 from resval_lens.classifier import ICLClassifier
+from resval_lens.runtime import one_thread
 from resval_lens.streams import shorthand
 from resval_lens.tasks.icl import ICLBatch
 from resval_lens.tasks.icl_measures import attention_measures
 from resval_lens.training.icl_run import ICLRun, draw_world, initial_model
 from resval_lens.training.run_folder import (
+    append_metrics,
+    check_not_done,
     locked,
     read_metrics,
     record_start,
@@ -30,6 +33,7 @@ Progress = Callable[[int, dict[str, Any] | None], None]
 """Called with the step reached, and at a snapshot its metrics."""
 
 
+@one_thread()
 def train_icl(
     run: ICLRun,
     folder: Path,
@@ -37,7 +41,7 @@ def train_icl(
     should_stop: Callable[[], bool] = lambda: False,
     keep_snapshots: bool = False,
 ) -> ICLClassifier | None:
-    """Trains ``run`` in ``folder``, from its newest snapshot if there is one.
+    """Trains ``run`` in ``folder``, from its newest snapshot if there is one; on one thread.
 
     Returns:
         The trained model, or None if ``should_stop`` said so before the end.
@@ -49,12 +53,11 @@ def train_icl(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
+        check_not_done(folder, run.steps)
         start = record_start(folder, run.to_dict())
         world, tests = draw_world(run)
         model, generator = initial_model(run), run.generators()["batches"]
         done = restore(folder, dict(model.named_parameters()), generator)
-        if done is not None and done > run.steps:
-            raise ValueError(f"steps={run.steps}: the run in {folder} has done {done} already")
         if done != run.steps:  # the model of a run that is now to go on is not its last
             shutil.rmtree(folder / "model", ignore_errors=True)
         parameters = [p for p in model.parameters() if p.requires_grad]
@@ -64,9 +67,9 @@ def train_icl(
 
         def snapshot(step: int, train_loss: float | None, seconds_per_step: float) -> None:
             metrics = measure(model, tests, step, train_loss, seconds_per_step)
-            write_snapshot(
-                folder, dict(model.named_parameters()), generator, metrics, keep_snapshots
-            )
+            append_metrics(folder, metrics)
+            state = {**dict(model.named_parameters()), "generator": generator.get_state()}
+            write_snapshot(folder, step, state, None if keep_snapshots else 1)
             progress(step, metrics)
 
         if done is None:

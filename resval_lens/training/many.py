@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -13,8 +12,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from pathlib import Path
 from queue import Empty
 from typing import Any
-
-import torch
 
 from resval_lens.training.icl import train_icl
 from resval_lens.training.icl_run import ICLRun
@@ -77,22 +74,6 @@ def train_many(
     _drain(queue, by_folder, report)  # the workers have ended, so all they told is here
 
 
-def keep_freed_memory() -> None:
-    """Lets glibc reuse freed megabytes instead of returning them to the system each step.
-
-    A training step frees and takes the same few megabytes; where page faults are slow (virtual
-    machines) giving them back costs a quarter of the step. Does nothing without glibc.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-    mallopt(M_TRIM_THRESHOLD, 1 << 30)
-    mallopt(M_TOP_PAD, 1 << 26)
-    mallopt(M_MMAP_THRESHOLD, 1 << 30)
-
-
 def _drain(queue: Any, runs: dict[str, ICLRun], report: Report) -> None:
     while True:
         try:
@@ -106,8 +87,6 @@ def _start_worker(queue: Any, stop: Any, parent: int) -> None:
     global _queue, _stop
     _queue, _stop = queue, stop
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-    torch.set_num_threads(1)
-    keep_freed_memory()
 
 
 def _train(run: ICLRun, folder: Path, keep_snapshots: bool) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,18 +59,22 @@ def read_record(folder: Path) -> dict[str, Any]:
     return dict(record)
 
 
-def record_start(folder: Path, run: dict[str, Any]) -> dict[str, Any]:
+def record_start(
+    folder: Path, run: dict[str, Any], may_differ: Collection[str] = ("steps",)
+) -> dict[str, Any]:
     """Writes down that ``run`` starts, or goes on, in ``folder``; the provenance of this start.
 
+    Args:
+        may_differ: settings that may change between starts.
+
     Raises:
-        ValueError: the folder holds another run (only ``steps`` may differ), or its record is
-            damaged.
+        ValueError: the folder holds another run, or its record is damaged.
     """
     record: dict[str, Any] = {"run": run, "starts": []}
     if (folder / "run.json").exists():
         record = read_record(folder)
         for name, value in run.items():
-            if name != "steps" and record["run"].get(name) != value:
+            if name not in may_differ and record["run"].get(name) != value:
                 raise ValueError(
                     f"{folder / 'run.json'}: {folder} holds a run with "
                     f"{name}={record['run'].get(name)!r}, not {value!r}; choose another folder"
@@ -79,6 +83,14 @@ def record_start(folder: Path, run: dict[str, Any]) -> dict[str, Any]:
     record["starts"].append(provenance())
     write_json(folder / "run.json", record)
     return dict(record["starts"][-1])
+
+
+def check_not_done(folder: Path, steps: int) -> None:
+    """Raises ValueError if the run in ``folder`` has done more than ``steps`` steps."""
+    paths = snapshot_paths(folder)
+    if paths and paths[-1].stem.isdigit() and int(paths[-1].stem) > steps:
+        done = int(paths[-1].stem)
+        raise ValueError(f"steps={steps}: the run in {folder} has done {done} already")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -92,32 +104,27 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return [_metrics(path, number, line) for number, line in enumerate(content.splitlines(), 1)]
 
 
-def write_snapshot(
-    folder: Path,
-    parameters: Mapping[str, Tensor],
-    generator: Generator,
-    metrics: dict[str, Any],
-    keep: bool,
-) -> None:
-    """Adds a line of metrics, then the snapshot of ``metrics["step"]`` to go on from.
-
-    Args:
-        keep: keep the earlier snapshots.
-    """
+def append_metrics(folder: Path, metrics: dict[str, Any]) -> None:
+    """Adds a line of metrics, which must name its ``step``."""
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(metrics) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_snapshot(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], keep: int | None = 1
+) -> None:
+    """Writes the snapshot of ``step`` to go on from.
+
+    Args:
+        keep: how many snapshots stay, this one included; None: all.
+    """
     snapshots = folder / "snapshots"
     snapshots.mkdir(exist_ok=True)
-    earlier = snapshot_paths(folder)
-    write_tensors(
-        snapshots / f"{metrics['step']:08d}.safetensors",
-        {**parameters, "generator": generator.get_state()},
-        {"step": str(metrics["step"])},
-    )
-    if not keep:
-        for path in earlier:
+    write_tensors(snapshots / f"{step:08d}.safetensors", tensors, {"step": str(step)})
+    if keep is not None:
+        for path in snapshot_paths(folder)[:-keep]:
             path.unlink()
 
 
@@ -140,12 +147,21 @@ def restore(folder: Path, parameters: Mapping[str, Tensor], generator: Generator
             raise ValueError(
                 f"{snapshots[-1]}: the generator's state is damaged ({error})"
             ) from None
+    cut_metrics(folder, done)
+    return done
+
+
+def cut_metrics(folder: Path, done: int | None) -> None:
+    """Drops what was measured after step ``done`` (None: all), a torn last line included.
+
+    Raises:
+        ValueError: a line before that is damaged.
+    """
     path = folder / "metrics.jsonl"
     if path.exists():
         lines = path.read_bytes().splitlines(keepends=True)
         kept = []
         for number, line in enumerate(lines, 1):
-            # What was measured after that snapshot goes, a torn last line included.
             if done is None or not line.endswith(b"\n"):
                 break
             if _metrics(path, number, line)["step"] > done:
@@ -153,7 +169,6 @@ def restore(folder: Path, parameters: Mapping[str, Tensor], generator: Generator
             kept.append(line)
         if len(kept) < len(lines):
             write_bytes(path, b"".join(kept))
-    return done
 
 
 def snapshot_paths(folder: Path) -> list[Path]:

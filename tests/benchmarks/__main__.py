@@ -19,8 +19,8 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from resval_lens import ICLClassifier, ResValConfig, ResValTransformer, classifier_config
 from resval_lens.answer import answer
+from resval_lens.runtime import keep_freed_memory
 from resval_lens.tasks.icl import ICLTask, ICLWorld
-from resval_lens.training.many import keep_freed_memory
 from tests.benchmarks import plain_gpt, plain_icl
 
 Step = Callable[[], object]

@@ -1,0 +1,237 @@
+"""``resval-lens train lm``."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from rich.progress import Progress, TaskID
+
+from resval_lens.analyses.console import err, out, progress_bars
+from resval_lens.analyses.options import Quiet, notes, numbers, writable
+
+
+def train_lm_command(
+    preset: Annotated[
+        str, typer.Argument(help="stories-small, tinystories-8m or llama-1b.")
+    ] = "stories-small",
+    streams: Annotated[str, typer.Option(help="Which of q, k, v flow: v, qk, ...; '' none.")] = "",
+    carry: Annotated[
+        str, typer.Option(help="raw (the authors' language-model code) or sum (the formula).")
+    ] = "raw",
+    spec: Annotated[str, typer.Option(help="Of the preset: reference or paper.")] = "reference",
+    seeds: Annotated[str, typer.Option(help="Like 0,1,2 or 0-3; one after the other.")] = "0",
+    data: Annotated[
+        str,
+        typer.Option(help="stories (generated), tinystories, a name on the hub, a file or folder."),
+    ] = "stories",
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder, file or hub name; the stories have their own.")
+    ] = None,
+    validation: Annotated[
+        str | None, typer.Option(help="Text to validate on; else every 100th document.")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Folder of the token files; default runs/text/DATA.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Write the token files anew.")] = False,
+    steps: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Rows a step, instead of the preset's.")] = None,
+    micro_batch: Annotated[int | None, typer.Option(help="Rows at a time on one device.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Instead of the preset's.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Through torch.compile.")] = False,
+    checkpoint_blocks: Annotated[
+        bool | None, typer.Option(help="Recompute blocks in the backward pass.")
+    ] = None,
+    fsdp: Annotated[bool, typer.Option("--fsdp", help="Shard over processes (FSDP2).")] = False,
+    tracker: Annotated[str | None, typer.Option(help="wandb or tensorboard.")] = None,
+    runs: Annotated[Path, typer.Option(help="Folder of the training runs.")] = Path("runs/lm"),
+    snapshot_every: Annotated[int, typer.Option(help="Steps between snapshots.")] = 500,
+    evaluate_every: Annotated[int, typer.Option(help="Steps between evaluations.")] = 500,
+    keep_snapshots: Annotated[
+        bool, typer.Option("--keep-snapshots", help="Keep them all.")
+    ] = False,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: torch's choice.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Train a language model, classic or with a stream, on stories, TinyStories or your own text.
+
+    Killed or stopped (Ctrl-C, SIGTERM), the same command goes on from the newest snapshot. Several
+    devices: `accelerate launch -m resval_lens.analyses train lm ...`.
+
+    Example: `resval-lens train lm stories-small --streams v`
+    """
+    import torch
+
+    from resval_lens.analyses.lm_progress import evaluation, ioi_sets
+    from resval_lens.language_models import language_model_config
+    from resval_lens.language_models import preset as find_preset
+    from resval_lens.runtime import keep_freed_memory
+    from resval_lens.streams import parse_streams, shorthand
+    from resval_lens.tasks.text.token_files import checksum, read_meta
+    from resval_lens.tasks.text.vocabulary import vocabulary_size
+    from resval_lens.training.lm import train_lm
+    from resval_lens.training.lm_data import GENERATED, prepare
+    from resval_lens.training.lm_run import LMRun
+
+    chosen = find_preset(preset, spec)
+    planned = numbers(seeds)
+    parse_streams(streams, chosen.model["n_layers"])
+    writable(runs)
+    if threads:
+        torch.set_num_threads(threads)
+    keep_freed_memory()
+    folder = text or Path("runs/text") / Path(data).name
+    with notes(quiet) as say:
+        found = prepare(data, folder, tokenizer, validation, overwrite=overwrite, note=say)
+    given = {
+        "steps": steps, "batch": batch, "lr": lr, "precision": precision,
+        "checkpoint_blocks": checkpoint_blocks,
+    }  # fmt: skip
+    settings = chosen.training | {k: v for k, v in given.items() if v is not None}
+    config = language_model_config(
+        preset, streams, spec, cast("Any", carry), d_vocab=vocabulary_size(found.tokenizer)
+    )
+    name = f"{preset}-{shorthand(config.streams) or 'classic'}"
+    if spec != "reference":
+        name += f"-{spec}"
+    for seed in planned:
+        run = LMRun(
+            name, config.to_json(), checksum(read_meta(found.train.folder)), seed,
+            micro_batch=micro_batch, compile=compile, snapshot_every=snapshot_every,
+            evaluate_every=evaluate_every, **settings,
+        )  # fmt: skip
+        rows, valid = found.rows(run.rows, config.n_ctx)
+        sets = ioi_sets(found.tokenizer, run.rows, data == GENERATED)
+        accelerator = _accelerator(run, runs, tracker)
+        shown = not quiet and accelerator.is_main_process
+        with progress_bars(not shown) as bars, _told_to_stop() as told:
+            task = bars.add_task(run.folder_name, total=run.steps, note="")
+            model = train_lm(
+                run, rows, runs / run.folder_name,
+                evaluate=evaluation(run, valid, sets, found.tokenizer),
+                progress=_progress(bars, task), should_stop=told.is_set, accelerator=accelerator,
+                shard=fsdp,
+                keep_snapshots=None if keep_snapshots else 2,
+                tokenizer_json=found.tokenizer.to_str(),
+            )  # fmt: skip
+        if model is None:
+            accelerator.end_training()
+            err.print("stopped; the same command goes on from here", style="yellow")
+            raise typer.Exit(130)
+        if shown:
+            out.print(f"{runs / run.folder_name / 'model'}", highlight=False)
+        accelerator.end_training()
+
+
+def plan_command(
+    preset: Annotated[str, typer.Argument(help="stories-small, tinystories-8m or llama-1b.")],
+    gpus: Annotated[int, typer.Option(help="Devices to train on.")] = 1,
+    streams: Annotated[str, typer.Option(help="Which of q, k, v flow; '' none.")] = "",
+    spec: Annotated[str, typer.Option(help="Of the preset: reference or paper.")] = "reference",
+    micro_batch: Annotated[int, typer.Option(help="Rows at a time on one device.")] = 1,
+    checkpoint_blocks: Annotated[
+        bool | None, typer.Option(help="Recompute blocks in the backward pass.")
+    ] = None,
+    teraflops: Annotated[float, typer.Option(help="Of a device at its best (H100 bf16).")] = 989.0,
+    utilisation: Annotated[
+        float, typer.Option(help="The share of it that training reaches.")
+    ] = 0.4,
+    to: Annotated[Path | None, typer.Option("--out", help="Folder for plan.json.")] = None,
+) -> None:
+    """What a preset costs: parameters, FLOPs a token, memory per device, tokens and days.
+
+    Example: `resval-lens plan llama-1b --gpus 8 --streams v`
+    """
+    from resval_lens.analyses import lm_tables
+    from resval_lens.files import write_json
+    from resval_lens.language_models import language_model_config
+    from resval_lens.language_models import preset as find_preset
+    from resval_lens.provenance import provenance
+    from resval_lens.training.plan import plan
+
+    chosen = find_preset(preset, spec).training
+    recompute = chosen.get("checkpoint_blocks", False)
+    found = plan(
+        language_model_config(preset, streams, spec),
+        steps=chosen["steps"], batch=chosen["batch"], processes=gpus, micro_batch=micro_batch,
+        checkpoint_blocks=recompute if checkpoint_blocks is None else checkpoint_blocks,
+        teraflops=teraflops, utilisation=utilisation,
+    )  # fmt: skip
+    for table in lm_tables.plan_tables(preset, gpus, found):
+        out.print(table)
+    if to is not None:
+        writable(to)
+        write_json(to / "plan.json", {**found, "provenance": provenance()})
+        out.print(str(to / "plan.json"), highlight=False)
+
+
+def _progress(bars: Progress, task: TaskID) -> Callable[[int, dict[str, Any] | None], None]:
+    """Moves a bar, and prints a line where the model was evaluated."""
+
+    def progress(step: int, metrics: dict[str, Any] | None) -> None:
+        bars.update(task, completed=step)
+        if metrics and "train_loss" in metrics:
+            speed = f"{metrics['tokens_per_second']:,.0f} tokens/s"
+            bars.update(task, note=f"loss {metrics['train_loss']:.3f}, {speed}")
+        if metrics and "sample" in metrics and not bars.disable:
+            bars.console.print(_line(metrics), highlight=False, markup=False)
+
+    return progress
+
+
+def _line(metrics: dict[str, Any]) -> str:
+    words = [f"step {metrics['step']}", f"validation loss {metrics['valid_loss']:.3f}"]
+    words += [
+        f"IOI {name} {scores['accuracy']:.0%} (P(IO) {scores['p_io']:.2f}, P(S) "
+        f"{scores['p_subject']:.2f})"
+        for name, scores in metrics.get("ioi", {}).items()
+    ]
+    return f"{', '.join(words)}\n  {json.dumps(metrics['sample'], ensure_ascii=False)}"
+
+
+def _accelerator(run: Any, runs: Path, tracker: str | None) -> Any:
+    from accelerate.utils import ProjectConfiguration
+
+    from resval_lens.training.lm import make_accelerator
+
+    options: dict[str, Any] = {}
+    if tracker is not None:
+        if tracker not in ("wandb", "tensorboard"):
+            raise ValueError(f"tracker must be wandb or tensorboard; got {tracker!r}")
+        folder = str(runs / run.folder_name)
+        options |= {
+            "log_with": tracker,
+            "project_config": ProjectConfiguration(project_dir=folder, logging_dir=folder),
+        }
+    accelerator = make_accelerator(run, **options)
+    if tracker is not None:
+        accelerator.init_trackers("resval-lens", init_kwargs={"wandb": {"name": run.folder_name}})
+    return accelerator
+
+
+@contextmanager
+def _told_to_stop() -> Iterator[threading.Event]:
+    """An event that SIGINT or SIGTERM sets; the first asks, a second one interrupts."""
+    told = threading.Event()
+    before = {}
+
+    def ask(number: int, frame: Any) -> None:
+        if told.is_set():
+            raise KeyboardInterrupt
+        told.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, ask)
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,84 @@
+"""What is measured while a language model trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+
+from resval_lens.analyses.ioi import ioi_scores
+from resval_lens.tasks import stories
+from resval_lens.tasks.ioi import IOIBatch, encode, paper_prompts
+from resval_lens.tasks.text import end_of_text
+from resval_lens.training.lm import Evaluate, Rows
+from resval_lens.training.lm_run import LMRun
+from resval_lens.transformer import ResValTransformer
+
+
+def validation_loss(
+    model: ResValTransformer, rows: Rows, n_rows: int = 256, chunk: int = 16
+) -> float:
+    """Mean cross-entropy in nats over the targets of the first ``n_rows`` rows."""
+    n_rows = min(n_rows, len(rows))
+    total, count = 0.0, 0
+    for first in range(0, n_rows, chunk):
+        tokens, targets = rows.batch(np.arange(first, min(first + chunk, n_rows)))
+        with torch.no_grad():
+            logits = model(tokens.to(model.cfg.device)).flatten(0, 1).float()
+        wanted = targets.to(logits.device).flatten()
+        total += float(F.cross_entropy(logits, wanted, ignore_index=-100, reduction="sum"))
+        count += int((targets >= 0).sum())
+    return total / count
+
+
+def ioi_sets(
+    tokenizer: Tokenizer, rows: str, generated: bool, n_prompts: int = 200
+) -> dict[str, IOIBatch]:
+    """The sets of IOI prompts that this tokenizer can say, by name.
+
+    ``paper``: the four sentences, both orders. For models of generated stories also ``seen`` and
+    ``unseen``: names, frames and objects that training text may hold, or never holds.
+
+    Args:
+        rows: ``packed`` puts the end of text before each prompt, as a story's beginning has there.
+    """
+    prepend = end_of_text(tokenizer) if rows == "packed" else None
+    sets = {"paper": [prompt for pair in paper_prompts() for prompt in pair]}
+    if generated:
+        for name in ("seen", "unseen"):
+            sets[name] = stories.ioi_prompts(n_prompts, 0, name, name, name)
+    encoded = {}
+    for name, prompts in sets.items():
+        try:
+            encoded[name] = encode(prompts, tokenizer, prepend)
+        except ValueError:  # a name of several tokens
+            if generated:
+                raise
+    return encoded
+
+
+def evaluation(
+    run: LMRun, valid: Rows, sets: Mapping[str, IOIBatch], tokenizer: Tokenizer
+) -> Evaluate:
+    """Validation loss, IOI scores of each set and a sample, for ``train_lm``."""
+    beginning = [end_of_text(tokenizer)] if run.rows == "packed" else []
+    beginning += tokenizer.encode("Once upon a time", add_special_tokens=False).ids
+
+    def measure(model: ResValTransformer, step: int) -> dict[str, Any]:
+        metrics: dict[str, Any] = {"valid_loss": validation_loss(model, valid)}
+        if sets:
+            metrics["ioi"] = {name: ioi_scores(model, batch) for name, batch in sets.items()}
+        torch.manual_seed(run.seed)
+        tokens: Any = model.generate(
+            torch.tensor([beginning], device=model.cfg.device),
+            max_new_tokens=min(60, model.cfg.n_ctx - len(beginning)),
+            temperature=0.7, top_k=50, stop_at_eos=False, return_type="tokens", verbose=False,
+        )  # fmt: skip
+        metrics["sample"] = tokenizer.decode(tokens[0].tolist())
+        return metrics
+
+    return measure

@@ -1,0 +1,54 @@
+"""What the commands share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from resval_lens.analyses.console import err
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, results only.")]
+
+
+def numbers(text: str) -> list[int]:
+    """Whole numbers from ``"0,1,2"`` or ``"0-3"``.
+
+    Raises:
+        ValueError: anything else, or none.
+    """
+    try:
+        first, dash, last = text.partition("-")
+        if dash:
+            found = list(range(int(first), int(last) + 1))
+        else:
+            found = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ValueError(f"seeds must be numbers like 0,1,2 or 0-3; got {text!r}") from None
+    if not found:
+        raise ValueError(f"seeds must name at least one number; got {text!r}")
+    return found
+
+
+def writable(folder: Path) -> None:
+    """Raises OSError now rather than after minutes of work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"cannot write to {folder}: permission denied")
+
+
+@contextmanager
+def notes(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A line that says what is being done, while it is; silence if ``quiet``."""
+    if quiet:
+        yield lambda text: None
+        return
+    with err.status("") as status:
+        yield status.update

@@ -1,0 +1,41 @@
+"""How this process uses the machine."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread, as many as before afterwards; also a decorator.
+
+    The two-layer models are too small to share: threads that wait for one another cost more than
+    they do (ten times more where cores are busy), and how many there are changes the last bit.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc reuse freed megabytes instead of returning them to the system each step.
+
+    A training step frees and takes the same few megabytes; where page faults are slow (virtual
+    machines) giving them back costs a quarter of the step. Does nothing without glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+    mallopt(M_TRIM_THRESHOLD, 1 << 30)
+    mallopt(M_TOP_PAD, 1 << 26)
+    mallopt(M_MMAP_THRESHOLD, 1 << 30)

@@ -1,0 +1,120 @@
+"""Text to train on, by name: generated stories, a data set of the hub, or the user's own files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from tokenizers import Tokenizer
+
+from resval_lens.tasks import stories
+from resval_lens.tasks.text import (
+    PackedRows,
+    StoryRows,
+    TokenFiles,
+    load_tokenizer,
+    read_texts,
+    write_token_files,
+)
+from resval_lens.training.lm_run import RowKind
+
+Note = Callable[[str], None]
+GENERATED = "stories"
+NAMES = {"tinystories": "roneneldan/TinyStories"}
+HELD_OUT_EVERY = 100
+
+
+class LMData(NamedTuple):
+    """Tokens to train on, tokens to validate on, and their tokenizer."""
+
+    train: TokenFiles
+    valid: TokenFiles
+    tokenizer: Tokenizer
+
+    def rows(self, kind: RowKind, n_ctx: int) -> tuple[PackedRows | StoryRows, ...]:
+        """(training rows, validation rows) of ``n_ctx`` tokens."""
+        make = PackedRows if kind == "packed" else StoryRows
+        return make(self.train, n_ctx), make(self.valid, n_ctx)
+
+
+def prepare(
+    data: str,
+    folder: Path,
+    tokenizer: str | None = None,
+    validation: str | None = None,
+    n_stories: int = 300_000,
+    overwrite: bool = False,
+    note: Note = lambda text: None,
+) -> LMData:
+    """Token files of ``data`` in ``folder``, written if they are not there yet.
+
+    Args:
+        data: ``"stories"`` (generated), ``"tinystories"``, the name of a data set on the Hugging
+            Face hub, or a file or folder of .txt, .jsonl or .parquet.
+        tokenizer: a folder or file, or a name on the hub; by default the stories' own tokenizer
+            for stories, and for others there is none.
+        validation: a file or folder to validate on; by default the hub's split ``validation``, or
+            every hundredth document of local text, which then is not trained on.
+        n_stories: how many to generate to train on.
+        overwrite: write the token files anew.
+
+    Raises:
+        ValueError: data or tokenizer missing, empty or damaged; token files of another tokenizer
+            or another text in ``folder``.
+    """
+    if data == GENERATED and tokenizer is None:
+        words = stories.load_tokenizer()
+    elif tokenizer is None:
+        raise ValueError(f"data={data!r} needs a tokenizer: a folder, a file or a name on the hub")
+    else:
+        words = load_tokenizer(tokenizer)
+    sources = {
+        part: f"{data}, {validation or n_stories if data == GENERATED else validation}, {part}"
+        for part in ("train", "valid")
+    }
+
+    def texts(part: str) -> Iterable[str]:
+        if data == GENERATED:
+            count = n_stories if part == "train" else max(200, n_stories // HELD_OUT_EVERY)
+            return islice(stories.stories(seed=0 if part == "train" else 1), count)
+        name = NAMES.get(data, data)
+        if part == "valid" and validation:
+            return read_texts(validation)
+        if Path(name).exists():
+            documents = read_texts(name)
+            return documents if validation else _every_hundredth(documents, part == "valid")
+        return read_texts(name, "train" if part == "train" else "validation")
+
+    parts = {}
+    for part, source in sources.items():
+        path = folder / part
+        if path.exists() and not overwrite:
+            note(f"checking {path}")
+            files = TokenFiles.open(path)
+            files.check_tokenizer(words)
+            if files.source != source:
+                raise ValueError(
+                    f"{path} holds tokens of {files.source!r}, not {source!r}; choose another "
+                    "folder, or --overwrite"
+                )
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            files = write_token_files(
+                texts(part), words, path, overwrite=overwrite, source=source,
+                progress=partial(_say, note, part),
+            )  # fmt: skip
+        parts[part] = files
+    return LMData(parts["train"], parts["valid"], words)
+
+
+def _say(note: Note, part: str, documents: int, tokens: int) -> None:
+    note(f"{part}: {documents:,} documents, {tokens:,} tokens")
+
+
+def _every_hundredth(documents: Iterable[str], held_out: bool) -> Iterator[str]:
+    for number, document in enumerate(documents):
+        if (number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == held_out:
+            yield document
