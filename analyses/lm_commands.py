@@ -37,6 +37,9 @@ def train_lm_command(
     validation: Annotated[
         str | None, typer.Option(help="Text to validate on; else every 100th document.")
     ] = None,
+    n_stories: Annotated[
+        int, typer.Option("--stories", help="How many to generate, of about 93 tokens.")
+    ] = 300_000,
     text: Annotated[
         Path | None, typer.Option(help="Folder of the token files; default runs/text/DATA.")
     ] = None,
@@ -90,12 +93,14 @@ def train_lm_command(
     keep_freed_memory()
     folder = text or Path("runs/text") / Path(data).name
     with notes(quiet) as say:
-        found = prepare(data, folder, tokenizer, validation, overwrite=overwrite, note=say)
+        found = prepare(data, folder, tokenizer, validation, n_stories, overwrite, say)
     given = {
         "steps": steps, "batch": batch, "lr": lr, "precision": precision,
         "checkpoint_blocks": checkpoint_blocks,
     }  # fmt: skip
     settings = chosen.training | {k: v for k, v in given.items() if v is not None}
+    if steps is not None:  # a short run warms up for a tenth of it
+        settings["warmup"] = min(settings["warmup"], steps // 10)
     config = language_model_config(
         preset, streams, spec, cast("Any", carry), d_vocab=vocabulary_size(found.tokenizer)
     )

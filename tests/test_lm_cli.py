@@ -1,0 +1,117 @@
+"""``resval-lens train lm`` and ``plan`` as a person runs them."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from resval_lens import ResValTransformer
+from resval_lens.files import read_tensors
+from tests.test_cli import PROGRAM, run
+
+SMALL = ["--stories", "400", "--batch", "4", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the command has trained six steps."""
+    folder = tmp_path_factory.mktemp("lm")
+    done = run("train", "lm", "stories-small", "--streams", "v", "--steps", "6", *SMALL, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "validation loss" in done.stderr
+    assert "IOI unseen" in done.stderr
+    assert "runs/lm/stories-small-v-raw-seed0/model" in done.stdout
+    return folder
+
+
+def test_a_trained_model_loads_with_its_tokenizer_and_writes(trained: Path) -> None:
+    model = ResValTransformer.from_pretrained(
+        trained / "runs" / "lm" / "stories-small-v-raw-seed0" / "model"
+    )
+    assert model.cfg.streams[0].carry == "raw"
+    assert model.to_string(model.to_tokens("Once upon a time", prepend_bos=False)) == [
+        "Once upon a time"
+    ]
+    text = model.generate("Once upon a time", max_new_tokens=5, verbose=False)
+    assert text.startswith("Once upon a time")
+
+
+def test_metrics_hold_losses_ioi_and_a_sample(trained: Path) -> None:
+    folder = trained / "runs" / "lm" / "stories-small-v-raw-seed0"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 6]
+    assert set(lines[0]["ioi"]) == {"paper", "seen", "unseen"}
+    assert lines[-1]["valid_loss"] < lines[0]["valid_loss"]
+    assert lines[-1]["sample"].startswith("Once upon a time")
+    start = json.loads((folder / "model" / "provenance.json").read_text())
+    assert start["command"].startswith("resval-lens train lm stories-small")
+
+
+def test_the_same_command_leaves_a_finished_run_as_it_is(trained: Path) -> None:
+    model = trained / "runs" / "lm" / "stories-small-v-raw-seed0" / "model" / "model.safetensors"
+    before = read_tensors(model, "model")[0]
+    done = run("train", "lm", "stories-small", "--streams", "v", "--steps", "6", *SMALL, "--quiet",
+               cwd=trained)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert all(torch.equal(x, before[k]) for k, x in read_tensors(model, "model")[0].items())
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    command = ["train", "lm", "stories-small", *SMALL, "--steps", "40", "--snapshot-every", "1000",
+               "--evaluate-every", "1000", "--quiet"]  # fmt: skip
+    process = subprocess.Popen(
+        [*PROGRAM, *command], stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )  # fmt: skip
+    folder = tmp_path / "runs" / "lm" / "stories-small-classic-seed0"
+    end = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "the same command goes on from here" in errors
+    (snapshot,) = (folder / "snapshots").iterdir()
+    assert 0 < int(snapshot.stem) < 40
+    done = run(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "model" / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "lm", "gpt-9"], "no preset 'gpt-9'; there are llama-1b, stories-small"),
+        (
+            ["train", "lm", "--spec", "paper"],
+            "'stories-small' has the specs reference; got 'paper'",
+        ),
+        (["train", "lm", "--streams", "x"], "streams='x' has 'x'"),
+        (["train", "lm", "--data", "no-such.txt"], "data='no-such.txt' needs a tokenizer"),
+        (["train", "lm", "--seeds", "a"], "seeds must be numbers"),
+        (["plan", "llama-1b", "--gpus", "0"], "processes must be 1 or more; got 0"),
+        (["plan", "llama"], "no preset 'llama'"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_plan_is_printed_with_its_formulas(tmp_path: Path) -> None:
+    done = run("plan", "llama-1b", "--gpus", "8", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "1,510,017,024" in done.stdout
+    assert "83.89 billion" in done.stdout
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert found["parameters"]["total"] == 1_510_017_024
+    assert found["provenance"]["versions"]["torch"]
