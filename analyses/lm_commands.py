@@ -77,7 +77,7 @@ def train_lm_command(
     from resval_lens.language_models import language_model_config
     from resval_lens.language_models import preset as find_preset
     from resval_lens.runtime import keep_freed_memory
-    from resval_lens.streams import parse_streams, shorthand
+    from resval_lens.streams import parse_streams
     from resval_lens.tasks.text.token_files import checksum, read_meta
     from resval_lens.tasks.text.vocabulary import vocabulary_size
     from resval_lens.training.lm import train_lm
@@ -104,7 +104,8 @@ def train_lm_command(
     config = language_model_config(
         preset, streams, spec, cast("Any", carry), d_vocab=vocabulary_size(found.tokenizer)
     )
-    name = f"{preset}-{shorthand(config.streams) or 'classic'}"
+    flowing = "".join(stream.of for stream in config.streams)
+    name = f"{preset}-{flowing}-{carry}" if flowing else f"{preset}-classic"
     if spec != "reference":
         name += f"-{spec}"
     for seed in planned:
