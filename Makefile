@@ -4,6 +4,7 @@
 # make lint, make types, make format
 
 PYTHON ?= python3
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -14,7 +15,7 @@ demo: $(INSTALLED)
 	$(BIN)/resval-lens compare --out out
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks

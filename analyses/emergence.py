@@ -157,9 +157,23 @@ def _compared(first: Crossing, second: Crossing) -> Comparison:
 
 
 def saving(found: Sequence[Crossing], variant: str, task: str, baseline: str = "classic") -> float:
-    """The share of training steps that ``variant`` saves against ``baseline``."""
-    means = {crossing.variant: crossing.mean for crossing in found if crossing.task == task}
-    return 1 - means[variant] / means[baseline]
+    """The share of training steps that ``variant`` saves against ``baseline``, on shared seeds."""
+    by_seed = {
+        crossing.variant: {
+            seed: number
+            for seed, number in zip(crossing.seeds, crossing.snapshots, strict=True)
+            if number is not None
+        }
+        for crossing in found
+        if crossing.task == task
+    }
+    shared = by_seed[variant].keys() & by_seed[baseline].keys()
+    if not shared:
+        return float("nan")
+    mean, reference = (
+        np.mean([by_seed[name][seed] for seed in shared]) for name in (variant, baseline)
+    )
+    return float(1 - mean / reference)
 
 
 def table_data(runs: Sequence[RecordedRun], threshold: float) -> dict[str, Any]:
@@ -181,16 +195,11 @@ def table_data(runs: Sequence[RecordedRun], threshold: float) -> dict[str, Any]:
             }
         )
     tests = [vars(comparison) for comparison in t_tests(found)]
-    reached = {(crossing.variant, crossing.task) for crossing in found if crossing.reached}
-    savings = {
-        task: {
-            name: saving(found, name, task) if (name, task) in reached else None
-            for name in dict.fromkeys(crossing.variant for crossing in found)
-            if name != "classic"
-        }
-        for task in ("ic", "ic2")
-        if ("classic", task) in reached
-    }
+    names = list(dict.fromkeys(crossing.variant for crossing in found))
+    savings: dict[str, dict[str, float | None]] = {}
+    for task in ("ic", "ic2") if "classic" in names else ():
+        shares = {name: saving(found, name, task) for name in names if name != "classic"}
+        savings[task] = {name: None if np.isnan(share) else share for name, share in shares.items()}
     return {"threshold": threshold, "unit": "snapshots of 500 steps", "rows": rows,
             "t_tests": tests, "saving_against_classic": savings}  # fmt: skip
 

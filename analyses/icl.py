@@ -7,7 +7,7 @@ attention. Emergence curves come from the recorded runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from resval_lens.tasks.icl_measures import measures_from
 from resval_lens.training.icl import evaluate
 from resval_lens.training.icl_run import draw_world
 
+GRAFTED = "classic, link grafted"
 SCALES = tuple(round(c, 2) for c in np.arange(-1, 2.01, 0.25))
 Note = Callable[[str], None]
 
@@ -199,6 +200,10 @@ def compare(
             note(f"{subject.name}: editing its links")
             result["links"][subject.name] = link_study(subject, link_sequences)
     if {"classic", "values"} <= set(by_name):
+        note("classic with a link grafted on: editing it")
+        classic, streams = by_name["classic"], by_name["values"].model.cfg.streams
+        grafted = replace(classic, name=GRAFTED, model=classic.model.with_streams(streams))
+        result["links"][GRAFTED] = link_study(grafted, link_sequences)
         note("the four cells")
         result["four_cells"] = four_cells(by_name["classic"], by_name["values"])
     return result

@@ -18,6 +18,8 @@ def provenance(**facts: Any) -> dict[str, Any]:
     The command names no folders but the program's own name, so that a record can be published.
     """
     program = Path(sys.argv[0]).name or "python"
+    if program == "__main__.py":  # python -m resval_lens.analyses
+        program = "resval-lens"
     return {
         "command": " ".join([program, *sys.argv[1:]]),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

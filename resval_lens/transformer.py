@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 import warnings
-from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformer_lens import ActivationCache, HookedTransformer, HookedTransformerConfig
+from transformer_lens import ActivationCache, HookedTransformerConfig
 from transformer_lens.HookedTransformer import Output
-from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
 from transformer_lens.utilities import (
     LocallyOverridenDefaults,
     TypedModuleList,
@@ -27,26 +23,13 @@ from transformer_lens.utilities import (
 
 from resval_lens.attention import Carried
 from resval_lens.block import ResValBlock
-from resval_lens.caching import StreamCaching
-from resval_lens.checkpoint import (
-    fetch,
-    load_parameters,
-    present_device,
-    push,
-    read_config,
-    read_tokenizer,
-    save_model,
-)
 from resval_lens.config import ResValConfig
+from resval_lens.conversion import WeightConversion
 from resval_lens.norm import fused
-from resval_lens.streams import AttentionStream, StreamsLike
 from resval_lens.unembed import FusedUnembed, TiedUnembed
-from resval_lens.weights import check_processing, fold_value_biases_through_streams
-
-TRANSFORMER_LENS_NAMES = frozenset(OFFICIAL_MODEL_NAMES).union(*MODEL_ALIASES.values())
 
 
-class ResValTransformer(StreamCaching):
+class ResValTransformer(WeightConversion):
     """A HookedTransformer whose attention layers may receive earlier layers' q, k or v.
 
     Everything a HookedTransformer does works: hooks, cache, loss, generation, weight properties.
@@ -61,8 +44,6 @@ class ResValTransformer(StreamCaching):
     """
 
     cfg: ResValConfig
-    blocks: TypedModuleList[ResValBlock]  # type: ignore[assignment]
-    config_class: type[ResValConfig] = ResValConfig
 
     def __init__(
         self,
@@ -266,222 +247,6 @@ class ResValTransformer(StreamCaching):
             shortformer = shortformer[:, pos_offset:]
         return (residual, shortformer) if return_shortformer_pos_embed else residual
 
-    def load_and_process_state_dict(
-        self,
-        state_dict: dict[str, Tensor],
-        fold_ln: bool = True,
-        center_writing_weights: bool = True,
-        center_unembed: bool = True,
-        fold_value_biases: bool = True,
-        refactor_factored_attn_matrices: bool = False,
-    ) -> None:
-        """HookedTransformer's weight processing, right through the streams or refused.
-
-        Value biases are folded with what the links carry of them (:mod:`resval_lens.weights`).
-
-        Raises:
-            ValueError: a processing step that streams do not survive, with the reason.
-        """
-        check_processing(self.cfg, fold_ln, fold_value_biases, refactor_factored_attn_matrices)
-        if isinstance(self.unembed, TiedUnembed):  # what follows changes W_U and W_E differently
-            self.unembed, self.cfg.tied_embedding = self.unembed.untied(), False
-            self.setup()
-            state_dict = {
-                **state_dict,
-                "unembed.W_U": state_dict["embed.W_E"].T.clone(),
-                "unembed.b_U": self.unembed.b_U.detach().clone(),
-            }
-        carries_values = any(stream.of == "v" for stream in self.cfg.streams)
-        super().load_and_process_state_dict(
-            state_dict,
-            fold_ln=fold_ln,
-            center_writing_weights=center_writing_weights,
-            center_unembed=center_unembed,
-            fold_value_biases=fold_value_biases and not carries_values,
-            refactor_factored_attn_matrices=refactor_factored_attn_matrices,
-        )
-        self.cfg.folded_value_biases |= fold_value_biases
-        if fold_value_biases and carries_values:
-            fold_value_biases_through_streams(
-                self.cfg.streams, [block.attn for block in self.blocks]
-            )
-
-    def process_weights_(
-        self,
-        fold_ln: bool = True,
-        center_writing_weights: bool = True,
-        center_unembed: bool = True,
-        refactor_factored_attn_matrices: bool = False,
-        fold_value_biases: bool = True,
-    ) -> None:
-        """Processes this model's weights in place; see :meth:`load_and_process_state_dict`."""
-        self.load_and_process_state_dict(
-            self.state_dict(),
-            fold_ln=fold_ln,
-            center_writing_weights=center_writing_weights,
-            center_unembed=center_unembed,
-            fold_value_biases=fold_value_biases,
-            refactor_factored_attn_matrices=refactor_factored_attn_matrices,
-        )
-
-    @classmethod
-    def from_hooked(
-        cls, model: HookedTransformer, streams: StreamsLike = "", *, share_weights: bool = False
-    ) -> Self:
-        """A ResValTransformer with the weights of any HookedTransformer, a pretrained one too.
-
-        With ``streams=""`` the result computes exactly what ``model`` computes; with streams, what
-        those weights do when values (queries, keys) flow. Learned mixing comes along from a model
-        with the same stream (whichever layers receive it) and starts afresh otherwise. Load
-        pretrained models with ``from_pretrained_no_processing`` before grafting a stream:
-        processed weights have lost their value biases, so the link could not carry them.
-
-        Args:
-            share_weights: use the same parameter tensors instead of copies.
-        """
-        config = ResValConfig.from_hooked(model.cfg, streams)
-        config.init_weights = False
-        new = cls(config, tokenizer=model.tokenizer)
-        new.cfg.init_weights = model.cfg.init_weights
-        return new._take_weights(model, share_weights)
-
-    def with_streams(self, streams: StreamsLike, *, share_weights: bool = False) -> Self:
-        """The same weights, run with other streams: ``with_streams("")`` cuts, ``"v"`` grafts.
-
-        Args:
-            share_weights: use the same parameter tensors instead of copies.
-
-        Raises:
-            ValueError: the value stream would change, and value biases were folded into the
-                output: what the link carried of them could be neither removed nor brought.
-        """
-        config = self.cfg.with_streams(streams)
-        if self.cfg.folded_value_biases:
-            before, after = (
-                [stream for stream in cfg.streams if stream.of == "v"] for cfg in (self.cfg, config)
-            )
-            if before != after:
-                raise ValueError(
-                    f"with_streams({streams!r}): this model's value biases are folded into its "
-                    "output (process_weights_); change streams before, or pass "
-                    "fold_value_biases=False there"
-                )
-        config.init_weights = False
-        new = type(self)(config, tokenizer=self.tokenizer)
-        new.cfg.init_weights = self.cfg.init_weights
-        return new._take_weights(self, share_weights)
-
-    def _take_weights(self, model: HookedTransformer, share: bool) -> Self:
-        state = model.state_dict() if not share else dict(model.named_parameters())
-        mixing = {name for name in self.state_dict() if ".mixes." in name}
-        # Learned mixing goes along with its stream, whoever receives it and with what gradient.
-        known = {_mixed_like(stream) for stream in getattr(model.cfg, "streams", ())}
-        kept = [stream.of for stream in self.cfg.streams if _mixed_like(stream) in known]
-        state = {
-            name: tensor
-            for name, tensor in state.items()
-            if ".mixes." not in name
-            or (name in mixing and any(f".mixes.{of}." in name for of in kept))
-        }
-        report = self.load_state_dict(state, strict=False, assign=share)
-        buffers = {name for name, _ in self.named_buffers()} if share else set()
-        missing = set(report.missing_keys) - mixing - buffers
-        if missing or report.unexpected_keys:
-            raise ValueError(
-                f"these weights do not fit: missing {sorted(missing)}, unexpected "
-                f"{sorted(report.unexpected_keys)}"
-            )
-        return self
-
-    def save_pretrained(
-        self, folder: str | Path, *, record: dict[str, Any] | None = None, overwrite: bool = False
-    ) -> None:
-        """Saves into ``folder``: safetensors, config.json, provenance.json; all or nothing.
-
-        Args:
-            record: provenance to keep beside the weights (command, versions, seed, metrics); this
-                process's by default.
-
-        Raises:
-            ValueError: the folder holds something else, or a model and ``overwrite`` is off.
-        """
-        save_model(
-            folder,
-            type(self).__name__,
-            self.cfg.to_json(),
-            dict(self.named_parameters()),
-            record,
-            overwrite,
-        )
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls,
-        name: str | Path,
-        *,
-        streams: StreamsLike = None,
-        tokenizer: Any = None,
-        device: str | None = None,
-        **options: Any,
-    ) -> Self:
-        """A saved model, from a folder or the Hugging Face hub; or a model TransformerLens knows.
-
-        ``ResValTransformer.from_pretrained("gpt2", streams="v")`` loads TransformerLens's "gpt2"
-        without weight processing and converts it (:meth:`from_hooked`).
-
-        Args:
-            name: a folder that :meth:`save_pretrained` wrote, a hub id of such a folder, or a
-                TransformerLens model name.
-            streams: run the weights with these streams instead of those they were saved with.
-            tokenizer: for the loaded model; by default the one that was saved with it.
-            device: where to run; by default the device it was saved on if there is one here.
-            options: for ``huggingface_hub.snapshot_download`` (revision, token, ...), or for
-                ``HookedTransformer.from_pretrained_no_processing``.
-
-        Raises:
-            ValueError: files that are missing, damaged, of another shape or class, by name.
-        """
-        is_folder = Path(name).is_dir()
-        if is_folder and options:
-            raise ValueError(
-                f"{next(iter(options))}= is for models from the hub; {name} is a folder"
-            )
-        if not is_folder and str(name) in TRANSFORMER_LENS_NAMES:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="HookedTransformer is deprecated")
-                stock = HookedTransformer.from_pretrained_no_processing(
-                    str(name), device=device, tokenizer=tokenizer, **options
-                )
-            return cls.from_hooked(stock, streams)
-        folder = Path(name) if is_folder else fetch(str(name), **options)
-        model_class, config = read_config(folder)
-        if model_class != cls.__name__:
-            raise ValueError(
-                f"{folder} holds a {model_class}; load it with that class, not {cls.__name__}"
-            )
-        try:
-            cfg = cls.config_class.from_json(config)
-            cfg.device = device or present_device(str(cfg.device))
-            wanted, cfg.init_weights = cfg.init_weights, False
-            model = cls(cfg, tokenizer=read_tokenizer(folder) if tokenizer is None else tokenizer)
-        except (TypeError, ValueError, AssertionError) as error:
-            raise ValueError(f"{folder / 'config.json'}: {error}") from None
-        load_parameters(dict(model.named_parameters()), folder / "model.safetensors")
-        model.cfg.init_weights = wanted
-        model.eval()  # no dropout, where there is any
-        return model if streams is None else model.with_streams(streams, share_weights=True)
-
-    def push_to_hub(self, repo_id: str, *, record: dict[str, Any] | None = None, **hub: Any) -> str:
-        """Saves to a temporary folder and uploads it to the Hugging Face hub; the commit's address.
-
-        Args:
-            hub: token, private, commit_message, ...
-        """
-        with tempfile.TemporaryDirectory() as parent:
-            folder = Path(parent) / "model"
-            self.save_pretrained(folder, record=record)
-            return push(folder, repo_id, **hub)
-
 
 def check_return_type(return_type: str | None) -> None:
     """Raises ValueError unless ``return_type`` is None, "logits", "loss" or "both"."""
@@ -489,7 +254,3 @@ def check_return_type(return_type: str | None) -> None:
         raise ValueError(
             f"return_type must be None, 'logits', 'loss' or 'both'; got {return_type!r}"
         )
-
-
-def _mixed_like(stream: AttentionStream) -> AttentionStream:
-    return replace(stream, layers=None, detach=False)

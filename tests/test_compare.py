@@ -11,6 +11,7 @@ from resval_lens import AttentionStream
 from resval_lens.analyses import figures, tables
 from resval_lens.analyses.emergence import paper_runs, table_data
 from resval_lens.analyses.icl import (
+    GRAFTED,
     accuracy,
     attention_study,
     compare,
@@ -90,6 +91,19 @@ def test_four_cells_are_the_same_weights_run_both_ways(shipped):
     )
 
 
+def test_a_grafted_link_is_scaled_beside_the_trained_ones(shipped):
+    classic, values = shipped["classic"], shipped["values"]
+    result = compare([r for r in load_runs() if r.has_model], 60, 40)
+    study = result["links"][GRAFTED]
+    for c in (0.0, 0.5, 1.0):
+        streams = AttentionStream("v", carried=c) if c else ""
+        some = ICLBatch(*(x[:40] for x in classic.tests["ic"]))
+        expected = accuracy(classic.model.with_streams(streams), some)
+        assert study["scale"][str(c)]["ic"] == pytest.approx(expected)
+    assert set(result["links"]) == {"queries", "keys", "values", GRAFTED}
+    assert values.model.cfg.streams[0].of == "v"
+
+
 def test_attention_patterns_are_distributions(shipped):
     study = attention_study(shipped["values"])
     for pattern in study["mean_pattern"]:
@@ -116,7 +130,7 @@ def test_the_study_is_json_and_every_figure_draws(tmp_path):
         path = figures.save(figure, tmp_path / f"{number}.png")
         assert path.read_bytes().startswith(b"\x89PNG")
     assert len(list(tmp_path.iterdir())) == len(drawn)
-    assert tables.compare_table(result).row_count == 4 + 3 + 3 * 6 + 4
+    assert tables.compare_table(result).row_count == 4 + 3 + 4 * 6 + 4
     assert any("Cutting the V₁→V₂ link" in line for line in tables.sentences(result, emergence))
 
 

@@ -382,3 +382,8 @@ def test_the_papers_runs_are_those_of_its_four_variants() -> None:
     runs = [recorded(name) for name in ICL_VARIANTS]
     assert [run.run.name for run in paper_runs(runs)] == list(PAPER_VARIANTS)
     assert paper_runs([replace(runs[0], run=ICLRun("mine"))]) == []
+
+
+def test_savings_compare_the_same_seeds() -> None:
+    runs = [*crossing_at("classic", [60, 70, 90, 90]), *crossing_at("values", [30, 35])]
+    assert saving(crossings(runs, 0.5), "values", "ic") == pytest.approx(0.5)

@@ -98,7 +98,7 @@ def test_a_selection_names_links_by_stream_layer_and_head(
         ({"layers": [1, -4]}, "layers: -4 is not among 0 to 2"),
         ({"layers": [1.0]}, r"layers: 1\.0 is not a whole number"),
         ({"layers": []}, "layers: the selection is empty; name one or more, or None for all"),
-        ({"heads": iter(())}, "heads: the selection is empty"),
+        ({"heads": ()}, "heads: the selection is empty"),
         ({"heads": [4]}, "heads: 4 is not among 0 to 3"),
         ({"heads": ["0"]}, "heads: '0' is not a whole number"),
     ],

@@ -1,0 +1,112 @@
+"""``resval-lens eval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from resval_lens.analyses.console import out
+from resval_lens.analyses.options import Quiet, notes, writable
+
+if TYPE_CHECKING:
+    from resval_lens.transformer import ResValTransformer
+
+eval_app = typer.Typer(no_args_is_help=True, help="Evaluate language models.")
+
+
+@eval_app.command("ioi")
+def ioi_command(
+    models: Annotated[
+        list[Path], typer.Argument(help="Saved models, classic and with streams; seeds together.")
+    ],
+    prompts: Annotated[
+        str, typer.Option(help="stories (seen and unseen names, frames, objects) or general.")
+    ] = "stories",
+    n: Annotated[int, typer.Option(help="Prompts in each set.")] = 500,
+    seed: Annotated[int, typer.Option(help="Draws the prompts.")] = 0,
+    bos: Annotated[
+        bool, typer.Option(help="Put the end of text before each prompt, as packed rows do.")
+    ] = True,
+    to: Annotated[Path, typer.Option("--out", help="Folder for ioi.json.")] = Path("out"),
+    quiet: Quiet = False,
+) -> None:
+    """Indirect object identification: the paper's Table 2, generated prompts, the four cells.
+
+    Example: `resval-lens eval ioi runs/lm/*/model`
+    """
+    from resval_lens.analyses import ioi_tables
+    from resval_lens.analyses.ioi import four_cells, ioi_scores, paper_table
+    from resval_lens.files import write_json
+    from resval_lens.provenance import provenance
+    from resval_lens.tasks.ioi import encode, generate_prompts
+    from resval_lens.tasks.stories import ioi_prompts
+
+    if prompts not in ("stories", "general"):
+        raise ValueError(f"prompts must be stories or general; got {prompts!r}")
+    loaded = {folder: _load(folder) for folder in models}
+    tokenizer: Any = next(iter(loaded.values())).tokenizer
+    for folder, model in loaded.items():
+        own: Any = model.tokenizer
+        if own.get_vocab() != tokenizer.get_vocab():
+            raise ValueError(f"{folder} has another tokenizer than {models[0]}")
+    prepend = tokenizer.eos_token_id if bos else None
+    if prompts == "stories":
+        kinds: tuple[Any, ...] = ("seen", "unseen")
+        sets = {kind: ioi_prompts(n, seed, kind, kind, kind) for kind in kinds}
+    else:
+        sets = {"general": generate_prompts(n, seed)}
+    batches = {name: encode(drawn, tokenizer, prepend) for name, drawn in sets.items()}
+    by_kind: dict[str, list[Path]] = {}
+    for folder, model in loaded.items():
+        by_kind.setdefault(_kind(model), []).append(folder)
+    writable(to)
+    with notes(quiet) as note:
+        note("the paper's sentences")
+        table = paper_table(
+            {kind: [loaded[f] for f in folders] for kind, folders in by_kind.items()},
+            tokenizer, prepend=prepend,
+        )  # fmt: skip
+        scores: dict[str, dict[str, Any]] = {}
+        for name, batch in batches.items():
+            for folder, model in loaded.items():
+                note(f"{folder}: {name}")
+                scores.setdefault(name, {})[str(folder)] = ioi_scores(model, batch)
+        cells = []
+        streams = [kind for kind in by_kind if kind != "classic"]
+        for kind in streams if "classic" in by_kind else ():
+            for one, other in zip(by_kind["classic"], by_kind[kind], strict=False):
+                note(f"four cells: {one} and {other}")
+                found = four_cells(loaded[one], loaded[other], list(batches.values())[-1])
+                cells.append({"classic": str(one), "stream": str(other), **found})
+    report = {"paper": table, "scores": scores, "four_cells": cells, "provenance": provenance()}
+    write_json(to / "ioi.json", report)
+    out.print(ioi_tables.paper_table_2(table))
+    for name, rows in scores.items():
+        out.print(f"Prompts: {name}, {n} of them", highlight=False)
+        out.print(ioi_tables.scores_table(rows))
+    for found in cells:
+        out.print(f"{found['classic']} and {found['stream']}", highlight=False)
+        out.print(ioi_tables.cells_table(found))
+    out.print(str(to / "ioi.json"), highlight=False)
+
+
+def _load(folder: Path) -> ResValTransformer:
+    from resval_lens.transformer import ResValTransformer
+
+    model = ResValTransformer.from_pretrained(folder)
+    if model.tokenizer is None:
+        raise ValueError(f"{folder} has no tokenizer.json; prompts cannot be put into its tokens")
+    return model
+
+
+def _kind(model: ResValTransformer) -> str:
+    """``classic``, ``values`` (as the paper calls it), or the streams in short."""
+    from resval_lens.streams import shorthand
+
+    if not model.cfg.streams:
+        return "classic"
+    plain = [stream.of for stream in model.cfg.streams] == ["v"]
+    plain = plain and model.cfg.streams[0].mix == "add"
+    return "values" if plain else shorthand(model.cfg.streams)
