@@ -22,7 +22,7 @@ from resval_lens.tasks.icl_measures import measures_from
 from resval_lens.training.icl import evaluate
 from resval_lens.training.icl_run import draw_world
 
-GRAFTED = "classic, link grafted"
+GRAFTED = "classic + link"
 SCALES = tuple(round(c, 2) for c in np.arange(-1, 2.01, 0.25))
 Note = Callable[[str], None]
 

@@ -12,6 +12,7 @@ import torch
 
 from resval_lens import ResValTransformer
 from resval_lens.files import read_tensors
+from tests.helpers import tiny_config
 from tests.test_cli import PROGRAM, run
 
 SMALL = ["--stories", "400", "--batch", "4", "--threads", "1"]
@@ -115,3 +116,32 @@ def test_a_plan_is_printed_with_its_formulas(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "plan.json").read_text())
     assert found["parameters"]["total"] == 1_510_017_024
     assert found["provenance"]["versions"]["torch"]
+
+
+def test_ioi_is_evaluated_over_seeds_and_in_four_cells(trained: Path, tmp_path: Path) -> None:
+    model = trained / "runs" / "lm" / "stories-small-v-raw-seed0" / "model"
+    classic = tmp_path / "classic"
+    stream = ResValTransformer.from_pretrained(model)
+    stream.with_streams("").save_pretrained(classic)
+    (classic / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes())
+    done = run("eval", "ioi", str(classic), str(model), "--n", "20", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "42.89 ± 10.58" in done.stdout
+    report = json.loads((tmp_path / "ioi.json").read_text())
+    assert set(report["scores"]) == {"seen", "unseen"}
+    (cells,) = report["four_cells"]
+    # one model's weights under both names: what is run alike is alike
+    assert len(cells["cells"]) == 4
+    for run_as in ("run without", "run with"):
+        one, other = (
+            cells["cells"][f"trained {kind}, {run_as}"] for kind in ("classic", "with stream")
+        )
+        assert one == pytest.approx(other)
+    assert {row["architecture"] for row in report["paper"]["rows"]} == {"classic", "values"}
+
+
+def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    ResValTransformer(tiny_config()).save_pretrained(tmp_path / "model")
+    done = run("eval", "ioi", str(tmp_path / "model"), "--out", str(tmp_path / "out"))
+    assert done.returncode == 1
+    assert "model has no tokenizer.json" in done.stderr
