@@ -72,6 +72,7 @@ def train_lm_command(
     Example: `resval-lens train lm stories-small --streams v`
     """
     import torch
+    from accelerate import PartialState
 
     from resval_lens.analyses.lm_progress import evaluation, ioi_sets
     from resval_lens.language_models import language_model_config
@@ -84,6 +85,7 @@ def train_lm_command(
     from resval_lens.training.lm_data import GENERATED, prepare
     from resval_lens.training.lm_run import LMRun
 
+    processes = PartialState(cpu=not torch.accelerator.is_available())
     chosen = find_preset(preset, spec)
     planned = numbers(seeds)
     parse_streams(streams, chosen.model["n_layers"])
@@ -92,7 +94,7 @@ def train_lm_command(
         torch.set_num_threads(threads)
     keep_freed_memory()
     folder = text or Path("runs/text") / Path(data).name
-    with notes(quiet) as say:
+    with notes(quiet) as say, processes.main_process_first():
         found = prepare(data, folder, tokenizer, validation, n_stories, overwrite, say)
     given = {
         "steps": steps, "batch": batch, "lr": lr, "precision": precision,

@@ -189,7 +189,7 @@ def fetch(repo_id: str, **hub: Any) -> Path:
     try:
         return Path(snapshot_download(repo_id, allow_patterns=list(FILES), **hub))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(
             f"{repo_id!r} is no folder here, and not to be had from the Hugging Face hub ({reason})"
         ) from error

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -145,3 +146,17 @@ def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     done = run("eval", "ioi", str(tmp_path / "model"), "--out", str(tmp_path / "out"))
     assert done.returncode == 1
     assert "model has no tokenizer.json" in done.stderr
+
+
+def test_two_processes_share_the_text_and_a_spread_model(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port",
+         str(40_000 + os.getpid() % 20_000), "-m", "resval_lens.analyses", "train", "lm",
+         "stories-small", "--streams", "v", "--steps", "2", *SMALL, "--fsdp"],
+        capture_output=True, text=True, timeout=180, cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    model = tmp_path / "runs" / "lm" / "stories-small-v-raw-seed0" / "model"
+    assert ResValTransformer.from_pretrained(model).cfg.streams[0].carry == "raw"
+    assert done.stdout.count("stories-small-v-raw-seed0/model") == 1  # one of the two speaks

@@ -145,6 +145,7 @@ def make_accelerator(run: LMRun, **options: Any) -> Accelerator:
     # accelerate keeps one precision for the life of a process; the runs of one may differ.
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
+    options = {"cpu": not torch.accelerator.is_available()} | options
     return Accelerator(mixed_precision=precision, **options)
 
 
