@@ -14,6 +14,7 @@ import typer
 
 from resval_lens.analyses.console import err, out, progress_bars
 from resval_lens.analyses.eval_commands import eval_app
+from resval_lens.analyses.generate_command import generate_command
 from resval_lens.analyses.lm_commands import plan_command, train_lm_command
 from resval_lens.analyses.options import Quiet, notes, numbers, writable
 
@@ -32,6 +33,7 @@ train_app = typer.Typer(
 app.add_typer(train_app, name="train")
 train_app.command("lm")(train_lm_command)
 app.command("plan")(plan_command)
+app.command("generate")(generate_command)
 app.add_typer(eval_app, name="eval")
 
 Seeds = Annotated[str, typer.Option(help="Like 0,1,2 or 0-3.")]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from resval_lens.analyses.console import out
-from resval_lens.analyses.options import Quiet, notes, writable
+from resval_lens.analyses.options import Quiet, load_language_model, notes, numbers, writable
 
 if TYPE_CHECKING:
     from resval_lens.transformer import ResValTransformer
@@ -45,7 +46,7 @@ def ioi_command(
 
     if prompts not in ("stories", "general"):
         raise ValueError(f"prompts must be stories or general; got {prompts!r}")
-    loaded = {folder: _load(folder) for folder in models}
+    loaded = {folder: load_language_model(folder) for folder in models}
     tokenizer: Any = next(iter(loaded.values())).tokenizer
     for folder, model in loaded.items():
         own: Any = model.tokenizer
@@ -92,13 +93,48 @@ def ioi_command(
     out.print(str(to / "ioi.json"), highlight=False)
 
 
-def _load(folder: Path) -> ResValTransformer:
-    from resval_lens.transformer import ResValTransformer
+@eval_app.command("harness")
+def harness_command(
+    models: Annotated[list[Path], typer.Argument(help="Saved language models.")],
+    tasks: Annotated[
+        str, typer.Option(help="Comma-separated names of the harness, or YAML files of your own.")
+    ] = "arc_easy,arc_challenge,piqa,openbookqa,hellaswag",
+    shots: Annotated[str, typer.Option(help="Examples before each question, like 0,1,5.")] = "1,5",
+    limit: Annotated[int | None, typer.Option(help="Only the first so many questions.")] = None,
+    batch: Annotated[int, typer.Option(help="Rows run at once.")] = 16,
+    bos: Annotated[
+        bool, typer.Option("--bos", help="Put the end of text before every context.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Draws the examples.")] = 0,
+    to: Annotated[Path, typer.Option("--out", help="Folder for harness.json.")] = Path("out"),
+    quiet: Quiet = False,
+) -> None:
+    """lm-evaluation-harness: the paper's benchmarks by default, any other of its tasks by name.
 
-    model = ResValTransformer.from_pretrained(folder)
-    if model.tokenizer is None:
-        raise ValueError(f"{folder} has no tokenizer.json; prompts cannot be put into its tokens")
-    return model
+    Example: `resval-lens eval harness runs/lm/*/model --tasks piqa,hellaswag --shots 0,5`
+    """
+    from resval_lens.analyses.lm_tables import harness_table
+    from resval_lens.files import write_json
+    from resval_lens.provenance import provenance
+
+    try:
+        from resval_lens.analyses.harness import HarnessLM, evaluate
+    except ImportError as error:
+        raise ValueError(f"{error}; pip install 'resval-lens[harness]'") from None
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    wanted = [name.strip() for name in tasks.split(",") if name.strip()]
+    examples = numbers(shots, "shots")
+    loaded = {folder: load_language_model(folder) for folder in models}
+    writable(to)
+    found = {}
+    for folder, model in loaded.items():
+        lm = HarnessLM(model, batch, bos=bos, quiet=quiet)
+        found[str(folder)] = evaluate(lm, wanted, examples, limit, seed)
+    write_json(to / "harness.json", {"models": found, "provenance": provenance()})
+    for name, rows in found.items():
+        out.print(name, highlight=False)
+        out.print(harness_table(rows))
+    out.print(str(to / "harness.json"), highlight=False)
 
 
 def _kind(model: ResValTransformer) -> str:

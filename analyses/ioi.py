@@ -8,8 +8,7 @@ At the last position of a prompt, with IO the indirect object's name and S the s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
+from resval_lens.runtime import evaluating
 from resval_lens.streams import shorthand
 from resval_lens.tasks.ioi import (
     PAPER_SENTENCES,
@@ -76,7 +76,7 @@ def ioi_per_prompt(model: HookedTransformer, batch: IOIBatch, chunk: int = 64) -
     parts = []
     for part in zip(*(tensor.split(chunk) for tensor in batch), strict=True):
         tokens, corrupted, last, io, subject = part
-        with _evaluating(model):
+        with evaluating(model):
             logits = _last_logits(model, tokens, last)
             twin = _last_logits(model, corrupted, last)
         p = logits.softmax(-1)
@@ -91,17 +91,6 @@ def ioi_per_prompt(model: HookedTransformer, batch: IOIBatch, chunk: int = 64) -
             )
         )
     return PromptScores(*(torch.cat(score) for score in zip(*parts, strict=True)))
-
-
-@contextmanager
-def _evaluating(model: HookedTransformer) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _last_logits(model: HookedTransformer, tokens: Tensor, last: Tensor) -> Tensor:

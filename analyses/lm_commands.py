@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -187,7 +188,7 @@ def _progress(bars: Progress, task: TaskID) -> Callable[[int, dict[str, Any] | N
     def progress(step: int, metrics: dict[str, Any] | None) -> None:
         bars.update(task, completed=step)
         if metrics and "train_loss" in metrics:
-            speed = f"{metrics['tokens_per_second']:,.0f} tokens/s"
+            speed = f"{metrics['tokens_per_second']:,.0f} tok/s"
             bars.update(task, note=f"loss {metrics['train_loss']:.3f}, {speed}")
         if metrics and "sample" in metrics and not bars.disable:
             bars.console.print(_line(metrics), highlight=False, markup=False)
@@ -214,6 +215,8 @@ def _accelerator(run: Any, runs: Path, tracker: str | None) -> Any:
     if tracker is not None:
         if tracker not in ("wandb", "tensorboard"):
             raise ValueError(f"tracker must be wandb or tensorboard; got {tracker!r}")
+        if find_spec(tracker) is None:  # accelerate would go on without it
+            raise ValueError(f"{tracker} is not installed; pip install {tracker}")
         folder = str(runs / run.folder_name)
         options |= {
             "log_with": tracker,
@@ -221,7 +224,8 @@ def _accelerator(run: Any, runs: Path, tracker: str | None) -> Any:
         }
     accelerator = make_accelerator(run, **options)
     if tracker is not None:
-        accelerator.init_trackers("resval-lens", init_kwargs={"wandb": {"name": run.folder_name}})
+        wandb = {"name": run.folder_name, "dir": str(runs / run.folder_name)}
+        accelerator.init_trackers("resval-lens", init_kwargs={"wandb": wandb})
     return accelerator
 
 

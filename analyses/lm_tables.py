@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -51,3 +52,31 @@ def plan_tables(name: str, gpus: int, found: dict[str, Any]) -> list[Table]:
     run.add_row("tokens", f"{found['tokens'] / 1e9:,.2f} billion")
     run.add_row("days", f"{found['days']:,.2f}")
     return [parameters, flops, memory, run]
+
+
+def harness_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Rows of ``resval_lens.analyses.harness.evaluate``, all of one model."""
+    table = Table(**STYLE)
+    for name in ("task", "shots", "metric"):
+        table.add_column(name)
+    for name in ("value", "± stderr", "questions", "cut"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        metric = row["metric"] if row["filter"] == "none" else f"{row['metric']} ({row['filter']})"
+        stderr = "" if row["stderr"] is None else f"{row['stderr']:.4f}"
+        table.add_row(
+            row["task"],
+            _or_nothing(row["shots"]),
+            metric,
+            f"{row['value']:.4f}",
+            stderr,
+            _or_nothing(row["n"]),
+            str(row["cut"]),
+        )
+    if any(row["cut"] for row in rows):
+        table.caption = "(cut: texts over the context, whose beginnings were left out)"
+    return table
+
+
+def _or_nothing(number: int | None) -> str:
+    return "" if number is None else str(number)

@@ -6,16 +6,19 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from resval_lens.analyses.console import err
 
+if TYPE_CHECKING:
+    from resval_lens.transformer import ResValTransformer
+
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, results only.")]
 
 
-def numbers(text: str) -> list[int]:
+def numbers(text: str, name: str = "seeds") -> list[int]:
     """Whole numbers from ``"0,1,2"`` or ``"0-3"``.
 
     Raises:
@@ -28,9 +31,9 @@ def numbers(text: str) -> list[int]:
         else:
             found = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise ValueError(f"seeds must be numbers like 0,1,2 or 0-3; got {text!r}") from None
+        raise ValueError(f"{name} must be numbers like 0,1,2 or 0-3; got {text!r}") from None
     if not found:
-        raise ValueError(f"seeds must name at least one number; got {text!r}")
+        raise ValueError(f"{name} must name at least one number; got {text!r}")
     return found
 
 
@@ -42,6 +45,20 @@ def writable(folder: Path) -> None:
         raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(f"cannot write to {folder}: permission denied")
+
+
+def load_language_model(folder: Path) -> ResValTransformer:
+    """A saved model with its tokenizer.
+
+    Raises:
+        ValueError: there is none, or it has no tokenizer.
+    """
+    from resval_lens.transformer import ResValTransformer
+
+    model = ResValTransformer.from_pretrained(folder)
+    if model.tokenizer is None:
+        raise ValueError(f"{folder} has no tokenizer.json; a prompt cannot be put into its tokens")
+    return model
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -137,6 +138,22 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
         eos_token=tokenizer.id_to_token(end_of_text(tokenizer)),
         name_or_path=str(folder),
     )
+
+
+def tokenizer_json(tokenizer: Any) -> str | None:
+    """What :func:`read_tokenizer` reads back; None for a tokenizer that it could not."""
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return None
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content["padding"] = content["truncation"] = None  # settings of the moment
+    if not (content["post_processor"] or {}).get("special_tokens", True):
+        content["post_processor"] = None  # transformers puts one that adds nothing
+    plain = Tokenizer.from_str(json.dumps(content))
+    try:
+        end_of_text(plain)
+    except ValueError:
+        return None
+    return plain.to_str()
 
 
 def load_parameters(parameters: Mapping[str, Tensor], path: Path) -> None:

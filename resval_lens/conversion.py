@@ -23,6 +23,7 @@ from resval_lens.checkpoint import (
     read_config,
     read_tokenizer,
     save_model,
+    tokenizer_json,
 )
 from resval_lens.config import ResValConfig
 from resval_lens.streams import AttentionStream, StreamsLike
@@ -170,6 +171,9 @@ class WeightConversion(StreamCaching):
     ) -> None:
         """Saves into ``folder``: safetensors, config.json, provenance.json; all or nothing.
 
+        A language model's tokenizer is saved along (tokenizer.json), unless the configuration has
+        a name to find it by.
+
         Args:
             record: provenance to keep beside the weights (command, versions, seed, metrics); this
                 process's by default.
@@ -184,6 +188,7 @@ class WeightConversion(StreamCaching):
             dict(self.named_parameters()),
             record,
             overwrite,
+            tokenizer_json=None if self.cfg.tokenizer_name else tokenizer_json(self.tokenizer),
         )
 
     @classmethod

@@ -17,6 +17,7 @@ PROGRAM = [sys.executable, "-m", "resval_lens.analyses"]
 
 def run(*arguments: str, **options) -> subprocess.CompletedProcess:
     environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
+    environment |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     return subprocess.run(
         [*PROGRAM, *arguments], capture_output=True, text=True, env=environment, **options
     )
@@ -112,6 +113,7 @@ def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(tmp_path):
     command = ["train", "icl", "--variants", "classic,values", "--seeds", "0", "--jobs", "2",
                "--runs", str(tmp_path / "runs"), "--quiet"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     process = subprocess.Popen(
         [*PROGRAM, *command, "--steps", "100000"], stderr=subprocess.PIPE, text=True,
         env=environment, start_new_session=True, preexec_fn=_hear_ctrl_c,

@@ -160,3 +160,24 @@ def test_two_processes_share_the_text_and_a_spread_model(tmp_path: Path) -> None
     model = tmp_path / "runs" / "lm" / "stories-small-v-raw-seed0" / "model"
     assert ResValTransformer.from_pretrained(model).cfg.streams[0].carry == "raw"
     assert done.stdout.count("stories-small-v-raw-seed0/model") == 1  # one of the two speaks
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
+def test_trackers_get_the_metrics(tmp_path: Path, tracker: str) -> None:
+    done = run(
+        "train", "lm", "stories-small", "--steps", "2", *SMALL, "--tracker", tracker, "--quiet",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "lm" / "stories-small-classic-seed0"
+    if tracker == "wandb":
+        assert list(folder.glob("wandb/offline-run-*/*.wandb"))
+        return
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (path,) = folder.glob("**/events.out.tfevents.*")
+    events = EventAccumulator(str(path)).Reload()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    logged = {event.step: event.value for event in events.Scalars("valid_loss")}
+    assert logged == pytest.approx({line["step"]: line["valid_loss"] for line in lines})
+    assert "ioi/unseen/accuracy" in events.Tags()["scalars"]
