@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,25 +135,26 @@ def t_tests(found: Sequence[Crossing]) -> list[Comparison]:
 
 def _compared(first: Crossing, second: Crossing) -> Comparison:
     names = first.variant, second.variant, first.task
-    if (
-        min(len(first.reached), len(second.reached)) < 2
-        or None in first.snapshots + second.snapshots
-    ):
+    if None in first.snapshots + second.snapshots:
         return Comparison(*names)
-    t = p = t_paired = p_paired = None
-    if first.sd or second.sd:
+    numbers = (dict(zip(each.seeds, each.reached, strict=True)) for each in (first, second))
+    return Comparison(*names, **two_t_tests(*numbers))
+
+
+def two_t_tests(first: Mapping[int, float], second: Mapping[int, float]) -> dict[str, float | None]:
+    """``t``, ``p``, ``t_paired``, ``p_paired`` of numbers by seed; see :class:`Comparison`."""
+    tests: dict[str, float | None] = dict.fromkeys(("t", "p", "t_paired", "p_paired"))
+    both = [np.array(list(numbers.values())) for numbers in (first, second)]
+    if min(map(len, both)) < 2:
+        return tests
+    if any(map(np.ptp, both)):
         with warnings.catch_warnings():  # of a variant without spread: the other's is enough
             warnings.filterwarnings("ignore", message="Precision loss", category=RuntimeWarning)
-            t, p = map(float, stats.ttest_ind(first.reached, second.reached))
-    by_seed = dict(zip(second.seeds, second.reached, strict=True))
-    pairs = [
-        (number, by_seed[seed])
-        for seed, number in zip(first.seeds, first.reached, strict=True)
-        if seed in by_seed
-    ]
+            tests["t"], tests["p"] = map(float, stats.ttest_ind(*both))
+    pairs = [(number, second[seed]) for seed, number in first.items() if seed in second]
     if len(pairs) > 1 and np.ptp(np.subtract(*np.transpose(pairs))):
-        t_paired, p_paired = map(float, stats.ttest_rel(*np.transpose(pairs)))
-    return Comparison(*names, t, p, t_paired, p_paired)
+        tests["t_paired"], tests["p_paired"] = map(float, stats.ttest_rel(*np.transpose(pairs)))
+    return tests
 
 
 def saving(found: Sequence[Crossing], variant: str, task: str, baseline: str = "classic") -> float:

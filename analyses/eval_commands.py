@@ -12,7 +12,7 @@ from resval_lens.analyses.console import out
 from resval_lens.analyses.options import Quiet, load_language_model, notes, numbers, writable
 
 if TYPE_CHECKING:
-    from resval_lens.transformer import ResValTransformer
+    pass
 
 eval_app = typer.Typer(no_args_is_help=True, help="Evaluate language models.")
 
@@ -20,8 +20,11 @@ eval_app = typer.Typer(no_args_is_help=True, help="Evaluate language models.")
 @eval_app.command("ioi")
 def ioi_command(
     models: Annotated[
-        list[Path], typer.Argument(help="Saved models, classic and with streams; seeds together.")
-    ],
+        list[Path] | None,
+        typer.Argument(
+            help="Saved models, classic and with streams, seeds together; or the shipped pair."
+        ),
+    ] = None,
     prompts: Annotated[
         str, typer.Option(help="stories (seen and unseen names, frames, objects) or general.")
     ] = "stories",
@@ -39,13 +42,16 @@ def ioi_command(
     """
     from resval_lens.analyses import ioi_tables
     from resval_lens.analyses.ioi import four_cells, ioi_scores, paper_table
+    from resval_lens.checkpoint import SHIPPED_MODELS
     from resval_lens.files import write_json
     from resval_lens.provenance import provenance
+    from resval_lens.streams import architecture
     from resval_lens.tasks.ioi import encode, generate_prompts
     from resval_lens.tasks.stories import ioi_prompts
 
     if prompts not in ("stories", "general"):
         raise ValueError(f"prompts must be stories or general; got {prompts!r}")
+    models = models or [Path(name) for name in SHIPPED_MODELS]
     loaded = {folder: load_language_model(folder) for folder in models}
     tokenizer: Any = next(iter(loaded.values())).tokenizer
     for folder, model in loaded.items():
@@ -61,7 +67,7 @@ def ioi_command(
     batches = {name: encode(drawn, tokenizer, prepend) for name, drawn in sets.items()}
     by_kind: dict[str, list[Path]] = {}
     for folder, model in loaded.items():
-        by_kind.setdefault(_kind(model), []).append(folder)
+        by_kind.setdefault(architecture(model.cfg.streams), []).append(folder)
     writable(to)
     with notes(quiet) as note:
         note("the paper's sentences")
@@ -74,22 +80,24 @@ def ioi_command(
             for folder, model in loaded.items():
                 note(f"{folder}: {name}")
                 scores.setdefault(name, {})[str(folder)] = ioi_scores(model, batch)
-        cells = []
+        cells: dict[str, list[dict[str, Any]]] = {}
         streams = [kind for kind in by_kind if kind != "classic"]
         for kind in streams if "classic" in by_kind else ():
             for one, other in zip(by_kind["classic"], by_kind[kind], strict=False):
                 note(f"four cells: {one} and {other}")
                 found = four_cells(loaded[one], loaded[other], list(batches.values())[-1])
-                cells.append({"classic": str(one), "stream": str(other), **found})
+                cells.setdefault(kind, []).append(
+                    {"classic": str(one), "stream": str(other), **found}
+                )
     report = {"paper": table, "scores": scores, "four_cells": cells, "provenance": provenance()}
     write_json(to / "ioi.json", report)
     out.print(ioi_tables.paper_table_2(table))
     for name, rows in scores.items():
-        out.print(f"Prompts: {name}, {n} of them", highlight=False)
-        out.print(ioi_tables.scores_table(rows))
-    for found in cells:
-        out.print(f"{found['classic']} and {found['stream']}", highlight=False)
-        out.print(ioi_tables.cells_table(found))
+        out.print(ioi_tables.scores_table(rows, f"IOI, {n} {name} prompts"))
+    for kind, pairs in cells.items():
+        out.print(ioi_tables.cells_table(pairs, f"Classic and {kind}, {list(batches)[-1]} prompts"))
+        for sentence in ioi_tables.cells_sentences(pairs):
+            out.print(f"• {sentence}", highlight=False)
     out.print(str(to / "ioi.json"), highlight=False)
 
 
@@ -137,12 +145,29 @@ def harness_command(
     out.print(str(to / "harness.json"), highlight=False)
 
 
-def _kind(model: ResValTransformer) -> str:
-    """``classic``, ``values`` (as the paper calls it), or the streams in short."""
-    from resval_lens.streams import shorthand
+@eval_app.command("emergence")
+def emergence_command(
+    runs: Annotated[
+        Path | None, typer.Option(help="Folder of training runs; the shipped ones if not given.")
+    ] = None,
+    to: Annotated[Path, typer.Option("--out", help="Folder for JSON and PNG.")] = Path("out"),
+) -> None:
+    """Language models in training: losses, and the step at which indirect objects emerge.
 
-    if not model.cfg.streams:
-        return "classic"
-    plain = [stream.of for stream in model.cfg.streams] == ["v"]
-    plain = plain and model.cfg.streams[0].mix == "add"
-    return "values" if plain else shorthand(model.cfg.streams)
+    Compares architectures over seeds, classic first, with t-tests (also paired by seed).
+
+    Example: `resval-lens eval emergence --runs runs/lm`
+    """
+    from resval_lens.analyses import figures, lm_figures, lm_tables
+    from resval_lens.analyses.lm_emergence import lm_study
+    from resval_lens.files import write_json
+    from resval_lens.provenance import provenance
+    from resval_lens.recorded_lm import SHIPPED_RUNS, load_lm_runs
+
+    writable(to)
+    found = load_lm_runs(runs or SHIPPED_RUNS)
+    study = lm_study(found)
+    write_json(to / "lm-emergence.json", {**study, "provenance": provenance()})
+    out.print(lm_tables.study_table(study))
+    path = figures.save(lm_figures.training(found), to / "lm-emergence.png")
+    out.print(f"{path}\n{to / 'lm-emergence.json'}", highlight=False)

@@ -45,6 +45,14 @@ PUBLISHED_TABLE_2: dict[str, dict[str, tuple[tuple[float, float], ...]]] = {
 }
 
 
+CELLS = tuple(
+    f"trained {trained}, run {run}"
+    for trained in ("classic", "with stream")
+    for run in ("without", "with")
+)
+"""Names of the four cells of :func:`four_cells`."""
+
+
 class PromptScores(NamedTuple):
     """What a model says to each prompt.
 
@@ -224,10 +232,9 @@ def four_cells(
     if not stream.cfg.streams:
         raise ValueError("stream has streams=''; expected a model with a stream")
     cells = {}
-    for trained, model in (("trained classic", classic), ("trained with stream", stream)):
-        for run, streams in (("run without", ()), ("run with", stream.cfg.streams)):
-            runnable = model.with_streams(streams, share_weights=True)
-            cells[f"{trained}, {run}"] = ioi_scores(runnable, batch, chunk)
+    runs = ((model, streams) for model in (classic, stream) for streams in ((), stream.cfg.streams))
+    for cell, (model, streams) in zip(CELLS, runs, strict=True):
+        cells[cell] = ioi_scores(model.with_streams(streams, share_weights=True), batch, chunk)
     return {
         "streams": [carried.to_dict() for carried in stream.cfg.streams],
         "prompts": len(batch.last),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
+from resval_lens.analyses.ioi import CELLS
 from resval_lens.analyses.tables import STYLE
 
 # A score of resval_lens.analyses.ioi.means: its heading and its form.
-SCORES = {
+Scores = Mapping[str, tuple[str, str]]
+SCORES: Scores = {
     "logit_difference": ("IO − S", "{:.2f}"),
     "p_io": ("P(IO)", "{:.3f}"),
     "p_subject": ("P(S)", "{:.3f}"),
@@ -18,24 +21,56 @@ SCORES = {
     "accuracy_top1": ("IO top", "{:.3f}"),
     "corrupted_logit_difference": ("twin", "{:.2f}"),
 }
-LEGEND = "(twin: IO − S of the corrupted prompts)"
+LEGEND = "(IO − S: logit difference; twin: that of the corrupted prompts)"
 
 
-def scores_table(scores: Mapping[str, Mapping[str, float]]) -> Table:
+def scores_table(
+    scores: Mapping[str, Mapping[str, float]], title: str = "Indirect object identification"
+) -> Table:
     """One row for each name in ``scores``, of ``resval_lens.analyses.ioi.ioi_scores``."""
-    table = _table_of_scores("Indirect object identification", "model")
+    table = _table_of_scores(title, ["model"])
     for name, row in scores.items():
-        table.add_row(name, *_scores(row))
+        table.add_row(name, *_scores([row]))
     return table
 
 
-def cells_table(result: dict[str, Any]) -> Table:
-    """The four cells of ``resval_lens.analyses.ioi.four_cells``."""
-    table = _table_of_scores("The same weights, run as either architecture", "trained", "run")
-    for cell, row in result["cells"].items():
+def cells_table(results: Sequence[dict[str, Any]], title: str = "Four cells") -> Table:
+    """The four cells of ``resval_lens.analyses.ioi.four_cells``.
+
+    Of one pair all scores; of several pairs mean ± sd of three.
+    """
+    scores = SCORES
+    title += ": the same weights, run as either architecture"
+    if len(results) > 1:
+        title += f"\n(mean ± sd of {len(results)} pairs)"
+        scores = {name: SCORES[name] for name in ("logit_difference", "p_io", "accuracy")}
+    table = _table_of_scores(title, ("trained", "run"), scores)
+    for cell in CELLS:
         trained, run = cell.split(", ")
-        table.add_row(trained.removeprefix("trained "), run.removeprefix("run "), *_scores(row))
+        rows = [result["cells"][cell] for result in results]
+        table.add_row(
+            trained.removeprefix("trained "), run.removeprefix("run "), *_scores(rows, scores)
+        )
     return table
+
+
+def cells_sentences(results: Sequence[dict[str, Any]]) -> list[str]:
+    """What the four cells show, in words: P(IO), the mean over pairs."""
+    plain, grafted, removed, carried = (
+        float(np.mean([result["cells"][cell]["p_io"] for result in results])) for cell in CELLS
+    )
+    return [
+        f"Each run as it was trained: P(IO) {plain:.3f} classic, {carried:.3f} with the stream.",
+        f"Classic weights run with the stream, as the paper's public script runs them, "
+        f"{_change(plain, grafted)}.",
+        f"Weights trained with the stream and run without {_change(carried, removed)}.",
+    ]
+
+
+def _change(before: float, after: float) -> str:
+    if abs(after - before) < 0.05:
+        return f"keep it at {after:.3f}"
+    return f"{'gain' if after > before else 'lose'} {abs(after - before):.3f} of it: {after:.3f}"
 
 
 def paper_table_2(data: dict[str, Any]) -> Table:
@@ -68,17 +103,22 @@ def paper_table_2(data: dict[str, Any]) -> Table:
     return table
 
 
-def _table_of_scores(title: str, *names: str) -> Table:
+def _table_of_scores(title: str, names: Sequence[str], scores: Scores = SCORES) -> Table:
     table = Table(title=f"{title}\n{LEGEND}", **STYLE)
     for name in names:
-        table.add_column(name, no_wrap=True)
-    for heading, _ in SCORES.values():
+        table.add_column(name, overflow="fold")
+    for heading, _ in scores.values():
         table.add_column(heading, justify="right", no_wrap=True)
     return table
 
 
-def _scores(row: Mapping[str, float]) -> list[str]:
-    return [form.format(row[score]) for score, (_, form) in SCORES.items()]
+def _scores(rows: Sequence[Mapping[str, float]], scores: Scores = SCORES) -> list[str]:
+    texts = []
+    for score, (_, form) in scores.items():
+        numbers = [row[score] for row in rows]
+        text = form.format(np.mean(numbers))
+        texts.append(text if len(rows) == 1 else f"{text} ± {form.format(np.std(numbers))}")
+    return texts
 
 
 def _spread(numbers: dict[str, Any] | None) -> str:

@@ -78,5 +78,48 @@ def harness_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def study_table(study: dict[str, Any]) -> Table:
+    """Of ``resval_lens.analyses.lm_emergence.lm_study``: mean ± sd, and the paired tests."""
+    first, *others = study["architectures"]
+    table = Table(
+        title=f"After {study['steps']:,} steps, evaluated every {study['evaluate_every']:,}",
+        **STYLE,
+    )
+    for name in ("prompts", ""):
+        table.add_column(name, no_wrap=True)
+    for name in (first, *others):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in others:
+        table.add_column(f"p ({name})" if len(others) > 1 else "paired p", justify="right")
+    rows = {(row["prompts"], row["measure"], row["architecture"]): row for row in study["rows"]}
+    tests = {(test["prompts"], test["measure"], test["first"]): test for test in study["tests"]}
+    previous = None
+    for prompts, measure in dict.fromkeys(
+        (row["prompts"], row["measure"]) for row in study["rows"]
+    ):
+        cells = [_mean_and_sd(rows[prompts, measure, name]) for name in (first, *others)]
+        for name in others:
+            p = tests[prompts, measure, name].get("p_paired")
+            cells.append("" if p is None else f"{p:.2g}")
+        if previous not in (None, prompts):
+            table.add_section()
+        table.add_row("" if previous == prompts else prompts, measure, *cells)
+        previous = prompts
+    table.caption = (
+        "(mean ± sd over seeds; loss in nats; accuracy: share of prompts with P(IO) > P(S);\n"
+        "p of t-tests against the first, paired by seed)"
+    )
+    return table
+
+
+def _mean_and_sd(row: Mapping[str, Any]) -> str:
+    if row["mean"] is None:
+        return "never"
+    form = ",.0f" if "step:" in row["measure"] else ".4f"
+    text = f"{row['mean']:{form}} ± {row['sd']:{form}}"
+    never = sum(number is None for number in row["by_seed"].values())
+    return f"{text} ({never} never)" if never else text
+
+
 def _or_nothing(number: int | None) -> str:
     return "" if number is None else str(number)

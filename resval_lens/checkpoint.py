@@ -27,6 +27,14 @@ from resval_lens.provenance import provenance
 from resval_lens.tasks.text.vocabulary import end_of_text, load_tokenizer
 
 FORMAT = "resval-lens/1"
+SHIPPED_MODELS = {
+    f"stories-small-{name}": Path(__file__).parent / "data" / "lm" / folder / "model"
+    for name, folder in (
+        ("classic", "stories-small-classic-seed0"),
+        ("values", "stories-small-v-raw-seed0"),
+    )
+}
+"""Language models that ship with the package, by name: a pair of one seed."""
 FILES = ("config.json", "model.safetensors", "provenance.json", "tokenizer.json")
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 from transformer_lens import HookedTransformer
 from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
@@ -16,6 +17,7 @@ from transformer_lens.utilities import TypedModuleList
 from resval_lens.block import ResValBlock
 from resval_lens.caching import StreamCaching
 from resval_lens.checkpoint import (
+    SHIPPED_MODELS,
     fetch,
     load_parameters,
     present_device,
@@ -167,7 +169,12 @@ class WeightConversion(StreamCaching):
         return self
 
     def save_pretrained(
-        self, folder: str | Path, *, record: dict[str, Any] | None = None, overwrite: bool = False
+        self,
+        folder: str | Path,
+        *,
+        record: dict[str, Any] | None = None,
+        overwrite: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Saves into ``folder``: safetensors, config.json, provenance.json; all or nothing.
 
@@ -177,6 +184,7 @@ class WeightConversion(StreamCaching):
         Args:
             record: provenance to keep beside the weights (command, versions, seed, metrics); this
                 process's by default.
+            dtype: store the weights rounded to this precision; they load as ``cfg.dtype``.
 
         Raises:
             ValueError: the folder holds something else, or a model and ``overwrite`` is off.
@@ -185,7 +193,7 @@ class WeightConversion(StreamCaching):
             folder,
             type(self).__name__,
             self.cfg.to_json(),
-            dict(self.named_parameters()),
+            {name: x.to(dtype or x.dtype) for name, x in self.named_parameters()},
             record,
             overwrite,
             tokenizer_json=None if self.cfg.tokenizer_name else tokenizer_json(self.tokenizer),
@@ -207,8 +215,9 @@ class WeightConversion(StreamCaching):
         without weight processing and converts it (:meth:`from_hooked`).
 
         Args:
-            name: a folder that :meth:`save_pretrained` wrote, a hub id of such a folder, or a
-                TransformerLens model name.
+            name: a folder that :meth:`save_pretrained` wrote, a hub id of such a folder, a
+                TransformerLens model name, or one of :data:`resval_lens.checkpoint.SHIPPED_MODELS`
+                ("stories-small-classic", "stories-small-values").
             streams: run the weights with these streams instead of those they were saved with.
             tokenizer: for the loaded model; by default the one that was saved with it.
             device: where to run; by default the device it was saved on if there is one here.
@@ -218,6 +227,7 @@ class WeightConversion(StreamCaching):
         Raises:
             ValueError: files that are missing, damaged, of another shape or class, by name.
         """
+        name = name if Path(name).is_dir() else SHIPPED_MODELS.get(str(name), name)
         is_folder = Path(name).is_dir()
         if is_folder and options:
             raise ValueError(

@@ -120,19 +120,29 @@ def export_runs(source: Path, target: Path, with_model: Iterable[str] = ()) -> N
         if not recorded.metrics or recorded.metrics[-1]["step"] != run.steps:
             raise ValueError(f"{recorded.folder} has not reached step {run.steps}")
         folder = target / run.folder_name
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "run.json", {"run": run.to_dict(), "starts": recorded.starts})
-        lines = [json.dumps(_rounded(line)) + "\n" for line in recorded.metrics]
-        write_bytes(folder / "metrics.jsonl", "".join(lines).encode())
+        write_record(folder, run.to_dict(), recorded.starts, recorded.metrics)
         if run.folder_name in chosen:
             recorded.model().save_pretrained(
                 folder / "model",
-                record=_rounded(model_record(run, recorded.starts[-1], recorded.metrics)),
+                record=rounded(model_record(run, recorded.starts[-1], recorded.metrics)),
                 overwrite=True,
             )
 
 
-def _rounded(value: Any) -> Any:
+def write_record(
+    folder: Path, run: dict[str, Any], starts: list[Any], metrics: list[dict[str, Any]]
+) -> None:
+    """run.json and metrics.jsonl (six digits after the point) of a run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "run.json", {"run": run, "starts": starts})
+    lines = [json.dumps(rounded(line), ensure_ascii=False) + "\n" for line in metrics]
+    write_bytes(folder / "metrics.jsonl", "".join(lines).encode())
+
+
+def rounded(value: Any) -> Any:
+    """Every float in dicts and lists with six digits after the point."""
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
     return round(value, 6) if isinstance(value, float) else value

@@ -12,7 +12,7 @@ arXiv 2412.15113, section 3.2 and footnote 2: same head index, no new parameters
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 Projection = Literal["q", "k", "v"]
@@ -264,3 +264,16 @@ def shorthand(streams: Streams) -> str:
         changed = [f"{k}={getattr(stream, k)}" for k, v in usual.items() if getattr(stream, k) != v]
         names.append(f"{stream.of}({', '.join(changed)})" if changed else stream.of)
     return "".join(names) if all(len(name) == 1 for name in names) else " ".join(names)
+
+
+def architecture(streams: Streams) -> str:
+    """Streams as the paper calls them: ``classic``, ``queries``, ``keys``, ``values``; or in short.
+
+    How a stream is carried (raw or sum) does not change its name here.
+    """
+    if not streams:
+        return "classic"
+    names = {"q": "queries", "k": "keys", "v": "values"}
+    if len(streams) == 1 and shorthand((replace(streams[0], carry="sum"),)) in names:
+        return names[streams[0].of]
+    return shorthand(streams)

@@ -755,7 +755,7 @@ def test_tables_show_their_numbers_on_80_columns(batch: IOIBatch) -> None:
     for name in ("p_io", "p_subject", "accuracy"):
         assert f"{scores[name]:.3f}" in text
     result = four_cells(classic_model(0), stream_model(1), batch)
-    lines = [line.split() for line in shown(cells_table(result)).splitlines()]
+    lines = [line.split() for line in shown(cells_table([result])).splitlines()]
     for cell, row in result["cells"].items():
         trained, run = (part.split(maxsplit=1)[1].split() for part in cell.split(", "))
         (line,) = (line for line in lines if line[: len(trained + run)] == trained + run)

@@ -1,0 +1,250 @@
+"""Recorded runs of language models: read, exported, compared over seeds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from resval_lens import ResValTransformer
+from resval_lens.analyses.ioi import CELLS, four_cells, ioi_scores
+from resval_lens.analyses.ioi_tables import cells_sentences, cells_table
+from resval_lens.analyses.lm_emergence import lm_study
+from resval_lens.analyses.lm_progress import ioi_sets
+from resval_lens.analyses.lm_tables import study_table
+from resval_lens.checkpoint import SHIPPED_MODELS
+from resval_lens.language_models import language_model_config
+from resval_lens.provenance import provenance
+from resval_lens.recorded_lm import RecordedLMRun, export_lm_runs, load_lm_runs
+from resval_lens.streams import AttentionStream, architecture, parse_streams
+from resval_lens.tasks import stories
+from resval_lens.tasks.ioi import encode
+from resval_lens.training.lm_run import LMRun
+from tests.test_ioi import shown
+
+SMALL = {"n_layers": 2, "d_model": 16, "n_heads": 2, "d_head": 8, "d_mlp": 32, "n_ctx": 12}
+
+
+def line(step: int, accuracy: float, p_io: float, loss: float = 1.0) -> dict[str, Any]:
+    scores = {"accuracy": accuracy, "p_io": p_io, "p_subject": 0.1}
+    return {"step": step, "valid_loss": loss, "ioi": {"unseen": scores}, "sample": "Once …"}
+
+
+def folder_of(
+    parent: Path, streams: str, seed: int, at: int | None, loss: float = 1.0, **changes: Any
+) -> Path:
+    """A run of 500 steps whose scores rise from 0 to .97 at step ``at``."""
+    config = language_model_config("stories-small", streams, carry="raw", **SMALL)
+    settings = {"steps": 500, "evaluate_every": 100, **changes}
+    run = LMRun(f"small-{streams or 'classic'}", config.to_json(), "text", seed, **settings)
+    folder = parent / run.folder_name
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"run": run.to_dict(), "starts": [provenance()]}))
+    lines: list[dict[str, Any]] = [{"step": 20, "train_loss": 1 / 3}]
+    for step in range(0, 501, 100):
+        score = 0.97 if at is not None and step >= at else 0.0
+        lines.append(line(step, score, score, loss))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    return folder
+
+
+def test_architectures_are_named_as_in_the_paper() -> None:
+    raw = (AttentionStream("v", carry="raw"),)
+    assert [architecture(parse_streams(s)) for s in ("", "q", "k", "v")] == [
+        "classic", "queries", "keys", "values",
+    ]  # fmt: skip
+    assert architecture(raw) == "values"
+    assert architecture((AttentionStream("v", detach=True),)) == "v(detach=True)"
+    assert architecture(parse_streams("qv")) == "qv"
+
+
+def test_runs_come_classic_first_then_by_seed(tmp_path: Path) -> None:
+    for streams, seed in (("v", 1), ("v", 0), ("", 1), ("", 0)):
+        folder_of(tmp_path, streams, seed, 300)
+    found = load_lm_runs(tmp_path)
+    assert [(r.architecture, r.run.seed) for r in found] == [
+        ("classic", 0), ("classic", 1), ("values", 0), ("values", 1),
+    ]  # fmt: skip
+    assert [each["step"] for each in found[0].evaluations] == list(range(0, 501, 100))
+
+
+def test_steps_means_and_tests_equal_scipys(tmp_path: Path) -> None:
+    at = {"": [300, 400, 500], "v": [200, 200, 400]}
+    losses = {"": [1.0, 1.2, 1.1], "v": [0.9, 1.1, 1.05]}
+    for streams, steps in at.items():
+        for seed, step in enumerate(steps):
+            folder_of(tmp_path, streams, seed, step, losses[streams][seed])
+    study = lm_study(load_lm_runs(tmp_path))
+    rows = {(row["measure"], row["architecture"]): row for row in study["rows"]}
+    tests = {test["measure"]: test for test in study["tests"]}
+    for measure, numbers in (
+        ("step: accuracy > 0.95", at),
+        ("step: P(IO) > 0.5", at),
+        ("validation loss", losses),
+    ):
+        for name, streams in (("classic", ""), ("values", "v")):
+            row = rows[measure, name]
+            assert list(row["by_seed"].values()) == numbers[streams]
+            assert row["mean"] == pytest.approx(np.mean(numbers[streams]))
+            assert row["sd"] == pytest.approx(np.std(numbers[streams]))
+        test = tests[measure]
+        assert (test["first"], test["second"]) == ("values", "classic")
+        independent = stats.ttest_ind(numbers["v"], numbers[""])
+        paired = stats.ttest_rel(numbers["v"], numbers[""])
+        assert (test["t"], test["p"]) == pytest.approx(tuple(independent))
+        assert (test["t_paired"], test["p_paired"]) == pytest.approx(tuple(paired))
+
+
+def test_what_never_emerges_is_said_and_not_tested(tmp_path: Path) -> None:
+    for seed, step in enumerate((200, None)):
+        folder_of(tmp_path, "v", seed, step)
+        folder_of(tmp_path, "", seed, 300)
+    study = lm_study(load_lm_runs(tmp_path))
+    row = next(
+        row for row in study["rows"]
+        if (row["measure"], row["architecture"]) == ("step: P(IO) > 0.9", "values")
+    )  # fmt: skip
+    assert row["by_seed"] == {"0": 200, "1": None}
+    assert (row["mean"], row["sd"]) == (200, 0)
+    test = next(test for test in study["tests"] if test["measure"] == "step: P(IO) > 0.9")
+    assert "p" not in test
+    assert "(1 never)" in shown(study_table(study))
+
+
+def test_one_architecture_alone_has_no_tests(tmp_path: Path) -> None:
+    folder_of(tmp_path, "v", 0, 200)
+    study = lm_study(load_lm_runs(tmp_path))
+    assert study["tests"] == []
+    assert "200 ± 0" in shown(study_table(study))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 400}, "has steps=400, .* 500"),
+        ({"steps": 1000}, "has steps=1000, .* 500"),
+        ({"evaluate_every": 50}, "has evaluate_every=50, .* 100"),
+    ],
+)
+def test_runs_that_differ_are_not_compared(tmp_path: Path, changes: Any, message: str) -> None:
+    folder_of(tmp_path, "", 0, 300)
+    folder_of(tmp_path, "v", 0, 300, **changes)
+    with pytest.raises(ValueError, match=message):
+        lm_study(load_lm_runs(tmp_path))
+
+
+def test_an_unfinished_run_is_neither_compared_nor_exported(tmp_path: Path) -> None:
+    folder_of(tmp_path / "runs", "", 0, 300, steps=700)
+    with pytest.raises(ValueError, match="has not reached step 700"):
+        lm_study(load_lm_runs(tmp_path / "runs"))
+    with pytest.raises(ValueError, match="has not reached step 700"):
+        export_lm_runs(tmp_path / "runs", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("run.json", "{}", "it has no 'run'"),
+        ("run.json", '{"run": {"name": "x"}, "starts": []}', "no run of a language model"),
+        ("metrics.jsonl", '{"step": 20, "train_loss": 1.0}\n', "holds no evaluations"),
+    ],
+)
+def test_a_damaged_folder_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+    folder = folder_of(tmp_path, "", 0, 300)
+    (folder / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        RecordedLMRun.load(folder)
+
+
+def test_an_empty_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no training runs"):
+        load_lm_runs(tmp_path)
+
+
+def test_exported_runs_read_as_they_were_with_weights_in_16_bits(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "runs", "v", 0, 300)
+    model = ResValTransformer(RecordedLMRun.load(folder).run.config)
+    model.save_pretrained(folder / "model")
+    export_lm_runs(tmp_path / "runs", tmp_path / "out", [folder.name])
+    (found,) = load_lm_runs(tmp_path / "out")
+    (source,) = load_lm_runs(tmp_path / "runs")
+    assert found.run == source.run
+    assert found.starts == source.starts
+    assert found.evaluations == source.evaluations
+    assert found.metrics[0]["train_loss"] == 0.333333
+    loaded = dict(found.model().named_parameters())
+    for name, parameter in model.named_parameters():
+        assert loaded[name].dtype == torch.float32
+        assert torch.equal(loaded[name], parameter.half().float())
+    sizes = [(x / "model" / "model.safetensors").stat().st_size for x in (found.folder, folder)]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+# The four cells, over pairs
+
+FOUR = (0.9, 0.84, 0.05, 0.95)
+
+
+def cells(*p_io: float) -> dict[str, Any]:
+    others = dict.fromkeys(
+        ("logit_difference", "p_subject", "accuracy", "accuracy_top1",
+         "corrupted_logit_difference"), 0.0,
+    )  # fmt: skip
+    return {"cells": {c: {**others, "p_io": p} for c, p in zip(CELLS, p_io, strict=True)}}
+
+
+def test_cells_of_several_pairs_are_averaged() -> None:
+    text = shown(cells_table([cells(*FOUR), cells(0.7, 0.5, 0.25, 0.75)]))
+    assert "2 pairs" in text
+    for expected in ("0.800 ± 0.100", "0.670 ± 0.170", "0.150 ± 0.100", "0.850 ± 0.100"):
+        assert expected in text
+
+
+def test_sentences_say_what_the_cells_hold() -> None:
+    own, grafted, removed = cells_sentences([cells(*FOUR)])
+    assert "0.900 classic, 0.950 with the stream" in own
+    assert "lose 0.060 of it: 0.840" in grafted
+    assert "lose 0.900 of it: 0.050" in removed
+    gained = cells_sentences([cells(0.2, 0.5, 0.1, 0.1)])
+    assert "gain 0.300 of it: 0.500" in gained[1]
+    assert "keep it at 0.100" in gained[2]
+
+
+# What ships
+
+
+def test_the_shipped_pair_is_small_and_says_where_it_comes_from() -> None:
+    assert sum((x / "model.safetensors").stat().st_size for x in SHIPPED_MODELS.values()) < 6e6
+    for name, folder in SHIPPED_MODELS.items():
+        model = ResValTransformer.from_pretrained(name)
+        assert bool(model.cfg.streams) == ("values" in name)
+        assert model.tokenizer is not None
+        record = json.loads((folder / "provenance.json").read_text())
+        assert {"command", "versions", "run", "metrics"} <= set(record)
+        assert record["git_commit"]
+        assert record["run"]["eps"] == 1e-8
+
+
+@pytest.mark.parametrize("name", list(SHIPPED_MODELS))
+def test_rounding_the_shipped_weights_did_not_change_what_they_do(name: str) -> None:
+    model = ResValTransformer.from_pretrained(name)
+    words = stories.load_tokenizer()
+    recorded = RecordedLMRun.load(SHIPPED_MODELS[name].parent).evaluations[-1]["ioi"]
+    for prompts, batch in ioi_sets(words, "packed", True).items():
+        found = ioi_scores(model, batch)
+        for score in ("accuracy", "p_io", "p_subject"):
+            assert found[score] == pytest.approx(recorded[prompts][score], abs=0.005)
+
+
+def test_the_shipped_values_model_needs_its_links_and_the_classic_none() -> None:
+    """The finding of the four cells, in a hundred prompts."""
+    models = [ResValTransformer.from_pretrained(name) for name in SHIPPED_MODELS]
+    prompts = stories.ioi_prompts(100, 1, "unseen", "unseen", "unseen")
+    cells = four_cells(*models, encode(prompts, stories.load_tokenizer(), 0))["cells"]
+    accuracy = [cells[cell]["accuracy"] for cell in CELLS]
+    assert accuracy[0] == accuracy[1] == accuracy[3] == 1
+    assert accuracy[2] < 0.75
