@@ -138,7 +138,8 @@ def _compared(first: Crossing, second: Crossing) -> Comparison:
     if None in first.snapshots + second.snapshots:
         return Comparison(*names)
     numbers = (dict(zip(each.seeds, each.reached, strict=True)) for each in (first, second))
-    return Comparison(*names, **two_t_tests(*numbers))
+    tests = two_t_tests(*numbers)
+    return Comparison(*names, tests["t"], tests["p"], tests["t_paired"], tests["p_paired"])
 
 
 def two_t_tests(first: Mapping[int, float], second: Mapping[int, float]) -> dict[str, float | None]:

@@ -33,7 +33,10 @@ def train_lm_command(
         typer.Option(help="stories (generated), tinystories, a name on the hub, a file or folder."),
     ] = "stories",
     tokenizer: Annotated[
-        str | None, typer.Option(help="Folder, file or hub name; the stories have their own.")
+        str | None,
+        typer.Option(
+            help="Folder, file, hub name, or bpe:4096 to learn one; the stories have theirs."
+        ),
     ] = None,
     validation: Annotated[
         str | None, typer.Option(help="Text to validate on; else every 100th document.")

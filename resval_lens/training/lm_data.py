@@ -17,12 +17,15 @@ from resval_lens.tasks.text import (
     TokenFiles,
     load_tokenizer,
     read_texts,
+    train_bpe,
+    vocabulary_size,
     write_token_files,
 )
 from resval_lens.training.lm_run import RowKind
 
 Note = Callable[[str], None]
 GENERATED = "stories"
+LEARN = "bpe:"
 NAMES = {"tinystories": "roneneldan/TinyStories"}
 HELD_OUT_EVERY = 100
 
@@ -54,8 +57,9 @@ def prepare(
     Args:
         data: ``"stories"`` (generated), ``"tinystories"``, the name of a data set on the Hugging
             Face hub, or a file or folder of .txt, .jsonl or .parquet.
-        tokenizer: a folder or file, or a name on the hub; by default the stories' own tokenizer
-            for stories, and for others there is none.
+        tokenizer: a folder or file, a name on the hub, or ``"bpe:N"`` for a byte-level BPE of N
+            tokens, learnt from the training text; by default the stories' own tokenizer for
+            stories, and for others there is none.
         validation: a file or folder to validate on; by default the hub's split ``validation``, or
             every hundredth document of local text, which then is not trained on.
         n_stories: how many to generate to train on.
@@ -65,12 +69,11 @@ def prepare(
         ValueError: data or tokenizer missing, empty or damaged; token files of another tokenizer
             or another text in ``folder``.
     """
-    if data == GENERATED and tokenizer is None:
-        words = stories.load_tokenizer()
-    elif tokenizer is None:
-        raise ValueError(f"data={data!r} needs a tokenizer: a folder, a file or a name on the hub")
-    else:
-        words = load_tokenizer(tokenizer)
+    if data != GENERATED and tokenizer is None:
+        raise ValueError(
+            f"data={data!r} needs a tokenizer: a folder, a file, a name on the hub, or bpe:4096 to "
+            "learn one of 4096 tokens from the text"
+        )
     sources = {
         part: f"{data}, {validation or n_stories if data == GENERATED else validation}, {part}"
         for part in ("train", "valid")
@@ -88,6 +91,13 @@ def prepare(
             return documents if validation else _every_hundredth(documents, part == "valid")
         return read_texts(name, "train" if part == "train" else "validation")
 
+    if tokenizer is None:
+        words = stories.load_tokenizer()
+    elif tokenizer.startswith(LEARN):
+        known = folder / "train" if not overwrite else None
+        words = _learnt(tokenizer, known, partial(texts, "train"), note)
+    else:
+        words = load_tokenizer(tokenizer)
     parts = {}
     for part, source in sources.items():
         path = folder / part
@@ -108,6 +118,25 @@ def prepare(
             )  # fmt: skip
         parts[part] = files
     return LMData(parts["train"], parts["valid"], words)
+
+
+def _learnt(
+    wanted: str, known: Path | None, texts: Callable[[], Iterable[str]], note: Note
+) -> Tokenizer:
+    """The BPE of ``known`` token files, or a new one; ``wanted`` is "bpe:N"."""
+    digits = wanted.removeprefix(LEARN)
+    if not digits.isdecimal():
+        raise ValueError(f"tokenizer must be like bpe:4096; got {wanted!r}")
+    if known is None or not known.exists():
+        note(f"learning {digits} tokens")
+        return train_bpe(texts(), int(digits))
+    words = load_tokenizer(known)
+    if vocabulary_size(words) != int(digits):
+        raise ValueError(
+            f"{known} holds tokens of a vocabulary of {vocabulary_size(words)}, not {digits}; "
+            "choose another folder, or --overwrite"
+        )
+    return words
 
 
 def _say(note: Note, part: str, documents: int, tokens: int) -> None:

@@ -16,6 +16,7 @@ from resval_lens.tasks.text.vocabulary import (
     fingerprint,
     load_tokenizer,
     train_bpe,
+    vocabulary_size,
 )
 from resval_lens.tasks.text.writing import write_token_files
 
@@ -30,5 +31,6 @@ __all__ = [
     "load_tokenizer",
     "read_texts",
     "train_bpe",
+    "vocabulary_size",
     "write_token_files",
 ]

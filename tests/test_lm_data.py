@@ -1,0 +1,84 @@
+"""Text to train on, by name."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resval_lens.tasks import stories
+from resval_lens.tasks.text import fingerprint, load_tokenizer, train_bpe, vocabulary_size
+from resval_lens.training.lm_data import prepare
+from tests.text_files import documents_of
+
+DOCUMENTS = [f"{name} saw a big dog number {i}. {name} ran." for i in range(150) for name in
+             ("Tom", "Amy")]  # fmt: skip
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "own.txt"
+    path.write_text("<|endoftext|>".join(DOCUMENTS))
+    return path
+
+
+def test_every_hundredth_document_is_held_out(text: Path, tmp_path: Path) -> None:
+    found = prepare(str(text), tmp_path / "tokens", "bpe:300")
+    train, valid = documents_of(found.train), documents_of(found.valid)
+    assert valid == DOCUMENTS[99::100]
+    assert sorted(train + valid) == sorted(DOCUMENTS)
+
+
+def test_a_tokenizer_is_learnt_from_the_training_text_alone(text: Path, tmp_path: Path) -> None:
+    found = prepare(str(text), tmp_path / "tokens", "bpe:300")
+    assert vocabulary_size(found.tokenizer) == 300
+    learnt = train_bpe([d for i, d in enumerate(DOCUMENTS) if i % 100 != 99], 300)
+    assert fingerprint(found.tokenizer) == fingerprint(learnt)
+
+
+def test_it_is_read_again_and_not_learnt_again(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = prepare(str(text), tmp_path / "tokens", "bpe:300")
+    monkeypatch.setattr("resval_lens.training.lm_data.train_bpe", None)
+    again = prepare(str(text), tmp_path / "tokens", "bpe:300")
+    assert fingerprint(again.tokenizer) == fingerprint(first.tokenizer)
+    read = prepare(str(text), tmp_path / "tokens", str(tmp_path / "tokens" / "train"))
+    assert fingerprint(read.tokenizer) == fingerprint(first.tokenizer)
+
+
+def test_overwrite_learns_it_anew(text: Path, tmp_path: Path) -> None:
+    prepare(str(text), tmp_path / "tokens", "bpe:300")
+    found = prepare(str(text), tmp_path / "tokens", "bpe:310", overwrite=True)
+    assert vocabulary_size(found.tokenizer) == 310
+    assert vocabulary_size(load_tokenizer(tmp_path / "tokens" / "train")) == 310
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "message"),
+    [
+        (None, {"tokenizer": None}, "needs a tokenizer: .* bpe:4096 to learn one"),
+        (None, {"tokenizer": "bpe:many"}, "tokenizer must be like bpe:4096; got 'bpe:many'"),
+        (None, {"tokenizer": "bpe:9"}, "vocab_size must be at least 257, the bytes; got 9"),
+        (None, {"tokenizer": "bpe:9999"}, "the texts give only .* got vocab_size=9999"),
+        ("bpe:300", {"tokenizer": "bpe:310"}, "a vocabulary of 300, not 310; .* --overwrite"),
+        ("bpe:300", {"tokenizer": "STORIES"}, "tokenizer"),
+        ("bpe:300", {"data": "OTHER"}, "holds tokens of .*own.txt.*, not .*other.txt.*--overwrite"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_nothing_is_lost(
+    text: Path, tmp_path: Path, first: str | None, then: dict[str, Any], message: str
+) -> None:
+    folder = tmp_path / "tokens"
+    if first:
+        prepare(str(text), folder, first)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    settings = {"data": str(text), "folder": folder, "tokenizer": "bpe:300", **then}
+    if settings["tokenizer"] == "STORIES":
+        settings["tokenizer"] = str(tmp_path / "stories.json")
+        stories.load_tokenizer().save(settings["tokenizer"])
+    if settings["data"] == "OTHER":
+        settings["data"] = str(text.with_name("other.txt"))
+        text.with_name("other.txt").write_text(text.read_text())
+    with pytest.raises(ValueError, match=message):
+        prepare(**settings)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
