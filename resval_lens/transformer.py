@@ -6,10 +6,10 @@ import copy
 import warnings
 from fnmatch import fnmatch
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformer_lens import ActivationCache, HookedTransformerConfig
@@ -26,7 +26,7 @@ from resval_lens.block import ResValBlock
 from resval_lens.config import ResValConfig
 from resval_lens.conversion import WeightConversion
 from resval_lens.norm import fused
-from resval_lens.unembed import FusedUnembed, TiedUnembed
+from resval_lens.unembed import FusedUnembed, TiedUnembed, loss_sum
 
 
 class ResValTransformer(WeightConversion):
@@ -106,10 +106,13 @@ class ResValTransformer(WeightConversion):
         past_kv_cache: Any = None,
         carried: Carried | None = None,
         checkpoint_blocks: bool = False,
+        targets: Int[Tensor, "batch pos"] | None = None,
     ) -> Any:
         """HookedTransformer.forward, with streams between the blocks.
 
         Args:
+            targets: what each position should predict, −100 where nothing. Then the sum of their
+                cross-entropies in nats is returned, whatever ``return_type``.
             carried: with ``start_at_layer`` above 0, what the layers before it hand on; see
                 :meth:`carried_before`.
             checkpoint_blocks: recompute each block in the backward pass instead of keeping its
@@ -147,6 +150,8 @@ class ResValTransformer(WeightConversion):
                 return residual
             if self.cfg.normalization_type is not None:
                 residual = self.ln_final(residual)  # [batch, pos, d_model]
+            if targets is not None:
+                return loss_sum(cast("FusedUnembed", self.unembed), residual, targets)
             if return_type is None:
                 return None
             logits = apply_softcap(self.unembed(residual), self.cfg.output_logits_soft_cap)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.components import Embed, Unembed
 from transformer_lens.hook_points import HookPoint
+from transformer_lens.utilities import apply_softcap
 
 from resval_lens.config import ResValConfig
+from resval_lens.norm import is_watched
 
 
 class FusedUnembed(Unembed):
@@ -50,3 +52,53 @@ class TiedUnembed(nn.Module):
         unembed = FusedUnembed(self.cfg)
         unembed.W_U = nn.Parameter(self.W_U.detach().clone())
         return unembed.to(self.W_U.device)
+
+
+NO_TARGET = -100
+PART = 2**24
+"""Logits that are held at once; more of them take longer to fetch than to compute."""
+
+
+def loss_sum(
+    unembed: FusedUnembed | TiedUnembed,
+    x: Float[Tensor, "batch pos d_model"],
+    targets: Int[Tensor, "batch pos"],
+) -> Float[Tensor, ""]:
+    """Σ cross-entropy of logits(x) against ``targets`` in nats, where they are not −100.
+
+    Of large vocabularies the logits are never held whole (``F.linear_cross_entropy``), unless
+    somebody looks at them.
+    """
+    wanted = targets.flatten()
+    if not _in_parts(unembed, x):
+        logits = apply_softcap(unembed(x), unembed.cfg.output_logits_soft_cap)
+        return F.cross_entropy(
+            logits.flatten(0, 1).float(), wanted, ignore_index=NO_TARGET, reduction="sum"
+        )
+    tied = isinstance(unembed, TiedUnembed)
+    rows = 2 ** max(6, (PART // unembed.W_U.shape[1]).bit_length() - 1)
+    return F.linear_cross_entropy(
+        unembed.hook_in(x).flatten(0, 1),
+        unembed.W_U.T,
+        wanted,
+        linear_bias=None if tied else unembed.b_U,
+        reduction="sum",
+        ignore_index=NO_TARGET,
+        options=nn.LinearCrossEntropyOptions(
+            batch_chunk_size=rows, chunking_method=None, acc_policy="compact"
+        ),
+    )
+
+
+def _in_parts(unembed: FusedUnembed | TiedUnembed, x: Tensor) -> bool:
+    cfg = unembed.cfg
+    return (
+        cfg.use_fused
+        and x.dtype == torch.float32
+        and x[..., 0].numel() * cfg.d_vocab_out > PART
+        and cfg.output_logits_soft_cap <= 0
+        and not is_watched(unembed.hook_out)
+        and not torch.is_autocast_enabled(x.device.type)
+        and not torch.compiler.is_compiling()
+        and hasattr(F, "linear_cross_entropy")  # PyTorch 2.13
+    )

@@ -15,7 +15,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from jaxtyping import Int
@@ -212,11 +211,7 @@ class _Trainer:
             last = i == len(parts) - 1
             with nullcontext() if last else self._no_sync():
                 with accelerator.autocast():
-                    logits = self.model(x, checkpoint_blocks=run.checkpoint_blocks)
-                    loss = F.cross_entropy(
-                        logits.flatten(0, 1).float(), y.flatten(), ignore_index=-100,
-                        reduction="sum",
-                    )  # fmt: skip
+                    loss = self.model(x, checkpoint_blocks=run.checkpoint_blocks, targets=y)
                 # The mean over all processes' targets; averaging gradients divides by `world`.
                 accelerator.backward(loss * (world / count))
             self.loss += loss.detach() / count

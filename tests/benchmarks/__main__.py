@@ -9,6 +9,8 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from resval_lens import ICLClassifier, ResValConfig, ResValTransformer, classifier_config
 from resval_lens.answer import answer
+from resval_lens.language_models import preset
 from resval_lens.runtime import keep_freed_memory
 from resval_lens.tasks.icl import ICLTask, ICLWorld
 from tests.benchmarks import plain_gpt, plain_icl
@@ -88,39 +91,48 @@ def classifier_peers() -> dict[str, Step]:
     }
 
 
-def language_model_peers(vocabulary: int, batch: int) -> dict[str, Step]:
-    """Forward and backward of 8 layers × 256, 16 heads, 256 tokens."""
-    settings = {
-        "n_layers": 8,
-        "d_model": 256,
-        "n_heads": 16,
-        "d_head": 16,
-        "n_ctx": 256,
-        "d_vocab": vocabulary,
-        "act_fn": "gelu",
-        "device": "cpu",
-        "seed": 0,
-    }
-    tokens = torch.randint(vocabulary, (batch, 256), generator=torch.Generator().manual_seed(0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        stock = HookedTransformer(HookedTransformerConfig(**settings))
-    models = {
-        "stock HookedTransformer": stock,
-        "ResValTransformer, classic": ResValTransformer(ResValConfig(**settings)),
-        "ResValTransformer, values": ResValTransformer(ResValConfig(**settings, streams="v")),
-        "plain GPT with SDPA": plain_gpt.GPT(plain_gpt.GPTConfig(vocab=vocabulary)),
-        "plain GPT with SDPA, values": plain_gpt.GPT(
-            plain_gpt.GPTConfig(vocab=vocabulary, stream="v")
+def language_model_peers(vocabulary: int, dropout: bool, rows: int = 8) -> dict[str, Step]:
+    """One training step of the preset tinystories-8m: forward, backward, AdamW.
+
+    HookedTransformer, which has no dropout, is among the peers without; nor has it a tied
+    embedding, so that it updates one more matrix. The plain GPT has both, as ours.
+    """
+    settings = dict(preset("tinystories-8m", "paper").model, d_vocab=vocabulary, device="cpu")
+    own = {name: settings.pop(name) for name in ("dropout", "tied_embedding")}
+    if not dropout:
+        own["dropout"] = 0.0
+    plain = plain_gpt.GPTConfig(vocab=vocabulary, dropout=own["dropout"], tied=True)
+    models: dict[str, Any] = {}
+    if not dropout:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            stock = HookedTransformer(HookedTransformerConfig(**settings))
+        models["stock HookedTransformer"] = stock
+    models |= {
+        "plain GPT with SDPA": plain_gpt.GPT(plain),
+        "plain GPT with SDPA, values": plain_gpt.GPT(replace(plain, stream="v")),
+        "ResValTransformer, classic": ResValTransformer(ResValConfig(**settings, **own)),
+        "ResValTransformer, values": ResValTransformer(
+            ResValConfig(**settings, **own, streams="v")
         ),
     }
+    tokens = torch.randint(vocabulary, (rows, 257), generator=torch.Generator().manual_seed(0))
+    x, y = tokens[:, :-1], tokens[:, 1:]
 
-    def step(model: torch.nn.Module) -> Step:
-        hooked = isinstance(model, HookedTransformer)
+    def loss(model: Any) -> torch.Tensor:
+        if isinstance(model, plain_gpt.GPT):
+            return model(x, y)
+        if isinstance(model, ResValTransformer):
+            return model(x, targets=y) / y.numel()
+        return F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+
+    def step(model: Any) -> Step:
+        optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3, fused=True)
 
         def run() -> None:
-            model.zero_grad()
-            (model(tokens, return_type="loss") if hooked else model(tokens)).backward()
+            loss(model).backward()
+            optimizer.step()
+            optimizer.zero_grad()
 
         return run
 
@@ -131,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--vocabulary", type=int, default=2048)
+    parser.add_argument("--vocabulary", type=int, default=50_257)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     keep_freed_memory()
@@ -145,9 +157,11 @@ def main() -> None:
         "resval-lens": lambda: world.batch(128, generator),
     }
     show("The batch alone", timed(peers, options.rounds, repeats=200))
-    title = f"Language model, 8 layers × 256, batch 8 × 256 tokens, vocabulary {options.vocabulary}"
-    peers = language_model_peers(options.vocabulary, batch=8)
-    show(f"{title}: forward and backward", timed(peers, options.rounds, repeats=1))
+    title = f"tinystories-8m: one training step of 8 × 256 tokens, vocabulary {options.vocabulary}"
+    for dropout in (False, True):
+        peers = language_model_peers(options.vocabulary, dropout)
+        with_it = "with" if dropout else "without"
+        show(f"{title}, {with_it} dropout", timed(peers, options.rounds, repeats=1))
 
 
 if __name__ == "__main__":

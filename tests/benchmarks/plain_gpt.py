@@ -1,6 +1,7 @@
 """A plain PyTorch GPT with `F.scaled_dot_product_attention`, in the style of nanoGPT.
 
-Pre-norm LayerNorm, exact GELU, learned positions, biases everywhere but in the readout, no dropout.
+Pre-norm LayerNorm, exact GELU, learned positions, biases everywhere but in the readout; dropout of
+the embeddings, the attention pattern and what each layer adds.
 The default sizes are those of the toy language model of arXiv 2412.15113 section 4.1.
 """
 
@@ -21,6 +22,7 @@ class GPTConfig:
     vocab: int = 50257
     tied: bool = False  # readout matrix is the embedding
     stream: str = ""  # "v": each layer adds the values of the layer before
+    dropout: float = 0.0
 
 
 class Attention(nn.Module):
@@ -28,7 +30,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.n_head = config.n_head
+        self.n_head, self.dropout = config.n_head, config.dropout
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
         self.out = nn.Linear(config.d_model, config.d_model)
 
@@ -41,8 +43,10 @@ class Attention(nn.Module):
         heads = self.qkv(x).view(batch, length, 3, self.n_head, d_model // self.n_head)
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # each [batch, head, position, d_head]
         total = v if carried is None else v + carried
-        z = F.scaled_dot_product_attention(q, k, total, is_causal=True)
-        return self.out(z.transpose(1, 2).reshape(batch, length, d_model)), v
+        dropout = self.dropout if self.training else 0.0
+        z = F.scaled_dot_product_attention(q, k, total, dropout_p=dropout, is_causal=True)
+        added = self.out(z.transpose(1, 2).reshape(batch, length, d_model))
+        return F.dropout(added, self.dropout, self.training), v
 
 
 class Block(nn.Module):
@@ -57,6 +61,7 @@ class Block(nn.Module):
             nn.Linear(config.d_model, 4 * config.d_model),
             nn.GELU(),
             nn.Linear(4 * config.d_model, config.d_model),
+            nn.Dropout(config.dropout),
         )
 
     def forward(self, x: Tensor, carried: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -67,7 +72,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Tokens in, mean next-token cross entropy out.
+    """Tokens and targets in, mean cross entropy out.
 
     With stream "v", layer l attends with v_l + v_{l-1}, where v_l = W_v ln_1(x_l) + b_v is the own,
     un-summed values of layer l (raw carry), the same head of the layer before.
@@ -80,6 +85,7 @@ class GPT(nn.Module):
         self.config = config
         self.embed = nn.Embedding(config.vocab, config.d_model)
         self.pos_embed = nn.Embedding(config.n_ctx, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.d_model)
         self.readout = nn.Linear(config.d_model, config.vocab, bias=False)
@@ -87,14 +93,14 @@ class GPT(nn.Module):
             self.readout.weight = self.embed.weight
         self.apply(_init)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Mean cross entropy of tokens 1.. given those before; tokens [batch, position]."""
-        logits = self.readout(self.hidden(tokens)[:, :-1])  # [batch, position - 1, vocab]
-        return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross entropy of ``targets``, [batch, position] as the tokens."""
+        logits = self.readout(self.hidden(tokens))  # [batch, position, vocab]
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """What the readout reads: the final residual stream, normalised, [batch, position, d]."""
-        x = self.embed(tokens) + self.pos_embed.weight[: tokens.shape[1]]
+        x = self.dropout(self.embed(tokens) + self.pos_embed.weight[: tokens.shape[1]])
         carried = None
         for block in self.blocks:
             x, v = block(x, carried)
