@@ -18,6 +18,22 @@ def test_the_example_in_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert "IC" in capsys.readouterr().out
 
 
+def test_the_example_of_language_models_runs(tmp_path, monkeypatch):
+    text = (ROOT / "docs" / "language-models.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for slow, quick in (
+        ('Path("runs/text/stories")', 'Path("runs/text/stories"), n_stories=300'),
+        ("steps=500, lr=3e-3, warmup=100", "steps=2, batch=2"),
+    ):
+        assert slow in example
+        example = example.replace(slow, quick)
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {}
+    exec(compile(example, "language-models.md", "exec"), namespace)
+    assert namespace["model"].cfg.streams
+    assert (tmp_path / "runs" / "mine" / "model" / "tokenizer.json").is_file()
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.name)
 def test_notebooks_run_and_are_kept_without_outputs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
