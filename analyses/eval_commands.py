@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from resval_lens.analyses.console import out
-from resval_lens.analyses.options import Quiet, load_language_model, notes, numbers, writable
-
-if TYPE_CHECKING:
-    pass
+from resval_lens.analyses.options import (
+    Quiet,
+    load_language_model,
+    notes,
+    numbers,
+    pairs_by_seed,
+    writable,
+)
 
 eval_app = typer.Typer(no_args_is_help=True, help="Evaluate language models.")
 
@@ -45,7 +50,7 @@ def ioi_command(
     from resval_lens.checkpoint import SHIPPED_MODELS
     from resval_lens.files import write_json
     from resval_lens.provenance import provenance
-    from resval_lens.streams import architecture
+    from resval_lens.streams import architectures_of
     from resval_lens.tasks.ioi import encode, generate_prompts
     from resval_lens.tasks.stories import ioi_prompts
 
@@ -66,8 +71,9 @@ def ioi_command(
         sets = {"general": generate_prompts(n, seed)}
     batches = {name: encode(drawn, tokenizer, prepend) for name, drawn in sets.items()}
     by_kind: dict[str, list[Path]] = {}
-    for folder, model in loaded.items():
-        by_kind.setdefault(architecture(model.cfg.streams), []).append(folder)
+    kinds_of = architectures_of([model.cfg.streams for model in loaded.values()])
+    for kind, folder in zip(kinds_of, loaded, strict=True):
+        by_kind.setdefault(kind, []).append(folder)
     writable(to)
     with notes(quiet) as note:
         note("the paper's sentences")
@@ -83,7 +89,7 @@ def ioi_command(
         cells: dict[str, list[dict[str, Any]]] = {}
         streams = [kind for kind in by_kind if kind != "classic"]
         for kind in streams if "classic" in by_kind else ():
-            for one, other in zip(by_kind["classic"], by_kind[kind], strict=False):
+            for one, other in pairs_by_seed(by_kind["classic"], by_kind[kind]):
                 note(f"four cells: {one} and {other}")
                 found = four_cells(loaded[one], loaded[other], list(batches.values())[-1])
                 cells.setdefault(kind, []).append(
@@ -125,6 +131,8 @@ def harness_command(
     from resval_lens.files import write_json
     from resval_lens.provenance import provenance
 
+    if quiet:
+        os.environ["TQDM_DISABLE"] = "1"  # the harness's own bars
     try:
         from resval_lens.analyses.harness import HarnessLM, evaluate
     except ImportError as error:
@@ -138,10 +146,9 @@ def harness_command(
     for folder, model in loaded.items():
         lm = HarnessLM(model, batch, bos=bos, quiet=quiet)
         found[str(folder)] = evaluate(lm, wanted, examples, limit, seed)
-    write_json(to / "harness.json", {"models": found, "provenance": provenance()})
-    for name, rows in found.items():
-        out.print(name, highlight=False)
-        out.print(harness_table(rows))
+        write_json(to / "harness.json", {"models": found, "provenance": provenance()})
+        out.print(str(folder), highlight=False)
+        out.print(harness_table(found[str(folder)]))
     out.print(str(to / "harness.json"), highlight=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from resval_lens.analyses.options import load_language_model
+
+HALF = "\N{REPLACEMENT CHARACTER}"
+"""What a decoder puts for a character of which it has only some bytes."""
 
 
 def generate_command(
@@ -58,16 +62,19 @@ def generate_command(
             loaded, torch.tensor([ids]), room if tokens is None else tokens,
             temperature=temperature, top_k=top_k, top_p=top_p,
         )  # fmt: skip
+        given = ids[1:] if ids[0] == end else ids
         written: list[int] = []
-        shown = ""
+        shown = tokenizer.decode(given)
         sys.stdout.write(prompt)
-        for token in drawn:
-            if token == end:
-                break
-            written.append(int(token))
-            text = tokenizer.decode(written)
-            if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half a character so far
+        for token in itertools.chain(drawn, (None,)):
+            if token is not None and token != end:
+                written.append(int(token))
+            # With what is before, as some tokenizers put spaces between tokens only.
+            text = tokenizer.decode(given + written)
+            if token is None or token == end or not text.endswith(HALF):
                 sys.stdout.write(text[len(shown) :])
                 sys.stdout.flush()
                 shown = text
+            if token is None or token == end:
+                break
         sys.stdout.write("\n" if number == texts - 1 else "\n\n")

@@ -25,6 +25,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from tqdm import tqdm
 from transformer_lens import HookedTransformer
+from yaml import YAMLError
 
 from resval_lens.generation import stream_tokens
 from resval_lens.runtime import evaluating
@@ -43,8 +44,8 @@ class HarnessLM(TemplateLM):
     """A model as lm-evaluation-harness asks for one.
 
     Runs the hooked model, so that hooks and edits of the moment count. Rows of different lengths
-    are padded on the right, where causal attention never looks. ``cut`` counts the texts that were
-    longer than n_ctx and lost their beginnings.
+    are padded on the right, where causal attention never looks. ``cut`` counts the texts (a
+    question with each of its answers is one) that were over n_ctx and lost their beginnings.
 
     >>> # lm_eval.simple_evaluate(model=HarnessLM(model), tasks=["piqa"], num_fewshot=5)
     """
@@ -65,14 +66,16 @@ class HarnessLM(TemplateLM):
             quiet: no progress bars.
 
         Raises:
-            ValueError: a model without tokenizer, or whose attention is not causal; a batch size
-                below 1.
+            ValueError: a model without a tokenizer that knows an end of text, or whose attention
+                is not causal; a batch size below 1.
         """
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more; got {batch_size}")
         if model.tokenizer is None:
             raise ValueError("the harness hands over text: this model has no tokenizer")
+        if model.tokenizer.eos_token_id is None:
+            raise ValueError("the model's tokenizer has no end of text (eos_token)")
         if model.cfg.attention_dir != "causal":
             raise ValueError(
                 f"the harness needs causal attention; this model's is {model.cfg.attention_dir!r}"
@@ -104,12 +107,21 @@ class HarnessLM(TemplateLM):
         return [self.prefix_token_id, *tokens] if with_prefix else tokens
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Scored]:
-        """log P(continuation | context) of each request, and whether greedy decoding says it."""
+        """log P(continuation | context) of each request, and whether greedy decoding says it.
+
+        Raises:
+            ValueError: a continuation of no tokens, or of more than n_ctx.
+        """
+        for request in requests:
+            if not request.args[1]:
+                raise ValueError(f"nothing to continue {request.args[0]!r} with")
         return super().loglikelihood(requests, disable_tqdm or self.quiet)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, **_: Any
     ) -> list[Scored]:
+        # A context of white space alone has gone to the continuation.
+        requests = [(text, a or [self.prefix_token_id], b) for text, a, b in requests]
         self.cut += sum(len(a) + len(b) > self.max_length + 1 for _, a, b in requests)
         order = Collator(list(requests), lambda request: -len(request[1] + request[2]))
         found: list[Scored] = []
@@ -179,12 +191,14 @@ class HarnessLM(TemplateLM):
             text, given = request.args
             kwargs: dict[str, Any] = dict(normalize_gen_kwargs(given, self.max_length // 2))
             room = self.max_length - kwargs["max_gen_toks"]
-            if room < 1:
+            if not 1 <= room < self.max_length:
                 raise ValueError(
-                    f"max_gen_toks={kwargs['max_gen_toks']} leaves no room for a context in "
-                    f"n_ctx={self.max_length}"
+                    f"max_gen_toks must be from 1 to below n_ctx={self.max_length}, to leave room "
+                    f"for a context; got {kwargs['max_gen_toks']}"
                 )
-            contexts.append((self.tok_encode(text) or [self.prefix_token_id])[-room:])
+            tokens = self.tok_encode(text) or [self.prefix_token_id]
+            self.cut += len(tokens) > room
+            contexts.append(tokens[-room:])
             settings.append(kwargs)
             groups[repr(sorted(kwargs.items(), key=str)), len(contexts[-1])].append(i)
         written = [""] * len(requests)
@@ -192,8 +206,8 @@ class HarnessLM(TemplateLM):
         for group in groups.values():
             for first in range(0, len(group), self.batch_size):
                 chosen = group[first : first + self.batch_size]
-                tokens = torch.tensor([contexts[i] for i in chosen])
-                for i, text in zip(chosen, self._write(tokens, settings[chosen[0]]), strict=True):
+                rows = torch.tensor([contexts[i] for i in chosen])
+                for i, text in zip(chosen, self._write(rows, settings[chosen[0]]), strict=True):
                     written[i] = text
                     self.cache_hook.add_partial("generate_until", requests[i].args, text)
                 bar.update(len(chosen))
@@ -206,14 +220,11 @@ class HarnessLM(TemplateLM):
         until = handle_stop_sequences(list(kwargs["until"]), end)
         length = tokens.shape[1]
         texts: list[str] = []
-        drawn = stream_tokens(
-            self.model,
-            tokens,
-            kwargs["max_gen_toks"],
-            temperature=(kwargs.get("temperature") or 1.0) if kwargs["do_sample"] else 0.0,
-            top_k=kwargs.get("top_k"),
-            top_p=kwargs.get("top_p"),
-        )
+        how: dict[str, Any] = {"temperature": 0.0}
+        if kwargs["do_sample"]:
+            how = {"temperature": kwargs.get("temperature") or 1.0}
+            how |= {"top_k": kwargs.get("top_k") or None, "top_p": kwargs.get("top_p")}
+        drawn = stream_tokens(self.model, tokens, kwargs["max_gen_toks"], **how)
         for new in drawn:
             tokens = torch.cat((tokens, new[:, None]), 1)
             texts = self.tokenizer.batch_decode(tokens[:, length:])
@@ -238,9 +249,14 @@ def evaluate(
         seed: draws the examples.
 
     Raises:
-        ValueError: a task that is not known, or a number of examples below 0.
+        ValueError: no task or one that is not known, or damaged; a limit below 1; a number of
+            examples below 0, or above what the task has.
         OSError: the hub, which has the data of the tasks, cannot be reached.
     """
+    if not tasks:
+        raise ValueError(f"tasks must name one or more, such as {PAPER_TASKS[0]}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be 1 or more; got {limit}")
     for number in shots:
         if number < 0:
             raise ValueError(f"shots must be 0 or more; got {number}")
@@ -252,6 +268,9 @@ def evaluate(
             loaded: Any = manager.load([task])
         except KeyError as error:
             raise ValueError(f"task {task!r}: {error.args[0]}") from None
+        except (YAMLError, TypeError, AssertionError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"task {task!r} is not a task of the harness: {reason}") from None
         except OSError as error:
             raise OSError(f"task {task!r}: {error}") from error
         # A task that says "no examples" is asked without, as the harness's own command does.
@@ -261,9 +280,13 @@ def evaluate(
                 part.set_config(key="num_fewshot", value=number)
             for part in loaded["tasks"].values():
                 part.set_fewshot_seed(seed=seed)
-            torch.manual_seed(seed)
             lm.cut = 0
-            found: Any = harness_evaluate(lm, loaded, limit=limit, log_samples=False)
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                try:
+                    found: Any = harness_evaluate(lm, loaded, limit=limit, log_samples=False)
+                except AssertionError as error:
+                    raise ValueError(f"task {task!r}, {number} examples: {error}") from None
             rows += _rows(found, lm.cut)
     return rows
 

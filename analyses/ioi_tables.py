@@ -42,7 +42,7 @@ def cells_table(results: Sequence[dict[str, Any]], title: str = "Four cells") ->
     scores = SCORES
     title += ": the same weights, run as either architecture"
     if len(results) > 1:
-        title += f"\n(mean ± sd of {len(results)} pairs)"
+        title += f"\n(mean ± population sd of {len(results)} pairs)"
         scores = {name: SCORES[name] for name in ("logit_difference", "p_io", "accuracy")}
     table = _table_of_scores(title, ("trained", "run"), scores)
     for cell in CELLS:
@@ -61,16 +61,10 @@ def cells_sentences(results: Sequence[dict[str, Any]]) -> list[str]:
     )
     return [
         f"Each run as it was trained: P(IO) {plain:.3f} classic, {carried:.3f} with the stream.",
-        f"Classic weights run with the stream, as the paper's public script runs them, "
-        f"{_change(plain, grafted)}.",
-        f"Weights trained with the stream and run without {_change(carried, removed)}.",
+        "Classic weights run with the stream, as the paper's public script runs them: "
+        f"P(IO) {plain:.3f} → {grafted:.3f}.",
+        f"Weights trained with the stream, run without: P(IO) {carried:.3f} → {removed:.3f}.",
     ]
-
-
-def _change(before: float, after: float) -> str:
-    if abs(after - before) < 0.05:
-        return f"keep it at {after:.3f}"
-    return f"{'gain' if after > before else 'lose'} {abs(after - before):.3f} of it: {after:.3f}"
 
 
 def paper_table_2(data: dict[str, Any]) -> Table:

@@ -93,6 +93,7 @@ def train_lm_command(
     chosen = find_preset(preset, spec)
     planned = numbers(seeds)
     parse_streams(streams, chosen.model["n_layers"])
+    _check_tracker(tracker)
     writable(runs)
     if threads:
         torch.set_num_threads(threads)
@@ -121,7 +122,9 @@ def train_lm_command(
             evaluate_every=evaluate_every, **settings,
         )  # fmt: skip
         rows, valid = found.rows(run.rows, config.n_ctx)
-        sets = ioi_sets(found.tokenizer, run.rows, data == GENERATED)
+        sets, unsaid = ioi_sets(found.tokenizer, run.rows, data == GENERATED)
+        for prompts, reason in unsaid.items() if processes.is_main_process else ():
+            err.print(f"no {prompts} IOI prompts along the way: {reason}", highlight=False)
         accelerator = _accelerator(run, runs, tracker)
         shown = not quiet and accelerator.is_main_process
         with progress_bars(not shown) as bars, _told_to_stop() as told:
@@ -209,6 +212,13 @@ def _line(metrics: dict[str, Any]) -> str:
     return f"{', '.join(words)}\n  {json.dumps(metrics['sample'], ensure_ascii=False)}"
 
 
+def _check_tracker(tracker: str | None) -> None:
+    if tracker not in (None, "wandb", "tensorboard"):
+        raise ValueError(f"tracker must be wandb or tensorboard; got {tracker!r}")
+    if tracker is not None and find_spec(tracker) is None:  # accelerate would go on without it
+        raise ValueError(f"{tracker} is not installed; pip install {tracker}")
+
+
 def _accelerator(run: Any, runs: Path, tracker: str | None) -> Any:
     from accelerate.utils import ProjectConfiguration
 
@@ -216,10 +226,6 @@ def _accelerator(run: Any, runs: Path, tracker: str | None) -> Any:
 
     options: dict[str, Any] = {}
     if tracker is not None:
-        if tracker not in ("wandb", "tensorboard"):
-            raise ValueError(f"tracker must be wandb or tensorboard; got {tracker!r}")
-        if find_spec(tracker) is None:  # accelerate would go on without it
-            raise ValueError(f"{tracker} is not installed; pip install {tracker}")
         folder = str(runs / run.folder_name)
         options |= {
             "log_with": tracker,

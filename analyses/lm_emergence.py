@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from resval_lens.analyses.emergence import two_t_tests
 from resval_lens.recorded_lm import RecordedLMRun
+from resval_lens.streams import architectures_of
 
 Line = dict[str, Any]
 
@@ -32,21 +34,23 @@ def lm_study(runs: Sequence[RecordedLMRun]) -> dict[str, Any]:
     ``rows`` hold, for each set of prompts, measure and architecture, the numbers ``by_seed``,
     their ``mean`` and ``sd`` (the population's) over the seeds that have one; ``tests`` compare
     every architecture with the first by t-tests, independent and paired by seed
-    (:func:`~resval_lens.analyses.emergence.two_t_tests`; None where a seed has no number).
+    (:func:`~resval_lens.analyses.emergence.two_t_tests`; all None where a seed has no number).
 
     A step is that of the first evaluation above the threshold: it is known no better than the
     steps between evaluations.
 
     Raises:
-        ValueError: runs of different lengths or data, or which were evaluated on different sets.
+        ValueError: runs that differ in more than seed and streams, two of one seed and
+            architecture, or which were evaluated on different sets.
     """
     _check_alike(runs)
-    architectures = list(dict.fromkeys(recorded.architecture for recorded in runs))
+    labels = architectures_of([recorded.run.config.streams for recorded in runs])
+    architectures = list(dict.fromkeys(labels))
     rows, tests = [], []
     for (prompts, measure), of in _measures(list(runs[0].evaluations[-1].get("ioi", {}))).items():
         numbers: dict[str, dict[int, float | None]] = {name: {} for name in architectures}
-        for recorded in runs:
-            numbers[recorded.architecture][recorded.run.seed] = of(recorded.evaluations)
+        for label, recorded in zip(labels, runs, strict=True):
+            numbers[label][recorded.run.seed] = of(recorded.evaluations)
         what = {"prompts": prompts, "measure": measure}
         for name, by_seed in numbers.items():
             reached = [number for number in by_seed.values() if number is not None]
@@ -62,10 +66,11 @@ def lm_study(runs: Sequence[RecordedLMRun]) -> dict[str, Any]:
         base, *others = ({s: n for s, n in x.items() if n is not None} for x in numbers.values())
         for name, other in zip(architectures[1:], others, strict=True):
             whole = len(base) + len(other) == len(numbers[architectures[0]]) + len(numbers[name])
-            found = two_t_tests(other, base) if whole else {}
+            found = two_t_tests(*((other, base) if whole else ({}, {})))
             tests.append({**what, "first": name, "second": architectures[0], **found})
     return {
         "architectures": architectures,
+        "seeds": {name: labels.count(name) for name in architectures},
         "steps": runs[0].run.steps,
         "evaluate_every": runs[0].run.evaluate_every,
         "rows": rows,
@@ -98,16 +103,32 @@ def _first(prompts: str, score: str, above: float, lines: Sequence[Line]) -> flo
 
 def _check_alike(runs: Sequence[RecordedLMRun]) -> None:
     first = runs[0]
+    seen: dict[tuple[Any, int], RecordedLMRun] = {}
     for recorded in runs:
-        for name in ("steps", "data", "evaluate_every"):
-            own, other = getattr(recorded.run, name), getattr(first.run, name)
-            if own != other:
+        streams, settings = _settings(recorded)
+        for name, other in _settings(first)[1].items():
+            if settings[name] != other:
                 raise ValueError(
-                    f"{recorded.folder} has {name}={own!r}, {first.folder} {other!r}; runs that "
-                    "are compared must agree in it"
+                    f"{recorded.folder} has {name}={settings[name]!r}, {first.folder} {other!r}; "
+                    "runs that are compared must agree in it"
                 )
+        twin = seen.setdefault((streams, recorded.run.seed), recorded)
+        if twin is not recorded:
+            raise ValueError(
+                f"{recorded.folder} and {twin.folder} have the same streams and seed; compare one"
+            )
         if not recorded.done:
             raise ValueError(f"{recorded.folder} has not reached step {recorded.run.steps}")
         own, other = (set(each.evaluations[-1].get("ioi", {})) for each in (recorded, first))
         if own != other:
             raise ValueError(f"{recorded.folder} and {first.folder} have different sets of prompts")
+
+
+def _settings(recorded: RecordedLMRun) -> tuple[Any, dict[str, Any]]:
+    """The streams, and everything else but seed, name and what does not change the outcome."""
+    settings = recorded.run.to_dict()
+    for name in ("name", "seed", "model", "snapshot_every", "log_every", "compile"):
+        del settings[name]
+    model = json.loads(recorded.run.model)
+    model.pop("streams")
+    return recorded.run.config.streams, settings | model

@@ -12,37 +12,53 @@ from matplotlib.figure import Figure
 
 from resval_lens.analyses.figures import STYLE, colour
 from resval_lens.recorded_lm import RecordedLMRun
+from resval_lens.streams import architectures_of
 
 Line = dict[str, Any]
 
 
-def training(runs: Sequence[RecordedLMRun], prompts: str = "unseen") -> Figure:
-    """Validation loss, IOI accuracy and P(IO) against steps, on a logarithmic axis."""
+def training(runs: Sequence[RecordedLMRun]) -> Figure:
+    """Validation loss against steps (logarithmic); IOI accuracy and P(IO), if there are prompts.
+
+    Of several sets of prompts, the last: for generated stories, the unseen.
+    """
     panels: dict[str, Callable[[Line], float]] = {
-        "validation loss (nats)": lambda line: line["valid_loss"],
-        f"IOI accuracy, {prompts} prompts": lambda line: line["ioi"][prompts]["accuracy"],
-        f"P(IO), {prompts} prompts": lambda line: line["ioi"][prompts]["p_io"],
+        "validation loss (nats)": lambda line: line["valid_loss"]
     }
+    sets = list(runs[0].evaluations[-1].get("ioi", {}))
+    if sets:
+        panels |= {
+            f"IOI accuracy, {sets[-1]} prompts": lambda line: line["ioi"][sets[-1]]["accuracy"],
+            f"P(IO), {sets[-1]} prompts": lambda line: line["ioi"][sets[-1]]["p_io"],
+        }
     with plt.rc_context(STYLE):
-        figure, row = plt.subplots(1, len(panels), figsize=(12, 3.4), layout="constrained")
+        figure, grid = plt.subplots(
+            1, len(panels), figsize=(4 * len(panels), 3.4), layout="constrained", squeeze=False
+        )
+        row = grid[0]
         for axes, (title, score) in zip(row, panels.items(), strict=True):
             _curves(axes, runs, score)
             axes.set(title=title, xlabel="step", xscale="log")
             axes.xaxis.set_major_formatter("{x:,.0f}")
         for axes in row[1:]:
             axes.set_ylim(0, 1.02)
-        row[1].axhline(0.95, color="#999999", lw=0.8, ls=":")
-        row[2].axhline(0.5, color="#999999", lw=0.8, ls=":")
+        for axes, threshold in zip(row[1:], (0.95, 0.5), strict=False):
+            axes.axhline(threshold, color="#999999", lw=0.8, ls=":")
         row[0].legend()
     return figure
 
 
 def _curves(axes: Axes, runs: Sequence[RecordedLMRun], score: Callable[[Line], float]) -> None:
     """One line a run (light) and one an architecture (dark: mean over seeds)."""
-    for name in dict.fromkeys(recorded.architecture for recorded in runs):
-        own = [recorded.evaluations[1:] for recorded in runs if recorded.architecture == name]
-        steps = [line["step"] for line in own[0]]
-        scores = [[score(line) for line in lines] for lines in own]
-        for values in scores:
-            axes.plot(steps, values, color=colour(name), alpha=0.3, lw=0.8)
-        axes.plot(steps, np.mean(scores, axis=0), color=colour(name), lw=2, label=name)
+    labels = architectures_of([recorded.run.config.streams for recorded in runs])
+    for name in dict.fromkeys(labels):
+        own = [
+            {line["step"]: score(line) for line in recorded.evaluations[1:]}
+            for label, recorded in zip(labels, runs, strict=True)
+            if label == name
+        ]
+        for values in own:
+            axes.plot(*zip(*values.items(), strict=True), color=colour(name), alpha=0.3, lw=0.8)
+        steps = [step for step in own[0] if all(step in values for values in own)]
+        mean = [np.mean([values[step] for values in own]) for step in steps]
+        axes.plot(steps, mean, color=colour(name), lw=2, label=name)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 from resval_lens.analyses.ioi import ioi_scores
@@ -22,23 +21,27 @@ from resval_lens.transformer import ResValTransformer
 def validation_loss(
     model: ResValTransformer, rows: Rows, n_rows: int = 256, chunk: int = 16
 ) -> float:
-    """Mean cross-entropy in nats over the targets of the first ``n_rows`` rows."""
+    """Mean cross-entropy in nats over the targets of the first ``n_rows`` rows.
+
+    Args:
+        chunk: rows run at once, fewer where their logits would be more than 2²⁸.
+    """
     n_rows = min(n_rows, len(rows))
+    chunk = max(1, min(chunk, 2**28 // (model.cfg.n_ctx * model.cfg.d_vocab)))
     total, count = 0.0, 0
     for first in range(0, n_rows, chunk):
         tokens, targets = rows.batch(np.arange(first, min(first + chunk, n_rows)))
         with torch.no_grad():
-            logits = model(tokens.to(model.cfg.device)).flatten(0, 1).float()
-        wanted = targets.to(logits.device).flatten()
-        total += float(F.cross_entropy(logits, wanted, ignore_index=-100, reduction="sum"))
+            device = model.cfg.device
+            total += float(model(tokens.to(device), targets=targets.to(device)))
         count += int((targets >= 0).sum())
     return total / count
 
 
 def ioi_sets(
     tokenizer: Tokenizer, rows: str, generated: bool, n_prompts: int = 200
-) -> dict[str, IOIBatch]:
-    """The sets of IOI prompts that this tokenizer can say, by name.
+) -> tuple[dict[str, IOIBatch], dict[str, str]]:
+    """Sets of IOI prompts by name; and those that this tokenizer cannot say, with the reason.
 
     ``paper``: the four sentences, both orders. For models of generated stories also ``seen`` and
     ``unseen``: names, frames and objects that training text may hold, or never holds.
@@ -51,14 +54,13 @@ def ioi_sets(
     if generated:
         for name in ("seen", "unseen"):
             sets[name] = stories.ioi_prompts(n_prompts, 0, name, name, name)
-    encoded = {}
+    encoded, unsaid = {}, {}
     for name, prompts in sets.items():
         try:
             encoded[name] = encode(prompts, tokenizer, prepend)
-        except ValueError:  # a name of several tokens
-            if generated:
-                raise
-    return encoded
+        except ValueError as error:  # a name of several tokens
+            unsaid[name] = str(error)
+    return encoded, unsaid
 
 
 def evaluation(

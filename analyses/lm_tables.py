@@ -74,15 +74,20 @@ def harness_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             str(row["cut"]),
         )
     if any(row["cut"] for row in rows):
-        table.caption = "(cut: texts over the context, whose beginnings were left out)"
+        table.caption = (
+            "(cut: texts, a question with each of its answers, that were over the context\n"
+            "and lost their beginnings)"
+        )
     return table
 
 
 def study_table(study: dict[str, Any]) -> Table:
     """Of ``resval_lens.analyses.lm_emergence.lm_study``: mean ± sd, and the paired tests."""
     first, *others = study["architectures"]
+    seeds = ", ".join(f"{name} {count}" for name, count in study["seeds"].items())
     table = Table(
-        title=f"After {study['steps']:,} steps, evaluated every {study['evaluate_every']:,}",
+        title=f"After {study['steps']:,} steps, evaluated every {study['evaluate_every']:,}\n"
+        f"(seeds: {seeds})",
         **STYLE,
     )
     for name in ("prompts", ""):
@@ -106,8 +111,8 @@ def study_table(study: dict[str, Any]) -> Table:
         table.add_row("" if previous == prompts else prompts, measure, *cells)
         previous = prompts
     table.caption = (
-        "(mean ± sd over seeds; loss in nats; accuracy: share of prompts with P(IO) > P(S);\n"
-        "p of t-tests against the first, paired by seed)"
+        "(mean ± population sd over seeds; loss in nats;\n"
+        "accuracy: share of prompts with P(IO) > P(S); t-tests paired by seed)"
     )
     return table
 
@@ -116,7 +121,9 @@ def _mean_and_sd(row: Mapping[str, Any]) -> str:
     if row["mean"] is None:
         return "never"
     form = ",.0f" if "step:" in row["measure"] else ".4f"
-    text = f"{row['mean']:{form}} ± {row['sd']:{form}}"
+    text = f"{row['mean']:{form}}"
+    if len(row["by_seed"]) > 1:
+        text += f" ± {row['sd']:{form}}"
     never = sum(number is None for number in row["by_seed"].values())
     return f"{text} ({never} never)" if never else text
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -59,6 +59,40 @@ def load_language_model(folder: Path) -> ResValTransformer:
     if model.tokenizer is None:
         raise ValueError(f"{folder} has no tokenizer.json; a prompt cannot be put into its tokens")
     return model
+
+
+def pairs_by_seed(first: Sequence[Path], second: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Saved models of the same training seed; of single ones, or without seeds, in order.
+
+    Raises:
+        ValueError: more models of one kind than of the other, and their seeds do not say which
+            belong together.
+    """
+    seeds = [[_seed(folder) for folder in folders] for folders in (first, second)]
+    known = all(None not in each and len(set(each)) == len(each) for each in seeds)
+    if known and set(seeds[0]) & set(seeds[1]):
+        by_seed = dict(zip(seeds[1], second, strict=True))
+        return [
+            (one, by_seed[seed])
+            for seed, one in zip(seeds[0], first, strict=True)
+            if seed in by_seed
+        ]
+    if len(first) != len(second):
+        raise ValueError(
+            f"{len(first)} models of one kind and {len(second)} of the other, without seeds to "
+            "pair them by; give as many of each"
+        )
+    return list(zip(first, second, strict=True))
+
+
+def _seed(folder: Path) -> int | None:
+    from resval_lens.checkpoint import SHIPPED_MODELS
+    from resval_lens.files import read_json
+
+    path = SHIPPED_MODELS.get(str(folder), folder) / "provenance.json"
+    record = read_json(path, "a model's provenance") if path.is_file() else {}
+    seed = record.get("run", {}).get("seed") if isinstance(record, dict) else None
+    return seed if isinstance(seed, int) else None
 
 
 @contextmanager

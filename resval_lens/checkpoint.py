@@ -27,6 +27,7 @@ from resval_lens.provenance import provenance
 from resval_lens.tasks.text.vocabulary import end_of_text, load_tokenizer
 
 FORMAT = "resval-lens/1"
+SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 SHIPPED_MODELS = {
     f"stories-small-{name}": Path(__file__).parent / "data" / "lm" / folder / "model"
     for name, folder in (
@@ -35,7 +36,9 @@ SHIPPED_MODELS = {
     )
 }
 """Language models that ship with the package, by name: a pair of one seed."""
-FILES = ("config.json", "model.safetensors", "provenance.json", "tokenizer.json")
+FILES = (
+    "config.json", "model.safetensors", "provenance.json", "tokenizer.json", "tokenizer_config.json"
+)  # fmt: skip
 
 
 def save_model(
@@ -45,7 +48,7 @@ def save_model(
     parameters: Mapping[str, Tensor],
     record: Mapping[str, Any] | None = None,
     overwrite: bool = False,
-    tokenizer_json: str | None = None,
+    tokenizer: Mapping[str, str] | None = None,
 ) -> None:
     """Saves a model into ``folder``, whole or not at all.
 
@@ -54,7 +57,7 @@ def save_model(
         config: the configuration as JSON.
         record: provenance to keep beside the weights; this process's by default.
         overwrite: replace a model that is already there.
-        tokenizer_json: the tokenizer, as ``tokenizers.Tokenizer.to_str`` writes it.
+        tokenizer: the tokenizer's files, by name (:func:`tokenizer_files`).
 
     Raises:
         ValueError: the folder holds something, and it is not a saved model or ``overwrite`` is
@@ -73,8 +76,8 @@ def save_model(
         )
         write_tensors(new / "model.safetensors", parameters)
         write_json(new / "provenance.json", dict(record or provenance()))
-        if tokenizer_json is not None:
-            write_bytes(new / "tokenizer.json", tokenizer_json.encode())
+        for name, content in (tokenizer or {}).items():
+            write_bytes(new / name, content.encode())
         if folder.exists():
             old = new.with_name(f"{new.name}.old")
             folder.rename(old)
@@ -141,27 +144,31 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
     if not path.is_file():
         return None
     tokenizer = load_tokenizer(path)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=tokenizer.id_to_token(end_of_text(tokenizer)),
-        name_or_path=str(folder),
-    )
+    special: dict[str, str] = {}
+    if (folder / "tokenizer_config.json").is_file():
+        content = read_json(folder / "tokenizer_config.json", "a tokenizer's special tokens")
+        special = {name: str(content[name]) for name in SPECIAL_TOKENS if content.get(name)}
+    if "eos_token" not in special:
+        special["eos_token"] = str(tokenizer.id_to_token(end_of_text(tokenizer)))
+    for name in ("bos_token", "pad_token"):  # as TransformerLens sets them
+        special.setdefault(name, special["eos_token"])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, name_or_path=str(folder), **special)
 
 
-def tokenizer_json(tokenizer: Any) -> str | None:
-    """What :func:`read_tokenizer` reads back; None for a tokenizer that it could not."""
+def tokenizer_files(tokenizer: Any) -> dict[str, str]:
+    """What :func:`read_tokenizer` reads back, by file name; nothing without a fast tokenizer."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        return None
+        return {}
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     content["padding"] = content["truncation"] = None  # settings of the moment
     if not (content["post_processor"] or {}).get("special_tokens", True):
         content["post_processor"] = None  # transformers puts one that adds nothing
-    plain = Tokenizer.from_str(json.dumps(content))
-    try:
-        end_of_text(plain)
-    except ValueError:
-        return None
-    return plain.to_str()
+    special = {name: str(getattr(tokenizer, name)) for name in SPECIAL_TOKENS
+               if getattr(tokenizer, name) is not None}  # fmt: skip
+    return {
+        "tokenizer.json": Tokenizer.from_str(json.dumps(content)).to_str(),
+        "tokenizer_config.json": json.dumps(special, indent=2) + "\n",
+    }
 
 
 def load_parameters(parameters: Mapping[str, Tensor], path: Path) -> None:
@@ -202,7 +209,7 @@ def check_parameters(
 def fetch(repo_id: str, **hub: Any) -> Path:
     """The folder of a model on the Hugging Face hub, downloaded or cached.
 
-    Only the three files above are fetched. ``hub`` goes to ``huggingface_hub.snapshot_download``
+    Only ``FILES`` are fetched. ``hub`` goes to ``huggingface_hub.snapshot_download``
     (revision, token, cache_dir, ...).
 
     Raises:

@@ -25,7 +25,7 @@ from resval_lens.checkpoint import (
     read_config,
     read_tokenizer,
     save_model,
-    tokenizer_json,
+    tokenizer_files,
 )
 from resval_lens.config import ResValConfig
 from resval_lens.streams import AttentionStream, StreamsLike
@@ -115,10 +115,8 @@ class WeightConversion(StreamCaching):
             share_weights: use the same parameter tensors instead of copies.
         """
         config = ResValConfig.from_hooked(model.cfg, streams)
-        config.init_weights = False
-        new = cls(config, tokenizer=model.tokenizer)
-        new.cfg.init_weights = model.cfg.init_weights
-        return new._take_weights(model, share_weights)
+        config.init_weights, config.tokenizer_name = False, None
+        return cls(config)._take_over(model, share_weights)
 
     def with_streams(self, streams: StreamsLike, *, share_weights: bool = False) -> Self:
         """The same weights, run with other streams: ``with_streams("")`` cuts, ``"v"`` grafts.
@@ -141,10 +139,21 @@ class WeightConversion(StreamCaching):
                     "output (process_weights_); change streams before, or pass "
                     "fold_value_biases=False there"
                 )
-        config.init_weights = False
-        new = type(self)(config, tokenizer=self.tokenizer)
-        new.cfg.init_weights = self.cfg.init_weights
-        return new._take_weights(self, share_weights)
+        config.init_weights, config.tokenizer_name = False, None
+        return type(self)(config)._take_over(self, share_weights)
+
+    def _take_over(self, model: HookedTransformer, share: bool) -> Self:
+        """Weights, tokenizer, and whether it trains or evaluates."""
+        self.cfg.init_weights = model.cfg.init_weights
+        self.cfg.tokenizer_name = model.cfg.tokenizer_name
+        self._use_tokenizer(model.tokenizer)
+        return self._take_weights(model, share).train(model.training)
+
+    def _use_tokenizer(self, tokenizer: Any) -> None:
+        """As ``set_tokenizer``, which makes a new one by its name, and that may lead nowhere."""
+        if tokenizer is not None:
+            self.tokenizer = tokenizer
+            self.cfg.tokenizer_prepends_bos = len(tokenizer.encode("")) > 0
 
     def _take_weights(self, model: HookedTransformer, share: bool) -> Self:
         state = model.state_dict() if not share else dict(model.named_parameters())
@@ -178,8 +187,8 @@ class WeightConversion(StreamCaching):
     ) -> None:
         """Saves into ``folder``: safetensors, config.json, provenance.json; all or nothing.
 
-        A language model's tokenizer is saved along (tokenizer.json), unless the configuration has
-        a name to find it by.
+        A language model's (fast) tokenizer is saved along, unless the configuration has a name to
+        find it by.
 
         Args:
             record: provenance to keep beside the weights (command, versions, seed, metrics); this
@@ -187,16 +196,21 @@ class WeightConversion(StreamCaching):
             dtype: store the weights rounded to this precision; they load as ``cfg.dtype``.
 
         Raises:
-            ValueError: the folder holds something else, or a model and ``overwrite`` is off.
+            ValueError: the folder holds something else, or a model and ``overwrite`` is off; a
+                weight that ``dtype`` cannot hold.
         """
+        parameters = {name: x.to(dtype or x.dtype) for name, x in self.named_parameters()}
+        for name, x in self.named_parameters():
+            if parameters[name].isfinite().sum() != x.isfinite().sum():
+                raise ValueError(f"{name} has weights too large for {dtype}")
         save_model(
             folder,
             type(self).__name__,
             self.cfg.to_json(),
-            {name: x.to(dtype or x.dtype) for name, x in self.named_parameters()},
+            parameters,
             record,
             overwrite,
-            tokenizer_json=None if self.cfg.tokenizer_name else tokenizer_json(self.tokenizer),
+            tokenizer=None if self.cfg.tokenizer_name else tokenizer_files(self.tokenizer),
         )
 
     @classmethod
@@ -250,7 +264,9 @@ class WeightConversion(StreamCaching):
             cfg = cls.config_class.from_json(config)
             cfg.device = device or present_device(str(cfg.device))
             wanted, cfg.init_weights = cfg.init_weights, False
-            model = cls(cfg, tokenizer=read_tokenizer(folder) if tokenizer is None else tokenizer)
+            model = cls(cfg, tokenizer=tokenizer)
+            if tokenizer is None:
+                model._use_tokenizer(read_tokenizer(folder))
         except (TypeError, ValueError, AssertionError) as error:
             raise ValueError(f"{folder / 'config.json'}: {error}") from None
         load_parameters(dict(model.named_parameters()), folder / "model.safetensors")

@@ -35,15 +35,22 @@ def stream_tokens(
     Raises:
         ValueError: an empty prompt; tokens over the context; a setting that cannot be.
     """
-    if tokens.numel() == 0:
-        raise ValueError("an empty prompt: give at least one token, such as the end of text")
+    if tokens.ndim != 2 or tokens.numel() == 0:
+        raise ValueError(
+            "a prompt must have at least one token, such as the end of text, as [row, pos]; got "
+            f"{list(tokens.shape)}"
+        )
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be 1 or more; got {max_new_tokens}")
     if tokens.shape[1] + max_new_tokens > model.cfg.n_ctx:
         raise ValueError(
             f"{tokens.shape[1]} tokens and {max_new_tokens} new ones do not fit "
             f"n_ctx={model.cfg.n_ctx}"
         )
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature must be a finite number from 0 up; got {temperature}")
+    if temperature != 0 and not 1e-6 <= temperature < float("inf"):
+        raise ValueError(
+            f"temperature must be 0 or a finite number from 1e-6 up; got {temperature}"
+        )
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be 1 or more; got {top_k}")
     if top_p is not None and (top_k is not None or not 0 < top_p <= 1):
@@ -65,8 +72,7 @@ def _stream(
     for _ in range(max_new_tokens):
         with torch.no_grad(), evaluating(model):
             logits = model(new, past_kv_cache=cache, attention_mask=torch.ones_like(new))
-            drawn = sample_logits(
-                logits[:, -1].float(), temperature=temperature, top_k=top_k, top_p=top_p
-            )
+            last = logits[:, -1].to(torch.promote_types(logits.dtype, torch.float32))
+            drawn = sample_logits(last, temperature=temperature, top_k=top_k, top_p=top_p)
         new = drawn[:, None]
         yield drawn.cpu()

@@ -63,7 +63,7 @@ class RecordedLMRun:
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
-        """The lines at which the model was evaluated."""
+        """The lines at which the model was evaluated: every so many steps, and at the end."""
         return [line for line in self.metrics if "valid_loss" in line]
 
     @property
@@ -104,10 +104,12 @@ def export_lm_runs(source: Path, target: Path, with_model: Iterable[str] = ()) -
         with_model: folder names of the runs whose model goes along.
 
     Raises:
-        ValueError: a run in ``source`` has not reached its last step.
+        ValueError: a run in ``source`` has not reached its last step; ``with_model`` names none.
     """
-    chosen = set(with_model)
-    for recorded in load_lm_runs(source):
+    chosen, runs = set(with_model), load_lm_runs(source)
+    for name in chosen - {recorded.run.folder_name for recorded in runs}:
+        raise ValueError(f"with_model: {source} holds no run {name!r}")
+    for recorded in runs:
         run = recorded.run
         if not recorded.done:
             raise ValueError(f"{recorded.folder} has not reached step {run.steps}")

@@ -11,7 +11,7 @@ arXiv 2412.15113, section 3.2 and footnote 2: same head index, no new parameters
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
@@ -269,7 +269,8 @@ def shorthand(streams: Streams) -> str:
 def architecture(streams: Streams) -> str:
     """Streams as the paper calls them: ``classic``, ``queries``, ``keys``, ``values``; or in short.
 
-    How a stream is carried (raw or sum) does not change its name here.
+    A single stream has the same name whether it is carried raw or summed; see
+    :func:`architectures_of` for several models side by side.
     """
     if not streams:
         return "classic"
@@ -277,3 +278,14 @@ def architecture(streams: Streams) -> str:
     if len(streams) == 1 and shorthand((replace(streams[0], carry="sum"),)) in names:
         return names[streams[0].of]
     return shorthand(streams)
+
+
+def architectures_of(several: Sequence[Streams]) -> list[str]:
+    """:func:`architecture` of each; in full where two that differ would have the same name."""
+    named: dict[str, set[Streams]] = {}
+    for streams in several:
+        named.setdefault(architecture(streams), set()).add(streams)
+    return [
+        architecture(streams) if len(named[architecture(streams)]) == 1 else shorthand(streams)
+        for streams in several
+    ]

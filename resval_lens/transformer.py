@@ -112,7 +112,8 @@ class ResValTransformer(WeightConversion):
 
         Args:
             targets: what each position should predict, −100 where nothing. Then the sum of their
-                cross-entropies in nats is returned, whatever ``return_type``.
+                cross-entropies in nats is returned, whatever ``return_type``. It may have no
+                second derivative; see :func:`~resval_lens.unembed.loss_sum`.
             carried: with ``start_at_layer`` above 0, what the layers before it hand on; see
                 :meth:`carried_before`.
             checkpoint_blocks: recompute each block in the backward pass instead of keeping its

@@ -66,14 +66,15 @@ def loss_sum(
 ) -> Float[Tensor, ""]:
     """Σ cross-entropy of logits(x) against ``targets`` in nats, where they are not −100.
 
-    Of large vocabularies the logits are never held whole (``F.linear_cross_entropy``), unless
-    somebody looks at them.
+    Of large vocabularies the logits are not held whole (``F.linear_cross_entropy``) in eager
+    32-bit runs in which nobody looks at them. That loss has no second derivative; with
+    ``use_fused=False`` they are always held.
     """
     wanted = targets.flatten()
     if not _in_parts(unembed, x):
         logits = apply_softcap(unembed(x), unembed.cfg.output_logits_soft_cap)
         return F.cross_entropy(
-            logits.flatten(0, 1).float(), wanted, ignore_index=NO_TARGET, reduction="sum"
+            _at_least_32_bits(logits.flatten(0, 1)), wanted, ignore_index=NO_TARGET, reduction="sum"
         )
     tied = isinstance(unembed, TiedUnembed)
     rows = 2 ** max(6, (PART // unembed.W_U.shape[1]).bit_length() - 1)
@@ -88,6 +89,10 @@ def loss_sum(
             batch_chunk_size=rows, chunking_method=None, acc_policy="compact"
         ),
     )
+
+
+def _at_least_32_bits(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _in_parts(unembed: FusedUnembed | TiedUnembed, x: Tensor) -> bool:

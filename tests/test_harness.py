@@ -109,7 +109,7 @@ def by_hand(lm: ResValTransformer, context: list[int], continuation: list[int]) 
 def test_log_likelihoods_equal_a_loop_over_tokens() -> None:
     lm = model()
     words = lm.tokenizer
-    short = [(context, text) for context, text in PAIRS if context not in TEXTS[2]]
+    short = [(context, text) for context, text in PAIRS if context != TEXTS[2]]
     found = HarnessLM(lm, quiet=True).loglikelihood(requests("loglikelihood", *short))
     for (context, text), (total, _) in zip(short, found, strict=True):
         expected = by_hand(lm, words.encode(context) or [0], words.encode(text))
@@ -154,8 +154,35 @@ def test_links_that_are_cut_count_and_training_mode_stays() -> None:
     assert lm.training
 
 
+@torch.no_grad()
+def test_a_context_of_white_space_is_that_of_an_empty_one() -> None:
+    lm = model()
+    ((found, _),) = HarnessLM(lm, quiet=True).loglikelihood(requests("loglikelihood", (" ", "Tom")))
+    assert found == pytest.approx(by_hand(lm, [0], lm.tokenizer.encode(" Tom")), rel=1e-5)
+
+
+def test_a_task_of_too_few_examples_and_a_damaged_one_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"task '.*giving.yaml', 9 examples"):
+        evaluate(HarnessLM(model(), quiet=True), [multiple_choice(tmp_path)], shots=[9])
+    (tmp_path / "bad.yaml").write_text("task: [")
+    with pytest.raises(ValueError, match=r"task '.*bad.yaml' is not a task"):
+        evaluate(HarnessLM(model(), quiet=True), [str(tmp_path / "bad.yaml")])
+
+
+def test_evaluating_leaves_the_generator_as_it_was(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    evaluate(HarnessLM(model(), quiet=True), [multiple_choice(tmp_path)], shots=[0])
+    found = torch.rand(1)
+    torch.manual_seed(3)
+    model()
+    assert torch.equal(found, torch.rand(1))
+
+
 def test_longer_texts_are_counted() -> None:
     ours = HarnessLM(model(), quiet=True)
+    ours.generate_until(requests("generate_until", (TEXTS[2], {"until": [], "max_gen_toks": 2})))
+    assert ours.cut == 1
+    ours.cut = 0
     ours.loglikelihood(requests("loglikelihood", *PAIRS))
     words = tokenizer()
     long = sum(len(words.encode(a + b)) > N_CTX + 1 for a, b in PAIRS)
@@ -178,15 +205,34 @@ def test_longer_texts_are_counted() -> None:
             lambda: HarnessLM(model(), quiet=True).generate_until(
                 requests("generate_until", ("Tom", {"until": [], "max_gen_toks": 24}))
             ),
-            "max_gen_toks=24 leaves no room",
+            "max_gen_toks must be from 1 to below n_ctx=24.* got 24",
+        ),
+        (
+            lambda: HarnessLM(model(), quiet=True).loglikelihood(
+                requests("loglikelihood", ("", ""))
+            ),
+            "nothing to continue '' with",
         ),
         (lambda: evaluate(HarnessLM(model()), shots=[-1]), "shots must be 0 or more; got -1"),
+        (lambda: evaluate(HarnessLM(model()), limit=0), "limit must be 1 or more; got 0"),
+        (lambda: evaluate(HarnessLM(model()), []), "tasks must name one or more"),
         (lambda: evaluate(HarnessLM(model()), ["no.yaml"]), "task 'no.yaml': Spec 'no.yaml'"),
     ],
 )
 def test_bad_input_gets_one_clear_line(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_model_with_other_streams_keeps_tokenizer_and_mode() -> None:
+    first = model()
+    assert not first.training
+    for other in (first.with_streams(""), first.with_streams("").with_streams("qv")):
+        assert not other.training
+        assert other.tokenizer is first.tokenizer
+    assert first.train().with_streams("").training
+    stock, _ = twins()
+    assert ResValTransformer.from_hooked(stock, "v").tokenizer is stock.tokenizer
 
 
 # Whole tasks, offline.

@@ -124,13 +124,12 @@ def test_ioi_is_evaluated_over_seeds_and_in_four_cells(trained: Path, tmp_path: 
     classic = tmp_path / "classic"
     stream = ResValTransformer.from_pretrained(model)
     stream.with_streams("").save_pretrained(classic)
-    (classic / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes())
     done = run("eval", "ioi", str(classic), str(model), "--n", "20", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "42.89 ± 10.58" in done.stdout
     report = json.loads((tmp_path / "ioi.json").read_text())
     assert set(report["scores"]) == {"seen", "unseen"}
-    (cells,) = report["four_cells"]
+    ((cells,),) = report["four_cells"].values()
     # one model's weights under both names: what is run alike is alike
     assert len(cells["cells"]) == 4
     for run_as in ("run without", "run with"):

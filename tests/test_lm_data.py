@@ -42,8 +42,6 @@ def test_it_is_read_again_and_not_learnt_again(
     monkeypatch.setattr("resval_lens.training.lm_data.train_bpe", None)
     again = prepare(str(text), tmp_path / "tokens", "bpe:300")
     assert fingerprint(again.tokenizer) == fingerprint(first.tokenizer)
-    read = prepare(str(text), tmp_path / "tokens", str(tmp_path / "tokens" / "train"))
-    assert fingerprint(read.tokenizer) == fingerprint(first.tokenizer)
 
 
 def test_overwrite_learns_it_anew(text: Path, tmp_path: Path) -> None:
@@ -58,9 +56,11 @@ def test_overwrite_learns_it_anew(text: Path, tmp_path: Path) -> None:
     [
         (None, {"tokenizer": None}, "needs a tokenizer: .* bpe:4096 to learn one"),
         (None, {"tokenizer": "bpe:many"}, "tokenizer must be like bpe:4096; got 'bpe:many'"),
+        (None, {"data": "FEW"}, "the text has 9 documents, too few .*--validation"),
         (None, {"tokenizer": "bpe:9"}, "vocab_size must be at least 257, the bytes; got 9"),
         (None, {"tokenizer": "bpe:9999"}, "the texts give only .* got vocab_size=9999"),
         ("bpe:300", {"tokenizer": "bpe:310"}, "a vocabulary of 300, not 310; .* --overwrite"),
+        (None, {"data": "stories", "tokenizer": "bpe:x"}, "tokenizer must be like"),
         ("bpe:300", {"tokenizer": "STORIES"}, "tokenizer"),
         ("bpe:300", {"data": "OTHER"}, "holds tokens of .*own.txt.*, not .*other.txt.*--overwrite"),
     ],
@@ -76,9 +76,20 @@ def test_what_does_not_fit_is_refused_and_nothing_is_lost(
     if settings["tokenizer"] == "STORIES":
         settings["tokenizer"] = str(tmp_path / "stories.json")
         stories.load_tokenizer().save(settings["tokenizer"])
+    if settings["data"] == "FEW":
+        settings["data"] = str(text.with_name("few.txt"))
+        text.with_name("few.txt").write_text("<|endoftext|>".join(DOCUMENTS[:9]))
+        settings["tokenizer"] = "bpe:260"
     if settings["data"] == "OTHER":
         settings["data"] = str(text.with_name("other.txt"))
         text.with_name("other.txt").write_text(text.read_text())
     with pytest.raises(ValueError, match=message):
         prepare(**settings)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_generated_stories_are_told_apart_by_number_and_tokenizer(tmp_path: Path) -> None:
+    prepare("stories", tmp_path / "a", n_stories=300)
+    for changes in ({"tokenizer": "bpe:2048"}, {"n_stories": 400}):
+        with pytest.raises(ValueError, match="holds tokens of 'stories, 300"):
+            prepare("stories", tmp_path / "a", **{"n_stories": 300, **changes})

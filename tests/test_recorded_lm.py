@@ -1,9 +1,11 @@
 """Recorded runs of language models: read, exported, compared over seeds."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -13,8 +15,10 @@ from resval_lens import ResValTransformer
 from resval_lens.analyses.ioi import CELLS, four_cells, ioi_scores
 from resval_lens.analyses.ioi_tables import cells_sentences, cells_table
 from resval_lens.analyses.lm_emergence import lm_study
+from resval_lens.analyses.lm_figures import training
 from resval_lens.analyses.lm_progress import ioi_sets
 from resval_lens.analyses.lm_tables import study_table
+from resval_lens.analyses.options import pairs_by_seed
 from resval_lens.checkpoint import SHIPPED_MODELS
 from resval_lens.language_models import language_model_config
 from resval_lens.provenance import provenance
@@ -110,7 +114,7 @@ def test_what_never_emerges_is_said_and_not_tested(tmp_path: Path) -> None:
     assert row["by_seed"] == {"0": 200, "1": None}
     assert (row["mean"], row["sd"]) == (200, 0)
     test = next(test for test in study["tests"] if test["measure"] == "step: P(IO) > 0.9")
-    assert "p" not in test
+    assert [test[name] for name in ("t", "p", "t_paired", "p_paired")] == [None] * 4
     assert "(1 never)" in shown(study_table(study))
 
 
@@ -118,7 +122,9 @@ def test_one_architecture_alone_has_no_tests(tmp_path: Path) -> None:
     folder_of(tmp_path, "v", 0, 200)
     study = lm_study(load_lm_runs(tmp_path))
     assert study["tests"] == []
-    assert "200 ± 0" in shown(study_table(study))
+    text = shown(study_table(study))
+    assert " 200 " in text
+    assert "±" not in text.partition("(mean")[0]
 
 
 @pytest.mark.parametrize(
@@ -127,6 +133,8 @@ def test_one_architecture_alone_has_no_tests(tmp_path: Path) -> None:
         ({"steps": 400}, "has steps=400, .* 500"),
         ({"steps": 1000}, "has steps=1000, .* 500"),
         ({"evaluate_every": 50}, "has evaluate_every=50, .* 100"),
+        ({"lr": 0.5}, "has lr=0.5, .* 0.001"),
+        ({"rows": "story"}, "has rows='story', .* 'packed'"),
     ],
 )
 def test_runs_that_differ_are_not_compared(tmp_path: Path, changes: Any, message: str) -> None:
@@ -134,6 +142,42 @@ def test_runs_that_differ_are_not_compared(tmp_path: Path, changes: Any, message
     folder_of(tmp_path, "v", 0, 300, **changes)
     with pytest.raises(ValueError, match=message):
         lm_study(load_lm_runs(tmp_path))
+
+
+def test_models_that_differ_are_not_compared(tmp_path: Path) -> None:
+    folder_of(tmp_path, "", 0, 300)
+    path = folder_of(tmp_path, "v", 0, 300) / "run.json"
+    path.write_text(path.read_text().replace('\\"d_mlp\\": 32', '\\"d_mlp\\": 48'))
+    with pytest.raises(ValueError, match=r"has d_mlp=48, .* 32"):
+        lm_study(load_lm_runs(tmp_path))
+
+
+def test_two_runs_of_one_seed_are_not_mixed_and_two_carries_not_pooled(tmp_path: Path) -> None:
+    for carry, at in (("raw", 100), ("sum", 300)):
+        for seed in (0, 1):
+            folder = folder_of(tmp_path, "v", seed, at)
+            text = (folder / "run.json").read_text().replace("raw", carry)
+            (folder / "run.json").write_text(text)
+            folder.rename(tmp_path / f"{carry}{seed}")
+    study = lm_study(load_lm_runs(tmp_path))
+    rows = {
+        row["architecture"]: row for row in study["rows"] if "step: P(IO) > 0.5" in row["measure"]
+    }
+    assert {name: row["mean"] for name, row in rows.items()} == {"v(carry=raw)": 100, "v": 300}
+    shutil.copytree(tmp_path / "raw0", tmp_path / "again")
+    with pytest.raises(ValueError, match="have the same streams and seed"):
+        lm_study(load_lm_runs(tmp_path))
+
+
+@pytest.mark.parametrize("sets", [{}, {"paper": {"accuracy": 1.0, "p_io": 0.5, "p_subject": 0}}])
+def test_runs_without_generated_prompts_are_drawn_too(tmp_path: Path, sets: dict) -> None:
+    folder = folder_of(tmp_path, "v", 0, 200)
+    lines = [{"step": step, "valid_loss": 1.0, "ioi": sets} for step in (0, 250, 500)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    runs = load_lm_runs(tmp_path)
+    assert study_table(lm_study(runs)).row_count == 1 + 6 * len(sets)
+    assert len(training(runs).axes) == (3 if sets else 1)
+    plt.close("all")
 
 
 def test_an_unfinished_run_is_neither_compared_nor_exported(tmp_path: Path) -> None:
@@ -184,7 +228,48 @@ def test_exported_runs_read_as_they_were_with_weights_in_16_bits(tmp_path: Path)
     assert sizes[0] < 0.6 * sizes[1]
 
 
+def test_a_model_to_export_must_be_there(tmp_path: Path) -> None:
+    folder_of(tmp_path / "runs", "v", 0, 300)
+    with pytest.raises(ValueError, match="holds no run 'typo'"):
+        export_lm_runs(tmp_path / "runs", tmp_path / "out", ["typo"])
+
+
+def test_weights_too_large_for_16_bits_are_refused(tmp_path: Path) -> None:
+    model = ResValTransformer(language_model_config("stories-small", **SMALL))
+    with torch.no_grad():
+        model.blocks[0].mlp.b_in[0] = 1e6
+    with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.b_in has weights too large"):
+        model.save_pretrained(tmp_path / "model", dtype=torch.float16)
+    assert not (tmp_path / "model").exists()
+
+
 # The four cells, over pairs
+
+
+@pytest.mark.parametrize(
+    ("seeds", "others", "pairs"),
+    [
+        ((0, 1, 2), (2, 0), [(0, 1), (2, 0)]),
+        ((None, None), (None, None), [(0, 0), (1, 1)]),
+        ((0,), (5,), [(0, 0)]),
+        ((0, 1), (None,), None),
+    ],
+)
+def test_pairs_have_one_seed(tmp_path: Path, seeds: Any, others: Any, pairs: Any) -> None:
+    kinds = []
+    for kind, of in (("classic", seeds), ("values", others)):
+        folders = [tmp_path / f"{kind}{i}" for i in range(len(of))]
+        for folder, seed in zip(folders, of, strict=True):
+            folder.mkdir()
+            if seed is not None:
+                (folder / "provenance.json").write_text(json.dumps({"run": {"seed": seed}}))
+        kinds.append(folders)
+    if pairs is None:
+        with pytest.raises(ValueError, match="2 models of one kind and 1 of the other"):
+            pairs_by_seed(*kinds)
+        return
+    assert pairs_by_seed(*kinds) == [(kinds[0][i], kinds[1][j]) for i, j in pairs]
+
 
 FOUR = (0.9, 0.84, 0.05, 0.95)
 
@@ -207,11 +292,8 @@ def test_cells_of_several_pairs_are_averaged() -> None:
 def test_sentences_say_what_the_cells_hold() -> None:
     own, grafted, removed = cells_sentences([cells(*FOUR)])
     assert "0.900 classic, 0.950 with the stream" in own
-    assert "lose 0.060 of it: 0.840" in grafted
-    assert "lose 0.900 of it: 0.050" in removed
-    gained = cells_sentences([cells(0.2, 0.5, 0.1, 0.1)])
-    assert "gain 0.300 of it: 0.500" in gained[1]
-    assert "keep it at 0.100" in gained[2]
+    assert "P(IO) 0.900 → 0.840" in grafted
+    assert "P(IO) 0.950 → 0.050" in removed
 
 
 # What ships
@@ -234,7 +316,7 @@ def test_rounding_the_shipped_weights_did_not_change_what_they_do(name: str) -> 
     model = ResValTransformer.from_pretrained(name)
     words = stories.load_tokenizer()
     recorded = RecordedLMRun.load(SHIPPED_MODELS[name].parent).evaluations[-1]["ioi"]
-    for prompts, batch in ioi_sets(words, "packed", True).items():
+    for prompts, batch in ioi_sets(words, "packed", True)[0].items():
         found = ioi_scores(model, batch)
         for score in ("accuracy", "p_io", "p_subject"):
             assert found[score] == pytest.approx(recorded[prompts][score], abs=0.005)

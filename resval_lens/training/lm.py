@@ -132,8 +132,10 @@ def train_lm(
             config = model.cfg.to_json()
             record = {**start, "run": run.to_dict()}
             name = ResValTransformer.__name__  # sharding changes the class
-            save_model(folder / "model", name, config, state, record, True,
-                       tokenizer_json=tokenizer_json)  # fmt: skip
+            tokenizer = {"tokenizer.json": tokenizer_json} if tokenizer_json else None
+            save_model(
+                folder / "model", name, config, state, record, overwrite=True, tokenizer=tokenizer
+            )
         accelerator.wait_for_everyone()
         return model.eval()
 

@@ -74,10 +74,11 @@ def prepare(
             f"data={data!r} needs a tokenizer: a folder, a file, a name on the hub, or bpe:4096 to "
             "learn one of 4096 tokens from the text"
         )
-    sources = {
-        part: f"{data}, {validation or n_stories if data == GENERATED else validation}, {part}"
-        for part in ("train", "valid")
-    }
+    # What the files are made of; the validation text first, as its lack shows sooner.
+    of = [str(n_stories)] if data == GENERATED else []
+    of += [str(validation)] if validation or not of else []
+    of += [tokenizer] if tokenizer and tokenizer.startswith(LEARN) else []
+    sources = {part: ", ".join((data, *of, part)) for part in ("valid", "train")}
 
     def texts(part: str) -> Iterable[str]:
         if data == GENERATED:
@@ -144,6 +145,12 @@ def _say(note: Note, part: str, documents: int, tokens: int) -> None:
 
 
 def _every_hundredth(documents: Iterable[str], held_out: bool) -> Iterator[str]:
+    number = -1
     for number, document in enumerate(documents):
         if (number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == held_out:
             yield document
+    if held_out and number < HELD_OUT_EVERY - 1:
+        raise ValueError(
+            f"the text has {number + 1} documents, too few to keep every {HELD_OUT_EVERY}th for "
+            "validation; name another text with validation= (--validation)"
+        )

@@ -106,7 +106,8 @@ def flops_per_token(cfg: ResValConfig, n_ctx: int | None = None) -> dict[str, fl
 def kept_for_backward(cfg: ResValConfig, micro_batch: int, checkpoint_blocks: bool) -> int:
     """Bytes that autograd keeps from a forward pass and its loss, without the parameters.
 
-    Counted on shapes alone (fake tensors), with 32-bit activations; no memory is taken.
+    Counted on shapes alone (fake tensors), with 32-bit activations and logits held whole, as under
+    autocast; no memory is taken.
     """
     cfg = cfg.with_streams(cfg.streams)
     cfg.init_weights, cfg.device = False, "cpu"
