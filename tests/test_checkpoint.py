@@ -23,7 +23,8 @@ from tests.helpers import stock_model, tiny_model, tiny_tokens
 
 LEARNED = [AttentionStream("q", mix="gate"), AttentionStream("v", source="all", mix="matrix")]
 
-OWN_FILES = sorted(name for name in FILES if "tokenizer" not in name)  # these models have no tokenizer
+# These models have no tokenizer.
+OWN_FILES = sorted(name for name in FILES if "tokenizer" not in name)
 
 
 @pytest.fixture
