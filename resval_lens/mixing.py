@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from resval_lens.streams import AttentionStream
 
 Heads = Float[Tensor, "batch pos head d_head"]
+Gate = Float[Tensor, "batch pos head 1"]
 
 
 class StreamMix(nn.Module):
@@ -63,39 +64,45 @@ class StreamMix(nn.Module):
         self, local: Heads, handed: tuple[Heads, ...], x: Float[Tensor, "batch pos *head d_model"]
     ) -> tuple[Heads, Heads]:
         """(own · local, Σ_j carried_j · handed_j) for the attention input ``x``."""
+        gate = self.gate(x, local.shape[2])
+        parts = self.parts(handed, gate)
+        return self.own_part(local, gate), sum(parts[1:], start=parts[0])
+
+    def own_part(self, local: Heads, gate: Gate | None = None) -> Heads:
+        """own · local; a gated mix needs its ``gate``."""
         mix = self.stream.mix
         if mix == "gate":
-            gate = self._gate(x, heads=local.shape[2])
-            return (1 - gate) * local, gate * handed[0]
+            return (1 - _given(gate)) * local
         if mix == "learned_pair":
-            own = self.own * local
-        elif mix == "convex":
-            own = (1 - self.carried[0]) * local
-        else:
-            own = local if self.fixed[0] == 1 else self.fixed[0] * local
-        return own, self._carry(handed)
+            return self.own * local
+        if mix == "convex":
+            return (1 - self.carried[0]) * local
+        return local if self.fixed[0] == 1 else self.fixed[0] * local
 
-    def _carry(self, handed: tuple[Heads, ...]) -> Heads:
+    def parts(self, handed: tuple[Heads, ...], gate: Gate | None = None) -> list[Heads]:
+        """carried_j · handed_j of each source layer j: linear in ``handed``, without bias."""
+        mix = self.stream.mix
+        if mix == "gate":
+            return [_given(gate) * handed[0]]
         if not self.stream.is_learned:
             weight = self.fixed[1]
-            weighted = [x if weight == 1 else weight * x for x in handed]
-        elif self.stream.mix == "head":
-            weighted = [
-                self._per_head(weight, x.shape[2])[:, None] * x
-                for weight, x in zip(self.carried, handed, strict=True)
-            ]
-        elif self.stream.mix == "matrix":
-            weighted = [
+            return [x if weight == 1 else weight * x for x in handed]
+        pairs = zip(self.carried, handed, strict=True)
+        if mix == "head":
+            return [self._per_head(weight, x.shape[2])[:, None] * x for weight, x in pairs]
+        if mix == "matrix":
+            return [
                 torch.einsum("bphd,gh->bpgd", x, self._head_matrix(weight, x.shape[2]))
-                for weight, x in zip(self.carried, handed, strict=True)
+                for weight, x in pairs
             ]
-        else:
-            weighted = [weight * x for weight, x in zip(self.carried, handed, strict=True)]
-        return sum(weighted[1:], start=weighted[0])
+        return [weight * x for weight, x in pairs]
 
-    def _gate(
+    def gate(
         self, x: Float[Tensor, "batch pos *head d_model"], heads: int
-    ) -> Float[Tensor, "batch pos head 1"]:
+    ) -> Gate | None:
+        """σ(x·w_h + c_h) for the attention input ``x``; None unless the mix is gated."""
+        if self.stream.mix != "gate":
+            return None
         if x.ndim == 3:
             logits = self._per_head(
                 nn.functional.linear(x, self.gate_weight, self.gate_bias), heads
@@ -113,3 +120,9 @@ class StreamMix(nn.Module):
     def _head_matrix(self, matrix: Tensor, heads: int) -> Tensor:
         repeats = heads // self.n_heads
         return torch.kron(matrix, torch.eye(repeats, dtype=matrix.dtype, device=matrix.device))
+
+
+def _given(gate: Gate | None) -> Gate:
+    if gate is None:
+        raise ValueError("a gated mix needs its gate: StreamMix.gate of the attention input")
+    return gate
