@@ -97,9 +97,7 @@ class StreamMix(nn.Module):
             ]
         return [weight * x for weight, x in pairs]
 
-    def gate(
-        self, x: Float[Tensor, "batch pos *head d_model"], heads: int
-    ) -> Gate | None:
+    def gate(self, x: Float[Tensor, "batch pos *head d_model"], heads: int) -> Gate | None:
         """σ(x·w_h + c_h) for the attention input ``x``; None unless the mix is gated."""
         if self.stream.mix != "gate":
             return None
