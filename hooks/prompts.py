@@ -190,6 +190,9 @@ def resumed_logits(
     **kwargs: Any,
 ) -> Float[Tensor, "row d_vocab"]:
     """:func:`answer_logits` from the residual stream before ``layer``."""
+    if model.cfg.positional_embedding_type == "shortformer":  # added in every layer
+        shape = torch.zeros(residual.shape[:2], dtype=torch.long, device=residual.device)
+        kwargs = {"shortformer_pos_embed": model.pos_embed(shape), **kwargs}
     residual = model.run_blocks(residual, layer, None, carried, **kwargs)
     return read_out(model, residual, answers)
 

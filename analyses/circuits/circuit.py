@@ -1,0 +1,205 @@
+"""Circuits: some of a graph's edges, chosen by their scores."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import networkx as nx
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from resval_lens.analyses.circuits.graph import Graph
+
+Rank = Literal["absolute", "helpful"]
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """Edges of a graph that are kept; the others are corrupted when it is run.
+
+    >>> # Circuit.of(graph, ["input->a0.h1<v>", "a0.h1<v>->a1.h1<v>", "a1.h1->logits"])
+    """
+
+    graph: Graph
+    kept: Bool[Tensor, " edge"]
+
+    @classmethod
+    def of(cls, graph: Graph, edges: Iterable[str | int]) -> Circuit:
+        """From the names or the numbers of its edges.
+
+        Raises:
+            ValueError: the graph has no such edge.
+        """
+        kept = torch.zeros(len(graph), dtype=torch.bool)
+        for edge in edges:
+            number = graph.number.get(edge, -1) if isinstance(edge, str) else edge
+            if not 0 <= number < len(graph):
+                raise ValueError(f"this graph has no edge {edge!r}")
+            kept[number] = True
+        return cls(graph, kept)
+
+    @classmethod
+    def whole(cls, graph: Graph) -> Circuit:
+        """Every edge: the model itself."""
+        return cls(graph, torch.ones(len(graph), dtype=torch.bool))
+
+    def __len__(self) -> int:
+        return int(self.kept.sum())
+
+    @property
+    def numbers(self) -> list[int]:
+        """The edges' numbers."""
+        return self.kept.nonzero()[:, 0].tolist()
+
+    @property
+    def edges(self) -> list[str]:
+        """The edges' names."""
+        return [str(self.graph.edges[number]) for number in self.numbers]
+
+    @property
+    def links(self) -> list[str]:
+        """The names of those that are links."""
+        return [edge for edge in self.edges if self.graph.edges[self.graph.number[edge]].is_link]
+
+    @property
+    def nodes(self) -> list[str]:
+        """Heads, MLPs, input and logits that some edge touches, in the order of the model."""
+        touched = set()
+        for number in self.numbers:
+            edge = self.graph.edges[number]
+            touched |= {edge.source.split("<")[0], edge.target.split("<")[0]}
+        return [name for name in (*self.graph.writers, "logits") if name in touched]
+
+    def without(self, edges: Iterable[int]) -> Circuit:
+        """The circuit less the edges of these numbers."""
+        kept = self.kept.clone()
+        kept[list(edges)] = False
+        return Circuit(self.graph, kept)
+
+    def without_links(self) -> Circuit:
+        """The circuit less its links."""
+        return self.without(range(self.graph.n_residual, len(self.graph)))
+
+    def pruned(self) -> Circuit:
+        """Only edges on a way from the input to the logits, links and heads' insides included."""
+        flow = self.flow()
+        useful = _reach(flow, "input", nx.descendants) & _reach(flow, "logits", nx.ancestors)
+        numbers = [
+            data["edge"]
+            for source, target, data in flow.edges(data=True)
+            if "edge" in data and source in useful and target in useful
+        ]
+        return Circuit.of(self.graph, numbers)
+
+    def flow(self) -> nx.DiGraph:
+        """What reaches what along the circuit's edges: see ``Graph.flow``."""
+        kept = self.kept.tolist()
+        flow = nx.DiGraph()
+        flow.add_nodes_from(self.graph.flow)
+        flow.add_edges_from(
+            (source, target, data)
+            for source, target, data in self.graph.flow.edges(data=True)
+            if "edge" not in data or kept[data["edge"]]
+        )
+        return flow
+
+    def path_lengths(self) -> dict[int, int]:
+        """How many ways there are from the input to the logits, by their number of edges."""
+        flow = self.flow()
+        ways: dict[str, Counter[int]] = {node: Counter() for node in flow}
+        ways["input"][0] = 1
+        for node in nx.topological_sort(flow):
+            for target in flow.successors(node):
+                step = "edge" in flow.edges[node, target]
+                for length, count in ways[node].items():
+                    ways[target][length + step] += count
+        return dict(sorted(ways["logits"].items()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "edges": self.edges,
+            "n_edges": len(self),
+            "n_edges_of_model": len(self.graph),
+            "links": self.links,
+            "nodes": self.nodes,
+            "path_lengths": {str(length): n for length, n in self.path_lengths().items()},
+        }
+
+
+def _reach(flow: nx.DiGraph, node: str, way: Any) -> set[str]:
+    return {node, *way(flow, node)}
+
+
+def ranked(values: Float[Tensor, " edge"], rank: Rank = "absolute") -> Float[Tensor, " edge"]:
+    """What edges are chosen by: |score|, or −score (corrupting the edge lowers the metric).
+
+    Raises:
+        ValueError: an unknown rank.
+    """
+    if rank not in get_args(Rank):
+        raise ValueError(f"rank must be absolute or helpful; got {rank!r}")
+    return values.abs() if rank == "absolute" else -values
+
+
+def top_n(graph: Graph, values: Float[Tensor, " edge"], n: int, rank: Rank = "absolute") -> Circuit:
+    """The ``n`` edges that rank highest.
+
+    Raises:
+        ValueError: ``n`` below 1 or above the number of edges.
+    """
+    _check_count(graph, n)
+    order = ranked(values, rank).argsort(descending=True, stable=True)
+    return Circuit.of(graph, order[:n].tolist())
+
+
+def threshold(
+    graph: Graph, values: Float[Tensor, " edge"], least: float, rank: Rank = "absolute"
+) -> Circuit:
+    """The edges that rank at ``least`` or above."""
+    return Circuit(graph, (ranked(values, rank) >= least).cpu())
+
+
+def greedy(
+    graph: Graph, values: Float[Tensor, " edge"], n: int, rank: Rank = "absolute"
+) -> Circuit:
+    """``n`` edges from the logits backwards: each time the highest that leads into the circuit.
+
+    Every edge of the result leads to the logits; fewer than ``n`` if no more do.
+
+    Raises:
+        ValueError: ``n`` below 1 or above the number of edges.
+    """
+    _check_count(graph, n)
+    worth = ranked(values, rank).tolist()
+    chosen: list[int] = []
+    waiting: list[tuple[float, int, str]] = []
+    reached: set[str] = set()
+
+    def enter(node: str) -> None:
+        if node in reached:
+            return
+        reached.add(node)
+        for source in graph.flow.predecessors(node):
+            data = graph.flow.edges[source, node]
+            if "edge" in data:
+                heapq.heappush(waiting, (-worth[data["edge"]], data["edge"], source))
+            else:
+                enter(source)
+
+    enter("logits")
+    while waiting and len(chosen) < n:
+        _, number, source = heapq.heappop(waiting)
+        chosen.append(number)
+        enter(source)
+    return Circuit.of(graph, chosen)
+
+
+def _check_count(graph: Graph, n: int) -> None:
+    if not 1 <= n <= len(graph):
+        raise ValueError(f"n must lie between 1 and {len(graph)}, all edges; got {n!r}")

@@ -1,0 +1,219 @@
+"""A transformer as a graph of edges, value links among them.
+
+    writers   input, a{l}.h{h}, m{l}
+    readers   a{l}.h{h}<q>, a{l}.h{h}<k>, a{l}.h{h}<v>, m{l}, logits
+    edges     a0.h1->a1.h0<v>          residual: what a writer adds to the residual stream
+              a0.h1<v>->a1.h1<v>       link: what a head receives along a stream
+
+Each reader reads the sum of what its edges bring. A link edge bypasses that sum: it goes from
+values (queries, keys) to values, head by head. Under grouped-query attention the heads of <k> and
+<v> are key-value heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import networkx as nx
+
+from resval_lens.attention import OLMO_QK_NORM
+from resval_lens.config import ResValConfig
+from resval_lens.transformer import ResValTransformer
+
+Port = Literal["q", "k", "v", "mlp", "logits"]
+
+
+@dataclass(frozen=True, order=True)
+class Edge:
+    """From one node to another; ``str(edge)`` is ``"a0.h1->m2"``."""
+
+    source: str
+    target: str
+
+    @property
+    def is_link(self) -> bool:
+        """Whether it is a link, from the q, k or v of one layer to those of another."""
+        return self.source.endswith(">")
+
+    def __str__(self) -> str:
+        return f"{self.source}->{self.target}"
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The readers of one kind in one layer; their edges lie side by side, ``[head, writer]``.
+
+    Attributes:
+        hook: the hook point that holds what they read.
+        writers: how many writers stand before them: the first so many of ``Graph.writers``.
+        start: the number of their first edge.
+    """
+
+    hook: str
+    layer: int
+    port: Port
+    names: tuple[str, ...]
+    writers: int
+    start: int
+
+    @property
+    def edges(self) -> slice:
+        """Their edges' numbers."""
+        return slice(self.start, self.start + len(self.names) * self.writers)
+
+
+@dataclass(frozen=True)
+class Receiver:
+    """The links into one layer along one stream; their edges lie side by side, ``[slot, head]``.
+
+    A slot is a source layer; with a head-mixing matrix, a source layer and head.
+
+    Attributes:
+        hook: the hook point that holds what arrives.
+        slots: (source layer, source head) of each slot; the head is None where each head receives
+            from its own.
+        start: the number of their first edge.
+    """
+
+    hook: str
+    layer: int
+    stream: str
+    heads: int
+    slots: tuple[tuple[int, int | None], ...]
+    start: int
+
+    @property
+    def edges(self) -> slice:
+        """Their edges' numbers."""
+        return slice(self.start, self.start + self.heads * len(self.slots))
+
+
+class Graph:
+    """Every edge of a model, numbered: residual edges first, then links.
+
+    Attributes:
+        writers: in the order in which they write.
+        readers, receivers: whose edges they are.
+        edges: :class:`Edge` of each number.
+    """
+
+    def __init__(self, cfg: ResValConfig) -> None:
+        """The graph of every model of this configuration.
+
+        Raises:
+            ValueError: an architecture in which a reader does not read a sum of writers.
+        """
+        _check(cfg)
+        self.cfg = cfg
+        self.writers = ("input", *(name for i in range(cfg.n_layers) for name in self._layer(i)))
+        self.readers: list[Reader] = []
+        self.receivers: list[Receiver] = []
+        self.edges: list[Edge] = []
+        for layer in range(cfg.n_layers):
+            before = 1 + layer * len(self._layer(0))
+            for port, heads in (("q", cfg.n_heads), ("k", self.kv_heads), ("v", self.kv_heads)):
+                names = tuple(f"a{layer}.h{head}<{port}>" for head in range(heads))
+                self._add(f"blocks.{layer}.hook_{port}_input", layer, port, names, before)
+            if not cfg.attn_only:
+                seen = before if cfg.parallel_attn_mlp else before + cfg.n_heads
+                self._add(f"blocks.{layer}.hook_mlp_in", layer, "mlp", (f"m{layer}",), seen)
+        last = cfg.n_layers - 1
+        self._add(f"blocks.{last}.hook_resid_post", last, "logits", ("logits",), len(self.writers))
+        self.n_residual = len(self.edges)
+        for stream in cfg.streams:
+            for layer in range(cfg.n_layers):
+                if stream.receives(layer):
+                    self._receive(stream.of, layer, stream.sources(layer), stream.mix == "matrix")
+        self.number = {str(edge): i for i, edge in enumerate(self.edges)}
+
+    @classmethod
+    def of(cls, model: ResValTransformer) -> Graph:
+        """The graph of a model."""
+        return cls(model.cfg)
+
+    def __len__(self) -> int:
+        return len(self.edges)
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        cfg = self.cfg
+        grouped = cfg.n_key_value_heads and not cfg.ungroup_grouped_query_attention
+        return cfg.n_key_value_heads or cfg.n_heads if grouped else cfg.n_heads
+
+    @property
+    def link_edges(self) -> slice:
+        """The links' numbers."""
+        return slice(self.n_residual, len(self.edges))
+
+    def _layer(self, layer: int) -> list[str]:
+        heads = [f"a{layer}.h{head}" for head in range(self.cfg.n_heads)]
+        return heads if self.cfg.attn_only else [*heads, f"m{layer}"]
+
+    def _add(self, hook: str, layer: int, port: Port, names: tuple[str, ...], writers: int) -> None:
+        self.readers.append(Reader(hook, layer, port, names, writers, len(self.edges)))
+        self.edges += [Edge(writer, name) for name in names for writer in self.writers[:writers]]
+
+    def _receive(self, stream: str, layer: int, sources: tuple[int, ...], crossed: bool) -> None:
+        heads = self.cfg.n_heads if stream == "q" else self.kv_heads
+        slots: tuple[tuple[int, int | None], ...] = tuple((j, None) for j in sources)
+        if crossed:
+            slots = tuple((j, head) for j in sources for head in range(heads))
+        hook = f"blocks.{layer}.attn.hook_{stream}_link"
+        self.receivers.append(Receiver(hook, layer, stream, heads, slots, len(self.edges)))
+        self.edges += [
+            Edge(
+                f"a{source}.h{head if source_head is None else source_head}<{stream}>",
+                f"a{layer}.h{head}<{stream}>",
+            )
+            for source, source_head in slots
+            for head in range(heads)
+        ]
+
+    @cached_property
+    def flow(self) -> nx.DiGraph:
+        """What can reach what, as a directed graph of nodes and, inside heads, of their parts.
+
+        A circuit's edge has its number as ``edge``; an inner one (from a head's values to its
+        output) has none. A head's values are two nodes where a stream meets them: what its layer
+        computes, ``a1.h0<v>``, and the total ``a1.h0<v>+``. ``carry="raw"`` hands on the first,
+        ``"sum"`` the second.
+        """
+        flow = nx.DiGraph()
+        flow.add_nodes_from((*self.writers, "logits"))
+        received = {(receiver.stream, receiver.layer) for receiver in self.receivers}
+        for reader in self.readers:
+            for head, name in enumerate(reader.names):
+                if reader.port not in ("q", "k", "v"):
+                    continue
+                total = name
+                if (reader.port, reader.layer) in received:
+                    total = f"{name}+"
+                    flow.add_edge(name, total)
+                group = self.cfg.n_heads // len(reader.names)
+                for query_head in range(head * group, (head + 1) * group):
+                    flow.add_edge(total, f"a{reader.layer}.h{query_head}")
+        raw = {stream.of for stream in self.cfg.streams if stream.carry == "raw"}
+        for number, edge in enumerate(self.edges):
+            source, target = edge.source, edge.target
+            if edge.is_link:
+                target = f"{target}+"
+                stream = source[-2]
+                if f"{source}+" in flow and stream not in raw:
+                    source = f"{source}+"
+            flow.add_edge(source, target, edge=number)
+        return flow
+
+
+def _check(cfg: ResValConfig) -> None:
+    if cfg.use_normalization_before_and_after or cfg.original_architecture in OLMO_QK_NORM:
+        raise ValueError(
+            "a layer's output is normalised before it is added: the residual stream is no sum of "
+            "heads, so this model has no graph of edges"
+        )
+    if cfg.use_attn_in:
+        raise ValueError("use_attn_in=True: q, k and v share an input; turn it off for edges")
+    if cfg.positional_embedding_type == "shortformer" and cfg.n_key_value_heads is not None:
+        raise ValueError("shortformer positions with grouped heads have no inputs per head")

@@ -1,0 +1,199 @@
+"""How much each edge matters: EAP, EAP-IG and exact single-edge patching.
+
+The score of an edge is what corrupting it alone does to the metric, on average over prompts:
+
+    exact     metric(edge corrupted) − metric(clean)
+    eap       Σ (x_corrupted − x_clean) · ∂metric/∂x   at the clean run (Syed et al. 2023)
+    eap-ig    the same, the gradient averaged over m runs whose input embeddings are
+              corrupted + k/m (clean − corrupted), k = 1..m (Hanna et al. 2024, arXiv 2403.17806)
+
+x is what the edge carries: what its writer writes, with the gradient taken at its reader's input;
+or what its link brings, with the gradient taken where the link arrives. A score below zero: the
+clean edge helps the metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from resval_lens.analyses.circuits.graph import Graph, Reader, Receiver
+from resval_lens.analyses.circuits.recording import inputs_per_head, record
+from resval_lens.analyses.circuits.running import MAX_TOKENS, EdgeRuns
+from resval_lens.attention import StreamAttention
+from resval_lens.hooks.prompts import PromptPairs, answer_logits
+from resval_lens.runtime import evaluating
+from resval_lens.transformer import ResValTransformer
+
+Method = Literal["eap", "eap-ig", "exact"]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class EdgeScores:
+    """A number for each edge of a graph, and how it was found.
+
+    Attributes:
+        values: in the unit of the metric.
+        steps: of eap-ig; None for the others.
+    """
+
+    graph: Graph
+    values: Float[Tensor, " edge"]
+    method: Method
+    steps: int | None
+    prompts: int
+
+    def __getitem__(self, edge: str) -> float:
+        """The score of the edge of this name, like ``"a0.h1->logits"``.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if edge not in self.graph.number:
+            raise ValueError(f"this graph has no edge {edge!r}")
+        return self.values[self.graph.number[edge]].item()
+
+    def top(self, n: int) -> list[tuple[str, float]]:
+        """The ``n`` edges with the largest absolute scores, largest first."""
+        order = self.values.abs().argsort(descending=True, stable=True)[:n]
+        return [(str(self.graph.edges[i]), self.values[i].item()) for i in order.tolist()]
+
+
+def score_edges(
+    model: ResValTransformer,
+    pairs: PromptPairs,
+    method: Method = "eap-ig",
+    *,
+    graph: Graph | None = None,
+    steps: int = 5,
+    chunk: int = 64,
+    progress: Progress = lambda done, total: None,
+) -> EdgeScores:
+    """The score of every edge.
+
+    ``eap`` and ``eap-ig`` take one clean and one corrupted run and one backward pass (eap-ig:
+    ``steps``) for all edges together; ``exact`` a forward pass for each edge.
+
+    Args:
+        chunk: prompts at a time.
+        progress: called with how much is done, of how much.
+
+    Raises:
+        ValueError: an unknown method, ``steps`` below 1, or what the graph or the metric refuse.
+    """
+    if method not in get_args(Method):
+        raise ValueError(f"method must be one of {', '.join(get_args(Method))}; got {method!r}")
+    if steps < 1:
+        raise ValueError(f"steps must be 1 or more; got {steps}")
+    graph = graph or Graph.of(model)
+    parts = pairs.split(chunk)
+    total = torch.zeros(len(graph), dtype=model.cfg.dtype, device=pairs.clean.device)
+    for number, part in enumerate(parts):
+        if method == "exact":
+
+            def shown(done: int, number: int = number) -> None:
+                progress(number * len(graph) + done, len(parts) * len(graph))
+
+            total += _exact(model, part, graph, shown)
+        else:
+            n = 1 if method == "eap" else steps
+            total += _approximate(model, part, graph, [(k + 1) / n for k in range(n)])
+            progress(number + 1, len(parts))
+    of_steps = steps if method == "eap-ig" else None
+    return EdgeScores(graph, total / len(pairs), method, of_steps, len(pairs))
+
+
+def _exact(
+    model: ResValTransformer, pairs: PromptPairs, graph: Graph, progress: Callable[[int], None]
+) -> Float[Tensor, " edge"]:
+    runs = EdgeRuns(model, pairs, graph, MAX_TOKENS)
+    alone = ~torch.eye(len(graph), dtype=torch.bool, device=pairs.clean.device)
+    return (runs.values(alone, progress) - runs.clean_values).sum(1)
+
+
+def _approximate(
+    model: ResValTransformer, pairs: PromptPairs, graph: Graph, alphas: Sequence[float]
+) -> Float[Tensor, " edge"]:
+    """Σ over prompts of difference · mean gradient, where inputs are ``alpha`` of clean."""
+    with evaluating(model):
+        clean, corrupted = (
+            record(model, graph, inputs, pairs.answers) for inputs in (pairs.clean, pairs.corrupted)
+        )
+        written = (corrupted.writers - clean.writers).flatten(1)  # [writer, row * pos * d_model]
+        scores = written.new_zeros(len(graph))
+        for alpha in alphas:
+            embedding = torch.lerp(corrupted.residual[0], clean.residual[0], alpha)
+            if alpha == 1:
+                embedding = clean.residual[0]
+            read, arrived = _gradients(model, pairs, graph, embedding)
+            for reader, gradient in read:
+                heads = gradient if gradient.ndim == 4 else gradient[:, :, None]
+                flat = heads.movedim(2, 0).flatten(1)  # [head, row * pos * d_model]
+                scores[reader.edges] += (flat @ written[: reader.writers].T).flatten()
+            for receiver, gradient in arrived:
+                difference = corrupted.links[receiver.hook] - clean.links[receiver.hook]
+                along = torch.einsum("sbphd,bphd->sh", difference, gradient)
+                scores[receiver.edges] += along.flatten()
+    return scores / len(alphas)
+
+
+def _gradients(
+    model: ResValTransformer, pairs: PromptPairs, graph: Graph, embedding: Tensor
+) -> tuple[list[tuple[Reader, Tensor]], list[tuple[Receiver, Tensor]]]:
+    """∂(Σ metric)/∂x at every reader's input and wherever a link arrives, in one backward pass."""
+    points: dict[str, Tensor] = {}
+
+    def put_in(x: Tensor, hook: HookPoint) -> Tensor:
+        return embedding.detach().requires_grad_()
+
+    def keep(x: Tensor, hook: HookPoint) -> Tensor:
+        # A tensor of this point's own: a link of weight 1 is the very tensor that its source uses.
+        points[str(hook.name)] = x.view_as(x)
+        return points[str(hook.name)]
+
+    hooks: list[Any] = [("blocks.0.hook_resid_pre", put_in)]
+    hooks += [(group.hook, keep) for group in (*graph.readers, *graph.receivers)]
+    with (
+        torch.enable_grad(),
+        inputs_per_head(model),
+        _links_differentiable(model),
+        model.hooks(fwd_hooks=hooks),
+    ):
+        logits = answer_logits(model, pairs.clean, pairs.answers)
+        metric = pairs.measure(logits).sum()
+        found = torch.autograd.grad(metric, list(points.values()), allow_unused=True)
+    gradients = {
+        name: torch.zeros_like(points[name]) if gradient is None else gradient
+        for name, gradient in zip(points, found, strict=True)
+    }
+    return (
+        [(reader, gradients[reader.hook]) for reader in graph.readers],
+        [(receiver, gradients[receiver.hook]) for receiver in graph.receivers],
+    )
+
+
+@contextmanager
+def _links_differentiable(model: ResValTransformer) -> Iterator[None]:
+    """Streams that block the gradient in training let it through: values do flow there."""
+    mixes = [
+        mix
+        for block in model.blocks
+        if isinstance(block.attn, StreamAttention)
+        for mix in block.attn.mixes.values()
+    ]
+    before = [mix.stream for mix in mixes]
+    try:
+        for mix in mixes:
+            mix.stream = replace(mix.stream, detach=False)
+        yield
+    finally:
+        for mix, stream in zip(mixes, before, strict=True):
+            mix.stream = stream
