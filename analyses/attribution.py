@@ -1,0 +1,264 @@
+"""Who writes the answer: exact shares of a logit difference, links included; and the logit lens.
+
+With the final norm's scale as it was in the run, a logit difference is the sum of what the
+embeddings, the heads, the MLPs and the biases write. A head's share is again a sum, over the layers
+that its values come from (:mod:`resval_lens.analyses.value_parts`). Nothing is left over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.components import LayerNorm, LayerNormPre
+from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
+
+from resval_lens.analyses.value_parts import equal, z_parts
+from resval_lens.classifier import ICLClassifier
+from resval_lens.hooks.prompts import PromptPairs, logit_difference, read_out
+from resval_lens.runtime import evaluating
+from resval_lens.transformer import ResValTransformer
+
+CACHED = ("hook_embed", "hook_pos_embed", "hook_resid_pre", "hook_v", "hook_v_local",
+          "hook_pattern", "hook_mlp_out")  # fmt: skip
+"""How the names of the hook points end that :func:`attribute` reads."""
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """A logit difference in parts, in logits (nats).
+
+    Attributes:
+        components: ``embed``, ``pos_embed``, ``a2.h1`` (head 1 of layer 2, its own values),
+            ``a2.h1 from 0`` (what it has of layer 0's values along links), ``b_O 2`` (the layer's
+            output bias), ``m2`` (an MLP), ``ln_final.b``, ``b_U``.
+        values: each component's share, [prompt, component].
+        total: logit(first label) − logit(second label) of the run, [prompt]: the shares' sum.
+        heads: the heads' shares by the layer their values come from, [prompt, layer, source,
+            head]: own on the diagonal of (layer, source), 0 where nothing flows.
+    """
+
+    components: tuple[str, ...]
+    values: Float[Tensor, "prompt component"]
+    total: Float[Tensor, " prompt"]
+    heads: Float[Tensor, "prompt layer source head"]
+
+    def __getitem__(self, component: str) -> Float[Tensor, " prompt"]:
+        """The share of one component, by its name."""
+        if component not in self.components:
+            raise ValueError(f"no component {component!r}; there are {', '.join(self.components)}")
+        return self.values[:, self.components.index(component)]
+
+    def means(self) -> dict[str, float]:
+        """Each component's mean over prompts, largest magnitude first."""
+        mean = dict(zip(self.components, self.values.mean(0).tolist(), strict=True))
+        return dict(sorted(mean.items(), key=lambda item: -abs(item[1])))
+
+
+def head_name(layer: int, head: int, source: int) -> str:
+    """``a2.h1`` for a head's own values, ``a2.h1 from 0`` for those of layer 0 along links."""
+    return f"a{layer}.h{head}" + ("" if source == layer else f" from {source}")
+
+
+@torch.no_grad()
+def attribute(
+    model: ResValTransformer,
+    tokens: Int[Tensor, "prompt pos"],
+    labels: Int[Tensor, "prompt 2"],
+    last: Int[Tensor, " prompt"] | None = None,
+    chunk: int = 64,
+) -> Attribution:
+    """Direct logit attribution of logit(first label) − logit(second label), links told apart.
+
+        share(x) = x · (W_U[:, first] − W_U[:, second]) ∘ w / scale
+
+    for what each component writes at a prompt's answer position, ``scale`` and centering being the
+    final norm's in this run. After ``process_weights_`` the value biases are in b_O.
+
+    Args:
+        last: each prompt's answer position, where prompts are padded on the right; by default the
+            last position.
+        chunk: prompts run at once.
+
+    Raises:
+        ValueError: a readout that is not linear in what the layers write (a classifier's,
+            soft-capped logits, norms after the layers), clipped values, hooks that edit the run,
+            or labels, tokens or positions that do not fit.
+    """
+    _check_linear(model)
+    prompts = _prompts(model, tokens, labels, last)
+    with evaluating(model):
+        parts = [_attribute(model, part) for part in prompts.split(chunk)]
+    names, *tensors = zip(*parts, strict=True)
+    values, total, heads = (torch.cat(part).cpu() for part in tensors)
+    for prompt, (found, wanted) in enumerate(zip(values.sum(1), total, strict=True)):
+        if not equal(found, wanted, values[prompt].abs().sum(), model.cfg.dtype):
+            raise ValueError(
+                f"prompt {prompt}: the parts sum to {found.item():.4g} and its logit difference is "
+                f"{wanted.item():.4g}: a hook edits what is written; run the model without"
+            )
+    return Attribution(names[0], values, total, heads)
+
+
+def _attribute(
+    model: ResValTransformer, prompts: PromptPairs
+) -> tuple[tuple[str, ...], Tensor, Tensor, Tensor]:
+    """Components, values, total and heads, as in :class:`Attribution`."""
+    cfg = model.cfg
+    residual, cache = model.run_with_cache(
+        prompts.clean,
+        stop_at_layer=cfg.n_layers,
+        padding_side="right",
+        names_filter=lambda name: name.endswith(CACHED),
+    )
+    rows, answers = torch.arange(len(residual)), prompts.answers.to(residual.device)
+    total, direction, biases = read_direction(model, residual, answers, prompts.labels)
+
+    def share(name: str) -> Tensor:
+        return (cache[name][rows, answers] * direction).sum(-1)
+
+    values = {"embed": share("hook_embed")}
+    if cfg.positional_embedding_type == "standard":
+        values["pos_embed"] = share("hook_pos_embed")
+    heads = direction.new_zeros(len(residual), cfg.n_layers, cfg.n_layers, cfg.n_heads)
+    for layer, parts in enumerate(z_parts(model, cache, answers)):
+        attn = model.blocks[layer].attn
+        into = torch.einsum("hdm,pm->phd", attn.W_O.to(direction.dtype), direction)
+        for source, z in parts.items():
+            heads[:, layer, source] = (z[:, 0] * into).sum(-1)
+            for head in range(cfg.n_heads):
+                values[head_name(layer, head, source)] = heads[:, layer, source, head]
+        values[f"b_O {layer}"] = direction @ attn.b_O.to(direction.dtype)
+        if not cfg.attn_only:
+            values[f"m{layer}"] = share(f"blocks.{layer}.hook_mlp_out")
+    values |= biases
+    return tuple(values), torch.stack(list(values.values()), 1), total, heads
+
+
+def read_direction(
+    model: ResValTransformer, residual: Tensor, answers: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The logit difference [prompt], what it is the product with [prompt, d_model], its biases."""
+    scales: list[Tensor] = []
+    norm = None if model.cfg.normalization_type is None else model.ln_final
+    look: list[Any] = [("ln_final.hook_scale", lambda x, hook: scales.append(x))]
+    with model.hooks(fwd_hooks=[] if norm is None else look):
+        logits = read_out(model, residual, answers)
+    labels = labels.to(logits.device)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    total = logit_difference(logits.to(dtype), labels)
+    first, second = model.unembed.W_U.to(dtype).T[labels].unbind(1)
+    direction = first - second
+    b_first, b_second = model.unembed.b_U.to(dtype)[labels].unbind(1)
+    biases = {"b_U": b_first - b_second}
+    if norm is not None:
+        own = dict(norm.named_parameters())
+        if "b" in own:
+            biases = {"ln_final.b": direction @ own["b"].to(dtype), **biases}
+        direction = direction * own["w"] if "w" in own else direction
+        if isinstance(norm, LayerNorm | LayerNormPre):  # centering is its own transpose
+            direction = direction - direction.mean(-1, keepdim=True)
+        direction = direction / scales[0][:, 0]
+    return total, direction, biases
+
+
+@dataclass(frozen=True)
+class LogitLens:
+    """What the readout would say of the residual stream along the way.
+
+    Attributes:
+        points: ``embed`` (the embeddings), then ``0``, ``1``, ... (after that layer).
+        logit_difference: logit(first label) − logit(second label), [point, prompt].
+        probability: P(first label), [point, prompt].
+        rank: tokens whose logit is above the first label's; 0 is the top, [point, prompt].
+    """
+
+    points: tuple[str, ...]
+    logit_difference: Float[Tensor, "point prompt"]
+    probability: Float[Tensor, "point prompt"]
+    rank: Int[Tensor, "point prompt"]
+
+
+@torch.no_grad()
+def logit_lens(
+    model: ResValTransformer,
+    tokens: Tensor,
+    labels: Int[Tensor, "prompt 2"],
+    last: Int[Tensor, " prompt"] | None = None,
+    chunk: int = 64,
+) -> LogitLens:
+    """The readout (final norm, unembedding) at each prompt's answer, of every layer's residual.
+
+    Args:
+        tokens: [prompt, pos], or a classifier's [prompt, pos, d_model]: its whole readout is used.
+        last, chunk: as in :func:`attribute`.
+
+    Raises:
+        ValueError: labels, tokens or positions that do not fit.
+    """
+    prompts, layers = _prompts(model, tokens, labels, last), range(model.cfg.n_layers)
+    names = ["blocks.0.hook_resid_pre", *(f"blocks.{i}.hook_resid_post" for i in layers)]
+    padding: dict[str, Any] = {"padding_side": "right"}
+    if isinstance(model, ICLClassifier):
+        padding = {}
+    found = []
+    with evaluating(model):
+        for part in prompts.split(chunk):
+            _, cache = model.run_with_cache(
+                part.clean, stop_at_layer=len(layers), names_filter=names, **padding
+            )
+            logits = torch.stack([read_out(model, cache[name], part.answers) for name in names])
+            logits = logits.cpu().to(torch.promote_types(logits.dtype, torch.float32))
+            chosen = part.labels.cpu().expand(len(names), -1, -1)  # [point, prompt, 2]
+            first, second = logits.gather(2, chosen).unbind(-1)
+            p = logits.softmax(-1).gather(2, chosen[..., :1])[..., 0]
+            found.append((first - second, p, (logits > first[..., None]).sum(-1)))
+    points = ("embed", *map(str, layers))
+    return LogitLens(points, *(torch.cat(each, 1) for each in zip(*found, strict=True)))
+
+
+def _check_linear(model: ResValTransformer) -> None:
+    cfg = model.cfg
+    if isinstance(model, ICLClassifier):
+        raise ValueError(
+            "a classifier's logits are no sum over what its heads write: its readout has ReLU "
+            "layers; z_parts has the parts of what that readout reads"
+        )
+    if cfg.output_logits_soft_cap > 0:
+        raise ValueError(
+            f"output_logits_soft_cap={cfg.output_logits_soft_cap}: soft-capped logits are no sum "
+            "of parts"
+        )
+    if cfg.use_normalization_before_and_after or (
+        cfg.original_architecture in POST_NORM_ARCHITECTURES
+    ):
+        why = cfg.original_architecture or "use_normalization_before_and_after=True"
+        raise ValueError(
+            f"this model normalises what attention and MLPs write ({why}): what a head adds is no "
+            "sum of parts"
+        )
+
+
+def _prompts(
+    model: ResValTransformer, tokens: Tensor, labels: Tensor, last: Tensor | None
+) -> PromptPairs:
+    """The prompts as pairs without twins, which knows what fits."""
+    classifies = isinstance(model, ICLClassifier)
+    if labels.ndim != 2 or labels.shape[1] != 2:
+        raise ValueError(
+            f"labels must be two for each prompt, [prompt, 2]; got {list(labels.shape)}"
+        )
+    outputs = model.cfg.n_labels if isinstance(model, ICLClassifier) else model.cfg.d_vocab_out
+    outside = labels[(labels < 0) | (labels >= outputs)]
+    if len(outside):
+        raise ValueError(f"labels: {outside[0].item()} is not among 0 to {outputs - 1}")
+    if tokens.ndim != (3 if classifies else 2):
+        raise ValueError(f"tokens must be [prompt, pos]; got {list(tokens.shape)}")
+    if classifies and last is not None:
+        raise ValueError("a classifier answers at the last position; leave out `last`")
+    if not classifies and tokens.shape[1] > model.cfg.n_ctx:
+        raise ValueError(f"prompts of {tokens.shape[1]} tokens do not fit n_ctx={model.cfg.n_ctx}")
+    return PromptPairs(tokens, tokens, logit_difference, labels, last)

@@ -1,0 +1,281 @@
+"""Which head does what in identifying the indirect object: roles by measurement.
+
+    When Mary and John went to the shops, John gave the bag to
+         IO       S1   S1+1                S2              end
+
+After Wang et al. 2022 (arXiv 2211.00593), every head with the numbers that its role is judged by:
+
+    name mover          adds to IO − S directly (share ≥ s), attends end → IO (≥ a, more than to S)
+    negative            takes from IO − S directly (share ≤ −s), attends end → IO
+    subject mover       attends end → S2 (≥ a, more than to IO); noising it lowers IO − S by ≥ s of
+                        the gap: it tells the end who gave
+    subject suppressor  the same attention, and adds to IO − S directly (share ≥ s): it writes
+                        *against* the name that it sees
+    backup              share ≥ s only once the name movers are knocked out
+    S-inhibition        attends end → S2 (≥ a); path patching it into the queries of the name movers
+                        and suppressors lowers IO − S (by ≥ s of the gap)
+    induction           attends S2 → S1+1 (≥ a)
+    duplicate token     attends S2 → S1 (≥ a)
+    previous token      attends S1+1 → S1 (≥ a)
+
+A share is of the clean logit difference; the gap is clean − corrupted. Noised or knocked out is a
+head whose z comes from the corrupted twin. A head may have several roles, or none. The second and
+third are not Wang et al.'s: small models that drop the giver instead of fetching the recipient have
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from resval_lens.analyses.attribution import attribute, read_direction
+from resval_lens.analyses.circuit_tasks import ioi_pairs
+from resval_lens.hooks.patching import patch
+from resval_lens.hooks.path_patching import path_patch_each
+from resval_lens.hooks.prompts import PromptPairs, answer_logits
+from resval_lens.runtime import evaluating
+from resval_lens.tasks.ioi import IOIPrompt
+from resval_lens.tasks.ioi_twins import positions
+from resval_lens.transformer import ResValTransformer
+
+ATTENTION = 0.2
+SHARE = 0.05
+ROLES = (
+    "name mover", "negative", "subject mover", "subject suppressor", "backup", "S-inhibition",
+    "induction", "duplicate token", "previous token",
+)  # fmt: skip
+WEIGHTS = {
+    "end→IO": ("end", "IO"), "end→S1": ("end", "S1"), "end→S2": ("end", "S2"),
+    "S2→S1": ("S2", "S1"), "S2→S1+1": ("S2", "S1+1"), "S1+1→S1": ("S1+1", "S1"),
+}  # fmt: skip
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class HeadMeasures:
+    """What each head was judged by, [layer, head].
+
+    Attributes:
+        attention: mean weights, by the names of ``WEIGHTS``.
+        total: effect on the metric of noising the head, as a share of the gap; below 0 where the
+            task needs it.
+        direct: share of the clean logit difference that the head writes.
+        direct_along_links: of that, what its values have of earlier layers along links.
+        direct_when_movers_are_out: the share with every name mover knocked out.
+        into_queries: effect on the metric, as a share of the clean − corrupted gap, of path
+            patching the head into the queries of name movers and suppressors; below 0 where they
+            need it.
+    """
+
+    attention: dict[str, Float[Tensor, "layer head"]]
+    total: Float[Tensor, "layer head"]
+    direct: Float[Tensor, "layer head"]
+    direct_along_links: Float[Tensor, "layer head"]
+    direct_when_movers_are_out: Float[Tensor, "layer head"]
+    into_queries: Float[Tensor, "layer head"]
+
+
+@torch.no_grad()
+def head_roles(
+    model: ResValTransformer,
+    prompts: Sequence[IOIPrompt],
+    *,
+    attention: float = ATTENTION,
+    share: float = SHARE,
+    seed: int = 0,
+    note: Note = lambda text: None,
+) -> dict[str, Any]:
+    """Every role with its heads, as JSON-able data.
+
+    Args:
+        attention: the least mean attention weight, a.
+        share: the least share of the logit difference, s.
+        seed: of the corrupted twins, three unrelated names (``abc``).
+        note: called with what is being done.
+
+    Raises:
+        ValueError: a threshold that is not above 0; the clean prompts' mean logit difference is
+            not above that of their twins (the model does not know the task).
+    """
+    for name, value in (("attention", attention), ("share", share)):
+        if not 0 < value < 1:
+            raise ValueError(f"{name} must lie between 0 and 1; got {value!r}")
+    pairs = ioi_pairs(model, prompts, "abc", seed)
+    clean, corrupted = (
+        pairs.measure(logits).mean().item() for logits in _both_logits(model, pairs)
+    )
+    if clean <= corrupted or clean <= 0:
+        raise ValueError(
+            f"the logit difference is {clean:.3g} on the prompts and {corrupted:.3g} on their "
+            "twins: this model does not identify the indirect object, and no head has a role in it"
+        )
+    measured = _measure(model, prompts, pairs, clean, clean - corrupted, (attention, share), note)
+    found = _judge(measured, attention, share)
+    return {
+        "logit_difference": {"clean": clean, "corrupted": corrupted},
+        "prompts": len(prompts),
+        "criteria": {"attention": attention, "share": share, "twins": "abc", "links": "frozen"},
+        "roles": {
+            role: [_numbers(measured, layer, head) for layer, head in found[role]] for role in ROLES
+        },
+    }
+
+
+def _measure(
+    model: ResValTransformer,
+    prompts: Sequence[IOIPrompt],
+    pairs: PromptPairs,
+    clean: float,
+    gap: float,
+    least: tuple[float, float],
+    note: Note,
+) -> HeadMeasures:
+    note("attention")
+    weights = _attention(model, prompts, pairs)
+    note("noising each head")
+    noised = patch(model, pairs, "z", by=("layer", "head"), direction="noise")
+    total = (noised.values.cpu() - clean) / gap
+    note("direct attribution")
+    shares = attribute(model, pairs.clean, pairs.labels, pairs.last).heads.mean(0) / clean
+    direct = shares.sum(1)  # over source layers
+    own = torch.stack([shares[layer, layer] for layer in range(len(shares))])
+    nothing = torch.zeros_like(direct)
+    first = HeadMeasures(weights, total, direct, direct - own, nothing, nothing)
+    movers = _judge(first, *least)
+    note("direct attribution without the name movers")
+    with model.hooks(fwd_hooks=_knocked_out(model, pairs, movers["name mover"])):
+        backup = _direct_effects(model, pairs) / clean
+    note("path patching into queries")
+    readers = movers["name mover"] + movers["subject suppressor"]
+    into = nothing.clone()
+    for layer in range(model.cfg.n_layers):
+        later = [f"a{i}.h{head}<q>" for i, head in readers if i > layer]
+        if later:
+            senders = [f"a{layer}.h{head}" for head in range(model.cfg.n_heads)]
+            effect = path_patch_each(model, pairs, senders, later).effect
+            into[layer] = effect.mean(1).cpu() / gap
+    return HeadMeasures(weights, total, direct, direct - own, backup, into)
+
+
+def _both_logits(model: ResValTransformer, pairs: PromptPairs) -> list[Tensor]:
+    with evaluating(model):
+        return [
+            answer_logits(model, tokens, pairs.answers) for tokens in (pairs.clean, pairs.corrupted)
+        ]
+
+
+def _attention(
+    model: ResValTransformer, prompts: Sequence[IOIPrompt], pairs: PromptPairs
+) -> dict[str, Tensor]:
+    tokenizer: Any = model.tokenizer
+    where = positions(prompts, tokenizer, tokenizer.eos_token_id)
+    rows = torch.arange(len(pairs))
+    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
+    with evaluating(model):
+        _, cache = model.run_with_cache(
+            pairs.clean, names_filter=names, return_type=None, padding_side="right"
+        )
+    return {
+        name: torch.stack(
+            [cache[at][rows, :, where[query], where[key]].mean(0).cpu() for at in names]
+        )
+        for name, (query, key) in WEIGHTS.items()
+    }
+
+
+def _knocked_out(
+    model: ResValTransformer, pairs: PromptPairs, heads: Sequence[tuple[int, int]]
+) -> list[Any]:
+    """Hooks that give these heads their z of the corrupted run."""
+    names = sorted({f"blocks.{layer}.attn.hook_z" for layer, _ in heads})
+    with evaluating(model):
+        _, cache = model.run_with_cache(
+            pairs.corrupted, names_filter=names, return_type=None, padding_side="right"
+        )
+
+    def put(z: Tensor, hook: HookPoint, which: list[int]) -> Tensor:
+        edited = z.clone()
+        edited[:, :, which] = cache[str(hook.name)][:, :, which]
+        return edited
+
+    by_layer: dict[int, list[int]] = {}
+    for layer, head in heads:
+        by_layer.setdefault(layer, []).append(head)
+    return [
+        (f"blocks.{layer}.attn.hook_z", partial(put, which=which))
+        for layer, which in by_layer.items()
+    ]
+
+
+def _direct_effects(model: ResValTransformer, pairs: PromptPairs) -> Float[Tensor, "layer head"]:
+    """What each head writes along IO − S, the final norm's scale held; under hooks, too."""
+    rows, answers = torch.arange(len(pairs)), pairs.answers
+    with evaluating(model):
+        residual, cache = model.run_with_cache(
+            pairs.clean,
+            stop_at_layer=model.cfg.n_layers,
+            padding_side="right",
+            names_filter=lambda name: name.endswith("attn.hook_z"),
+        )
+    _, direction, _ = read_direction(model, residual, answers, pairs.labels)
+    found = []
+    for layer, block in enumerate(model.blocks):
+        z = cache[f"blocks.{layer}.attn.hook_z"][rows, answers]  # [prompt, head, d_head]
+        into = torch.einsum("hdm,pm->phd", block.attn.W_O, direction)
+        found.append((z * into).sum(-1).mean(0))
+    return torch.stack(found).cpu()
+
+
+def _judge(
+    measured: HeadMeasures, attention: float, share: float
+) -> dict[str, list[tuple[int, int]]]:
+    """The heads of each role, most typical first."""
+    weights, direct = measured.attention, measured.direct
+    to_subject = torch.maximum(weights["end→S1"], weights["end→S2"])
+    sees_io = (weights["end→IO"] >= attention) & (weights["end→IO"] > to_subject)
+    sees_subject = (weights["end→S2"] >= attention) & (weights["end→S2"] > weights["end→IO"])
+    mover = (direct >= share) & sees_io
+    criteria = {
+        "name mover": (mover, direct),
+        "negative": ((direct <= -share) & sees_io, -direct),
+        "subject mover": (sees_subject & (measured.total <= -share), -measured.total),
+        "subject suppressor": ((direct >= share) & sees_subject, direct),
+        "backup": (
+            (measured.direct_when_movers_are_out >= share) & (direct < share),
+            measured.direct_when_movers_are_out,
+        ),
+        "S-inhibition": (
+            (weights["end→S2"] >= attention) & (measured.into_queries <= -share),
+            -measured.into_queries,
+        ),
+        "induction": (weights["S2→S1+1"] >= attention, weights["S2→S1+1"]),
+        "duplicate token": (weights["S2→S1"] >= attention, weights["S2→S1"]),
+        "previous token": (weights["S1+1→S1"] >= attention, weights["S1+1→S1"]),
+    }
+    found: dict[str, list[tuple[int, int]]] = {}
+    for role, (holds, strength) in criteria.items():
+        places = [(int(layer), int(head)) for layer, head in holds.nonzero()]
+        found[role] = sorted(places, key=lambda place: -strength[place].item())
+    return found
+
+
+def _numbers(measured: HeadMeasures, layer: int, head: int) -> dict[str, Any]:
+    place = layer, head
+    return {
+        "head": f"a{layer}.h{head}",
+        "total": measured.total[place].item(),
+        "direct": measured.direct[place].item(),
+        "direct_along_links": measured.direct_along_links[place].item(),
+        "direct_when_movers_are_out": measured.direct_when_movers_are_out[place].item(),
+        "into_queries": measured.into_queries[place].item(),
+        **{name: weight[place].item() for name, weight in measured.attention.items()},
+    }

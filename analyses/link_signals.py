@@ -1,0 +1,82 @@
+"""What the links carry in indirect-object prompts: who gave, as a token or as a position.
+
+Links are frozen to what they carry on a twin of each prompt (:mod:`resval_lens.tasks.ioi_twins`),
+in which the giver's token, position, or both, say otherwise; everything else is the prompt's own.
+How far the logit difference IO − S falls is how much the model heeds what these links say of the
+giver:
+
+    effect = (logit difference, links frozen to the twin) / (logit difference) − 1
+
+0: it does not matter; −1: nothing is left of the preference; −2: the preference is inverted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
+
+import torch
+
+from resval_lens.analyses.circuit_tasks import ioi_pairs
+from resval_lens.hooks import Link, freeze, link_activations, link_hooks, links
+from resval_lens.hooks.prompts import answer_logits
+from resval_lens.runtime import evaluating
+from resval_lens.tasks.ioi import IOIPrompt
+from resval_lens.tasks.ioi_twins import SIGNALS, Kind
+from resval_lens.transformer import ResValTransformer
+
+ALL = "all links"
+
+
+@torch.no_grad()
+def link_signals(
+    model: ResValTransformer,
+    prompts: Sequence[IOIPrompt],
+    kinds: Sequence[Kind] = get_args(Kind),
+    seed: int = 0,
+    note: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """The effect of freezing links to each kind of twin: all together, by layer, one by one.
+
+    Args:
+        kinds: of twins.
+        seed: of the twins' new names.
+        note: called with what is being done.
+
+    Returns:
+        JSON-able: ``logit_difference``; ``signals``, what each kind makes of (token, position);
+        ``effects``, {name of the links: {kind: effect}}.
+
+    Raises:
+        ValueError: a model without links, or a logit difference that is not above 0.
+    """
+    groups = _groups(links(model))
+    names: list[Link] = groups[ALL]
+    effects: dict[str, dict[str, float]] = {group: {} for group in groups}
+    clean = 0.0
+    for kind in kinds:
+        note(f"links of {kind} twins")
+        pairs = ioi_pairs(model, prompts, kind, seed)
+        with evaluating(model):
+            clean = pairs.measure(answer_logits(model, pairs.clean, pairs.answers)).mean().item()
+            if clean <= 0:
+                raise ValueError(f"the logit difference is {clean:.3g}; expected one above 0")
+            carried = freeze(link_activations(model, pairs.corrupted, names))
+            for group, chosen in groups.items():
+                with model.hooks(fwd_hooks=link_hooks(model, carried, chosen)):
+                    logits = answer_logits(model, pairs.clean, pairs.answers)
+                effects[group][kind] = pairs.measure(logits).mean().item() / clean - 1
+    return {
+        "logit_difference": clean,
+        "prompts": len(prompts),
+        "signals": {kind: list(SIGNALS[kind]) for kind in kinds},
+        "ablation": "links frozen to the twin's",
+        "effects": effects,
+    }
+
+
+def _groups(every: Sequence[Link]) -> dict[str, list[Link]]:
+    groups: dict[str, list[Link]] = {ALL: list(every)}
+    for link in every:
+        groups.setdefault(f"{link.stream}{link.layer}", []).append(link)
+    return groups | {str(link): [link] for link in every}
