@@ -55,21 +55,21 @@ def links(
     for name in of or ():
         if name not in streams:
             raise ValueError(f"of={of!r}: this model has links of {', '.join(streams)} only")
-    layers, heads = _numbers(layers, "layers"), _numbers(heads, "heads")
+    layers, heads = whole_numbers(layers, "layers"), whole_numbers(heads, "heads")
     grouped = not model.cfg.ungroup_grouped_query_attention
     found = []
     for name in [name for name in streams if name in (of or streams)]:
         kv_heads = model.cfg.n_key_value_heads if grouped and name != "q" else None
-        wanted_heads = _among(heads, kv_heads or model.cfg.n_heads, "heads")
+        wanted_heads = among(heads, kv_heads or model.cfg.n_heads, "heads")
         receiving = [i for i in range(model.cfg.n_layers) if streams[name].receives(i)]
-        for layer in receiving if layers is None else _among(layers, model.cfg.n_layers, "layers"):
+        for layer in receiving if layers is None else among(layers, model.cfg.n_layers, "layers"):
             if layer not in receiving:
                 raise ValueError(f"layers: layer {layer} receives no {name}; layers {receiving} do")
             found += [Link(name, layer, head) for head in wanted_heads]
     return tuple(found)
 
 
-def _numbers(chosen: Numbers | None, what: str) -> list[int] | None:
+def whole_numbers(chosen: Numbers | None, what: str) -> list[int] | None:
     """A list of whole numbers, NumPy's too, from one or several; None stays None."""
     if chosen is None:
         return None
@@ -85,7 +85,12 @@ def _numbers(chosen: Numbers | None, what: str) -> list[int] | None:
     return found
 
 
-def _among(chosen: list[int] | None, count: int, what: str) -> list[int]:
+def among(chosen: list[int] | None, count: int, what: str) -> list[int]:
+    """Numbers from 0 to ``count`` − 1, each once and in order; negative ones count from the end.
+
+    Raises:
+        ValueError: one that is beyond, with ``what`` it is.
+    """
     if chosen is None:
         return list(range(count))
     for number in chosen:

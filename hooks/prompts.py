@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -210,4 +210,4 @@ def read_out(
     if model.cfg.normalization_type is not None:
         last = model.ln_final(last)
     logits = apply_softcap(model.unembed(last), model.cfg.output_logits_soft_cap)
-    return cast("Tensor", logits[:, 0])
+    return logits[:, 0]

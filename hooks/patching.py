@@ -1,0 +1,298 @@
+"""Activation patching: what a run's answer becomes when it takes one activation from another run.
+
+    found = patch(model, pairs, "z", by=("layer", "head"))
+    found.values        # mean metric of the corrupted run with one head's z from the clean run
+    found.recovered()   # 0: as corrupted, 1: as clean
+
+Each such run is a cell. Cells are computed many at a time, each from where it first differs from
+the unpatched run (:mod:`~resval_lens.hooks.patch_cells`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from resval_lens.hook_names import full_hook_name
+from resval_lens.hooks.links import Numbers, among, whole_numbers
+from resval_lens.hooks.patch_cells import LOCAL, PatchedRuns, Site
+from resval_lens.hooks.prompts import PromptPairs, answer_logits
+from resval_lens.runtime import evaluating
+from resval_lens.transformer import ResValTransformer
+
+DIRECTIONS = ("denoise", "noise")
+AXES = ("layer", "position", "head")
+Positions = Numbers | Mapping[str, Int[Tensor, " prompt"]]
+"""Numbers, the same in each prompt, or names, each with a position of its own in every prompt."""
+
+VANISHING = 1e-5
+"""A gap between two metrics that is rounding, in parts of the larger one."""
+
+
+@dataclass(frozen=True)
+class PatchResult:
+    """The metric of each patched run.
+
+    Attributes:
+        values: mean over the prompts, an axis for each of ``axes``, in that order.
+        per_prompt: the metric of each prompt, prompts on the last axis.
+        base: mean metric of the run that is patched, before any patch.
+        source: mean metric of the run that activations are taken from.
+        axes: the labels along each axis: numbers of layers, positions and heads, or the names of
+            positions.
+        site, direction: as asked for.
+    """
+
+    values: Float[Tensor, "..."]
+    per_prompt: Float[Tensor, "... prompt"]
+    base: float
+    source: float
+    axes: dict[str, list[Any]]
+    site: str
+    direction: str
+
+    def recovered(self) -> Float[Tensor, "..."]:
+        """(value − base) / (source − base): 0 as without a patch, 1 as in the other run.
+
+        Raises:
+            ValueError: the two runs have the same metric.
+        """
+        gap = self.source - self.base
+        if abs(gap) <= VANISHING * max(abs(self.source), abs(self.base)):
+            raise ValueError(
+                f"there is no gap to recover: the metric is {self.base:g} in the run that is "
+                f"patched and {self.source:g} in the other"
+            )
+        return (self.values - self.base) / gap
+
+
+@torch.no_grad()
+def patch(
+    model: ResValTransformer,
+    pairs: PromptPairs,
+    site: str,
+    *,
+    layers: Numbers | None = None,
+    positions: Positions | None = None,
+    heads: Numbers | None = None,
+    by: Sequence[str] | None = None,
+    direction: str = "denoise",
+    max_tokens: int = 16384,
+    progress: Callable[[int, int], None] | None = None,
+) -> PatchResult:
+    """The metric of every run that takes one cell of ``site`` from the other run.
+
+    ``denoise``: the corrupted run takes from the clean one. ``noise``: the clean run takes from the
+    corrupted one. The model runs in evaluation mode. Hooks that are on it stay on; they see rows of
+    cells × prompts, whole.
+
+    Args:
+        site: a hook point of the blocks, in TransformerLens's shorthand (``"resid_pre"``, ``"z"``,
+            ``"pattern"``) or the streams' (``"v_link"``, ``"v_local"``), or one layer's in full.
+            The position of scores and patterns is the query's; k and v have key-value heads.
+        layers: by default all that have the site.
+        positions: by default each position of the prompts, padding included.
+        heads: by default all of the site's.
+        by: what a cell has one of: layer, position, head; by default all that the site has. What
+            is left out is patched together, all that is chosen of it; layer may be left out where
+            one is chosen.
+        max_tokens: rows × positions computed at a time, which bounds memory.
+        progress: called with the cells done and those there are; where ``max_tokens`` makes it
+            take the prompts in parts, cells count once for each part.
+
+    Raises:
+        ValueError: a site, layer, position, head, axis or direction that is not there.
+    """
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction must be 'denoise' or 'noise'; got {direction!r}")
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1; got {max_tokens!r}")
+    names = _hook_points(model, site, layers)
+    pairs = pairs if direction == "noise" else pairs.flipped()  # `clean` is what is patched
+    with evaluating(model):
+        wanted, labels, kept = _wanted(model, pairs, site, names, positions, heads, by)
+        sizes = [len(labels[axis]) if axis in kept else 1 for axis in AXES if axis in labels]
+        grid = torch.cartesian_prod(*(torch.arange(n) for n in [*sizes, 1][:3]))
+        cells = torch.stack([torch.tensor(labels["layer"])[grid[:, 0]], grid[:, 1], grid[:, 2]], 1)
+        parts = pairs.split(max(1, max_tokens // pairs.length))
+        results = []
+        for number, part in enumerate(parts):
+            rows = slice(number * len(parts[0]), number * len(parts[0]) + len(part))
+            results.append(
+                _patched(
+                    model,
+                    part,
+                    replace(wanted, positions=wanted.positions[:, rows]),
+                    cells,
+                    max_tokens,
+                    None if progress is None else _counted(progress, number, len(parts)),
+                )
+            )
+    per_prompt, base, source = (torch.cat(several, -1) for several in zip(*results, strict=True))
+    kept_sizes = [len(labels[axis]) for axis in AXES if axis in kept]
+    in_order = [axis for axis in AXES if axis in kept]
+    per_prompt = per_prompt.reshape(*kept_sizes, len(pairs))
+    per_prompt = per_prompt.permute(*(in_order.index(axis) for axis in kept), -1)
+    return PatchResult(
+        values=per_prompt.mean(-1),
+        per_prompt=per_prompt,
+        base=base.mean().item(),
+        source=source.mean().item(),
+        axes={axis: labels[axis] for axis in kept},
+        site=site,
+        direction=direction,
+    )
+
+
+def _counted(
+    progress: Callable[[int, int], None], number: int, parts: int
+) -> Callable[[int, int], None]:
+    return lambda done, cells: progress(number * cells + done, parts * cells)
+
+
+def _patched(
+    model: ResValTransformer,
+    pairs: PromptPairs,
+    site: Site,
+    cells: Int[Tensor, "cell 3"],
+    max_tokens: int,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[Float[Tensor, "cell prompt"], Float[Tensor, " prompt"], Float[Tensor, " prompt"]]:
+    """The metric of each cell, of the clean prompts and of those they take activations from."""
+    runs = PatchedRuns(model, pairs.clean, pairs.corrupted, pairs.answers, site)
+    base, source = (_floating(pairs.measure(x)[0]) for x in (runs.base_logits, runs.source_logits))
+    found = base.repeat(len(cells), 1)
+    batches = list(runs.batches(cells, max_tokens))
+    done = len(cells) - sum(map(len, batches))  # these are base
+    if progress is not None and done:
+        progress(done, len(cells))
+    for which in batches:
+        measured = [pairs.measure(logits) for logits in runs.logits(cells[which])]
+        found[which] = _floating(torch.cat(measured))
+        done += len(which)
+        if progress is not None:
+            progress(done, len(cells))
+    return found, base, source
+
+
+def _floating(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _hook_points(model: ResValTransformer, site: str, layers: Numbers | None) -> dict[int, str]:
+    """The site's hook point in each chosen layer."""
+    in_full = re.match(r"blocks\.(\d+)\.", site)
+    named = {i: full_hook_name(site, i) for i in range(model.cfg.n_layers)}
+    if in_full:
+        named = {int(in_full[1]): site}
+    found = {
+        layer: name
+        for layer, name in named.items()
+        if name in model.hook_dict
+        and name.startswith(f"blocks.{layer}.")
+        and model.position_axis(name) is not None
+    }
+    if not found:
+        raise ValueError(f"site={site!r}: {_why_missing(model, site)}")
+    chosen = whole_numbers(layers, "layers")
+    if chosen is None:
+        return found
+    wanted = among(chosen, model.cfg.n_layers, "layers")
+    for layer in wanted:
+        if layer not in found:
+            raise ValueError(f"layers: layer {layer} has no {site}; layers {list(found)} do")
+    return {layer: found[layer] for layer in wanted}
+
+
+def _why_missing(model: ResValTransformer, site: str) -> str:
+    cfg = model.cfg
+    stream = re.fullmatch(r"([qkv])_(link|local)", site)
+    if stream and not cfg.streams:
+        return "this model has no links: its configuration has streams=''"
+    if stream:
+        return f"this model has links of {', '.join(s.of for s in cfg.streams)} only"
+    for setting in ("attn_only", "parallel_attn_mlp"):
+        if site in ("resid_mid", "mlp_in", "mlp_out") and getattr(cfg, setting):
+            return f"no layer of this model has it: its configuration has {setting}=True"
+    parts = [name.partition(".")[2].partition(".")[2] for name in model.hook_dict]
+    short = {re.sub(r"(attn|mlp)\.", "", part).removeprefix("hook_") for part in parts}
+    known = sorted(name for name in short if name and "." not in name)
+    near = get_close_matches(site, known, cutoff=0.4)
+    return f"the blocks have no such hook point; near it are {', '.join(near or known)}"
+
+
+def _wanted(
+    model: ResValTransformer,
+    pairs: PromptPairs,
+    site: str,
+    names: dict[int, str],
+    positions: Positions | None,
+    heads: Numbers | None,
+    by: Sequence[str] | None,
+) -> tuple[Site, dict[str, list[Any]], list[str]]:
+    """The site, the labels along each axis that it has, and the axes that are kept."""
+    first = next(iter(names.values()))
+    cache, hooks, _ = model.get_caching_hooks(list(names.values()))
+    with model.hooks(fwd_hooks=hooks):
+        answer_logits(model, pairs.clean[:1], pairs.answers[:1])
+    if first not in cache:
+        raise ValueError(f"site={site!r}: the model's configuration leaves {first} unused")
+    shape, axis = cache[first].shape, model.position_axis(first)
+    assert axis is not None
+    labels: dict[str, list[Any]] = {"layer": list(names)}
+    labels["position"], where = _positions(pairs, positions)
+    which = None
+    if len(shape) == 4:
+        count = shape[1 if axis == 2 else 2]
+        labels["head"] = among(whole_numbers(heads, "heads"), count, "heads")
+        which = torch.eye(count, dtype=torch.bool)[labels["head"]]
+    elif heads is not None:
+        raise ValueError(f"heads={heads!r}: {site} has no heads")
+    kept = list(labels) if by is None else list(by)
+    for name in kept:
+        if name not in labels or kept.count(name) > 1:
+            raise ValueError(f"by={by!r}: a cell of {site} has one each of {', '.join(labels)}")
+    if "layer" not in kept and len(names) > 1:
+        raise ValueError(f"by={by!r} without 'layer' needs one layer; got layers {list(names)}")
+    if "position" not in kept:
+        where = where.any(0, keepdim=True)
+    if which is not None and "head" not in kept:
+        which = which.any(0, keepdim=True)
+    device = cache[first].device
+    is_local = first.rpartition("hook_")[2] in LOCAL
+    return (
+        Site(names, axis, is_local, where.to(device), None if which is None else which.to(device)),
+        labels,
+        kept,
+    )
+
+
+def _positions(
+    pairs: PromptPairs, positions: Positions | None
+) -> tuple[list[Any], Bool[Tensor, "label prompt pos"]]:
+    """The labels of the chosen positions, and where each is."""
+    every = torch.eye(pairs.length, dtype=torch.bool)
+    if not isinstance(positions, Mapping):
+        chosen = among(whole_numbers(positions, "positions"), pairs.length, "positions")
+        return chosen, every[chosen][:, None].expand(-1, len(pairs), -1)
+    if not positions:
+        raise ValueError("positions: the selection is empty; name one or more, or None for all")
+    for name, where in positions.items():
+        if where.shape != (len(pairs),):
+            raise ValueError(
+                f"positions[{name!r}] must hold one for each of the {len(pairs)} prompts; got "
+                f"{list(where.shape)}"
+            )
+        beyond = where[(where < 0) | (where >= pairs.length)]
+        if len(beyond):
+            raise ValueError(
+                f"positions[{name!r}]: {beyond[0].item()} is not among 0 to {pairs.length - 1}"
+            )
+    return list(positions), torch.stack([every[where.cpu()] for where in positions.values()])
