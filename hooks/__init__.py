@@ -1,4 +1,4 @@
-"""Interventions on hook points: links and how to edit them."""
+"""Interventions on hook points: edit links, patch activations and paths."""
 
 from resval_lens.hooks.ablate import (
     cut_links,
@@ -7,21 +7,45 @@ from resval_lens.hooks.ablate import (
     link_activations,
     link_hooks,
     mean,
+    resample,
     scale,
     scale_links,
     zero,
 )
 from resval_lens.hooks.links import Link, links
+from resval_lens.hooks.names import known_hook_name, known_hook_names
+from resval_lens.hooks.patching import PatchResult, patch
+from resval_lens.hooks.path_patching import PathEffects, path_patch, path_patch_each
+from resval_lens.hooks.prompts import (
+    PromptPairs,
+    logit_difference,
+    margin,
+    negative_kl,
+    probability,
+)
 
 __all__ = [
     "Link",
+    "PatchResult",
+    "PathEffects",
+    "PromptPairs",
     "cut_links",
     "edit_links",
     "freeze",
+    "known_hook_name",
+    "known_hook_names",
     "link_activations",
     "link_hooks",
     "links",
+    "logit_difference",
+    "margin",
     "mean",
+    "negative_kl",
+    "patch",
+    "path_patch",
+    "path_patch_each",
+    "probability",
+    "resample",
     "scale",
     "scale_links",
     "zero",

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
@@ -54,6 +54,29 @@ def mean(reference: Mapping[str, Tensor], per_position: bool = True) -> Edit:
 def freeze(reference: Mapping[str, Tensor]) -> Edit:
     """The link carries what it carried in another run (:func:`link_activations`)."""
     return lambda link, name: _known(reference, name)
+
+
+def resample(reference: Mapping[str, Tensor], rows: Int[Tensor, " batch"]) -> Edit:
+    """The link of row i carries what it carried in row ``rows[i]`` of another run.
+
+        reference = link_activations(model, others)
+        rows = torch.randint(len(others), (len(inputs),), generator=generator)
+
+    Every link takes from the same rows: together they carry what belongs together. On corrupted
+    twins with ``rows = arange`` it is :func:`freeze`: each prompt takes from its own twin.
+
+    Args:
+        reference: from :func:`link_activations`, of any number of rows.
+        rows: which of them each row of the edited run takes from.
+
+    Raises:
+        ValueError: a row that the reference run does not have.
+    """
+    count = min((len(x) for x in reference.values()), default=0)
+    beyond = rows[(rows < 0) | (rows >= count)]
+    if len(beyond):
+        raise ValueError(f"rows: {beyond[0].item()} is beyond the reference run's {count} rows")
+    return lambda link, name: _known(reference, name)[rows.to(link.device)]
 
 
 def _known(reference: Mapping[str, Tensor], name: str) -> Tensor:
