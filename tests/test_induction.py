@@ -1,0 +1,343 @@
+"""The induction study, and attention measures over recorded training runs."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from resval_lens import ResValTransformer
+from resval_lens.analyses import figures
+from resval_lens.analyses.head_scores import (
+    head_scores,
+    icl_score,
+    repeated_loss,
+    repeated_tokens,
+    token_losses,
+)
+from resval_lens.analyses.induction import (
+    MEASURES,
+    even_scores,
+    induction_study,
+    link_groups,
+    losses_by_edit,
+    measures_over_training,
+    top_heads,
+)
+from resval_lens.analyses.induction_figures import TITLES
+from resval_lens.analyses.induction_figures import measures_over_training as figure_of
+from resval_lens.hooks import Link, cut_links, link_activations
+from resval_lens.recorded import RecordedRun, load_runs
+from resval_lens.streams import AttentionStream
+from resval_lens.training.icl_run import ICLRun
+from tests.helpers import tiny_model, tiny_tokens
+
+ROWS = {"n": 6, "length": 5, "bos": 0}
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# A language model
+
+
+@pytest.fixture(scope="module")
+def study() -> dict[str, Any]:
+    return induction_study(tiny_model("qv"), **ROWS, seed=3, text=tiny_tokens(4), top=2, chunk=4)
+
+
+def test_the_study_holds_the_scores_and_losses(study: dict[str, Any]) -> None:
+    model = tiny_model("qv")
+    rows = repeated_tokens(model, seeded(3), **ROWS)
+    scores, loss = head_scores(model, rows), repeated_loss(model, rows)
+    for name, expected in scores._asdict().items():
+        np.testing.assert_allclose(study["scores"][name], expected, atol=1e-6)
+    np.testing.assert_allclose(study["loss"]["by_token"]["second"], loss.second, rtol=1e-5)
+    assert study["loss"]["first"] == pytest.approx(np.mean(loss.first.numpy()), rel=1e-5)
+    assert study["loss"]["second"] == pytest.approx(np.mean(loss.second.numpy()), rel=1e-5)
+    assert study["loss"]["uniform"] == math.log(12)
+    assert study["icl"] == pytest.approx(icl_score(model, tiny_tokens(4))._asdict(), rel=1e-5)
+    about = ("streams", "rows", "length", "seed", "bos")
+    assert [study[name] for name in about] == ["qv", 6, 5, 3, 0]
+    assert json.loads(json.dumps(study)) == study
+
+
+def test_every_link_is_edited_alone_and_together(study: dict[str, Any]) -> None:
+    alone = [f"{s}{layer}.h{head}" for s in "qv" for layer in (1, 2) for head in range(4)]
+    names = ["all", "q1", "q2", "v1", "v2", *alone]
+    assert [(row["links"], row["ablation"]) for row in study["edits"]] == [
+        (name, ablation) for name in names for ablation in ("zero", "mean")
+    ]
+    for row in study["edits"]:
+        assert row["rise"] == pytest.approx(row["second"] - study["loss"]["second"], abs=1e-9)
+    assert len({round(row["second"], 6) for row in study["edits"]}) == len(study["edits"])
+
+
+def test_a_cut_is_another_architecture(study: dict[str, Any]) -> None:
+    model = tiny_model("qv")
+    rows = repeated_tokens(model, seeded(3), **ROWS)
+    others: dict[str, Any] = {
+        "all": "",
+        "q1": (AttentionStream("q", layers=(2,)), AttentionStream("v")),
+        "v2": (AttentionStream("q"), AttentionStream("v", layers=(1,))),
+    }
+    zero = {row["links"]: row for row in study["edits"] if row["ablation"] == "zero"}
+    for name, streams in others.items():
+        loss = repeated_loss(model.with_streams(streams), rows)
+        assert zero[name]["first"] == pytest.approx(loss.first.mean().item(), rel=1e-6)
+        assert zero[name]["second"] == pytest.approx(loss.second.mean().item(), rel=1e-6)
+    with cut_links(model, of="v", layers=[2], heads=[3]):
+        loss = repeated_loss(model, rows)
+    assert zero["v2.h3"]["second"] == pytest.approx(loss.second.mean().item(), rel=1e-6)
+
+
+def test_a_mean_is_that_of_other_rows_at_each_position() -> None:
+    model = tiny_model("v")
+    rows, reference = (repeated_tokens(model, seeded(s), **ROWS) for s in (1, 2))
+    carried = link_activations(model, reference.tokens)
+    by_hand = carried["blocks.2.attn.hook_v_link"].double().mean(0)
+
+    def put(link: torch.Tensor, hook: Any) -> torch.Tensor:
+        edited = link.clone()
+        for position in range(11):
+            edited[:, position, 1] = by_hand[position, 1].float()
+        return edited
+
+    with model.hooks(fwd_hooks=[("blocks.2.attn.hook_v_link", put)]):
+        expected = repeated_loss(model, rows).second.mean().item()
+    found = {(r["links"], r["ablation"]): r for r in losses_by_edit(model, rows, reference, 4)}
+    assert found["v2.h1", "mean"]["second"] == pytest.approx(expected, rel=1e-6)
+    assert found["v2.h1", "mean"]["second"] != found["v2.h1", "zero"]["second"]
+
+
+def test_rows_of_another_length_are_no_reference() -> None:
+    model = tiny_model("v")
+    rows = repeated_tokens(model, seeded(), 2, 5)
+    with pytest.raises(ValueError, match="reference has rows of 8 tokens, not 10"):
+        losses_by_edit(model, rows, repeated_tokens(model, seeded(), 2, 4))
+
+
+def test_the_reference_is_not_the_rows_themselves(study: dict[str, Any]) -> None:
+    model, generator = tiny_model("qv"), seeded(3)
+    rows, other = (repeated_tokens(model, generator, **ROWS) for _ in range(2))
+    assert not rows.tokens.equal(other.tokens)
+    expected = losses_by_edit(model, rows, other)[1]
+    assert study["edits"][1]["second"] == pytest.approx(expected["second"], rel=1e-5)
+
+
+def test_groups_are_all_of_a_layer_and_each() -> None:
+    groups = link_groups(tiny_model("v", n_key_value_heads=2))
+    every = [Link("v", layer, head) for layer in (1, 2) for head in (0, 1)]
+    assert groups == {
+        "all": every, "v1": every[:2], "v2": every[2:],
+        "v1.h0": every[:1], "v1.h1": every[1:2], "v2.h0": every[2:3], "v2.h1": every[3:],
+    }  # fmt: skip
+
+
+def test_a_classic_model_has_no_links_to_edit_and_nothing_else_changes() -> None:
+    found = induction_study(tiny_model(), **ROWS)
+    assert found["edits"] == []
+    assert found["icl"] is None
+    assert found["streams"] == ""
+
+
+def test_the_best_heads_come_first() -> None:
+    scores = torch.tensor([[0.1, 0.5, 0.2], [0.3, 0.5, 0.0]])
+    assert [(x["layer"], x["head"]) for x in top_heads(scores, 4)] == [
+        (0, 1),
+        (1, 1),
+        (1, 0),
+        (0, 2),
+    ]
+    assert top_heads(scores, 1) == [{"layer": 0, "head": 1, "score": 0.5}]
+    assert len(top_heads(scores, 9)) == 6
+    with pytest.raises(ValueError, match="top must be 1 or more; got 0"):
+        induction_study(tiny_model(), top=0)
+
+
+@pytest.mark.parametrize("bos", [None, 0], ids=["alone", "led"])
+def test_attention_spread_evenly_scores_what_the_study_says(bos: int | None) -> None:
+    model = tiny_model()
+    rows = repeated_tokens(model, seeded(), 3, 5, bos)
+    even = lambda scores, hook: torch.where(scores.isneginf(), scores, 0.0)  # noqa: E731
+    names = [f"blocks.{layer}.attn.hook_attn_scores" for layer in range(3)]
+    with model.hooks(fwd_hooks=[(name, even) for name in names]):
+        found = head_scores(model, rows)
+    for name, expected in even_scores(rows).items():
+        assert getattr(found, name).flatten().tolist() == pytest.approx([expected] * 12, rel=1e-5)
+
+
+def test_progress_names_every_edit(study: dict[str, Any]) -> None:
+    said: list[str] = []
+    induction_study(tiny_model("v"), **ROWS, note=said.append)
+    assert said[0] == "head scores on 6 rows of 5 tokens, twice"
+    assert said[1:3] == ["all: zero", "all: mean"]
+    assert len(said) == 1 + 2 * (1 + 2 + 8)
+
+
+@pytest.mark.parametrize("name", ["stories-small-classic", "stories-small-values"])
+def test_the_shipped_models_do_not_copy_random_tokens(name: str) -> None:
+    """They learned stories; random tokens are nothing they know, and no head matches prefixes."""
+    model = ResValTransformer.from_pretrained(name)
+    rows = repeated_tokens(model, seeded(), 8, bos=model.tokenizer.eos_token_id)
+    assert rows.length == 50
+    loss, even = repeated_loss(model, rows), even_scores(rows)
+    assert loss.second.mean().item() > math.log(2047)
+    assert head_scores(model, rows).prefix_matching.max().item() < 2 * even["prefix_matching"]
+    assert token_losses(model, rows.tokens).shape == (8, 100)
+
+
+# Training runs
+
+
+def run(
+    name: str, seed: int, value: Callable[[int], float], steps: range = range(0, 5_000, 500)
+) -> RecordedRun:
+    """A recorded run whose measures are all ``value(step)``."""
+    metrics = [{"step": s, "attention": dict.fromkeys(MEASURES, value(s))} for s in steps]
+    return RecordedRun(
+        ICLRun(name, "", seed=seed, steps=5_000), [], metrics, Path(f"{name}-{seed}")
+    )
+
+
+def rises(data: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(r["variant"], r["bar"]): r for r in data["rises"] if r["measure"] == "tila2"}
+
+
+def test_curves_have_mean_and_deviation_over_seeds_at_steps_that_all_have() -> None:
+    runs = [
+        run("classic", 0, lambda s: s / 1_000),
+        run("classic", 1, lambda s: s / 500, range(0, 5_000, 1_000)),
+    ]
+    found = measures_over_training(runs)["variants"]["classic"]
+    assert (found["seeds"], found["steps"]) == ([0, 1], [0, 1_000, 2_000, 3_000, 4_000])
+    curves = found["measures"]["cla"]
+    assert curves["by_seed"] == {"0": [0, 1, 2, 3, 4], "1": [0, 2, 4, 6, 8]}
+    assert curves["mean"] == [0, 1.5, 3, 4.5, 6]
+    assert curves["sd"] == [0, 0.5, 1, 1.5, 2]
+
+
+def test_a_run_has_risen_when_it_is_beyond_its_share_of_the_way() -> None:
+    # From 1 to 2.8; half the way is 1.9, which the first passes after step 2,250.
+    runs = [
+        run("classic", 0, lambda s: 1 + s / 2_500),
+        run("classic", 1, lambda s: 1 + (s > 600)),
+        run("values", 0, lambda s: 1 + s / 1_250),
+    ]
+    found = rises(measures_over_training(runs))
+    assert found["classic", "own"]["by_seed"] == {"0": 2_500, "1": 1_000}
+    assert (found["classic", "own"]["mean"], found["classic", "own"]["sd"]) == (1_750, 750)
+    assert found["values", "own"]["by_seed"] == {"0": 2_500}
+    # The classic mean goes from 1 to 2.4; 1.7 is passed by the values run at 1,000.
+    assert found["values", "baseline"]["level"] == pytest.approx(1.7)
+    assert found["values", "baseline"]["by_seed"] == {"0": 1_000}
+    assert found["classic", "baseline"]["by_seed"] == {"0": 2_000, "1": 1_000}
+    early = rises(measures_over_training(runs, share=0.1))
+    assert early["classic", "own"]["by_seed"] == {"0": 500, "1": 1_000}
+
+
+def test_a_run_that_never_gets_there_has_no_step_and_no_test() -> None:
+    runs = [
+        run("classic", 0, float),
+        run("classic", 1, lambda s: s + 0.1),
+        run("values", 0, lambda s: min(s, 1_000)),
+        run("values", 1, lambda s: min(s, 4_000)),
+        run("values", 2, lambda s: 2 * s),  # two that got there are enough for a test
+    ]
+    found = rises(measures_over_training(runs))["values", "baseline"]
+    assert found["by_seed"] == {"0": None, "1": 2_500, "2": 1_500}
+    assert (found["mean"], found["sd"]) == (2_000, 500)
+    assert [found[name] for name in ("t", "p", "t_paired", "p_paired")] == [None] * 4
+
+
+def test_a_value_on_the_bar_is_not_beyond_it() -> None:
+    even = run("classic", 0, lambda s: s / 500, range(0, 4_500, 500))  # 0 to 8: half is 4
+    assert rises(measures_over_training([even]))["classic", "own"]["by_seed"] == {"0": 2_500}
+
+
+def test_a_run_that_falls_has_not_risen() -> None:
+    data = measures_over_training(
+        [run("classic", 0, lambda s: -s), run("values", 0, float), run("keys", 0, lambda s: 1.0)]
+    )
+    assert {bar for _, bar in rises(data)} == {"own"}  # no level that the baseline rises to
+    found = {name: row["by_seed"] for (name, _), row in rises(data).items()}
+    assert found == {"classic": {"0": None}, "values": {"0": 2_500}, "keys": {"0": None}}
+
+
+def test_there_is_no_baseline_bar_without_its_runs() -> None:
+    data = measures_over_training([run("values", 0, float)])
+    assert {row["bar"] for row in data["rises"]} == {"own"}
+    assert json.loads(json.dumps(data)) == data
+
+
+def test_runs_that_cannot_be_measured_are_refused() -> None:
+    one, other = run("a", 0, float), run("a", 0, float)
+    with pytest.raises(ValueError, match="there are no runs to measure"):
+        measures_over_training([])
+    with pytest.raises(ValueError, match=r"share must lie between 0 and 1; got 1\.0"):
+        measures_over_training([one], share=1.0)
+    with pytest.raises(ValueError, match="a-0 and a-0 have the same variant and seed"):
+        measures_over_training([one, other])
+
+
+@pytest.mark.parametrize("kept", [None, {"ila1": 0.5}], ids=["none", "one"])
+def test_a_run_without_the_measures_is_refused(kept: dict[str, float] | None) -> None:
+    good = run("values", 2, float)
+    lacking = {"step": 9_000} | ({} if kept is None else {"attention": kept})
+    with pytest.raises(ValueError, match="values-2: step 9000 lacks the attention measure 'ila1"):
+        measures_over_training([replace(good, metrics=[*good.metrics, lacking])])
+
+
+def test_the_recorded_runs_say_that_the_value_stream_forms_the_circuit_earlier() -> None:
+    runs = [r for r in load_runs() if r.run.name in ("classic", "values")]
+    data = measures_over_training(runs)
+    found = {(r["measure"], r["variant"], r["bar"]): r for r in data["rises"]}
+    for measure in ("ila1_labels", "tila2", "induction_strength"):
+        steps: dict[str, list[int]] = {}
+        for recorded in runs:
+            lines = [(line["step"], line["attention"][measure]) for line in recorded.metrics]
+            half = (lines[0][1] + lines[-1][1]) / 2
+            steps.setdefault(recorded.run.name, []).append(
+                min(step for step, value in lines if value > half)
+            )
+        for name, reached in steps.items():
+            row = found[measure, name, "own"]
+            assert list(row["by_seed"].values()) == reached
+            assert (row["mean"], row["sd"]) == (np.mean(reached), np.std(reached))
+        row = found[measure, "values", "own"]
+        expected = stats.ttest_rel(steps["values"], steps["classic"])
+        assert (row["t_paired"], row["p_paired"]) == pytest.approx(tuple(expected))
+        assert row["mean"] < 0.8 * np.mean(steps["classic"])
+    assert found["tila2", "classic", "own"]["t"] is None
+
+
+# The figure
+
+
+def test_the_figure_draws_the_studys_numbers() -> None:
+    runs = [r for r in load_runs() if r.run.name in ("classic", "values")]
+    data = measures_over_training(runs)
+    figure = figure_of(data)
+    drawn = [axes for axes in figure.axes if axes.get_title(loc="left")]
+    assert [axes.get_title(loc="left") for axes in drawn] == list(TITLES.values())
+    for axes, measure in zip(drawn, TITLES, strict=True):
+        dark = {str(line.get_label()): line for line in axes.lines if line.get_linewidth() == 2}
+        assert list(dark) == ["classic", "values"]
+        for name, line in dark.items():
+            curve = data["variants"][name]
+            assert np.array_equal(line.get_xdata(), curve["steps"])
+            assert np.array_equal(line.get_ydata(), curve["measures"][measure]["mean"])
+            assert line.get_color() == figures.colour(name)
+        assert len([line for line in axes.lines if line.get_alpha() == 0.25]) == 8
+        (level,) = {r["level"] for r in data["rises"]
+                    if (r["measure"], r["bar"]) == (measure, "baseline")}  # fmt: skip
+        (dotted,) = [line for line in axes.lines if line.get_linestyle() == ":"]
+        assert set(dotted.get_ydata()) == {level}
+    figures.plt.close(figure)
