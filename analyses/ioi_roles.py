@@ -18,7 +18,8 @@ After Wang et al. 2022 (arXiv 2211.00593), every head with the numbers that its 
     duplicate token     attends S2 → S1 (≥ a)
     previous token      attends S1+1 → S1 (≥ a)
 
-A share is of the clean logit difference; the gap is clean − corrupted. Noised or knocked out is a
+An attention weight counts only where it is twice what even attention would give. A share is of the
+clean logit difference; the gap is clean − corrupted. Noised or knocked out is a
 head whose z comes from the corrupted twin. A head may have several roles, or none. The second and
 third are not Wang et al.'s: small models that drop the giver instead of fetching the recipient have
 them.
@@ -66,6 +67,7 @@ class HeadMeasures:
 
     Attributes:
         attention: mean weights, by the names of ``WEIGHTS``.
+        even: what each would be if attention were even.
         total: effect on the metric of noising the head, as a share of the gap; below 0 where the
             task needs it.
         direct: share of the clean logit difference that the head writes.
@@ -77,6 +79,7 @@ class HeadMeasures:
     """
 
     attention: dict[str, Float[Tensor, "layer head"]]
+    even: dict[str, float]
     total: Float[Tensor, "layer head"]
     direct: Float[Tensor, "layer head"]
     direct_along_links: Float[Tensor, "layer head"]
@@ -140,7 +143,7 @@ def _measure(
     note: Note,
 ) -> HeadMeasures:
     note("attention")
-    weights = _attention(model, prompts, pairs)
+    weights, even = _attention(model, prompts, pairs)
     note("noising each head")
     noised = patch(model, pairs, "z", by=("layer", "head"), direction="noise")
     total = (noised.values.cpu() - clean) / gap
@@ -149,7 +152,7 @@ def _measure(
     direct = shares.sum(1)  # over source layers
     own = torch.stack([shares[layer, layer] for layer in range(len(shares))])
     nothing = torch.zeros_like(direct)
-    first = HeadMeasures(weights, total, direct, direct - own, nothing, nothing)
+    first = HeadMeasures(weights, even, total, direct, direct - own, nothing, nothing)
     movers = _judge(first, *least)
     note("direct attribution without the name movers")
     with model.hooks(fwd_hooks=_knocked_out(model, pairs, movers["name mover"])):
@@ -163,7 +166,7 @@ def _measure(
             senders = [f"a{layer}.h{head}" for head in range(model.cfg.n_heads)]
             effect = path_patch_each(model, pairs, senders, later).effect
             into[layer] = effect.mean(1).cpu() / gap
-    return HeadMeasures(weights, total, direct, direct - own, backup, into)
+    return HeadMeasures(weights, even, total, direct, direct - own, backup, into)
 
 
 def _both_logits(model: ResValTransformer, pairs: PromptPairs) -> list[Tensor]:
@@ -175,7 +178,8 @@ def _both_logits(model: ResValTransformer, pairs: PromptPairs) -> list[Tensor]:
 
 def _attention(
     model: ResValTransformer, prompts: Sequence[IOIPrompt], pairs: PromptPairs
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Mean attention weights [layer, head], and what even attention would give."""
     tokenizer: Any = model.tokenizer
     where = positions(prompts, tokenizer, tokenizer.eos_token_id)
     rows = torch.arange(len(pairs))
@@ -184,12 +188,14 @@ def _attention(
         _, cache = model.run_with_cache(
             pairs.clean, names_filter=names, return_type=None, padding_side="right"
         )
-    return {
+    weights = {
         name: torch.stack(
             [cache[at][rows, :, where[query], where[key]].mean(0).cpu() for at in names]
         )
         for name, (query, key) in WEIGHTS.items()
     }
+    even = {name: (1 / (where[query] + 1)).mean().item() for name, (query, _) in WEIGHTS.items()}
+    return weights, even
 
 
 def _knocked_out(
@@ -240,9 +246,11 @@ def _judge(
 ) -> dict[str, list[tuple[int, int]]]:
     """The heads of each role, most typical first."""
     weights, direct = measured.attention, measured.direct
+    least = {name: max(attention, 2 * even) for name, even in measured.even.items()}
+    sees = {name: weights[name] >= least[name] for name in WEIGHTS}
     to_subject = torch.maximum(weights["end→S1"], weights["end→S2"])
-    sees_io = (weights["end→IO"] >= attention) & (weights["end→IO"] > to_subject)
-    sees_subject = (weights["end→S2"] >= attention) & (weights["end→S2"] > weights["end→IO"])
+    sees_io = sees["end→IO"] & (weights["end→IO"] > to_subject)
+    sees_subject = sees["end→S2"] & (weights["end→S2"] > weights["end→IO"])
     mover = (direct >= share) & sees_io
     criteria = {
         "name mover": (mover, direct),
@@ -254,12 +262,12 @@ def _judge(
             measured.direct_when_movers_are_out,
         ),
         "S-inhibition": (
-            (weights["end→S2"] >= attention) & (measured.into_queries <= -share),
+            sees["end→S2"] & (measured.into_queries <= -share),
             -measured.into_queries,
         ),
-        "induction": (weights["S2→S1+1"] >= attention, weights["S2→S1+1"]),
-        "duplicate token": (weights["S2→S1"] >= attention, weights["S2→S1"]),
-        "previous token": (weights["S1+1→S1"] >= attention, weights["S1+1→S1"]),
+        "induction": (sees["S2→S1+1"], weights["S2→S1+1"]),
+        "duplicate token": (sees["S2→S1"], weights["S2→S1"]),
+        "previous token": (sees["S1+1→S1"], weights["S1+1→S1"]),
     }
     found: dict[str, list[tuple[int, int]]] = {}
     for role, (holds, strength) in criteria.items():

@@ -320,7 +320,7 @@ def test_components_are_named_in_the_order_of_the_model() -> None:
         ({"attn_only": True}, {"m0", "m1", "m2"}),
         ({"normalization_type": "RMS"}, {"ln_final.b"}),
     ],
-    ids=str,
+    ids=["rotary", "attention only", "RMS"],
 )
 def test_what_a_model_lacks_is_no_component(changes: dict[str, Any], missing: set[str]) -> None:
     everything = set(attribute(tiny_model("v"), TOKENS, LABELS).components)

@@ -1,10 +1,12 @@
 """Roles of heads in indirect object identification, and what links carry."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
+from resval_lens.analyses import ioi_roles
 from resval_lens.analyses.attribution import attribute
 from resval_lens.analyses.circuit_tasks import ioi_pairs
 from resval_lens.analyses.ioi_roles import (
@@ -36,6 +38,7 @@ def measures(**changes: Any) -> HeadMeasures:
         "total": nothing.clone(), "direct": nothing.clone(),
         "direct_along_links": nothing.clone(), "direct_when_movers_are_out": nothing.clone(),
         "into_queries": nothing.clone(), "attention": {name: nothing.clone() for name in WEIGHTS},
+        "even": {name: 0.2 if name == "S1+1→S1" else 0.05 for name in WEIGHTS},
     }  # fmt: skip
     for name, value in changes.items():
         target = fields["attention"] if name in WEIGHTS else fields
@@ -61,6 +64,7 @@ def measures(**changes: Any) -> HeadMeasures:
         ({"S2→S1+1": 0.5}, {"induction"}),
         ({"S2→S1": 0.5}, {"duplicate token"}),
         ({"S1+1→S1": 0.5}, {"previous token"}),
+        ({"S1+1→S1": 0.35}, set()),  # even attention over the first five positions gives 0.2
     ],
     ids=str,
 )
@@ -118,11 +122,17 @@ def test_what_roles_are_judged_by_is_measured(values: ResValTransformer) -> None
     assert head["direct"] == pytest.approx((along + own) / metric["clean"], rel=1e-3)
 
 
+def _judge_all(judge: Any, measured: HeadMeasures, *least: float) -> Any:
+    every = [(layer, head) for layer in range(4) for head in range(4)]
+    return judge(measured, *least) | {"previous token": every}
+
+
 def test_path_patching_into_queries_is_what_s_inhibition_is_judged_by(
-    values: ResValTransformer,
+    values: ResValTransformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a threshold so low that every head attends enough for some role, all are measured."""
-    found = head_roles(values, PROMPTS, attention=0.0001)
+    """Judged so that every head has one role, all are reported."""
+    monkeypatch.setattr(ioi_roles, "_judge", partial(_judge_all, ioi_roles._judge))
+    found = head_roles(values, PROMPTS)
     readers = {
         each["head"]
         for role in ("name mover", "subject suppressor")

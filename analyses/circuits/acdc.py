@@ -62,7 +62,7 @@ def _order(graph: Graph) -> list[int]:
         return (-layer, ports.index(port))
 
     order: list[int] = []
-    for group in sorted([*graph.readers, *graph.receivers], key=place):
+    for group in sorted(graph.groups, key=place):
         span = group.edges
         if isinstance(group, Reader):
             rows = torch.arange(span.start, span.stop).view(len(group.names), group.writers)

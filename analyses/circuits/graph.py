@@ -113,7 +113,8 @@ class Graph:
         self.edges: list[Edge] = []
         for layer in range(cfg.n_layers):
             before = 1 + layer * len(self._layer(0))
-            for port, heads in (("q", cfg.n_heads), ("k", self.kv_heads), ("v", self.kv_heads)):
+            sizes: dict[Port, int] = {"q": cfg.n_heads, "k": self.kv_heads, "v": self.kv_heads}
+            for port, heads in sizes.items():
                 names = tuple(f"a{layer}.h{head}<{port}>" for head in range(heads))
                 self._add(f"blocks.{layer}.hook_{port}_input", layer, port, names, before)
             if not cfg.attn_only:
@@ -144,9 +145,9 @@ class Graph:
         return cfg.n_key_value_heads or cfg.n_heads if grouped else cfg.n_heads
 
     @property
-    def link_edges(self) -> slice:
-        """The links' numbers."""
-        return slice(self.n_residual, len(self.edges))
+    def groups(self) -> list[Reader | Receiver]:
+        """All readers and receivers."""
+        return [*self.readers, *self.receivers]
 
     def _layer(self, layer: int) -> list[str]:
         heads = [f"a{layer}.h{head}" for head in range(self.cfg.n_heads)]

@@ -99,7 +99,7 @@ class EdgeRuns:
 
     def _first_layer(self, kept: Bool[Tensor, " edge"]) -> int:
         """The first layer that reads a corrupted edge; n_layers if only the logits do."""
-        for group in sorted([*self.graph.readers, *self.graph.receivers], key=_depth):
+        for group in sorted(self.graph.groups, key=_depth):
             if not kept[group.edges].all():
                 return _depth(group)
         return self.graph.cfg.n_layers
@@ -116,9 +116,7 @@ class _Run:
     def __init__(self, runs: EdgeRuns, kept: Bool[Tensor, "circuit edge"], layer: int) -> None:
         self.runs, self.graph, self.kept, self.layer = runs, runs.graph, kept, layer
         self.changed = {
-            group.hook: group
-            for group in [*self.graph.readers, *self.graph.receivers]
-            if not kept[:, group.edges].all()
+            group.hook: group for group in self.graph.groups if not kept[:, group.edges].all()
         }
         clean, corrupted = runs.clean_run.writers, runs.corrupted_run.writers
         self.written = 1 + layer * ((len(clean) - 1) // self.graph.cfg.n_layers)

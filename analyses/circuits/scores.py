@@ -29,6 +29,7 @@ from resval_lens.analyses.circuits.recording import inputs_per_head, record
 from resval_lens.analyses.circuits.running import MAX_TOKENS, EdgeRuns
 from resval_lens.attention import StreamAttention
 from resval_lens.hooks.prompts import PromptPairs, answer_logits
+from resval_lens.mixing import StreamMix
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
 
@@ -160,7 +161,7 @@ def _gradients(
         return points[str(hook.name)]
 
     hooks: list[Any] = [("blocks.0.hook_resid_pre", put_in)]
-    hooks += [(group.hook, keep) for group in (*graph.readers, *graph.receivers)]
+    hooks += [(group.hook, keep) for group in graph.groups]
     with (
         torch.enable_grad(),
         inputs_per_head(model),
@@ -188,6 +189,7 @@ def _links_differentiable(model: ResValTransformer) -> Iterator[None]:
         for block in model.blocks
         if isinstance(block.attn, StreamAttention)
         for mix in block.attn.mixes.values()
+        if isinstance(mix, StreamMix)
     ]
     before = [mix.stream for mix in mixes]
     try:

@@ -1,0 +1,278 @@
+"""Circuits of classic beside residual-value models: same task, same seeds, causal numbers only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resval_lens.analyses.circuit_study import FAITHFUL, circuit_study
+from resval_lens.analyses.circuit_tasks import icl_pairs, ioi_pairs
+from resval_lens.analyses.ioi_roles import head_roles
+from resval_lens.analyses.link_signals import link_signals
+from resval_lens.checkpoint import SHIPPED_MODELS
+from resval_lens.recorded import RecordedRun
+from resval_lens.recorded_lm import load_lm_runs
+from resval_lens.streams import architecture
+from resval_lens.tasks.icl import ICLBatch
+from resval_lens.tasks.icl_twins import Exchanged
+from resval_lens.tasks.ioi_twins import Kind
+from resval_lens.tasks.stories import ioi_prompts
+from resval_lens.training.icl_run import draw_world
+from resval_lens.transformer import ResValTransformer
+
+Note = Callable[[str], None]
+
+IOI_TWINS: tuple[Kind, ...] = ("giver", "abc")
+ICL_TWINS: tuple[Exchanged, ...] = ("labels", "objects")
+SIGNALS: tuple[Kind, ...] = ("token", "position", "random")
+
+# What is compared over seeds: its heading, and where it lies in a study.
+MEASURES: dict[str, tuple[str, ...]] = {
+    "edges": ("circuit", "n_edges"),
+    "of": ("circuit", "n_edges_of_model"),
+    "links in it": ("links", "in_circuit"),
+    "faithfulness": ("circuit", "faithfulness"),
+    "share through links": ("links", "share_of_circuit"),
+    "model, links corrupted": ("links", "faithfulness_of_model_with_links_corrupted"),
+    "path length": ("circuit", "path_length"),
+    "CPR": ("curve", "cpr"),
+    "CMD": ("curve", "cmd"),
+}
+
+
+@dataclass(frozen=True)
+class Studied:
+    """A language model that is compared: its name, its training seed if it is known."""
+
+    name: str
+    seed: int | None
+    model: ResValTransformer
+
+    @property
+    def architecture(self) -> str:
+        """``classic``, ``values``, ..."""
+        return architecture(self.model.cfg.streams)
+
+
+def classifier_circuits(
+    runs: Sequence[RecordedRun], sequences: int = 256, note: Note = lambda text: None
+) -> list[dict[str, Any]]:
+    """Circuits of two-layer classifiers on fresh classes (IC), for both kinds of twins.
+
+    Args:
+        runs: with trained models, each on test sequences of its own world.
+        sequences: by which edges are scored; circuits are evaluated on as many others.
+        note: called with what is being done.
+
+    Raises:
+        ValueError: a run without a model; fewer than 2 · ``sequences`` test sequences.
+    """
+    found = []
+    for recorded in runs:
+        run = recorded.run
+        if not 1 <= sequences <= run.test_size // 2:
+            raise ValueError(
+                f"sequences must lie between 1 and {run.test_size // 2}, half of the test set; "
+                f"got {sequences}"
+            )
+        note(f"{run.folder_name}: test sequences")
+        world, tests = draw_world(run)
+        batch = ICLBatch(*(x[: 2 * sequences] for x in tests["ic"]))
+        model = recorded.model()
+        for what in ICL_TWINS:
+            pairs = icl_pairs(world, batch, what)
+
+            def said(text: str, about: str = f"{run.folder_name}, other {what}") -> None:
+                note(f"{about}: {text}")
+
+            first, second = pairs.split(sequences)
+            study = circuit_study(model, first, second, exact=True, note=said)
+            found.append(_entry(f"IC ({what})", run.name, run.seed, run.folder_name, study))
+    return found
+
+
+def ioi_circuits(
+    models: Sequence[Studied],
+    prompts: int = 64,
+    seed: int = 0,
+    exact: bool = False,
+    note: Note = lambda text: None,
+) -> list[dict[str, Any]]:
+    """Circuits of language models on indirect objects of stories, for both kinds of twins.
+
+    Args:
+        prompts: unseen ones by which edges are scored; circuits are evaluated on as many others.
+        seed: draws the prompts.
+        exact: report how far the scores agree with exact ones.
+        note: called with what is being done.
+    """
+    drawn = ioi_prompts(2 * prompts, seed, "unseen", "unseen", "unseen")
+    found = []
+    for each in models:
+        for kind in IOI_TWINS:
+            pairs = ioi_pairs(each.model, drawn, kind, seed)
+
+            def said(text: str, about: str = f"{each.name}, {kind} twins") -> None:
+                note(f"{about}: {text}")
+
+            first, second = pairs.split(prompts)
+            study = circuit_study(each.model, first, second, exact=exact, note=said)
+            task = f"IOI ({kind})"
+            found.append(_entry(task, each.architecture, each.seed, each.name, study))
+    return found
+
+
+def _entry(task: str, kind: str, seed: int | None, name: str, study: Any) -> dict[str, Any]:
+    return {"task": task, "architecture": kind, "seed": seed, "name": name, "study": study}
+
+
+def ioi_heads(
+    models: Sequence[Studied], prompts: int = 64, seed: int = 0, note: Note = lambda text: None
+) -> list[dict[str, Any]]:
+    """Each language model's heads by role, and what its links carry of who gave."""
+    drawn = ioi_prompts(prompts, seed, "unseen", "unseen", "unseen")
+    found = []
+    for each in models:
+        note(f"{each.name}: roles of heads")
+        entry: dict[str, Any] = {
+            "architecture": each.architecture,
+            "seed": each.seed,
+            "name": each.name,
+            "roles": head_roles(each.model, drawn, seed=seed),
+            "signals": None,
+        }
+        if each.model.cfg.streams:
+            note(f"{each.name}: what its links carry")
+            entry["signals"] = link_signals(each.model, drawn, SIGNALS, seed)
+        found.append(entry)
+    return found
+
+
+def studied_models(folder: Path | None = None) -> list[Studied]:
+    """The models of a folder's finished runs, or the pair that ships.
+
+    Raises:
+        ValueError: the folder holds no finished run on generated stories.
+    """
+    if folder is None:
+        return [
+            Studied(name, 0, ResValTransformer.from_pretrained(name)) for name in SHIPPED_MODELS
+        ]
+    runs = [
+        each
+        for each in load_lm_runs(folder)
+        if each.done and "unseen" in each.evaluations[-1].get("ioi", {})
+    ]
+    if not runs:
+        raise ValueError(f"{folder} holds no finished run on generated stories")
+    return [Studied(each.run.folder_name, each.run.seed, each.model()) for each in runs]
+
+
+def compare_circuits(
+    runs: Sequence[RecordedRun],
+    models: Sequence[Studied],
+    sequences: int = 256,
+    prompts: int = 64,
+    seed: int = 0,
+    note: Note = lambda text: None,
+) -> dict[str, Any]:
+    """Circuits of classic and values models on both tasks, roles of heads, what links carry.
+
+    Args:
+        runs: of two-layer classifiers; those named classic or values that have a model are studied.
+        models: language models.
+        sequences, prompts: by which edges are scored.
+        seed: draws prompts and twins.
+        note: called with what is being done.
+
+    Returns:
+        JSON-able: ``circuits``, each task's and model's study; ``over_seeds``; ``heads``;
+        ``drawn``, the first seed's circuits; ``found``, in words; ``least``.
+    """
+    chosen = [each for each in runs if each.has_model and each.run.name in ("classic", "values")]
+    circuits = classifier_circuits(chosen, sequences, note)
+    circuits += ioi_circuits(models, prompts, seed, note=note)
+    heads = ioi_heads(models, prompts, seed, note)
+    first = {(entry["task"], entry["architecture"]): entry for entry in reversed(circuits)}
+    return {
+        "least": FAITHFUL,
+        "found": sentences(circuits, heads),
+        "over_seeds": over_seeds(circuits),
+        "circuits": circuits,
+        "heads": heads,
+        "drawn": [
+            {"title": f"{kind}: {task}", "circuit": first[task, kind]["study"]["circuit"]}
+            for task, kind in sorted(first)
+            if task.startswith("IOI")
+        ],
+    }
+
+
+def over_seeds(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each measure of ``MEASURES`` by task and architecture: by seed, mean, population sd."""
+    rows = []
+    for task, kind in dict.fromkeys((e["task"], e["architecture"]) for e in entries):
+        own = [e for e in entries if (e["task"], e["architecture"]) == (task, kind)]
+        measures = {}
+        for name, path in MEASURES.items():
+            values = [_at(e["study"], path) for e in own]
+            if all(value is not None for value in values):
+                measures[name] = {
+                    "by_seed": values,
+                    "mean": float(np.mean(values)),
+                    "sd": float(np.std(values)),
+                }
+        rows.append(
+            {
+                "task": task,
+                "architecture": kind,
+                "seeds": [e["seed"] for e in own],
+                "measures": measures,
+            }
+        )
+    return rows
+
+
+def _at(study: dict[str, Any], path: tuple[str, ...]) -> Any:
+    value: Any = study
+    for step in path:
+        value = None if value is None else value[step]
+    return value
+
+
+def sentences(circuits: Sequence[dict[str, Any]], heads: Sequence[dict[str, Any]]) -> list[str]:
+    """What the value link does, in words, from what corrupting and cutting it does."""
+    said = []
+    rows = {(row["task"], row["architecture"]): row["measures"] for row in over_seeds(circuits)}
+    for task, kind in rows:
+        if "share through links" not in rows[task, kind]:
+            continue
+        own, classic = rows[task, kind], rows.get((task, "classic"))
+        beside = f", {classic['edges']['mean']:.0f} without the stream" if classic else ""
+        said.append(
+            f"{task}: the {kind} model's circuit has {own['edges']['mean']:.0f} edges{beside}; "
+            f"{own['share through links']['mean']:.0%} of its effect runs through "
+            f"{_links(own['links in it']['mean'])}, and with every link corrupted the whole model "
+            f"keeps {own['model, links corrupted']['mean']:.0%} of the task."
+        )
+    signals = [each["signals"]["effects"] for each in heads if each["signals"]]
+    if signals:
+        effects = {
+            kind: float(np.mean([effect["all links"][kind] for effect in signals]))
+            for kind in ("token", "position")
+        }
+        carried = "as a token" if effects["token"] < effects["position"] else "as a position"
+        said.append(
+            f"The links carry who gave {carried}: frozen to prompts in which another token gives "
+            f"they change the logit difference by {effects['token']:+.0%}, frozen to prompts in "
+            f"which the giver stood elsewhere by {effects['position']:+.0%}."
+        )
+    return said
+
+
+def _links(mean: float) -> str:
+    return "its 1 link" if mean == 1 else f"its {mean:.3g} links"

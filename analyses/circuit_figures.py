@@ -1,0 +1,146 @@
+"""Pictures of circuits. Every number in them is in the JSON beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch
+
+from resval_lens.analyses.figures import STYLE, colour
+
+LINK = "#D55E00"
+RESIDUAL = "#555555"
+
+
+def circuits(entries: Sequence[Mapping[str, Any]]) -> Figure:
+    """Circuits side by side, the input below and the logits above; links in colour.
+
+    Args:
+        entries: with ``title`` and ``circuit`` (of ``circuits.evaluation.evaluate``).
+    """
+    with plt.rc_context(STYLE):
+        figure, row = plt.subplots(
+            1, len(entries), figsize=(4.4 * len(entries), 5.6), squeeze=False, layout="constrained"
+        )
+        for axes, entry in zip(row[0], entries, strict=True):
+            _draw(axes, entry["circuit"])
+            axes.set_title(entry["title"], fontsize=9)
+        row[0, 0].plot([], [], color=LINK, lw=2, label="value link")
+        row[0, 0].plot([], [], color=RESIDUAL, lw=2, label="residual stream")
+        figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def _draw(axes: Axes, circuit: Mapping[str, Any]) -> None:
+    nodes: list[str] = circuit["nodes"]
+    places = _places(nodes)
+    largest = max((abs(loss) for loss in circuit["minimality"].values()), default=1.0) or 1.0
+    for edge in circuit["edges"]:
+        source, target = edge.split("->")
+        is_link = edge in circuit["links"]
+        worth = abs(circuit["minimality"][edge]) / largest
+        start, end = places[source.split("<")[0]], places[target.split("<")[0]]
+        axes.add_patch(
+            FancyArrowPatch(
+                start, end, arrowstyle="-|>", mutation_scale=9, shrinkA=13, shrinkB=13,
+                connectionstyle=f"arc3,rad={_bend(start, end)}",
+                color=LINK if is_link else RESIDUAL, alpha=0.35 + 0.65 * worth,
+                lw=0.8 + 2.4 * worth, zorder=2 if is_link else 1,
+            )
+        )  # fmt: skip
+        if target.endswith(">"):  # q, k and v side by side under the head that reads them
+            x = end[0] + {"q": -0.13, "k": 0.0, "v": 0.13}[target[-2]]
+            shade = LINK if is_link else RESIDUAL
+            axes.text(x, end[1] - 0.24, target[-2], fontsize=7, color=shade, ha="center",
+                      va="center", zorder=3)  # fmt: skip
+    for name, (x, y) in places.items():
+        face = "#E8F1F8" if name.startswith("a") else "#F4F0E6"
+        axes.text(x, y, name, ha="center", va="center", fontsize=9, zorder=3,
+                  bbox={"boxstyle": "round,pad=0.35", "fc": face, "ec": "#888888"})  # fmt: skip
+    ys = [y for _, y in places.values()]
+    axes.set(xlim=(-1.25, 1.25), ylim=(min(ys) - 0.5, max(ys) + 0.5))
+    axes.axis("off")
+
+
+def _places(nodes: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Heads of a layer side by side, its MLP above them."""
+    rows: dict[str, list[str]] = {}
+    for name in nodes:
+        rows.setdefault(name.split(".")[0], []).append(name)
+    places = {}
+    for y, names in enumerate(rows.values()):
+        width = min(1.0, 0.45 * (len(names) - 1))
+        for x, name in zip(np.linspace(-width, width, len(names)), names, strict=True):
+            shift = 0.0 if len(names) > 1 or name in ("input", "logits") else (-1) ** y * 0.35
+            places[name] = (float(x) + shift, float(y))
+    return places
+
+
+def _bend(start: tuple[float, float], end: tuple[float, float]) -> float:
+    """Arrows over several rows swing around what lies between."""
+    rows = end[1] - start[1]
+    return 0.0 if rows <= 1 else 0.12 * min(rows, 4) * (1 if end[0] + start[0] >= 0 else -1)
+
+
+def faithfulness(entries: Sequence[Mapping[str, Any]]) -> Figure:
+    """Faithfulness against circuit size: a panel for each task, a line for each model.
+
+    Args:
+        entries: of ``circuit_compare``.
+    """
+    tasks = list(dict.fromkeys(entry["task"] for entry in entries))
+    with plt.rc_context(STYLE):
+        figure, row = plt.subplots(
+            1, len(tasks), figsize=(3.6 * len(tasks), 3.4), squeeze=False, sharey=True,
+            layout="constrained",
+        )  # fmt: skip
+        for axes, task in zip(row[0], tasks, strict=True):
+            seen: set[str] = set()
+            for entry in entries:
+                if entry["task"] != task:
+                    continue
+                curve, name = entry["study"]["curve"], entry["architecture"]
+                axes.plot(
+                    curve["sizes"], curve["faithfulness"], "o-", color=colour(name), ms=3,
+                    label=None if name in seen else name,
+                )  # fmt: skip
+                seen.add(name)
+            axes.axhline(1, color="#999999", lw=0.8, ls=":")
+            axes.axhline(entry["study"]["least"], color="#999999", lw=0.8, ls="--")
+            axes.set(title=task, xlabel="edges kept", xscale="log", ylim=(-0.1, 1.4))
+        row[0, 0].set_ylabel("faithfulness")
+        row[0, 0].legend(loc="lower right")
+    return figure
+
+
+def attribution(entries: Sequence[Mapping[str, Any]]) -> Figure:
+    """Direct logit attribution, head by head: own values and, hatched, values along links.
+
+    Args:
+        entries: with ``title`` and ``components``, {name: mean share in logits}.
+    """
+    with plt.rc_context(STYLE):
+        figure, row = plt.subplots(
+            1, len(entries), figsize=(4.6 * len(entries), 5.2), squeeze=False, sharex=True,
+            layout="constrained",
+        )  # fmt: skip
+        for axes, entry in zip(row[0], entries, strict=True):
+            largest = sorted(entry["components"].items(), key=lambda item: -abs(item[1]))[:16]
+            names, shares = zip(*reversed(largest), strict=True)
+            shades = [LINK if " from " in name else RESIDUAL for name in names]
+            axes.barh(range(len(names)), shares, color=shades)
+            axes.set_yticks(range(len(names)), names, fontsize=8)
+            axes.axvline(0, color="#999999", lw=0.8)
+            axes.set(title=entry["title"], xlabel="share of the logit difference (logits)")
+        row[0, 0].plot([], [], color=LINK, lw=5, label="along links")
+        row[0, 0].plot([], [], color=RESIDUAL, lw=5, label="own")
+        row[0, 0].legend(loc="lower right")
+    return figure

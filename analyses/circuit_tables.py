@@ -1,0 +1,149 @@
+"""Tables of circuits, heads and links in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from resval_lens.analyses.tables import STYLE as WIDE
+
+STYLE: Any = WIDE | {"pad_edge": False, "padding": (0, 1, 0, 0)}
+# Measures of resval_lens.analyses.circuit_compare.MEASURES: heading and form.
+COMPARED = {
+    "edges": ("edges", "{:.3g}"),
+    "faithfulness": ("f", "{:.2f}"),
+    "path length": ("path", "{:.1f}"),
+    "links in it": ("links", "{:.2g}"),
+    "share through links": ("by links", "{:.0%}"),
+    "model, links corrupted": ("f, cut", "{:.2f}"),
+    "CPR": ("CPR", "{:.3f}"),
+    "CMD": ("CMD", "{:.3f}"),
+}
+NUMBERS = {
+    "total": "noised", "direct": "direct", "direct_along_links": "by links",
+    "into_queries": "queries", "end→IO": "to IO", "end→S2": "to S2",
+}  # fmt: skip
+
+
+def compared_table(rows: Sequence[Mapping[str, Any]], least: float) -> Table:
+    """Circuits by task and architecture, of ``circuit_compare.over_seeds``."""
+    table = Table(
+        title=f"Circuits: the fewest edges with a faithfulness f of {least:g}\n"
+        "(what is not in the circuit is resampled from the corrupted twins)",
+        **STYLE,
+    )
+    table.add_column("model", no_wrap=True)
+    for heading, _ in COMPARED.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    previous = None
+    for row in sorted(rows, key=lambda row: row["task"]):
+        if row["task"] != previous:
+            if previous is not None:
+                table.add_section()
+            table.add_row(f"[bold]{row['task']}[/bold]")
+            previous = row["task"]
+        several = len(row["seeds"]) > 1
+        cells, deviations = [], []
+        for name, (_, form) in COMPARED.items():
+            measure = row["measures"].get(name)
+            cells.append("" if measure is None else form.format(measure["mean"]))
+            deviations.append("" if measure is None else f"± {form.format(measure['sd'])}")
+        table.add_row(f"  {row['architecture']}", *cells)
+        if several:
+            table.add_row(f"  ({len(row['seeds'])} seeds)", *deviations, style="dim")
+    table.caption = (
+        "path: mean edges from input to logits; by links: share of f lost without the\n"
+        "circuit's links; f, cut: of the whole model with every link corrupted"
+    )
+    return table
+
+
+def circuit_table(study: Mapping[str, Any], most: int = 30) -> Table:
+    """The edges of one circuit with what each is worth, largest first."""
+    circuit = study["circuit"]
+    worth = sorted(circuit["minimality"].items(), key=lambda item: -abs(item[1]))
+    own = circuit["faithfulness"]
+    table = Table(
+        title=f"{circuit['n_edges']} of {circuit['n_edges_of_model']} edges: faithfulness "
+        f"{own:.3f} (random circuits of this size: {circuit['random']['mean']:.3f})",
+        **STYLE,
+    )
+    table.add_column("edge", no_wrap=True)
+    table.add_column("lost without it", justify="right")
+    links = set(circuit["links"])
+    for edge, loss in worth[:most]:
+        table.add_row(f"[bold]{edge}[/bold] (link)" if edge in links else edge, f"{loss:.3f}")
+    if len(worth) > most:
+        table.caption = f"(and {len(worth) - most} more, in the JSON)"
+    return table
+
+
+def scores_table(study: Mapping[str, Any], most: int = 15) -> Table:
+    """The strongest edges of all, in the circuit or not."""
+    title = f"Strongest edges by {study['method']} (what corrupting one does to the metric)"
+    table = Table(title=title, **STYLE)
+    table.add_column("edge", no_wrap=True)
+    table.add_column("score", justify="right")
+    chosen = set(study["circuit"]["edges"])
+    table.add_column("in the circuit")
+    for line in study["strongest"][:most]:
+        table.add_row(line["edge"], f"{line['score']:+.3f}", "yes" * (line["edge"] in chosen))
+    return table
+
+
+def roles_table(heads: Sequence[Mapping[str, Any]]) -> Table:
+    """Heads by role with the numbers they are judged by, of ``circuit_compare.ioi_heads``."""
+    criteria = heads[0]["roles"]["criteria"]
+    table = Table(
+        title="Heads by role in naming the indirect object\n"
+        f"(attention ≥ {criteria['attention']:g}, shares ≥ {criteria['share']:g})",
+        **STYLE,
+    )
+    for name in ("role", "head"):
+        table.add_column(name, no_wrap=True)
+    for heading in NUMBERS.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    for number, each in enumerate(heads):
+        if number:
+            table.add_section()
+        table.add_row(f"[bold]{_title(each)}[/bold]")
+        for role, found in each["roles"]["roles"].items():
+            for head in found:
+                cells = (f"{head[name]:+.2f}" for name in NUMBERS)
+                table.add_row(f"  {role}", head["head"], *cells)
+                role = ""
+    table.caption = (
+        "noised: effect on IO − S of its z from the twin, in parts of the gap; direct: share\n"
+        "of IO − S that it writes, by links: of that, with values of earlier layers;\n"
+        "queries: path patched into those of movers; to IO, to S2: attention from the end"
+    )
+    return table
+
+
+def signals_table(heads: Sequence[Mapping[str, Any]]) -> Table:
+    """What links carry of who gave: layers' links, and the single ones that matter."""
+    found = [each for each in heads if each["signals"]]
+    kinds = list(found[0]["signals"]["signals"])
+    table = Table(
+        title="Links frozen to a twin: change of the logit difference (−200%: inverted)", **STYLE
+    )
+    table.add_column("links", no_wrap=True)
+    for kind in kinds:
+        token, position = found[0]["signals"]["signals"][kind]
+        table.add_column(f"{kind}\ntoken {token},\nposition {position}", justify="right")
+    for number, each in enumerate(found):
+        if number:
+            table.add_section()
+        table.add_row(f"[bold]{_title(each)}[/bold]")
+        for links, effects in each["signals"]["effects"].items():
+            if ".h" in links and max(map(abs, effects.values())) < 0.05:
+                continue
+            table.add_row(f"  {links}", *(f"{effects[kind]:+.0%}" for kind in kinds))
+    return table
+
+
+def _title(entry: Mapping[str, Any]) -> str:
+    seed = "" if entry["seed"] is None else f", seed {entry['seed']}"
+    return f"{entry['architecture']}{seed}"
