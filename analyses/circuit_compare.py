@@ -252,12 +252,18 @@ def sentences(circuits: Sequence[dict[str, Any]], heads: Sequence[dict[str, Any]
         if "share through links" not in rows[task, kind]:
             continue
         own, classic = rows[task, kind], rows.get((task, "classic"))
-        beside = f", {classic['edges']['mean']:.0f} without the stream" if classic else ""
+        beside = f" ({classic['edges']['mean']:.3g} without the stream)" if classic else ""
+        through = own["share through links"]["mean"]
+        links = own["links in it"]["mean"]
         said.append(
-            f"{task}: the {kind} model's circuit has {own['edges']['mean']:.0f} edges{beside}; "
-            f"{own['share through links']['mean']:.0%} of its effect runs through "
-            f"{_links(own['links in it']['mean'])}, and with every link corrupted the whole model "
-            f"keeps {own['model, links corrupted']['mean']:.0%} of the task."
+            f"{task}: the {kind} model's circuit has {own['edges']['mean']:.3g} edges{beside}, "
+            + (
+                f"{links:.3g} of them links, and {through:.0%} of its effect runs through these; "
+                if links
+                else "none of them a link; "
+            )
+            + "with every link corrupted the whole model keeps "
+            f"{own['model, links corrupted']['mean']:.0%} of the task."
         )
     signals = [each["signals"]["effects"] for each in heads if each["signals"]]
     if signals:
@@ -272,7 +278,3 @@ def sentences(circuits: Sequence[dict[str, Any]], heads: Sequence[dict[str, Any]
             f"which the giver stood elsewhere by {effects['position']:+.0%}."
         )
     return said
-
-
-def _links(mean: float) -> str:
-    return "its 1 link" if mean == 1 else f"its {mean:.3g} links"

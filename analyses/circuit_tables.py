@@ -9,7 +9,7 @@ from rich.table import Table
 
 from resval_lens.analyses.tables import STYLE as WIDE
 
-STYLE: Any = WIDE | {"pad_edge": False, "padding": (0, 1, 0, 0)}
+STYLE: Any = WIDE | {"pad_edge": False, "padding": (0, 1, 0, 0), "caption_justify": "left"}
 # Measures of resval_lens.analyses.circuit_compare.MEASURES: heading and form.
 COMPARED = {
     "edges": ("edges", "{:.3g}"),
@@ -54,7 +54,7 @@ def compared_table(rows: Sequence[Mapping[str, Any]], least: float) -> Table:
         if several:
             table.add_row(f"  ({len(row['seeds'])} seeds)", *deviations, style="dim")
     table.caption = (
-        "path: mean edges from input to logits; by links: share of f lost without the\n"
+        "path: mean edges from input to logits; by links: share of f lost without the "
         "circuit's links; f, cut: of the whole model with every link corrupted"
     )
     return table
@@ -115,8 +115,8 @@ def roles_table(heads: Sequence[Mapping[str, Any]]) -> Table:
                 table.add_row(f"  {role}", head["head"], *cells)
                 role = ""
     table.caption = (
-        "noised: effect on IO − S of its z from the twin, in parts of the gap; direct: share\n"
-        "of IO − S that it writes, by links: of that, with values of earlier layers;\n"
+        "noised: effect on IO − S of its z from the twin, in parts of the gap; direct: share "
+        "of IO − S that it writes, by links: of that, with values of earlier layers; "
         "queries: path patched into those of movers; to IO, to S2: attention from the end"
     )
     return table
@@ -127,7 +127,7 @@ def signals_table(heads: Sequence[Mapping[str, Any]]) -> Table:
     found = [each for each in heads if each["signals"]]
     kinds = list(found[0]["signals"]["signals"])
     table = Table(
-        title="Links frozen to a twin: change of the logit difference (−200%: inverted)", **STYLE
+        title="Links frozen to a twin: change of the logit difference\n(−200%: inverted)", **STYLE
     )
     table.add_column("links", no_wrap=True)
     for kind in kinds:

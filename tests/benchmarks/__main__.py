@@ -24,7 +24,7 @@ from resval_lens.answer import answer
 from resval_lens.language_models import preset
 from resval_lens.runtime import keep_freed_memory
 from resval_lens.tasks.icl import ICLTask, ICLWorld
-from tests.benchmarks import plain_gpt, plain_icl
+from tests.benchmarks import edges, patching, plain_gpt, plain_icl
 
 Step = Callable[[], object]
 
@@ -162,6 +162,17 @@ def main() -> None:
         peers = language_model_peers(options.vocabulary, dropout)
         with_it = "with" if dropout else "without"
         show(f"{title}, {with_it} dropout", timed(peers, options.rounds, repeats=1))
+    print("Patching: TransformerLens's seconds for the same cells / ours")
+    for twins, what in (("corrupted", "one name differs"), ("other", "all differ")):
+        for name, found in patching.ratios(options.rounds, twins).items():
+            print(f"  {name}, {what}: {spread(found)}", flush=True)
+    print("Edge scores (EAP-IG): seconds of a dense table of writers / ours")
+    print(f"  {spread(edges.ratios(options.rounds))}")
+
+
+def spread(ratios: list[float]) -> str:
+    """The median, and the smallest and the largest."""
+    return f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -83,15 +82,3 @@ def ratios(rounds: int = 5, twins: str = "corrupted", prompts: int = 16) -> dict
                 seconds.append(time.perf_counter() - start)
             found[name].append(seconds[0] / seconds[1])
     return found
-
-
-def main() -> None:
-    torch.set_num_threads(1)
-    for twins in ("corrupted", "other"):
-        for name, found in ratios(twins=twins).items():
-            low, middle, high = min(found), statistics.median(found), max(found)
-            print(f"{name}, {twins} twins: {middle:.1f} ({low:.1f} to {high:.1f})", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,56 @@
+"""Edge scores against the published way, a dense table of writers, on the same prompts."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+from resval_lens import ResValTransformer
+from resval_lens.analyses.circuits.scores import score_edges
+from resval_lens.hooks.prompts import logit_difference
+from tests.benchmarks.patching import ioi_pairs
+from tests.reference.eap import eap_scores
+
+
+def ratios(rounds: int = 5, prompts: int = 64, steps: int = 5) -> list[float]:
+    """Seconds of the published way / ours, round by round: EAP-IG of a classic model."""
+    model = ResValTransformer.from_pretrained("stories-small-classic")
+    pairs = ioi_pairs(prompts)
+    stock = as_stock(model)
+
+    def metric(logits: Tensor) -> Tensor:
+        return logit_difference(logits[:, -1], pairs.labels).sum()
+
+    def theirs() -> None:
+        eap_scores(stock, pairs.clean, pairs.corrupted, metric, steps)
+
+    def ours() -> None:
+        score_edges(model, pairs, "eap-ig", steps=steps)
+
+    found = []
+    for _ in range(rounds):
+        seconds = [timed(run) for run in (theirs, ours)]
+        found.append(seconds[0] / seconds[1])
+    return found
+
+
+def timed(run: Callable[[], None]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def as_stock(model: ResValTransformer) -> HookedTransformer:
+    """A classic model's weights in TransformerLens's own class."""
+    names = HookedTransformerConfig.__dataclass_fields__
+    settings = {k: v for k, v in model.cfg.to_dict().items() if k in names and k != "seed"}
+    settings["tokenizer_name"] = None
+    stock = HookedTransformer(HookedTransformerConfig(**settings))
+    state = {k: v for k, v in model.state_dict().items() if "mixes" not in k}
+    state["unembed.W_U"] = model.unembed.W_U.detach().clone()
+    state["unembed.b_U"] = torch.zeros(model.cfg.d_vocab)
+    stock.load_state_dict(state, strict=False)
+    return stock

@@ -1,0 +1,156 @@
+"""Circuits compared: classic beside values, on both tasks."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from resval_lens.analyses import circuit_figures, circuit_tables, figures
+from resval_lens.analyses.circuit_compare import (
+    MEASURES,
+    Studied,
+    classifier_circuits,
+    compare_circuits,
+    over_seeds,
+    sentences,
+    studied_models,
+)
+from resval_lens.analyses.circuit_study import agreement, circuit_study
+from resval_lens.analyses.circuit_tasks import ioi_pairs
+from resval_lens.analyses.circuits.circuit import Circuit
+from resval_lens.analyses.circuits.running import EdgeRuns
+from resval_lens.analyses.circuits.scores import EdgeScores, score_edges
+from resval_lens.hooks import PromptPairs, cut_links
+from resval_lens.hooks.prompts import answer_logits
+from resval_lens.recorded import load_runs
+from resval_lens.tasks.stories import ioi_prompts
+from resval_lens.transformer import ResValTransformer
+from tests.hand_built import LINKED_CIRCUIT, linked_model, linked_pairs
+
+
+@pytest.fixture(scope="module")
+def compared() -> dict[str, Any]:
+    return compare_circuits(load_runs(), studied_models(), sequences=32, prompts=8)
+
+
+def test_the_hand_built_models_effect_runs_through_its_link() -> None:
+    study = circuit_study(linked_model(), linked_pairs(), exact=True)
+    assert set(study["circuit"]["edges"]) == LINKED_CIRCUIT
+    assert study["circuit"]["path_length"] == 3
+    links = study["links"]
+    assert links["in_circuit"] == 1
+    assert links["share_of_circuit"] == pytest.approx(1)
+    assert links["faithfulness_of_model_with_links_corrupted"] == pytest.approx(0)
+    assert links["clean_metric_with_links_cut"] == pytest.approx(0)
+    assert study["agreement"] == pytest.approx({"rank": 1, "rank_of_size": 1, "correlation": 1})
+
+
+def test_a_circuit_is_scored_on_some_prompts_and_evaluated_on_others() -> None:
+    model = ResValTransformer.from_pretrained("stories-small-values")
+    pairs = ioi_pairs(model, ioi_prompts(24, 0, "unseen", "unseen", "unseen"))
+    scored, held_out = pairs.rows(slice(0, 8)), pairs.rows(slice(8, 24))
+    study = circuit_study(model, scored, held_out)
+    runs = EdgeRuns(model, held_out)
+    circuit = Circuit.of(runs.graph, study["circuit"]["edges"])
+    f = (runs.means(circuit.kept[None]).item() - runs.corrupted) / (runs.clean - runs.corrupted)
+    assert study["circuit"]["faithfulness"] == pytest.approx(f, rel=1e-4)
+    assert f >= 0.85
+    without = runs.means(circuit.without_links().kept[None]).item()
+    lost = 1 - (without - runs.corrupted) / (runs.clean - runs.corrupted) / f
+    assert study["links"]["share_of_circuit"] == pytest.approx(lost, abs=1e-4)
+    scores = score_edges(model, scored)
+    assert study["strongest"][0]["edge"] == scores.top(1)[0][0]
+    with torch.no_grad(), cut_links(model):
+        cut = held_out.measure(answer_logits(model, held_out.clean, held_out.answers)).mean()
+    assert study["links"]["clean_metric_with_links_cut"] == pytest.approx(cut.item(), rel=1e-4)
+
+
+def test_what_cannot_be_studied_is_refused() -> None:
+    model, pairs = linked_model(), linked_pairs()
+    same = PromptPairs(pairs.clean, pairs.clean, pairs.metric, pairs.labels)
+    with pytest.raises(ValueError, match="their gap vanishes"):
+        circuit_study(model, same)
+    with pytest.raises(ValueError, match="sequences must lie between 1 and 5000"):
+        classifier_circuits([run for run in load_runs() if run.has_model][:1], 0)
+
+
+def test_agreement_is_of_ranks_and_of_numbers() -> None:
+    graph = EdgeRuns(linked_model(), linked_pairs()).graph
+
+    def scores(values: torch.Tensor) -> EdgeScores:
+        return EdgeScores(graph, values, "exact", None, 1)
+
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(len(graph), generator=generator)
+    found = agreement(scores(values), scores(values**3))
+    assert found["rank"] == found["rank_of_size"] == pytest.approx(1)
+    assert 0.3 < found["correlation"] < 0.99
+    assert agreement(scores(values), scores(-values))["rank"] == pytest.approx(-1)
+    assert agreement(scores(values), scores(-values))["rank_of_size"] == pytest.approx(1)
+
+
+def test_both_tasks_and_both_models_are_compared(compared: dict[str, Any]) -> None:
+    rows = {(row["task"], row["architecture"]) for row in compared["over_seeds"]}
+    tasks = ("IC (labels)", "IC (objects)", "IOI (giver)", "IOI (abc)")
+    assert rows == {(task, kind) for task in tasks for kind in ("classic", "values")}
+    for row in compared["over_seeds"]:
+        classic = row["architecture"] == "classic"
+        assert ("share through links" in row["measures"]) != classic
+        assert row["measures"]["faithfulness"]["mean"] >= 0.85
+    assert [each["signals"] is None for each in compared["heads"]] == [True, False]
+    assert json.loads(json.dumps(compared, allow_nan=False))["least"] == 0.85
+
+
+def test_what_is_said_is_what_was_measured(compared: dict[str, Any]) -> None:
+    said = sentences(compared["circuits"], compared["heads"])
+    assert said == compared["found"]
+    by_task = {row["task"]: row["measures"] for row in compared["over_seeds"]
+               if row["architecture"] == "values"}  # fmt: skip
+    for sentence, (task, measures) in zip(said, by_task.items(), strict=False):
+        assert sentence.startswith(f"{task}: the values model's circuit has ")
+        assert f"{measures['edges']['mean']:.3g} edges" in sentence
+        kept = measures["model, links corrupted"]["mean"]
+        assert sentence.endswith(f"the whole model keeps {kept:.0%} of the task.")
+    assert "carry who gave as a token" in said[-1]
+
+
+def test_over_seeds_takes_means_and_population_deviations(compared: dict[str, Any]) -> None:
+    entry = next(e for e in compared["circuits"] if e["architecture"] == "values")
+    other = json.loads(json.dumps(entry))
+    other["seed"] = 1
+    other["study"]["circuit"]["n_edges"] = entry["study"]["circuit"]["n_edges"] + 4
+    (row,) = over_seeds([entry, other])
+    assert row["seeds"] == [entry["seed"], 1]
+    assert row["measures"]["edges"]["sd"] == 2
+    assert row["measures"]["edges"]["mean"] == entry["study"]["circuit"]["n_edges"] + 2
+    assert set(row["measures"]) == set(MEASURES)
+
+
+def test_every_table_and_figure_draws(compared: dict[str, Any], tmp_path: Path) -> None:
+    study = compared["circuits"][-1]["study"]
+    assert circuit_tables.compared_table(compared["over_seeds"], 0.85).row_count == 12
+    assert circuit_tables.circuit_table(study).row_count == study["circuit"]["n_edges"]
+    assert circuit_tables.scores_table(study, 5).row_count == 5
+    assert circuit_tables.roles_table(compared["heads"]).row_count > 3
+    assert circuit_tables.signals_table(compared["heads"]).row_count > 4
+    shares = {"title": "values", "components": {"a1.h0": 0.5, "a1.h0 from 0": -0.2, "m1": 0.1}}
+    drawn = [
+        circuit_figures.circuits(compared["drawn"]),
+        circuit_figures.faithfulness(compared["circuits"]),
+        circuit_figures.attribution([shares]),
+    ]
+    for number, figure in enumerate(drawn):
+        path = figures.save(figure, tmp_path / f"{number}.png")
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_without_runs_on_stories_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no training runs"):
+        studied_models(tmp_path)
+
+
+def test_a_studied_model_is_named_by_its_architecture() -> None:
+    model = ResValTransformer.from_pretrained("stories-small-values")
+    assert Studied("mine", None, model).architecture == "values"
