@@ -34,6 +34,17 @@ def test_the_example_of_language_models_runs(tmp_path, monkeypatch):
     assert (tmp_path / "runs" / "mine" / "model" / "tokenizer.json").is_file()
 
 
+def test_the_example_of_circuits_runs(tmp_path, monkeypatch, capsys):
+    (example,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "circuits.md").read_text(), re.DOTALL
+    )
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {}
+    exec(compile(example, "circuits.md", "exec"), namespace)
+    assert "a0.h2<v>->a1.h2<v>" in namespace["circuit"].links
+    assert capsys.readouterr().out.count("Faithfulness(") == 2
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.name)
 def test_notebooks_run_and_are_kept_without_outputs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
