@@ -43,6 +43,9 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "CMD": ("curve", "cmd"),
 }
 
+ENOUGH_EDGES = 100
+"""In smaller graphs one edge is a large share, and areas over shares say little."""
+
 
 @dataclass(frozen=True)
 class Studied:
@@ -218,14 +221,13 @@ def over_seeds(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for task, kind in dict.fromkeys((e["task"], e["architecture"]) for e in entries):
         own = [e for e in entries if (e["task"], e["architecture"]) == (task, kind)]
         measures = {}
+        few = own[0]["study"]["circuit"]["n_edges_of_model"] < ENOUGH_EDGES
         for name, path in MEASURES.items():
+            if few and name in ("CPR", "CMD"):
+                continue
             values = [_at(e["study"], path) for e in own]
             if all(value is not None for value in values):
-                measures[name] = {
-                    "by_seed": values,
-                    "mean": float(np.mean(values)),
-                    "sd": float(np.std(values)),
-                }
+                measures[name] = _over(values)
         rows.append(
             {
                 "task": task,
@@ -253,28 +255,38 @@ def sentences(circuits: Sequence[dict[str, Any]], heads: Sequence[dict[str, Any]
             continue
         own, classic = rows[task, kind], rows.get((task, "classic"))
         beside = f" ({classic['edges']['mean']:.3g} without the stream)" if classic else ""
-        through = own["share through links"]["mean"]
-        links = own["links in it"]["mean"]
+        links, kept = own["links in it"]["mean"], own["model, links corrupted"]
+        inside = "none of them a link"
+        if links:
+            count = "1 of them a link" if links == 1 else f"{links:.3g} of them links"
+            inside = f"{count}; {_percent(own['share through links'])} of its effect runs there"
         said.append(
             f"{task}: the {kind} model's circuit has {own['edges']['mean']:.3g} edges{beside}, "
-            + (
-                f"{links:.3g} of them links, and {through:.0%} of its effect runs through these; "
-                if links
-                else "none of them a link; "
-            )
-            + "with every link corrupted the whole model keeps "
-            f"{own['model, links corrupted']['mean']:.0%} of the task."
+            f"{inside}; with every link corrupted the whole model keeps {_percent(kept)} of the "
+            "task."
         )
     signals = [each["signals"]["effects"] for each in heads if each["signals"]]
     if signals:
-        effects = {
-            kind: float(np.mean([effect["all links"][kind] for effect in signals]))
+        token, position = (
+            _over([effect["all links"][kind] for effect in signals])
             for kind in ("token", "position")
-        }
-        carried = "as a token" if effects["token"] < effects["position"] else "as a position"
+        )
+        carried = "a token" if token["mean"] < position["mean"] else "a position"
         said.append(
-            f"The links carry who gave {carried}: frozen to prompts in which another token gives "
-            f"they change the logit difference by {effects['token']:+.0%}, frozen to prompts in "
-            f"which the giver stood elsewhere by {effects['position']:+.0%}."
+            f"What the links carry of who gave is {carried}: frozen to prompts in which the other "
+            f"person's token gives they change the logit difference by {_percent(token)}, frozen "
+            f"to prompts in which the giver stood elsewhere by {_percent(position)} (−200%: "
+            "inverted)."
         )
     return said
+
+
+def _over(values: list[float]) -> dict[str, Any]:
+    return {"by_seed": values, "mean": float(np.mean(values)), "sd": float(np.std(values))}
+
+
+def _percent(measure: dict[str, Any]) -> str:
+    """The mean; of several seeds each, too."""
+    several = measure["by_seed"]
+    each = f" (by seed {', '.join(f'{value:.0%}' for value in several)})" if several[1:] else ""
+    return f"{measure['mean']:.0%}{each}"

@@ -18,8 +18,8 @@ COMPARED = {
     "links in it": ("links", "{:.2g}"),
     "share through links": ("by links", "{:.0%}"),
     "model, links corrupted": ("f, cut", "{:.2f}"),
-    "CPR": ("CPR", "{:.3f}"),
-    "CMD": ("CMD", "{:.3f}"),
+    "CPR": ("CPR", "{:.2f}"),
+    "CMD": ("CMD", "{:.2f}"),
 }
 NUMBERS = {
     "total": "noised", "direct": "direct", "direct_along_links": "by links",

@@ -113,11 +113,15 @@ def test_what_is_said_is_what_was_measured(compared: dict[str, Any]) -> None:
         assert f"{measures['edges']['mean']:.3g} edges" in sentence
         kept = measures["model, links corrupted"]["mean"]
         assert sentence.endswith(f"the whole model keeps {kept:.0%} of the task.")
-    assert "carry who gave as a token" in said[-1]
+    assert "of who gave is a token" in said[-1]
+    twice = [*compared["circuits"], *compared["circuits"]]
+    assert "(by seed " in sentences(twice, compared["heads"])[0]
 
 
 def test_over_seeds_takes_means_and_population_deviations(compared: dict[str, Any]) -> None:
-    entry = next(e for e in compared["circuits"] if e["architecture"] == "values")
+    ours = [e for e in compared["circuits"] if e["architecture"] == "values"]
+    assert "CPR" not in over_seeds(ours[:1])[0]["measures"]  # a graph of 13 edges
+    entry = ours[-1]
     other = json.loads(json.dumps(entry))
     other["seed"] = 1
     other["study"]["circuit"]["n_edges"] = entry["study"]["circuit"]["n_edges"] + 4
