@@ -268,8 +268,7 @@ def sentences(circuits: Sequence[dict[str, Any]], heads: Sequence[dict[str, Any]
     signals = [each["signals"]["effects"] for each in heads if each["signals"]]
     if signals:
         token, position = (
-            _over([effect["all links"][kind] for effect in signals])
-            for kind in ("token", "position")
+            _over([effect["all"][kind] for effect in signals]) for kind in ("token", "position")
         )
         carried = "a token" if token["mean"] < position["mean"] else "a position"
         said.append(

@@ -66,8 +66,9 @@ def circuit_table(study: Mapping[str, Any], most: int = 30) -> Table:
     worth = sorted(circuit["minimality"].items(), key=lambda item: -abs(item[1]))
     own = circuit["faithfulness"]
     table = Table(
-        title=f"{circuit['n_edges']} of {circuit['n_edges_of_model']} edges: faithfulness "
-        f"{own:.3f} (random circuits of this size: {circuit['random']['mean']:.3f})",
+        title=f"{circuit['n_edges']} of {circuit['n_edges_of_model']} edges: "
+        f"faithfulness {own:.3f}\n"
+        f"(random circuits of this size: {circuit['random']['mean']:.3f})",
         **STYLE,
     )
     table.add_column("edge", no_wrap=True)
@@ -82,7 +83,7 @@ def circuit_table(study: Mapping[str, Any], most: int = 30) -> Table:
 
 def scores_table(study: Mapping[str, Any], most: int = 15) -> Table:
     """The strongest edges of all, in the circuit or not."""
-    title = f"Strongest edges by {study['method']} (what corrupting one does to the metric)"
+    title = f"Strongest edges by {study['method']}\n(what corrupting one does to the metric)"
     table = Table(title=title, **STYLE)
     table.add_column("edge", no_wrap=True)
     table.add_column("score", justify="right")

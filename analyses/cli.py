@@ -12,9 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from resval_lens.analyses.circuit_commands import (
+    attribute_command,
+    circuit_command,
+    induction_command,
+)
 from resval_lens.analyses.console import err, out, progress_bars
 from resval_lens.analyses.eval_commands import eval_app
 from resval_lens.analyses.generate_command import generate_command
+from resval_lens.analyses.intervention_commands import ablate_command, patch_command
 from resval_lens.analyses.lm_commands import plan_command, train_lm_command
 from resval_lens.analyses.options import Quiet, notes, numbers, writable
 
@@ -35,6 +41,11 @@ train_app.command("lm")(train_lm_command)
 app.command("plan")(plan_command)
 app.command("generate")(generate_command)
 app.add_typer(eval_app, name="eval")
+app.command("patch")(patch_command)
+app.command("ablate")(ablate_command)
+app.command("circuit")(circuit_command)
+app.command("attribute")(attribute_command)
+app.command("induction")(induction_command)
 
 Seeds = Annotated[str, typer.Option(help="Like 0,1,2 or 0-3.")]
 Steps = Annotated[int, typer.Option(help="Training steps of 128 sequences.")]

@@ -22,7 +22,7 @@ from resval_lens.analyses.head_scores import (
     repeated_loss,
     repeated_tokens,
 )
-from resval_lens.hooks import Link, link_hooks, links, zero
+from resval_lens.hooks import link_groups, link_hooks, zero
 from resval_lens.recorded import RecordedRun
 from resval_lens.streams import shorthand
 from resval_lens.transformer import ResValTransformer
@@ -141,15 +141,6 @@ def losses_by_edit(
                 loss = repeated_loss(model, repeated, chunk)
             rows.append({"links": name, "ablation": ablation, **_means(loss)})
     return rows
-
-
-def link_groups(model: ResValTransformer) -> dict[str, list[Link]]:
-    """Links by name: ``all``, those of a stream and layer (``v1``), and each (``v1.h0``)."""
-    every = links(model)
-    groups = {"all": list(every)}
-    for link in every:
-        groups.setdefault(f"{link.stream}{link.layer}", []).append(link)
-    return groups | {str(link): [link] for link in every}
 
 
 def _means(loss: RepeatedLoss) -> dict[str, float]:

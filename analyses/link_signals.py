@@ -18,14 +18,12 @@ from typing import Any, get_args
 import torch
 
 from resval_lens.analyses.circuit_tasks import ioi_pairs
-from resval_lens.hooks import Link, freeze, link_activations, link_hooks, links
+from resval_lens.hooks import freeze, link_activations, link_groups, link_hooks
 from resval_lens.hooks.prompts import answer_logits
 from resval_lens.runtime import evaluating
 from resval_lens.tasks.ioi import IOIPrompt
 from resval_lens.tasks.ioi_twins import SIGNALS, Kind
 from resval_lens.transformer import ResValTransformer
-
-ALL = "all links"
 
 
 @torch.no_grad()
@@ -50,8 +48,8 @@ def link_signals(
     Raises:
         ValueError: a model without links, or a logit difference that is not above 0.
     """
-    groups = _groups(links(model))
-    names: list[Link] = groups[ALL]
+    groups = link_groups(model)
+    names = groups["all"]
     effects: dict[str, dict[str, float]] = {group: {} for group in groups}
     clean = 0.0
     for kind in kinds:
@@ -73,10 +71,3 @@ def link_signals(
         "ablation": "links frozen to the twin's",
         "effects": effects,
     }
-
-
-def _groups(every: Sequence[Link]) -> dict[str, list[Link]]:
-    groups: dict[str, list[Link]] = {ALL: list(every)}
-    for link in every:
-        groups.setdefault(f"{link.stream}{link.layer}", []).append(link)
-    return groups | {str(link): [link] for link in every}

@@ -12,7 +12,7 @@ from resval_lens.hooks.ablate import (
     scale_links,
     zero,
 )
-from resval_lens.hooks.links import Link, links
+from resval_lens.hooks.links import Link, link_groups, links
 from resval_lens.hooks.names import known_hook_name, known_hook_names
 from resval_lens.hooks.patching import PatchResult, patch
 from resval_lens.hooks.path_patching import PathEffects, path_patch, path_patch_each
@@ -35,6 +35,7 @@ __all__ = [
     "known_hook_name",
     "known_hook_names",
     "link_activations",
+    "link_groups",
     "link_hooks",
     "links",
     "logit_difference",

@@ -69,6 +69,15 @@ def links(
     return tuple(found)
 
 
+def link_groups(model: ResValTransformer) -> dict[str, list[Link]]:
+    """Links by name: ``all``, those of a stream and layer (``v1``), and each (``v1.h0``)."""
+    every = links(model)
+    groups = {"all": list(every)}
+    for link in every:
+        groups.setdefault(f"{link.stream}{link.layer}", []).append(link)
+    return groups | {str(link): [link] for link in every}
+
+
 def whole_numbers(chosen: Numbers | None, what: str) -> list[int] | None:
     """A list of whole numbers, NumPy's too, from one or several; None stays None."""
     if chosen is None:

@@ -25,14 +25,13 @@ from resval_lens.analyses.induction import (
     MEASURES,
     even_scores,
     induction_study,
-    link_groups,
     losses_by_edit,
     measures_over_training,
     top_heads,
 )
 from resval_lens.analyses.induction_figures import TITLES
 from resval_lens.analyses.induction_figures import measures_over_training as figure_of
-from resval_lens.hooks import Link, cut_links, link_activations
+from resval_lens.hooks import Link, cut_links, link_activations, link_groups
 from resval_lens.recorded import RecordedRun, load_runs
 from resval_lens.streams import AttentionStream
 from resval_lens.training.icl_run import ICLRun

@@ -162,7 +162,7 @@ def test_direct_effects_are_attributions(values: ResValTransformer) -> None:
 def test_links_frozen_to_a_twin_carry_what_it_carries(values: ResValTransformer) -> None:
     found = link_signals(values, PROMPTS, kinds=("token", "position"))
     assert set(found["effects"]) == {
-        "all links", "v1", "v2", "v3", *(f"v{i}.h{head}" for i in (1, 2, 3) for head in range(4))
+        "all", "v1", "v2", "v3", *(f"v{i}.h{head}" for i in (1, 2, 3) for head in range(4))
     }  # fmt: skip
     for kind in ("token", "position"):
         pairs = ioi_pairs(values, PROMPTS, kind, 0)

@@ -1,0 +1,364 @@
+"""``resval-lens circuit``, ``resval-lens attribute`` and ``resval-lens induction``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from resval_lens.analyses.console import out
+from resval_lens.analyses.intervention_commands import (
+    General,
+    Model,
+    Out,
+    Prompts,
+    Seed,
+    Twins,
+)
+from resval_lens.analyses.options import Quiet, notes, writable
+
+if TYPE_CHECKING:
+    from resval_lens.analyses.subjects import ModelOnTask
+    from resval_lens.recorded import RecordedRun
+    from resval_lens.transformer import ResValTransformer
+
+Note = Callable[[str], None]
+
+
+def circuit_command(
+    model: Model = "stories-small-values",
+    method: Annotated[str, typer.Option(help="Scores of edges: eap, eap-ig or exact.")] = "eap-ig",
+    steps: Annotated[int, typer.Option(help="Of eap-ig.")] = 5,
+    least: Annotated[float, typer.Option(help="Faithfulness that the circuit must have.")] = 0.85,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Also score exactly, and say how far scores agree.")
+    ] = False,
+    acdc: Annotated[
+        float | None,
+        typer.Option(help="ACDC instead: drop edges worth less than this (unit of the metric)."),
+    ] = None,
+    prompts: Prompts = 64,
+    seed: Seed = None,
+    twins: Twins = None,
+    general: General = False,
+    to: Out = Path("out"),
+    quiet: Quiet = False,
+) -> None:
+    """The circuit of a task: the fewest edges, links among them, that stand for the model.
+
+    Edges are scored on the prompts; the circuit is chosen by size and evaluated on as many others,
+    with every other edge resampled from the corrupted twins.
+
+    Example: `resval-lens circuit values --method exact`
+    """
+    from resval_lens.analyses import circuit_tables, figures
+    from resval_lens.analyses.circuit_figures import circuits
+    from resval_lens.analyses.circuit_study import circuit_study
+    from resval_lens.analyses.subjects import on_two_sets
+    from resval_lens.files import write_json
+    from resval_lens.provenance import provenance
+    from resval_lens.runtime import one_thread
+
+    if not 0 < least <= 1:
+        raise ValueError(f"least must be above 0 and at most 1; got {least}")
+    with notes(quiet) as note, one_thread():
+        note("prompts")
+        scored, held_out = on_two_sets(model, prompts, seed, twins, general)
+        writable(to)
+        if acdc is not None:
+            study = _by_acdc(scored, held_out, acdc, seed or 0, note)
+        else:
+            study = circuit_study(
+                scored.model,
+                scored.pairs,
+                held_out.pairs,
+                method=method,  # type: ignore[arg-type]
+                steps=steps,
+                least=least,
+                exact=exact,
+                seed=seed or 0,
+                note=note,
+            )
+    facts = {**scored.facts(), "general": general, "example": scored.example()}
+    write_json(to / "circuit.json", {**facts, **study, "provenance": provenance()})
+    out.print(circuit_tables.circuit_table(study))
+    if "strongest" in study:
+        out.print(circuit_tables.scores_table(study))
+    for sentence in _sentences(scored, study):
+        out.print(f"• {sentence}", highlight=False)
+    title = f"{model}: {scored.task}, {scored.kind} twins"
+    figure = circuits([{"title": title, "circuit": study["circuit"]}])
+    path = figures.save(figure, to / "circuit.png")
+    out.print(f"\n{path}\n{to / 'circuit.json'}", highlight=False)
+
+
+def _by_acdc(
+    scored: ModelOnTask, held_out: ModelOnTask, tau: float, seed: int, note: Note
+) -> dict[str, Any]:
+    """ACDC's circuit on some prompts, pruned, evaluated on others, as JSON."""
+    import torch
+
+    from resval_lens.analyses.circuits.acdc import acdc
+    from resval_lens.analyses.circuits.evaluation import evaluate, vanishing_gap
+    from resval_lens.analyses.circuits.running import EdgeRuns
+
+    runs = EdgeRuns(scored.model, scored.pairs)
+    circuit = acdc(
+        runs, tau, lambda done, total: note(f"ACDC: {done:,} of {total:,} edges")
+    ).pruned()
+    if not len(circuit):
+        raise ValueError(
+            f"acdc={tau:g} leaves no edge from the input to the logits; the metric falls from "
+            f"{runs.clean:.3g} to {runs.corrupted:.3g} over all of them: take a smaller one"
+        )
+    note("evaluating the circuit")
+    others = EdgeRuns(held_out.model, held_out.pairs, runs.graph)
+    reason = vanishing_gap(others)
+    if reason is not None:
+        raise ValueError(reason)
+    return {
+        "method": "acdc",
+        "tau": tau,
+        "prompts": {"scored": len(scored.pairs), "evaluated": len(held_out.pairs)},
+        "metric": {"name": scored.metric, "clean": others.clean, "corrupted": others.corrupted},
+        "circuit": evaluate(others, circuit, torch.Generator().manual_seed(seed)),
+    }
+
+
+def _sentences(chosen: ModelOnTask, study: dict[str, Any]) -> list[str]:
+    circuit, metric = study["circuit"], study["metric"]
+    evaluated = study["prompts"]["evaluated"]
+    said = [
+        f"{chosen.metric.capitalize()} on {evaluated} prompts that edges were not scored on: "
+        f"{metric['clean']:.3f}, of their {chosen.kind} twins {metric['corrupted']:.3f}, of the "
+        f"circuit {circuit['metric']['circuit']:.3f}."
+    ]
+    if circuit["links"]:
+        said.append(
+            f"Without its {_count(len(circuit['links']), 'link')} the circuit's faithfulness is "
+            f"{circuit['faithfulness_without_links']:.3f}."
+        )
+    links = study.get("links")
+    if links is not None:
+        said.append(
+            "The whole model with every link corrupted keeps "
+            f"{links['faithfulness_of_model_with_links_corrupted']:.3f}; with every link cut its "
+            f"{chosen.metric} is {links['clean_metric_with_links_cut']:.3f}."
+        )
+    if "agreement" in study:
+        said.append(
+            f"Scores by {study['method']} and exact ones agree with a rank correlation of "
+            f"{study['agreement']['rank']:.2f} (of their sizes "
+            f"{study['agreement']['rank_of_size']:.2f})."
+        )
+    return said
+
+
+def _count(n: int, what: str) -> str:
+    return what if n == 1 else f"{n} {what}s"
+
+
+def attribute_command(
+    model: Model = "stories-small-values",
+    prompts: Annotated[int, typer.Option(help="Indirect-object prompts.")] = 64,
+    seed: Seed = None,
+    general: General = False,
+    to: Out = Path("out"),
+    quiet: Quiet = False,
+) -> None:
+    """Who writes the answer: exact shares of the logit difference, links told apart.
+
+    A head's share is split by the layer that its values come from. Beside it: how far that part's
+    weights copy tokens. And the logit lens.
+
+    Example: `resval-lens attribute stories-small-classic`
+    """
+    from resval_lens.analyses import figures, intervention_tables
+    from resval_lens.analyses.attribution import attribute, logit_lens
+    from resval_lens.analyses.circuit_figures import attribution
+    from resval_lens.analyses.subjects import model_on_task
+    from resval_lens.files import write_json
+    from resval_lens.provenance import provenance
+    from resval_lens.runtime import one_thread
+
+    with notes(quiet) as note, one_thread():
+        note("prompts")
+        chosen = model_on_task(model, prompts, seed, None, general)
+        writable(to)
+        asked = chosen.pairs.clean, chosen.pairs.labels, chosen.pairs.last
+        note("direct logit attribution")
+        shares = attribute(chosen.model, *asked)
+        note("logit lens")
+        lens = logit_lens(chosen.model, *asked)
+        note("copying scores")
+        copying = _copying(chosen)
+    heads = shares.heads.mean(0)  # [layer, source, head]
+    total, means = shares.total.mean().item(), shares.means()
+    own = heads.diagonal().sum().item()
+    found = {
+        **chosen.facts(),
+        "general": general,
+        "total": total,
+        "components": means,
+        "shares": {name: value / total for name, value in means.items()} if total else {},
+        "heads": {"own": own, "along_links": heads.sum().item() - own},
+        "copying": copying,
+        "lens": [
+            {
+                "after": point,
+                "logit_difference": lens.logit_difference[i].mean().item(),
+                "probability": lens.probability[i].mean().item(),
+                "median_rank": lens.rank[i].double().quantile(0.5).item(),
+            }
+            for i, point in enumerate(lens.points)
+        ],
+        "example": chosen.example(),
+        "provenance": provenance(),
+    }
+    write_json(to / "attribute.json", found)
+    out.print(intervention_tables.attribution_table(found))
+    out.print(intervention_tables.lens_table(found["lens"]))
+    figure = attribution([{"title": model, "components": found["components"]}])
+    path = figures.save(figure, to / "attribute.png")
+    out.print(f"{path}\n{to / 'attribute.json'}", highlight=False)
+
+
+def _copying(chosen: ModelOnTask) -> dict[str, dict[str, float | None]]:
+    """Copying scores of heads' parts by name; none where weights do not tell (gates, matrices)."""
+    from copy import deepcopy
+
+    from resval_lens.analyses.weight_circuits import copying_scores, own_token_scores
+
+    model = chosen.model
+    if any(s.of == "v" and s.mix in ("gate", "matrix") for s in model.cfg.streams):
+        return {}
+    names_io = own_token_scores(model, chosen.pairs.clean, chosen.named_positions()["IO"])
+    # Weights alone say what a head copies once those of the norms are folded in.
+    folded = deepcopy(model)
+    folded.process_weights_(
+        center_writing_weights=False, center_unembed=False, fold_value_biases=False
+    )
+    return {
+        str(path): {
+            "eigenvalues": None if math.isnan(score) else score,
+            "names_io": names_io[path],
+        }
+        for path, score in copying_scores(folded).items()
+    }
+
+
+def induction_command(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A language model by name or folder; a classifier's variant or its run's folder. "
+            "Without: the four variants of the classifiers that ship."
+        ),
+    ] = None,
+    runs: Annotated[
+        Path | None, typer.Option(help="Folder of classifiers' training runs to compare.")
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Rows of random tokens for a language model.")] = 50,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens of a row before they come again; 50.")
+    ] = None,
+    seed: Seed = None,
+    to: Out = Path("out"),
+    quiet: Quiet = False,
+) -> None:
+    """Induction: which heads copy from the context, and do they need the links?
+
+    A language model reads random tokens twice over: scores of its heads, and the loss where tokens
+    come again, as trained and with links ablated. Classifiers: what attention does in training
+    (Reddy's measures), and when it comes to do so, variant by variant.
+
+    Example: `resval-lens induction stories-small-values`
+    """
+    from resval_lens.analyses.subjects import find_model
+    from resval_lens.runtime import one_thread
+
+    recorded = _classifier_runs(model, runs)
+    if recorded is not None:
+        for option, given in (("--length", length), ("--seed", seed)):
+            if given is not None:
+                raise ValueError(f"{option} is for language models; these are recorded runs")
+        writable(to)
+        _in_training(recorded, to)
+        return
+    with notes(quiet) as note, one_thread():
+        loaded, _ = find_model(str(model))
+        writable(to)
+        _on_repeated_tokens(str(model), loaded, rows, length, seed or 0, to, note)
+
+
+def _classifier_runs(model: str | None, runs: Path | None) -> list[RecordedRun] | None:
+    """The training runs that are asked for; None for a language model."""
+    from resval_lens.analyses.emergence import paper_runs
+    from resval_lens.analyses.subjects import is_classifier_run
+    from resval_lens.recorded import SHIPPED, RecordedRun, load_runs
+
+    if model is not None and is_classifier_run(Path(model)):
+        return [RecordedRun.load(Path(model))]
+    every = load_runs(runs or SHIPPED)
+    if model is None:
+        return paper_runs(every) if runs is None else every
+    names = list(dict.fromkeys(recorded.run.name for recorded in every))
+    if model in names:
+        return [recorded for recorded in every if recorded.run.name in ("classic", model)]
+    if runs is not None:
+        raise ValueError(f"{runs} holds no runs of {model!r}; there are {', '.join(names)}")
+    return None
+
+
+def _on_repeated_tokens(
+    name: str,
+    model: ResValTransformer,
+    rows: int,
+    length: int | None,
+    seed: int,
+    to: Path,
+    note: Note,
+) -> None:
+    from resval_lens.analyses import figures, intervention_tables
+    from resval_lens.analyses.induction import induction_study
+    from resval_lens.analyses.intervention_figures import head_scores
+    from resval_lens.files import write_json
+    from resval_lens.provenance import provenance
+
+    bos = None if model.tokenizer is None else model.tokenizer.eos_token_id
+    study = induction_study(model, n=rows, length=length, seed=seed, bos=bos, note=note)
+    write_json(to / "induction.json", {"model": name, **study, "provenance": provenance()})
+    out.print(intervention_tables.head_scores_table(study))
+    out.print(intervention_tables.repeated_loss_table(study))
+    for sentence in _induction_sentences(study):
+        out.print(f"• {sentence}", highlight=False)
+    path = figures.save(head_scores(study, intervention_tables.SCORES), to / "induction.png")
+    out.print(f"{path}\n{to / 'induction.json'}", highlight=False)
+
+
+def _induction_sentences(study: dict[str, Any]) -> list[str]:
+    best, even = study["top"]["prefix_matching"][0], study["even"]["prefix_matching"]
+    loss = study["loss"]
+    found = "an induction head" if best["score"] > 2 * even else "no induction head on such tokens"
+    return [
+        f"The best prefix matching, of a{best['layer']}.h{best['head']}, is {best['score']:.3f}; "
+        f"even attention has {even:.3f}: {found}.",
+        f"Tokens cost {loss['first']:.3f} nats where they come first and {loss['second']:.3f} "
+        "where they come again.",
+    ]
+
+
+def _in_training(recorded: list[RecordedRun], to: Path) -> None:
+    from resval_lens.analyses import figures, induction_figures, intervention_tables
+    from resval_lens.analyses.induction import measures_over_training
+    from resval_lens.files import write_json
+    from resval_lens.provenance import provenance
+
+    study = measures_over_training(recorded)
+    write_json(to / "induction.json", {**study, "provenance": provenance()})
+    out.print(intervention_tables.rises_table(study))
+    path = figures.save(induction_figures.measures_over_training(study), to / "induction.png")
+    out.print(f"{path}\n{to / 'induction.json'}", highlight=False)

@@ -1,0 +1,137 @@
+"""Pictures of interventions: heat maps, bars. Every number in them is in the JSON beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+from resval_lens.analyses.figures import STYLE
+from resval_lens.analyses.intervention_tables import RUNS
+
+SHADES = {"zero": "#555555", "mean": "#0072B2", "resample": "#D55E00"}
+SCALED = ("#009E73", "#56B4E9", "#CC79A7", "#E69F00")
+WRITTEN = 96
+"""Up to so many cells of a heat map have their numbers written in them."""
+
+
+def patched(found: Mapping[str, Any]) -> Figure:
+    """Heat maps of the share of the gap that each cell recovers, of ``patch.json``.
+
+    One axis is a row, two are rows and columns; of three, each head has a map of its own.
+    """
+    axes_of, labels = list(found["axes"]), [list(map(str, v)) for v in found["axes"].values()]
+    if found["tokens"] is not None and "position" in axes_of:
+        where = found["axes"]["position"]
+        labels[axes_of.index("position")] = [f"{i} {found['tokens'][i].strip()}" for i in where]
+    values = np.array(found["recovered"])
+    titles = [""]
+    if values.ndim == 3:
+        apart = axes_of.index("head") if "head" in axes_of else 0
+        panel = axes_of.pop(apart)
+        titles = [f"{panel} {label}" for label in labels.pop(apart)]
+        values = np.moveaxis(values, apart, 0)
+    else:
+        if values.ndim == 1:
+            values = values[None]
+            axes_of, labels = ["", *axes_of], [[""], *labels]
+        values = values[None]
+    if len(labels[0]) > len(labels[1]):  # the longer axis lies
+        values, axes_of, labels = values.swapaxes(1, 2), axes_of[::-1], labels[::-1]
+    one, other = RUNS[found["direction"]]
+    with plt.rc_context(STYLE):
+        figure, image = _panels(values, titles, axes_of, labels)
+        figure.suptitle(
+            f"{found['model']}: {found['site']} of the {one} run taken from the {other} run",
+            fontsize=11, x=0.01, ha="left",
+        )  # fmt: skip
+        figure.colorbar(image, ax=figure.axes, shrink=0.9, label=f"0 {one}, 1 {other}", pad=0.02)
+    return figure
+
+
+def head_scores(study: Mapping[str, Any], titles: Mapping[str, str]) -> Figure:
+    """Each head score of ``induction_study``, layers × heads."""
+    values = np.array([study["scores"][name] for name in titles])
+    labels = [list(map(str, range(n))) for n in values.shape[1:]]
+    with plt.rc_context(STYLE):
+        most = max(0.1, float(np.ceil(values.max() * 10)) / 10)
+        figure, image = _panels(values, list(titles.values()), ["layer", "head"], labels, most)
+        figure.colorbar(image, ax=figure.axes, shrink=0.9, label="mean attention weight", pad=0.02)
+    return figure
+
+
+def _panels(
+    values: np.ndarray,
+    titles: Sequence[str],
+    axes_of: Sequence[str],
+    labels: Sequence[Sequence[str]],
+    limit: float | None = None,
+) -> tuple[Figure, AxesImage]:
+    """Heat maps [panel, row, column] on one scale; without a ``limit``, a diverging one."""
+    count, rows, columns = values.shape
+    per_line = max(1, min(count, 4 if columns <= 8 else 2))
+    lines = -(-count // per_line)
+    width = max(2.4, 0.55 * columns + 0.6) * per_line + 1.4
+    height = max(1.5, 0.4 * rows + 1.0 + 0.03 * max(map(len, labels[1])) * 2) * lines + 0.5
+    figure, grid = plt.subplots(
+        lines, per_line, figsize=(width, height), squeeze=False, layout="constrained"
+    )
+    most = max(float(np.abs(values).max()), 1e-9) if limit is None else limit
+    for axes, panel, title in zip(grid.flat, values, titles, strict=False):
+        image = axes.imshow(
+            panel, cmap="RdBu" if limit is None else "viridis", aspect="auto",
+            vmin=-most if limit is None else 0, vmax=most,
+        )  # fmt: skip
+        long = max(map(len, labels[1])) > 3
+        axes.set_xticks(range(columns), labels[1], fontsize=8, rotation=90 * (long and columns > 6))
+        axes.set_yticks(range(rows), labels[0], fontsize=8)
+        axes.set(title=title, xlabel=axes_of[1], ylabel=axes_of[0])
+        axes.tick_params(length=0)
+        if rows * columns <= WRITTEN:
+            _write(axes, panel, most, limit is None)
+    for axes in list(grid.flat)[count:]:
+        axes.axis("off")
+    return figure, image
+
+
+def _write(axes: Axes, panel: np.ndarray, most: float, diverging: bool) -> None:
+    for (i, j), value in np.ndenumerate(panel):
+        dark = abs(value) > 0.6 * most if diverging else value < 0.6 * most
+        text = f"{value:.2f}".replace("-0.00", "0.00")
+        axes.text(j, i, text, ha="center", va="center", fontsize=7,
+                  color="white" if dark else "black")  # fmt: skip
+
+
+def ablated(study: Mapping[str, Any]) -> Figure:
+    """The metric with each group of links edited, as bars; of ``ablation_study``."""
+    measure = study["measures"][0]
+    names = list(dict.fromkeys(row["links"] for row in study["rows"]))
+    edits = list(dict.fromkeys(row["edit"] for row in study["rows"]))
+    values = {(row["links"], row["edit"]): row["measures"][measure] for row in study["rows"]}
+    shades = dict(zip([e for e in edits if e not in SHADES], SCALED * len(edits), strict=False))
+    height = 0.8 / len(edits)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            figsize=(7, max(2.4, 0.13 * len(names) * (len(edits) + 1) + 1.4)), layout="constrained"
+        )
+        for i, edit in enumerate(edits):
+            places = np.arange(len(names)) + (i - (len(edits) - 1) / 2) * height
+            lengths = [values[name, edit] for name in names]
+            axes.barh(places, lengths, height * 0.92, label=edit,
+                      color={**SHADES, **shades}[edit])  # fmt: skip
+        axes.axvline(study["clean"][measure], color="#000000", lw=1, ls="--", label="no edit")
+        axes.axvline(study["corrupted"][measure], color="#999999", lw=1, ls=":", label="twins")
+        axes.axvline(0, color="#999999", lw=0.8)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.set(title=f"{study['model']}: what links carry, edited", xlabel=measure)
+        figure.legend(loc="outside right upper")
+    return figure

@@ -1,0 +1,231 @@
+"""Tables of interventions, of who writes the answer, and of induction, in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from resval_lens.analyses import tables
+
+STYLE: Any = {**tables.STYLE, "caption_justify": "left", "min_width": 64}
+RUNS = {"denoise": ("corrupted", "clean"), "noise": ("clean", "corrupted")}
+"""The run that is patched, and the one that activations are taken from, by direction."""
+SCORES = {
+    "previous": "previous token",
+    "duplicate": "duplicate token",
+    "prefix_matching": "prefix matching",
+}
+"""Head scores by their names in ``induction_study``."""
+RISES = {
+    "ila1_labels": "label → object (1)",
+    "tla2": "query → labels (2)",
+    "tila2": "query → right (2)",
+    "induction_strength": "right − wrong (2)",
+    "cla": "answers in context",
+}
+"""Attention measures that are shown (:mod:`resval_lens.tasks.icl_measures`)."""
+
+
+def patch_table(found: Mapping[str, Any], most: int = 12) -> Table:
+    """The cells that recover most of the gap, of ``patch.json``."""
+    base, source = RUNS[found["direction"]]
+    table = Table(
+        title=f"{found['site']} of the {base} run, taken from the {source} run\n"
+        f"({found['prompts']} prompts; {found['metric']} {base} {found['base']:.3f}, "
+        f"{source} {found['source']:.3f})",
+        **STYLE,
+    )
+    for axis in found["axes"]:
+        table.add_column(axis, no_wrap=True)
+    for name in (found["metric"], "recovered"):
+        table.add_column(name, justify="right")
+    values, recovered = np.array(found["values"]), np.array(found["recovered"])
+    order = np.argsort(-np.abs(recovered), axis=None, kind="stable")
+    for cell in order[:most]:
+        place = np.unravel_index(cell, recovered.shape)
+        labels = [
+            _position(found, label) if axis == "position" else str(label)
+            for axis, label in (
+                (axis, labels[i])
+                for (axis, labels), i in zip(found["axes"].items(), place, strict=True)
+            )
+        ]
+        table.add_row(*labels, f"{values[place]:.3f}", _signed(recovered[place].item()))
+    left = f"; {recovered.size - most} more in the JSON" if recovered.size > most else ""
+    table.caption = f"(recovered: 0 as {base}, 1 as {source}{left})"
+    return table
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 3) + 0.0:+.3f}"  # no minus before a zero
+
+
+def _position(found: Mapping[str, Any], label: int | str) -> str:
+    if isinstance(label, str) or found["tokens"] is None:
+        return str(label)
+    return f"{label} {found['tokens'][label].strip()}"
+
+
+def ablation_table(study: Mapping[str, Any], most: int = 32) -> Table:
+    """Each measure by links (rows) and edit (columns), of ``ablation_study``.
+
+    The metric has every group's row, the other measures all links' and whole layers'.
+    """
+    edits = list(dict.fromkeys(row["edit"] for row in study["rows"]))
+    names = list(dict.fromkeys(row["links"] for row in study["rows"]))
+    cells = {(row["links"], row["edit"]): row["measures"] for row in study["rows"]}
+    unedited = ", ".join(
+        f"{name} {study['clean'][name]:.3f} ({study['corrupted'][name]:.3f})"
+        for name in study["measures"]
+    )
+    table = Table(
+        title=f"{study['prompts']} prompts, links edited; unedited (and on the twins):\n{unedited}",
+        **STYLE,
+    )
+    table.add_column("links", no_wrap=True)
+    for edit in edits:
+        table.add_column(edit, justify="right")
+    metric = study["measures"][0]
+    ranked = sorted(
+        names,
+        key=lambda name: -max(abs(cells[name, e][metric] - study["clean"][metric]) for e in edits),
+    )
+    shown = set(ranked[:most])
+    for number, measure in enumerate(study["measures"]):
+        if number:
+            table.add_section()
+        table.add_row(f"[bold]{measure}[/bold]")
+        for name in names:
+            if name in shown and (not number or ".h" not in name or len(names) == 1):
+                row = (f"{cells[name, edit][measure]:.3f}" for edit in edits)
+                table.add_row(f"  {name}", *row)
+    lines = [f"{name}: a link {meaning}" for name, meaning in study["edits"].items()]
+    if len(names) > 1:
+        lines.append("every link alone, in every measure: in the JSON")
+    table.caption = "\n".join(lines)
+    return table
+
+
+def attribution_table(found: Mapping[str, Any], most: int = 14) -> Table:
+    """What writes the logit difference, of ``attribute.json``."""
+    total = found["total"]
+    table = Table(
+        title=f"Who writes the logit difference of {total:.2f}, after the final norm\n"
+        f"(heads' own values {found['heads']['own']:+.2f}, along links "
+        f"{found['heads']['along_links']:+.2f})",
+        **STYLE,
+    )
+    table.add_column("component", no_wrap=True)
+    for name in ("logits", "share", "copying", "names IO"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, share in list(found["components"].items())[:most]:
+        copies = found["copying"].get(name)
+        cells = ("", "") if copies is None else (
+            "" if copies["eigenvalues"] is None else f"{copies['eigenvalues']:+.2f}",
+            f"{copies['names_io']:.0%}",
+        )  # fmt: skip
+        part = f"{found['shares'][name]:+.0%}" if found["shares"] else ""
+        table.add_row(name, f"{share:+.3f}", part, *cells)
+    table.caption = (
+        "a2.h1: a head's own values; a2.h1 from 1: layer 1's, along links\n"
+        "copying: Σλ/Σ|λ| of the OV circuit (1 copies, −1 lowers tokens)\n"
+        "names IO: how often among its top 5, attending to it alone"
+    )
+    return table
+
+
+def lens_table(lens: list[Mapping[str, Any]]) -> Table:
+    """The logit lens, of ``attribute.json``."""
+    table = Table(title="Logit lens: the readout of the residual stream so far", **STYLE)
+    table.add_column("after")
+    for name in ("logit difference", "P(IO)", "median rank of IO"):
+        table.add_column(name, justify="right")
+    for row in lens:
+        after = row["after"] if row["after"] == "embed" else f"layer {row['after']}"
+        table.add_row(
+            after, f"{row['logit_difference']:+.3f}", f"{row['probability']:.3f}",
+            f"{row['median_rank']:g}",
+        )  # fmt: skip
+    return table
+
+
+def head_scores_table(study: Mapping[str, Any]) -> Table:
+    """The best heads of each score, of ``induction_study``."""
+    table = Table(
+        title=f"Heads on {study['rows']} rows of {study['length']} random tokens, twice over",
+        **STYLE,
+    )
+    for name, title in SCORES.items():
+        table.add_column(f"{title}\n(even: {study['even'][name]:.3f})", no_wrap=True)
+    best = [study["top"][name] for name in SCORES]
+    for heads in zip(*best, strict=True):
+        table.add_row(*(f"a{h['layer']}.h{h['head']}  {h['score']:.3f}" for h in heads))
+    return table
+
+
+def repeated_loss_table(study: Mapping[str, Any], most: int = 32) -> Table:
+    """The loss of tokens that come again, whole and with links edited, of ``induction_study``."""
+    loss = study["loss"]
+    table = Table(
+        title="Loss (nats) of tokens that come again, links edited\n"
+        f"(where they come first {loss['first']:.3f}, guessing {loss['uniform']:.3f})",
+        **STYLE,
+    )
+    table.add_column("links", no_wrap=True)
+    for name in ("cut", "rise", "mean-ablated", "rise"):
+        table.add_column(name, justify="right")
+    table.add_row("as trained", f"{loss['second']:.3f}")
+    rows: dict[str, dict[str, Any]] = {}
+    for row in study["edits"]:
+        rows.setdefault(row["links"], {})[row["ablation"]] = row
+    ranked = sorted(rows, key=lambda name: -max(abs(e["rise"]) for e in rows[name].values()))
+    for name in (name for name in rows if name in ranked[:most]):
+        edits = [rows[name][ablation] for ablation in ("zero", "mean")]
+        cells = (cell for e in edits for cell in (f"{e['second']:.3f}", f"{e['rise']:+.3f}"))
+        table.add_row(name, *cells)
+    if len(rows) > most:
+        table.caption = f"(and {len(rows) - most} that matter less, in the JSON)"
+    return table
+
+
+def rises_table(study: Mapping[str, Any]) -> Table:
+    """When attention measures rise in training, of ``measures_over_training``."""
+    share, baseline = study["share"], study["baseline"]
+    table = Table(
+        title=f"Step at which a measure has come {share:.0%} of its way (mean ± sd over seeds)",
+        **STYLE,
+    )
+    table.add_column("variant", no_wrap=True)
+    for name in ("its own way", "p", f"{baseline}'s way", "p"):
+        table.add_column(name, justify="right")
+    rises = {(row["measure"], row["variant"], row["bar"]): row for row in study["rises"]}
+    for measure, title in RISES.items():
+        table.add_row(f"[bold]{title}[/bold]")
+        for variant in study["variants"]:
+            cells = []
+            for bar in ("own", "baseline"):
+                row = rises.get((measure, variant, bar))
+                cells += ["", ""] if row is None else [_step(row), _p(row)]
+            last = variant == list(study["variants"])[-1]
+            table.add_row(f"  {variant}", *cells, end_section=last)
+    table.caption = (
+        f"own way: from a run's first value to its last; {baseline}'s: from its first\n"
+        f"mean value to its last; p: t-tests against {baseline}, paired by seed;\n"
+        "(1), (2): mean attention of that layer"
+    )
+    return table
+
+
+def _step(row: Mapping[str, Any]) -> str:
+    if row["mean"] is None:
+        return "never"
+    never = sum(step is None for step in row["by_seed"].values())
+    text = f"{row['mean']:,.0f} ± {row['sd']:,.0f}"
+    return f"{text} ({never} never)" if never else text
+
+
+def _p(row: Mapping[str, Any]) -> str:
+    return "" if row["p_paired"] is None else f"{row['p_paired']:.2g}"

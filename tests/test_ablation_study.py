@@ -1,0 +1,211 @@
+"""Editing links on a task: every number against plain hooks and loops."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from resval_lens.analyses.ablation_study import ablation_study, groups, position_means
+from resval_lens.hooks import Link, links
+from resval_lens.hooks.prompts import PromptPairs, logit_difference, margin, probability
+from resval_lens.transformer import ResValTransformer
+from tests.classifiers import model_of
+from tests.classifiers import tokens as icl_tokens
+from tests.helpers import tiny_model, tiny_tokens
+
+MEASURES = {"logit difference": logit_difference, "P": probability}
+LABELS = torch.tensor([[3, 5], [1, 2], [7, 4], [0, 6], [2, 9]])
+PAIRS = PromptPairs(
+    tiny_tokens(5, seed=1), tiny_tokens(5, seed=2), logit_difference, LABELS,
+    torch.tensor([6, 4, 5, 6, 3]),
+)  # fmt: skip
+OTHERS = PromptPairs(
+    tiny_tokens(4, seed=3), tiny_tokens(4, seed=4), logit_difference, LABELS[:4],
+    torch.tensor([4, 3, 5, 5]),
+)  # fmt: skip
+
+
+def by_hand(
+    model: ResValTransformer, edits: dict[str, Callable[[Tensor], None]], pairs: PromptPairs = PAIRS
+) -> dict[str, float]:
+    """Mean measures with functions that write into each named hook point's activation."""
+
+    def edited(activation: Tensor, hook: HookPoint) -> Tensor:
+        copy = activation.clone()
+        edits[str(hook.name)](copy)
+        return copy
+
+    logits = model.run_with_hooks(pairs.clean, fwd_hooks=[(name, edited) for name in edits])
+    logits = logits.detach().double()
+    differences, shares = [], []
+    for row, (last, (first, second)) in enumerate(
+        zip(pairs.answers.tolist(), pairs.labels.tolist(), strict=True)
+    ):
+        answer = logits[row, last].numpy()
+        differences.append(answer[first] - answer[second])
+        shares.append(np.exp(answer[first]) / np.exp(answer).sum())
+    return {"logit difference": float(np.mean(differences)), "P": float(np.mean(shares))}
+
+
+def hook_of(layer: int) -> str:
+    return f"blocks.{layer}.attn.hook_v_link"
+
+
+def means_by_hand(model: ResValTransformer, layer: int) -> Tensor:
+    """A link's mean at each position, of rows that are not padding there; else of all positions."""
+    cache = model.run_with_cache(OTHERS.clean)[1]
+    link = cache[hook_of(layer)].detach()
+    reached = [[row for row in range(4) if OTHERS.answers[row] >= p] for p in range(7)]
+    assert not reached[6]  # what the fallback is for
+    everything = torch.stack([link[row, p] for p in range(7) for row in reached[p]]).mean(0)
+    return torch.stack([
+        torch.stack([link[row, p] for row in rows]).mean(0) if rows else everything
+        for p, rows in enumerate(reached)
+    ])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model() -> ResValTransformer:
+    return tiny_model("v")
+
+
+@pytest.fixture(scope="module")
+def study(model: ResValTransformer) -> dict[str, Any]:
+    return ablation_study(model, PAIRS, OTHERS, MEASURES, scales=(-1.5, 1), chunk=2)
+
+
+def row_of(study: dict[str, Any], name: str, edit: str) -> dict[str, float]:
+    (row,) = [row for row in study["rows"] if (row["links"], row["edit"]) == (name, edit)]
+    return row["measures"]
+
+
+WHERE = {"all": {1: range(4), 2: range(4)}, "v2": {2: range(4)}, "v1.h3": {1: [3]}}
+
+
+@pytest.mark.parametrize("edit", ["zero", "mean", "resample", "scale -1.5"])
+@pytest.mark.parametrize("name", list(WHERE))
+def test_each_edit_is_plain_hooks_by_hand(
+    model: ResValTransformer, study: dict[str, Any], name: str, edit: str
+) -> None:
+    _, twins = model.run_with_cache(PAIRS.corrupted)
+    edits = {}
+    for layer, heads in WHERE[name].items():
+        link, average = twins[hook_of(layer)], means_by_hand(model, layer)
+        new = {
+            "zero": torch.zeros_like,
+            "mean": average.expand_as,
+            "resample": lambda x, link=link: link,
+            "scale -1.5": lambda x: -1.5 * x,
+        }[edit]
+
+        def write(x: Tensor, new: Any = new, heads: Any = tuple(heads)) -> None:
+            replacement = new(x)
+            for head in heads:
+                x[:, :, head] = replacement[:, :, head]
+
+        edits[hook_of(layer)] = write
+    assert row_of(study, name, edit) == pytest.approx(by_hand(model, edits), abs=1e-5)
+
+
+def test_clean_and_corrupted_are_the_unedited_runs(
+    model: ResValTransformer, study: dict[str, Any]
+) -> None:
+    assert study["clean"] == pytest.approx(by_hand(model, {}), abs=1e-5)
+    assert study["corrupted"] == pytest.approx(by_hand(model, {}, PAIRS.flipped()), abs=1e-5)
+    assert row_of(study, "all", "scale 1") == pytest.approx(study["clean"], abs=1e-6)
+
+
+def test_every_group_has_every_edit_and_the_study_is_json(study: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(study)) == study
+    names = ["all", "v1", "v2", *(f"v{layer}.h{head}" for layer in (1, 2) for head in range(4))]
+    edits = ["zero", "mean", "resample", "scale -1.5", "scale 1"]
+    assert [(r["links"], r["edit"]) for r in study["rows"]] == [
+        (n, e) for n in names for e in edits
+    ]
+    assert [row["n_links"] for row in study["rows"][::5]] == [8, 4, 4, *[1] * 8]
+    assert (study["prompts"], study["others"], study["links"]) == (5, 4, 8)
+    assert set(study["edits"]) == {"zero", "mean", "resample"}
+
+
+def test_parts_of_prompts_make_no_difference(
+    model: ResValTransformer, study: dict[str, Any]
+) -> None:
+    at_once = ablation_study(model, PAIRS, OTHERS, MEASURES, scales=(-1.5, 1))
+    for one, other in zip(at_once["rows"], study["rows"], strict=True):
+        assert one["measures"] == pytest.approx(other["measures"], abs=1e-5)
+
+
+def test_only_the_edits_and_links_that_are_asked_for(model: ResValTransformer) -> None:
+    notes: list[str] = []
+    found = ablation_study(
+        model, PAIRS, OTHERS, MEASURES, edits=["resample"], layers=-1, heads=[0, 2],
+        note=notes.append,
+    )  # fmt: skip
+    assert [row["links"] for row in found["rows"]] == ["chosen", "v2.h0", "v2.h2"]
+    assert {row["edit"] for row in found["rows"]} == {"resample"}
+    assert notes == ["links: resample"]
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [
+        ({}, ["all", "q1", "q2", "v1", "v2"]),
+        ({"of": "v"}, ["chosen", "v1", "v2"]),
+        ({"of": "v", "layers": 1}, ["v1"]),
+        ({"heads": 1, "of": "q", "layers": 2}, []),
+    ],
+    ids=["all", "v", "v1", "one"],
+)
+def test_groups_are_all_layers_and_each(selection: Any, expected: list[str]) -> None:
+    model = tiny_model("qv")
+    chosen = links(model, **selection)
+    found = groups(model, chosen)
+    assert list(found) == [*expected, *map(str, chosen)]
+    for name in expected[1:]:
+        assert found[name] == [Link(name[0], int(name[1]), head) for head in range(4)]
+
+
+def test_a_single_link_is_one_group_in_a_classifier() -> None:
+    model = model_of("v")
+    x, others = icl_tokens(4), icl_tokens(4, seed=1)
+    labels = torch.tensor([[0, 1], [2, 3], [4, 5], [6, 7]])
+    pairs = PromptPairs(x, others, margin, labels)
+    found = ablation_study(model, pairs, pairs.flipped(), {"margin": margin}, edits=["mean"])
+    means = position_means(model, pairs.flipped(), links(model))
+    expected = model.run_with_cache(others)[1][hook_of(1)].mean(0, keepdim=True)
+    torch.testing.assert_close(means[hook_of(1)], expected)
+    logits = model.run_with_hooks(
+        x, fwd_hooks=[(hook_of(1), lambda v, hook: expected.expand_as(v))]
+    )
+    by_loop = [logits[i, a] - logits[i, b] for i, (a, b) in enumerate(labels.tolist())]
+    (row,) = found["rows"]
+    assert row["links"] == "v1.h0"
+    assert row["measures"]["margin"] == pytest.approx(torch.stack(by_loop).mean().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"edits": ["zeros"]}, "edits must be among zero, mean, resample; got 'zeros'"),
+        ({"edits": []}, "there is no edit; name one of"),
+        ({"scales": [float("inf")]}, "factor must be a finite number; got inf"),
+        ({"layers": 0}, "layer 0 receives no v"),
+    ],
+    ids=["unknown", "none", "infinite", "layer"],
+)
+def test_bad_input_is_refused(model: ResValTransformer, options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ablation_study(model, PAIRS, OTHERS, MEASURES, **options)
+
+
+def test_other_prompts_must_be_as_long_and_links_there(model: ResValTransformer) -> None:
+    shorter = PromptPairs(tiny_tokens(3, 6), tiny_tokens(3, 6), logit_difference, LABELS[:3])
+    with pytest.raises(ValueError, match=r"the other prompts are \[6\], not \[7\]"):
+        ablation_study(model, PAIRS, shorter, MEASURES)
+    with pytest.raises(ValueError, match="this model has no links"):
+        ablation_study(tiny_model(), PAIRS, OTHERS, MEASURES)

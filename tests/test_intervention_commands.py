@@ -1,0 +1,355 @@
+"""``resval-lens patch``, ``ablate``, ``circuit``, ``attribute`` and ``induction``."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from resval_lens.analyses.circuit_commands import (
+    attribute_command,
+    circuit_command,
+    induction_command,
+)
+from resval_lens.analyses.circuit_tasks import ioi_pairs
+from resval_lens.analyses.intervention_commands import ablate_command, indices, patch_command
+from resval_lens.analyses.subjects import find_model, model_on_task, on_two_sets
+from resval_lens.checkpoint import SHIPPED_MODELS
+from resval_lens.recorded import SHIPPED
+from resval_lens.tasks.stories import ioi_prompts
+from resval_lens.transformer import ResValTransformer
+from tests.helpers import tiny_config
+
+app = typer.Typer()
+app.command("patch")(patch_command)
+app.command("ablate")(ablate_command)
+app.command("circuit")(circuit_command)
+app.command("attribute")(attribute_command)
+app.command("induction")(induction_command)
+
+COMMANDS = {
+    "patch": "patch --prompts 8",
+    "patch numbers": "patch --site resid_pre --by position,layer --positions 0,-1 --prompts 12",
+    "patch three": "patch --by layer,position,head --positions S2,end --layers 1,2 --prompts 4",
+    "patch one": "patch --site v_link --by head --layers 1 --direction noise --prompts 4",
+    "patch classifier": "patch values --prompts 6 --twins objects",
+    "ablate": "ablate --prompts 6 --layers 1 --edits zero,mean",
+    "ablate classifier": "ablate values --prompts 20 --scale 1,0",
+    "circuit": "circuit --prompts 4 --method eap --least 0.5",
+    "circuit classifier": "circuit values --prompts 16 --exact --least 0.95",
+    "circuit acdc": "circuit values --prompts 8 --acdc 0.5",
+    "attribute": "attribute --prompts 6",
+    "induction": "induction stories-small-classic --rows 2 --length 6",
+    "induction classifier": "induction values",
+}
+
+
+class Done(NamedTuple):
+    output: str
+    report: Any
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
+    """Each command once; filled as tests ask."""
+
+    class Runs(dict[str, Done]):
+        def __missing__(self, name: str) -> Done:
+            folder = tmp_path_factory.mktemp("out")
+            self[name] = invoke(*COMMANDS[name].split(), "--out", str(folder))
+            return self[name]
+
+    return Runs()
+
+
+def invoke(*arguments: str) -> Done:
+    result = CliRunner().invoke(app, [*arguments, "--quiet"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    folder = Path(arguments[arguments.index("--out") + 1])
+    return Done(result.stdout, json.loads((folder / f"{arguments[0]}.json").read_text()), folder)
+
+
+def numbers_in(value: Any) -> Iterator[float]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from numbers_in(each)
+    elif isinstance(value, int | float):
+        yield float(value)
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_a_command_prints_what_its_json_holds_and_draws(name: str, done: dict[str, Done]) -> None:
+    output, report, folder = done[name]
+    kind = name.split()[0]
+    assert (folder / f"{kind}.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in folder.iterdir()} == {f"{kind}.png", f"{kind}.json"}
+    assert report["provenance"]["versions"]["torch"]
+    lines = output.replace(str(folder), "").splitlines()
+    assert max(map(len, lines)) <= 80
+    known = list(numbers_in(report))
+    tables = "\n".join(line for line in lines if ".json" not in line)
+    printed = re.findall(r"(?<![\w.])[+-]?\d+\.\d+(?![\w.])", tables)
+    assert printed or "classifier" in name
+    for number in printed:
+        digits = len(number.partition(".")[2])
+        assert any(abs(float(number) - x) <= 0.501 * 10**-digits for x in known), number
+
+
+# patch
+
+
+def test_patched_heads_are_plain_hooks_by_hand(done: dict[str, Done]) -> None:
+    report = done["patch"].report
+    model = ResValTransformer.from_pretrained("stories-small-values")
+    pairs = ioi_pairs(model, ioi_prompts(8, 0, "unseen", "unseen", "unseen"), "giver", 0)
+    rows = torch.arange(8)
+
+    def difference(logits: torch.Tensor) -> float:
+        answers = logits[rows, pairs.answers].detach()
+        io, s = pairs.labels.T
+        return float((answers[rows, io] - answers[rows, s]).mean())
+
+    clean, cache = model.run_with_cache(pairs.clean)
+    corrupted = model(pairs.corrupted)
+
+    def place(z: torch.Tensor, hook: Any) -> torch.Tensor:
+        z[:, :, 2] = cache["z", 1][:, :, 2]
+        return z
+
+    patched = model.run_with_hooks(pairs.corrupted, fwd_hooks=[("blocks.1.attn.hook_z", place)])
+    assert report["axes"] == {"layer": [0, 1, 2, 3], "head": [0, 1, 2, 3]}
+    assert report["values"][1][2] == pytest.approx(difference(patched), rel=1e-4)
+    assert report["base"] == pytest.approx(difference(corrupted), rel=1e-4, abs=1e-4)
+    assert report["source"] == pytest.approx(difference(clean), rel=1e-4)
+    share = (difference(patched) - difference(corrupted)) / (
+        difference(clean) - difference(corrupted)
+    )
+    assert report["recovered"][1][2] == pytest.approx(share, rel=1e-3)
+    assert report["example"]["clean"] == ioi_prompts(8, 0, "unseen", "unseen", "unseen")[0].text
+
+
+def test_positions_by_number_take_prompts_of_one_length(done: dict[str, Done]) -> None:
+    output, report, _ = done["patch numbers"]
+    chosen = model_on_task("stories-small-values", 12)
+    lengths = (chosen.pairs.answers + 1).tolist()
+    commonest = max(set(lengths), key=lengths.count)
+    assert report["prompts"] == lengths.count(commonest) < 12 == report["drawn"]
+    assert f"{report['prompts']} of 12 prompts have {commonest} tokens" in output
+    assert report["axes"]["position"] == [0, commonest - 1]
+    assert len(report["tokens"]) == commonest
+    assert report["tokens"][0] == "<|endoftext|>"
+    assert "".join(report["tokens"][1:]) == report["example"]["clean"]
+    last, first = report["recovered"][1], report["recovered"][0]  # [position][layer]
+    assert first == pytest.approx([0, 0, 0, 0], abs=1e-5)  # before the names nothing differs
+    assert last[0] == pytest.approx(0, abs=1e-4)
+    assert last[3] > 0.5
+
+
+def test_positions_by_name_keep_every_prompt(done: dict[str, Done]) -> None:
+    report = done["patch three"].report
+    assert report["prompts"] == 4
+    assert report["axes"] == {"layer": [1, 2], "position": ["S2", "end"], "head": [0, 1, 2, 3]}
+    assert report["tokens"] is None
+
+
+def test_links_are_sites_and_noise_starts_from_clean(done: dict[str, Done]) -> None:
+    report = done["patch one"].report
+    assert report["axes"] == {"head": [0, 1, 2, 3]}
+    assert report["base"] > report["source"]
+    assert max(range(4), key=lambda head: report["recovered"][head]) == 2
+
+
+def test_a_classifier_is_patched_by_position(done: dict[str, Done]) -> None:
+    report = done["patch classifier"].report
+    assert (report["task"], report["metric"]) == ("classifying in context", "margin")
+    assert report["twins"] == "objects"
+    assert list(report["axes"]) == ["layer", "position"]
+    assert report["tokens"] == [*"olololololololol", "q"]
+    assert report["recovered"][1][16] == pytest.approx(1, abs=0.5)
+
+
+# ablate
+
+
+def test_ablations_of_a_classifier(done: dict[str, Done]) -> None:
+    report = done["ablate classifier"].report
+    values = {row["edit"]: row["measures"] for row in report["rows"]}
+    assert list(values) == ["zero", "mean", "resample", "scale 1", "scale 0"]
+    assert values["scale 1"] == pytest.approx(report["clean"])
+    assert values["scale 0"] == pytest.approx(values["zero"])
+    chosen, others = on_two_sets("values", 20)
+    assert (len(chosen.pairs), len(others.pairs)) == (20, 20)
+    assert not torch.equal(chosen.pairs.clean, others.pairs.clean)
+    right = chosen.model(chosen.pairs.clean).argmax(-1) == chosen.pairs.labels[:, 0]
+    assert report["clean"]["accuracy"] == pytest.approx(right.float().mean().item())
+
+
+def test_ablations_of_a_language_model(done: dict[str, Done]) -> None:
+    report = done["ablate"].report
+    assert report["measures"] == ["logit difference", "P(IO)", "accuracy"]
+    assert {row["links"] for row in report["rows"]} == {"v1", *(f"v1.h{h}" for h in range(4))}
+    whole = {row["edit"]: row["measures"] for row in report["rows"] if row["links"] == "v1"}
+    assert set(whole) == {"zero", "mean"}
+    assert whole["zero"]["P(IO)"] < report["clean"]["P(IO)"] / 2
+
+
+# circuit
+
+
+def test_circuits_are_evaluated_on_other_prompts(done: dict[str, Done]) -> None:
+    report = done["circuit"].report
+    assert report["method"] == "eap"
+    assert report["prompts"] == {"scored": 4, "evaluated": 4}
+    assert report["circuit"]["faithfulness"] >= 0.5
+    assert "a0.h2<v>->a1.h2<v>" in report["circuit"]["links"]
+    chosen, others = on_two_sets("stories-small-values", 4)
+    assert not {p.text for p in chosen.prompts} & {p.text for p in others.prompts}
+
+
+def test_scores_are_compared_with_exact_ones(done: dict[str, Done]) -> None:
+    output, report, _ = done["circuit classifier"]
+    assert f"a rank correlation of {report['agreement']['rank']:.2f}" in output
+    assert report["circuit"]["faithfulness"] >= 0.95
+
+
+def test_acdc_keeps_what_matters(done: dict[str, Done]) -> None:
+    report = done["circuit acdc"].report
+    assert (report["method"], report["tau"]) == ("acdc", 0.5)
+    assert {"input->a1.h0<v>", "a1.h0->logits"} <= set(report["circuit"]["edges"])
+    assert report["circuit"]["n_edges"] < report["circuit"]["n_edges_of_model"]
+
+
+# attribute
+
+
+def test_shares_add_up_and_carry_copying_scores(done: dict[str, Done]) -> None:
+    report = done["attribute"].report
+    assert sum(report["components"].values()) == pytest.approx(report["total"], rel=1e-4)
+    assert sum(report["shares"].values()) == pytest.approx(1, rel=1e-4)
+    heads = {n: v for n, v in report["components"].items() if re.match(r"a\d", n)}
+    assert set(report["copying"]) == set(heads)
+    along = sum(value for name, value in heads.items() if " from " in name)
+    assert report["heads"]["along_links"] == pytest.approx(along, abs=1e-3)
+    assert report["heads"]["own"] == pytest.approx(sum(heads.values()) - along, abs=1e-3)
+    assert [row["after"] for row in report["lens"]] == ["embed", "0", "1", "2", "3"]
+    assert report["lens"][-1]["logit_difference"] == pytest.approx(report["total"], rel=1e-4)
+
+
+# induction
+
+
+def test_a_model_without_links_has_head_scores_and_no_edits(done: dict[str, Done]) -> None:
+    report = done["induction"].report
+    assert (report["rows"], report["length"], report["edits"]) == (2, 6, [])
+    assert len(report["scores"]["prefix_matching"]) == 4
+
+
+def test_a_variant_is_compared_with_classic(done: dict[str, Done]) -> None:
+    output, report, _ = done["induction classifier"]
+    assert list(report["variants"]) == ["classic", "values"]
+    assert "20,250 ± 559" in output
+
+
+def test_runs_of_a_folder_are_all_compared(tmp_path: Path) -> None:
+    for name in ("classic-seed0", "queries-values-seed0"):
+        shutil.copytree(SHIPPED / name, tmp_path / "runs" / name)
+    found = invoke("induction", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path))
+    assert list(found.report["variants"]) == ["classic", "queries-values"]
+    folder = str(tmp_path / "runs" / "classic-seed0")
+    assert list(invoke("induction", folder, "--out", str(tmp_path)).report["variants"]) == [
+        "classic"
+    ]
+
+
+# Models by name
+
+
+def test_models_are_found_by_name_and_folder(tmp_path: Path) -> None:
+    shipped = SHIPPED_MODELS["stories-small-values"]
+    for name in (str(shipped), str(shipped.parent)):  # a model, and its training run
+        model, recorded = find_model(name)
+        assert model.cfg.streams[0].of == "v"
+        assert recorded is None
+    for name in ("queries", str(SHIPPED / "queries-seed0"), str(SHIPPED / "queries-seed0/model")):
+        _, recorded = find_model(name)
+        assert recorded is not None
+        assert recorded.run.folder_name == "queries-seed0"
+    shutil.copytree(SHIPPED / "queries-seed0" / "model", tmp_path / "alone")
+    with pytest.raises(ValueError, match="alone is a classifier without its training run"):
+        find_model(str(tmp_path / "alone"))
+    ResValTransformer(tiny_config()).save_pretrained(tmp_path / "tiny")
+    with pytest.raises(ValueError, match="this model has no tokenizer"):
+        model_on_task(str(tmp_path / "tiny"), 2)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("patch stories-smal-values", "no model 'stories-smal-values'; did you mean "
+         "'stories-small-values'? There are stories-small-classic, stories-small-values, classic"),
+        ("patch analyses", "analyses holds no saved model; expected its config.json"),
+        ("patch values --twins giver", "has labels, objects; got 'giver'"),
+        ("patch --twins labels", "random+position, giver, abc; got 'labels'"),
+        ("patch values --seed 1", "--seed is for indirect objects; values is a classifier"),
+        ("patch values --general", "--general is for indirect objects"),
+        ("patch values --prompts 20000", "values has 10,000 sequences; 20,000 are needed"),
+        ("patch --general --prompts 2", "stories-small-values on general prompts: "),
+        ("patch --prompts 0", "prompts must be 1 or more; got 0"),
+        ("patch --by layer,heads", "by must name some of layer, position, head; got 'heads'"),
+        ("patch --layers a", "layers must be numbers like 0,2,-1 or 0-3; got 'a'"),
+        ("patch --heads 4 --prompts 2", "heads: 4 is not among 0 to 3"),
+        ("patch --positions end,S3", "positions must be among IO, S1, S1+1, S2, end, or numbers "
+         "alone; got 'S3'"),
+        ("patch values --positions end", "positions must be numbers 0 to 16 for a classifier"),
+        ("patch --site vlink --prompts 2", "site='vlink'"),
+        ("patch --direction up --prompts 2", "direction must be 'denoise' or 'noise'; got 'up'"),
+        ("ablate classic", "this model has no links"),
+        ("ablate --scale x", "scale must be numbers like 0.5,2,-1; got 'x'"),
+        ("ablate --scale inf", "scale must be finite numbers; got inf"),
+        ("ablate --edits zeros --prompts 2", "edits must be among zero, mean, resample"),
+        ("circuit --least 2", "least must be above 0 and at most 1; got 2.0"),
+        ("circuit values --acdc 100 --prompts 4", "acdc=100 leaves no edge"),
+        ("circuit values --acdc 0 --prompts 4", "tau must be above 0; got 0.0"),
+        ("circuit values --method foo --prompts 4", "method must be one of eap, eap-ig, exact"),
+        ("circuit --prompts 0", "prompts must be 1 or more; got 0"),
+        ("attribute values --prompts 2", "a classifier's logits are no sum"),
+        ("induction values --length 5", "--length is for language models"),
+        ("induction valuess", "did you mean 'values'?"),
+        ("induction nothing --runs resval_lens/data/icl", "holds no runs of 'nothing'; there are "
+         "classic, queries"),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("unchecked_annotations")
+def test_bad_input_is_one_clear_line(
+    command: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    arguments = [*command.split(), "--out", str(tmp_path), "--quiet"]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, ValueError)
+    assert message in str(result.exception)
+    assert "\n" not in str(result.exception)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [(None, None), ("0,2,-1", [0, 2, -1]), ("1-3", [1, 2, 3]), ("-2", [-2]), (" 4 ", [4])],
+)
+def test_indices_are_numbers_from_either_end(text: str | None, expected: list[int] | None) -> None:
+    assert indices(text, "layers") == expected
+
+
+@pytest.mark.parametrize("text", ["", "1.5", "a-b", ","])
+def test_other_indices_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="heads must"):
+        indices(text, "heads")
