@@ -61,6 +61,17 @@ class Studied:
         return architecture(self.model.cfg.streams)
 
 
+def check_sizes(runs: Sequence[RecordedRun], sequences: int, prompts: int = 1) -> None:
+    """Raises ValueError for sequences of which no test set has twice as many, or no prompts."""
+    most = min(each.run.test_size for each in runs) // 2
+    if not 1 <= sequences <= most:
+        raise ValueError(
+            f"circuit sequences must lie between 1 and {most}, half of a test set; got {sequences}"
+        )
+    if prompts < 1:
+        raise ValueError(f"prompts must be 1 or more; got {prompts}")
+
+
 def classifier_circuits(
     runs: Sequence[RecordedRun], sequences: int = 256, note: Note = lambda text: None
 ) -> list[dict[str, Any]]:
@@ -72,16 +83,12 @@ def classifier_circuits(
         note: called with what is being done.
 
     Raises:
-        ValueError: a run without a model; fewer than 2 · ``sequences`` test sequences.
+        ValueError: a run without a model; sizes that :func:`check_sizes` refuses.
     """
+    check_sizes(runs, sequences)
     found = []
     for recorded in runs:
         run = recorded.run
-        if not 1 <= sequences <= run.test_size // 2:
-            raise ValueError(
-                f"sequences must lie between 1 and {run.test_size // 2}, half of the test set; "
-                f"got {sequences}"
-            )
         note(f"{run.folder_name}: test sequences")
         world, tests = draw_world(run)
         batch = ICLBatch(*(x[: 2 * sequences] for x in tests["ic"]))
@@ -195,7 +202,11 @@ def compare_circuits(
     Returns:
         JSON-able: ``circuits``, each task's and model's study; ``over_seeds``; ``heads``;
         ``drawn``, the first seed's circuits; ``found``, in words; ``least``.
+
+    Raises:
+        ValueError: sizes that :func:`check_sizes` refuses.
     """
+    check_sizes(runs, sequences, prompts)
     chosen = [each for each in runs if each.has_model and each.run.name in ("classic", "values")]
     circuits = classifier_circuits(chosen, sequences, note)
     circuits += ioi_circuits(models, prompts, seed, note=note)

@@ -181,7 +181,7 @@ def compare(
     Example: `resval-lens compare --out out`
     """
     from resval_lens.analyses import circuit_figures, circuit_tables, figures, tables
-    from resval_lens.analyses.circuit_compare import compare_circuits, studied_models
+    from resval_lens.analyses.circuit_compare import check_sizes, compare_circuits, studied_models
     from resval_lens.analyses.emergence import paper_runs, table_data
     from resval_lens.analyses.icl import compare as run_comparison
     from resval_lens.files import write_json
@@ -196,6 +196,7 @@ def compare(
         _only_with_train(steps=steps)
     wanted = None if seed is None else [seed]
     found = paper_runs(_load(runs, wanted, (steps or 45_000) if train else None))
+    check_sizes(found, circuit_sequences, prompts)
     models = studied_models(lm_runs)
     writable(to)
     with notes(quiet) as note, one_thread():

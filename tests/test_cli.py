@@ -49,14 +49,17 @@ def test_reproduce_draws_figure_3(tmp_path):
 
 
 def test_compare_writes_everything(tmp_path):
-    done = run("compare", "--sequences", "50", "--link-sequences", "20", "--out", str(tmp_path))
+    few = ("--sequences", "50", "--link-sequences", "20", "--circuit-sequences", "8")
+    done = run("compare", *few, "--prompts", "4", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "trained classic" in done.stdout
     assert {path.name for path in tmp_path.iterdir()} == {
         "accuracy.png",
         "attention.png",
+        "circuits.png",
         "compare.json",
         "emergence.png",
+        "faithfulness.png",
         "link_edits.png",
     }
     report = json.loads((tmp_path / "compare.json").read_text())
@@ -80,6 +83,8 @@ def test_compare_writes_everything(tmp_path):
         (["train", "icl", "--jobs", "-1"], "jobs must be 0 or more; got -1"),
         (["compare", "--sequences", "0"], "sequences must be 1 or more; got 0"),
         (["compare", "--link-sequences", "0"], "link_sequences must be 1 or more; got 0"),
+        (["compare", "--prompts", "0"], "prompts must be 1 or more; got 0"),
+        (["compare", "--lm-runs", "/nonexistent"], "/nonexistent holds no training runs"),
         (["compare", "--steps", "5"], "--steps 5 is for training: add --train"),
         (["reproduce", "table-1", "--jobs", "2"], "--jobs 2 is for training: add --train"),
         (["compare", "--seed", "9"], "holds no run of seeds [9]"),
