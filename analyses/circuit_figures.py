@@ -43,24 +43,21 @@ def _draw(axes: Axes, circuit: Mapping[str, Any]) -> None:
     nodes: list[str] = circuit["nodes"]
     places = _places(nodes)
     largest = max((abs(loss) for loss in circuit["minimality"].values()), default=1.0) or 1.0
+    groups = circuit["groups"]
     for edge in circuit["edges"]:
         source, target = edge.split("->")
-        is_link = edge in circuit["links"]
         worth = abs(circuit["minimality"][edge]) / largest
-        start, end = places[source.split("<")[0]], places[target.split("<")[0]]
-        axes.add_patch(
-            FancyArrowPatch(
-                start, end, arrowstyle="-|>", mutation_scale=9, shrinkA=13, shrinkB=13,
-                connectionstyle=f"arc3,rad={_bend(start, end)}",
-                color=LINK if is_link else RESIDUAL, alpha=0.35 + 0.65 * worth,
-                lw=0.8 + 2.4 * worth, zorder=2 if is_link else 1,
-            )
-        )  # fmt: skip
-        if target.endswith(">"):  # q, k and v side by side under the head that reads them
-            x = end[0] + {"q": -0.13, "k": 0.0, "v": 0.13}[target[-2]]
-            shade = LINK if is_link else RESIDUAL
-            axes.text(x, end[1] - 0.24, target[-2], fontsize=7, color=shade, ha="center",
-                      va="center", zorder=3)  # fmt: skip
+        shade = LINK if edge in circuit["links"] else RESIDUAL
+        # A key-value head is drawn as the heads that share it.
+        readers = groups.get(target, [target.split("<")[0]])
+        writers = groups.get(source, [source.split("<")[0]])
+        writers = writers if len(writers) == len(readers) else writers * len(readers)
+        for writer, reader in zip(writers, readers, strict=True):
+            _arrow(axes, places[writer], places[reader], shade, worth)
+            if target.endswith(">"):  # q, k and v side by side under the head that reads them
+                x = places[reader][0] + {"q": -0.13, "k": 0.0, "v": 0.13}[target[-2]]
+                axes.text(x, places[reader][1] - 0.24, target[-2], fontsize=7, color=shade,
+                          ha="center", va="center", zorder=3)  # fmt: skip
     for name, (x, y) in places.items():
         face = "#E8F1F8" if name.startswith("a") else "#F4F0E6"
         axes.text(x, y, name, ha="center", va="center", fontsize=9, zorder=3,
@@ -68,6 +65,18 @@ def _draw(axes: Axes, circuit: Mapping[str, Any]) -> None:
     ys = [y for _, y in places.values()]
     axes.set(xlim=(-1.25, 1.25), ylim=(min(ys) - 0.5, max(ys) + 0.5))
     axes.axis("off")
+
+
+def _arrow(
+    axes: Axes, start: tuple[float, float], end: tuple[float, float], shade: str, worth: float
+) -> None:
+    axes.add_patch(
+        FancyArrowPatch(
+            start, end, arrowstyle="-|>", mutation_scale=9, shrinkA=13, shrinkB=13,
+            connectionstyle=f"arc3,rad={_bend(start, end)}", color=shade,
+            alpha=0.35 + 0.65 * worth, lw=0.8 + 2.4 * worth, zorder=2 if shade == LINK else 1,
+        )
+    )  # fmt: skip
 
 
 def _places(nodes: Sequence[str]) -> dict[str, tuple[float, float]]:
@@ -104,9 +113,8 @@ def faithfulness(entries: Sequence[Mapping[str, Any]]) -> Figure:
         )  # fmt: skip
         for axes, task in zip(row[0], tasks, strict=True):
             seen: set[str] = set()
-            for entry in entries:
-                if entry["task"] != task:
-                    continue
+            own = [entry for entry in entries if entry["task"] == task]
+            for entry in own:
                 curve, name = entry["study"]["curve"], entry["architecture"]
                 axes.plot(
                     curve["sizes"], curve["faithfulness"], "o-", color=colour(name), ms=3,
@@ -114,7 +122,7 @@ def faithfulness(entries: Sequence[Mapping[str, Any]]) -> Figure:
                 )  # fmt: skip
                 seen.add(name)
             axes.axhline(1, color="#999999", lw=0.8, ls=":")
-            axes.axhline(entry["study"]["least"], color="#999999", lw=0.8, ls="--")
+            axes.axhline(own[0]["study"]["least"], color="#999999", lw=0.8, ls="--")
             axes.set(title=task, xlabel="edges kept", xscale="log", ylim=(-0.1, 1.4))
         row[0, 0].set_ylabel("faithfulness")
         row[0, 0].legend(loc="lower right")
@@ -122,7 +130,7 @@ def faithfulness(entries: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def attribution(entries: Sequence[Mapping[str, Any]]) -> Figure:
-    """Direct logit attribution, head by head: own values and, hatched, values along links.
+    """Direct logit attribution: the largest components, heads' values along links in colour.
 
     Args:
         entries: with ``title`` and ``components``, {name: mean share in logits}.
@@ -141,6 +149,6 @@ def attribution(entries: Sequence[Mapping[str, Any]]) -> Figure:
             axes.axvline(0, color="#999999", lw=0.8)
             axes.set(title=entry["title"], xlabel="share of the logit difference (logits)")
         row[0, 0].plot([], [], color=LINK, lw=5, label="along links")
-        row[0, 0].plot([], [], color=RESIDUAL, lw=5, label="own")
+        row[0, 0].plot([], [], color=RESIDUAL, lw=5, label="all else")
         row[0, 0].legend(loc="lower right")
     return figure

@@ -43,7 +43,8 @@ def ioi_pairs(
     texts = twins(prompts, kind, seed, names)
     corrupted = encode_twins(prompts, texts, tokenizer, tokenizer.eos_token_id)
     labels = torch.stack([batch.io, batch.subject], 1)
-    return PromptPairs(batch.tokens, corrupted, logit_difference, labels, batch.last)
+    name = f"indirect objects, {kind} twins"
+    return PromptPairs(batch.tokens, corrupted, logit_difference, labels, batch.last, name)
 
 
 def icl_pairs(world: ICLWorld, batch: ICLBatch, what: Exchanged = "labels") -> PromptPairs:
@@ -56,4 +57,5 @@ def icl_pairs(world: ICLWorld, batch: ICLBatch, what: Exchanged = "labels") -> P
         ValueError: sequences that are not bursty.
     """
     found = exchanged(world, batch, what)
-    return PromptPairs(found.clean, found.corrupted, margin, found.labels)
+    name = f"in-context classification, exchanged {what}"
+    return PromptPairs(found.clean, found.corrupted, margin, found.labels, name=name)

@@ -5,7 +5,8 @@
 
 After Wang et al. 2022 (arXiv 2211.00593), every head with the numbers that its role is judged by:
 
-    name mover          adds to IO − S directly (share ≥ s), attends end → IO (≥ a, more than to S)
+    name mover          adds to IO − S directly (share ≥ s), attends end → IO (≥ a, more than to S),
+                        copies: attending to it alone, IO is among its top 5 (in half the prompts)
     negative            takes from IO − S directly (share ≤ −s), attends end → IO
     subject mover       attends end → S2 (≥ a, more than to IO); noising it lowers IO − S by ≥ s of
                         the gap: it tells the end who gave
@@ -39,9 +40,10 @@ from transformer_lens.hook_points import HookPoint
 
 from resval_lens.analyses.attribution import attribute, read_direction
 from resval_lens.analyses.circuit_tasks import ioi_pairs
+from resval_lens.analyses.weight_circuits import own_token_scores
 from resval_lens.hooks.patching import patch
 from resval_lens.hooks.path_patching import path_patch_each
-from resval_lens.hooks.prompts import PromptPairs, answer_logits
+from resval_lens.hooks.prompts import PromptPairs, answer_logits, refuse_hooks
 from resval_lens.runtime import evaluating
 from resval_lens.tasks.ioi import IOIPrompt
 from resval_lens.tasks.ioi_twins import positions
@@ -71,6 +73,8 @@ class HeadMeasures:
         total: effect on the metric of noising the head, as a share of the gap; below 0 where the
             task needs it.
         direct: share of the clean logit difference that the head writes.
+        copies: share of prompts in whose readout of OV(IO) the name is among the top 5, by the
+            head's own values or, if that is more, those of a source layer along links.
         direct_along_links: of that, what its values have of earlier layers along links.
         direct_when_movers_are_out: the share with every name mover knocked out.
         into_queries: effect on the metric, as a share of the clean − corrupted gap, of path
@@ -82,6 +86,7 @@ class HeadMeasures:
     even: dict[str, float]
     total: Float[Tensor, "layer head"]
     direct: Float[Tensor, "layer head"]
+    copies: Float[Tensor, "layer head"]
     direct_along_links: Float[Tensor, "layer head"]
     direct_when_movers_are_out: Float[Tensor, "layer head"]
     into_queries: Float[Tensor, "layer head"]
@@ -112,6 +117,7 @@ def head_roles(
     for name, value in (("attention", attention), ("share", share)):
         if not 0 < value < 1:
             raise ValueError(f"{name} must lie between 0 and 1; got {value!r}")
+    refuse_hooks(model)
     pairs = ioi_pairs(model, prompts, "abc", seed)
     clean, corrupted = (
         pairs.measure(logits).mean().item() for logits in _both_logits(model, pairs)
@@ -151,8 +157,9 @@ def _measure(
     shares = attribute(model, pairs.clean, pairs.labels, pairs.last).heads.mean(0) / clean
     direct = shares.sum(1)  # over source layers
     own = torch.stack([shares[layer, layer] for layer in range(len(shares))])
-    nothing = torch.zeros_like(direct)
-    first = HeadMeasures(weights, even, total, direct, direct - own, nothing, nothing)
+    along, nothing = direct - own, torch.zeros_like(direct)
+    copies = _copies(model, prompts, pairs)
+    first = HeadMeasures(weights, even, total, direct, copies, along, nothing, nothing)
     movers = _judge(first, *least)
     note("direct attribution without the name movers")
     with model.hooks(fwd_hooks=_knocked_out(model, pairs, movers["name mover"])):
@@ -166,7 +173,7 @@ def _measure(
             senders = [f"a{layer}.h{head}" for head in range(model.cfg.n_heads)]
             effect = path_patch_each(model, pairs, senders, later).effect
             into[layer] = effect.mean(1).cpu() / gap
-    return HeadMeasures(weights, even, total, direct, direct - own, backup, into)
+    return HeadMeasures(weights, even, total, direct, copies, along, backup, into)
 
 
 def _both_logits(model: ResValTransformer, pairs: PromptPairs) -> list[Tensor]:
@@ -196,6 +203,20 @@ def _attention(
     }
     even = {name: (1 / (where[query] + 1)).mean().item() for name, (query, _) in WEIGHTS.items()}
     return weights, even
+
+
+def _copies(
+    model: ResValTransformer, prompts: Sequence[IOIPrompt], pairs: PromptPairs
+) -> Float[Tensor, "layer head"]:
+    tokenizer: Any = model.tokenizer
+    where = positions(prompts, tokenizer, tokenizer.eos_token_id)
+    found = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
+    if any(stream.of == "v" and stream.mix == "gate" for stream in model.cfg.streams):
+        model = model.with_streams("", share_weights=True)  # a gate depends on the token: own only
+    for path, copied in own_token_scores(model, pairs.clean, where["IO"]).items():
+        place = path.layer, path.head
+        found[place] = max(found[place].item(), copied)
+    return found
 
 
 def _knocked_out(
@@ -236,7 +257,7 @@ def _direct_effects(model: ResValTransformer, pairs: PromptPairs) -> Float[Tenso
     found = []
     for layer, block in enumerate(model.blocks):
         z = cache[f"blocks.{layer}.attn.hook_z"][rows, answers]  # [prompt, head, d_head]
-        into = torch.einsum("hdm,pm->phd", block.attn.W_O, direction)
+        into = torch.einsum("hdm,pm->phd", block.attn.W_O.to(direction.dtype), direction)
         found.append((z * into).sum(-1).mean(0))
     return torch.stack(found).cpu()
 
@@ -251,7 +272,7 @@ def _judge(
     to_subject = torch.maximum(weights["end→S1"], weights["end→S2"])
     sees_io = sees["end→IO"] & (weights["end→IO"] > to_subject)
     sees_subject = sees["end→S2"] & (weights["end→S2"] > weights["end→IO"])
-    mover = (direct >= share) & sees_io
+    mover = (direct >= share) & sees_io & (measured.copies >= 0.5)
     criteria = {
         "name mover": (mover, direct),
         "negative": ((direct <= -share) & sees_io, -direct),
@@ -282,6 +303,7 @@ def _numbers(measured: HeadMeasures, layer: int, head: int) -> dict[str, Any]:
         "head": f"a{layer}.h{head}",
         "total": measured.total[place].item(),
         "direct": measured.direct[place].item(),
+        "copies": measured.copies[place].item(),
         "direct_along_links": measured.direct_along_links[place].item(),
         "direct_when_movers_are_out": measured.direct_when_movers_are_out[place].item(),
         "into_queries": measured.into_queries[place].item(),

@@ -19,7 +19,7 @@ import torch
 
 from resval_lens.analyses.circuit_tasks import ioi_pairs
 from resval_lens.hooks import freeze, link_activations, link_groups, link_hooks
-from resval_lens.hooks.prompts import answer_logits
+from resval_lens.hooks.prompts import answer_logits, refuse_hooks
 from resval_lens.runtime import evaluating
 from resval_lens.tasks.ioi import IOIPrompt
 from resval_lens.tasks.ioi_twins import SIGNALS, Kind
@@ -46,8 +46,12 @@ def link_signals(
         ``effects``, {name of the links: {kind: effect}}.
 
     Raises:
-        ValueError: a model without links, or a logit difference that is not above 0.
+        ValueError: a model without links, no kinds, hooks on the model, or a logit difference that
+            is not above 0.
     """
+    if not kinds:
+        raise ValueError(f"kinds is empty; name some of {', '.join(get_args(Kind))}")
+    refuse_hooks(model)
     groups = link_groups(model)
     names = groups["all"]
     effects: dict[str, dict[str, float]] = {group: {} for group in groups}

@@ -19,7 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from resval_lens.hooks.links import Link, Numbers, links
+from resval_lens.hooks.links import Link, Numbers, links, whole_numbers
+from resval_lens.hooks.prompts import right_padding
 from resval_lens.transformer import ResValTransformer
 
 Heads = Float[Tensor, "batch pos head d_head"]
@@ -90,8 +91,10 @@ def link_activations(
     model: ResValTransformer, inputs: Any, selected: Sequence[Link] | None = None
 ) -> dict[str, Tensor]:
     """What each link carries on ``inputs``: hook point name to [batch, pos, head, d_head]."""
-    names = {link.hook_name for link in (links(model) if selected is None else selected)}
-    _, cache = model.run_with_cache(inputs, names_filter=lambda name: name in names)
+    names = _heads(model, selected)
+    _, cache = model.run_with_cache(
+        inputs, names_filter=lambda name: name in names, **right_padding(model)
+    )
     return dict(cache.cache_dict)
 
 
@@ -99,7 +102,7 @@ def link_hooks(
     model: ResValTransformer,
     edit: Edit,
     selected: Sequence[Link] | None = None,
-    positions: Iterable[int] | None = None,
+    positions: Numbers | None = None,
 ) -> list[Any]:
     """Hooks that apply ``edit`` to the selected links, for ``model.run_with_hooks(fwd_hooks=...)``.
 
@@ -109,13 +112,27 @@ def link_hooks(
             a key-value cache, positions of the tokens that this call is given.
 
     Raises:
-        ValueError: when run: a position beyond the prompt, or a replacement of another shape.
+        ValueError: a link that the model does not have; when run: a position beyond the prompt,
+            or a replacement of another shape.
     """
+    several = list(positions) if isinstance(positions, Iterable) else positions
+    chosen = [] if several == [] else whole_numbers(several, "positions")
+    return [
+        (name, partial(_apply, edit, which, chosen))
+        for name, which in _heads(model, selected).items()
+    ]
+
+
+def _heads(model: ResValTransformer, selected: Sequence[Link] | None) -> dict[str, list[int]]:
+    """The selected links' heads by hook point."""
+    every = links(model)
+    chosen = every if selected is None else selected
     heads: dict[str, list[int]] = {}
-    for link in links(model) if selected is None else selected:
+    for link in chosen:
+        if link not in every:
+            raise ValueError(f"this model has no link {link}; links(model) has them all")
         heads.setdefault(link.hook_name, []).append(link.head)
-    chosen = None if positions is None else list(positions)
-    return [(name, partial(_apply, edit, which, chosen)) for name, which in heads.items()]
+    return heads
 
 
 def _apply(
@@ -147,7 +164,7 @@ def edit_links(
     of: str | None = None,
     layers: Numbers | None = None,
     heads: Numbers | None = None,
-    positions: Iterable[int] | None = None,
+    positions: Numbers | None = None,
 ) -> Iterator[ResValTransformer]:
     """The model with some links edited; as it was afterwards, whatever happens inside."""
     hooks = link_hooks(model, edit, links(model, of, layers, heads), positions)

@@ -52,6 +52,8 @@ def links(
     streams = {stream.of: stream for stream in model.cfg.streams}
     if not streams:
         raise ValueError("this model has no links: its configuration has streams=''")
+    if of == "":
+        raise ValueError("of='' names no stream; None is all of them")
     for name in of or ():
         if name not in streams:
             raise ValueError(f"of={of!r}: this model has links of {', '.join(streams)} only")

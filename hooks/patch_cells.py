@@ -22,8 +22,7 @@ from torch import Tensor
 from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
 from transformer_lens.hook_points import HookPoint
 
-from resval_lens.classifier import ICLClassifier
-from resval_lens.hooks.prompts import read_out
+from resval_lens.hooks.prompts import read_out, right_padding
 from resval_lens.norm import is_watched
 from resval_lens.transformer import ResValTransformer
 
@@ -178,9 +177,7 @@ class PatchedRuns:
         self.source_logits = read_out(self.model, whole, self.answers)
 
     def _embedded(self, inputs: Tensor) -> Tensor:
-        # A tokenizer that pads on the left would have TransformerLens mask what leads a row.
-        padding = {} if isinstance(self.model, ICLClassifier) else {"padding_side": "right"}
-        return self.model(inputs, stop_at_layer=0, **padding)
+        return self.model(inputs, stop_at_layer=0, **right_padding(self.model))
 
     def batches(self, cells: Cells, max_tokens: int) -> Iterator[Int[Tensor, " some"]]:
         """Which cells to compute together, by layer; those that cannot differ from base in none.

@@ -23,7 +23,7 @@ from torch import Tensor
 from resval_lens.hook_names import full_hook_name
 from resval_lens.hooks.links import Numbers, among, whole_numbers
 from resval_lens.hooks.patch_cells import LOCAL, PatchedRuns, Site
-from resval_lens.hooks.prompts import PromptPairs, answer_logits
+from resval_lens.hooks.prompts import PromptPairs, answer_logits, ready, vanishes
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
 
@@ -31,9 +31,6 @@ DIRECTIONS = ("denoise", "noise")
 AXES = ("layer", "position", "head")
 Positions = Numbers | Mapping[str, Int[Tensor, " prompt"]]
 """Numbers, the same in each prompt, or names, each with a position of its own in every prompt."""
-
-VANISHING = 1e-5
-"""A gap between two metrics that is rounding, in parts of the larger one."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class PatchResult:
             ValueError: the two runs have the same metric.
         """
         gap = self.source - self.base
-        if abs(gap) <= VANISHING * max(abs(self.source), abs(self.base)):
+        if vanishes(self.source, self.base):
             raise ValueError(
                 f"there is no gap to recover: the metric is {self.base:g} in the run that is "
                 f"patched and {self.source:g} in the other"
@@ -115,6 +112,7 @@ def patch(
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1; got {max_tokens!r}")
     names = _hook_points(model, site, layers)
+    pairs = ready(model, pairs)
     pairs = pairs if direction == "noise" else pairs.flipped()  # `clean` is what is patched
     with evaluating(model):
         wanted, labels, kept = _wanted(model, pairs, site, names, positions, heads, by)

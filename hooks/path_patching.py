@@ -3,7 +3,7 @@
     effects = path_patch_each(model, pairs, ["a0.h1", "m0", "v1.h0"], ["a2.h1<q>"])
     effects.effect.mean(1)  # of each sender, in units of the metric
 
-Algorithm 1 of Wang et al. 2023 (arXiv 2211.00593), with links:
+Algorithm 1 of Wang et al. 2022 (arXiv 2211.00593), with links:
 
     A   corrupted prompts   what the senders send
     B   clean prompts       everything
@@ -39,10 +39,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from resval_lens.classifier import ICLClassifier
 from resval_lens.hooks.links import links as links_of
 from resval_lens.hooks.path_nodes import Node, Nodes, check_reach, entered_heads, parse_nodes
-from resval_lens.hooks.prompts import PromptPairs, read_out
+from resval_lens.hooks.prompts import PromptPairs, read_out, ready, refuse_hooks, right_padding
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
 
@@ -136,6 +135,8 @@ def _path_effects(
             f"max_tokens must hold one prompt of {pairs.length} tokens; got {max_tokens!r}"
         )
     check_reach(model, senders, receiving)
+    refuse_hooks(model, "hook_resid_pre")
+    pairs = ready(model, pairs)
     clean, patched = [], []
     with evaluating(model):
         for part in pairs.split(max_tokens // pairs.length):
@@ -186,14 +187,12 @@ class _Runs:
         self.clean_metric = self._metric(residual)[0]
 
     def _cached(self, inputs: Tensor, endings: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]:
-        # A tokenizer that pads on the left would have TransformerLens mask what leads a row.
-        padding = {} if isinstance(self.model, ICLClassifier) else {"padding_side": "right"}
         residual, cache = self.model.run_with_cache(
             inputs,
             stop_at_layer=self.model.cfg.n_layers,
             names_filter=lambda name: name.endswith(endings),
             return_cache_object=False,
-            **padding,
+            **right_padding(self.model),
         )
         return residual, cache
 

@@ -19,6 +19,7 @@ from transformer_lens.utilities import apply_softcap
 
 from resval_lens.attention import Carried
 from resval_lens.classifier import ICLClassifier
+from resval_lens.norm import is_watched
 from resval_lens.transformer import ResValTransformer
 
 Metric = Callable[[Tensor, Tensor], Tensor]
@@ -27,7 +28,12 @@ Metric = Callable[[Tensor, Tensor], Tensor]
 def logit_difference(
     logits: Float[Tensor, "prompt d_vocab"], labels: Int[Tensor, "prompt 2"]
 ) -> Float[Tensor, " prompt"]:
-    """logit(first label) − logit(second label): IO − S, with labels (IO, S)."""
+    """logit(first label) − logit(second label): IO − S, with labels (IO, S).
+
+    Raises:
+        ValueError: labels of another shape, or that are no logits' numbers (as the others do).
+    """
+    _check_labels(logits, labels, 2, 2)
     chosen = logits.gather(1, labels)
     return chosen[:, 0] - chosen[:, 1]
 
@@ -36,6 +42,7 @@ def probability(
     logits: Float[Tensor, "prompt d_vocab"], labels: Int[Tensor, "prompt label"]
 ) -> Float[Tensor, " prompt"]:
     """Probability of the first label: P(IO), with labels (IO, S)."""
+    _check_labels(logits, labels, 1)
     return logits.softmax(-1).gather(1, labels[:, :1])[:, 0]
 
 
@@ -43,6 +50,7 @@ def margin(
     logits: Float[Tensor, "prompt d_vocab"], labels: Int[Tensor, "prompt label"]
 ) -> Float[Tensor, " prompt"]:
     """logit(first label) − max over the others: the right label against the best wrong one."""
+    _check_labels(logits, labels, 2)
     chosen = logits.gather(1, labels)
     return chosen[:, 0] - chosen[:, 1:].max(1).values
 
@@ -52,10 +60,22 @@ def negative_kl(
 ) -> Float[Tensor, " prompt"]:
     """−KL(P ‖ Q) in nats, P from the logits in ``labels`` (the clean run's), Q from ``logits``.
 
-    Negative, so that more is better, as with the other metrics; 0 on the clean run itself.
+    Negative, so that more is better, as with the other metrics; 0 on the clean run itself, where
+    its gradient is 0, too: score edges by "eap-ig" or "exact", not by "eap".
     """
     p, q = labels.log_softmax(-1), logits.log_softmax(-1)
     return -(p.exp() * (p - q)).sum(-1)
+
+
+def _check_labels(logits: Tensor, labels: Tensor, least: int, most: int | None = None) -> None:
+    if labels.ndim != 2 or labels.shape[1] < least or labels.shape[1] > (most or labels.shape[1]):
+        wanted = str(least) if most == least else f"{least} or more"
+        raise ValueError(f"this metric takes labels [prompt, {wanted}]; got {list(labels.shape)}")
+    if labels.is_floating_point():
+        raise ValueError(f"labels must be whole numbers; got {labels.dtype}")
+    outside = labels[(labels < 0) | (labels >= logits.shape[1])]
+    if len(outside):
+        raise ValueError(f"labels: {outside[0].item()} is not among 0 to {logits.shape[1] - 1}")
 
 
 @dataclass(frozen=True)
@@ -69,6 +89,7 @@ class PromptPairs:
         labels: what the metric compares with, [prompt, ...].
         last: the position of each prompt's answer, where prompts of unequal length are padded on
             the right; by default the last position.
+        name: of the data set, which is recorded beside every number.
 
     Raises:
         ValueError: twins of another shape, or labels or positions that do not fit the prompts.
@@ -79,6 +100,7 @@ class PromptPairs:
     metric: Metric
     labels: Tensor
     last: Int[Tensor, " prompt"] | None = None
+    name: str = ""
 
     def __post_init__(self) -> None:
         if self.clean.ndim not in (2, 3) or 0 in self.clean.shape:
@@ -147,7 +169,7 @@ class PromptPairs:
         """The metric of each prompt, of logits whose rows are the prompts, over and over.
 
         Raises:
-            ValueError: the metric gives another shape than one number a prompt, or NaN.
+            ValueError: the metric gives another shape than one number a prompt, NaN or infinity.
         """
         values = []
         for part in logits.split(len(self)):
@@ -158,12 +180,69 @@ class PromptPairs:
                     f"the metric must give one number for each of the {len(self)} prompts; got "
                     f"{shape}"
                 )
-            if value.isnan().any():
-                raise ValueError(
-                    f"the metric gives NaN for prompt {int(value.isnan().nonzero()[0])}"
-                )
-            values.append(value)
+            if not value.isfinite().all():
+                first = int((~value.isfinite()).nonzero()[0])
+                raise ValueError(f"the metric gives {value[first].item()} for prompt {first}")
+            values.append(value if value.is_floating_point() else value.float())
         return torch.stack(values)
+
+    def to(self, device: Any) -> PromptPairs:
+        """The same on another device."""
+        tensors = ("clean", "corrupted", "labels", "last")
+        moved = {n: getattr(self, n).to(device) for n in tensors if getattr(self, n) is not None}
+        return replace(self, **moved)
+
+
+def ready(model: ResValTransformer, pairs: PromptPairs) -> PromptPairs:
+    """The prompts on the model's device.
+
+    Raises:
+        ValueError: prompts that this model cannot read, by what they have and it takes.
+    """
+    if isinstance(model, ICLClassifier):
+        if pairs.last is not None:
+            raise ValueError("a classifier answers at the last position; leave out `last`")
+        return pairs.to(model.cfg.device)
+    for name in ("clean", "corrupted"):
+        tokens = getattr(pairs, name)
+        if tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool:
+            raise ValueError(
+                f"{name} must be tokens [prompt, pos]; got {tokens.dtype} {list(tokens.shape)}"
+            )
+        outside = tokens[(tokens < 0) | (tokens >= model.cfg.d_vocab)]
+        if len(outside):
+            raise ValueError(
+                f"{name}: token {outside[0].item()} is not among 0 to {model.cfg.d_vocab - 1}"
+            )
+    if pairs.length > model.cfg.n_ctx:
+        raise ValueError(f"prompts of {pairs.length} tokens do not fit n_ctx={model.cfg.n_ctx}")
+    return pairs.to(model.cfg.device)
+
+
+def refuse_hooks(model: ResValTransformer, ending: str = "") -> None:
+    """Raises ValueError if a hook is on a hook point whose name ends so."""
+    for name, point in model.hook_dict.items():
+        if name.endswith(ending) and is_watched(point):
+            raise ValueError(
+                f"a hook on {name} would meet some activations twice or not at all; run the model "
+                "without (with_streams(...) where links should be missing)"
+            )
+
+
+def right_padding(model: ResValTransformer) -> dict[str, Any]:
+    """What a model call needs so that nothing that leads a row is taken for padding.
+
+    A tokenizer that pads on the left would have TransformerLens mask it.
+    """
+    return {} if isinstance(model, ICLClassifier) else {"padding_side": "right"}
+
+
+VANISHING = 1e-5
+
+
+def vanishes(first: float, second: float) -> bool:
+    """Whether the gap between two metrics is rounding, in parts of the larger one."""
+    return abs(first - second) <= VANISHING * max(abs(first), abs(second))
 
 
 def answer_logits(
@@ -176,8 +255,7 @@ def answer_logits(
     """
     if isinstance(model, ICLClassifier):
         return model(inputs)
-    # A tokenizer that pads on the left would have TransformerLens mask what leads a row.
-    residual = model(inputs, stop_at_layer=model.cfg.n_layers, padding_side="right")
+    residual = model(inputs, stop_at_layer=model.cfg.n_layers, **right_padding(model))
     return read_out(model, residual, answers)
 
 

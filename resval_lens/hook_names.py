@@ -10,6 +10,7 @@ from transformer_lens import ActivationCache
 from transformer_lens.utilities import get_act_name
 
 from resval_lens.config import ResValConfig
+from resval_lens.streams import AttentionStream
 
 # How HookedTransformer spells out the shorthand ("v_link", 2): without the attention layer.
 _SHORTENED = re.compile(r"(blocks\.\d+\.)(hook_[qkv]_(?:local|link))")
@@ -41,6 +42,12 @@ def short_hook_names(cfg: ResValConfig) -> dict[str, str]:
         for part in ("local", "link")
     ]
     return {f"blocks.{i}.{point}": f"blocks.{i}.attn.{point}" for i, point in points}
+
+
+def handing_point(stream: AttentionStream, layer: int) -> str:
+    """The hook point that holds what ``layer`` hands on along ``stream``: its own, or its total."""
+    own = stream.carry == "raw" and stream.receives(layer)
+    return f"blocks.{layer}.attn.hook_{stream.of}{'_local' if own else ''}"
 
 
 class ResValCache(ActivationCache):

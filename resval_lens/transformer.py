@@ -25,6 +25,7 @@ from resval_lens.attention import Carried
 from resval_lens.block import ResValBlock
 from resval_lens.config import ResValConfig
 from resval_lens.conversion import WeightConversion
+from resval_lens.hook_names import handing_point
 from resval_lens.norm import fused
 from resval_lens.unembed import FusedUnembed, TiedUnembed, loss_sum
 
@@ -217,11 +218,8 @@ class ResValTransformer(WeightConversion):
         carried: Carried = {}
         for stream in self.cfg.streams:
             wanted = {"previous": [layer - 1], "first": [0], "all": range(layer)}[stream.source]
-            names = []
-            for source in wanted if layer > 0 else []:
-                own = stream.carry == "raw" and stream.receives(source)
-                names.append(f"blocks.{source}.attn.hook_{stream.of}{'_local' if own else ''}")
-            carried[stream.of] = tuple(cache[name] for name in names)
+            sources = wanted if layer > 0 else []
+            carried[stream.of] = tuple(cache[handing_point(stream, source)] for source in sources)
         return carried
 
     def get_residual(

@@ -72,7 +72,7 @@ def test_what_cannot_be_studied_is_refused() -> None:
     same = PromptPairs(pairs.clean, pairs.clean, pairs.metric, pairs.labels)
     with pytest.raises(ValueError, match="their gap vanishes"):
         circuit_study(model, same)
-    with pytest.raises(ValueError, match="sequences must lie between 1 and 5000, .*; got 0"):
+    with pytest.raises(ValueError, match=r"sequences must lie between 1 and 5000, .*; got 0"):
         classifier_circuits([run for run in load_runs() if run.has_model][:1], 0)
 
 

@@ -17,6 +17,7 @@ from resval_lens.analyses.circuits.evaluation import (
     completeness,
     curve,
     evaluate,
+    exact_best,
     faithfulness,
     minimality,
     random_circuits,
@@ -26,6 +27,7 @@ from resval_lens.analyses.circuits.graph import Graph
 from resval_lens.analyses.circuits.running import EdgeRuns
 from resval_lens.analyses.circuits.scores import Method, score_edges
 from resval_lens.classifier import ICLClassifier, classifier_config
+from resval_lens.hooks import cut_links
 from resval_lens.hooks.prompts import PromptPairs, logit_difference, margin
 from resval_lens.streams import AttentionStream
 from tests.hand_built import LINKED_CIRCUIT, linked_model, linked_pairs
@@ -194,8 +196,20 @@ def test_pruning_keeps_what_lies_on_a_way(seed: int, kind: str) -> None:
     assert pruned.path_lengths() == dict(sorted((n, lengths.count(n)) for n in set(lengths)))
 
 
-def test_pruning_a_circuit_does_not_change_what_it_computes() -> None:
-    model = tiny_model("v", dtype=torch.float64)
+@pytest.mark.parametrize(
+    ("streams", "changes"),
+    [
+        ("v", {}),
+        ("qv", {"n_key_value_heads": 2}),
+        (AttentionStream("v", mix="gate"), {}),
+        (AttentionStream("v", source="all", mix="matrix", carry="raw"), {}),
+    ],
+    ids=["values", "grouped", "gated", "matrix"],
+)
+def test_pruning_a_circuit_does_not_change_what_it_computes(
+    streams: Any, changes: dict[str, Any]
+) -> None:
+    model = tiny_model(streams, dtype=torch.float64, **changes)
     runs = EdgeRuns(model, tiny_pairs(model))
     generator = torch.Generator().manual_seed(0)
     kept = torch.rand(20, len(runs.graph), generator=generator) < 0.15
@@ -348,7 +362,108 @@ def test_random_circuits_have_their_size_and_differ() -> None:
     assert len({tuple(circuit.numbers) for circuit in drawn}) == 5
 
 
+def test_the_exact_best_circuit_is_the_most_faithful_of_its_size() -> None:
+    model = linked_model()
+    runs = EdgeRuns(model, linked_pairs())
+    with pytest.raises(ValueError, match=r"there are \d+ circuits of 3 of \d+ edges; at most"):
+        exact_best(runs, 3)
+    classifier = ICLClassifier(classifier_config("v"), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1)
+    clean, corrupted = torch.randn(2, 3, 5, 150, generator=generator) / 5
+    pairs = PromptPairs(clean, corrupted, margin, torch.randint(32, (3, 3), generator=generator))
+    small = EdgeRuns(classifier, pairs)
+    circuit, found = exact_best(small, 2)
+    gap = small.clean - small.corrupted
+    n = len(small.graph)
+    both = torch.stack([Circuit.of(small.graph, [a, b]).kept for a in range(n) for b in range(a)])
+    every = [abs(1 - (metric - small.corrupted) / gap) for metric in small.means(both).tolist()]
+    assert len(circuit) == 2
+    assert abs(1 - (found.value or 0)) == pytest.approx(min(every), abs=1e-5)
+
+
+def test_mean_ablation_is_the_mean_over_twins_of_a_group() -> None:
+    """Twins that are alike in a group are their own mean; otherwise activations are averaged."""
+    model = tiny_model("v", dtype=torch.float64)
+    pairs = tiny_pairs(model)
+    alike = PromptPairs(pairs.clean, pairs.corrupted[[0, 0, 1]], pairs.metric, pairs.labels)
+    groups = torch.tensor([0, 0, 1])
+    kept = torch.rand(4, len(Graph.of(model)), generator=torch.Generator().manual_seed(0)) < 0.5
+    resampled = EdgeRuns(model, alike)
+    averaged = EdgeRuns(model, alike, ablation="mean", groups=groups)
+    torch.testing.assert_close(averaged.values(kept), resampled.values(kept))
+    assert averaged.measured_by["ablation"] == "mean over corrupted twins"
+    one = EdgeRuns(model, pairs, ablation="mean")
+    _, cache = model.run_with_cache(pairs.corrupted)
+    mean = cache["blocks.2.hook_resid_post"].mean(0, keepdim=True)[:, -1:]
+    nothing = pairs.measure(model.unembed(model.ln_final(mean))[:, 0].expand(3, -1))[0]
+    torch.testing.assert_close(one.corrupted_values, nothing)
+
+
+def test_grouped_heads_are_knocked_out_and_named_by_their_group() -> None:
+    model = tiny_model("v", n_key_value_heads=2, dtype=torch.float64)
+    runs = EdgeRuns(model, tiny_pairs(model))
+    edges = ["input->a0.h1<v>", "a0.h1<v>->a1.h1<v>", "a1.h2->logits", "a1.h3->logits"]
+    circuit = Circuit.of(runs.graph, edges)
+    assert circuit.nodes == ["input", "a0.h2", "a0.h3", "a1.h2", "a1.h3", "logits"]
+    assert circuit.to_dict()["groups"]["a1.h1<v>"] == ["a1.h2", "a1.h3"]
+    for names, link_is_cut in ((["a0.h1"], False), (["a0.h2"], False), (["a0.h2", "a0.h3"], True)):
+        (found,) = completeness(runs, Circuit.whole(runs.graph), [names])
+        cut = [
+            number
+            for number, edge in enumerate(runs.graph.edges)
+            if edge.source in names or (link_is_cut and edge.source == "a0.h1<v>")
+        ]
+        kept = Circuit.whole(runs.graph).without(cut).kept
+        assert found["model"] == pytest.approx(runs.means(kept[None]).item())
+
+
 # Bad input
+
+
+def test_another_models_graph_or_circuit_is_refused(unchecked_annotations: None) -> None:
+    values, classic = tiny_model("v"), tiny_model("")
+    pairs = tiny_pairs(values)
+    runs = EdgeRuns(values, pairs)
+    with pytest.raises(ValueError, match="this graph is that of another model"):
+        faithfulness(runs, [Circuit.whole(Graph.of(classic))])
+    with pytest.raises(ValueError, match="this graph is that of another model"):
+        EdgeRuns(values, pairs, Graph.of(classic))
+    n = len(runs.graph)
+    for kept in (torch.ones(1, n), torch.ones(n).bool(), torch.ones(1, n - 1).bool()):
+        with pytest.raises(ValueError, match=f"kept must be booleans .circuit, {n}."):
+            runs.values(kept)
+    with pytest.raises(ValueError, match=f"{n} edges need as many scores; got .5."):
+        top_n(runs.graph, torch.ones(5), 2)
+    with pytest.raises(ValueError, match=r"the score of input->a0\.h0<q> is NaN"):
+        smallest(runs, torch.full((n,), float("nan")))
+
+
+def test_hooks_on_the_model_are_refused() -> None:
+    """They would act twice where a run is resumed, or edit what edges are taken to carry."""
+    model = tiny_model("v")
+    pairs = tiny_pairs(model)
+    runs = EdgeRuns(model, pairs)
+    with cut_links(model):
+        for use in (
+            lambda: EdgeRuns(model, pairs),
+            lambda: score_edges(model, pairs),
+            lambda: runs.means(Circuit.whole(runs.graph).kept[None]),
+        ):
+            with pytest.raises(ValueError, match=r"a hook on blocks\.1\.attn\.hook_v_link"):
+                use()
+
+
+def test_a_metric_without_a_gradient_needs_exact_scores() -> None:
+    model = tiny_model("v")
+    pairs = tiny_pairs(model)
+
+    def is_right(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return logits[:, 1] > logits[:, 2]
+
+    counted = PromptPairs(pairs.clean, pairs.corrupted, is_right, pairs.labels)
+    with pytest.raises(ValueError, match='no gradient; score edges by method="exact"'):
+        score_edges(model, counted)
+    assert score_edges(model, counted, "exact").values.abs().max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -359,7 +474,10 @@ def test_random_circuits_have_their_size_and_differ() -> None:
         (lambda runs: top_n(runs.graph, torch.ones(len(runs.graph)), 0), r"n must lie between 1"),
         (lambda runs: Circuit.of(runs.graph, ["a0.h9->m1"]), r"no edge 'a0.h9->m1'"),
         (lambda runs: Circuit.of(runs.graph, [-1]), r"no edge -1"),
-        (lambda runs: score_edges(runs.model, runs.pairs, steps=0), r"steps must be 1 or more"),
+        (
+            lambda runs: score_edges(runs.model, runs.pairs, steps=0),
+            r"steps must be a whole number from 1 up; got 0",
+        ),
         (lambda runs: score_edges(runs.model, runs.pairs, chunk=0), r"at least 1 prompt"),
         (
             lambda runs: completeness(runs, Circuit.whole(runs.graph), [["a7.h0"]]),

@@ -35,7 +35,7 @@ def measures(**changes: Any) -> HeadMeasures:
     """A layer of two heads that do nothing, but for ``changes``: of head 1, or by name both's."""
     nothing = torch.zeros(1, 2)
     fields: dict[str, Any] = {
-        "total": nothing.clone(), "direct": nothing.clone(),
+        "total": nothing.clone(), "direct": nothing.clone(), "copies": nothing.clone() + 1,
         "direct_along_links": nothing.clone(), "direct_when_movers_are_out": nothing.clone(),
         "into_queries": nothing.clone(), "attention": {name: nothing.clone() for name in WEIGHTS},
         "even": {name: 0.2 if name == "S1+1→S1" else 0.05 for name in WEIGHTS},
@@ -53,6 +53,7 @@ def measures(**changes: Any) -> HeadMeasures:
         ({"direct": 0.3, "end→IO": 0.5}, {"name mover"}),
         ({"direct": 0.3, "end→IO": 0.3, "end→S1": 0.4}, set()),
         ({"direct": 0.02, "end→IO": 0.5}, set()),
+        ({"direct": 0.3, "end→IO": 0.5, "copies": 0.4}, set()),
         ({"direct": -0.3, "end→IO": 0.5}, {"negative"}),
         ({"total": -0.3, "end→S2": 0.5}, {"subject mover"}),
         ({"total": -0.3, "end→S2": 0.5, "end→IO": 0.6}, set()),

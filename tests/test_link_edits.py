@@ -10,6 +10,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from resval_lens.hooks import (
+    Link,
     cut_links,
     edit_links,
     freeze,
@@ -326,3 +327,27 @@ def test_gradients_flow_through_an_edit_as_through_the_other_architecture() -> N
     for (name, ours), theirs in zip(model.named_parameters(), classic.parameters(), strict=True):
         assert ours.grad is not None
         torch.testing.assert_close(ours.grad, theirs.grad, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("use", "says"),
+    [
+        (lambda model: link_hooks(model, zero(), [Link("v", 9, 0)]), "no link v9.h0"),
+        (lambda model: link_activations(model, tiny_tokens(), [Link("q", 1, 0)]), "no link q1.h0"),
+        (lambda model: link_hooks(model, zero(), positions=[1.5]), "1.5 is not a whole number"),
+        (lambda model: links(model, of=""), "of='' names no stream"),
+    ],
+    ids=["layer", "stream", "half", "no streams"],
+)
+def test_selections_of_what_is_not_there_are_refused(
+    use: Callable[[ResValTransformer], Any], says: str, unchecked_annotations: None
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        use(tiny_model("v"))
+
+
+def test_one_position_is_a_number() -> None:
+    model, tokens = tiny_model("v"), tiny_tokens()
+    one = model.run_with_hooks(tokens, fwd_hooks=link_hooks(model, zero(), positions=3))
+    several = model.run_with_hooks(tokens, fwd_hooks=link_hooks(model, zero(), positions=[3]))
+    assert one.equal(several)

@@ -72,13 +72,21 @@ class Circuit:
         touched = set()
         for number in self.numbers:
             edge = self.graph.edges[number]
-            touched |= {edge.source.split("<")[0], edge.target.split("<")[0]}
+            touched |= {*self.graph.heads_of(edge.source), *self.graph.heads_of(edge.target)}
         return [name for name in (*self.graph.writers, "logits") if name in touched]
 
     def without(self, edges: Iterable[int]) -> Circuit:
-        """The circuit less the edges of these numbers."""
+        """The circuit less the edges of these numbers.
+
+        Raises:
+            ValueError: the graph has no such edge.
+        """
+        numbers = list(edges)
+        for number in numbers:
+            if not 0 <= number < len(self.graph):
+                raise ValueError(f"this graph has no edge {number!r}")
         kept = self.kept.clone()
-        kept[list(edges)] = False
+        kept[numbers] = False
         return Circuit(self.graph, kept)
 
     def without_links(self) -> Circuit:
@@ -86,14 +94,19 @@ class Circuit:
         return self.without(range(self.graph.n_residual, len(self.graph)))
 
     def pruned(self) -> Circuit:
-        """Only edges on a way from the input to the logits, links and heads' insides included."""
+        """Only edges on a way from the input to the logits, links and heads' insides included.
+
+        A gated link stays, too, where only the gate's own input comes from the input.
+        """
         flow = self.flow()
         useful = _reach(flow, "input", nx.descendants) & _reach(flow, "logits", nx.ancestors)
-        numbers = [
-            data["edge"]
-            for source, target, data in flow.edges(data=True)
-            if "edge" in data and source in useful and target in useful
-        ]
+        gated = {stream.of for stream in self.graph.cfg.streams if stream.mix == "gate"}
+        numbers = []
+        for source, target, data in flow.edges(data=True):
+            if "edge" in data and target in useful:
+                edge = self.graph.edges[data["edge"]]
+                if source in useful or (edge.is_link and edge.source[-2] in gated):
+                    numbers.append(data["edge"])
         return Circuit.of(self.graph, numbers)
 
     def flow(self) -> nx.DiGraph:
@@ -120,6 +133,13 @@ class Circuit:
                     ways[target][length + step] += count
         return dict(sorted(ways["logits"].items()))
 
+    def _groups(self) -> dict[str, list[str]]:
+        """Key-value heads that several heads share, and those heads."""
+        edges = [self.graph.edges[number] for number in self.numbers]
+        ports = {port for edge in edges for port in (edge.source, edge.target)}
+        groups = {port: self.graph.heads_of(port) for port in sorted(ports)}
+        return {port: heads for port, heads in groups.items() if len(heads) > 1}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return {
@@ -128,6 +148,7 @@ class Circuit:
             "n_edges_of_model": len(self.graph),
             "links": self.links,
             "nodes": self.nodes,
+            "groups": self._groups(),
             "path_lengths": {str(length): n for length, n in self.path_lengths().items()},
         }
 
@@ -136,14 +157,20 @@ def _reach(flow: nx.DiGraph, node: str, way: Any) -> set[str]:
     return {node, *way(flow, node)}
 
 
-def ranked(values: Float[Tensor, " edge"], rank: Rank = "absolute") -> Float[Tensor, " edge"]:
+def ranked(
+    graph: Graph, values: Float[Tensor, " edge"], rank: Rank = "absolute"
+) -> Float[Tensor, " edge"]:
     """What edges are chosen by: |score|, or −score (corrupting the edge lowers the metric).
 
     Raises:
-        ValueError: an unknown rank.
+        ValueError: an unknown rank, another number of scores than edges, or NaN among them.
     """
     if rank not in get_args(Rank):
         raise ValueError(f"rank must be absolute or helpful; got {rank!r}")
+    if values.shape != (len(graph),):
+        raise ValueError(f"{len(graph)} edges need as many scores; got {list(values.shape)}")
+    if values.isnan().any():
+        raise ValueError(f"the score of {graph.edges[int(values.isnan().nonzero()[0])]} is NaN")
     return values.abs() if rank == "absolute" else -values
 
 
@@ -154,7 +181,7 @@ def top_n(graph: Graph, values: Float[Tensor, " edge"], n: int, rank: Rank = "ab
         ValueError: ``n`` below 1 or above the number of edges.
     """
     _check_count(graph, n)
-    order = ranked(values, rank).argsort(descending=True, stable=True)
+    order = ranked(graph, values, rank).argsort(descending=True, stable=True)
     return Circuit.of(graph, order[:n].tolist())
 
 
@@ -162,7 +189,7 @@ def threshold(
     graph: Graph, values: Float[Tensor, " edge"], least: float, rank: Rank = "absolute"
 ) -> Circuit:
     """The edges that rank at ``least`` or above."""
-    return Circuit(graph, (ranked(values, rank) >= least).cpu())
+    return Circuit(graph, (ranked(graph, values, rank) >= least).cpu())
 
 
 def greedy(
@@ -176,7 +203,7 @@ def greedy(
         ValueError: ``n`` below 1 or above the number of edges.
     """
     _check_count(graph, n)
-    worth = ranked(values, rank).tolist()
+    worth = ranked(graph, values, rank).tolist()
     chosen: list[int] = []
     waiting: list[tuple[float, int, str]] = []
     reached: set[str] = set()
@@ -201,5 +228,5 @@ def greedy(
 
 
 def _check_count(graph: Graph, n: int) -> None:
-    if not 1 <= n <= len(graph):
+    if not isinstance(n, int) or not 1 <= n <= len(graph):
         raise ValueError(f"n must lie between 1 and {len(graph)}, all edges; got {n!r}")

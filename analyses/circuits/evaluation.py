@@ -7,14 +7,16 @@ the corrupted twins (edge patching). With m the mean metric over prompts:
     CPR           ∫ f(C_x) dx, C_x the highest-ranking share x of edges (MIB, arXiv 2504.13151)
     CMD           ∫ |1 − f(C_x)| dx
     completeness  |m(C∖K) − m(M∖K)| for sets K of heads and MLPs that are knocked out of the
-                  circuit C and of the model M alike (Wang et al. 2023)
+                  circuit C and of the model M alike (Wang et al. 2022)
     minimality    m(C) − m(C∖e) of each edge e of the circuit
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations, islice
 from typing import Any
 
 import numpy as np
@@ -23,14 +25,16 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from resval_lens.analyses.circuits.circuit import Circuit, Rank, ranked
-from resval_lens.analyses.circuits.graph import Graph
+from resval_lens.analyses.circuits.graph import Graph, graph_of
 from resval_lens.analyses.circuits.running import EdgeRuns
+from resval_lens.hooks.prompts import vanishes
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of edges at which circuits are compared (MIB)."""
-VANISHING = 1e-4
 
-ABLATION = {"ablation": "resample from the corrupted twin", "granularity": "edges"}
+
+MOST_TRIED = 2**14
+"""Circuits that :func:`exact_best` tries at most."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,15 @@ class Faithfulness:
 
 
 def faithfulness(runs: EdgeRuns, circuits: Sequence[Circuit]) -> list[Faithfulness]:
-    """f of each circuit; invalid where clean and corrupted prompts hardly differ."""
+    """f of each circuit; invalid where clean and corrupted prompts hardly differ.
+
+    Raises:
+        ValueError: a circuit of another model.
+    """
     if not circuits:
         return []
+    for circuit in circuits:
+        graph_of(runs.model, circuit.graph)
     metrics = runs.means(torch.stack([circuit.kept for circuit in circuits])).tolist()
     reason = vanishing_gap(runs)
     gap = runs.clean - runs.corrupted
@@ -68,8 +78,7 @@ def faithfulness(runs: EdgeRuns, circuits: Sequence[Circuit]) -> list[Faithfulne
 
 def vanishing_gap(runs: EdgeRuns) -> str | None:
     """Why f cannot be computed on these prompts; None if it can."""
-    size = abs(runs.clean) + abs(runs.corrupted)
-    if abs(runs.clean - runs.corrupted) > VANISHING * size:
+    if not vanishes(runs.clean, runs.corrupted):
         return None
     return (
         f"the metric is {runs.clean:.6g} on the clean prompts and {runs.corrupted:.6g} on the "
@@ -86,6 +95,7 @@ class Curve:
         sizes: edges before pruning.
         values: f at each; None where invalid.
         cpr, cmd: areas by the trapezoid rule from the first share to the last; None where invalid.
+        measured_by: ablation, granularity and data set.
     """
 
     fractions: tuple[float, ...]
@@ -94,6 +104,7 @@ class Curve:
     cpr: float | None
     cmd: float | None
     reason: str | None
+    measured_by: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -104,7 +115,7 @@ class Curve:
             "cpr": self.cpr,
             "cmd": self.cmd,
             "reason": self.reason,
-            **ABLATION,
+            **self.measured_by,
         }
 
 
@@ -122,7 +133,7 @@ def curve(
     shares = list(fractions)
     if not shares or shares != sorted(set(shares)) or shares[0] <= 0 or shares[-1] > 1:
         raise ValueError(f"fractions must rise from above 0 to at most 1; got {fractions}")
-    order = ranked(values, rank).argsort(descending=True, stable=True).tolist()
+    order = ranked(runs.graph, values, rank).argsort(descending=True, stable=True).tolist()
     sizes = [max(1, round(share * len(order))) for share in shares]
     circuits = [Circuit.of(runs.graph, order[:size]) for size in sizes]
     found = [each.value for each in faithfulness(runs, circuits)]
@@ -131,7 +142,7 @@ def curve(
     if reason is None:
         f = np.array(found, dtype=float)
         cpr, cmd = (float(np.trapezoid(y, shares)) for y in (f, np.abs(1 - f)))
-    return Curve(tuple(shares), tuple(sizes), tuple(found), cpr, cmd, reason)
+    return Curve(tuple(shares), tuple(sizes), tuple(found), cpr, cmd, reason, runs.measured_by)
 
 
 def smallest(
@@ -148,7 +159,7 @@ def smallest(
     reason = vanishing_gap(runs)
     if reason is not None:
         raise ValueError(reason)
-    order = ranked(values, rank).argsort(descending=True, stable=True).tolist()
+    order = ranked(runs.graph, values, rank).argsort(descending=True, stable=True).tolist()
     at_once = 16
     for first in range(1, len(order) + 1, at_once):
         sizes = range(first, min(first + at_once, len(order) + 1))
@@ -157,6 +168,38 @@ def smallest(
             if each.value is not None and each.value >= least:
                 return circuit.pruned()
     raise ValueError(f"no circuit has a faithfulness of {least}")
+
+
+def exact_best(runs: EdgeRuns, size: int) -> tuple[Circuit, Faithfulness]:
+    """Of all circuits of ``size`` edges the most faithful, |1 − f| least, by trying every one.
+
+    Raises:
+        ValueError: a size that no circuit has, or more than ``MOST_TRIED`` circuits to try.
+    """
+    if not 1 <= size <= len(runs.graph):
+        raise ValueError(f"size must lie between 1 and {len(runs.graph)}; got {size}")
+    count = math.comb(len(runs.graph), size)
+    if count > MOST_TRIED:
+        raise ValueError(
+            f"there are {count} circuits of {size} of {len(runs.graph)} edges; at most "
+            f"{MOST_TRIED} are tried"
+        )
+    reason = vanishing_gap(runs)
+    if reason is not None:
+        raise ValueError(reason)
+    best: tuple[Circuit, Faithfulness] | None = None
+    every = combinations(range(len(runs.graph)), size)
+    while chosen := list(islice(every, 512)):
+        circuits = [Circuit.of(runs.graph, edges) for edges in chosen]
+        for found in zip(circuits, faithfulness(runs, circuits), strict=True):
+            if best is None or _gap(found[1]) < _gap(best[1]):
+                best = found
+    assert best is not None
+    return best
+
+
+def _gap(found: Faithfulness) -> float:
+    return abs(1 - (found.value or 0.0))
 
 
 def minimality(runs: EdgeRuns, circuit: Circuit) -> dict[str, float]:
@@ -173,8 +216,8 @@ def completeness(
 ) -> list[dict[str, Any]]:
     """m(C∖K) beside m(M∖K) for each set K of writers, like ``["a1.h2", "m1"]``.
 
-    A writer that is knocked out brings nobody anything of the clean run; links out of its values
-    are cut likewise.
+    A writer that is knocked out brings nobody anything of the clean run; so do links out of its
+    values, those of a key-value head once its whole group is knocked out.
 
     Raises:
         ValueError: a set names a writer that the model does not have.
@@ -195,7 +238,12 @@ def _edges_out_of(graph: Graph, names: Sequence[str]) -> list[int]:
     for name in names:
         if name not in graph.writers or name == "input":
             raise ValueError(f"{name!r} is no head or MLP of this model, like a0.h1 or m0")
-    return [number for number, edge in enumerate(graph.edges) if edge.source.split("<")[0] in names]
+    knocked_out = set(names)
+    return [
+        number
+        for number, edge in enumerate(graph.edges)
+        if knocked_out.issuperset(graph.heads_of(edge.source))
+    ]
 
 
 def random_circuits(graph: Graph, size: int, n: int, generator: Generator) -> list[Circuit]:
@@ -244,5 +292,5 @@ def evaluate(
         },
         "minimality": minimality(runs, circuit),
         "completeness": completeness(runs, circuit, sets),
-        **ABLATION,
+        **runs.measured_by,
     }

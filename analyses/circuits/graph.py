@@ -12,6 +12,7 @@ values (queries, keys) to values, head by head. Under grouped-query attention th
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -173,6 +174,18 @@ class Graph:
             for head in range(heads)
         ]
 
+    def heads_of(self, port: str) -> list[str]:
+        """The heads whose q, k or v ``a1.h0<v>`` is: one, or a key-value head's whole group.
+
+        Other names are their own.
+        """
+        parsed = re.fullmatch(r"a(\d+)\.h(\d+)<([qkv])>", port)
+        if parsed is None:
+            return [port]
+        layer, head, projection = parsed[1], int(parsed[2]), parsed[3]
+        group = 1 if projection == "q" else self.cfg.n_heads // self.kv_heads
+        return [f"a{layer}.h{query}" for query in range(head * group, (head + 1) * group)]
+
     @cached_property
     def flow(self) -> nx.DiGraph:
         """What can reach what, as a directed graph of nodes and, inside heads, of their parts.
@@ -186,16 +199,15 @@ class Graph:
         flow.add_nodes_from((*self.writers, "logits"))
         received = {(receiver.stream, receiver.layer) for receiver in self.receivers}
         for reader in self.readers:
-            for head, name in enumerate(reader.names):
+            for name in reader.names:
                 if reader.port not in ("q", "k", "v"):
                     continue
                 total = name
                 if (reader.port, reader.layer) in received:
                     total = f"{name}+"
                     flow.add_edge(name, total)
-                group = self.cfg.n_heads // len(reader.names)
-                for query_head in range(head * group, (head + 1) * group):
-                    flow.add_edge(total, f"a{reader.layer}.h{query_head}")
+                for query_head in self.heads_of(name):
+                    flow.add_edge(total, query_head)
         raw = {stream.of for stream in self.cfg.streams if stream.carry == "raw"}
         for number, edge in enumerate(self.edges):
             source, target = edge.source, edge.target
@@ -206,6 +218,19 @@ class Graph:
                     source = f"{source}+"
             flow.add_edge(source, target, edge=number)
         return flow
+
+
+def graph_of(model: ResValTransformer, graph: Graph | None = None) -> Graph:
+    """The model's graph; ``graph`` if it is that.
+
+    Raises:
+        ValueError: another model's.
+    """
+    if graph is None:
+        return Graph.of(model)
+    if graph.cfg is not model.cfg and graph.edges != Graph.of(model).edges:
+        raise ValueError("this graph is that of another model")
+    return graph
 
 
 def _check(cfg: ResValConfig) -> None:

@@ -14,6 +14,7 @@ from transformer_lens.hook_points import HookPoint
 
 from resval_lens.analyses.circuits.graph import Graph, Receiver
 from resval_lens.attention import StreamAttention
+from resval_lens.hook_names import handing_point
 from resval_lens.hooks.prompts import answer_logits
 from resval_lens.transformer import ResValTransformer
 
@@ -39,29 +40,46 @@ class Recording:
     logits: Float[Tensor, "row d_vocab"]
 
 
+class Recorder:
+    """Keeps everything that edges carry in one run, under its ``hooks``; without gradients."""
+
+    def __init__(self, model: ResValTransformer, graph: Graph) -> None:
+        self.writers: list[Tensor] = []
+        self.residual: list[Tensor] = []
+        self.links: dict[str, Parts] = {}
+        self.handed: dict[str, Tensor] = {}
+        last = model.cfg.n_layers - 1
+        self.hooks: list[Any] = [
+            *((f"blocks.{layer}.hook_resid_pre", self._keep) for layer in range(last + 1)),
+            (f"blocks.{last}.hook_resid_post", self._keep),
+            *writing_hooks(model, lambda layer, written: self.writers.extend(written)),
+            *link_hooks(model, graph, self.handed, self._arrived),
+        ]
+
+    def _keep(self, x: Tensor, hook: HookPoint) -> None:
+        if not self.residual:
+            self.writers.append(x.detach())
+        self.residual.append(x.detach())
+
+    @torch.no_grad()
+    def _arrived(self, to: Receiver, link: Tensor, parts: Callable[[], Parts]) -> None:
+        self.links[to.hook] = parts().detach()
+
+    def recording(self, logits: Float[Tensor, "row d_vocab"]) -> Recording:
+        """What was kept; ``logits`` are the run's."""
+        writers = torch.stack(self.writers)
+        return Recording(writers, self.links, self.handed, self.residual, logits.detach())
+
+
 @torch.no_grad()
 def record(
     model: ResValTransformer, graph: Graph, inputs: Tensor, answers: Int[Tensor, " row"]
 ) -> Recording:
     """Runs ``inputs`` and keeps everything that edges carry."""
-    writers: list[Tensor] = []
-    residual: list[Tensor] = []
-    links: dict[str, Parts] = {}
-    handed: dict[str, Tensor] = {}
-
-    def keep_residual(x: Tensor, hook: HookPoint) -> None:
-        if not residual:
-            writers.append(x)
-        residual.append(x)
-
-    last = model.cfg.n_layers - 1
-    hooks: list[Any] = [(f"blocks.{i}.hook_resid_pre", keep_residual) for i in range(last + 1)]
-    hooks.append((f"blocks.{last}.hook_resid_post", keep_residual))
-    hooks += writing_hooks(model, lambda layer, written: writers.extend(written))
-    hooks += link_hooks(model, graph, handed, lambda to, x, parts: links.update({to.hook: parts()}))
-    with model.hooks(fwd_hooks=hooks):
+    recorder = Recorder(model, graph)
+    with model.hooks(fwd_hooks=recorder.hooks):
         logits = answer_logits(model, inputs, answers)
-    return Recording(torch.stack(writers), links, handed, residual, logits)
+    return recorder.recording(logits)
 
 
 def writing_hooks(
@@ -69,13 +87,14 @@ def writing_hooks(
 ) -> list[tuple[str, Callable[..., None]]]:
     """Hooks that hand over what a layer's heads, then its MLP, write: [row, pos, d_model] each."""
 
+    @torch.no_grad()
     def heads(z: Float[Tensor, "row pos head d_head"], hook: HookPoint) -> None:
         layer = hook.layer()
         W_O = model.blocks[layer].attn.W_O
         wrote(layer, [z[:, :, head] @ W_O[head] for head in range(z.shape[2])])
 
     def mlp(out: Float[Tensor, "row pos d_model"], hook: HookPoint) -> None:
-        wrote(hook.layer(), [out])
+        wrote(hook.layer(), [out.detach()])
 
     hooks: list[tuple[str, Callable[..., None]]] = []
     for layer in range(model.cfg.n_layers):
@@ -95,16 +114,17 @@ def link_hooks(
     parts; what it returns, if anything, arrives instead. ``handed`` is filled on the way."""
 
     def keep(x: Tensor, hook: HookPoint) -> None:
-        handed[str(hook.name)] = x
+        handed[str(hook.name)] = x.detach()
 
     hooks: list[tuple[str, Any]] = [
-        (handing_point(model, stream.of, layer), keep)
+        (handing_point(stream, layer), keep)
         for stream in model.cfg.streams
         for layer in range(model.cfg.n_layers)
     ]
     for receiver in graph.receivers:
         sources = sorted({source for source, _ in receiver.slots})
-        names = [handing_point(model, receiver.stream, source) for source in sources]
+        stream = next(stream for stream in model.cfg.streams if stream.of == receiver.stream)
+        names = [handing_point(stream, source) for source in sources]
         attention = cast("StreamAttention", model.blocks[receiver.layer].attn)
 
         def arrive(
@@ -121,13 +141,6 @@ def link_hooks(
 
         hooks.append((receiver.hook, arrive))
     return hooks
-
-
-def handing_point(model: ResValTransformer, stream: str, layer: int) -> str:
-    """The hook point that holds what ``layer`` hands on along ``stream``."""
-    settings = next(s for s in model.cfg.streams if s.of == stream)
-    own = settings.carry == "raw" and settings.receives(layer)
-    return f"blocks.{layer}.attn.hook_{stream}{'_local' if own else ''}"
 
 
 def _parts(

@@ -8,15 +8,16 @@ computed: what an edge that is kept carries follows from what happened before it
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from resval_lens.analyses.circuits.graph import Graph, Reader, Receiver
+from resval_lens.analyses.circuits.graph import Graph, Reader, Receiver, graph_of
 from resval_lens.analyses.circuits.recording import (
     Parts,
     inputs_per_head,
@@ -24,11 +25,21 @@ from resval_lens.analyses.circuits.recording import (
     record,
     writing_hooks,
 )
-from resval_lens.hooks.prompts import PromptPairs, read_out, resumed_logits
+from resval_lens.hooks.prompts import (
+    PromptPairs,
+    read_out,
+    ready,
+    refuse_hooks,
+    resumed_logits,
+)
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
 
 MAX_TOKENS = 8_192
+MOST_NUMBERS = 2**27
+"""Numbers that are held at once of what writers write."""
+
+Ablation = Literal["resample", "mean"]
 
 
 class EdgeRuns:
@@ -44,14 +55,36 @@ class EdgeRuns:
         pairs: PromptPairs,
         graph: Graph | None = None,
         max_tokens: int = MAX_TOKENS,
+        ablation: Ablation = "resample",
+        groups: Int[Tensor, " prompt"] | None = None,
     ) -> None:
         """Runs the prompts and their twins once.
 
         Args:
-            max_tokens: positions of all rows that are run at once.
+            max_tokens: so many positions are run together, of several circuits; one circuit runs
+                all prompts.
+            ablation: what a corrupted edge carries: what it does on the prompt's twin (resample),
+                or the mean of that over twins, position by position (mean).
+            groups: the group of each prompt, such as its template; the mean is over the twins of
+                one group. By default all are one.
+
+        Raises:
+            ValueError: hooks on the model, another model's graph, prompts that the model cannot
+                read, an unknown ablation, groups without means, ``max_tokens`` below 1.
         """
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens must be 1 or more; got {max_tokens!r}")
+        if ablation not in get_args(Ablation):
+            raise ValueError(f"ablation must be 'resample' or 'mean'; got {ablation!r}")
+        if groups is not None and (ablation != "mean" or groups.shape != (len(pairs),)):
+            raise ValueError(
+                f"groups are one of each of the {len(pairs)} prompts, for ablation='mean'; got "
+                f"{list(groups.shape)} and {ablation!r}"
+            )
+        refuse_hooks(model)
+        pairs = ready(model, pairs)
         self.model, self.pairs, self.max_tokens = model, pairs, max_tokens
-        self.graph = graph or Graph.of(model)
+        self.graph, self.ablation = graph_of(model, graph), ablation
         with evaluating(model):
             self.clean_run, self.corrupted_run = (
                 record(model, self.graph, inputs, pairs.answers)
@@ -59,9 +92,32 @@ class EdgeRuns:
             )
         self.clean_values = pairs.measure(self.clean_run.logits)[0]
         self.corrupted_values = pairs.measure(self.corrupted_run.logits)[0]
+        if ablation == "mean":
+            self._take_means(torch.zeros(len(pairs)).long() if groups is None else groups)
+            self.corrupted_values = self.values(torch.zeros(1, len(self.graph)).bool())[0]
         self.clean, self.corrupted = (
             values.mean().item() for values in (self.clean_values, self.corrupted_values)
         )
+
+    @property
+    def measured_by(self) -> dict[str, str]:
+        """What is to be named beside every number: ablation, granularity, data set."""
+        how = {"resample": "resample from the corrupted twin", "mean": "mean over corrupted twins"}
+        return {"ablation": how[self.ablation], "granularity": "edges", "data": self.pairs.name}
+
+    def _take_means(self, groups: Int[Tensor, " prompt"]) -> None:
+        """What edges carry on the twins, averaged over each group."""
+
+        def means(x: Tensor) -> Tensor:  # [writer or slot, prompt, ...]
+            averaged = x.clone()
+            for group in groups.unique():
+                own = groups == group
+                averaged[:, own] = x[:, own].mean(1, keepdim=True)
+            return averaged
+
+        run = self.corrupted_run
+        links = {name: means(x) for name, x in run.links.items()}
+        self.corrupted_run = replace(run, writers=means(run.writers), links=links)
 
     @torch.no_grad()
     def values(
@@ -75,10 +131,22 @@ class EdgeRuns:
 
         Args:
             progress: called with how many sets are done.
+
+        Raises:
+            ValueError: another number of edges, no booleans, hooks that came on the model since.
         """
+        if kept.dtype != torch.bool or kept.ndim != 2 or kept.shape[1] != len(self.graph):
+            raise ValueError(
+                f"kept must be booleans [circuit, {len(self.graph)}]; got {kept.dtype} "
+                f"{list(kept.shape)}"
+            )
+        refuse_hooks(self.model)
+        kept = kept.to(self.pairs.clean.device)
         first = torch.tensor([self._first_layer(circuit) for circuit in kept])
         found = self.clean_values.new_empty(len(kept), len(self.pairs))
-        at_once = max(1, self.max_tokens // (len(self.pairs) * self.pairs.length))
+        tokens = len(self.pairs) * self.pairs.length
+        at_once = min(self.max_tokens // tokens, MOST_NUMBERS // self.clean_run.writers.numel())
+        at_once = max(1, at_once)
         done = 0
         with evaluating(self.model), inputs_per_head(self.model):
             for layer in first.unique().tolist():

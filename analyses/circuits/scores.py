@@ -24,11 +24,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from resval_lens.analyses.circuits.graph import Graph, Reader, Receiver
-from resval_lens.analyses.circuits.recording import inputs_per_head, record
+from resval_lens.analyses.circuits.graph import Graph, graph_of
+from resval_lens.analyses.circuits.recording import Recorder, inputs_per_head, record
 from resval_lens.analyses.circuits.running import MAX_TOKENS, EdgeRuns
 from resval_lens.attention import StreamAttention
-from resval_lens.hooks.prompts import PromptPairs, answer_logits
+from resval_lens.hooks.prompts import PromptPairs, answer_logits, ready, refuse_hooks
 from resval_lens.mixing import StreamMix
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
@@ -80,21 +80,24 @@ def score_edges(
 ) -> EdgeScores:
     """The score of every edge.
 
-    ``eap`` and ``eap-ig`` take one clean and one corrupted run and one backward pass (eap-ig:
-    ``steps``) for all edges together; ``exact`` a forward pass for each edge.
+    ``eap`` takes one clean and one corrupted run and one backward pass for all edges together,
+    ``eap-ig`` ``steps`` runs and backward passes and one corrupted run, ``exact`` a (resumed) run
+    for each edge.
 
     Args:
         chunk: prompts at a time.
         progress: called with how much is done, of how much.
 
     Raises:
-        ValueError: an unknown method, ``steps`` below 1, or what the graph or the metric refuse.
+        ValueError: an unknown method, ``steps`` below 1, a metric without a gradient (exact needs
+            none), hooks on the model, or what the graph, the prompts or the metric refuse.
     """
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {', '.join(get_args(Method))}; got {method!r}")
-    if steps < 1:
-        raise ValueError(f"steps must be 1 or more; got {steps}")
-    graph = graph or Graph.of(model)
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a whole number from 1 up; got {steps}")
+    graph, pairs = graph_of(model, graph), ready(model, pairs)
+    refuse_hooks(model)
     parts = pairs.split(chunk)
     total = torch.zeros(len(graph), dtype=model.cfg.dtype, device=pairs.clean.device)
     for number, part in enumerate(parts):
@@ -105,8 +108,7 @@ def score_edges(
 
             total += _exact(model, part, graph, shown)
         else:
-            n = 1 if method == "eap" else steps
-            total += _approximate(model, part, graph, [(k + 1) / n for k in range(n)])
+            total += _approximate(model, part, graph, 1 if method == "eap" else steps)
             progress(number + 1, len(parts))
     of_steps = steps if method == "eap-ig" else None
     return EdgeScores(graph, total / len(pairs), method, of_steps, len(pairs))
@@ -121,48 +123,62 @@ def _exact(
 
 
 def _approximate(
-    model: ResValTransformer, pairs: PromptPairs, graph: Graph, alphas: Sequence[float]
+    model: ResValTransformer, pairs: PromptPairs, graph: Graph, steps: int
 ) -> Float[Tensor, " edge"]:
-    """Σ over prompts of difference · mean gradient, where inputs are ``alpha`` of clean."""
+    """Σ over prompts of difference · mean gradient, over ``steps`` inputs up to the clean ones.
+
+    The last of these is the clean run itself, in whose pass what edges carry is recorded.
+    """
     with evaluating(model):
-        clean, corrupted = (
-            record(model, graph, inputs, pairs.answers) for inputs in (pairs.clean, pairs.corrupted)
-        )
+        corrupted = record(model, graph, pairs.corrupted, pairs.answers)
+        recorder = Recorder(model, graph)
+        gradients, logits = _gradients(model, pairs, graph, recorder.hooks)
+        clean = recorder.recording(logits)
         written = (corrupted.writers - clean.writers).flatten(1)  # [writer, row * pos * d_model]
         scores = written.new_zeros(len(graph))
-        for alpha in alphas:
-            embedding = torch.lerp(corrupted.residual[0], clean.residual[0], alpha)
-            if alpha == 1:
-                embedding = clean.residual[0]
-            read, arrived = _gradients(model, pairs, graph, embedding)
-            for reader, gradient in read:
+        for step in range(steps, 0, -1):
+            if step < steps:
+                inputs = torch.lerp(corrupted.residual[0], clean.residual[0], step / steps)
+                gradients, _ = _gradients(model, pairs, graph, embedding=inputs)
+            for reader in graph.readers:
+                gradient = gradients[reader.hook]
                 heads = gradient if gradient.ndim == 4 else gradient[:, :, None]
                 flat = heads.movedim(2, 0).flatten(1)  # [head, row * pos * d_model]
                 scores[reader.edges] += (flat @ written[: reader.writers].T).flatten()
-            for receiver, gradient in arrived:
+            for receiver in graph.receivers:
                 difference = corrupted.links[receiver.hook] - clean.links[receiver.hook]
-                along = torch.einsum("sbphd,bphd->sh", difference, gradient)
+                along = torch.einsum("sbphd,bphd->sh", difference, gradients[receiver.hook])
                 scores[receiver.edges] += along.flatten()
-    return scores / len(alphas)
+    return scores / steps
 
 
 def _gradients(
-    model: ResValTransformer, pairs: PromptPairs, graph: Graph, embedding: Tensor
-) -> tuple[list[tuple[Reader, Tensor]], list[tuple[Receiver, Tensor]]]:
-    """∂(Σ metric)/∂x at every reader's input and wherever a link arrives, in one backward pass."""
+    model: ResValTransformer,
+    pairs: PromptPairs,
+    graph: Graph,
+    recording: Sequence[Any] = (),
+    embedding: Tensor | None = None,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """∂(Σ metric)/∂x at every reader's input and wherever a link arrives; the run's logits.
+
+    Args:
+        recording: further hooks of the forward pass.
+        embedding: what layer 0 reads, instead of the clean prompts' embeddings.
+    """
     points: dict[str, Tensor] = {}
 
     def put_in(x: Tensor, hook: HookPoint) -> Tensor:
-        return embedding.detach().requires_grad_()
+        return (x if embedding is None else embedding).detach().requires_grad_()
 
     def keep(x: Tensor, hook: HookPoint) -> Tensor:
         # A tensor of this point's own: a link of weight 1 is the very tensor that its source uses.
         points[str(hook.name)] = x.view_as(x)
         return points[str(hook.name)]
 
-    hooks: list[Any] = [("blocks.0.hook_resid_pre", put_in)]
+    hooks: list[Any] = [("blocks.0.hook_resid_pre", put_in), *recording]
     hooks += [(group.hook, keep) for group in graph.groups]
     with (
+        torch.inference_mode(False),
         torch.enable_grad(),
         inputs_per_head(model),
         _links_differentiable(model),
@@ -170,15 +186,14 @@ def _gradients(
     ):
         logits = answer_logits(model, pairs.clean, pairs.answers)
         metric = pairs.measure(logits).sum()
+        if not metric.requires_grad:
+            raise ValueError('this metric has no gradient; score edges by method="exact"')
         found = torch.autograd.grad(metric, list(points.values()), allow_unused=True)
     gradients = {
         name: torch.zeros_like(points[name]) if gradient is None else gradient
         for name, gradient in zip(points, found, strict=True)
     }
-    return (
-        [(reader, gradients[reader.hook]) for reader in graph.readers],
-        [(receiver, gradients[receiver.hook]) for receiver in graph.receivers],
-    )
+    return gradients, logits
 
 
 @contextmanager

@@ -1,0 +1,141 @@
+"""Prompts with a metric: what fits a model, and what a metric may give."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from resval_lens.classifier import ICLClassifier, classifier_config
+from resval_lens.hooks.prompts import (
+    PromptPairs,
+    answer_logits,
+    logit_difference,
+    margin,
+    negative_kl,
+    probability,
+    ready,
+    vanishes,
+)
+from tests.helpers import tiny_model, tiny_tokens
+
+TOKENS = tiny_tokens(3)
+LABELS = torch.tensor([[1, 2], [3, 4], [5, 0]])
+LOGITS = torch.randn(3, 13, generator=torch.Generator().manual_seed(0))
+
+
+def pairs_of(**changes: Any) -> PromptPairs:
+    fields = {"clean": TOKENS, "corrupted": TOKENS, "metric": logit_difference, "labels": LABELS}
+    return PromptPairs(**{**fields, **changes})
+
+
+def test_metrics_are_what_they_say() -> None:
+    labels = torch.tensor([[1, 2, 7], [3, 4, 8], [5, 0, 9]])
+    for row in range(3):
+        first, second, third = (LOGITS[row, i].item() for i in labels[row])
+        assert logit_difference(LOGITS, LABELS)[row].item() == pytest.approx(first - second)
+        wanted = first - max(second, third)
+        assert margin(LOGITS, labels)[row].item() == pytest.approx(wanted)
+        total = sum(x.exp().item() for x in LOGITS[row])
+        p = LOGITS[row, labels[row, 0]].exp().item() / total
+        assert probability(LOGITS, labels)[row].item() == pytest.approx(p)
+    other = LOGITS.flip(0)
+    p, q = (x.softmax(-1).double() for x in (other, LOGITS))
+    kl = (p * (p / q).log()).sum(-1)
+    torch.testing.assert_close(negative_kl(LOGITS, other).double(), -kl, rtol=1e-5, atol=1e-6)
+    assert negative_kl(LOGITS, LOGITS).abs().max() < 1e-6
+
+
+def test_answers_are_those_of_the_whole_run() -> None:
+    model = tiny_model("v")
+    last = torch.tensor([6, 2, 4])
+    with torch.no_grad():
+        whole = model(TOKENS)
+        found = answer_logits(model, TOKENS, last)
+    torch.testing.assert_close(found, whole[torch.arange(3), last])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"clean": TOKENS[:, :0]}, r"clean must be tokens .*; got \[3, 0\]"),
+        ({"corrupted": TOKENS[:, :5]}, r"clean is \[3, 7\] and corrupted \[3, 5\]"),
+        ({"labels": LABELS[:2]}, "3 prompts need as many labels; got 2"),
+        ({"last": torch.tensor([6, 7, 6])}, "last: 7 is beyond the prompts' 7 tokens"),
+        ({"last": torch.tensor([6, 6])}, "last must hold a position for each of the 3 prompts"),
+    ],
+    ids=["empty", "lengths", "labels", "beyond", "count"],
+)
+def test_prompts_that_do_not_fit_together_are_refused(
+    changes: dict[str, Any], says: str, unchecked_annotations: None
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        pairs_of(**changes)
+
+
+@pytest.mark.parametrize(
+    ("clean", "says"),
+    [
+        (torch.full((3, 7), 13), "clean: token 13 is not among 0 to 12"),
+        (torch.full((3, 7), -1), "clean: token -1 is not among 0 to 12"),
+        (torch.zeros(3, 7), "clean must be tokens .*; got torch.float32"),
+        (torch.zeros(3, 7, 4), "clean must be tokens .*; got torch.float32"),
+        (torch.zeros(3, 13).long(), "prompts of 13 tokens do not fit n_ctx=12"),
+    ],
+    ids=["above", "below", "float", "vectors", "long"],
+)
+def test_prompts_that_a_model_cannot_read_are_refused(clean: torch.Tensor, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        ready(tiny_model(), pairs_of(clean=clean, corrupted=clean))
+
+
+def test_a_classifier_answers_at_the_last_position() -> None:
+    model = ICLClassifier(classifier_config("v"))
+    x = torch.zeros(3, 5, 150)
+    with pytest.raises(ValueError, match="a classifier answers at the last position"):
+        ready(model, pairs_of(clean=x, corrupted=x, last=torch.tensor([4, 4, 4])))
+
+
+@pytest.mark.parametrize(
+    ("metric", "says"),
+    [
+        (lambda logits, labels: logits, r"one number for each of the 3 prompts; got \[3, 13\]"),
+        (lambda logits, labels: 1.0, "one number for each of the 3 prompts; got float"),
+        (lambda logits, labels: logits[:, 0] * float("nan"), "the metric gives nan for prompt 0"),
+        (lambda logits, labels: logits[:, 0] / 0, "the metric gives -?inf for prompt 0"),
+    ],
+    ids=["shape", "type", "NaN", "infinity"],
+)
+def test_a_metric_that_gives_something_else_is_refused(metric: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        pairs_of(metric=metric).measure(LOGITS)
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (torch.tensor([1, 2, 3]), r"this metric takes labels \[prompt, 2\]; got \[3\]"),
+        (torch.ones(3, 3).long(), r"this metric takes labels \[prompt, 2\]; got \[3, 3\]"),
+        (torch.full((3, 2), 13), "labels: 13 is not among 0 to 12"),
+        (torch.ones(3, 2), "labels must be whole numbers; got torch.float32"),
+    ],
+    ids=["one", "three", "beyond", "float"],
+)
+def test_labels_that_do_not_fit_are_refused(
+    labels: torch.Tensor, says: str, unchecked_annotations: None
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        pairs_of(labels=labels).measure(LOGITS)
+
+
+def test_a_metric_that_counts_is_measured_in_numbers() -> None:
+    def is_right(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return logits.argmax(-1) == labels[:, 0]
+
+    assert pairs_of(metric=is_right).measure(LOGITS).dtype == torch.float32
+
+
+def test_a_gap_vanishes_when_it_is_rounding() -> None:
+    assert vanishes(1.0, 1.000001)
+    assert vanishes(0.0, 0.0)
+    assert not vanishes(1.0, 1.001)
+    assert not vanishes(0.0, 1e-9)
