@@ -103,6 +103,12 @@ class PromptPairs:
     name: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("clean", "corrupted", "labels"):
+            if not isinstance(getattr(self, name), Tensor):
+                raise ValueError(
+                    f"{name} must be a tensor; got {type(getattr(self, name)).__name__} (prompts "
+                    "of unequal length are padded on the right, and `last` says where they end)"
+                )
         if self.clean.ndim not in (2, 3) or 0 in self.clean.shape:
             raise ValueError(
                 "clean must be tokens [prompt, pos] or a classifier's [prompt, pos, d_model]; got "

@@ -57,13 +57,14 @@ def test_answers_are_those_of_the_whole_run() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
+        ({"clean": [[1, 2], [3]]}, "clean must be a tensor; got list .prompts of unequal length"),
         ({"clean": TOKENS[:, :0]}, r"clean must be tokens .*; got \[3, 0\]"),
         ({"corrupted": TOKENS[:, :5]}, r"clean is \[3, 7\] and corrupted \[3, 5\]"),
         ({"labels": LABELS[:2]}, "3 prompts need as many labels; got 2"),
         ({"last": torch.tensor([6, 7, 6])}, "last: 7 is beyond the prompts' 7 tokens"),
         ({"last": torch.tensor([6, 6])}, "last must hold a position for each of the 3 prompts"),
     ],
-    ids=["empty", "lengths", "labels", "beyond", "count"],
+    ids=["list", "empty", "lengths", "labels", "beyond", "count"],
 )
 def test_prompts_that_do_not_fit_together_are_refused(
     changes: dict[str, Any], says: str, unchecked_annotations: None
