@@ -201,10 +201,8 @@ def find_model(name: str) -> tuple[ResValTransformer, RecordedRun | None]:
         raise ValueError(f"{name} holds no saved model; expected its config.json")
     known = [*SHIPPED_MODELS, *classifiers]
     near = get_close_matches(name, known, n=1)
-    raise ValueError(
-        f"no model {name!r}{f'; did you mean {near[0]!r}' if near else ''}? There are "
-        f"{', '.join(known)}, or a folder"
-    )
+    meant = f"; did you mean {near[0]!r}? There are" if near else "; there are"
+    raise ValueError(f"no model {name!r}{meant} {', '.join(known)}, or a folder")
 
 
 def model_on_task(
