@@ -18,7 +18,13 @@ from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
 from resval_lens.analyses.value_parts import equal, z_parts
 from resval_lens.classifier import ICLClassifier
-from resval_lens.hooks.prompts import PromptPairs, logit_difference, read_out
+from resval_lens.hooks.prompts import (
+    PromptPairs,
+    logit_difference,
+    read_out,
+    ready,
+    right_padding,
+)
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
 
@@ -111,7 +117,7 @@ def _attribute(
     residual, cache = model.run_with_cache(
         prompts.clean,
         stop_at_layer=cfg.n_layers,
-        padding_side="right",
+        **right_padding(model),
         names_filter=lambda name: name.endswith(CACHED),
     )
     rows, answers = torch.arange(len(residual)), prompts.answers.to(residual.device)
@@ -126,9 +132,8 @@ def _attribute(
     heads = direction.new_zeros(len(residual), cfg.n_layers, cfg.n_layers, cfg.n_heads)
     for layer, parts in enumerate(z_parts(model, cache, answers)):
         attn = model.blocks[layer].attn
-        into = torch.einsum("hdm,pm->phd", attn.W_O.to(direction.dtype), direction)
         for source, z in parts.items():
-            heads[:, layer, source] = (z[:, 0] * into).sum(-1)
+            heads[:, layer, source] = written_along(attn.W_O, z[:, 0], direction)
             for head in range(cfg.n_heads):
                 values[head_name(layer, head, source)] = heads[:, layer, source, head]
         values[f"b_O {layer}"] = direction @ attn.b_O.to(direction.dtype)
@@ -136,6 +141,15 @@ def _attribute(
             values[f"m{layer}"] = share(f"blocks.{layer}.hook_mlp_out")
     values |= biases
     return tuple(values), torch.stack(list(values.values()), 1), total, heads
+
+
+def written_along(
+    W_O: Float[Tensor, "head d_head d_model"],
+    z: Float[Tensor, "prompt head d_head"],
+    direction: Float[Tensor, "prompt d_model"],
+) -> Float[Tensor, "prompt head"]:
+    """z W_O · direction: what each head writes along a direction of :func:`read_direction`."""
+    return (z * torch.einsum("hdm,pm->phd", W_O.to(direction.dtype), direction)).sum(-1)
 
 
 def read_direction(
@@ -201,14 +215,11 @@ def logit_lens(
     """
     prompts, layers = _prompts(model, tokens, labels, last), range(model.cfg.n_layers)
     names = ["blocks.0.hook_resid_pre", *(f"blocks.{i}.hook_resid_post" for i in layers)]
-    padding: dict[str, Any] = {"padding_side": "right"}
-    if isinstance(model, ICLClassifier):
-        padding = {}
     found = []
     with evaluating(model):
         for part in prompts.split(chunk):
             _, cache = model.run_with_cache(
-                part.clean, stop_at_layer=len(layers), names_filter=names, **padding
+                part.clean, stop_at_layer=len(layers), names_filter=names, **right_padding(model)
             )
             logits = torch.stack([read_out(model, cache[name], part.answers) for name in names])
             logits = logits.cpu().to(torch.promote_types(logits.dtype, torch.float32))
@@ -257,8 +268,4 @@ def _prompts(
         raise ValueError(f"labels: {outside[0].item()} is not among 0 to {outputs - 1}")
     if tokens.ndim != (3 if classifies else 2):
         raise ValueError(f"tokens must be [prompt, pos]; got {list(tokens.shape)}")
-    if classifies and last is not None:
-        raise ValueError("a classifier answers at the last position; leave out `last`")
-    if not classifies and tokens.shape[1] > model.cfg.n_ctx:
-        raise ValueError(f"prompts of {tokens.shape[1]} tokens do not fit n_ctx={model.cfg.n_ctx}")
-    return PromptPairs(tokens, tokens, logit_difference, labels, last)
+    return ready(model, PromptPairs(tokens, tokens, logit_difference, labels, last))

@@ -102,7 +102,7 @@ def _by_acdc(
     import torch
 
     from resval_lens.analyses.circuits.acdc import acdc
-    from resval_lens.analyses.circuits.evaluation import evaluate, vanishing_gap
+    from resval_lens.analyses.circuits.evaluation import check_gap, evaluate
     from resval_lens.analyses.circuits.running import EdgeRuns
 
     runs = EdgeRuns(scored.model, scored.pairs)
@@ -116,9 +116,7 @@ def _by_acdc(
         )
     note("evaluating the circuit")
     others = EdgeRuns(held_out.model, held_out.pairs, runs.graph)
-    reason = vanishing_gap(others)
-    if reason is not None:
-        raise ValueError(reason)
+    check_gap(others)
     return {
         "method": "acdc",
         "tau": tau,

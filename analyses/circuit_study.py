@@ -16,7 +16,6 @@ from resval_lens.analyses.circuits.evaluation import (
     evaluate,
     faithfulness,
     smallest,
-    vanishing_gap,
 )
 from resval_lens.analyses.circuits.graph import Graph
 from resval_lens.analyses.circuits.running import EdgeRuns
@@ -71,9 +70,6 @@ def circuit_study(
     scores = score_edges(model, pairs, method, graph=graph, steps=steps)
     note("running the model and its twins")
     runs = EdgeRuns(model, pairs if held_out is None else held_out, graph)
-    reason = vanishing_gap(runs)
-    if reason is not None:
-        raise ValueError(reason)
     note("circuits of every size")
     curves = curve(runs, scores.values)
     note(f"the smallest circuit of faithfulness {least}")

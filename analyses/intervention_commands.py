@@ -206,17 +206,7 @@ def indices(text: str | None, name: str) -> list[int] | None:
     Raises:
         ValueError: anything else, or none.
     """
-    if text is None:
-        return None
-    if re.fullmatch(r"\s*\d+\s*-\s*\d+\s*", text):
-        return numbers(text, name)
-    try:
-        found = [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise ValueError(f"{name} must be numbers like 0,2,-1 or 0-3; got {text!r}") from None
-    if not found:
-        raise ValueError(f"{name} must name at least one number; got {text!r}")
-    return found
+    return None if text is None else numbers(text, name, negative=True)
 
 
 def _factors(text: str | None) -> list[float]:

@@ -28,22 +28,22 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from resval_lens.analyses.attribution import attribute, read_direction
+from resval_lens.analyses.attribution import attribute, read_direction, written_along
 from resval_lens.analyses.circuit_tasks import ioi_pairs
 from resval_lens.analyses.weight_circuits import own_token_scores
-from resval_lens.hooks.patching import patch
+from resval_lens.hooks.patching import PatchResult, patch
 from resval_lens.hooks.path_patching import path_patch_each
-from resval_lens.hooks.prompts import PromptPairs, answer_logits, refuse_hooks
+from resval_lens.hooks.prompts import PromptPairs, refuse_hooks, right_padding
 from resval_lens.runtime import evaluating
 from resval_lens.tasks.ioi import IOIPrompt
 from resval_lens.tasks.ioi_twins import positions
@@ -119,15 +119,15 @@ def head_roles(
             raise ValueError(f"{name} must lie between 0 and 1; got {value!r}")
     refuse_hooks(model)
     pairs = ioi_pairs(model, prompts, "abc", seed)
-    clean, corrupted = (
-        pairs.measure(logits).mean().item() for logits in _both_logits(model, pairs)
-    )
+    note("noising each head")
+    noised = patch(model, pairs, "z", by=("layer", "head"), direction="noise")
+    clean, corrupted = noised.base, noised.source
     if clean <= corrupted or clean <= 0:
         raise ValueError(
             f"the logit difference is {clean:.3g} on the prompts and {corrupted:.3g} on their "
             "twins: this model does not identify the indirect object, and no head has a role in it"
         )
-    measured = _measure(model, prompts, pairs, clean, clean - corrupted, (attention, share), note)
+    measured = _measure(model, prompts, pairs, noised, (attention, share), note)
     found = _judge(measured, attention, share)
     return {
         "logit_difference": {"clean": clean, "corrupted": corrupted},
@@ -143,22 +143,22 @@ def _measure(
     model: ResValTransformer,
     prompts: Sequence[IOIPrompt],
     pairs: PromptPairs,
-    clean: float,
-    gap: float,
+    noised: PatchResult,
     least: tuple[float, float],
     note: Note,
 ) -> HeadMeasures:
+    tokenizer: Any = model.tokenizer
+    where = positions(prompts, tokenizer, tokenizer.eos_token_id)
+    clean, gap = noised.base, noised.base - noised.source
     note("attention")
-    weights, even = _attention(model, prompts, pairs)
-    note("noising each head")
-    noised = patch(model, pairs, "z", by=("layer", "head"), direction="noise")
+    weights, even = _attention(model, pairs, where)
     total = (noised.values.cpu() - clean) / gap
     note("direct attribution")
     shares = attribute(model, pairs.clean, pairs.labels, pairs.last).heads.mean(0) / clean
     direct = shares.sum(1)  # over source layers
     own = torch.stack([shares[layer, layer] for layer in range(len(shares))])
     along, nothing = direct - own, torch.zeros_like(direct)
-    copies = _copies(model, prompts, pairs)
+    copies = _copies(model, pairs, where["IO"])
     first = HeadMeasures(weights, even, total, direct, copies, along, nothing, nothing)
     movers = _judge(first, *least)
     note("direct attribution without the name movers")
@@ -176,24 +176,15 @@ def _measure(
     return HeadMeasures(weights, even, total, direct, copies, along, backup, into)
 
 
-def _both_logits(model: ResValTransformer, pairs: PromptPairs) -> list[Tensor]:
-    with evaluating(model):
-        return [
-            answer_logits(model, tokens, pairs.answers) for tokens in (pairs.clean, pairs.corrupted)
-        ]
-
-
 def _attention(
-    model: ResValTransformer, prompts: Sequence[IOIPrompt], pairs: PromptPairs
+    model: ResValTransformer, pairs: PromptPairs, where: Mapping[str, Int[Tensor, " prompt"]]
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Mean attention weights [layer, head], and what even attention would give."""
-    tokenizer: Any = model.tokenizer
-    where = positions(prompts, tokenizer, tokenizer.eos_token_id)
     rows = torch.arange(len(pairs))
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
     with evaluating(model):
         _, cache = model.run_with_cache(
-            pairs.clean, names_filter=names, return_type=None, padding_side="right"
+            pairs.clean, names_filter=names, return_type=None, **right_padding(model)
         )
     weights = {
         name: torch.stack(
@@ -206,14 +197,12 @@ def _attention(
 
 
 def _copies(
-    model: ResValTransformer, prompts: Sequence[IOIPrompt], pairs: PromptPairs
+    model: ResValTransformer, pairs: PromptPairs, where: Int[Tensor, " prompt"]
 ) -> Float[Tensor, "layer head"]:
-    tokenizer: Any = model.tokenizer
-    where = positions(prompts, tokenizer, tokenizer.eos_token_id)
     found = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
     if any(stream.of == "v" and stream.mix == "gate" for stream in model.cfg.streams):
         model = model.with_streams("", share_weights=True)  # a gate depends on the token: own only
-    for path, copied in own_token_scores(model, pairs.clean, where["IO"]).items():
+    for path, copied in own_token_scores(model, pairs.clean, where).items():
         place = path.layer, path.head
         found[place] = max(found[place].item(), copied)
     return found
@@ -226,7 +215,7 @@ def _knocked_out(
     names = sorted({f"blocks.{layer}.attn.hook_z" for layer, _ in heads})
     with evaluating(model):
         _, cache = model.run_with_cache(
-            pairs.corrupted, names_filter=names, return_type=None, padding_side="right"
+            pairs.corrupted, names_filter=names, return_type=None, **right_padding(model)
         )
 
     def put(z: Tensor, hook: HookPoint, which: list[int]) -> Tensor:
@@ -250,15 +239,14 @@ def _direct_effects(model: ResValTransformer, pairs: PromptPairs) -> Float[Tenso
         residual, cache = model.run_with_cache(
             pairs.clean,
             stop_at_layer=model.cfg.n_layers,
-            padding_side="right",
+            **right_padding(model),
             names_filter=lambda name: name.endswith("attn.hook_z"),
         )
     _, direction, _ = read_direction(model, residual, answers, pairs.labels)
     found = []
     for layer, block in enumerate(model.blocks):
         z = cache[f"blocks.{layer}.attn.hook_z"][rows, answers]  # [prompt, head, d_head]
-        into = torch.einsum("hdm,pm->phd", block.attn.W_O.to(direction.dtype), direction)
-        found.append((z * into).sum(-1).mean(0))
+        found.append(written_along(block.attn.W_O, z, direction).mean(0))
     return torch.stack(found).cpu()
 
 

@@ -58,11 +58,9 @@ def links(
         if name not in streams:
             raise ValueError(f"of={of!r}: this model has links of {', '.join(streams)} only")
     layers, heads = whole_numbers(layers, "layers"), whole_numbers(heads, "heads")
-    grouped = not model.cfg.ungroup_grouped_query_attention
     found = []
     for name in [name for name in streams if name in (of or streams)]:
-        kv_heads = model.cfg.n_key_value_heads if grouped and name != "q" else None
-        wanted_heads = among(heads, kv_heads or model.cfg.n_heads, "heads")
+        wanted_heads = among(heads, model.cfg.n_heads_of(name), "heads")
         receiving = [i for i in range(model.cfg.n_layers) if streams[name].receives(i)]
         for layer in receiving if layers is None else among(layers, model.cfg.n_layers, "layers"):
             if layer not in receiving:

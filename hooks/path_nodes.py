@@ -73,7 +73,7 @@ def _node(model: ResValTransformer, name: str, side: Side) -> Node:
     node = None if parsed is None else _found(model, parsed, side)
     if node is None or node.kind not in KINDS[side]:
         raise ValueError(f"{side}: {name!r} is no name like {LIKE[side]}")
-    layers, heads = model.cfg.n_layers, head_count(model, node.projection)
+    layers, heads = model.cfg.n_layers, model.cfg.n_heads_of(node.projection or "q")
     if node.kind != "logits" and node.layer >= layers:
         raise ValueError(f"{side}: {name}: layer {node.layer} is not among 0 to {layers - 1}")
     if node.kind == "mlp" and model.cfg.attn_only:
@@ -107,18 +107,11 @@ def _found(model: ResValTransformer, parsed: re.Match[str], side: Side) -> Node:
     return Node("projection", f"{name}<{projection}>", layer, place + projection, head, projection)
 
 
-def head_count(model: ResValTransformer, projection: str | None) -> int:
-    """How many heads a projection has: key-value heads for k and v."""
-    cfg = model.cfg
-    if projection in ("k", "v") and not cfg.ungroup_grouped_query_attention:
-        return cfg.n_key_value_heads or cfg.n_heads
-    return cfg.n_heads
-
-
 def entered_heads(model: ResValTransformer, link: Node) -> range:
     """The heads whose attention a link enters: under grouped queries, all of a key-value head's."""
     assert link.head is not None
-    group = model.cfg.n_heads // head_count(model, link.projection)
+    assert link.projection is not None
+    group = model.cfg.n_heads // model.cfg.n_heads_of(link.projection)
     return range(link.head * group, (link.head + 1) * group)
 
 

@@ -66,6 +66,12 @@ class ResValConfig(HookedTransformerConfig):
             raise ValueError(f"frozen must be a tuple of patterns; got the text {self.frozen!r}")
         self.frozen = tuple(self.frozen)
 
+    def n_heads_of(self, projection: str) -> int:
+        """Heads of q, k or v as hook points have them: key-value heads of k and v, if grouped."""
+        if projection == "q" or self.ungroup_grouped_query_attention:
+            return self.n_heads
+        return self.n_key_value_heads or self.n_heads
+
     def with_streams(self, streams: StreamsLike) -> Self:
         """A copy with other streams. Does not re-seed the global generators."""
         changed = copy.deepcopy(self)

@@ -86,6 +86,13 @@ def vanishing_gap(runs: EdgeRuns) -> str | None:
     )
 
 
+def check_gap(runs: EdgeRuns) -> None:
+    """Raises ValueError where f cannot be computed, with the reason."""
+    reason = vanishing_gap(runs)
+    if reason is not None:
+        raise ValueError(reason)
+
+
 @dataclass(frozen=True)
 class Curve:
     """Faithfulness over circuit size.
@@ -156,9 +163,7 @@ def smallest(
     Raises:
         ValueError: the gap between clean and corrupted vanishes, or no size reaches ``least``.
     """
-    reason = vanishing_gap(runs)
-    if reason is not None:
-        raise ValueError(reason)
+    check_gap(runs)
     order = ranked(runs.graph, values, rank).argsort(descending=True, stable=True).tolist()
     at_once = 16
     for first in range(1, len(order) + 1, at_once):
@@ -184,9 +189,7 @@ def exact_best(runs: EdgeRuns, size: int) -> tuple[Circuit, Faithfulness]:
             f"there are {count} circuits of {size} of {len(runs.graph)} edges; at most "
             f"{MOST_TRIED} are tried"
         )
-    reason = vanishing_gap(runs)
-    if reason is not None:
-        raise ValueError(reason)
+    check_gap(runs)
     best: tuple[Circuit, Faithfulness] | None = None
     every = combinations(range(len(runs.graph)), size)
     while chosen := list(islice(every, 512)):
@@ -271,11 +274,8 @@ def evaluate(
     """
     nodes = [node for node in circuit.nodes if node not in ("input", "logits")]
     sets = [[node] for node in nodes] + ([nodes] if len(nodes) > 1 else [])
-    own = faithfulness(runs, [circuit])[0]
-    baseline = faithfulness(
-        runs, random_circuits(runs.graph, max(1, len(circuit)), n_random, generator)
-    )
-    without = faithfulness(runs, [circuit.without_links()])[0]
+    drawn = random_circuits(runs.graph, max(1, len(circuit)), n_random, generator)
+    own, without, *baseline = faithfulness(runs, [circuit, circuit.without_links(), *drawn])
     values = [each.value for each in baseline if each.value is not None]
     return {
         **circuit.to_dict(),

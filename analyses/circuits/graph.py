@@ -114,9 +114,10 @@ class Graph:
         self.edges: list[Edge] = []
         for layer in range(cfg.n_layers):
             before = 1 + layer * len(self._layer(0))
-            sizes: dict[Port, int] = {"q": cfg.n_heads, "k": self.kv_heads, "v": self.kv_heads}
-            for port, heads in sizes.items():
-                names = tuple(f"a{layer}.h{head}<{port}>" for head in range(heads))
+            ports: tuple[Port, ...] = ("q", "k", "v")
+            for port in ports:
+                heads = range(cfg.n_heads_of(port))
+                names = tuple(f"a{layer}.h{head}<{port}>" for head in heads)
                 self._add(f"blocks.{layer}.hook_{port}_input", layer, port, names, before)
             if not cfg.attn_only:
                 seen = before if cfg.parallel_attn_mlp else before + cfg.n_heads
@@ -139,13 +140,6 @@ class Graph:
         return len(self.edges)
 
     @property
-    def kv_heads(self) -> int:
-        """Heads of keys and values."""
-        cfg = self.cfg
-        grouped = cfg.n_key_value_heads and not cfg.ungroup_grouped_query_attention
-        return cfg.n_key_value_heads or cfg.n_heads if grouped else cfg.n_heads
-
-    @property
     def groups(self) -> list[Reader | Receiver]:
         """All readers and receivers."""
         return [*self.readers, *self.receivers]
@@ -159,7 +153,7 @@ class Graph:
         self.edges += [Edge(writer, name) for name in names for writer in self.writers[:writers]]
 
     def _receive(self, stream: str, layer: int, sources: tuple[int, ...], crossed: bool) -> None:
-        heads = self.cfg.n_heads if stream == "q" else self.kv_heads
+        heads = self.cfg.n_heads_of(stream)
         slots: tuple[tuple[int, int | None], ...] = tuple((j, None) for j in sources)
         if crossed:
             slots = tuple((j, head) for j in sources for head in range(heads))
@@ -183,7 +177,7 @@ class Graph:
         if parsed is None:
             return [port]
         layer, head, projection = parsed[1], int(parsed[2]), parsed[3]
-        group = 1 if projection == "q" else self.cfg.n_heads // self.kv_heads
+        group = self.cfg.n_heads // self.cfg.n_heads_of(projection)
         return [f"a{layer}.h{query}" for query in range(head * group, (head + 1) * group)]
 
     @cached_property

@@ -1,8 +1,5 @@
 """Edge scores against the published way, a dense table of writers, on the same prompts."""
 
-import time
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig
@@ -10,7 +7,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from resval_lens import ResValTransformer
 from resval_lens.analyses.circuits.scores import score_edges
 from resval_lens.hooks.prompts import logit_difference
-from tests.benchmarks.patching import ioi_pairs
+from tests.benchmarks.patching import in_turn, ioi_pairs
 from tests.reference.eap import eap_scores
 
 
@@ -29,18 +26,7 @@ def ratios(rounds: int = 5, prompts: int = 64, steps: int = 5) -> list[float]:
     def ours() -> None:
         score_edges(model, pairs, "eap-ig", steps=steps)
 
-    found = []
-    for _ in range(rounds):
-        seconds = [timed(run) for run in (theirs, ours)]
-        found.append(seconds[0] / seconds[1])
-    return found
-
-
-def timed(run: Callable[[], None]) -> float:
-    """Seconds of one call."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    return in_turn(theirs, ours, rounds)
 
 
 def as_stock(model: ResValTransformer) -> HookedTransformer:

@@ -73,12 +73,18 @@ def ratios(rounds: int = 5, twins: str = "corrupted", prompts: int = 16) -> dict
     for name, (site, by, function) in CASES.items():
         ours: Callable[[], Any] = partial(patch, model, pairs, site, by=by)
         torch.testing.assert_close(ours().values, theirs(function), rtol=1e-3, atol=1e-3)
-        found[name] = []
-        for _ in range(rounds):
-            seconds = []
-            for run in (partial(theirs, function), ours):
-                start = time.perf_counter()
-                run()
-                seconds.append(time.perf_counter() - start)
-            found[name].append(seconds[0] / seconds[1])
+        found[name] = in_turn(partial(theirs, function), ours, rounds)
+    return found
+
+
+def in_turn(theirs: Callable[[], object], ours: Callable[[], object], rounds: int) -> list[float]:
+    """Seconds of one call of theirs / of ours, round by round."""
+    found = []
+    for _ in range(rounds):
+        seconds = []
+        for run in (theirs, ours):
+            start = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - start)
+        found.append(seconds[0] / seconds[1])
     return found
