@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.utilities import LocallyOverridenDefaults
 
@@ -23,6 +22,7 @@ from resval_lens.hooks import (
     link_groups,
     link_hooks,
     links,
+    mean_link_activations,
     scale,
     zero,
 )
@@ -93,7 +93,8 @@ def ablation_study(
     with evaluating(model), LocallyOverridenDefaults(model, padding_side="right"):
         if "mean" in edits:
             note("mean links")
-            changes["mean"] = freeze(position_means(model, others, chosen, chunk))
+            means_of = mean_link_activations(model, others.clean, chosen, others.answers, chunk)
+            changes["mean"] = freeze(means_of)
         for part in pairs.split(chunk):
             for run, inputs in (("clean", part.clean), ("corrupted", part.corrupted)):
                 measured = _measured(model, part, inputs, measures)
@@ -140,32 +141,6 @@ def groups(model: ResValTransformer, chosen: Sequence[Link]) -> dict[str, list[L
     }
     by_links = {tuple(sorted(group)): name for name, group in named.items()}
     return {name: list(group) for group, name in by_links.items()}
-
-
-def position_means(
-    model: ResValTransformer, prompts: PromptPairs, chosen: Sequence[Link], chunk: int = 64
-) -> dict[str, Float[Tensor, "1 pos head d_head"]]:
-    """What each link carries at each position, averaged over the clean prompts that reach it.
-
-    A position that none of them reaches has the mean over all positions.
-
-    Args:
-        chosen: links, whose hook points are recorded.
-        chunk: prompts run at once.
-    """
-    sums: dict[str, Tensor] = {}
-    counts = torch.zeros(prompts.length)
-    for part in prompts.split(chunk):
-        own = torch.arange(part.length) <= part.answers.cpu()[:, None]  # [prompt, pos]
-        counts += own.sum(0)
-        for name, x in link_activations(model, part.clean, chosen).items():
-            reached = (x * own[..., None, None].to(x)).sum(0)
-            sums[name] = sums[name] + reached if name in sums else reached
-    means = {}
-    for name, total in sums.items():
-        n = counts.to(total)[:, None, None]
-        means[name] = torch.where(n > 0, total / n.clamp(min=1), total.sum(0) / n.sum())[None]
-    return means
 
 
 def _measured(

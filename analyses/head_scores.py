@@ -21,7 +21,7 @@ from torch import Tensor
 from transformer_lens.utilities import LocallyOverridenDefaults
 
 from resval_lens.classifier import ICLClassifier
-from resval_lens.hooks import link_activations, mean
+from resval_lens.hooks import freeze, mean_link_activations
 from resval_lens.hooks.ablate import Edit
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
@@ -221,13 +221,9 @@ def link_means(model: ResValTransformer, tokens: Int[Tensor, "row pos"], chunk: 
     Raises:
         ValueError: a model without links, ``chunk`` below 1, or rows too long for the context.
     """
-    summed: dict[str, Tensor] = {}
+    _check_rows(model, tokens, chunk)
     with _measuring(model):
-        for rows in _chunks(model, tokens, chunk):
-            for name, link in link_activations(model, rows).items():
-                part = link.sum(0, keepdim=True)
-                summed[name] = summed[name] + part if name in summed else part
-    return mean({name: total / len(tokens) for name, total in summed.items()})
+        return freeze(mean_link_activations(model, tokens, chunk=chunk))
 
 
 class ICLScore(NamedTuple):
@@ -281,12 +277,16 @@ def _measuring(model: ResValTransformer) -> Iterator[None]:
 
 
 def _chunks(model: ResValTransformer, tokens: Tensor, chunk: int) -> tuple[Tensor, ...]:
+    _check_rows(model, tokens, chunk)
+    return tokens.split(chunk)
+
+
+def _check_rows(model: ResValTransformer, tokens: Tensor, chunk: int) -> None:
     _check_language_model(model)
     if chunk < 1:
         raise ValueError(f"chunk must be 1 or more; got {chunk}")
     if tokens.shape[1] > model.cfg.n_ctx:
         raise ValueError(f"rows of {tokens.shape[1]} tokens do not fit n_ctx={model.cfg.n_ctx}")
-    return tokens.split(chunk)
 
 
 def _check_language_model(model: ResValTransformer) -> None:

@@ -98,6 +98,38 @@ def link_activations(
     return dict(cache.cache_dict)
 
 
+@torch.no_grad()
+def mean_link_activations(
+    model: ResValTransformer,
+    inputs: Tensor,
+    selected: Sequence[Link] | None = None,
+    last: Int[Tensor, " row"] | None = None,
+    chunk: int = 64,
+) -> dict[str, Float[Tensor, "1 pos head d_head"]]:
+    """What each link carries at each position, averaged over the rows that reach it.
+
+    :func:`link_activations`, then the mean, of any number of rows; for :func:`freeze`. A position
+    that none of them reaches has the mean over all positions.
+
+    Args:
+        inputs: rows, padded on the right where they have a ``last`` position.
+        chunk: rows run at once.
+    """
+    length = inputs.shape[1]
+    last = torch.full((len(inputs),), length - 1) if last is None else last.cpu()
+    reached = torch.arange(length) <= last[:, None]  # [row, pos]
+    sums: dict[str, Tensor] = {}
+    for rows, own in zip(inputs.split(chunk), reached.split(chunk), strict=True):
+        for name, x in link_activations(model, rows, selected).items():
+            part = (x * own[..., None, None].to(x)).sum(0)
+            sums[name] = sums[name] + part if name in sums else part
+    counts, means = reached.sum(0), {}
+    for name, total in sums.items():
+        n = counts.to(total)[:, None, None]
+        means[name] = torch.where(n > 0, total / n.clamp(min=1), total.sum(0) / n.sum())[None]
+    return means
+
+
 def link_hooks(
     model: ResValTransformer,
     edit: Edit,

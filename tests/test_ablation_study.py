@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from resval_lens.analyses.ablation_study import ablation_study, groups, position_means
-from resval_lens.hooks import Link, links
+from resval_lens.analyses.ablation_study import ablation_study, groups
+from resval_lens.hooks import Link, links, mean_link_activations
 from resval_lens.hooks.prompts import PromptPairs, logit_difference, margin, probability
 from resval_lens.transformer import ResValTransformer
 from tests.classifiers import model_of
@@ -176,7 +176,7 @@ def test_a_single_link_is_one_group_in_a_classifier() -> None:
     labels = torch.tensor([[0, 1], [2, 3], [4, 5], [6, 7]])
     pairs = PromptPairs(x, others, margin, labels)
     found = ablation_study(model, pairs, pairs.flipped(), {"margin": margin}, edits=["mean"])
-    means = position_means(model, pairs.flipped(), links(model))
+    means = mean_link_activations(model, pairs.corrupted, links(model), pairs.answers)
     expected = model.run_with_cache(others)[1][hook_of(1)].mean(0, keepdim=True)
     torch.testing.assert_close(means[hook_of(1)], expected)
     logits = model.run_with_hooks(
