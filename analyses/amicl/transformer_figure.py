@@ -1,0 +1,288 @@
+"""AMICL beside its transformer: what both attend to, what is recalled with and without the stream.
+
+Every number in the picture and the table is in the study's data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib
+import torch
+from torch import Generator, Tensor
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from resval_lens.amicl.memory import AMICL, AMICLConfig
+from resval_lens.amicl.transformer import best_classic, recall_transformer
+from resval_lens.amicl.trials import PairTask, Trials, nearest
+from resval_lens.analyses.figures import COLOURS, STYLE
+from resval_lens.analyses.tables import STYLE as TABLE_STYLE
+from resval_lens.hooks import cut_links
+
+WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0)
+"""Values of a."""
+MODELS = {
+    "amicl": "AMICL",
+    "values": "value stream",
+    "cut": "link cut",
+    "classic": "classic, best values",
+    "classic_readout": "classic, best values and readout",
+    "classic_slot": "classic, a slot more",
+}
+SHADES = {
+    "amicl": "#000000",
+    "values": COLOURS["values"],
+    "cut": COLOURS["values-detached"],
+    "classic": COLOURS["classic"],
+    "classic_readout": COLOURS["queries"],
+    "classic_slot": COLOURS["keys"],
+}
+Recall = Callable[[Tensor], Tensor]
+
+
+@torch.no_grad()
+def transformer_study(
+    trials: int = 1000,
+    seed: int = 0,
+    note: Callable[[str], None] = lambda text: None,
+    *,
+    task: PairTask | None = None,
+    temperature: float = 0.02,
+    weights: Sequence[float] = WEIGHTS,
+    shown: tuple[float, float] = (2.0, 0.2),
+    fit_trials: int = 2000,
+) -> dict[str, Any]:
+    """Recall of AMICL (dot product, softmax) and of five transformers, over weights a; JSON-able.
+
+    ``values``: :func:`~resval_lens.amicl.transformer.recall_transformer`. ``cut``: the same with
+    its link cut. ``classic``, ``classic_readout``: without a stream, layer 2's values (and the
+    readout) fitted on other trials, by :func:`~resval_lens.amicl.transformer.best_classic`.
+    ``classic_slot``: without a stream, layer 1 in a slot of its own. For each:
+
+    * ``nearest``, ``cosine``: share of trials in which the output is nearest to the right one of
+      the context's labels, by distance and by angle. Nothing recalled, the zero vector, is nearest
+      to the shortest, and by angle undecided: counted as wrong.
+    * ``error``: Σ‖output − label‖² / Σ‖label‖² over trials.
+    * ``difference``: the largest |output − AMICL's output| of any entry.
+
+    ``expected_error`` is what ``error`` would be if attention were all on the right label and the
+    fit the population's: a²/(1 + a²), and for the readout a²(1 − ρ²)/(1 + a²(1 − ρ²)), where ρ is
+    the correlation of two instances of an object. float64.
+
+    Args:
+        trials: to measure on, for each a the same.
+        note: called with what is being done.
+        task: the pairs; the paper's by default.
+        temperature: T of ``rows``.
+        weights: the values of a.
+        shown: a and T of ``attention``: what the last token of one trial attends to.
+        fit_trials: to fit on; twice the task's d or more.
+
+    Raises:
+        ValueError: ``trials`` below 1, no ``weights``; and as ``recall_transformer`` and
+            ``best_classic``.
+    """
+    if trials < 1:
+        raise ValueError(f"trials must be 1 or more; got {trials}")
+    if not weights:
+        raise ValueError("weights must hold one value of a or more; got none")
+    task = task or PairTask()
+    generator = Generator().manual_seed(seed)
+    fitted = task.draw(fit_trials, generator, torch.float64)
+    tested = task.draw(trials, generator, torch.float64)
+    rows = []
+    for a in weights:
+        note(f"a = {a:g}")
+        rows.append(_row(a, temperature, fitted, tested, task))
+    return {
+        "task": task.to_dict(),
+        "temperature": temperature,
+        "trials": trials,
+        "fit_trials": fit_trials,
+        "seed": seed,
+        "attention": _attention(*shown, tested),
+        "rows": rows,
+    }
+
+
+def _row(
+    a: float, temperature: float, fitted: Trials, tested: Trials, task: PairTask
+) -> dict[str, Any]:
+    length, d = tested.inputs.shape[1:]
+    settings: dict[str, Any] = {"a": a, "temperature": temperature, "dtype": torch.float64}
+    model = recall_transformer(length, d, **settings)
+    slot = recall_transformer(length, d, **settings, streams="", separate_slot=True)
+    memory = AMICL(AMICLConfig(a=a, separation="softmax", temperature=temperature))
+    readout = best_classic(model, fitted.inputs, fitted.targets)
+    classic = readout.with_streams("")
+    classic.unembed.W_U.copy_(model.unembed.W_U)
+    recalls: dict[str, Recall] = {
+        "amicl": memory,
+        "values": model.recall,
+        "classic": classic.recall,
+        "classic_readout": readout.recall,
+        "classic_slot": slot.recall,
+    }
+    outputs = {name: _in_parts(recall, tested.inputs) for name, recall in recalls.items()}
+    with cut_links(model):
+        outputs["cut"] = _in_parts(model.recall, tested.inputs)
+    unlike = 1 - (1 + task.noise_variance) ** -2  # 1 − ρ²
+    own: dict[str, Any] = {"a": a}
+    for name in MODELS:
+        own[name] = _measures(outputs[name], outputs["amicl"], tested)
+    own["classic"]["expected_error"] = a**2 / (1 + a**2)
+    own["classic_readout"]["expected_error"] = a**2 * unlike / (1 + a**2 * unlike)
+    return own
+
+
+def _in_parts(recall: Recall, x: Tensor) -> Tensor:
+    return torch.cat([recall(part) for part in x.split(256)])
+
+
+def _measures(output: Tensor, memory: Tensor, trials: Trials) -> dict[str, float]:
+    something = output.any(-1)
+    wrong = (output - trials.targets).square().sum()
+    return {
+        "nearest": float(nearest(output, trials).double().mean()),
+        "cosine": float((nearest(output, trials, "cosine") & something).double().mean()),
+        "error": float(wrong / trials.targets.square().sum()),
+        "difference": float((output - memory).abs().max()),
+    }
+
+
+def _attention(a: float, temperature: float, trials: Trials) -> dict[str, Any]:
+    """What the last token of the first trial attends to: AMICL's, and layer 2's with BOS."""
+    x = trials.inputs[:1]
+    length, d = x.shape[1:]
+    memory = AMICL(AMICLConfig(a=a, separation="softmax", temperature=temperature))
+    model = recall_transformer(length, d, a, temperature, dtype=x.dtype)
+    _, seen = memory.run_with_cache(x)
+    _, cache = model.run_with_cache(model.embed_trial(x))
+    classes = trials.classes[0].tolist()
+    number = {c: str(i + 1) for i, c in enumerate(dict.fromkeys(classes))}
+    asked = classes[int(trials.query[0])]
+    step = length // (len(classes) + 1)
+    parts = ["o", *"·" * (step - 2), "l"]
+    tokens = [f"{part}{number[c]}" for c in classes for part in parts]
+    tokens += [f"{part}{number[asked]}" for part in parts[:-1]] + ["?"]
+    return {
+        "a": a,
+        "temperature": temperature,
+        "tokens": tokens,
+        "right": [token == f"l{number[asked]}" for token in tokens],
+        "amicl": seen["hook_pattern"][0, -1].tolist(),
+        "model": cache["pattern", 1][0, 0, -1].tolist(),
+    }
+
+
+def draw(study: dict[str, Any]) -> Figure:
+    """Attention of one trial, accuracy over a, error over a."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplot_mosaic(
+            [["amicl", "accuracy", "error"], ["model", "accuracy", "error"]],
+            figsize=(13.5, 4.6), width_ratios=(1.5, 1, 1), layout="constrained",
+        )  # fmt: skip
+        shown = study["attention"]
+        _weights(axes["amicl"], shown["amicl"], shown["tokens"], shown["right"])
+        at = f"a = {shown['a']:g}, T = {shown['temperature']:g}"
+        axes["amicl"].set_title(f"AMICL: attention of the last token ({at})")
+        _weights(axes["model"], shown["model"], ["BOS", *shown["tokens"]], [False, *shown["right"]])
+        axes["model"].set_title("the model: layer 2's attention of the last token")
+        axes["model"].set_xlabel("o object, l label, ? asked for; blue: the right label")
+
+        a = [row["a"] for row in study["rows"]]
+        for name, label in MODELS.items():
+            for panel, quantity in (("accuracy", "nearest"), ("error", "error")):
+                heights = [row[name][quantity] for row in study["rows"]]
+                axes[panel].plot(a, heights, label=label, **_line(name))
+        for name in ("classic", "classic_readout"):
+            heights = [row[name]["expected_error"] for row in study["rows"]]
+            axes["error"].plot(a, heights, ":", color=SHADES[name], lw=1.2)
+        heights = [row["classic"]["cosine"] for row in study["rows"]]
+        axes["accuracy"].plot(
+            a,
+            heights,
+            "--",
+            color=SHADES["classic"],
+            lw=1.4,
+            label="classic, best values; by angle",
+        )
+        axes["accuracy"].set(
+            title=f"the right label is the nearest (T = {study['temperature']:g})",
+            ylim=(0, 1.04),
+            ylabel="share of trials",
+        )
+        axes["error"].set(
+            title="squared error / label's square", ylim=(-0.03, None), ylabel="relative error"
+        )
+        for panel in ("accuracy", "error"):
+            axes[panel].set_xlabel("a, weight of the previous token")
+        axes["error"].plot(
+            [], [], ":", color="#777777", lw=1.2, label="expected, perfect attention"
+        )
+        handles = dict(
+            pair
+            for panel in ("accuracy", "error")
+            for pair in zip(*reversed(axes[panel].get_legend_handles_labels()), strict=True)
+        )
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=9
+        )
+    return figure
+
+
+def _line(name: str) -> dict[str, Any]:
+    """AMICL as a broad grey line, what equals it on top."""
+    if name == "amicl":
+        return {"color": "#BBBBBB", "lw": 7, "solid_capstyle": "round"}
+    if name == "classic_slot":
+        return {"color": SHADES[name], "lw": 0, "marker": "o", "ms": 5, "mfc": "white"}
+    return {"color": SHADES[name], "lw": 2}
+
+
+def _weights(
+    axes: Axes, weights: Sequence[float], tokens: Sequence[str], right: Sequence[bool]
+) -> None:
+    places = range(len(weights))
+    shades = [COLOURS["values"] if is_right else "#999999" for is_right in right]
+    axes.bar(places, weights, color=shades)
+    axes.set_xticks(places, tokens, fontsize=7 if len(tokens) <= 24 else 4)
+    axes.tick_params(axis="x", length=0)
+    axes.set(ylim=(0, 1.02), ylabel="weight")
+
+
+def table(study: dict[str, Any]) -> Table:
+    """Share of trials with the right label nearest, and relative squared errors, over a."""
+    task = study["task"]
+    found = Table(
+        title=f"Share of {study['trials']:,} trials with the right label nearest; relative errors",
+        **TABLE_STYLE,
+    )
+    columns = {
+        "AMICL": ("amicl", "nearest"),
+        "value\nstream": ("values", "nearest"),
+        "link\ncut": ("cut", "nearest"),
+        "classic": ("classic", "nearest"),
+        "… and\nreadout": ("classic_readout", "nearest"),
+        "error,\nclassic": ("classic", "error"),
+        "error,\nreadout": ("classic_readout", "error"),
+    }
+    for head in ("a", *columns):
+        found.add_column(head, justify="right")
+    for row in study["rows"]:
+        cells = (f"{row[name][quantity]:.3f}" for name, quantity in columns.values())
+        found.add_row(f"{row['a']:g}", *cells)
+    stream, slot = (
+        max(row[name]["difference"] for row in study["rows"]) for name in ("values", "classic_slot")
+    )
+    found.caption = (
+        f"T = {study['temperature']:g}, s = {task['length']}, D = {task['d']}. Largest difference "
+        f"from AMICL's output: {stream:.0e} (value stream), {slot:.0e} (classic, a slot more)."
+    )
+    return found

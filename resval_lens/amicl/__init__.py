@@ -1,0 +1,24 @@
+"""AMICL, the one-layer associative memory that learns in context (arXiv 2412.15113, section 2)."""
+
+from resval_lens.amicl.memory import (
+    AMICL,
+    READINGS,
+    SEPARATIONS,
+    SIMILARITIES,
+    AMICLConfig,
+    fit_value_map,
+)
+from resval_lens.amicl.trials import PairTask, Trials, exact, nearest
+
+__all__ = [
+    "AMICL",
+    "READINGS",
+    "SEPARATIONS",
+    "SIMILARITIES",
+    "AMICLConfig",
+    "PairTask",
+    "Trials",
+    "exact",
+    "fit_value_map",
+    "nearest",
+]
