@@ -25,6 +25,7 @@ from resval_lens.hooks.prompts import (
     ready,
     right_padding,
 )
+from resval_lens.memory.model import MemoryTransformer
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
 
@@ -40,7 +41,8 @@ class Attribution:
     Attributes:
         components: ``embed``, ``pos_embed``, ``a2.h1`` (head 1 of layer 2, its own values),
             ``a2.h1 from 0`` (what it has of layer 0's values along links), ``b_O 2`` (the layer's
-            output bias), ``m2`` (an MLP), ``ln_final.b``, ``b_U``.
+            output bias), ``m2`` (an MLP), ``feed_forward`` (a MemoryTransformer's), ``ln_final.b``,
+            ``b_U``.
         values: each component's share, [prompt, component].
         total: logit(first label) − logit(second label) of the run, [prompt]: the shares' sum.
         heads: the heads' shares by the layer their values come from, [prompt, layer, source,
@@ -139,6 +141,8 @@ def _attribute(
         values[f"b_O {layer}"] = direction @ attn.b_O.to(direction.dtype)
         if not cfg.attn_only:
             values[f"m{layer}"] = share(f"blocks.{layer}.hook_mlp_out")
+    if isinstance(model, MemoryTransformer):
+        values["feed_forward"] = written_last(model, residual, answers, direction)
     values |= biases
     return tuple(values), torch.stack(list(values.values()), 1), total, heads
 
@@ -150,6 +154,14 @@ def written_along(
 ) -> Float[Tensor, "prompt head"]:
     """z W_O · direction: what each head writes along a direction of :func:`read_direction`."""
     return (z * torch.einsum("hdm,pm->phd", W_O.to(direction.dtype), direction)).sum(-1)
+
+
+def written_last(
+    model: MemoryTransformer, residual: Tensor, answers: Tensor, direction: Tensor
+) -> Float[Tensor, " prompt"]:
+    """x W_F · direction: what the linear feed-forward after the layers writes."""
+    read = residual[torch.arange(len(residual)), answers][:, None]
+    return (model.feed_forward(read)[:, 0] * direction).sum(-1)
 
 
 def read_direction(

@@ -26,6 +26,7 @@ from transformer_lens.utilities.matrix import composition_scores as composed
 from resval_lens.analyses.attribution import head_name
 from resval_lens.analyses.value_parts import split_by_source
 from resval_lens.classifier import ICLClassifier
+from resval_lens.memory.model import MemoryTransformer
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
 
@@ -186,7 +187,8 @@ def composition_scores(model: ResValTransformer, mode: Mode) -> Composition:
 def copying_scores(model: ResValTransformer) -> dict[Path, float]:
     """Σ λ / Σ |λ| over the eigenvalues of W_E OV W_U: 1 copies tokens, −1 lowers their logits.
 
-    Real: eigenvalues come in conjugate pairs. NaN for a path of weight 0.
+    Real: eigenvalues come in conjugate pairs. NaN for a path of weight 0. A MemoryTransformer's
+    feed-forward, linear and after every layer, is part of the readout: W_U is (1 + W_F) W_U.
 
     Raises:
         ValueError: a classifier, or as many logits as there are not tokens; a gated value stream.
@@ -196,6 +198,8 @@ def copying_scores(model: ResValTransformer) -> dict[Path, float]:
     circuit = _ov(model, tuple(weights), weights)
     # The eigenvalues other than 0 of W_E (V O) W_U are those of V (O W_U W_E).
     around = model.unembed.W_U @ model.embed.W_E  # [d_model, d_model]
+    if isinstance(model, MemoryTransformer):
+        around = around + model.feed_forward.W_F @ around
     eigenvalues = FactoredMatrix(circuit.A, circuit.B @ around).eigenvalues  # [path, d_head]
     scores = eigenvalues.sum(-1).real / eigenvalues.abs().sum(-1)
     return dict(zip(weights, scores.tolist(), strict=True))
@@ -215,7 +219,8 @@ def own_token_scores(
     The copy score of Wang et al. (arXiv 2211.00593, section 3.1), for local and link paths. x is
     the residual stream after layer 0 at the token, where the model has MLPs and the path's source
     is a later layer, and its embedding otherwise. Biases of values, outputs and ln1 are left out:
-    they say the same of every token. A path of weight 0 copies nothing.
+    they say the same of every token. A path of weight 0 copies nothing. A MemoryTransformer's
+    feed-forward is part of the readout, as in :func:`copying_scores`.
 
     Args:
         tokens: prompts.
@@ -251,6 +256,8 @@ def own_token_scores(
         read = ln1(x) - ln1(torch.zeros_like(x))  # without its bias
         circuit = _ov(model, [path], weights)
         written = read @ circuit.A[0] @ circuit.B[0]  # [prompt, 1, d_model]
+        if isinstance(model, MemoryTransformer):
+            written = written + model.feed_forward(written)
         if model.cfg.normalization_type is not None:
             written = model.ln_final(written)
         best = model.unembed(written)[:, 0].topk(top).indices  # [prompt, top]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from resval_lens.streams import AttentionStream, Streams, parse_streams
 
 PAPER_VARIANTS: dict[str, Streams] = {
@@ -33,3 +35,30 @@ def icl_variant(name: str) -> Streams:
     if name not in ICL_VARIANTS:
         raise ValueError(f"no variant {name!r}; there are {', '.join(ICL_VARIANTS)}")
     return ICL_VARIANTS[name]
+
+
+_ENCODINGS = ("absolute", "relative", "sinusoidal", "rotary", "alibi")
+_HELD_OUT = {"output_range": (0.0, 0.75)}
+MEMORY_VARIANTS: dict[str, dict[str, Any]] = {
+    **{name: {"positions": name} for name in _ENCODINGS},
+    **{f"{name}-values": {"positions": name, "streams": "v"} for name in _ENCODINGS},
+    "one-layer": {"positions": "relative", "n_layers": 1},
+    "absolute-held-out": {"positions": "absolute", "task": _HELD_OUT},
+    "relative-held-out": {"positions": "relative", "task": _HELD_OUT},
+    "relative-values-held-out": {"positions": "relative", "streams": "v", "task": _HELD_OUT},
+}
+"""Simplified transformers of arXiv 2412.11459 by name: fields of MemoryRun. Each positional
+encoding, without and with a value stream; a single layer, which cannot hold an induction head; and
+some that never see the last quarter of the tokens as a trigger's output.
+"""
+
+
+def memory_variant(name: str) -> dict[str, Any]:
+    """What sets a simplified transformer apart, by name; under "task" fields of its TriggerTask.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in MEMORY_VARIANTS:
+        raise ValueError(f"no variant {name!r}; there are {', '.join(MEMORY_VARIANTS)}")
+    return dict(MEMORY_VARIANTS[name])

@@ -11,8 +11,8 @@ from typing import Any, Self
 from resval_lens.classifier import ICLClassifier
 from resval_lens.files import write_bytes, write_json
 from resval_lens.presets import ICL_VARIANTS
-from resval_lens.training.icl import model_record
 from resval_lens.training.icl_run import ICLRun, initial_model
+from resval_lens.training.loop import model_record
 from resval_lens.training.run_folder import (
     load_snapshot,
     read_metrics,

@@ -45,6 +45,7 @@ class ResValTransformer(WeightConversion):
     """
 
     cfg: ResValConfig
+    block_class: type[ResValBlock] = ResValBlock
 
     def __init__(
         self,
@@ -75,7 +76,7 @@ class ResValTransformer(WeightConversion):
                 default_padding_side=default_padding_side,
             )
         cfg.n_layers, cfg.init_weights = n_layers, init_weights
-        self.blocks = TypedModuleList(ResValBlock(cfg, layer) for layer in range(n_layers))
+        self.blocks = TypedModuleList(self.block_class(cfg, layer) for layer in range(n_layers))
         if hasattr(self, "ln_final"):
             self.ln_final = fused(self.ln_final, cfg)
         self.unembed = (

@@ -51,7 +51,7 @@ def test_a_recorded_run_is_whole(recorded) -> None:
 def test_a_recorded_run_begins_as_it_would_today(name: str) -> None:
     (recorded,) = (r for r in load_runs() if r.run.folder_name == name)
     _, tests = draw_world(recorded.run)
-    first = measure(initial_model(recorded.run), tests, 0, None, 0.0)
+    first = measure(initial_model(recorded.run), tests)
     for task in ("test", "ic", "ic2", "iw"):
         assert first[task]["loss"] == pytest.approx(recorded.metrics[0][task]["loss"], abs=2e-6)
     for quantity, value in recorded.metrics[0]["attention"].items():

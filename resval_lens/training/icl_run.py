@@ -60,6 +60,10 @@ class ICLRun:
     def folder_name(self) -> str:
         return f"{self.name}-seed{self.seed}"
 
+    def headline(self, metrics: dict[str, Any]) -> str:
+        """The one number of a snapshot to show beside a progress bar."""
+        return f"IC {metrics['ic']['accuracy']:.3f}"
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"streams": [stream.to_dict() for stream in self.streams]}
 

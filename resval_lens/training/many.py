@@ -15,8 +15,11 @@ from typing import Any
 
 from resval_lens.training.icl import train_icl
 from resval_lens.training.icl_run import ICLRun
+from resval_lens.training.memory import train_memory
+from resval_lens.training.memory_run import MemoryRun
 
-Report = Callable[[ICLRun, int, dict[str, Any] | None], None]
+Run = ICLRun | MemoryRun
+Report = Callable[[Run, int, dict[str, Any] | None], None]
 """Called with a run, the step it reached, and at a snapshot its metrics."""
 
 _queue: Any = None
@@ -24,7 +27,7 @@ _stop: Any = None
 
 
 def train_many(
-    runs: Sequence[ICLRun],
+    runs: Sequence[Run],
     folder: Path,
     jobs: int,
     report: Report = lambda run, step, metrics: None,
@@ -74,7 +77,7 @@ def train_many(
     _drain(queue, by_folder, report)  # the workers have ended, so all they told is here
 
 
-def _drain(queue: Any, runs: dict[str, ICLRun], report: Report) -> None:
+def _drain(queue: Any, runs: dict[str, Run], report: Report) -> None:
     while True:
         try:
             name, step, metrics = queue.get_nowait()
@@ -89,14 +92,17 @@ def _start_worker(queue: Any, stop: Any, parent: int) -> None:
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
 
 
-def _train(run: ICLRun, folder: Path, keep_snapshots: bool) -> None:
+def _train(run: Run, folder: Path, keep_snapshots: bool) -> None:
     if _stop.is_set():
         return
 
     def progress(step: int, metrics: dict[str, Any] | None) -> None:
         _queue.put((run.folder_name, step, metrics))
 
-    train_icl(run, folder, progress, _stop.is_set, keep_snapshots)
+    if isinstance(run, ICLRun):
+        train_icl(run, folder, progress, _stop.is_set, keep_snapshots)
+    else:
+        train_memory(run, folder, progress, _stop.is_set, keep_snapshots)
 
 
 def _die_with(parent: int) -> None:

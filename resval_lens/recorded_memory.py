@@ -1,0 +1,126 @@
+"""Training runs of simplified transformers as they were recorded, and those that ship along."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from resval_lens.memory.model import MemoryTransformer
+from resval_lens.presets import MEMORY_VARIANTS
+from resval_lens.recorded import rounded, write_record
+from resval_lens.training.loop import model_record
+from resval_lens.training.memory_run import MemoryRun
+from resval_lens.training.run_folder import read_metrics, read_record
+
+SHIPPED_MEMORY = Path(__file__).parent / "data" / "memory"
+
+
+@dataclass(frozen=True)
+class RecordedMemoryRun:
+    """A training run of a simplified transformer.
+
+    Attributes:
+        run: what was trained.
+        starts: the provenance of each start (more than one if it was interrupted).
+        metrics: one dict a snapshot, oldest first (:func:`resval_lens.training.memory.measure`).
+        folder: where it lies; ``folder/model`` holds the trained model, if it was kept.
+    """
+
+    run: MemoryRun
+    starts: list[dict[str, Any]]
+    metrics: list[dict[str, Any]]
+    folder: Path
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Reads a run's folder.
+
+        Raises:
+            ValueError: the folder holds no readable run.
+        """
+        record = read_record(folder)
+        try:
+            run = MemoryRun.from_dict(record["run"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{folder / 'run.json'}: no run of a simplified transformer ({error})"
+            ) from None
+        metrics = read_metrics(folder)
+        if not metrics:
+            raise ValueError(f"{folder / 'metrics.jsonl'} holds no metrics; train the run first")
+        for line in metrics:
+            for name in ("trained", "longer", "recall", "attention"):
+                if not isinstance(line.get(name), dict):
+                    raise ValueError(
+                        f"{folder / 'metrics.jsonl'}: step {line['step']} lacks {name!r}"
+                    )
+        return cls(run, record["starts"], metrics, folder)
+
+    @property
+    def done(self) -> bool:
+        """Whether it has reached its last step."""
+        return bool(self.metrics[-1]["step"] == self.run.steps)
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the trained model was kept."""
+        return (self.folder / "model").is_dir()
+
+    def model(self) -> MemoryTransformer:
+        """The trained model.
+
+        Raises:
+            ValueError: it was not kept, or the run has not ended.
+        """
+        return MemoryTransformer.from_pretrained(self.folder / "model")
+
+
+def load_memory_runs(folder: Path = SHIPPED_MEMORY) -> list[RecordedMemoryRun]:
+    """Every run under ``folder`` (the shipped ones by default), by variant and seed.
+
+    Raises:
+        ValueError: there are none.
+    """
+    runs = [RecordedMemoryRun.load(path.parent) for path in sorted(folder.glob("*/run.json"))]
+    if not runs:
+        raise ValueError(f"{folder} holds no training runs; expected folders with a run.json")
+    order = list(MEMORY_VARIANTS)
+
+    def rank(recorded: RecordedMemoryRun) -> tuple[int, str, int]:
+        name = recorded.run.name
+        return (order.index(name) if name in order else len(order), name, recorded.run.seed)
+
+    return sorted(runs, key=rank)
+
+
+def export_memory_runs(source: Path, target: Path, with_model: Iterable[str] = ()) -> None:
+    """Copies finished runs in the form in which they ship: records, metrics and chosen models.
+
+    Weights are rounded to 16 bits, half the bytes; they load as the 32 bits they were trained in.
+
+    Args:
+        with_model: folder names of the runs whose model goes along.
+
+    Raises:
+        ValueError: a run in ``source`` has not reached its last step; ``with_model`` names none.
+    """
+    chosen, runs = set(with_model), load_memory_runs(source)
+    for name in sorted(chosen - {recorded.run.folder_name for recorded in runs}):
+        raise ValueError(f"with_model: {source} holds no run {name!r}")
+    for recorded in runs:
+        run = recorded.run
+        if not recorded.done:
+            raise ValueError(f"{recorded.folder} has not reached step {run.steps}")
+        folder = target / run.folder_name
+        write_record(folder, run.to_dict(), recorded.starts, recorded.metrics)
+        if run.folder_name in chosen:
+            recorded.model().save_pretrained(
+                folder / "model",
+                record=rounded(model_record(run, recorded.starts[-1], recorded.metrics)),
+                overwrite=True,
+                dtype=torch.float16,
+            )

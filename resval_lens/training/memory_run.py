@@ -1,0 +1,130 @@
+"""What a training run of a simplified transformer is, and all that is drawn from its seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+import numpy as np
+from torch import Generator
+
+from resval_lens.memory.config import Positions, memory_config
+from resval_lens.memory.model import MemoryTransformer
+from resval_lens.streams import AttentionStream, parse_streams
+from resval_lens.tasks.bigrams import tiny_shakespeare
+from resval_lens.tasks.triggers import TriggerBatch, TriggerTask
+
+
+def default_task() -> TriggerTask:
+    """Tiny Shakespeare's bigrams with five triggers, 128 tokens."""
+    return TriggerTask(tiny_shakespeare())
+
+
+@dataclass(frozen=True)
+class MemoryRun:
+    """What one training run is; equal runs give equal weights.
+
+    Attributes:
+        name: of the variant, for people: ``"relative"``, ``"absolute-values"``, ...
+        positions: as in :class:`~resval_lens.memory.config.MemoryConfig`.
+        streams: as in ResValConfig.
+        seed: draws test sets, initial weights and batches (from generators of their own, so that
+            variants of one seed share test sets and batches).
+        task: the sequences that are trained on; those of the tests, at its length and at twice
+            that, are drawn from it, too.
+        d_model, n_ctx, n_layers: as in ``memory_config``. Absolute positions beyond the trained
+            length are there from the start, drawn like the others, and never trained on.
+        steps, batch, lr, momentum: plain SGD. The papers' batch is 512; 64 takes an eighth of the
+            time.
+        snapshot_every: steps between snapshots.
+        test_size: sequences in each test set.
+
+    Raises:
+        ValueError: a number that cannot be, named with its value.
+    """
+
+    name: str
+    positions: Positions = "relative"
+    streams: Any = ()  # kept in full, a tuple of AttentionStream
+    seed: int = 0
+    task: TriggerTask = field(default_factory=default_task)
+    d_model: int = 128
+    n_ctx: int = 2048
+    n_layers: int = 2
+    steps: int = 1_000
+    batch: int = 64
+    lr: float = 0.1
+    momentum: float = 0.9
+    snapshot_every: int = 20
+    test_size: int = 128
+
+    def __post_init__(self) -> None:
+        if self.n_layers not in (1, 2):
+            raise ValueError(f"n_layers must be 1 or 2; got {self.n_layers!r}")
+        object.__setattr__(self, "streams", parse_streams(self.streams, self.n_layers))
+        for name in ("steps", "batch", "snapshot_every", "test_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number above 0; got {value!r}")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"seed must be a whole number from 0 up; got {self.seed!r}")
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"lr must be a finite number above 0; got {self.lr!r}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be a number from 0 to below 1; got {self.momentum!r}")
+        if 2 * self.task.length > self.n_ctx:
+            raise ValueError(
+                f"n_ctx={self.n_ctx} must hold twice the trained length, {self.task.length}"
+            )
+        memory_config(
+            self.task.bigrams.d_vocab, self.positions, self.streams,
+            d_model=self.d_model, n_ctx=self.n_ctx, n_layers=self.n_layers,
+        )  # fmt: skip
+
+    @property
+    def folder_name(self) -> str:
+        return f"{self.name}-seed{self.seed}"
+
+    def headline(self, metrics: dict[str, Any]) -> str:
+        """The one number of a snapshot to show beside a progress bar."""
+        return f"in context {metrics['trained']['accuracy']:.3f}"
+
+    def to_dict(self) -> dict[str, Any]:
+        settings = {f.name: getattr(self, f.name) for f in fields(self)}
+        return settings | {
+            "streams": [stream.to_dict() for stream in self.streams],
+            "task": self.task.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any]) -> Self:
+        streams = tuple(AttentionStream.from_dict(stream) for stream in settings["streams"])
+        task = TriggerTask.from_dict(settings["task"])
+        return cls(**settings | {"streams": streams, "task": task})
+
+    def generators(self) -> dict[str, Generator]:
+        """Independent generators of tests, weights and batches."""
+        names = ("tests", "weights", "batches")
+        seeds = np.random.SeedSequence(self.seed).generate_state(len(names), dtype=np.uint64)
+        return {
+            name: Generator().manual_seed(int(seed % 2**63))
+            for name, seed in zip(names, seeds, strict=True)
+        }
+
+
+def draw_tests(run: MemoryRun) -> dict[str, TriggerBatch]:
+    """The test sets of a run: sequences of the trained length and twice as long."""
+    generator, length = run.generators()["tests"], run.task.length
+    return {
+        name: run.task.batch(run.test_size, generator, times * length)
+        for name, times in (("trained", 1), ("longer", 2))
+    }
+
+
+def initial_memory(run: MemoryRun) -> MemoryTransformer:
+    """The model of a run before its first step."""
+    config = memory_config(
+        run.task.bigrams.d_vocab, run.positions, run.streams,
+        d_model=run.d_model, n_ctx=run.n_ctx, n_layers=run.n_layers,
+    )  # fmt: skip
+    return MemoryTransformer(config, generator=run.generators()["weights"])
