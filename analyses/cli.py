@@ -5,7 +5,6 @@ Heavy imports stand inside the commands, so that help and errors come at once.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,11 +17,12 @@ from resval_lens.analyses.circuit_commands import (
     circuit_command,
     induction_command,
 )
-from resval_lens.analyses.console import err, out, progress_bars
+from resval_lens.analyses.console import err, out
 from resval_lens.analyses.eval_commands import eval_app
 from resval_lens.analyses.generate_command import generate_command
 from resval_lens.analyses.intervention_commands import ablate_command, patch_command
 from resval_lens.analyses.lm_commands import plan_command, train_lm_command
+from resval_lens.analyses.memory.training import train_memory_command
 from resval_lens.analyses.options import Quiet, notes, numbers, writable
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ train_app = typer.Typer(
 )
 app.add_typer(train_app, name="train")
 train_app.command("lm")(train_lm_command)
+train_app.command("memory")(train_memory_command)
 app.command("plan")(plan_command)
 app.command("generate")(generate_command)
 app.add_typer(eval_app, name="eval")
@@ -287,13 +288,10 @@ def _train_icl(
     keep_snapshots: bool,
     quiet: bool,
 ) -> None:
-    from resval_lens.analyses.training_bars import TrainingBars
+    from resval_lens.analyses.training_bars import train_with_bars
     from resval_lens.presets import icl_variant
     from resval_lens.training.icl_run import ICLRun
-    from resval_lens.training.many import train_many
 
-    if jobs < 0:
-        raise ValueError(f"jobs must be 0 or more; got {jobs}")
     if spec not in ("reference", "paper"):
         raise ValueError(f"spec must be 'reference' or 'paper'; got {spec!r}")
     planned = [
@@ -301,16 +299,7 @@ def _train_icl(
         for seed in seeds
         for name in names
     ]
-    writable(folder)
-    with progress_bars(quiet) as bars:
-        shown = TrainingBars(bars, planned)
-        try:
-            train_many(planned, folder, jobs or os.cpu_count() or 1, shown.report, keep_snapshots)
-        except KeyboardInterrupt:
-            err.print("stopped; the same command goes on from here", style="yellow")
-            raise typer.Exit(130) from None
-    if not quiet:
-        err.print(f"{len(planned)} runs are complete in {folder}", highlight=False)
+    train_with_bars(planned, folder, jobs, keep_snapshots, quiet)
 
 
 def _load(runs: Path | None, seeds: list[int] | None, steps: int | None) -> list[RecordedRun]:
