@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from resval_lens.analyses.amicl.recall import (
 )
 from resval_lens.analyses.amicl.sweep import SweepTask, sentences, sweep, tasks
 from resval_lens.analyses.amicl.theory import margin, predicted, share_of_first, threshold
+from resval_lens.analyses.amicl.transformer_figure import transformer_study
 from resval_lens.analyses.cli import app
 
 PAPER, NOTEBOOK = SWEEP, PairTask(classes=50, reading="notebook")
@@ -294,9 +296,21 @@ def test_figure_8_from_the_command(tmp_path, monkeypatch):
     assert (tmp_path / "figure-8.png").is_file()
 
 
+def test_the_transformer_from_the_command(tmp_path, monkeypatch):
+    small = partial(transformer_study, weights=(1.0, 2.0), fit_trials=60)
+    monkeypatch.setattr("resval_lens.analyses.amicl.transformer_figure.transformer_study", small)
+    said = invoke("amicl", "transformer", "--trials", "5", "--out", str(tmp_path), "--quiet")
+    assert "Largest difference from AMICL's output" in said
+    assert max(len(line) for line in said.splitlines() if str(tmp_path) not in line) <= 80
+    report = json.loads((tmp_path / "amicl-transformer.json").read_text())
+    assert report["seed"] == 0
+    assert (tmp_path / "amicl-transformer.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ("amicl transformer --trials 0", "trials must be 1 or more; got 0"),
         ("reproduce figure-7 --seeds 0", "--seeds 0 is for what is trained"),
         ("reproduce figure-6 --train", "--train is for what is trained"),
         ("reproduce figure-8 --jobs 2", "--jobs 2 is for what is trained"),
@@ -317,6 +331,6 @@ def test_bad_input_is_refused_before_any_work(arguments, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", [["combinations"], ["sweep"]], ids=str)
+@pytest.mark.parametrize("command", [["combinations"], ["sweep"], ["transformer"]], ids=str)
 def test_help_has_an_example(command):
     assert "Example" in invoke("amicl", *command, "--help")

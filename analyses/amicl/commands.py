@@ -135,6 +135,37 @@ def sweep_command(
     out.print(f"\n{save(figures.sweep(result), to / 'amicl-sweep.png')}\n{path}", highlight=False)
 
 
+@amicl_app.command("transformer")
+def transformer_command(
+    trials: Annotated[int, typer.Option(help="At each value of a.")] = 1_000,
+    seed: Seed = 0,
+    to: Out = Path("out"),
+    quiet: Quiet = False,
+) -> None:
+    """A two-layer attention model with a value stream, its weights set by hand, is AMICL.
+
+    The same attention, the same recall; with the link cut nothing is recalled. Beside it what a
+    model without the stream can do in the same residual space, and with more of it. Half a minute.
+
+    Example: `resval-lens amicl transformer`
+    """
+    from resval_lens.analyses.amicl.transformer_figure import draw, table, transformer_study
+    from resval_lens.analyses.figures import save
+    from resval_lens.files import write_json
+    from resval_lens.provenance import provenance
+    from resval_lens.runtime import one_thread
+
+    _at_least("trials", trials, 1)
+    _at_least("seed", seed, 0)
+    writable(to)
+    with notes(quiet) as note, one_thread():
+        result = transformer_study(trials, seed, note)
+    path = to / "amicl-transformer.json"
+    write_json(path, {"seed": seed, **result, "provenance": provenance()})
+    out.print(table(result))
+    out.print(f"{save(draw(result), to / 'amicl-transformer.png')}\n{path}", highlight=False)
+
+
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise ValueError(f"{name} must be {least} or more; got {value}")

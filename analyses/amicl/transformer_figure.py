@@ -269,7 +269,7 @@ def table(study: dict[str, Any]) -> Table:
         "value\nstream": ("values", "nearest"),
         "link\ncut": ("cut", "nearest"),
         "classic": ("classic", "nearest"),
-        "… and\nreadout": ("classic_readout", "nearest"),
+        "with\nreadout": ("classic_readout", "nearest"),
         "error,\nclassic": ("classic", "error"),
         "error,\nreadout": ("classic_readout", "error"),
     }
