@@ -297,7 +297,7 @@ def test_figure_8_from_the_command(tmp_path, monkeypatch):
 
 
 def test_the_transformer_from_the_command(tmp_path, monkeypatch):
-    small = partial(transformer_study, weights=(1.0, 2.0), fit_trials=60)
+    small = partial(transformer_study, weights=(1.0, 2.0), fit_trials=300)
     monkeypatch.setattr("resval_lens.analyses.amicl.transformer_figure.transformer_study", small)
     said = invoke("amicl", "transformer", "--trials", "5", "--out", str(tmp_path), "--quiet")
     assert "Largest difference from AMICL's output" in said
