@@ -155,7 +155,7 @@ def test_a_value_stream_is_part_of_the_value() -> None:
 
 
 def test_learned_mixing_is_refused() -> None:
-    with pytest.raises(ValueError, match="has learned weights; a probe needs constant ones"):
+    with pytest.raises(ValueError, match="has learned weights; memories need constant ones"):
         memory_recall(model_of(streams=AttentionStream("v", mix="scalar")), BIGRAMS, LENGTH)
 
 

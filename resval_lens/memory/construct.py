@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from resval_lens.attention import StreamAttention
+from resval_lens.memory.association import check_induction_model, duals, value_weights
 from resval_lens.memory.attention import MemoryAttention
 from resval_lens.memory.model import MemoryTransformer
 
@@ -74,23 +74,23 @@ def construct(
     echoes = stream @ first.W_V[0] @ first.W_O[0]  # what its head can add
     n, d_vocab = len(stream), model.cfg.d_vocab
 
-    queries = _duals(stream, exact)
+    queries = duals(stream, exact)
     if model.cfg.in_the_stream:
         p = queries[d_vocab : d_vocab + trained]
         first.W_K[0] = tau1 * scale * p[:-1].T @ p[1:]
     else:
         assert isinstance(first, MemoryAttention)
-        r = _duals(torch.cat([W_E, first.W_R]), exact)[d_vocab + 1]
+        r = duals(torch.cat([W_E, first.W_R]), exact)[d_vocab + 1]
         first.W_K[0] = tau1 * scale * torch.outer(r, queries[tokens].sum(0))
 
-    middle = _duals(torch.cat([stream, echoes]), exact)  # all that enters layer 1
+    middle = duals(torch.cat([stream, echoes]), exact)  # all that enters layer 1
     second.W_K[0] = tau2 * scale * middle[n:][tokens].T @ middle[tokens]
 
-    own, link = _value_weights(second)
+    own, link = value_weights(second)
     values = own * torch.cat([stream, echoes]) @ second.W_V[0]
     values[:n] += link * stream @ first.W_V[0]
     written = torch.linalg.pinv(W_U) if exact else (W_U / W_U.square().sum(0)).T
-    second.W_O[0] = tau3 * _duals(values, exact)[tokens].T @ written[tokens]
+    second.W_O[0] = tau3 * duals(values, exact)[tokens].T @ written[tokens]
 
     if exact:
         # Every vector that arrives at the readout, and the logits it is to be answered with.
@@ -99,35 +99,11 @@ def construct(
         answers[tokens] = log_bigrams.to(answers)[tokens]
         answers[2 * n :] = torch.eye(d_vocab, dtype=W_U.dtype, device=W_U.device)
         answers -= arriving @ W_U
-        model.feed_forward.W_F.copy_(_duals(arriving, exact).T @ answers @ written)
+        model.feed_forward.W_F.copy_(duals(arriving, exact).T @ answers @ written)
     else:
         memory = log_bigrams.to(written)[tokens] @ written
         model.feed_forward.W_F.copy_(queries[tokens].T @ memory)
     return model
-
-
-def _duals(vectors: Tensor, exact: bool) -> Tensor:
-    """u' of each row u: u'·u = 1, and nearly (exactly) 0 with the other rows."""
-    if not exact:
-        return vectors / vectors.square().sum(1, keepdim=True)
-    count, d = vectors.shape
-    if count > d:
-        raise ValueError(f"exact=True needs a dimension for each of {count} vectors; d_model={d}")
-    duals = torch.linalg.pinv(vectors).T
-    wanted = vectors.any(1).to(vectors).diag()  # no vector, no dual: a stream of own weight 0
-    off = (duals @ vectors.T - wanted).abs().max()
-    if off > torch.finfo(vectors.dtype).eps ** (2 / 3):
-        raise ValueError(
-            f"exact=True: the {count} vectors of the stream are too nearly dependent for "
-            f"{vectors.dtype} (their duals are off by {off.item():.1g})"
-        )
-    return duals
-
-
-def _value_weights(attn: StreamAttention) -> tuple[float, float]:
-    """(a, b) of layer 1's values, a · own + b · carried."""
-    mix = attn.mix("v")
-    return (1.0, 0.0) if mix is None else mix.fixed
 
 
 def _checked(
@@ -137,24 +113,9 @@ def _checked(
     known: Iterable[int] | None,
 ) -> tuple[int, Tensor]:
     cfg = model.cfg
-    if cfg.n_layers != 2:
-        raise ValueError(f"an induction head is written into two layers; n_layers={cfg.n_layers}")
-    if cfg.positions in ("rotary", "alibi"):
-        raise ValueError(
-            f"positions={cfg.positions!r}: a previous-token memory is written for absolute, "
-            "sinusoidal and relative positions"
-        )
-    if cfg.positions == "relative" and cfg.position_layers != (0,):
-        raise ValueError(
-            f"position_layers={cfg.position_layers}: only layer 0's head is to see positions"
-        )
+    check_induction_model(model)
     if not model.compares_inputs:
         raise ValueError("W_Q must be the identity and every bias 0, as they are before training")
-    for stream in cfg.streams:
-        if stream.of != "v" or stream.is_learned:
-            raise ValueError(
-                f"streams: a construction knows value streams of fixed weights; got {stream}"
-            )
     if log_bigrams.shape != (cfg.d_vocab, cfg.d_vocab):
         raise ValueError(
             f"log_bigrams must have shape [{cfg.d_vocab}, {cfg.d_vocab}], d_vocab twice; got "

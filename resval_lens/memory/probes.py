@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from resval_lens.memory.association import value_weights
 from resval_lens.memory.attention import MemoryAttention
 from resval_lens.memory.model import MemoryTransformer
 from resval_lens.tasks.bigrams import Bigrams
@@ -98,12 +99,8 @@ def own_and_carried_values(model: MemoryTransformer) -> Float[Tensor, "d_vocab d
     a · w_E W_V of the last layer + b · w_E W_V of layer 0, where the stream's mixing is constant.
     """
     W_E, last = model.embed.W_E, model.blocks[-1].attn
-    values, mix = W_E @ last.W_V[0], last.mix("v")
-    if mix is None:
-        return values
-    if mix.stream.is_learned:
-        raise ValueError(f"streams: {mix.stream} has learned weights; a probe needs constant ones")
-    return float(mix.fixed[0]) * values + float(mix.fixed[1]) * W_E @ model.blocks[0].attn.W_V[0]
+    own, link = value_weights(last)
+    return own * W_E @ last.W_V[0] + link * W_E @ model.blocks[0].attn.W_V[0]
 
 
 @torch.no_grad()
