@@ -22,6 +22,7 @@ from resval_lens.analyses.eval_commands import eval_app
 from resval_lens.analyses.generate_command import generate_command
 from resval_lens.analyses.intervention_commands import ablate_command, patch_command
 from resval_lens.analyses.lm_commands import plan_command, train_lm_command
+from resval_lens.analyses.memory.commands import memory_app
 from resval_lens.analyses.memory.training import train_memory_command
 from resval_lens.analyses.options import Quiet, notes, numbers, writable
 
@@ -44,6 +45,7 @@ app.command("plan")(plan_command)
 app.command("generate")(generate_command)
 app.add_typer(eval_app, name="eval")
 app.add_typer(amicl_app, name="amicl")
+app.add_typer(memory_app, name="memory")
 app.command("patch")(patch_command)
 app.command("ablate")(ablate_command)
 app.command("circuit")(circuit_command)

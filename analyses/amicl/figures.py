@@ -32,8 +32,8 @@ def figure_6(result: dict[str, Any]) -> Figure:
     readings = result["readings"]
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=(12.4, 8.2), layout="constrained")
-        halves = figure.subfigures(1, len(readings), wspace=0.04)
-        for half, (reading, entry) in zip(halves, readings.items(), strict=True):
+        halves = figure.subfigures(1, len(readings), wspace=0.04, squeeze=False)
+        for half, (reading, entry) in zip(halves[0], readings.items(), strict=True):
             half.suptitle(f"{reading}, a = {result['a']:g}", fontsize=12)
             grid = half.subplots(4, 3)
             for axes, each in zip(grid.flat, entry["combinations"], strict=True):

@@ -236,10 +236,7 @@ def _judged(model: AMICL, trials: Trials, generator: Generator) -> dict[str, int
     output = model(trials.inputs, generator=generator)
     if model.cfg.separation == "argmax":
         return {"exact": int(exact(output, trials).sum())}
-    return {
-        by: int(nearest(output, trials, by).sum())  # type: ignore[arg-type]
-        for by in ("euclidean", "cosine")
-    }
+    return {by: int(nearest(output, trials, by).sum()) for by in ("euclidean", "cosine")}
 
 
 def _combinations(a: float, reading: str) -> list[AMICLConfig]:

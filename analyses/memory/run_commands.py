@@ -1,0 +1,182 @@
+"""``resval-lens memory curves``, ``memory lengths`` and ``memory encodings``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from resval_lens.analyses.memory.reporting import Jobs, Out, Seeds, Steps, report
+from resval_lens.analyses.memory.training import Runs, Train, runs_for
+from resval_lens.analyses.options import Quiet, notes, numbers, writable
+
+if TYPE_CHECKING:
+    from resval_lens.recorded_memory import RecordedMemoryRun
+
+ENCODINGS = ("absolute", "relative", "sinusoidal", "rotary", "alibi")
+ALL = (*ENCODINGS, *(f"{name}-values" for name in ENCODINGS), "one-layer")
+FOUR = ("absolute", "relative", "absolute-values", "relative-values")
+
+Variants = Annotated[
+    str | None,
+    typer.Option(help="Comma-separated, as in train memory; every encoding if not given."),
+]
+
+
+def curves_command(
+    variants: Variants = None,
+    runs: Runs = None,
+    train: Train = False,
+    seeds: Seeds = None,
+    steps: Steps = None,
+    jobs: Jobs = None,
+    threshold: Annotated[
+        float, typer.Option(help="Above it a memory, or the accuracy, is there.")
+    ] = 0.9,
+    known: Annotated[
+        float, typer.Option(help="The same for W_F: its share of what the bigrams tell.")
+    ] = 0.5,
+    to: Out = Path("out"),
+    quiet: Quiet = False,
+) -> None:
+    """In which order does an induction head's training fill its memories?
+
+    Recall of W_K¹, W_K², W_O² and W_F, what both heads look at, and in-context accuracy at every
+    snapshot: the first step at which each is there, by variant, over seeds. From recorded runs it
+    takes seconds; --train trains every variant first, two or three minutes each and core.
+
+    Example: `resval-lens memory curves --variants absolute,relative,one-layer`
+    """
+    from resval_lens.analyses import figures
+    from resval_lens.analyses.memory import run_figures, run_tables
+    from resval_lens.analyses.memory.curves import curve_study
+
+    writable(to)
+    found = _found(variants, ALL, runs, train, seeds, steps, jobs, quiet)
+    data = curve_study(found, threshold, known)
+    drawn = figures.save(run_figures.curves(data), to / "memory-curves.png")
+    report(data, to / "memory-curves.json", run_tables.curve_tables(data), [drawn])
+
+
+def lengths_command(
+    variants: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated, as in train memory; absolute and relative, each without and "
+            "with values, if not given."
+        ),
+    ] = None,
+    runs: Runs = None,
+    train: Train = False,
+    seeds: Seeds = None,
+    steps: Steps = None,
+    jobs: Jobs = None,
+    lengths: Annotated[
+        str, typer.Option(help="Tokens of a sequence; those over the models' context are skipped.")
+    ] = "128,256,1024,2048",
+    tokens: Annotated[int, typer.Option(help="Test tokens of each length.")] = 2**16,
+    attention: Annotated[
+        int, typer.Option(help="Sequences of the longest length, for attention.")
+    ] = 8,
+    seed: Annotated[int, typer.Option(help="Draws the test sequences.")] = 0,
+    to: Out = Path("out"),
+    quiet: Quiet = False,
+) -> None:
+    """Do trained induction heads work on sequences longer than those they were trained on?
+
+    In-context accuracy, loss and attention at every length and by position, layer 0's attention
+    to t − 1 beside the constructed head's; and both layers' attention on one sequence twice as
+    long as those of training. About two minutes on two cores, with --train four more a model.
+
+    Example: `resval-lens memory lengths --lengths 128,256,512`
+    """
+    from resval_lens.analyses import figures
+    from resval_lens.analyses.memory import run_figures, run_tables
+    from resval_lens.analyses.memory.lengths import attention_map, length_study
+    from resval_lens.files import write_json
+    from resval_lens.provenance import provenance
+    from resval_lens.runtime import one_thread
+
+    wanted = numbers(lengths, "lengths")
+    if seed < 0:
+        raise ValueError(f"seed must be a whole number from 0 up; got {seed}")
+    writable(to)
+    found = _found(variants, FOUR, runs, train, seeds, steps, jobs, quiet)
+    with notes(quiet) as note, one_thread():
+        data = length_study(found, wanted, tokens, attention, seed, note)
+        note("attention on one sequence")
+        maps = {
+            recorded.run.name: attention_map(
+                recorded.model(), recorded.run.task, 2 * recorded.run.task.length, seed
+            )
+            for recorded in _mapped(found)
+        }
+    drawn = [
+        figures.save(run_figures.lengths(data), to / "memory-lengths.png"),
+        figures.save(run_figures.attention_maps(maps), to / "memory-attention.png"),
+    ]
+    path = to / "memory-attention.json"  # apart: a map has 33,000 numbers
+    write_json(path, {"maps": maps, "provenance": provenance()})
+    tables = run_tables.length_tables(data)
+    report(data, to / "memory-lengths.json", tables, [*drawn, path])
+
+
+def encodings_command(
+    variants: Variants = None,
+    runs: Runs = None,
+    train: Train = False,
+    seeds: Seeds = None,
+    steps: Steps = None,
+    jobs: Jobs = None,
+    to: Out = Path("out"),
+    quiet: Quiet = False,
+) -> None:
+    """Positional encodings with and without a value stream: does the stream help to induce?
+
+    Steps to in-context accuracies of .5, .9 and .95, final accuracies, t-tests paired by seed; and
+    of every trained model the accuracy with its link cut, its first head silenced or made uniform,
+    and its weights run with the other architecture. About a minute for eleven models on one core;
+    --train trains every variant first, two or three minutes each and core.
+
+    Example: `resval-lens memory encodings --train --seeds 0-2`
+    """
+    from resval_lens.analyses import figures
+    from resval_lens.analyses.memory import run_figures, run_tables
+    from resval_lens.analyses.memory.encodings import encoding_study
+    from resval_lens.runtime import one_thread
+
+    writable(to)
+    found = _found(variants, ALL, runs, train, seeds, steps, jobs, quiet)
+    with notes(quiet) as note, one_thread():
+        data = encoding_study(found, note)
+    drawn = figures.save(run_figures.encodings(data), to / "memory-encodings.png")
+    report(data, to / "memory-encodings.json", run_tables.encoding_tables(data), [drawn])
+
+
+def _found(
+    variants: str | None,
+    default: Sequence[str],
+    runs: Path | None,
+    train: bool,
+    seeds: str | None,
+    steps: int | None,
+    jobs: int | None,
+    quiet: bool,
+) -> list[RecordedMemoryRun]:
+    """The runs of the variants asked for, every one of which must be there; or of ``default``."""
+    names = list(default) if variants is None else [name.strip() for name in variants.split(",")]
+    found = runs_for(names, runs, train, seeds, steps, jobs, quiet)
+    there = {recorded.run.name for recorded in found}
+    for name in names:
+        if variants is not None and name not in there:
+            raise ValueError(f"there is no run of {name!r}; there are {', '.join(sorted(there))}")
+    return found
+
+
+def _mapped(found: Sequence[RecordedMemoryRun]) -> list[RecordedMemoryRun]:
+    """The first model of each variant without a stream; of all if every one has a stream."""
+    first = {recorded.run.name: recorded for recorded in reversed(found) if recorded.has_model}
+    ordered = [first[name] for name in reversed(first)]
+    return [recorded for recorded in ordered if not recorded.run.streams] or ordered

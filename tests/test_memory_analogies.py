@@ -1,0 +1,307 @@
+"""Capitals and countries: the task, the prompts, and what a constructed model must answer."""
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Generator
+
+from resval_lens.analyses.memory.analogies import (
+    TIMES,
+    analogies_over_seeds,
+    analogies_study,
+    analogy_prompts,
+    answers,
+    attention_to_said,
+    by_capital,
+    by_rank,
+    capitals_task,
+    finished_runs,
+    longer,
+    own_countries,
+    with_unknown,
+)
+from resval_lens.analyses.memory.construction import Strengths, constructed_model
+from resval_lens.analyses.memory.knowledge_commands import analogies_command
+from resval_lens.memory.model import MemoryTransformer
+from resval_lens.recorded_memory import load_memory_runs
+from resval_lens.tasks.analogies import Pair, analogy_task, generated_pairs
+from resval_lens.tasks.triggers import TriggerTask
+from resval_lens.training import many
+from resval_lens.training.memory import train_memory
+from resval_lens.training.memory_run import MemoryRun
+from tests.test_memory_knowledge import some_bigrams
+
+PAIRS = generated_pairs(6, 0)
+TASK = capitals_task(PAIRS, n_triggers=2, length=16)
+
+
+def oracle(tau3: float, tau2: float = 40.0) -> MemoryTransformer:
+    """An exact induction head that knows every country: a gap of log 1000 nats."""
+    return constructed_model(
+        TASK.bigrams.log_conditional(1e-3), Generator().manual_seed(0),
+        n_ctx=32, strengths=Strengths(40.0, tau2, tau3),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    for name, streams in (("relative", ""), ("relative-values", "v")):
+        run = MemoryRun(
+            name, "relative", streams, 0, TASK,
+            d_model=24, n_ctx=40, steps=3, batch=8, snapshot_every=3, test_size=8,
+        )  # fmt: skip
+        train_memory(run, folder / run.folder_name)
+    return folder
+
+
+def test_capitals_are_as_frequent_as_zipf_says():
+    pairs = [Pair("A", "x"), Pair("B", "y"), Pair("C", "x")]
+    bigrams = capitals_task(pairs, n_triggers=1, zipf=2.0).bigrams
+    weights = np.array([1, 1 / 4, 1 / 9])
+    weights /= weights.sum()
+    assert bigrams.tokens == ("A", "B", "C", "x", "y")
+    assert bigrams.conditional[3].numpy() == pytest.approx([*weights, 0, 0])
+    assert bigrams.conditional[4].numpy() == pytest.approx([*weights, 0, 0])
+    assert bigrams.conditional[:3, 3:].tolist() == [[1, 0], [0, 1], [1, 0]]
+    countries = [weights[0] + weights[2], weights[1]]
+    assert bigrams.unigram.numpy() == pytest.approx([*(weights / 2), *(np.array(countries) / 2)])
+    # Stationary: a sequence is as likely to be anywhere after a step.
+    step = bigrams.unigram @ bigrams.conditional
+    assert step.numpy() == pytest.approx(bigrams.unigram.numpy())
+
+
+def test_without_zipf_it_is_the_task_of_equal_capitals():
+    ours, plain = capitals_task(PAIRS, 2, 16, 0.1, zipf=0.0), analogy_task(PAIRS, 2, 16, 0.1)
+    assert torch.allclose(ours.bigrams.conditional, plain.bigrams.conditional)
+    assert torch.allclose(ours.bigrams.unigram, plain.bigrams.unigram)
+    assert (ours.candidates, ours.output_tokens) == (plain.candidates, plain.output_tokens)
+    with pytest.raises(ValueError, match="zipf must be a finite number from 0 up; got -1"):
+        capitals_task(PAIRS, zipf=-1)
+
+
+def test_own_countries_are_those_of_the_pairs():
+    names = TASK.bigrams.tokens
+    assert [names[i] for i in own_countries(TASK)] == [pair.second for pair in PAIRS]
+    with pytest.raises(ValueError, match="task must be of capitals and countries"):
+        own_countries(TriggerTask(some_bigrams()))
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 3), st.booleans(), st.booleans(), st.integers(0, 2**20))
+def test_prompts_say_what_they_should(times, right, some, seed):
+    queries = [1, 4] if some else None
+    prompts = analogy_prompts(
+        TASK, times, Generator().manual_seed(seed), right=right, each=3, queries=queries
+    )
+    own = own_countries(TASK).tolist()
+    assert prompts.tokens.shape == ((2 if some else 6) * 3, 4 * times + 3)
+    for i, tokens in enumerate(prompts.tokens.tolist()):
+        query, said = int(prompts.query[i]), int(prompts.said[i])
+        assert int(prompts.own[i]) == own[query]
+        assert (said == own[query]) == right
+        assert said >= 6
+        for block in range(times + 1):
+            capital, country, asked = tokens[4 * block : 4 * block + 3]
+            assert asked == query
+            assert country == own[capital]
+            assert country not in (own[query], said)
+            assert not some or capital not in (1, 4)
+            if block < times:
+                assert tokens[4 * block + 3] == said
+    assert prompts.query.bincount().unique().tolist() in ([3], [0, 3])
+
+
+@pytest.mark.parametrize(("tau3", "believed"), [(5.0, 0.0), (9.0, 1.0)])
+def test_the_context_is_believed_where_it_weighs_more_than_knowledge(tau3, believed):
+    """However often it says it: all that ever followed A is B. The gap is log 1000 = 6.9."""
+    model = oracle(tau3)
+    for times in (1, 4):
+        prompts = analogy_prompts(TASK, times, Generator().manual_seed(times))
+        found = answers(model, prompts)
+        assert found["margin"] == pytest.approx(tau3 - np.log(1_000), abs=1e-6)
+        assert found["context_wins"] == found["said"] == believed
+        assert found["own"] == 1 - believed
+    unsaid = answers(model, analogy_prompts(TASK, 0, Generator().manual_seed(0)))
+    # Nothing matches A: attention is even over three tokens, of which none is B or its own.
+    assert unsaid["margin"] == pytest.approx(-np.log(1_000), abs=1e-6)
+    assert unsaid["own"] == 1
+
+
+def test_answers_are_counted_by_hand(runs):
+    model = load_memory_runs(runs)[0].model()
+    prompts = analogy_prompts(TASK, 2, Generator().manual_seed(0))
+    with torch.no_grad():
+        last = model(prompts.tokens)[:, -1].double().numpy()
+    p = np.exp(last) / np.exp(last).sum(1, keepdims=True)
+    own, said = prompts.own.tolist(), prompts.said.tolist()
+    rows = range(len(own))
+    expected = {
+        "own": np.mean([last[i].argmax() == own[i] for i in rows]),
+        "said": np.mean([last[i].argmax() == said[i] for i in rows]),
+        "p_own": np.mean([p[i, own[i]] for i in rows]),
+        "p_said": np.mean([p[i, said[i]] for i in rows]),
+        "margin": np.mean([last[i, said[i]] - last[i, own[i]] for i in rows]),
+        "context_wins": np.mean([last[i, said[i]] > last[i, own[i]] for i in rows]),
+    }
+    assert answers(model, prompts) == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_unknown_capital_is_drawn_anew_and_finds_no_place():
+    model = oracle(9.0, tau2=6.0)
+    before = model.embed.W_E.clone()
+    stranger = with_unknown(model, [1, 4], Generator().manual_seed(7))
+    assert torch.equal(model.embed.W_E, before)
+    changed = (before != stranger.embed.W_E).any(1).nonzero().flatten().tolist()
+    assert changed == [1, 4]
+    std = float(stranger.embed.W_E[[1, 4]].std())
+    assert std == pytest.approx(model.cfg.embed_std, rel=0.25)
+    prompts = analogy_prompts(TASK, 2, Generator().manual_seed(0), queries=[1, 4])
+    known, unknown = (attention_to_said(m, prompts) for m in (model, stranger))
+    assert known["previous"] == pytest.approx(1, abs=1e-6)
+    match = 2 * np.exp(6.0)
+    assert known["target"] == pytest.approx(match / (match + 9))
+    # B is known, and looks back. A is not; as far as it is like known tokens, it is like itself.
+    assert unknown["previous"] == pytest.approx(1, abs=1e-3)
+    assert unknown["target"] < known["target"] - 0.2
+
+
+def test_attention_is_from_b_to_a_and_from_a_to_b(runs):
+    model = load_memory_runs(runs)[0].model()
+    prompts = analogy_prompts(TASK, 2, Generator().manual_seed(0))
+    _, cache = model.run_with_cache(prompts.tokens)
+    first, last = cache["pattern", 0][:, 0], cache["pattern", 1][:, 0]
+    found = attention_to_said(model, prompts)
+    previous = [float(row[t, t - 1]) for row in first for t in (3, 7)]
+    target = [float(row[10, 3] + row[10, 7]) for row in last]
+    assert found["previous"] == pytest.approx(np.mean(previous), abs=1e-6)
+    assert found["target"] == pytest.approx(np.mean(target), abs=1e-6)
+
+
+def test_capitals_are_told_apart_by_frequency():
+    """Of six, ∝ 1/k: the first has 41% and the second 20%, more than half together."""
+    model = oracle(9.0)
+    rows = by_capital(model, TASK, Generator().manual_seed(0), each=2)
+    assert [row["capital"] for row in rows] == [pair.first for pair in PAIRS]
+    assert [row["frequent"] for row in rows] == [True, True, False, False, False, False]
+    harmonic = sum(1 / k for k in range(1, 7))
+    assert [row["frequency"] for row in rows] == pytest.approx(
+        [1 / k / harmonic for k in range(1, 7)]
+    )
+    assert all(row["top1"] == row["overridden"] == 1 for row in rows)
+    # Attention is even over three tokens; each says itself with 9/3 nats.
+    others = (3 * np.exp(3.0) + (12 - 1 - 3)) * 1e-3
+    assert rows[0]["p_own"] == pytest.approx(1 / (1 + others))
+
+
+def test_ranks_double_from_group_to_group():
+    rows = [{"p_own": float(i), "overridden": float(-i)} for i in range(1, 8)]
+    found = by_rank(rows)
+    assert [(row["first"], row["last"]) for row in found] == [(1, 1), (2, 2), (3, 4), (5, 7)]
+    assert [row["p_own"] for row in found] == [1, 2, 3.5, 6]
+    assert [row["overridden"] for row in found] == [-1, -2, -3.5, -6]
+
+
+def test_longer_sequences_are_measured_by_halves(runs):
+    model = load_memory_runs(runs)[0].model()
+    found = longer(model, TASK, 12, Generator().manual_seed(3))
+    batch = TASK.batch(12, Generator().manual_seed(3), 32)
+    with torch.no_grad():
+        top = model(batch.inputs).argmax(-1)
+    for name, places in (("trained", range(16)), ("beyond", range(16, 32))):
+        hits = [int(top[b, t]) == int(batch.targets[b, t])
+                for b in range(12) for t in places if batch.in_context[b, t]]  # fmt: skip
+        assert found[name] == pytest.approx(np.mean(hits))
+
+
+def test_a_study_has_every_measure_of_every_model(runs):
+    study = analogies_study(load_memory_runs(runs), 4)
+    assert [row["name"] for row in study["models"]] == ["relative", "relative-values"]
+    assert study["pairs"] == 6
+    for row in study["models"]:
+        for kind in ("wrong", "right", "unknown"):
+            assert len(row[kind]) == len(TIMES)
+        assert row["recall"]["frequent"]["capitals"] + row["recall"]["rare"]["capitals"] == 6
+        mean = np.mean([each["p_own"] for each in row["by_capital"]])
+        assert row["recall"]["all"]["p_own"] == pytest.approx(mean)
+    again = analogies_study(load_memory_runs(runs), 4)
+    assert json.dumps(again) == json.dumps(study)
+    for row, values in zip(study["models"], study["over_seeds"], strict=True):
+        assert values["wrong_2_said"] == {"mean": row["wrong"][2]["said"], "sd": 0.0}
+        assert values["all_top1"]["mean"] == row["recall"]["all"]["top1"]
+
+
+def test_seeds_are_averaged(runs):
+    (row, _) = analogies_study(load_memory_runs(runs), 4)["models"]
+    other = json.loads(json.dumps(row)) | {"seed": 1}
+    other["wrong"][1]["own"] = row["wrong"][1]["own"] + 2
+    (mean,) = analogies_over_seeds([row, other])
+    assert mean["seeds"] == [0, 1]
+    assert mean["wrong_1_own"]["mean"] == pytest.approx(row["wrong"][1]["own"] + 1)
+    assert mean["wrong_1_own"]["sd"] == pytest.approx(1)
+
+
+def test_only_finished_runs_of_the_same_task_are_read(runs, tmp_path):
+    names = ["relative", "relative-values"]
+    assert len(finished_runs(runs, TASK, names, [0]) or []) == 2
+    assert finished_runs(runs, TASK, names, [0, 1]) is None
+    assert finished_runs(runs, capitals_task(PAIRS, 2, 16, zipf=0.5), names, [0]) is None
+    assert finished_runs(tmp_path, TASK, names, [0]) is None
+
+
+SMALL = {
+    "pairs": 6, "variants": "relative", "length": 16, "n_triggers": 2, "sequences": 4,
+    "d_model": 24, "batch": 4, "steps": 2, "quiet": True,
+}  # fmt: skip
+
+
+def test_the_command_reads_finished_runs(runs, tmp_path, capsys, monkeypatch):
+    def never(*_: Any) -> None:
+        raise AssertionError("there is nothing to train")
+
+    monkeypatch.setattr("resval_lens.analyses.training_bars.train_with_bars", never)
+    analogies_command(**SMALL | {"variants": "relative,relative-values"}, runs=runs, to=tmp_path)
+    study = json.loads((tmp_path / "memory-analogies.json").read_text())
+    assert study["source"] == "generated"
+    assert [row["steps"] for row in study["models"]] == [3, 3]
+    assert (tmp_path / "memory-analogies.png").stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    assert "relative-values: " in printed
+    assert all(len(line) <= 80 for line in printed.splitlines() if "/" not in line)
+
+
+def test_the_command_trains_on_the_pairs_of_a_file(tmp_path, monkeypatch, capsys):
+    def here(planned: Sequence[many.Run], folder: Path, *_: Any) -> None:
+        for run in planned:
+            assert isinstance(run, MemoryRun)
+            train_memory(run, folder / run.folder_name)
+
+    monkeypatch.setattr("resval_lens.analyses.training_bars.train_with_bars", here)
+    path = tmp_path / "words.txt"
+    lines = [f"{a.first} {a.second} {b.first} {b.second}" for a, b in pairwise(PAIRS)]
+    path.write_text("\n".join([": capital-world", *lines]) + "\n")
+    analogies_command(path, **SMALL, runs=tmp_path / "runs", to=tmp_path / "out")
+    (recorded,) = load_memory_runs(tmp_path / "runs")
+    assert recorded.run.task.to_dict() == TASK.to_dict()
+    assert (recorded.run.lr, recorded.run.batch, recorded.run.n_ctx) == (0.2, 4, 512)
+    study = json.loads((tmp_path / "out" / "memory-analogies.json").read_text())
+    assert study["source"] == "words.txt"
+    capsys.readouterr()
+
+
+def test_prompts_that_cannot_be_are_refused():
+    generator = Generator().manual_seed(0)
+    with pytest.raises(ValueError, match="times must be 0 or more and each 1 or more; got -1 and"):
+        analogy_prompts(TASK, -1, generator)
+    with pytest.raises(ValueError, match="of 6 capitals none is left to stand between"):
+        analogy_prompts(TASK, 1, generator, queries=range(6))
+    with pytest.raises(ValueError, match="runs must hold at least one run"):
+        analogies_study([])

@@ -1,0 +1,241 @@
+"""What a context adds to what is known: fits, thresholds and winners, against plain arithmetic."""
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Generator
+
+from resval_lens.analyses.memory.construction import (
+    Strengths,
+    constructed_model,
+    constructed_subjects,
+)
+from resval_lens.analyses.memory.knowledge import (
+    FLOOR,
+    Subject,
+    flip_point,
+    global_gaps,
+    global_knowledge,
+    group_study,
+    knowledge_study,
+    least_squares,
+    margins,
+    mean_sd,
+    over_seeds,
+    trained_subject,
+)
+from resval_lens.analyses.memory.knowledge_commands import knowledge_command
+from resval_lens.recorded_memory import load_memory_runs
+from resval_lens.tasks.bigrams import Bigrams
+from resval_lens.tasks.knowledge_prompts import knowledge_prompts
+from resval_lens.tasks.triggers import TriggerTask
+from resval_lens.training.memory import train_memory
+from resval_lens.training.memory_run import MemoryRun
+
+
+def some_bigrams(d_vocab: int = 9, seed: int = 0) -> Bigrams:
+    drawn = torch.randn(d_vocab + 1, d_vocab, generator=Generator().manual_seed(seed)).double()
+    rows = (drawn * 1.5).softmax(-1)
+    return Bigrams.from_probabilities([chr(97 + i) for i in range(d_vocab)], rows[0], rows[1:])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeds of a relative model and one absolute model with values, hardly trained."""
+    folder = tmp_path_factory.mktemp("runs")
+    task = TriggerTask(some_bigrams(), length=12, n_triggers=2)
+    for name, positions, streams, seed in (
+        ("relative", "relative", "", 0),
+        ("relative", "relative", "", 1),
+        ("absolute-values", "absolute", "v", 0),
+    ):
+        run = MemoryRun(
+            name, positions, streams, seed, task,
+            d_model=32, n_ctx=64, steps=3, batch=8, snapshot_every=3, test_size=8,
+        )  # fmt: skip
+        train_memory(run, folder / run.folder_name)
+    return folder
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(-4, 4), st.booleans()), min_size=1, max_size=12),
+)
+def test_the_flip_point_is_the_cut_that_is_wrong_least_often(drawn):
+    against = torch.tensor([float(gap) for gap, _ in drawn])
+    wins = torch.tensor([won for _, won in drawn])
+    found = flip_point(against, wins)
+    values = sorted({gap for gap, _ in drawn})
+    cuts = [values[0] - 1.0, *((a + b) / 2 for a, b in pairwise(values)),
+            values[-1] + 1.0]  # fmt: skip
+    wrong = [sum(won != (gap < cut) for gap, won in drawn) for cut in cuts]
+    best = [cut for cut, n in zip(cuts, wrong, strict=True) if n == min(wrong)]
+    assert found["errors"] == pytest.approx(min(wrong) / len(drawn))
+    if best[0] == cuts[0] or best[-1] == cuts[-1]:
+        assert found["at"] is None
+    else:
+        assert found["at"] == pytest.approx(np.mean(best), abs=1e-6)
+
+
+def test_least_squares_is_numpys_with_textbook_errors():
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(40, 2))
+    y = x @ np.array([1.5, -4.0]) + rng.normal(size=40)
+    b, errors, r2 = least_squares(torch.tensor(x), torch.tensor(y))
+    expected, residual, _, _ = np.linalg.lstsq(x, y, rcond=None)
+    assert b.numpy() == pytest.approx(expected, abs=1e-12)
+    for i in range(2):
+        # The part of a column that the other one does not explain.
+        other = x[:, 1 - i]
+        own = x[:, i] - other * (other @ x[:, i]) / (other @ other)
+        assert float(errors[i]) == pytest.approx(math.sqrt(residual[0] / 38 / (own @ own)))
+    assert r2 == pytest.approx(1 - residual[0] / ((y - y.mean()) ** 2).sum())
+    assert least_squares(torch.tensor(x), torch.full((40,), 0.0, dtype=torch.float64))[2] is None
+
+
+def test_least_squares_needs_independent_columns():
+    x = torch.ones(5, 2, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"independent ones; got \[5, 2\]"):
+        least_squares(x, x[:, 0])
+
+
+def test_global_knowledge_is_centred_and_gaps_are_of_floored_logs():
+    bigrams = some_bigrams()
+    conditional = bigrams.conditional.clone()
+    conditional[2] = 0
+    conditional[2, :3] = torch.tensor([0.9995, 0.0003, 0.0002])
+    bigrams = Bigrams.from_probabilities(bigrams.tokens, bigrams.unigram, conditional)
+    logs = global_knowledge(bigrams)
+    assert float(logs.sum(1).abs().max()) < 1e-12
+    prompts = knowledge_prompts(bigrams, 2, 1, 30, Generator().manual_seed(0), answers="any")
+    for gap, a, b1, b2 in zip(
+        global_gaps(bigrams, prompts), prompts.query, prompts.first, prompts.second, strict=True
+    ):
+        p1, p2 = (max(float(conditional[a, b]), FLOOR) for b in (b1, b2))
+        assert float(gap) == pytest.approx(math.log(p1 / p2), abs=1e-9)
+
+
+@pytest.mark.parametrize("counts", [(2, 1), (1, 3), (4, 4)])
+def test_a_sharp_constructed_head_adds_tau3_times_the_difference_of_shares(counts):
+    bigrams = some_bigrams()
+    model = constructed_model(
+        global_knowledge(bigrams), Generator().manual_seed(0),
+        n_ctx=40, strengths=Strengths(40.0, 40.0, 6.0),
+    )  # fmt: skip
+    prompts = knowledge_prompts(bigrams, *counts, 25, Generator().manual_seed(1), shuffled=True)
+    n1, n2 = counts
+    expected = [float(gap) + 6.0 * (n1 - n2) / (n1 + n2) for gap in global_gaps(bigrams, prompts)]
+    assert margins(model, prompts).numpy() == pytest.approx(expected, abs=1e-8)
+
+
+def test_a_constructed_model_has_its_weights_back_and_flips_at_a_third_of_tau3():
+    """Of 9 tokens made up so that gaps are of the size of τ3/3."""
+    bigrams = some_bigrams(seed=4)
+    model = constructed_model(
+        global_knowledge(bigrams), Generator().manual_seed(0),
+        n_ctx=40, strengths=Strengths(30.0, 30.0, 6.0),
+    )  # fmt: skip
+    subject = Subject("constructed", model, bigrams, {"all": None}, tau3=6.0)
+    found = group_study(subject, None, 60, Generator().manual_seed(0))
+    assert found["fit"]["weight"] == pytest.approx(1, abs=1e-6)
+    assert found["fit"]["tau3"] == pytest.approx(6, abs=1e-5)
+    assert found["fit"]["r2"] == pytest.approx(1, abs=1e-9)
+    assert found["fit"]["tau3_error"] < 1e-6
+    assert found["flip"]["fitted"] == pytest.approx(2, abs=1e-5)
+    assert found["flip"]["at"] == pytest.approx(2, abs=0.3)
+    assert found["flip"]["errors"] == 0
+    assert found["off_expected"] < 1e-5
+    assert len(found["cells"]) == 25
+    for cell in found["cells"]:
+        assert cell["wins"] == cell["expected_wins"]
+        assert cell["margin"] == pytest.approx(
+            cell["gap"] + 6 * (cell["n1"] - cell["n2"]) / (cell["n1"] + cell["n2"]), abs=1e-5
+        )
+        assert len(cell["points"]) == 8
+    shares = [c["wins"] if c["n1"] > c["n2"] else 1 - c["wins"]
+              for c in found["cells"] if c["n1"] != c["n2"]]  # fmt: skip
+    assert found["majority"] == pytest.approx(np.mean(shares))
+
+
+def test_a_is_a_trigger_or_none_and_triggers_are_no_fillers(runs):
+    recorded = load_memory_runs(runs)[0]
+    subject = trained_subject(recorded)
+    fixed = recorded.run.task.trigger_tokens
+    assert subject.groups["triggers"] == fixed
+    assert sorted([*subject.groups["others"], *fixed]) == list(range(9))
+    assert subject.no_fillers == fixed
+
+
+def test_drawn_triggers_may_be_fillers(tmp_path):
+    task = TriggerTask(some_bigrams(), length=12, n_triggers=2, triggers="drawn")
+    run = MemoryRun("relative", task=task, d_model=16, n_ctx=40, steps=1, batch=2,
+                    snapshot_every=1, test_size=2)  # fmt: skip
+    train_memory(run, tmp_path / run.folder_name)
+    subject = trained_subject(load_memory_runs(tmp_path)[0])
+    assert list(subject.groups) == ["triggers"]
+    assert not subject.no_fillers
+    study = knowledge_study([subject], prompts=2)
+    assert study["over_seeds"][0]["group"] == "triggers"
+
+
+def test_means_and_deviations_over_seeds_are_numpys():
+    assert mean_sd([1.0, None, 4.0]) == {"mean": 2.5, "sd": pytest.approx(np.std([1, 4]))}
+    assert mean_sd([None]) == {"mean": None, "sd": None}
+
+    def one(name: str, seed: int, tau3: float, group: str = "all") -> dict:
+        fit = {"weight": 1.0, "tau3": tau3, "r2": None}
+        flip = {"at": tau3 / 3, "fitted": None}
+        found = {group: {"fit": fit, "flip": flip, "majority": 0.5}}
+        return {"name": name, "seed": seed, "groups": found}
+
+    rows = over_seeds([one("a", 0, 3.0), one("b", 0, 9.0), one("a", 1, 6.0)])
+    assert [(row["name"], row["seeds"]) for row in rows] == [("a", [0, 1]), ("b", [0])]
+    assert rows[0]["tau3"] == {"mean": 4.5, "sd": 1.5}
+    assert rows[0]["flip"]["mean"] == pytest.approx(1.5)
+    assert rows[0]["r2"] == {"mean": None, "sd": None}
+
+
+def test_the_command_reports_every_model_and_group(runs, tmp_path, capsys):
+    knowledge_command(runs=runs, prompts=4, to=tmp_path, quiet=True)
+    study = json.loads((tmp_path / "memory-knowledge.json").read_text())
+    assert [(s["name"], s["seed"]) for s in study["subjects"]] == [
+        ("constructed, exact", None), ("constructed, d = 1,024", None),
+        ("relative", 0), ("relative", 1), ("absolute-values", 0),
+    ]  # fmt: skip
+    relative = next(row for row in study["over_seeds"] if row["name"] == "relative")
+    taus = [s["groups"]["triggers"]["fit"]["tau3"] for s in study["subjects"][2:4]]
+    assert relative["tau3"]["mean"] == pytest.approx(np.mean(taus))
+    assert relative["tau3"]["sd"] == pytest.approx(np.std(taus))
+    assert (tmp_path / "memory-knowledge.png").stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    assert "triggers" in printed
+    assert all(len(line) <= 80 for line in printed.splitlines() if "/" not in line)
+    assert study["found"][0].startswith("constructed, exact: the context weighs 10.0 nats")
+    assert {"command", "versions"} <= set(study["provenance"])
+
+
+def test_runs_without_models_and_too_few_prompts_are_refused(runs, tmp_path):
+    for recorded in load_memory_runs(runs):
+        target = tmp_path / recorded.folder.name
+        target.mkdir()
+        for name in ("run.json", "metrics.jsonl"):
+            (target / name).write_bytes((recorded.folder / name).read_bytes())
+    with pytest.raises(ValueError, match=r"none of relative-seed0, .* holds a trained model"):
+        knowledge_command(runs=tmp_path, to=tmp_path / "out", quiet=True)
+    with pytest.raises(ValueError, match="prompts must be 2 or more; got 1"):
+        knowledge_study([], prompts=1)
+
+
+def test_constructed_subjects_answer_prompts_of_all_counts():
+    exact, random = constructed_subjects(some_bigrams(), tau3=4.0, d_model=64)
+    assert exact.model.cfg.n_ctx == random.model.cfg.n_ctx == 32
+    assert exact.model.cfg.dtype == torch.float64
+    assert random.model.cfg.d_model == 64
+    assert exact.tau3 == random.tau3 == 4.0
