@@ -38,18 +38,22 @@ def icl_variant(name: str) -> Streams:
 
 
 _ENCODINGS = ("absolute", "relative", "sinusoidal", "rotary", "alibi")
+_DRAWN = {"triggers": "drawn"}
 _HELD_OUT = {"output_range": (0.0, 0.75)}
 MEMORY_VARIANTS: dict[str, dict[str, Any]] = {
     **{name: {"positions": name} for name in _ENCODINGS},
     **{f"{name}-values": {"positions": name, "streams": "v"} for name in _ENCODINGS},
     "one-layer": {"positions": "relative", "n_layers": 1},
+    "absolute-drawn": {"positions": "absolute", "task": _DRAWN},
+    "relative-drawn": {"positions": "relative", "task": _DRAWN},
+    "relative-values-drawn": {"positions": "relative", "streams": "v", "task": _DRAWN},
     "absolute-held-out": {"positions": "absolute", "task": _HELD_OUT},
     "relative-held-out": {"positions": "relative", "task": _HELD_OUT},
     "relative-values-held-out": {"positions": "relative", "streams": "v", "task": _HELD_OUT},
 }
 """Simplified transformers of arXiv 2412.11459 by name: fields of MemoryRun. Each positional
-encoding, without and with a value stream; a single layer, which cannot hold an induction head; and
-some that never see the last quarter of the tokens as a trigger's output.
+encoding, without and with a value stream; a single layer, which cannot hold an induction head;
+triggers that each sequence draws; and the last quarter of the tokens never a trigger's output.
 """
 
 

@@ -26,7 +26,7 @@ from resval_lens.analyses.memory.lengths import (
     predicted_previous,
 )
 from resval_lens.analyses.memory.run_commands import lengths_command
-from resval_lens.analyses.memory.run_figures import attention_maps
+from resval_lens.analyses.memory.run_figures import attention_maps, largest
 from resval_lens.analyses.memory.run_figures import lengths as lengths_figure
 from resval_lens.memory.predictions import predict
 from resval_lens.recorded_memory import RecordedMemoryRun
@@ -268,3 +268,9 @@ def test_the_command(tmp_path: Path) -> None:
         assert re.sub(r"\s+", "", sentence) in printed
     with pytest.raises(ValueError, match="seed must be a whole number from 0 up; got -1"):
         CliRunner().invoke(app, ["lengths", *folders, "--seed", "-1"], catch_exceptions=False)
+
+
+def test_each_cell_of_a_map_is_the_largest_it_stands_for() -> None:
+    x = np.array([[1.0, np.nan, np.nan], [2.0, 5.0, np.nan], [3.0, 0.0, 4.0]])
+    np.testing.assert_array_equal(largest(x, 2), [[5, np.nan], [3, 4]])
+    np.testing.assert_array_equal(largest(x, 1), x)

@@ -245,8 +245,8 @@ def curve_sentences(data: Mapping[str, Any]) -> list[str]:
             near, far = (_passed(study, f"W_K1_{end}") for end in ("near", "far"))
             ends = [study["final"][f"W_K1_{end}"] for end in ("near", "far")]
             said.append(
-                f"{name}: W_K¹ knows the positions below 64 from {near}, later ones from {far}; "
-                f"at the end {shown(ends[0])} and {shown(ends[1])}."
+                f"{name}: at the end W_K¹ recalls {shown(ends[0])} of the positions below 64 and "
+                f"{shown(ends[1])} of the later ones (above {data['threshold']:g}: {near}, {far})."
             )
     said += [
         f"{name}, a single layer, ends at {shown(study['final']['accuracy'])} in-context accuracy "
@@ -283,7 +283,7 @@ def _order(study: Mapping[str, Any]) -> str:
 
 def _passed(study: Mapping[str, Any], name: str) -> str:
     first = study["first"][name]
-    return "no step on" if first["mean"] is None else f"step {shown(first, '.0f')} on"
+    return "never" if first["mean"] is None else f"from step {shown(first, '.0f')} on"
 
 
 def _before(studies: Sequence[Mapping[str, Any]], a: str, b: str) -> tuple[int, int]:

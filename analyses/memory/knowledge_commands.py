@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
 Seed = Annotated[int, typer.Option(help="Draws prompts and sequences.")]
 
-KNOWLEDGE_VARIANTS = ["absolute", "relative", "absolute-values", "relative-values"]
+KNOWLEDGE_VARIANTS = [
+    "absolute",
+    "relative",
+    "relative-values",
+    "absolute-drawn",
+    "relative-drawn",
+    "relative-values-drawn",
+]
 HELD_OUT_VARIANTS = [
     "absolute",
     "relative",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
@@ -35,6 +36,11 @@ DRAWN = {
 WITHOUT, WITH = "#555555", "#0072B2"
 SHADES = ("#555555", "#56B4E9", "#D55E00", "#E69F00", "#009E73")
 COLUMNS = 5
+FEWEST = 10
+"""Positions of which a mean is drawn."""
+CELLS = 64
+"""Rows and columns of an attention map, of which each shows the largest weight that it stands for:
+a diagonal one position wide would not be seen."""
 
 
 def curves(data: Mapping[str, Any]) -> Figure:
@@ -127,10 +133,14 @@ def _line(model: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _by_bin(models: list[Mapping[str, Any]], measure: str) -> tuple[list[float], list[float]]:
-    """The middle of each bin and the mean over models, where there is one."""
+    """The middle of each bin and the mean over models, where there are positions enough."""
     places, means = [], []
     for rows in zip(*(model["bins"] for model in models), strict=True):
-        numbers = [row[measure] for row in rows if row[measure] is not None]
+        numbers = [
+            row[measure]
+            for row in rows
+            if row[measure] is not None and row.get(f"{measure}_count", FEWEST) >= FEWEST
+        ]
         if numbers:
             places.append((rows[0]["first"] * rows[0]["last"]) ** 0.5)
             means.append(float(np.mean(numbers)))
@@ -153,6 +163,7 @@ def attention_maps(maps: Mapping[str, Any]) -> Figure:
                 pattern = np.full((len(triangle), len(triangle)), np.nan)
                 for t, weights in enumerate(triangle):
                     pattern[t, : t + 1] = weights
+                pattern = largest(pattern, max(1, len(triangle) // CELLS))
                 ends = (0.5, len(triangle) + 0.5)  # positions are counted from 1
                 image = axes.imshow(
                     pattern, cmap="viridis", norm=PowerNorm(0.5, 0, 1),
@@ -165,8 +176,21 @@ def attention_maps(maps: Mapping[str, Any]) -> Figure:
             axes.set_ylabel("from position t")
         for axes in grid[1]:
             axes.set_xlabel("to position s")
-        figure.colorbar(image, ax=grid, shrink=0.6, label="attention (dotted: trained length)")
+        side = max(1, len(entry["layers"][0]) // CELLS)
+        of = f", the largest of {side} × {side} weights" if side > 1 else ""
+        figure.colorbar(image, ax=grid, shrink=0.6, label=f"attention{of} (dotted: trained length)")
     return figure
+
+
+def largest(
+    x: Float[np.ndarray, "rows columns"], side: int
+) -> Float[np.ndarray, "fewer_rows fewer_columns"]:
+    """The largest number of each ``side`` × ``side`` block, NaN where there is none."""
+    rows, columns = (-(-n // side) * side for n in x.shape)
+    padded = np.full((rows, columns), -np.inf)
+    padded[: x.shape[0], : x.shape[1]] = np.where(np.isnan(x), -np.inf, x)
+    found = padded.reshape(rows // side, side, columns // side, side).max((1, 3))
+    return np.where(np.isinf(found), np.nan, found)
 
 
 def encodings(data: Mapping[str, Any]) -> Figure:

@@ -23,8 +23,8 @@ def train_memory_command(
         str,
         typer.Option(
             help="Comma-separated: absolute, relative, sinusoidal, rotary, alibi; each with "
-            "-values added has a value stream; one-layer; absolute-held-out, relative-held-out, "
-            "relative-values-held-out."
+            "-values added has a value stream; one-layer; absolute, relative and "
+            "relative-values with -drawn (triggers drawn per sequence) or -held-out added."
         ),
     ] = "absolute,relative,absolute-values,relative-values",
     seeds: Annotated[str, typer.Option(help="Like 0,1,2 or 0-3.")] = "0",
