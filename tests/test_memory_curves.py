@@ -145,7 +145,7 @@ def test_what_is_said_follows_from_the_numbers(study: dict) -> None:
     assert "W_O² before W_K² in 1 of 2 runs" in said
     assert "W_O² before W_K¹ in 2 of 2 runs" in said
     assert (
-        "positions below 64 from step 10 ± 0 on, later ones from step 40 (1 of 2 seeds) on" in said
+        "of the later ones (above 0.9: from step 10 ± 0 on, from step 40 (1 of 2 seeds) on)" in said
     )
     assert "one-layer, a single layer, ends at 0.500" in said
 

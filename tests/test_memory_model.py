@@ -261,13 +261,14 @@ def test_initial_weights() -> None:
     } | {"unembed.b_U"}  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["absolute", "sinusoidal"])
-def test_positions_in_the_stream_are_as_long_as_tokens(kind: Any) -> None:
+@pytest.mark.parametrize(("kind", "share"), [("absolute", 1.0), ("sinusoidal", 0.5**0.5)])
+def test_how_long_positions_in_the_stream_are(kind: Any, share: float) -> None:
+    """Random ones as long as tokens, sines and cosines shorter by √2."""
     cfg = memory_config(300, kind, d_model=128, n_ctx=300, embed_std=0.5)
     model = MemoryTransformer(cfg)
-    for table in (model.embed.W_E, model.pos_embed.W_pos):
-        lengths = table.square().sum(1).mean().sqrt().item()
-        assert lengths == pytest.approx(0.5 * 128**0.5, rel=0.02)
+    for table, wanted in ((model.embed.W_E, 1.0), (model.pos_embed.W_pos, share)):
+        length = table.square().sum(1).mean().sqrt().item()
+        assert length == pytest.approx(wanted * 0.5 * 128**0.5, rel=0.02)
 
 
 def test_matrices_may_start_at_zero() -> None:

@@ -37,7 +37,7 @@ class MemoryConfig(ResValConfig):
         positions: how a token's position is told:
 
             absolute     p_t added to its embedding, random and frozen (APE)
-            sinusoidal   the same with fixed sines and cosines
+            sinusoidal   the same with sines and cosines, times embed_std
             relative     r_{s−t} added to the key's token in scores, random and frozen (RPE; Shaw
                          et al., arXiv 1803.02155, key side)
             rotary       queries and keys rotated by their positions (RoPE)

@@ -6,7 +6,6 @@ tokens -> embedding + p_t -> attention -> attention -> + W_F -> readout
 
 from __future__ import annotations
 
-import math
 from fnmatch import fnmatch
 from typing import Any, Self, cast
 
@@ -103,7 +102,7 @@ class MemoryTransformer(ResValTransformer):
         if cfg.positions == "absolute":
             normal(self.pos_embed.W_pos, cfg.embed_std)
         elif cfg.positions == "sinusoidal":
-            waves = sinusoids(cfg.n_ctx, cfg.d_model) * (math.sqrt(2) * cfg.embed_std)
+            waves = sinusoids(cfg.n_ctx, cfg.d_model) * cfg.embed_std
             self.pos_embed.W_pos.copy_(waves)
         normal(self.unembed.W_U, scale)
         self.unembed.b_U.zero_()
