@@ -199,8 +199,8 @@ def sentences(result: dict[str, Any]) -> list[str]:
         said.append(
             f"Noisier objects need a larger a: from {first['as_good'][0]:.3g} at "
             f"ε = {first['task']['noise']:g}, from {last['as_good'][0]:.3g} at "
-            f"ε = {last['task']['noise']:g}; below {first['threshold']:.3g} and "
-            f"{last['threshold']:.3g} the last object recalls itself (theory)."
+            f"ε = {last['task']['noise']:g}. In theory the label's place is the best match above "
+            f"a = {first['threshold']:.3g} and {last['threshold']:.3g}, the object itself below."
         )
     for row, own, point in zip(rows, good, shares, strict=True):
         if row["group"] == "shared object" and not own[-1]:

@@ -30,11 +30,11 @@ def construction_table(study: dict[str, Any]) -> Table:
 
 
 def deviations_table(study: dict[str, Any]) -> Table:
-    """Mean (largest) deviations from the closed form, and in-context accuracy, by width.
+    """Mean deviations from the closed form, and in-context accuracy, by width.
 
     With a value stream only of the exact and the widest model.
     """
-    table = Table(title="Mean (largest) deviation from the closed form", **STYLE)
+    table = Table(title="Mean deviation from the closed form", **STYLE)
     table.add_column("positions", no_wrap=True)
     for name in ("d", "α", "β", "logits (nats)", "accuracy"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -43,11 +43,7 @@ def deviations_table(study: dict[str, Any]) -> Table:
         name = short + (", values" if kind["streams"] else "")
         every = kind["constructed"]
         for i, run in enumerate([every[0], every[-1]] if kind["streams"] else every):
-            shown = (
-                f"{_short(run['deviation'][key]['mean'])} "
-                f"({_short(run['deviation'][key]['largest'])})"
-                for key in ("alpha", "beta", "logits")
-            )
+            shown = (_short(run["deviation"][key]["mean"]) for key in ("alpha", "beta", "logits"))
             width = f"{run['d_model']:,}{', exact' if run['exact'] else ''}"
             table.add_row("" if i else name, width, *shown, _number(run["accuracy"], "accuracy"))
         table.add_section()
