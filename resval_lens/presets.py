@@ -37,12 +37,13 @@ def icl_variant(name: str) -> Streams:
     return ICL_VARIANTS[name]
 
 
-_ENCODINGS = ("absolute", "relative", "sinusoidal", "rotary", "alibi")
+ENCODINGS = ("absolute", "relative", "sinusoidal", "rotary", "alibi")
+"""Positional encodings of the simplified transformers, in the order in which they are reported."""
 _DRAWN = {"triggers": "drawn"}
 _HELD_OUT = {"output_range": (0.0, 0.75)}
 MEMORY_VARIANTS: dict[str, dict[str, Any]] = {
-    **{name: {"positions": name} for name in _ENCODINGS},
-    **{f"{name}-values": {"positions": name, "streams": "v"} for name in _ENCODINGS},
+    **{name: {"positions": name} for name in ENCODINGS},
+    **{f"{name}-values": {"positions": name, "streams": "v"} for name in ENCODINGS},
     "one-layer": {"positions": "relative", "n_layers": 1},
     "absolute-drawn": {"positions": "absolute", "task": _DRAWN},
     "relative-drawn": {"positions": "relative", "task": _DRAWN},

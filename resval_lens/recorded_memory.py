@@ -82,12 +82,18 @@ class RecordedMemoryRun:
 def load_memory_runs(folder: Path = SHIPPED_MEMORY) -> list[RecordedMemoryRun]:
     """Every run under ``folder`` (the shipped ones by default), by variant and seed.
 
+    Runs that have only begun, without a snapshot, are left out.
+
     Raises:
         ValueError: there are none.
     """
-    runs = [RecordedMemoryRun.load(path.parent) for path in sorted(folder.glob("*/run.json"))]
+    begun = sorted(path.parent for path in folder.glob("*/run.json"))
+    runs = [RecordedMemoryRun.load(path) for path in begun if read_metrics(path)]
     if not runs:
-        raise ValueError(f"{folder} holds no training runs; expected folders with a run.json")
+        raise ValueError(
+            f"{folder} holds no training runs; expected folders with run.json and metrics.jsonl, "
+            "as `resval-lens train memory` writes them"
+        )
     order = list(MEMORY_VARIANTS)
 
     def rank(recorded: RecordedMemoryRun) -> tuple[int, str, int]:

@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from resval_lens.analyses.memory.curves import (
+    _before,
     bigram_information,
     by_variant,
     curve_study,
@@ -213,6 +215,15 @@ def test_only_what_is_asked_for(runs: Path, tmp_path: Path) -> None:
         CliRunner().invoke(app, [*asked, "--steps", "5"], catch_exceptions=False)
 
 
+def test_what_is_before_what() -> None:
+    def study(a: dict[int, int | None], b: dict[int, int | None]) -> dict[str, Any]:
+        return {"first": {name: {"by_seed": x} for name, x in (("a", a), ("b", b))}}
+
+    studies = [study({0: 10, 1: 20, 2: None}, {0: 20, 1: 20, 2: None}), study({0: 30}, {0: None})]
+    assert _before(studies, "a", "b") == (2, 1, 3)  # first, together; the run of neither is none
+    assert _before(studies, "b", "a") == (0, 1, 3)
+
+
 def test_training_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which runs --train plans; their training has tests of its own."""
     planned = []
@@ -231,3 +242,10 @@ def test_training_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     ]
     report = json.loads((tmp_path / "out" / "memory-curves.json").read_text())
     assert list(report["variants"]["alibi"]["steps"]) == ["2", "5"]
+    # Without seeds it is seed 0 that is trained and reported, whatever else lies there.
+    CliRunner().invoke(app, [*arguments[:4], *arguments[6:], *folders], catch_exceptions=False)
+    assert (planned[-1].seed, len(planned)) == (0, 3)
+    report = json.loads((tmp_path / "out" / "memory-curves.json").read_text())
+    assert list(report["variants"]["alibi"]["steps"]) == ["0"]
+    with pytest.raises(ValueError, match="steps must be a whole number above 0; got 0"):
+        CliRunner().invoke(app, [*arguments[:6], "--steps", "0", *folders], catch_exceptions=False)

@@ -13,9 +13,11 @@ from scipy import stats
 from torch import Generator
 from typer.testing import CliRunner
 
+from resval_lens.analyses.memory.curves import over_seeds
 from resval_lens.analyses.memory.encodings import (
     EDITS,
     REASON,
+    _silenced_sentence,
     ablated,
     edited,
     encoding_study,
@@ -30,6 +32,7 @@ from resval_lens.training.memory_run import initial_memory
 from tests.memory_runs import (
     BIGRAMS,
     FLOOR,
+    STEPS,
     TASK,
     constructed,
     exact_model,
@@ -211,7 +214,7 @@ def test_what_is_said_follows_from_the_numbers(study: dict[str, Any]) -> None:
     said = "\n".join(study["found"])
     assert "passes .9 at step 37 ± 5 without and at step 23 ± 9 with a value stream" in said
     assert "(36% fewer; paired by seed t = -4.0, p = 0.057)" in said
-    assert "rotary: in-context accuracy passes .9 at step 30 without and never with" in said
+    assert "in-context accuracy passes .9 at step 30 without and never with" in said
     assert "None of these runs has a trained model" in said
     assert REASON not in said
 
@@ -224,12 +227,39 @@ def test_the_study_edits_every_model(tmp_path: Path) -> None:
     assert values.keys() == set(EDITS)
     assert study["cells"][0]["cells"]["trained with, run with"] == values["as trained"]
     said = "\n".join(study["found"])
-    stand_in = (values["layer 0 silenced"] - plain["layer 0 silenced"]) / (
-        values["as trained"] - plain["layer 0 silenced"]
+    stand_in = (values["layer 0 silenced"] - values["both"]) / (
+        values["as trained"] - values["both"]
     )
     assert stand_in < 0.1
     assert "the link does not stand in for the previous-token head" in said
     assert study["found"][-1] == REASON
+
+
+@pytest.mark.parametrize(
+    ("both", "verdict"),
+    [
+        (0.10, "makes up for 53% of the previous-token head"),
+        (0.55, "does not stand in for the previous-token head"),  # the link adds nothing
+        (-4.0, "stands in for the previous-token head"),
+    ],
+)
+def test_what_the_link_does_is_told_by_cutting_it(both: float, verdict: str) -> None:
+    plain = {"as trained": 0.95, "layer 0 silenced": 0.10}
+    values = {"as trained": 0.95, "layer 0 silenced": 0.55, "both": both}
+    spreads = [{edit: over_seeds({0: x}) for edit, x in own.items()} for own in (plain, values)]
+    assert _silenced_sentence("relative", *spreads).endswith(f"the link {verdict}.")
+
+
+def test_only_shared_seeds_are_compared() -> None:
+    runs = [made_up("relative", i, accuracy=_reaching(x)) for i, x in enumerate((20, 10, 40))]
+    runs += [made_up("relative-values", 1, accuracy=_reaching(10))]
+    (said,) = (x for x in encoding_study(runs)["found"] if "passes .9" in x)
+    assert "(1 seed of both): in-context accuracy passes .9 at step 10 without and at" in said
+    assert "(0% fewer)" in said
+
+
+def _reaching(step: int) -> list[float | None]:
+    return [0.0 if x < step else 1.0 for x in STEPS]
 
 
 def test_the_figure_has_a_bar_for_each_number(study: dict[str, Any]) -> None:

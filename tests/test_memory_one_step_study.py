@@ -8,6 +8,7 @@ import json
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -116,6 +117,13 @@ def test_the_command_writes_what_it_found(tmp_path):
     assert report["settings"]["d_vocab"] == 12
     assert report["provenance"]["versions"]["torch"]
     assert (tmp_path / "memory-one-step.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_too_few_sequences_are_refused(monkeypatch):
+    nothing = lambda model, name: torch.zeros(40, 40)  # noqa: E731
+    monkeypatch.setattr("resval_lens.analyses.memory.one_step_study.answers", nothing)
+    with pytest.raises(ValueError, match="each=8: on so few sequences the step on W_K1 writes"):
+        one_step_study(d_vocab=12, length=8, each=8)
 
 
 @pytest.mark.parametrize(

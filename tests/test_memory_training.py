@@ -138,6 +138,45 @@ def test_without_triggers_nothing_is_in_context() -> None:
     assert (found["accuracy"], found["in_context"]) == (None, None)
 
 
+@pytest.mark.parametrize("positions", ["absolute", "relative"])
+def test_a_run_without_triggers_is_followed_by_its_loss(tmp_path: Path, positions: Any) -> None:
+    run = replace(SMALL_RUN, positions=positions, steps=2, task=replace(SMALL_TASK, n_triggers=0))
+    told: list[str] = []
+    train_memory(
+        run, tmp_path, lambda step, line: told.append(run.headline(line)) if line else None
+    )
+    assert told[0] == f"loss {metrics(tmp_path)[0]['trained']['loss']:.3f}"
+    assert SMALL_RUN.headline({"trained": {"accuracy": 0.25}}) == "in context 0.250"
+
+
+def test_a_stream_of_learned_mixing_trains_and_is_recorded(tmp_path: Path) -> None:
+    run = replace(SMALL_RUN, streams=AttentionStream("v", mix="scalar"), steps=2)
+    train_memory(run, tmp_path / run.folder_name)
+    (recorded,) = load_memory_runs(tmp_path)
+    assert recorded.metrics[-1]["recall"]["W_O2"] is None
+
+
+def test_weights_that_are_no_numbers_are_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of the last step before a snapshot is of the weights before its update."""
+    train_memory(replace(SMALL_RUN, steps=10), tmp_path)
+    step = torch.optim.SGD.step
+
+    def overflows(self: torch.optim.SGD, closure: None = None) -> None:
+        step(self)
+        if overflows.left == 0:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0][0, 0, 0] = math.inf
+        overflows.left -= 1
+
+    overflows.left = 9  # type: ignore[attr-defined]
+    monkeypatch.setattr(torch.optim.SGD, "step", overflows)
+    with pytest.raises(RuntimeError, match="a weight is no number after step 20"):
+        train_memory(SMALL_RUN, tmp_path)
+    assert (steps(tmp_path), snapshots(tmp_path)) == ([0, 10], [10])
+
+
 # Interruption
 
 
@@ -270,6 +309,9 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         load_memory_runs(tmp_path)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "run.json").write_text('{"run": {"streams": []}, "starts": []}')
+    with pytest.raises(ValueError, match="holds no training runs"):  # it has only begun
+        load_memory_runs(tmp_path)
+    (tmp_path / "a" / "metrics.jsonl").write_text('{"step": 0}\n')
     with pytest.raises(ValueError, match="no run of a simplified transformer"):
         load_memory_runs(tmp_path)
 

@@ -13,7 +13,7 @@ from resval_lens.analyses.memory.knowledge_commands import (
     held_out_command,
     knowledge_command,
 )
-from resval_lens.analyses.memory.reporting import Out, report
+from resval_lens.analyses.memory.reporting import Out, check_seed, report
 from resval_lens.analyses.memory.run_commands import (
     curves_command,
     encodings_command,
@@ -52,6 +52,7 @@ def one_step_command(
     from resval_lens.analyses.memory.one_step_study import draw, one_step_study, sentences, table
     from resval_lens.runtime import one_thread
 
+    check_seed(seed)
     writable(to)
     with notes(quiet) as note, one_thread():
         note("gradients of four models")

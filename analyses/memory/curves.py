@@ -237,7 +237,11 @@ def curve_sentences(data: Mapping[str, Any]) -> list[str]:
         (f"{LABELS[a]} before {LABELS[b]}", *_before(two, a, b))
         for a, b in (("W_O2", "W_K2"), ("W_O2", "W_K1"), ("W_K2", "W_K1"))
     ]
-    told = ", ".join(f"{what} in {k} of {n} runs" for what, k, n in counts if n)
+    told = ", ".join(
+        f"{what} in {k} of {n} runs" + (f" ({same} at the same snapshot)" if same else "")
+        for what, k, same, n in counts
+        if n
+    )
     if told:
         said.append(f"Known is that W_O² comes first and W_K² is easier than W_K¹. Here {told}.")
     for name, study in variants.items():
@@ -286,13 +290,18 @@ def _passed(study: Mapping[str, Any], name: str) -> str:
     return "never" if first["mean"] is None else f"from step {shown(first, '.0f')} on"
 
 
-def _before(studies: Sequence[Mapping[str, Any]], a: str, b: str) -> tuple[int, int]:
-    """In how many runs that follow both ``a`` passes earlier; one that never passes is late."""
-    earlier = count = 0
+def _before(studies: Sequence[Mapping[str, Any]], a: str, b: str) -> tuple[int, int, int]:
+    """Runs in which ``a`` passes first, in which both at one snapshot, and that follow both.
+
+    One that never passes is late; runs in which neither passes are not counted.
+    """
+    earlier = together = count = 0
     for study in studies:
         if a in study["first"] and b in study["first"]:
             others = study["first"][b]["by_seed"]
             for seed, one in study["first"][a]["by_seed"].items():
-                count += 1
-                earlier += one is not None and (others[seed] is None or one < others[seed])
-    return earlier, count
+                other = others[seed]
+                count += one is not None or other is not None
+                earlier += one is not None and (other is None or one < other)
+                together += one is not None and one == other
+    return earlier, together, count

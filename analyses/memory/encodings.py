@@ -138,14 +138,14 @@ def _pairs(variants: Mapping[str, Any]) -> list[dict[str, Any]]:
         for measure in without:
             one, other = (_numbers(each[measure]) for each in (with_, without))
             shared = [seed for seed in one if seed in other]
+            # A seed that never got there would be missing from a mean: no comparison then.
+            whole = all(None not in each[measure]["by_seed"].values() for each in (with_, without))
             difference = saved = None
-            if shared:
+            if shared and whole:
                 total, base = (sum(each[seed] for seed in shared) for each in (one, other))
                 difference = (total - base) / len(shared)
                 if measure.startswith("step"):
                     saved = 1 - total / base
-            # A seed that never got there would be missing from a mean: no test then.
-            whole = all(None not in each[measure]["by_seed"].values() for each in (with_, without))
             tests = two_t_tests(one, other) if whole else two_t_tests({}, {})
             rows.append(
                 {
@@ -283,12 +283,17 @@ def _final_sentence(data: Mapping[str, Any]) -> str:
 
 def _step_sentence(row: Mapping[str, Any], variants: Mapping[str, Any]) -> str:
     name, measure = row["encoding"], row["measure"]
-    without, with_ = (variants[each]["measures"][measure] for each in (name, name + VALUES))
+    by_seed = [variants[each]["measures"][measure]["by_seed"] for each in (name, name + VALUES)]
+    both = [seed for seed in by_seed[0] if seed in by_seed[1]]
+    spreads = [over_seeds({int(seed): own[seed] for seed in both}) for own in by_seed]
     first, second = (
-        "never" if each["mean"] is None else f"at step {shown(each, '.0f')}"
-        for each in (without, with_)
+        "never" if each["mean"] is None else f"at step {shown(each, '.0f')}" for each in spreads
     )
-    text = f"{name}: in-context accuracy passes .9 {first} without and {second} with a value stream"
+    seeds = f"{len(both)} seed{'s' * (len(both) != 1)}"
+    text = (
+        f"{name} ({seeds} of both): in-context accuracy passes .9 {first} without and {second} "
+        "with a value stream"
+    )
     if row["saved"] is not None:
         more = "fewer" if row["saved"] >= 0 else "more"
         text += f" ({abs(row['saved']):.0%} {more}"
@@ -313,7 +318,7 @@ def _edits_over_seeds(ablations: Sequence[Mapping[str, Any]]) -> dict[str, dict[
 def _silenced_sentence(name: str, without: Mapping[str, Any], with_: Mapping[str, Any]) -> str:
     """What is left without layer 0's head, with the link and without: does it stand in?"""
     trained, silenced = (with_[edit]["mean"] for edit in ("as trained", "layer 0 silenced"))
-    floor = without["layer 0 silenced"]["mean"]
+    floor = with_["both"]["mean"]  # the same weights, with nothing of layer 0 left
     gap = trained - floor
     share = (silenced - floor) / gap if gap > 0 else 0.0
     verdict = "does not stand in for the previous-token head"
@@ -325,5 +330,6 @@ def _silenced_sentence(name: str, without: Mapping[str, Any], with_: Mapping[str
         f"{name}: with layer 0's head silenced accuracy goes from {shown(without['as trained'])} "
         f"to {shown(without['layer 0 silenced'])} without a value stream, and from "
         f"{shown(with_['as trained'])} to {shown(with_['layer 0 silenced'])} with it, when only "
-        f"the link carries layer 0 on: the link {verdict}."
+        f"the link carries layer 0 on ({shown(with_['both'])} with the link cut, too): the link "
+        f"{verdict}."
     )

@@ -155,6 +155,11 @@ def _recall(
     done = one_step(model, batch, (eta1, eta2, 1.0), only_memories=only_memories)
     said = answers(model, "W_K1")
     previous = said[1] if relative else said.diagonal(1)[: task.length - 2]
+    if not float(previous.mean()):
+        raise ValueError(
+            f"each={len(batch.tokens) // max(1, len(task.places))}: on so few sequences the step "
+            "on W_K1 writes nothing; take more"
+        )
     # The last step is linear in its rate, which is therefore chosen when it is known.
     eta3 = strengths[2] / abs(float(previous.mean()))
     with torch.no_grad():
@@ -245,9 +250,9 @@ def _against_position(axes: Axes, study: dict[str, Any]) -> None:
                for t in range(1, length))  # fmt: skip
     for name, shade in _SHADES.items():
         found = models[name]["coefficients"]
-        places = range(2, shown + 1)
         for source in ("closed_form", "measured"):
             c = found[source]["W_K1"]
+            places = range(2, (shown if source == "closed_form" else length) + 1)
             if name == "absolute":
                 line = [c[t - 2][t - 1] / unit if t <= length else 0.0 for t in places]
             else:
@@ -321,7 +326,8 @@ def sentences(study: dict[str, Any]) -> list[str]:
     spread = (max(relative) - min(relative)) / (sum(relative) / len(relative))
     said = [
         f"Absolute positions: W_K¹'s coefficient falls with the position, at {length - 1} to "
-        f"{late:.0%} of what it is at 2, and is 0 beyond {length}. Relative: one coefficient for "
+        f"{late:.0%} of what it is at 2; no gradient reaches those beyond {length}. Relative: one "
+        "coefficient for "
         f"every position, over tokens within {spread:.0%}."
     ]
     for name in ("relative", "absolute"):

@@ -11,11 +11,11 @@ import typer
 from resval_lens.analyses.memory.reporting import Jobs, Out, Seeds, Steps, report
 from resval_lens.analyses.memory.training import Runs, Train, runs_for
 from resval_lens.analyses.options import Quiet, notes, numbers, writable
+from resval_lens.presets import ENCODINGS
 
 if TYPE_CHECKING:
     from resval_lens.recorded_memory import RecordedMemoryRun
 
-ENCODINGS = ("absolute", "relative", "sinusoidal", "rotary", "alibi")
 ALL = (*ENCODINGS, *(f"{name}-values" for name in ENCODINGS), "one-layer")
 FOUR = ("absolute", "relative", "absolute-values", "relative-values")
 

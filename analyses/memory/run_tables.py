@@ -36,10 +36,10 @@ def curve_tables(data: Mapping[str, Any]) -> list[Table]:
                 shown(study[key][measure], form, tight=True) if measure in study[key] else ""
                 for measure in HEADS
             ]
-            table.add_row(name, *cells)
+            table.add_row(_named(name, len(study["steps"])), *cells)
         tables.append(table)
     tables[-1].caption = (
-        "(recall of the memories; what W_F tells of the bigrams; share of\n"
+        "(variant (seeds); recall of the memories; what W_F tells of the bigrams; share of\n"
         "positions that look at t − 1, at the target; in-context accuracy)"
     )
     return tables
@@ -59,7 +59,8 @@ def length_tables(data: Mapping[str, Any]) -> list[Table]:
         table = _table(f"{title}, by length (trained: {data['trained_length']})",
                        ["variant", *lengths])  # fmt: skip
         for name, study in data["over_seeds"].items():
-            table.add_row(name, *(shown(row[measure]) for row in study["lengths"]))
+            seeds = len(study["lengths"][0][measure]["by_seed"])
+            table.add_row(_named(name, seeds), *(shown(row[measure]) for row in study["lengths"]))
         tables.append(table)
     return tables
 
@@ -74,12 +75,15 @@ def encoding_tables(data: Mapping[str, Any]) -> list[Table]:
         measures = study["measures"]
         firsts = [shown(measures[step_of(x)], ".0f", tight=True) for x in data["thresholds"]]
         ends = ("accuracy", "accuracy, twice the length", "attention to t − 1")
-        steps.add_row(name, *firsts, *(shown(measures[end], tight=True) for end in ends))
+        seeds = len(measures["accuracy"]["by_seed"])
+        steps.add_row(
+            _named(name, seeds), *firsts, *(shown(measures[end], tight=True) for end in ends)
+        )
     tables = [steps]
     if data["pairs"]:
         table = _table(
             "With a value stream against without, by seed",
-            ["encoding", "measure", "difference", "saved", "paired t", "p"], 2,
+            ["encoding", "measure", "seeds", "difference", "saved", "paired t", "p"], 2,
         )  # fmt: skip
         for row in data["pairs"]:
             if row["measure"].startswith(("step", "accuracy")):
@@ -87,6 +91,7 @@ def encoding_tables(data: Mapping[str, Any]) -> list[Table]:
                 table.add_row(
                     row["encoding"],
                     row["measure"],
+                    str(len(row["seeds"])),
                     _number(row["difference"], form),
                     _number(row["saved"], ".0%"),
                     _number(row["t_paired"], ".2f"),
@@ -119,6 +124,10 @@ def encoding_tables(data: Mapping[str, Any]) -> list[Table]:
             table.add_row(entry["variant"], str(entry["seed"]), *pairs)
         tables.append(table)
     return tables
+
+
+def _named(variant: str, seeds: int) -> str:
+    return f"{variant} ({seeds})"
 
 
 def _number(x: float | None, form: str = ".3f") -> str:

@@ -37,7 +37,9 @@ def train_memory_command(
     text: Annotated[
         Path | None, typer.Option(help="Count bigrams in this file; else Tiny Shakespeare's.")
     ] = None,
-    by: Annotated[str, typer.Option(help="characters or words, with --text.")] = "characters",
+    by: Annotated[
+        str | None, typer.Option(help="characters or words, with --text; characters.")
+    ] = None,
     triggers: Annotated[
         str, typer.Option(help="fixed (the most frequent tokens) or drawn (per sequence).")
     ] = "fixed",
@@ -61,9 +63,14 @@ def train_memory_command(
     from resval_lens.tasks.bigrams import Bigrams, tiny_shakespeare
     from resval_lens.tasks.triggers import TriggerTask
 
-    if by not in ("characters", "words"):
+    if by not in (None, "characters", "words"):
         raise ValueError(f"by must be characters or words; got {by!r}")
-    bigrams = tiny_shakespeare() if text is None else Bigrams.count_file(text, by)  # type: ignore[arg-type]
+    if text is None and by is not None:
+        raise ValueError(f"--by {by} is for --text: bigrams are Tiny Shakespeare's otherwise")
+    if text is None:
+        bigrams = tiny_shakespeare()
+    else:
+        bigrams = Bigrams.count_file(text, by or "characters")  # type: ignore[arg-type]
     task = TriggerTask(bigrams, length, n_triggers, triggers)  # type: ignore[arg-type]
     planned = planned_runs(
         variants.split(","), numbers(seeds), task=task, steps=steps, batch=batch, lr=lr,
@@ -115,8 +122,8 @@ def runs_for(
 
     wanted = None if seeds is None else numbers(seeds)
     if train:
-        runs = runs or Path("runs/memory")
-        planned = planned_runs(names, wanted or [0], steps=steps or 1_000)
+        runs, wanted = runs or Path("runs/memory"), wanted or [0]
+        planned = planned_runs(names, wanted, steps=1_000 if steps is None else steps)
         train_with_bars(planned, runs, jobs or 0, False, quiet)
     else:
         for name, value in {"steps": steps, "jobs": jobs}.items():

@@ -3,7 +3,9 @@
 A memory W = Σ α uᵀ v, read by a vector x as x W, answers α v to u and (nearly) nothing to what is
 (nearly) orthogonal to u. Random vectors of d dimensions are orthogonal up to crosstalk of order
 1/√d. With d dimensions for all that is ever in the stream, duals of the vectors remove it.
-Sinusoids of near positions are no such vectors: memories of them recall their neighbours, too.
+Sinusoids of near positions are no such vectors: memories of them recall their neighbours, too. And
+the readout hears a token's own embedding: to keep that small, too, embeddings must have length 1
+(``embed_std=d_model**-.5``; with the default of 1 it stays of order 1 at any width).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a constructed induction head computes, in closed form (arXiv 2412.11459, section 4).
 
 Written with indicators of tokens and positions only: no weights, no embeddings. A model made by
-:func:`~resval_lens.memory.construct.construct` equals it to rounding with ``exact=True``, and up
-to crosstalk of order 1/√d_model without.
+:func:`~resval_lens.memory.construct.construct` equals it to rounding with ``exact=True``; without,
+up to crosstalk of order 1/√d_model if embeddings have length 1 (``embed_std=d_model**-.5``).
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ def hard_logits(
 
     f(v) is how often v has followed q = z_T. Position 0, which attends to itself, counts as its
     own follower; a q that nothing matches has its attention spread over all positions. So for
-    "A B1, A B1, A B2, A" the context speaks for B1 by τ3/3 more than for B2: global knowledge wins
-    exactly where its log-bigram gap is larger.
+    ", A B1, A B1, A B2, A" the context speaks for B1 by τ3/3 more than for B2: global knowledge
+    wins exactly where its log-bigram gap is larger. (Without the first comma it is τ3/4.)
 
     Raises:
         ValueError: tokens that ``log_bigrams`` does not have.

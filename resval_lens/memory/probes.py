@@ -40,6 +40,8 @@ def memory_recall(
 ) -> dict[str, float | None]:
     """What each trained matrix recalls; None where there is no such matrix or memory.
 
+    (None of W_O², too, where a value stream is mixed with learned weights.)
+
         W_K1        the previous position: of p_s, p_{t−1} has the largest p_s W_K¹ p_tᵀ (absolute,
                     sinusoidal; t < length); of r_{−i}, r_{−1} the largest with w_E(v) (relative;
                     i < length)
@@ -77,10 +79,12 @@ def memory_recall(
         echoes = W_E @ first.W_V[0] @ first.W_O[0]
         hits = recall(W_E, last.W_K[0].T, echoes)
         found["W_K2"] = _share(hits[list(triggers)] if triggers else hits)
-    values = own_and_carried_values(model)
-    found["W_O2"] = _share(recall(values, last.W_O[0], W_U.T))
-    heard = last.W_O[0] + last.W_O[0] @ model.feed_forward.W_F
-    found["W_O2_read"] = _share(recall(values, heard, W_U.T))
+    mix = last.mix("v")
+    if mix is None or not mix.stream.is_learned:
+        values = own_and_carried_values(model)
+        found["W_O2"] = _share(recall(values, last.W_O[0], W_U.T))
+        heard = last.W_O[0] + last.W_O[0] @ model.feed_forward.W_F
+        found["W_O2_read"] = _share(recall(values, heard, W_U.T))
     occurring = bigrams.unigram_counts > 0
     occurring[list(triggers)] = False
     if occurring.any():

@@ -123,6 +123,11 @@ def train_in_folder(
                         f"{folder}: the loss is {mean} at step {step}; the snapshot before it is "
                         "intact"
                     )
+                if not all(bool(x.isfinite().all()) for x in state.values()):
+                    raise RuntimeError(
+                        f"{folder}: a weight is no number after step {step}; the snapshot before "
+                        "it is intact"
+                    )
                 snapshot(step, mean, (time.perf_counter() - started) / count)
                 summed, count, started = torch.zeros(()), 0, time.perf_counter()
             elif step % 20 == 0:

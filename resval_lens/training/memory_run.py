@@ -87,7 +87,10 @@ class MemoryRun:
 
     def headline(self, metrics: dict[str, Any]) -> str:
         """The one number of a snapshot to show beside a progress bar."""
-        return f"in context {metrics['trained']['accuracy']:.3f}"
+        trained = metrics["trained"]
+        if trained["accuracy"] is None:  # no triggers
+            return f"loss {trained['loss']:.3f}"
+        return f"in context {trained['accuracy']:.3f}"
 
     def to_dict(self) -> dict[str, Any]:
         settings = {f.name: getattr(self, f.name) for f in fields(self)}
