@@ -227,26 +227,28 @@ def test_the_study_edits_every_model(tmp_path: Path) -> None:
     assert values.keys() == set(EDITS)
     assert study["cells"][0]["cells"]["trained with, run with"] == values["as trained"]
     said = "\n".join(study["found"])
-    stand_in = (values["layer 0 silenced"] - values["both"]) / (
-        values["as trained"] - values["both"]
-    )
+    floor = max(values["both"], plain["layer 0 silenced"])
+    stand_in = (values["layer 0 silenced"] - floor) / (values["as trained"] - floor)
     assert stand_in < 0.1
     assert "the link does not stand in for the previous-token head" in said
     assert study["found"][-1] == REASON
 
 
 @pytest.mark.parametrize(
-    ("both", "verdict"),
+    ("plain", "silenced", "both", "verdict"),
     [
-        (0.10, "makes up for 53% of the previous-token head"),
-        (0.55, "does not stand in for the previous-token head"),  # the link adds nothing
-        (-4.0, "stands in for the previous-token head"),
+        (0.10, 0.55, 0.10, "makes up for 53% of the previous-token head"),
+        (0.10, 0.55, 0.55, "does not stand in for the previous-token head"),  # it adds nothing
+        (0.50, 0.55, 0.10, "makes up for 11% of the previous-token head"),  # nor here much
+        (0.10, 0.94, 0.10, "stands in for the previous-token head"),
     ],
 )
-def test_what_the_link_does_is_told_by_cutting_it(both: float, verdict: str) -> None:
-    plain = {"as trained": 0.95, "layer 0 silenced": 0.10}
-    values = {"as trained": 0.95, "layer 0 silenced": 0.55, "both": both}
-    spreads = [{edit: over_seeds({0: x}) for edit, x in own.items()} for own in (plain, values)]
+def test_what_the_link_does_is_told_by_two_controls(
+    plain: float, silenced: float, both: float, verdict: str
+) -> None:
+    plain_ = {"as trained": 0.95, "layer 0 silenced": plain}
+    values = {"as trained": 0.95, "layer 0 silenced": silenced, "both": both}
+    spreads = [{edit: over_seeds({0: x}) for edit, x in own.items()} for own in (plain_, values)]
     assert _silenced_sentence("relative", *spreads).endswith(f"the link {verdict}.")
 
 

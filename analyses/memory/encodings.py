@@ -318,7 +318,9 @@ def _edits_over_seeds(ablations: Sequence[Mapping[str, Any]]) -> dict[str, dict[
 def _silenced_sentence(name: str, without: Mapping[str, Any], with_: Mapping[str, Any]) -> str:
     """What is left without layer 0's head, with the link and without: does it stand in?"""
     trained, silenced = (with_[edit]["mean"] for edit in ("as trained", "layer 0 silenced"))
-    floor = with_["both"]["mean"]  # the same weights, with nothing of layer 0 left
+    # More than the same weights have with nothing of layer 0 left, where values are lost, too, and
+    # more than weights have that were trained without a link.
+    floor = max(with_["both"]["mean"], without["layer 0 silenced"]["mean"])
     gap = trained - floor
     share = (silenced - floor) / gap if gap > 0 else 0.0
     verdict = "does not stand in for the previous-token head"

@@ -67,10 +67,8 @@ def train_memory_command(
         raise ValueError(f"by must be characters or words; got {by!r}")
     if text is None and by is not None:
         raise ValueError(f"--by {by} is for --text: bigrams are Tiny Shakespeare's otherwise")
-    if text is None:
-        bigrams = tiny_shakespeare()
-    else:
-        bigrams = Bigrams.count_file(text, by or "characters")  # type: ignore[arg-type]
+    count: Any = by or "characters"
+    bigrams = tiny_shakespeare() if text is None else Bigrams.count_file(text, count)
     task = TriggerTask(bigrams, length, n_triggers, triggers)  # type: ignore[arg-type]
     planned = planned_runs(
         variants.split(","), numbers(seeds), task=task, steps=steps, batch=batch, lr=lr,
