@@ -45,6 +45,16 @@ def test_the_example_of_circuits_runs(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("Faithfulness(") == 2
 
 
+def test_the_example_of_associative_memory_runs(capsys):
+    text = (ROOT / "docs" / "associative-memory.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    namespace: dict = {}
+    exec(compile(example, "associative-memory.md", "exec"), namespace)
+    logits, closed = namespace["logits"], namespace["closed"]
+    assert (logits - closed.logits).abs().max() < 1e-11
+    assert "tensor(1.)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.name)
 def test_notebooks_run_and_are_kept_without_outputs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,8 +23,11 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from resval_lens import ICLClassifier, ResValConfig, ResValTransformer, classifier_config
 from resval_lens.answer import answer
 from resval_lens.language_models import preset
+from resval_lens.memory import MemoryTransformer, fast_logits, memory_config
 from resval_lens.runtime import keep_freed_memory
+from resval_lens.tasks.bigrams import tiny_shakespeare
 from resval_lens.tasks.icl import ICLTask, ICLWorld
+from resval_lens.tasks.triggers import TriggerTask
 from tests.benchmarks import edges, patching, plain_gpt, plain_icl
 
 Step = Callable[[], object]
@@ -139,6 +143,31 @@ def language_model_peers(vocabulary: int, dropout: bool, rows: int = 8) -> dict[
     return {name: step(model) for name, model in models.items()}
 
 
+def memory_peers(positions: Any, batch: int = 64) -> dict[str, Step]:
+    """One SGD step of a simplified transformer: the hooked model, and its logits as trained."""
+    task = TriggerTask(tiny_shakespeare())
+
+    def step(fast: bool) -> Step:
+        generator = torch.Generator().manual_seed(0)
+        config = memory_config(task.bigrams.d_vocab, positions, "v", n_ctx=256)
+        model = MemoryTransformer(config, generator=generator)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        sgd = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, foreach=True)
+        logits_of = partial(fast_logits, model) if fast else model
+
+        def run() -> None:
+            drawn = task.batch(batch, generator)
+            logits = logits_of(drawn.inputs)
+            loss = F.cross_entropy(logits.flatten(0, 1), drawn.targets.flatten())
+            sgd.zero_grad()
+            loss.backward()
+            sgd.step()
+
+        return run
+
+    return {"hooked model": step(False), "fast_logits": step(True)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
@@ -157,6 +186,11 @@ def main() -> None:
         "resval-lens": lambda: world.batch(128, generator),
     }
     show("The batch alone", timed(peers, options.rounds, repeats=200))
+    for positions in ("absolute", "relative"):
+        title = (
+            f"Simplified transformer, {positions} positions, values: one step of 64 × 128 tokens"
+        )
+        show(title, timed(memory_peers(positions), options.rounds, repeats=3))
     title = f"tinystories-8m: one training step of 8 × 256 tokens, vocabulary {options.vocabulary}"
     for dropout in (False, True):
         peers = language_model_peers(options.vocabulary, dropout)
