@@ -159,6 +159,20 @@ def test_margins_of_the_context_and_of_what_is_known() -> None:
     assert len(kinds) == 4
 
 
+def test_a_floor_is_the_probability_of_what_is_rarer() -> None:
+    prompts = draw(1, 1, 40, bigrams=FEW, answers="any")
+    got = prompts.global_margin(FEW, 0.3).tolist()
+    asked = zip(
+        got, prompts.query.tolist(), prompts.first.tolist(), prompts.second.tolist(), strict=True
+    )
+    for margin, a, b1, b2 in asked:
+        total = float(FEW.counts[a].sum())
+        p1, p2 = (max(float(FEW.counts[a, b]) / total, 0.3) for b in (b1, b2))
+        assert margin == pytest.approx(math.log(p1 / p2), abs=1e-12)
+    with pytest.raises(ValueError, match="floor must be a probability, from 0 to 1; got 2"):
+        prompts.global_margin(FEW, 2.0)
+
+
 @pytest.mark.parametrize(
     ("how", "line"),
     [

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator
 
+from resval_lens.analyses.memory import knowledge_tables
 from resval_lens.analyses.memory.analogies import (
     TIMES,
     analogies_over_seeds,
     analogies_study,
     analogy_prompts,
-    answers,
+    answer_summary,
     attention_to_said,
     by_capital,
     by_rank,
     capitals_task,
-    finished_runs,
+    check_variants,
+    finished_run,
     longer,
     own_countries,
     with_unknown,
@@ -37,7 +40,7 @@ from resval_lens.tasks.triggers import TriggerTask
 from resval_lens.training import many
 from resval_lens.training.memory import train_memory
 from resval_lens.training.memory_run import MemoryRun
-from tests.test_memory_knowledge import some_bigrams
+from tests.test_memory_knowledge import assert_fits, some_bigrams
 
 PAIRS = generated_pairs(6, 0)
 TASK = capitals_task(PAIRS, n_triggers=2, length=16)
@@ -126,11 +129,11 @@ def test_the_context_is_believed_where_it_weighs_more_than_knowledge(tau3, belie
     model = oracle(tau3)
     for times in (1, 4):
         prompts = analogy_prompts(TASK, times, Generator().manual_seed(times))
-        found = answers(model, prompts)
+        found = answer_summary(model, prompts)
         assert found["margin"] == pytest.approx(tau3 - np.log(1_000), abs=1e-6)
         assert found["context_wins"] == found["said"] == believed
         assert found["own"] == 1 - believed
-    unsaid = answers(model, analogy_prompts(TASK, 0, Generator().manual_seed(0)))
+    unsaid = answer_summary(model, analogy_prompts(TASK, 0, Generator().manual_seed(0)))
     # Nothing matches A: attention is even over three tokens, of which none is B or its own.
     assert unsaid["margin"] == pytest.approx(-np.log(1_000), abs=1e-6)
     assert unsaid["own"] == 1
@@ -152,7 +155,7 @@ def test_answers_are_counted_by_hand(runs):
         "margin": np.mean([last[i, said[i]] - last[i, own[i]] for i in rows]),
         "context_wins": np.mean([last[i, said[i]] > last[i, own[i]] for i in rows]),
     }
-    assert answers(model, prompts) == pytest.approx(expected, abs=1e-5)
+    assert answer_summary(model, prompts) == pytest.approx(expected, abs=1e-5)
 
 
 def test_an_unknown_capital_is_drawn_anew_and_finds_no_place():
@@ -235,7 +238,8 @@ def test_a_study_has_every_measure_of_every_model(runs):
     again = analogies_study(load_memory_runs(runs), 4)
     assert json.dumps(again) == json.dumps(study)
     for row, values in zip(study["models"], study["over_seeds"], strict=True):
-        assert values["wrong_2_said"] == {"mean": row["wrong"][2]["said"], "sd": 0.0}
+        (mean,) = values["wrong_2_said"]["by_seed"].values()
+        assert mean == values["wrong_2_said"]["mean"] == row["wrong"][2]["said"]
         assert values["all_top1"]["mean"] == row["recall"]["all"]["top1"]
 
 
@@ -249,52 +253,146 @@ def test_seeds_are_averaged(runs):
     assert mean["wrong_1_own"]["sd"] == pytest.approx(1)
 
 
-def test_only_finished_runs_of_the_same_task_are_read(runs, tmp_path):
-    names = ["relative", "relative-values"]
-    assert len(finished_runs(runs, TASK, names, [0]) or []) == 2
-    assert finished_runs(runs, TASK, names, [0, 1]) is None
-    assert finished_runs(runs, capitals_task(PAIRS, 2, 16, zipf=0.5), names, [0]) is None
-    assert finished_runs(tmp_path, TASK, names, [0]) is None
+def test_tables_of_three_seeds_fit_in_80_columns(runs):
+    (row, _) = analogies_study(load_memory_runs(runs), 4)["models"]
+    names = ("absolute", "relative-values", "sinusoidal-values")
+    rows = []
+    for name in names:
+        for seed in range(3):
+            rows.append(json.loads(json.dumps(row)) | {"name": name, "seed": seed})
+            for group in rows[-1]["recall"].values():
+                group |= {"top1": seed / 2, "p_own": 0.9 + seed / 30, "overridden": seed / 4}
+            rows[-1]["longer"] = {"trained": 1.0, "beyond": None if seed == 1 else 0.25}
+    study = {
+        "pairs": 6, "times": list(TIMES), "models": rows, "over_seeds": analogies_over_seeds(rows),
+    }  # fmt: skip
+    text = assert_fits(knowledge_tables.analogies_tables(study), names)
+    assert text.count(" .93±.03 ") == text.count(".25±.00 (2/3)") == 3
+    assert "t > 16" in text
+    said = knowledge_tables.analogies_sentences(study)
+    assert said[0].startswith("absolute (3 seeds): 50% ± 41% of countries are recalled without")
+    assert said[1] == (
+        "absolute (3 seeds): in-context accuracy is 1.00 ± 0.00 within the trained length and "
+        "0.25 ± 0.00 (2 of 3 seeds) beyond."
+    )
 
 
-SMALL = {
-    "pairs": 6, "variants": "relative", "length": 16, "n_triggers": 2, "sequences": 4,
+def test_only_a_finished_run_that_is_just_what_is_planned_is_read(runs, tmp_path):
+    (recorded, _) = load_memory_runs(runs)
+    run = recorded.run
+    found = finished_run(runs, run)
+    assert found is not None
+    assert found.run == run
+    for other in ({"steps": 5}, {"lr": 0.05}, {"batch": 16}, {"seed": 1}, {"name": "absolute"}):
+        assert finished_run(runs, replace(run, **other)) is None
+    assert finished_run(tmp_path, run) is None
+    with pytest.raises(ValueError, match=r"on another task \(other bigrams\); choose another"):
+        finished_run(runs, replace(run, task=capitals_task(PAIRS, 2, 16, zipf=0.5)))
+    folder = tmp_path / run.folder_name
+    folder.mkdir()
+    for name in ("run.json", "metrics.jsonl"):  # stopped before its first snapshot; no model
+        (folder / name).write_bytes((runs / run.folder_name / name).read_bytes())
+    assert finished_run(tmp_path, run) is None
+    (folder / "metrics.jsonl").write_bytes(b"")
+    assert finished_run(tmp_path, run) is None
+
+
+def test_runs_of_several_settings_are_not_averaged(runs):
+    first, second = load_memory_runs(runs)
+    other = replace(second, run=replace(second.run, lr=0.05))
+    with pytest.raises(ValueError, match=r"relative-values-seed0 has lr=0.05"):
+        analogies_study([first, other])
+
+
+@pytest.mark.parametrize("name", ["relative-drawn", "absolute-held-out"])
+def test_variants_with_a_task_of_their_own_are_refused(name, tmp_path):
+    check_variants(["absolute", "one-layer"])
+    with pytest.raises(ValueError, match=f"variants: {name} has a task of its own; choose among"):
+        analogies_command(**SMALL | {"variants": f"relative, {name}"}, runs=tmp_path, to=tmp_path)
+    with pytest.raises(ValueError, match="no variant 'none'; there are absolute"):
+        check_variants(["none"])
+
+
+SMALL: dict[str, Any] = {
+    "variants": "relative", "length": 16, "n_triggers": 2, "sequences": 4,
     "d_model": 24, "batch": 4, "steps": 2, "quiet": True,
 }  # fmt: skip
 
 
-def test_the_command_reads_finished_runs(runs, tmp_path, capsys, monkeypatch):
+def train_here(planned: Sequence[many.Run], folder: Path, *_: Any) -> None:
+    for run in planned:
+        assert isinstance(run, MemoryRun)
+        train_memory(run, folder / run.folder_name)
+
+
+BARS = "resval_lens.analyses.training_bars.train_with_bars"
+
+
+def test_the_command_reads_finished_runs_and_trains_others(tmp_path, capsys, monkeypatch):
+    some = SMALL | {"pairs": 6, "runs": tmp_path / "runs", "to": tmp_path}
+    monkeypatch.setattr(BARS, train_here)
+    analogies_command(**some)
+
     def never(*_: Any) -> None:
         raise AssertionError("there is nothing to train")
 
-    monkeypatch.setattr("resval_lens.analyses.training_bars.train_with_bars", never)
-    analogies_command(**SMALL | {"variants": "relative,relative-values"}, runs=runs, to=tmp_path)
+    monkeypatch.setattr(BARS, never)
+    analogies_command(**some)
     study = json.loads((tmp_path / "memory-analogies.json").read_text())
     assert study["source"] == "generated"
-    assert [row["steps"] for row in study["models"]] == [3, 3]
+    assert [row["steps"] for row in study["models"]] == [2]
     assert (tmp_path / "memory-analogies.png").stat().st_size > 10_000
     printed = capsys.readouterr().out
-    assert "relative-values: " in printed
+    assert "relative: " in printed
+    assert "…" not in printed
     assert all(len(line) <= 80 for line in printed.splitlines() if "/" not in line)
+
+    asked = []
+
+    def noted(planned: Sequence[many.Run], folder: Path, *_: Any) -> None:
+        asked.extend(run.folder_name for run in planned)
+        train_here(planned, folder)
+
+    monkeypatch.setattr(BARS, noted)
+    analogies_command(**some | {"variants": "relative, relative-values"})
+    assert asked == ["relative-values-seed0"]
+    analogies_command(**some | {"steps": 4})  # goes on
+    study = json.loads((tmp_path / "memory-analogies.json").read_text())
+    assert [(row["name"], row["steps"]) for row in study["models"]] == [("relative", 4)]
+    with pytest.raises(ValueError, match=r"holds a run with lr=0.2, not 0.05; choose another"):
+        analogies_command(**some | {"steps": 4, "lr": 0.05})
+    with pytest.raises(ValueError, match="relative-seed0 holds a run on another task"):
+        analogies_command(**some | {"steps": 4, "zipf": 0.0})
+    capsys.readouterr()
 
 
 def test_the_command_trains_on_the_pairs_of_a_file(tmp_path, monkeypatch, capsys):
-    def here(planned: Sequence[many.Run], folder: Path, *_: Any) -> None:
-        for run in planned:
-            assert isinstance(run, MemoryRun)
-            train_memory(run, folder / run.folder_name)
-
-    monkeypatch.setattr("resval_lens.analyses.training_bars.train_with_bars", here)
+    monkeypatch.setattr(BARS, train_here)
     path = tmp_path / "words.txt"
     lines = [f"{a.first} {a.second} {b.first} {b.second}" for a, b in pairwise(PAIRS)]
-    path.write_text("\n".join([": capital-world", *lines]) + "\n")
+    path.write_text("\n".join([": capital-world", *lines, ": other", lines[0]]) + "\n")
     analogies_command(path, **SMALL, runs=tmp_path / "runs", to=tmp_path / "out")
     (recorded,) = load_memory_runs(tmp_path / "runs")
     assert recorded.run.task.to_dict() == TASK.to_dict()
     assert (recorded.run.lr, recorded.run.batch, recorded.run.n_ctx) == (0.2, 4, 512)
     study = json.loads((tmp_path / "out" / "memory-analogies.json").read_text())
     assert study["source"] == "words.txt"
+    with pytest.raises(ValueError, match="section 'none' is not there"):
+        analogies_command(path, section="none", **SMALL, runs=tmp_path / "runs", to=tmp_path)
     capsys.readouterr()
+
+
+def test_options_that_would_do_nothing_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"^--section family is for --analogies: add "):
+        analogies_command(section="family", runs=tmp_path, to=tmp_path)
+    with pytest.raises(ValueError, match=r"^--pairs 50 is for made-up capitals: leave out "):
+        analogies_command(tmp_path / "words.txt", pairs=50, runs=tmp_path, to=tmp_path)
+    for seed in (-1, 99999999999999999999):
+        with pytest.raises(ValueError, match=f"^seed must be a whole number .* got {seed}$"):
+            analogies_command(seed=seed, runs=tmp_path, to=tmp_path)
+    with pytest.raises(ValueError, match="sequences must be 1 or more; got 0"):
+        analogies_command(sequences=0, runs=tmp_path, to=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_prompts_that_cannot_be_are_refused():

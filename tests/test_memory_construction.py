@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Generator
 
+from resval_lens.analyses.memory import knowledge_tables
 from resval_lens.analyses.memory.construction import (
     KINDS,
     Strengths,
@@ -23,7 +24,7 @@ from resval_lens.analyses.memory.knowledge import global_knowledge
 from resval_lens.analyses.memory.knowledge_commands import construction_command
 from resval_lens.memory.predictions import predict
 from resval_lens.tasks.triggers import TriggerTask
-from tests.test_memory_knowledge import some_bigrams
+from tests.test_memory_knowledge import assert_fits, some_bigrams
 
 
 @pytest.fixture(scope="module")
@@ -166,10 +167,68 @@ def test_the_command_writes_table_figure_and_numbers(tmp_path, capsys):
     [
         ({"widths": ()}, "widths must be numbers above 0"),
         ({"trained": 1}, "trained must be 2 positions or more; got 1"),
-        ({"strengths": Strengths(tau2=math.inf)}, "tau2 must be a finite number; got inf"),
+        ({"sequences": 0}, "sequences must be 1 or more; got 0"),
+        ({"seed": -1}, "seed must be a whole number from 0 to 4294967295; got -1"),
+        ({"seed": 99999999999999999999}, "seed must be .*; got 99999999999999999999"),
     ],
-    ids=["widths", "trained", "strengths"],
+    ids=["widths", "trained", "sequences", "seed below 0", "huge seed"],
 )
 def test_impossible_settings_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         construction_study(**{"bigrams": some_bigrams(), "trained": 4, **settings})
+
+
+@pytest.mark.parametrize(
+    ("strength", "said"),
+    [
+        ({"tau1": -1_000.0}, "tau1 must be a finite number from −500 to 500; got -1000.0"),
+        ({"tau2": math.inf}, "tau2 must be a finite number from −500 to 500; got inf"),
+        ({"tau2": math.nan}, "tau2 must be a finite number from −500 to 500; got nan"),
+        ({"tau3": 501.0}, "tau3 must be a finite number from −500 to 500; got 501.0"),
+        ({"tau3": 0.0}, "tau3 must be above 0; got 0.0"),
+        ({"tau3": -2.0}, "tau3 must be above 0; got -2.0"),
+    ],
+    ids=["tau1", "infinite", "nan", "large tau3", "tau3 of 0", "negative tau3"],
+)
+def test_impossible_strengths_are_refused(strength, said, tmp_path):
+    for asked in (lambda: Strengths(**strength),
+                  lambda: construction_command(**strength, to=tmp_path / "out")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^{said}$"):
+            asked()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("tau1", [-500.0, 500.0])
+def test_the_strongest_heads_have_predictions(tau1):
+    small = {"bigrams": some_bigrams(), "trained": 3, "sequences": 2}
+    study = construction_study(0, (16,), Strengths(tau1, 0.0, 0.5), **small)
+    on = study["closed_form"]["on"]
+    assert on == [float(tau1 > 0)] * 5 if tau1 > 0 else max(on) < 1e-200
+
+
+def test_sentences_leave_out_what_there_is_none_of(study):
+    said = knowledge_tables.construction_sentences(study)
+    assert "absolute positions: from d = 48 to 192 the logits' mean deviation goes from" in said[1]
+    assert "nats, in-context accuracy goes from" in said[1]
+    one = json.loads(json.dumps(study)) | {"widths": [48]}
+    for kind in one["kinds"]:
+        kind["constructed"] = kind["constructed"][:2]
+        for each in (kind["predicted"], *kind["constructed"]):
+            each["accuracy"] = None
+    found = knowledge_tables.construction_sentences(one)
+    deviation = one["kinds"][0]["constructed"][1]["deviation"]["logits"]["mean"]
+    assert found[1] == (
+        "Random vectors, absolute positions: at d = 48 the logits' mean deviation is "
+        f"{deviation:.2g} nats."
+    )
+    assert len(found) == len(said)
+
+
+def test_tables_fit_in_80_columns(study):
+    wide = json.loads(json.dumps(study)) | {"widths": [48, 2048]}
+    for kind in wide["kinds"]:
+        for run in kind["constructed"]:
+            run["d_model"] = 2048
+    tables = [knowledge_tables.construction_table(wide), knowledge_tables.deviations_table(wide)]
+    assert_fits(tables[:1], ["APE: attention at t − 1, t = 9", "2 B1, 1 B2: gap at which B2 wins"])
+    assert "2,048, exact" in assert_fits(tables[1:], ["RPE, values"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Generator
 
+from resval_lens.analyses.memory import knowledge_tables
 from resval_lens.analyses.memory.held_out import (
     constructed_studies,
     held_out_over_seeds,
@@ -17,13 +18,13 @@ from resval_lens.analyses.memory.held_out import (
     measured_on,
     output_recall,
 )
-from resval_lens.analyses.memory.knowledge_commands import held_out_command
+from resval_lens.analyses.memory.knowledge_commands import HELD_OUT_VARIANTS, held_out_command
 from resval_lens.recorded_memory import load_memory_runs
 from resval_lens.tasks.bigrams import Bigrams
 from resval_lens.tasks.triggers import TriggerTask
 from resval_lens.training.memory import train_memory
 from resval_lens.training.memory_run import MemoryRun
-from tests.test_memory_knowledge import some_bigrams
+from tests.test_memory_knowledge import assert_fits, some_bigrams
 
 TASK = TriggerTask(some_bigrams(8), length=14, n_triggers=2)
 
@@ -131,10 +132,35 @@ def test_means_over_seeds_are_of_each_test_and_recall():
 
     (row,) = held_out_over_seeds([one(0, 0.0), one(1, 2.0)])
     assert row["seeds"] == [0, 1]
-    assert row["seen"]["accuracy"] == {"mean": 1.0, "sd": 1.0}
+    assert row["seen"]["accuracy"] == {"by_seed": {"0": 0.0, "1": 2.0}, "mean": 1.0, "sd": 1.0}
     assert row["held_out"]["accuracy"]["mean"] == 2.0
-    assert row["held_out"]["in_context"] == {"mean": None, "sd": None}
-    assert row["held_out"]["recall"] == {"mean": 0.0, "sd": 0.0}
+    assert row["held_out"]["in_context"]["mean"] is None
+    assert row["held_out"]["recall"] == {"by_seed": {"0": 0.0, "1": 0.0}, "mean": 0.0, "sd": 0.0}
+
+
+def test_the_table_of_three_seeds_fits_in_80_columns_and_says_what_is_tested():
+    names = (*HELD_OUT_VARIANTS, "constructed, 75% known")
+    rows = []
+    for name in names:
+        for seed in range(3):
+            scores = {"accuracy": seed / 2, "in_context": 3 + seed / 3, "says_seen": 0.5 + seed / 9,
+                      "target": seed / 4}  # fmt: skip
+            late = scores | {"accuracy": 0.25 - seed / 8}
+            rows.append({"name": name, "seed": seed, "recall": {"seen": 1.0, "held_out": seed / 9},
+                         "tests": {"seen": scores, "held_out": late}})  # fmt: skip
+    study = {"split": 0.75, "over_seeds": held_out_over_seeds(rows[: 3 * len(HELD_OUT_VARIANTS)])}
+    study["over_seeds"] += held_out_over_seeds(rows[-3:-2])
+    text = assert_fits([knowledge_tables.held_out_table(study)], names)
+    assert ".12±.10" in text
+    assert text.count(" 3.33±.27 ") == 2 * len(HELD_OUT_VARIANTS)
+    assert "Constructed models are tested on triggers of their own" in " ".join(text.split())
+    said = knowledge_tables.held_out_sentences(study)
+    assert said[0] == (
+        "absolute (3 seeds): in-context accuracy falls from 0.50 ± 0.41 to 0.12 ± 0.10 on "
+        "held-out outputs; 25% ± 20% of its attention is on the place (recall of W_O²: "
+        "1.00 ± 0.00, 0.11 ± 0.09)."
+    )
+    assert said[-1].startswith("constructed, 75% known: in-context accuracy")
 
 
 def test_the_command_sets_runs_beside_constructed_models(runs, tmp_path, capsys):
@@ -144,10 +170,20 @@ def test_the_command_sets_runs_beside_constructed_models(runs, tmp_path, capsys)
         ("relative", [0.0, 1.0]), ("relative-values-held-out", [0.0, 0.75]),
         ("constructed", None), ("constructed, 75% known", None),
     ]  # fmt: skip
+    assert [row["seed"] for row in study["models"]] == [0] * 4
     assert (tmp_path / "memory-held-out.png").stat().st_size > 5_000
     printed = capsys.readouterr().out
     assert "constructed, 75% known: in-context accuracy falls from" in printed.replace("\n", " ")
     assert all(len(line) <= 80 for line in printed.splitlines() if "/" not in line)
+    assert "…" not in printed
+    held_out_command("relative", runs=runs, sequences=4, to=tmp_path, quiet=True)
+    study = json.loads((tmp_path / "memory-held-out.json").read_text())
+    assert [row["name"] for row in study["models"]][:2] == ["relative", "constructed"]
+    with pytest.raises(ValueError, match="there is no run of 'absolute'"):
+        held_out_command("relative,absolute", runs=runs, to=tmp_path, quiet=True)
+    with pytest.raises(ValueError, match="sequences must be 1 or more; got 0"):
+        held_out_command(runs=tmp_path / "none", sequences=0, to=tmp_path, quiet=True)
+    capsys.readouterr()
 
 
 def test_runs_must_be_of_one_task_and_sequences_there(runs, tmp_path):
@@ -157,9 +193,22 @@ def test_runs_must_be_of_one_task_and_sequences_there(runs, tmp_path):
         batch=2, snapshot_every=1, test_size=2,
     )  # fmt: skip
     train_memory(other, tmp_path / other.folder_name)
-    with pytest.raises(ValueError, match="absolute-seed0 has other bigrams or another length"):
+    with pytest.raises(ValueError, match=r"absolute-seed0 has d_model=16, .*-seed0 32; runs"):
         held_out_study([*found, *load_memory_runs(tmp_path)])
+    for setting, value in {"triggers": "drawn", "n_triggers": 1, "candidates": (0, 1, 2)}.items():
+        run = replace(found[0].run, name="mine", task=replace(TASK, **{setting: value}))
+        said = f"other task.{setting}|task.{setting}="
+        with pytest.raises(ValueError, match=f"has ({said}).*must agree in it"):
+            held_out_study([found[0], replace(found[0], run=run)])
     with pytest.raises(ValueError, match="sequences must be 1 or more; got 0"):
         held_out_study(found, 0)
     with pytest.raises(ValueError, match="runs must hold at least one run"):
         held_out_study([])
+
+
+@pytest.mark.parametrize("seed", [-1, 99999999999999999999])
+def test_seeds_that_cannot_be_are_refused(seed, runs, tmp_path):
+    for asked in (lambda: held_out_study(load_memory_runs(runs), seed=seed),
+                  lambda: held_out_command(runs=tmp_path / "none", seed=seed)):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^seed must be a whole number from 0 .* got {seed}$"):
+            asked()

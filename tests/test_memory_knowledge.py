@@ -1,7 +1,10 @@
 """What a context adds to what is known: fits, thresholds and winners, against plain arithmetic."""
 
+import io
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,8 +13,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
+from rich.table import Table
 from torch import Generator
 
+from resval_lens.analyses.memory import knowledge_figures, knowledge_tables, run_figures
 from resval_lens.analyses.memory.construction import (
     Strengths,
     constructed_model,
@@ -20,19 +26,19 @@ from resval_lens.analyses.memory.construction import (
 from resval_lens.analyses.memory.knowledge import (
     FLOOR,
     Subject,
+    check_comparable,
     flip_point,
-    global_gaps,
     global_knowledge,
     group_study,
+    knowledge_over_seeds,
     knowledge_study,
     least_squares,
     margins,
-    mean_sd,
-    over_seeds,
     trained_subject,
+    trained_subjects,
 )
-from resval_lens.analyses.memory.knowledge_commands import knowledge_command
-from resval_lens.recorded_memory import load_memory_runs
+from resval_lens.analyses.memory.knowledge_commands import KNOWLEDGE_VARIANTS, knowledge_command
+from resval_lens.recorded_memory import RecordedMemoryRun, load_memory_runs
 from resval_lens.tasks.bigrams import Bigrams
 from resval_lens.tasks.knowledge_prompts import knowledge_prompts
 from resval_lens.tasks.triggers import TriggerTask
@@ -44,6 +50,35 @@ def some_bigrams(d_vocab: int = 9, seed: int = 0) -> Bigrams:
     drawn = torch.randn(d_vocab + 1, d_vocab, generator=Generator().manual_seed(seed)).double()
     rows = (drawn * 1.5).softmax(-1)
     return Bigrams.from_probabilities([chr(97 + i) for i in range(d_vocab)], rows[0], rows[1:])
+
+
+def printed(table: Table, width: int = 80) -> str:
+    """As a terminal shows it."""
+    file = io.StringIO()
+    Console(width=width, file=file).print(table)
+    return file.getvalue()
+
+
+def assert_fits(tables: Sequence[Table], names: Sequence[str]) -> str:
+    """Whole in 80 columns: every name, no line longer or broken, nothing left out."""
+    text = ""
+    for table in tables:
+        shown = printed(table)
+        assert "…" not in shown
+        assert all(len(line) <= 80 for line in shown.splitlines())
+        assert len(shown.splitlines()) == len(printed(table, 200).splitlines())
+        for name in names:
+            assert f" {name} " in shown
+        text += shown
+    return text
+
+
+def recorded_as(name: str, seed: int = 0, **settings: object) -> RecordedMemoryRun:
+    run = MemoryRun(
+        name, "relative", (), seed,
+        **{"task": TriggerTask(some_bigrams(), length=12, n_triggers=2), "n_ctx": 64, **settings},
+    )  # fmt: skip
+    return RecordedMemoryRun(run, [], [], Path(f"runs/{run.folder_name}"))
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +151,9 @@ def test_global_knowledge_is_centred_and_gaps_are_of_floored_logs():
     assert float(logs.sum(1).abs().max()) < 1e-12
     prompts = knowledge_prompts(bigrams, 2, 1, 30, Generator().manual_seed(0), answers="any")
     for gap, a, b1, b2 in zip(
-        global_gaps(bigrams, prompts), prompts.query, prompts.first, prompts.second, strict=True
-    ):
+        prompts.global_margin(bigrams, FLOOR), prompts.query, prompts.first, prompts.second,
+        strict=True,
+    ):  # fmt: skip
         p1, p2 = (max(float(conditional[a, b]), FLOOR) for b in (b1, b2))
         assert float(gap) == pytest.approx(math.log(p1 / p2), abs=1e-9)
 
@@ -131,7 +167,8 @@ def test_a_sharp_constructed_head_adds_tau3_times_the_difference_of_shares(count
     )  # fmt: skip
     prompts = knowledge_prompts(bigrams, *counts, 25, Generator().manual_seed(1), shuffled=True)
     n1, n2 = counts
-    expected = [float(gap) + 6.0 * (n1 - n2) / (n1 + n2) for gap in global_gaps(bigrams, prompts)]
+    gaps = prompts.global_margin(bigrams, FLOOR).tolist()
+    expected = [gap + 6.0 * (n1 - n2) / (n1 + n2) for gap in gaps]
     assert margins(model, prompts).numpy() == pytest.approx(expected, abs=1e-8)
 
 
@@ -179,34 +216,169 @@ def test_drawn_triggers_may_be_fillers(tmp_path):
                     snapshot_every=1, test_size=2)  # fmt: skip
     train_memory(run, tmp_path / run.folder_name)
     subject = trained_subject(load_memory_runs(tmp_path)[0])
-    assert list(subject.groups) == ["triggers"]
+    assert subject.groups == {"any token": None}
     assert not subject.no_fillers
-    study = knowledge_study([subject], prompts=2)
-    assert study["over_seeds"][0]["group"] == "triggers"
+    # The same prompts as a constructed model, and others than of fixed triggers.
+    constructed = constructed_subjects(task.bigrams, d_model=32)[0]
+    fixed = replace(subject, name="fixed", groups={"triggers": [0, 1]}, no_fillers=[0, 1])
+    study = knowledge_study([subject, constructed, fixed], prompts=4)
+    gaps = [
+        [cell["gap"] for cell in next(iter(each["groups"].values()))["cells"]]
+        for each in study["subjects"]
+    ]
+    assert gaps[0] == gaps[1] != gaps[2]
+    assert [row["group"] for row in study["over_seeds"]] == ["any token", "any token", "triggers"]
+
+
+def test_among_candidates_drawn_triggers_are_a_group(tmp_path):
+    task = TriggerTask(some_bigrams(), 12, 2, "drawn", candidates=(0, 3, 4, 5))
+    run = MemoryRun("relative", task=task, d_model=16, n_ctx=40, steps=1, batch=2,
+                    snapshot_every=1, test_size=2)  # fmt: skip
+    train_memory(run, tmp_path / run.folder_name)
+    subject = trained_subject(load_memory_runs(tmp_path)[0])
+    assert subject.groups == {"triggers": (0, 3, 4, 5), "others": [1, 2, 6, 7, 8]}
+
+
+def one_of(name: str, seed: int, tau3: float, flip: float | None, fitted: float | None) -> dict:
+    found = {
+        "fit": {"weight": 1 - seed / 10, "tau3": tau3, "r2": None},
+        "flip": {"at": flip, "fitted": fitted},
+        "majority": 0.5,
+    }
+    return {"name": name, "seed": seed, "groups": {"any token": found}}
 
 
 def test_means_and_deviations_over_seeds_are_numpys():
-    assert mean_sd([1.0, None, 4.0]) == {"mean": 2.5, "sd": pytest.approx(np.std([1, 4]))}
-    assert mean_sd([None]) == {"mean": None, "sd": None}
-
-    def one(name: str, seed: int, tau3: float, group: str = "all") -> dict:
-        fit = {"weight": 1.0, "tau3": tau3, "r2": None}
-        flip = {"at": tau3 / 3, "fitted": None}
-        found = {group: {"fit": fit, "flip": flip, "majority": 0.5}}
-        return {"name": name, "seed": seed, "groups": found}
-
-    rows = over_seeds([one("a", 0, 3.0), one("b", 0, 9.0), one("a", 1, 6.0)])
+    rows = knowledge_over_seeds(
+        [
+            one_of("a", 0, 3.0, 1.0, 1.1),
+            one_of("b", 0, 9.0, 3.0, 3.0),
+            one_of("a", 1, 6.0, 2.0, 2.3),
+        ]
+    )
     assert [(row["name"], row["seeds"]) for row in rows] == [("a", [0, 1]), ("b", [0])]
-    assert rows[0]["tau3"] == {"mean": 4.5, "sd": 1.5}
+    assert rows[0]["tau3"] == {"by_seed": {"0": 3.0, "1": 6.0}, "mean": 4.5, "sd": 1.5}
     assert rows[0]["flip"]["mean"] == pytest.approx(1.5)
-    assert rows[0]["r2"] == {"mean": None, "sd": None}
+    assert rows[0]["fitted_flip"]["sd"] == pytest.approx(np.std([1.1, 2.3]))
+    assert rows[0]["r2"] == {"by_seed": {"0": None, "1": None}, "mean": None, "sd": None}
+
+
+def test_thresholds_are_compared_in_the_seeds_that_have_both():
+    some = [
+        one_of("some", 0, 9.0, 12.34, 7.0), one_of("some", 1, 9.0, None, 9.0),
+        one_of("some", 2, 9.0, 20.0, None),
+    ]  # fmt: skip
+    never = [one_of("never", seed, 9.0, None, 6.0 + seed) for seed in range(3)]
+    flat = [one_of("flat", seed, 9.0, 5.0, None) for seed in range(3)]
+    study = {"over_seeds": knowledge_over_seeds([*some, *never, *flat])}
+    paired = study["over_seeds"][0]["paired"]
+    assert paired["flip"] == {"by_seed": {"0": 12.34, "1": None, "2": None}, "mean": 12.34, "sd": 0}
+    assert paired["fitted_flip"]["by_seed"] == {"0": 7.0, "1": None, "2": None}
+    fits, flips = (
+        printed(table).splitlines() for table in knowledge_tables.knowledge_tables(study)
+    )
+    cells = {line.split()[0]: line.split()[1:] for line in flips if line.split()[1:2] == ["any"]}
+    assert cells["some"] == ["any", "token", "3", "12.3", "(1/3)", "7.0", "(1/3)"]
+    assert cells["never"] == ["any", "token", "3", "never", "7.0±.8"]
+    assert cells["flat"] == ["any", "token", "3"]
+    assert any(line.split()[:5] == ["some", "any", "token", "3", ".90±.08"] for line in fits)
+    said = knowledge_tables.knowledge_sentences(study)
+    assert said[0] == (
+        "some (3 seeds): the context weighs 9.0 ± 0.0 nats, global knowledge 0.90 ± 0.08 of its "
+        "own; what the context has more often wins in 50% ± 0% of prompts, and after two B1 and "
+        "one B2 the winner flips in 1 of 3 seeds at a gap of 12.3 nats (τ3/3w = 7.0)."
+    )
+    assert "flips" not in said[1] + said[2]
+
+
+def test_tables_of_three_seeds_fit_in_80_columns():
+    names = ("constructed, d = 1,024", *KNOWLEDGE_VARIANTS)
+    studied = []
+    for name in names:
+        for seed in range(3):
+            one = one_of(name, seed, 20.0 - 12.3 * seed, None, 10.25 * (seed + 1))
+            found = one["groups"].pop("any token")
+            found["fit"] |= {"weight": -0.2 - 0.1 * seed, "r2": seed / 2}
+            found["flip"]["at"] = None if seed == 1 else 99.9 - seed
+            one["groups"] = {"any token": found, "triggers": found, "others": found}
+            studied.append(one)
+    tables = knowledge_tables.knowledge_tables({"over_seeds": knowledge_over_seeds(studied)})
+    text = assert_fits(tables, names)
+    assert "98.9±1.0 (2/3)" in text
+    assert " 7.7±10.0 " in text
+    assert text.count(" -0.30±.08 ") == 3 * len(names)
+
+
+def test_runs_that_differ_in_more_than_variant_and_seed_are_refused():
+    task = recorded_as("a").run.task
+    drawn, other = replace(task, triggers="drawn"), replace(task, bigrams=some_bigrams(9, 1))
+    check_comparable([recorded_as("a"), recorded_as("a", 1), recorded_as("b", task=drawn)])
+    check_comparable([recorded_as("a"), recorded_as("b", n_layers=1)])
+    first = recorded_as("a")
+    for twin, said in (
+        (
+            recorded_as("b", lr=0.05),
+            "b-seed0 has lr=0.05, runs/a-seed0 0.1; runs that are compared",
+        ),
+        (recorded_as("a", 1, steps=5), "a-seed1 has steps=5, runs/a-seed0 1000"),
+        (
+            recorded_as("a", 1, task=drawn),
+            "a-seed1 has task.triggers='drawn', runs/a-seed0 'fixed'",
+        ),
+        (recorded_as("a", 1, n_layers=1), "a-seed1 has n_layers=1, runs/a-seed0 2"),
+        (recorded_as("b", task=replace(task, length=9)), "b-seed0 has task.length=9, "),
+        (recorded_as("b", task=other), "b-seed0 has other task.bigrams than runs/a-seed0; runs"),
+        (recorded_as("a"), "a-seed0 and runs/a-seed0 are the same variant and seed; keep one"),
+    ):
+        with pytest.raises(ValueError, match=said) as error:
+            trained_subjects([first, twin])
+        assert len(str(error.value)) < 400
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"b-seed0 has task.triggers='drawn'"):
+        check_comparable([first, recorded_as("b", task=drawn)], task_may_differ=())
+
+
+def test_the_variants_are_with_and_without_values_and_with_drawn_triggers(
+    runs, tmp_path, capsys, monkeypatch
+):
+    assert KNOWLEDGE_VARIANTS == [
+        "absolute", "relative", "absolute-values", "relative-values",
+        "absolute-drawn", "relative-drawn", "relative-values-drawn",
+    ]  # fmt: skip
+    monkeypatch.setattr(
+        "resval_lens.analyses.memory.construction.constructed_subjects",
+        lambda bigrams, tau3, seed: constructed_subjects(bigrams, tau3, seed, d_model=32),
+    )
+    some = {"runs": runs, "to": tmp_path, "quiet": True}
+    knowledge_command("absolute-values", prompts=2, **some)
+    study = json.loads((tmp_path / "memory-knowledge.json").read_text())
+    assert [each["name"] for each in study["subjects"]][2:] == ["absolute-values"]
+    with pytest.raises(ValueError, match="there is no run of 'absolute'; there are relative"):
+        knowledge_command("relative, absolute", **some)
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("seed", [-1, 99999999999999999999])
+def test_seeds_that_cannot_be_are_refused_before_any_work(seed, tmp_path):
+    with pytest.raises(ValueError, match=f"^seed must be a whole number from 0 to .*; got {seed}$"):
+        knowledge_command(runs=tmp_path / "none", seed=seed, to=tmp_path)
+    for asked in (lambda: knowledge_study([], seed=seed),
+                  lambda: constructed_subjects(some_bigrams(), seed=seed)):  # fmt: skip
+        with pytest.raises(ValueError, match="seed must be a whole number"):
+            asked()
+
+
+def test_an_encoding_has_one_colour_in_all_figures():
+    for name, colour in run_figures.POSITIONS.items():
+        assert knowledge_figures.shade(f"{name}-values") == colour
+    assert knowledge_figures.shade("mine") == "#000000"
 
 
 def test_the_command_reports_every_model_and_group(runs, tmp_path, capsys):
     knowledge_command(runs=runs, prompts=4, to=tmp_path, quiet=True)
     study = json.loads((tmp_path / "memory-knowledge.json").read_text())
     assert [(s["name"], s["seed"]) for s in study["subjects"]] == [
-        ("constructed, exact", None), ("constructed, d = 1,024", None),
+        ("constructed, exact", 0), ("constructed, d = 1,024", 0),
         ("relative", 0), ("relative", 1), ("absolute-values", 0),
     ]  # fmt: skip
     relative = next(row for row in study["over_seeds"] if row["name"] == "relative")
@@ -229,8 +401,10 @@ def test_runs_without_models_and_too_few_prompts_are_refused(runs, tmp_path):
             (target / name).write_bytes((recorded.folder / name).read_bytes())
     with pytest.raises(ValueError, match=r"none of relative-seed0, .* holds a trained model"):
         knowledge_command(runs=tmp_path, to=tmp_path / "out", quiet=True)
-    with pytest.raises(ValueError, match="prompts must be 2 or more; got 1"):
-        knowledge_study([], prompts=1)
+    for asked in (lambda: knowledge_study([], prompts=1),
+                  lambda: knowledge_command(runs=runs, prompts=1, to=tmp_path)):  # fmt: skip
+        with pytest.raises(ValueError, match="prompts must be 2 or more; got 1"):
+            asked()
 
 
 def test_constructed_subjects_answer_prompts_of_all_counts():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,17 @@ from jaxtyping import Int
 from torch import Generator, Tensor
 
 from resval_lens.analyses.memory.construction import run_heads
-from resval_lens.analyses.memory.knowledge import mean_sd
+from resval_lens.analyses.memory.curves import over_seeds
+from resval_lens.analyses.memory.knowledge import check_comparable, check_seed
 from resval_lens.memory.model import MemoryTransformer
-from resval_lens.recorded_memory import RecordedMemoryRun, load_memory_runs
+from resval_lens.presets import MEMORY_VARIANTS, memory_variant
+from resval_lens.recorded_memory import RecordedMemoryRun
 from resval_lens.tasks.analogies import Pair, analogy_task
 from resval_lens.tasks.bigrams import Bigrams
 from resval_lens.tasks.triggers import TriggerTask
 from resval_lens.training.memory import batch_logits
+from resval_lens.training.memory_run import MemoryRun
+from resval_lens.training.run_folder import read_metrics
 
 TIMES = tuple(range(7))
 """How often the context says something about the capital that is asked."""
@@ -144,7 +148,7 @@ def analogy_prompts(
 
 
 @torch.no_grad()
-def answers(model: MemoryTransformer, prompts: AnalogyPrompts) -> dict[str, float]:
+def answer_summary(model: MemoryTransformer, prompts: AnalogyPrompts) -> dict[str, float]:
     """What the model says after A, means over prompts.
 
     own, said                its country, the context's: share that have the largest logit
@@ -277,7 +281,7 @@ def model_answers(
         for fold in folds:
             prompts = analogy_prompts(task, times, generator, queries=fold)
             stranger = with_unknown(model, fold, strangers)
-            rows.append(answers(stranger, prompts))
+            rows.append(answer_summary(stranger, prompts))
             if times == 3:
                 looks["known"].append(attention_to_said(model, prompts))
                 looks["unknown"].append(attention_to_said(stranger, prompts))
@@ -298,8 +302,10 @@ def model_answers(
             for group, rows in groups.items()
             if rows
         },
-        "wrong": [answers(model, analogy_prompts(task, k, fresh(1))) for k in TIMES],
-        "right": [answers(model, analogy_prompts(task, k, fresh(2), right=True)) for k in TIMES],
+        "wrong": [answer_summary(model, analogy_prompts(task, k, fresh(1))) for k in TIMES],
+        "right": [
+            answer_summary(model, analogy_prompts(task, k, fresh(2), right=True)) for k in TIMES
+        ],
         "unknown": unknown,
         "attention": {name: _mean_of(rows) for name, rows in looks.items()},
         "longer": longer(model, task, sequences, fresh(5)),
@@ -315,10 +321,14 @@ def analogies_study(
     """Global recall, override by the context, unknown capitals and longer sequences of each run.
 
     Raises:
-        ValueError: no runs, another task than :func:`capitals_task`'s, a model that was not kept.
+        ValueError: no runs, runs that differ in more than variant and seed, no sequences, a seed
+            below 0 or too large, another task than :func:`capitals_task`'s, a model that was not
+            kept.
     """
+    check_seed(seed)
     if not runs:
         raise ValueError("runs must hold at least one run")
+    check_comparable(runs, task_may_differ=())
     if sequences < 1:
         raise ValueError(f"sequences must be 1 or more; got {sequences}")
     rows = []
@@ -341,7 +351,7 @@ def analogies_study(
 
 
 def analogies_over_seeds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and sd over the seeds of a name of what the table shows."""
+    """What tables show over the seeds of a name, each as ``over_seeds``."""
     found = []
     for name in dict.fromkeys(row["name"] for row in rows):
         own = [row for row in rows if row["name"] == name]
@@ -359,27 +369,46 @@ def analogies_over_seeds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
                 for quantity in ("own", "said", "p_own", "p_said", "context_wins", "margin"):
                     key = f"{kind}_{times}_{quantity}"
                     numbers[key] = [row[kind][times][quantity] for row in own]
-        means = {key: mean_sd(values) for key, values in numbers.items()}
-        found.append({"name": name, "seeds": [row["seed"] for row in own], **means})
+        seeds = [row["seed"] for row in own]
+        means = {
+            key: over_seeds(dict(zip(seeds, values, strict=True)))
+            for key, values in numbers.items()
+        }
+        found.append({"name": name, "seeds": seeds, **means})
     return found
 
 
-def finished_runs(
-    folder: Path, task: TriggerTask, names: Sequence[str], seeds: Sequence[int]
-) -> list[RecordedMemoryRun] | None:
-    """The runs of ``task`` in a folder if all of these names and seeds are there and done."""
-    if not any(folder.glob("*/run.json")):
+def check_variants(names: Sequence[str]) -> None:
+    """Checks that variants say nothing about the task: capitals have one of their own.
+
+    Raises:
+        ValueError: one does, or there is none of that name.
+    """
+    for name in names:
+        if "task" in memory_variant(name):
+            able = ", ".join(each for each, own in MEMORY_VARIANTS.items() if "task" not in own)
+            raise ValueError(f"variants: {name} has a task of its own; choose among {able}")
+
+
+def finished_run(folder: Path, planned: MemoryRun) -> RecordedMemoryRun | None:
+    """The run under ``folder`` that is just what is planned, if it is done and has its model.
+
+    Raises:
+        ValueError: its place holds a run on another task, or its files are damaged.
+    """
+    path = folder / planned.folder_name
+    if not (path / "run.json").exists() or not read_metrics(path):
         return None
-    wanted = {(name, seed) for name in names for seed in seeds}
-    found = [
-        recorded
-        for recorded in load_memory_runs(folder)
-        if (recorded.run.name, recorded.run.seed) in wanted
-        and recorded.done
-        and recorded.has_model
-        and recorded.run.task.to_dict() == task.to_dict()
-    ]
-    return found if len(found) == len(wanted) else None
+    recorded = RecordedMemoryRun.load(path)
+    task = recorded.run.task
+    other = [f.name for f in fields(task) if getattr(task, f.name) != getattr(planned.task, f.name)]
+    if other:
+        raise ValueError(
+            f"{path} holds a run on another task (other {', '.join(other)}); choose another folder "
+            "of runs"
+        )
+    same = recorded.run == planned and recorded.done and recorded.has_model
+    return recorded if same else None
 
 
 def _mean_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:

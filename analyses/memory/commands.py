@@ -13,7 +13,7 @@ from resval_lens.analyses.memory.knowledge_commands import (
     held_out_command,
     knowledge_command,
 )
-from resval_lens.analyses.memory.reporting import Out, check_seed, report
+from resval_lens.analyses.memory.reporting import Out, report
 from resval_lens.analyses.memory.run_commands import (
     curves_command,
     encodings_command,
@@ -49,6 +49,7 @@ def one_step_command(
     Example: `resval-lens memory one-step --d-vocab 12`
     """
     from resval_lens.analyses.figures import save
+    from resval_lens.analyses.memory.knowledge import check_seed
     from resval_lens.analyses.memory.one_step_study import draw, one_step_study, sentences, table
     from resval_lens.runtime import one_thread
 

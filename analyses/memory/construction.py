@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from math import isfinite
 from typing import Any
 
 import torch
@@ -16,11 +17,12 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from resval_lens.analyses.memory.knowledge import (
+    ANY_TOKEN,
     FLOOR,
     MOST,
     Subject,
+    check_seed,
     flip_point,
-    global_gaps,
     global_knowledge,
     margins,
 )
@@ -47,16 +49,31 @@ WIDTHS = (128, 256, 512, 1024, 2048)
 THRESHOLDS = ((2, 1), (3, 1), (3, 2))
 """Counts (n1, n2) at which the flip of the winner is measured."""
 
-_QUANTITIES = ("alpha", "beta", "logits")
+LARGEST = 500
+"""|τ| that a strength may have, in nats."""
 
 
 @dataclass(frozen=True)
 class Strengths:
-    """τ1, τ2, τ3 of previous-token head, induction head and its output, in nats."""
+    """τ1, τ2, τ3 of previous-token head, induction head and its output, in nats.
+
+    Raises:
+        ValueError: one that is not finite or beyond ±500 (e^τ must be a number), or a τ3 that is
+            not above 0: without what the context says, nothing competes.
+    """
 
     tau1: float = 10.0
     tau2: float = 10.0
     tau3: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name, strength in asdict(self).items():
+            if not isfinite(strength) or abs(strength) > LARGEST:
+                raise ValueError(
+                    f"{name} must be a finite number from −{LARGEST} to {LARGEST}; got {strength!r}"
+                )
+        if self.tau3 <= 0:
+            raise ValueError(f"tau3 must be above 0; got {self.tau3!r}")
 
 
 def exact_width(d_vocab: int, n_ctx: int, positions: Positions = "relative") -> int:
@@ -192,7 +209,7 @@ def thresholds(
     found = {}
     for n1, n2 in THRESHOLDS:
         prompts = knowledge_prompts(bigrams, n1, n2, n, generator)
-        against, margin = -global_gaps(bigrams, prompts), margins(model, prompts)
+        against, margin = -prompts.global_margin(bigrams, FLOOR), margins(model, prompts)
         edges = torch.arange(-4, 25, dtype=torch.float64) * tau3 / 20
         bins = torch.bucketize(against, edges)
         inside = [(bins == i).nonzero().flatten() for i in range(1, len(edges))]
@@ -225,13 +242,16 @@ def construction_study(
         sequences: of Tiny Shakespeare's bigrams with triggers (or of ``bigrams``).
 
     Raises:
-        ValueError: no widths or one below 1, fewer than 2 trained positions, no sequences, or
-            strengths that are not finite.
+        ValueError: no widths or one below 1, fewer than 2 trained positions, no sequences, or a
+            seed below 0 or too large.
     """
+    check_seed(seed)
     if not widths or min(widths) < 1:
         raise ValueError(f"widths must be numbers above 0; got {list(widths)}")
     if trained < 2:
         raise ValueError(f"trained must be 2 positions or more; got {trained}")
+    if sequences < 1:
+        raise ValueError(f"sequences must be 1 or more; got {sequences}")
     taus, bigrams = strengths or Strengths(), bigrams or tiny_shakespeare()
     generator = Generator().manual_seed(seed)
     task = TriggerTask(bigrams, length=trained)
@@ -330,7 +350,12 @@ def predictions(study: dict[str, Any]) -> list[dict[str, Any]]:
 def constructed_subjects(
     bigrams: Bigrams, tau3: float = 10.0, seed: int = 0, d_model: int = 1024
 ) -> list[Subject]:
-    """Constructed relative models to ask what they know: an exact one, one of random vectors."""
+    """Constructed relative models to ask what they know: an exact one, one of random vectors.
+
+    Raises:
+        ValueError: a τ3 that :class:`Strengths` refuses; a seed below 0 or too large.
+    """
+    check_seed(seed)
     length = 3 * 2 * MOST + 2
     subjects = []
     for name, width in {
@@ -341,5 +366,5 @@ def constructed_subjects(
             global_knowledge(bigrams), Generator().manual_seed(seed),
             n_ctx=length, d_model=width, strengths=Strengths(tau3=tau3),
         )  # fmt: skip
-        subjects.append(Subject(name, model, bigrams, {"all": None}, tau3=tau3))
+        subjects.append(Subject(name, model, bigrams, {ANY_TOKEN: None}, seed, tau3=tau3))
     return subjects

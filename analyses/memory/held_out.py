@@ -14,7 +14,8 @@ import torch
 from torch import Generator
 
 from resval_lens.analyses.memory.construction import Strengths, constructed_model
-from resval_lens.analyses.memory.knowledge import global_knowledge, mean_sd
+from resval_lens.analyses.memory.curves import over_seeds
+from resval_lens.analyses.memory.knowledge import check_comparable, check_seed, global_knowledge
 from resval_lens.memory.model import MemoryTransformer
 from resval_lens.memory.predictions import predict
 from resval_lens.memory.probes import attention_recall, own_and_carried_values, recall
@@ -105,8 +106,7 @@ def constructed_studies(
             hits = (logits.argmax(-1) == batch.targets)[batch.in_context]
             predicted[test] = float(hits.double().mean()) if len(hits) else None
         rows.append(
-            {"name": name, "seed": None, "output_range": None, "predicted": predicted}
-            | model_study(model, tests)
+            {"name": name, "output_range": None, "predicted": predicted} | model_study(model, tests)
         )
     return rows
 
@@ -120,22 +120,18 @@ def held_out_study(
     """Each run on outputs among the first 75% of the tokens and among the rest.
 
     Args:
-        runs: with their models, all of one vocabulary and length; both those that were trained on
-            the first outputs only and ordinary ones, the control.
+        runs: with their models, of one task but for its outputs: both those that were trained on
+            the first outputs only and ordinary ones, the control. All see the same sequences.
 
     Raises:
-        ValueError: no runs, runs on different bigrams or lengths, no sequences, or a model that
-            was not kept.
+        ValueError: no runs, runs that cannot be compared (as ``check_comparable``), no sequences,
+            a seed below 0 or too large, or a model that was not kept.
     """
+    check_seed(seed)
     if not runs:
         raise ValueError("runs must hold at least one run")
-    task = runs[0].run.task
-    for recorded in runs:
-        other = recorded.run.task
-        if (other.bigrams, other.length) != (task.bigrams, task.length):
-            raise ValueError(
-                f"runs: {recorded.folder} has other bigrams or another length than {runs[0].folder}"
-            )
+    check_comparable(runs, task_may_differ=("output_range",))
+    task = replace(runs[0].run.task, output_range=(0.0, 1.0))
     if sequences < 1:
         raise ValueError(f"sequences must be 1 or more; got {sequences}")
     generator = Generator().manual_seed(seed)
@@ -152,7 +148,7 @@ def held_out_study(
             }
         )
     note("constructed models")
-    rows += constructed_studies(task, sequences, generator)
+    rows += [{**row, "seed": seed} for row in constructed_studies(task, sequences, generator)]
     return {
         "seed": seed,
         "split": SPLIT,
@@ -163,16 +159,16 @@ def held_out_study(
 
 
 def held_out_over_seeds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and sd of every number over the seeds of a name."""
+    """Every number over the seeds of a name, as ``over_seeds``."""
     found = []
     for name in dict.fromkeys(row["name"] for row in rows):
         own = [row for row in rows if row["name"] == name]
         numbers = {
             test: {
-                quantity: mean_sd([row["tests"][test][quantity] for row in own])
+                quantity: over_seeds({row["seed"]: row["tests"][test][quantity] for row in own})
                 for quantity in own[0]["tests"][test]
             }
-            | {"recall": mean_sd([row["recall"][test] for row in own])}
+            | {"recall": over_seeds({row["seed"]: row["recall"][test] for row in own})}
             for test in TESTS
         }
         found.append({"name": name, "seeds": [row["seed"] for row in own], **numbers})

@@ -8,7 +8,7 @@ w = 1 and its own τ3; of a trained one both are fitted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
+from resval_lens.analyses.memory.curves import over_seeds
 from resval_lens.memory.model import MemoryTransformer
 from resval_lens.recorded_memory import RecordedMemoryRun
 from resval_lens.tasks.bigrams import Bigrams
@@ -28,7 +29,13 @@ FLOOR = 1e-3
 MOST = 5
 """Counts go from 1 to this."""
 
+ANY_TOKEN = "any token"
+"""The group of A's that leaves no token out."""
+
+LARGEST_SEED = 2**32 - 1
+
 _POINTS = 8  # of each cell, kept for the scatter
+_VARIED = ("name", "seed", "positions", "streams", "n_layers")  # what makes a variant or a seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +44,7 @@ class Subject:
 
     Attributes:
         name: "constructed" or a variant.
-        seed: of its training; None without one.
+        seed: of its training; of a constructed model the one that drew its vectors.
         groups: token ids that A is drawn from, by name; None is all.
         no_fillers: tokens that are never the filler: fixed triggers.
         tau3: where it is known.
@@ -47,7 +54,7 @@ class Subject:
     model: MemoryTransformer
     bigrams: Bigrams
     groups: dict[str, Sequence[int] | None]
-    seed: int | None = None
+    seed: int = 0
     no_fillers: Sequence[int] = ()
     tau3: float | None = None
 
@@ -55,21 +62,88 @@ class Subject:
 def trained_subject(recorded: RecordedMemoryRun) -> Subject:
     """A recorded run's model; its A's are triggers, and apart from them tokens that never were.
 
+    Where each sequence draws its triggers among all tokens, A is any token.
+
     Raises:
         ValueError: its model was not kept.
     """
     task = recorded.run.task
     triggers = task.trigger_tokens
     rest = [u for u in range(task.bigrams.d_vocab) if u not in set(triggers)]
-    groups = {"triggers": triggers, "others": rest}
+    groups: dict[str, Sequence[int] | None] = {"triggers": triggers, "others": rest}
+    groups = {name: ids for name, ids in groups.items() if ids}
+    if task.triggers == "drawn" and task.candidates is None:
+        groups = {ANY_TOKEN: None}
     return Subject(
         recorded.run.name,
         recorded.model(),
         task.bigrams,
-        {name: ids for name, ids in groups.items() if ids},
+        groups,
         recorded.run.seed,
         triggers if task.triggers == "fixed" else (),
     )
+
+
+def trained_subjects(runs: Sequence[RecordedMemoryRun]) -> list[Subject]:
+    """:func:`trained_subject` of each of runs that can be compared.
+
+    Raises:
+        ValueError: as :func:`check_comparable`; a model that was not kept.
+    """
+    check_comparable(runs)
+    return [trained_subject(recorded) for recorded in runs]
+
+
+def check_comparable(
+    runs: Sequence[RecordedMemoryRun],
+    task_may_differ: Collection[str] = ("triggers", "output_range"),
+) -> None:
+    """Checks that means over the seeds of a variant, set beside another's, say something.
+
+    Runs of one variant agree in all but the seed; of two variants in all but positions, streams,
+    layers and the fields of the task in ``task_may_differ``.
+
+    Raises:
+        ValueError: two runs of one variant and seed; runs that differ in more, named with the
+            setting.
+    """
+    twins: dict[tuple[str, int], RecordedMemoryRun] = {}
+    first: dict[str, RecordedMemoryRun] = {}
+    free = (*_VARIED, *(f"task.{name}" for name in task_may_differ))
+    for recorded in runs:
+        name, seed = recorded.run.name, recorded.run.seed
+        twin = twins.setdefault((name, seed), recorded)
+        if twin is not recorded:
+            raise ValueError(
+                f"{twin.folder} and {recorded.folder} are the same variant and seed; keep one"
+            )
+        other = first.setdefault(name, recorded)
+        for its, may_differ in ((other, ("seed",)), (runs[0], free)):
+            theirs = _settings(its)
+            for setting, value in _settings(recorded).items():
+                if setting not in may_differ and value != theirs[setting]:
+                    differs = f"{setting}={value!r}, {its.folder} {theirs[setting]!r}"
+                    if isinstance(value, dict | list):  # bigrams are long
+                        differs = f"other {setting} than {its.folder}"
+                    raise ValueError(
+                        f"{recorded.folder} has {differs}; runs that are compared must agree in it"
+                    )
+
+
+def _settings(recorded: RecordedMemoryRun) -> dict[str, Any]:
+    settings = recorded.run.to_dict()
+    task = settings.pop("task")
+    return settings | {f"task.{name}": value for name, value in task.items()}
+
+
+def check_seed(seed: int) -> None:
+    """Checks a seed that prompts, sequences or vectors are drawn from.
+
+    Raises:
+        ValueError: it is below 0 or above ``LARGEST_SEED``.
+    """
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f"seed must be a whole number from 0 to {LARGEST_SEED}; got {seed}")
 
 
 def global_knowledge(bigrams: Bigrams) -> Float[Tensor, "d_vocab d_vocab"]:
@@ -87,12 +161,6 @@ def margins(model: MemoryTransformer, prompts: KnowledgePrompts) -> Float[Tensor
     last = batch_logits(model, prompts.tokens)[:, -1].double()
     rows = torch.arange(len(last))
     return last[rows, prompts.first] - last[rows, prompts.second]
-
-
-def global_gaps(bigrams: Bigrams, prompts: KnowledgePrompts) -> Float[Tensor, " prompt"]:
-    """log π_b(B1|A) − log π_b(B2|A) of each prompt, in nats, with π_b of at least ``FLOOR``."""
-    logs = global_knowledge(bigrams)
-    return logs[prompts.query, prompts.first] - logs[prompts.query, prompts.second]
 
 
 def least_squares(
@@ -164,7 +232,8 @@ def group_study(
             subject.bigrams, n1, n2, prompts, generator,
             shuffled=True, queries=queries, triggers=subject.no_fillers,
         )  # fmt: skip
-        gap, margin = global_gaps(subject.bigrams, drawn), margins(subject.model, drawn)
+        gap = drawn.global_margin(subject.bigrams, FLOOR)
+        margin = margins(subject.model, drawn)
         if (n1, n2) == (2, 1):
             flip = flip_point(-gap, margin > 0)
         gaps.append(gap)
@@ -215,11 +284,18 @@ def knowledge_study(
     """:func:`group_study` of every subject and group, and means over seeds.
 
     Args:
-        prompts: for each (n1, n2); every subject of one vocabulary and group sees the same.
+        prompts: for each (n1, n2). Subjects of one vocabulary see the same in a group if A and
+            the fillers are drawn among the same tokens: runs with fixed triggers do, and so do
+            constructed models and runs with drawn triggers, in which A and fillers are any.
+
+    Returns:
+        ``subjects``: each one's groups; ``over_seeds``: :func:`knowledge_over_seeds`.
 
     Raises:
-        ValueError: fewer than 2 prompts, or prompts that a model is too short for.
+        ValueError: fewer than 2 prompts, a seed below 0 or above ``LARGEST_SEED``, or prompts that
+            a model is too short for.
     """
+    check_seed(seed)
     if prompts < 2:
         raise ValueError(f"prompts must be 2 or more; got {prompts}")
     studied = []
@@ -237,35 +313,38 @@ def knowledge_study(
         "prompts": prompts,
         "floor": FLOOR,
         "subjects": studied,
-        "over_seeds": over_seeds(studied),
+        "over_seeds": knowledge_over_seeds(studied),
     }
 
 
-def over_seeds(studied: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and sd (of the population) of each name's and group's numbers over its seeds."""
+def knowledge_over_seeds(studied: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each number of :func:`group_study` over the seeds of a name and group, as ``over_seeds``.
+
+    ``paired`` has ``flip`` and ``fitted_flip`` of the seeds that have both: only of those can one
+    be held against the other.
+    """
     rows = []
     for name in dict.fromkeys(each["name"] for each in studied):
         own = [each for each in studied if each["name"] == name]
         for group in own[0]["groups"]:
-            found = [each["groups"][group] for each in own if group in each["groups"]]
-            values: dict[str, list[float | None]] = {
-                "weight": [g["fit"]["weight"] for g in found],
-                "tau3": [g["fit"]["tau3"] for g in found],
-                "r2": [g["fit"]["r2"] for g in found],
-                "flip": [g["flip"]["at"] for g in found],
-                "fitted_flip": [g["flip"]["fitted"] for g in found],
-                "majority": [g["majority"] for g in found],
+            found = {each["seed"]: each["groups"][group] for each in own if group in each["groups"]}
+            flips: dict[int, dict[str, float | None]] = {
+                seed: {"flip": g["flip"]["at"], "fitted_flip": g["flip"]["fitted"]}
+                for seed, g in found.items()
             }
+            values: dict[str, dict[int, float | None]] = {
+                "weight": {seed: g["fit"]["weight"] for seed, g in found.items()},
+                "tau3": {seed: g["fit"]["tau3"] for seed, g in found.items()},
+                "r2": {seed: g["fit"]["r2"] for seed, g in found.items()},
+                "majority": {seed: g["majority"] for seed, g in found.items()},
+            }
+            paired = {}
+            for key in ("flip", "fitted_flip"):
+                values[key] = {seed: flip[key] for seed, flip in flips.items()}
+                both = {seed: None if None in f.values() else f[key] for seed, f in flips.items()}
+                paired[key] = over_seeds(both)
             rows.append(
-                {"name": name, "group": group, "seeds": [each["seed"] for each in own]}
-                | {key: mean_sd(numbers) for key, numbers in values.items()}
+                {"name": name, "group": group, "seeds": list(found), "paired": paired}
+                | {key: over_seeds(numbers) for key, numbers in values.items()}
             )
     return rows
-
-
-def mean_sd(numbers: Sequence[float | None]) -> dict[str, float | None]:
-    """Mean and standard deviation (of the population) of those that are there."""
-    there = torch.tensor([x for x in numbers if x is not None], dtype=torch.float64)
-    if not len(there):
-        return {"mean": None, "sd": None}
-    return {"mean": float(there.mean()), "sd": float(there.std(correction=0))}

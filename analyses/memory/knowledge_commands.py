@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resval_lens.analyses.memory.reporting import Jobs, Out, Seeds, Steps, report
+from resval_lens.analyses.memory.run_commands import found_runs
 from resval_lens.analyses.memory.training import Runs, Train
 from resval_lens.analyses.options import Quiet, notes, numbers, writable
 
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
 
     from resval_lens.recorded_memory import RecordedMemoryRun
 
-Seed = Annotated[int, typer.Option(help="Draws prompts and sequences.")]
+Seed = Annotated[int, typer.Option(help="Draws prompts, sequences and constructed models.")]
 
 KNOWLEDGE_VARIANTS = [
     "absolute",
     "relative",
+    "absolute-values",
     "relative-values",
     "absolute-drawn",
     "relative-drawn",
@@ -63,10 +65,11 @@ def construction_command(
     from resval_lens.analyses.memory.construction import Strengths, construction_study
     from resval_lens.runtime import one_thread
 
+    strengths = Strengths(tau1, tau2, tau3)
     writable(to)
     with notes(quiet) as note, one_thread():
         study = construction_study(
-            seed, numbers(widths, "widths"), Strengths(tau1, tau2, tau3),
+            seed, numbers(widths, "widths"), strengths,
             trained=length, sequences=sequences, note=note,
         )  # fmt: skip
     _report(
@@ -77,6 +80,13 @@ def construction_command(
 
 
 def knowledge_command(
+    variants: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated, as in train memory; absolute and relative, each without and "
+            "with values, and the three with -drawn, if not given."
+        ),
+    ] = None,
     runs: Runs = None,
     train: Train = False,
     seeds: Seeds = None,
@@ -88,35 +98,52 @@ def knowledge_command(
     to: Out = Path("out"),
     quiet: Quiet = False,
 ) -> None:
-    """Context against training: after "A B1, A B1, A B2, A", which of them? (arXiv 2412.11459)
+    """Context against training: after ", A B1, A B1, A B2, A", which of them? (arXiv 2412.11459)
 
     B1 and B2 follow A one to five times each. A constructed model's margin is the gap of global
-    knowledge plus τ3 (n1 − n2)/(n1 + n2); of trained ones (absolute and relative positions, without
-    and with values) both weights are fitted, with A among the triggers and among other tokens.
-    About a minute without training.
+    knowledge plus τ3 (n1 − n2)/(n1 + n2); of trained ones both weights are fitted: with A among the
+    triggers and among other tokens; and with any A where each sequence drew its triggers anew
+    (-drawn). About a minute; --train trains every variant first, two or three minutes each and
+    core.
 
     Example: `resval-lens memory knowledge --prompts 400`
     """
     from resval_lens.analyses.memory import knowledge_figures, knowledge_tables
-    from resval_lens.analyses.memory.construction import constructed_subjects
-    from resval_lens.analyses.memory.knowledge import knowledge_study, trained_subject
-    from resval_lens.analyses.memory.training import runs_for
+    from resval_lens.analyses.memory.construction import Strengths, constructed_subjects
+    from resval_lens.analyses.memory.knowledge import (
+        check_seed,
+        knowledge_study,
+        trained_subjects,
+    )
     from resval_lens.runtime import one_thread
 
+    check_seed(seed)
+    _check_size("prompts", prompts, 2)
+    strengths = Strengths(tau3=tau3)
     writable(to)
-    found = with_models(runs_for(KNOWLEDGE_VARIANTS, runs, train, seeds, steps, jobs, quiet))
+    found = with_models(
+        found_runs(variants, KNOWLEDGE_VARIANTS, runs, train, seeds, steps, jobs, quiet)
+    )
     with notes(quiet) as note, one_thread():
+        trained = trained_subjects(found)
         note("constructing")
-        subjects = constructed_subjects(found[0].run.task.bigrams, tau3, seed)
-        subjects += [trained_subject(recorded) for recorded in found]
+        constructed = constructed_subjects(found[0].run.task.bigrams, strengths.tau3, seed)
+        subjects = [*constructed, *trained]
         study = knowledge_study(subjects, prompts, seed, note)
     _report(
         study, "knowledge", to, knowledge_figures.knowledge(study),
-        [knowledge_tables.knowledge_table(study)], knowledge_tables.knowledge_sentences(study),
+        knowledge_tables.knowledge_tables(study), knowledge_tables.knowledge_sentences(study),
     )  # fmt: skip
 
 
 def held_out_command(
+    variants: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated, as in train memory; absolute, relative and relative-values, "
+            "each without and with -held-out, if not given."
+        ),
+    ] = None,
     runs: Runs = None,
     train: Train = False,
     seeds: Seeds = None,
@@ -130,18 +157,22 @@ def held_out_command(
     """Outputs that were none in training: does the head copy any token? (arXiv 2412.11459)
 
     Trained with outputs among the first 75% of the tokens, tested there and on the rest; beside
-    them ordinary runs, and constructed models that know all tokens or the first 75%. Half a minute
-    without training; six runs of about four minutes with --train.
+    them ordinary runs, and constructed models that know all tokens or the first 75%. Half a
+    minute; --train trains every variant first, two or three minutes each and core.
 
     Example: `resval-lens memory held-out --sequences 256`
     """
     from resval_lens.analyses.memory import knowledge_figures, knowledge_tables
     from resval_lens.analyses.memory.held_out import held_out_study
-    from resval_lens.analyses.memory.training import runs_for
+    from resval_lens.analyses.memory.knowledge import check_seed
     from resval_lens.runtime import one_thread
 
+    check_seed(seed)
+    _check_size("sequences", sequences, 1)
     writable(to)
-    found = with_models(runs_for(HELD_OUT_VARIANTS, runs, train, seeds, steps, jobs, quiet))
+    found = with_models(
+        found_runs(variants, HELD_OUT_VARIANTS, runs, train, seeds, steps, jobs, quiet)
+    )
     with notes(quiet) as note, one_thread():
         study = held_out_study(found, sequences, seed, note)
     _report(
@@ -155,10 +186,13 @@ def analogies_command(
         Path | None,
         typer.Option(help="questions-words.txt or a file like it; else pairs are made up."),
     ] = None,
-    section: Annotated[str, typer.Option(help="Of --analogies.")] = "capital-world",
-    pairs: Annotated[int, typer.Option(help="Made-up capitals.")] = 116,
+    section: Annotated[
+        str | None, typer.Option(help="Of --analogies; capital-world if not given.")
+    ] = None,
+    pairs: Annotated[int | None, typer.Option(help="Made-up capitals; 116 if not given.")] = None,
     variants: Annotated[
-        str, typer.Option(help="As of train memory, comma-separated.")
+        str,
+        typer.Option(help="Comma-separated, as in train memory; none with -drawn or -held-out."),
     ] = "absolute,relative,absolute-values,relative-values",
     seeds: Annotated[str, typer.Option(help="Like 0,1,2 or 0-3.")] = "0",
     steps: Annotated[int, typer.Option(help="Training steps.")] = 1_000,
@@ -174,7 +208,7 @@ def analogies_command(
     ] = 1.0,
     leak: Annotated[float, typer.Option(help="Probability of other countries in general.")] = 0.0,
     runs: Annotated[
-        Path, typer.Option(help="Folder of the training runs; finished ones are read.")
+        Path, typer.Option(help="Folder of the training runs; finished ones like these are read.")
     ] = Path("runs/analogies"),
     jobs: Annotated[int, typer.Option(help="Runs at a time, a core each; 0: all cores.")] = 0,
     sequences: Annotated[int, typer.Option(help="For accuracy on longer sequences.")] = 128,
@@ -185,9 +219,10 @@ def analogies_command(
     """Capitals and countries: what training taught against what the context says.
 
     Trains simplified transformers on "capital country" sequences in which other countries follow
-    some capitals (arXiv 2412.11459), about two minutes a run and core; finished runs in --runs are
-    read. Then: countries recalled without context; who wins as the context repeats another one;
-    capitals that training never had; sequences of twice the length.
+    some capitals (arXiv 2412.11459), two or three minutes a run and core; runs in --runs that are
+    finished and have all these settings are read. Then: countries recalled without context; who
+    wins as the context repeats another one; capitals that training never had; sequences of twice
+    the length.
 
     Example: `resval-lens memory analogies --analogies questions-words.txt`
     """
@@ -195,33 +230,44 @@ def analogies_command(
     from resval_lens.analyses.memory.analogies import (
         analogies_study,
         capitals_task,
-        finished_runs,
+        check_variants,
+        finished_run,
     )
+    from resval_lens.analyses.memory.knowledge import check_seed
     from resval_lens.analyses.memory.training import planned_runs
     from resval_lens.analyses.training_bars import train_with_bars
-    from resval_lens.recorded_memory import load_memory_runs
+    from resval_lens.recorded_memory import RecordedMemoryRun
     from resval_lens.runtime import one_thread
     from resval_lens.tasks.analogies import generated_pairs, read_pairs
 
-    words = generated_pairs(pairs, 0) if analogies is None else read_pairs(analogies, section)
+    if analogies is None:
+        if section is not None:
+            raise ValueError(f"--section {section} is for --analogies: add --analogies FILE")
+        words = generated_pairs(116 if pairs is None else pairs, 0)
+    else:
+        if pairs is not None:
+            raise ValueError(f"--pairs {pairs} is for made-up capitals: leave out --analogies")
+        words = read_pairs(analogies, section or "capital-world")
+    check_seed(seed)
+    _check_size("sequences", sequences, 1)
+    names = [name.strip() for name in variants.split(",")]
+    check_variants(names)
     task = capitals_task(words, n_triggers, length, leak, zipf)
     planned = planned_runs(
-        variants.split(","), numbers(seeds), task=task, steps=steps, batch=batch, lr=lr,
+        names, numbers(seeds), task=task, steps=steps, batch=batch, lr=lr,
         d_model=d_model, snapshot_every=100, n_ctx=max(512, 2 * length),
     )  # fmt: skip
     writable(to)
-    names = list(dict.fromkeys(run.name for run in planned))
-    found = finished_runs(runs, task, names, numbers(seeds))
-    if found is None:
-        train_with_bars(planned, runs, jobs, False, quiet)
-        folders = {run.folder_name for run in planned}
-        found = [each for each in load_memory_runs(runs) if each.folder.name in folders]
+    missing = [run for run in planned if finished_run(runs, run) is None]
+    if missing:
+        train_with_bars(missing, runs, jobs, False, quiet)
+    found = [RecordedMemoryRun.load(runs / run.folder_name) for run in planned]
     with notes(quiet) as note, one_thread():
         study = analogies_study(found, sequences, seed, note)
     facts = {"source": "generated" if analogies is None else analogies.name, "zipf": zipf}
     _report(
         {**facts, **study}, "analogies", to, knowledge_figures.analogies(study),
-        [knowledge_tables.analogies_table(study)], knowledge_tables.analogies_sentences(study),
+        knowledge_tables.analogies_tables(study), knowledge_tables.analogies_sentences(study),
     )  # fmt: skip
 
 
@@ -236,6 +282,11 @@ def with_models(runs: Sequence[RecordedMemoryRun]) -> list[RecordedMemoryRun]:
         names = ", ".join(recorded.run.folder_name for recorded in runs)
         raise ValueError(f"none of {names} holds a trained model; add --train, or finish a run")
     return kept
+
+
+def _check_size(name: str, value: int, least: int) -> None:
+    if value < least:  # before minutes of training
+        raise ValueError(f"{name} must be {least} or more; got {value}")
 
 
 def _report(

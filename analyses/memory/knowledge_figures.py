@@ -10,22 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from resval_lens.analyses.figures import STYLE, plt
+from resval_lens.analyses.memory.knowledge import ANY_TOKEN
+from resval_lens.analyses.memory.run_figures import POSITIONS
 
-COLOURS = {
-    "absolute": "#D55E00",
-    "relative": "#0072B2",
-    "sinusoidal": "#E69F00",
-    "rotary": "#009E73",
-    "alibi": "#CC79A7",
-    "constructed": "#555555",
-}
-GROUPS = {"triggers": "#0072B2", "others": "#D55E00", "all": "#555555"}
-_SHADES = ("#9ECAE1", "#6BAED6", "#4292C6", "#2171B5", "#08519C", "#08306B")
+GROUPS = {"triggers": "#0072B2", "others": "#D55E00", ANY_TOKEN: "#555555"}
 
 
 def shade(name: str) -> str:
-    """The colour of a variant's positions, or of a constructed model; black for another name."""
-    return next((c for start, c in COLOURS.items() if name.startswith(start)), "#000000")
+    """The colour of a variant's positions; black for another name."""
+    return next((c for start, c in POSITIONS.items() if name.startswith(start)), "#000000")
 
 
 def dashes(name: str) -> str:
@@ -49,7 +42,7 @@ def _attention(axes: Axes, study: dict[str, Any]) -> None:
     for kind in study["kinds"]:
         if kind["streams"]:
             continue
-        colour = COLOURS[kind["positions"]]
+        colour = POSITIONS[kind["positions"]]
         exact = next(run for run in kind["constructed"] if run["exact"])
         widest = max(kind["constructed"], key=lambda run: (not run["exact"], run["d_model"]))
         short = {"absolute": "APE", "relative": "RPE"}[kind["positions"]]
@@ -78,7 +71,8 @@ def _deviations(axes: Axes, study: dict[str, Any]) -> None:
         widths = [run["d_model"] for run in runs]
         for name, (label, marker) in names.items():
             means = [run["deviation"][name]["mean"] for run in runs]
-            axes.plot(widths, means, color=COLOURS[kind["positions"]], marker=marker, ms=4, lw=1.2,
+            colour = POSITIONS[kind["positions"]]
+            axes.plot(widths, means, color=colour, marker=marker, ms=4, lw=1.2,
                       label=f"{label}, {kind['positions']}")  # fmt: skip
     guide = np.array([min(study["widths"]), max(study["widths"])], dtype=float)
     axes.plot(guide, 0.2 * guide**-0.5, color="black", lw=1, ls=":", label="∝ 1/√d")
@@ -148,7 +142,7 @@ def _scatter(axes: Axes, subject: dict[str, Any]) -> None:
         notes.append(f"{name}: w = {fit['weight']:.2f}, τ3 = {fit['tau3']:.1f}")
     low, high = axes.get_xlim()
     axes.plot([low, high], [low, high], color="black", lw=0.8, ls=":")
-    seed = "" if subject["seed"] is None else f", seed {subject['seed']}"
+    seed = f", seed {subject['seed']}"
     axes.set(xlabel="expected (nats)")
     axes.set_title(f"{subject['name']}{seed}\n" + "\n".join(notes), fontsize=9)
     axes.legend(fontsize=8, markerscale=2.5, loc="upper left", handletextpad=0.1)
@@ -166,7 +160,7 @@ def _winners(axes: Axes, group: dict[str, Any], name: str) -> Any:
                   color="white" if dark else "black")  # fmt: skip
     axes.set_xticks(range(most), [str(n + 1) for n in range(most)])
     axes.set_yticks(range(most), [str(n + 1) for n in range(most)])
-    axes.set_title(f"A: {'any token' if name == 'all' else name}", fontsize=9)
+    axes.set_title(f"A: {name}", fontsize=9)
     axes.set_xlabel("n2, times B2")
     return image
 

@@ -37,9 +37,3 @@ def report(
     for sentence in data["found"]:
         out.print(f"• {sentence}", highlight=False)
     out.print("\n" + "\n".join(str(each) for each in (*drawn, path)), highlight=False)
-
-
-def check_seed(seed: int) -> None:
-    """Raises ValueError unless a generator can be seeded with ``seed``."""
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be a whole number from 0 to 2^63 − 1; got {seed}")

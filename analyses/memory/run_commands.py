@@ -54,7 +54,7 @@ def curves_command(
     from resval_lens.analyses.memory.curves import curve_study
 
     writable(to)
-    found = _found(variants, ALL, runs, train, seeds, steps, jobs, quiet)
+    found = found_runs(variants, ALL, runs, train, seeds, steps, jobs, quiet)
     data = curve_study(found, threshold, known)
     drawn = figures.save(run_figures.curves(data), to / "memory-curves.png")
     report(data, to / "memory-curves.json", run_tables.curve_tables(data), [drawn])
@@ -88,22 +88,22 @@ def lengths_command(
 
     In-context accuracy, loss and attention at every length and by position, layer 0's attention
     to t − 1 beside the constructed head's; and both layers' attention on one sequence twice as
-    long as those of training. About two minutes on two cores, with --train four more a model.
+    long as those of training. About two minutes on two cores, with --train two or three more a model.
 
     Example: `resval-lens memory lengths --lengths 128,256,512`
     """
     from resval_lens.analyses import figures
     from resval_lens.analyses.memory import run_figures, run_tables
+    from resval_lens.analyses.memory.knowledge import check_seed
     from resval_lens.analyses.memory.lengths import attention_map, length_study
     from resval_lens.files import write_json
     from resval_lens.provenance import provenance
     from resval_lens.runtime import one_thread
 
     wanted = numbers(lengths, "lengths")
-    if seed < 0:
-        raise ValueError(f"seed must be a whole number from 0 up; got {seed}")
+    check_seed(seed)
     writable(to)
-    found = _found(variants, FOUR, runs, train, seeds, steps, jobs, quiet)
+    found = found_runs(variants, FOUR, runs, train, seeds, steps, jobs, quiet)
     with notes(quiet) as note, one_thread():
         data = length_study(found, wanted, tokens, attention, seed, note)
         note("attention on one sequence")
@@ -148,14 +148,14 @@ def encodings_command(
     from resval_lens.runtime import one_thread
 
     writable(to)
-    found = _found(variants, ALL, runs, train, seeds, steps, jobs, quiet)
+    found = found_runs(variants, ALL, runs, train, seeds, steps, jobs, quiet)
     with notes(quiet) as note, one_thread():
         data = encoding_study(found, note)
     drawn = figures.save(run_figures.encodings(data), to / "memory-encodings.png")
     report(data, to / "memory-encodings.json", run_tables.encoding_tables(data), [drawn])
 
 
-def _found(
+def found_runs(
     variants: str | None,
     default: Sequence[str],
     runs: Path | None,

@@ -32,15 +32,17 @@ def curve_tables(data: Mapping[str, Any]) -> list[Table]:
     for key, title, form in (("first", first_title, ".0f"), ("final", "At the last step", ".2f")):
         table = _table(title, ["variant", *HEADS.values()])
         for name, study in data["variants"].items():
-            cells = [
-                shown(study[key][measure], form, tight=True) if measure in study[key] else ""
-                for measure in HEADS
-            ]
+            there = [study[key].get(measure) for measure in HEADS]
+            if key == "first":
+                cells = ["" if x is None else shown(x, form, tight=True) for x in there]
+            else:  # eight columns have no room for deviations
+                cells = ["" if x is None else _number(x["mean"], form) for x in there]
             table.add_row(_named(name, len(study["steps"])), *cells)
         tables.append(table)
     tables[-1].caption = (
-        "(variant (seeds); recall of the memories; what W_F tells of the bigrams; share of\n"
-        "positions that look at t − 1, at the target; in-context accuracy)"
+        "(variant (seeds), means; recall of the memories; what W_F tells\n"
+        "of the bigrams; share of positions that look at t − 1, at the\n"
+        "target; in-context accuracy)"
     )
     return tables
 
@@ -60,7 +62,9 @@ def length_tables(data: Mapping[str, Any]) -> list[Table]:
                        ["variant", *lengths])  # fmt: skip
         for name, study in data["over_seeds"].items():
             seeds = len(study["lengths"][0][measure]["by_seed"])
-            table.add_row(_named(name, seeds), *(shown(row[measure]) for row in study["lengths"]))
+            table.add_row(
+                _named(name, seeds), *(shown(row[measure], tight=True) for row in study["lengths"])
+            )
         tables.append(table)
     return tables
 

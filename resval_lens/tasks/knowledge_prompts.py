@@ -52,10 +52,16 @@ class KnowledgePrompts:
         """(n1 − n2)/(n1 + n2), the share of B1 after A minus that of B2."""
         return (self.n_first - self.n_second) / (self.n_first + self.n_second)
 
-    def global_margin(self, bigrams: Bigrams) -> Float[Tensor, " prompt"]:
-        """log π_b(B1 | A) − log π_b(B2 | A), in nats, float64; ±∞ or NaN where one of them or both
-        are 0."""
-        logs = bigrams.log_conditional(0.0)
+    def global_margin(self, bigrams: Bigrams, floor: float = 0.0) -> Float[Tensor, " prompt"]:
+        """log π_b(B1 | A) − log π_b(B2 | A), in nats, float64; ±∞ or NaN where one or both are 0.
+
+        Args:
+            floor: what counts as the probability of a bigram that is rarer.
+
+        Raises:
+            ValueError: a floor outside 0 to 1.
+        """
+        logs = bigrams.log_conditional(floor)
         return logs[self.query, self.first] - logs[self.query, self.second]
 
 
