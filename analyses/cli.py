@@ -124,7 +124,8 @@ def reproduce(
     From the recorded runs that ship with the package, from --runs, or trained now (--train; the
     16 runs take about 75 minutes on 2 cores). further-variants: gradient blocked through the
     link, several streams at once, an even mix. Figures 6 to 8 are of AMICL, which is not trained:
-    they are measured now, in two readings, the paper's text and the authors' notebook.
+    they are measured now, in two readings, the paper's text and the authors' notebook; Figure 7
+    at 104 values of a, each with trials of its own.
 
     Example: `resval-lens reproduce table-1`
     """
@@ -139,7 +140,9 @@ def reproduce(
         raise ValueError(f"{what!r} is not among {', '.join(known)}")
     if what in FIGURES:
         _only_for("what is trained", runs=runs, train=train, seeds=seeds, steps=steps, jobs=jobs)
-        reproduce_figure(what, seed or 0, 1_000 if trials is None else trials, to, quiet)
+        reproduce_figure(
+            what, 0 if seed is None else seed, 1_000 if trials is None else trials, to, quiet
+        )
         return
     _only_for(", ".join(FIGURES), trials=trials, seed=seed)
     further = what == "further-variants"
@@ -147,10 +150,11 @@ def reproduce(
     if train:
         names = ["classic", "values", *FURTHER_VARIANTS] if further else list(PAPER_VARIANTS)
         runs, wanted = runs or Path("runs/icl"), wanted or [0, 1, 2, 3]
-        _train_icl(names, wanted, steps or 45_000, "reference", jobs or 0, runs, False, quiet)
+        length = 45_000 if steps is None else steps
+        _train_icl(names, wanted, length, "reference", jobs or 0, runs, False, quiet)
     else:
         _only_with_train(steps=steps, jobs=jobs)
-    found = _load(runs, wanted, (steps or 45_000) if train else None)
+    found = _load(runs, wanted, length if train else None)
     writable(to)
     if what == "figure-3":
         path = figures.save(figures.emergence(paper_runs(found)), to / "figure-3.png")
@@ -208,11 +212,12 @@ def compare(
     if train:
         runs, seed = runs or Path("runs/icl"), seed or 0
         names = ["classic", "queries", "keys", "values"]
-        _train_icl(names, [seed], steps or 45_000, "reference", 0, runs, False, quiet)
+        length = 45_000 if steps is None else steps
+        _train_icl(names, [seed], length, "reference", 0, runs, False, quiet)
     else:
         _only_with_train(steps=steps)
     wanted = None if seed is None else [seed]
-    found = paper_runs(_load(runs, wanted, (steps or 45_000) if train else None))
+    found = paper_runs(_load(runs, wanted, length if train else None))
     check_sizes(found, circuit_sequences, prompts)
     models = studied_models(lm_runs)
     writable(to)
@@ -321,7 +326,7 @@ def _load(runs: Path | None, seeds: list[int] | None, steps: int | None) -> list
 
 def _only_for(what: str, **given: object) -> None:
     for name, value in given.items():
-        if value not in (None, False):
+        if value is not None and value is not False:
             shown = f"--{name}" if value is True else f"--{name} {value}"
             raise ValueError(f"{shown} is for {what}")
 

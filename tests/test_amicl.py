@@ -316,6 +316,16 @@ def test_nearest_is_the_nearest_label_of_the_context():
     assert nearest(trials.targets, trials).all()
 
 
+def test_nothing_recalled_is_right_by_no_angle():
+    trials = PairTask(d=7, classes=2, length=8).draw(60, seeded(0), torch.float64)
+    nothing = torch.zeros(60, 7, dtype=torch.float64)
+    assert not nearest(nothing, trials, "cosine").any()
+    shortest = trials.labels.norm(dim=-1).argmin(1)
+    assert nearest(nothing, trials).equal(trials.right[torch.arange(60), shortest])
+    some = trials.targets * (torch.arange(60) % 2)[:, None]
+    assert nearest(some, trials, "cosine").equal(torch.arange(60) % 2 == 1)
+
+
 def test_exact_means_to_the_last_bit():
     trials = PairTask(d=7).draw(20, seeded(0))
     assert exact(trials.targets, trials).all()
@@ -347,10 +357,18 @@ def test_a_seed_gives_the_same_trials_and_global_state_stays_alone():
         ({"separation": "max"}, "separation must be one of identity, softmax, argmax; got 'max'"),
         ({"reading": "code"}, "reading must be one of paper, notebook; got 'code'"),
         ({"distances": "both"}, "distances must be one of None, negated, raw; got 'both'"),
-        ({"reach": 0}, "reach must be a whole number above 0; got 0"),
+        ({"reach": 0}, "reach must be a whole number from 1 up; got 0"),
+        ({"reach": True}, "reach must be a whole number from 1 up; got True"),
+        ({"reach": 1.5}, "reach must be a whole number from 1 up; got 1.5"),
+        ({"a": "2"}, "a must be a finite number other than -1; got '2'"),
+        ({"a": None}, "a must be a finite number other than -1; got None"),
+        ({"a": True}, "a must be a finite number other than -1; got True"),
+        ({"temperature": "1"}, "temperature must be a finite number above 0; got '1'"),
     ],
 )
-def test_a_wrong_setting_of_the_memory_is_named(given: dict[str, Any], message: str):
+def test_a_wrong_setting_of_the_memory_is_named(
+    given: dict[str, Any], message: str, unchecked_annotations
+):
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         AMICLConfig(**given)
     assert "\n" not in str(caught.value)
@@ -374,9 +392,17 @@ def test_a_wrong_setting_of_the_memory_is_named(given: dict[str, Any], message: 
         ),
         ({"distractors": 2}, "classes=512 must be a multiple of 3, a class and its 2 distractors"),
         ({"classes": 1, "reading": "notebook"}, "classes=1 leaves none to draw"),
+        ({"d": True}, "d must be a whole number from 1 up; got True"),
+        ({"classes": 2.0}, "classes must be a whole number from 1 up; got 2.0"),
+        ({"noise": "0.1"}, "noise must be a finite number from 0 up; got '0.1'"),
+        ({"cue": None}, "cue must lie between 0 and 1; got None"),
+        ({"cue": True}, "cue must lie between 0 and 1; got True"),
+        ({"likeness": 0.9}, "likeness=0.9 is of distractors; expected distractors from 1 up"),
     ],
 )
-def test_a_wrong_setting_of_the_task_is_named(given: dict[str, Any], message: str):
+def test_a_wrong_setting_of_the_task_is_named(
+    given: dict[str, Any], message: str, unchecked_annotations
+):
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         PairTask(**given)
     assert "\n" not in str(caught.value)
@@ -384,14 +410,38 @@ def test_a_wrong_setting_of_the_task_is_named(given: dict[str, Any], message: st
 
 def test_wrong_calls_are_named(unchecked_annotations):
     trials = PairTask(d=4, length=4).draw(2, seeded(0))
+    x, W = trials.inputs, torch.ones(4, 3)
     for call, message in [
         (lambda: AMICL(AMICLConfig(reach=4))(trials.inputs), "x has 4 tokens; reach=4 needs at le"),
         (lambda: AMICL()(trials.inputs, queries="first"), "queries must be 'last' or 'all'; got"),
         (lambda: AMICL(AMICLConfig(reading="notebook"))(trials.inputs), "expected a generator or"),
-        (lambda: PairTask().draw(0, seeded(0)), "size must be 1 or more; got 0"),
+        (lambda: PairTask().draw(0, seeded(0)), "size must be a whole number from 1 up; got 0"),
+        (lambda: PairTask().draw(2.5, seeded(0)), "size must be a whole number from 1 up; got 2.5"),
         (lambda: nearest(trials.targets, trials, "angle"), "by must be 'euclidean' or 'cosine'"),
         (lambda: fit_value_map(torch.ones(3, 2), torch.ones(2, 2)), "recalled holds 3 examples"),
         (lambda: fit_value_map(torch.ones(3, 2), torch.ones(3, 2), -1), "ridge must be a finite"),
+        (lambda: fit_value_map(W, W, "1"), "ridge must be a finite number from 0 up; got '1'"),
+        (lambda: fit_value_map(W[:0], W[:0]), "recalled holds 0 examples; expected at least 1"),
+        (lambda: fit_value_map(W, W, 0.0), "recalled has rank 1, below d=3: ridge must be above"),
+        (lambda: fit_value_map(W[:2], W[:2], 0.0), "recalled has rank 1, below d=3"),
+        (lambda: fit_value_map(W, W.double()), "targets must be torch.float32 [example, d_out]"),
+        (lambda: fit_value_map(W[0], W), "recalled must be floating-point numbers [example, d]; g"),
+        (lambda: AMICL()(x[0]), "x must be floating-point numbers [batch, pos, d]; got torch.floa"),
+        (
+            lambda: AMICL()(x.long()),
+            "x must be floating-point numbers [batch, pos, d]; got torch.i",
+        ),
+        (lambda: AMICL()([[1.0]]), "x must be floating-point numbers [batch, pos, d]; got list"),
+        (lambda: AMICL(value_map=W[0]), "value_map must be floating-point numbers [d, d_out]; got"),
+        (lambda: AMICL(value_map=W.long()), "value_map must be floating-point numbers [d, d_out]"),
+        (lambda: AMICL(value_map=W[:3])(x), "value_map is torch.float32 [3, 3]; x, torch.float32"),
+        (lambda: AMICL(value_map=W.double())(x), "value_map is torch.float64 [4, 3]; x, torch.fl"),
+        (lambda: AMICL()(x, last_key=x[0]), "last_key must be [4] or [2, 4]; got [4, 4]"),
+        (lambda: AMICL()(x, last_key=x[0, 0, :3]), "last_key must be [4] or [2, 4]; got [3]"),
+        (lambda: AMICL()(x, last_key=x[0, 0].double()), "last_key must be torch.float32 [d]; got"),
+        (lambda: AMICL()(x, last_key=0.0), "last_key must be torch.float32 [d]; got float"),
+        (lambda: nearest(x[:, 0, :3], trials), "output must be [2, 4], as the candidates are; got"),
     ]:
-        with pytest.raises(ValueError, match=re.escape(message)):
+        with pytest.raises(ValueError, match=re.escape(message)) as caught:
             call()
+        assert "\n" not in str(caught.value)

@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import weakref
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,10 +13,11 @@ import torch
 from scipy import stats
 from typer.testing import CliRunner
 
-from resval_lens.amicl import AMICL, AMICLConfig, PairTask, exact
+from resval_lens.amicl import AMICL, AMICLConfig, PairTask, Trials, exact
 from resval_lens.analyses.amicl.recall import (
     PUBLISHED_COUNTS,
     SWEEP,
+    batches,
     combinations,
     count,
     figure_6,
@@ -24,9 +27,16 @@ from resval_lens.analyses.amicl.recall import (
     share,
 )
 from resval_lens.analyses.amicl.sweep import SweepTask, sentences, sweep, tasks
-from resval_lens.analyses.amicl.theory import margin, predicted, share_of_first, threshold
+from resval_lens.analyses.amicl.theory import (
+    _largest,
+    margin,
+    predicted,
+    share_of_first,
+    threshold,
+)
 from resval_lens.analyses.amicl.transformer_figure import transformer_study
 from resval_lens.analyses.cli import app
+from tests.reference import amicl as reference
 
 PAPER, NOTEBOOK = SWEEP, PairTask(classes=50, reading="notebook")
 
@@ -50,7 +60,7 @@ def right_of(task: PairTask, a: float, n: int, similarity: str = "dot", seed: in
 @pytest.mark.parametrize("a", PUBLISHED_COUNTS)
 def test_the_notebooks_counts_come_out(a):
     """Ours of 4,000, theirs of 1,000 in each run: no more apart than chance would have them."""
-    n, theirs = 4_000, PUBLISHED_COUNTS[a]
+    n, theirs = 4_000, set(PUBLISHED_COUNTS[a])
     ours, runs = right_of(NOTEBOOK, a, n), len(theirs)
     p = (ours + sum(theirs)) / (n + 1_000 * runs)
     sd = math.sqrt(p * (1 - p) * (1 / n + 1 / (1_000 * runs)))
@@ -72,6 +82,25 @@ def test_figure_7_says_what_the_paper_says():
         last, first = entry["pearson"][8], entry["pearson_to_first"]
         assert within(first["right"], 200, 1 - entry["pearson_limit"])
         assert last["trials"] == first["trials"] == 200
+        assert last["right"] + first["right"] <= 200
+
+
+@pytest.mark.parametrize("i", [0, 1], ids=["paper", "notebook"])
+def test_what_pearson_gets_right_and_what_goes_to_the_first_token_are_of_the_same_trials(i):
+    reading = ("paper", "notebook")[i]
+    entry = figure_7(seed=1, trials=300, points=3)["readings"][reading]
+    generator = generators(2 + i, 6)[-1]  # of the last of 0, 1, 1.25, 1.5, 1.75 and 2
+    trials = replace(PAPER, reading=reading).draw(300, generator)
+    outputs = [
+        AMICL(AMICLConfig(similarity=similarity, reading=reading))(
+            trials.inputs, generator=generator
+        )
+        for similarity in ("dot", "pearson")
+    ]
+    assert entry["dot"][-1]["right"] == int(exact(outputs[0], trials).sum())
+    assert entry["pearson"][-1]["right"] == int(exact(outputs[1], trials).sum())
+    to_first = (outputs[1] == trials.inputs[:, 0]).all(1)
+    assert entry["pearson_to_first"]["right"] == int(to_first.sum()) > 10
 
 
 def test_pearson_fails_where_the_first_pair_is_of_the_class_and_nowhere_else():
@@ -110,13 +139,16 @@ def test_figure_6_shows_every_combination_and_argmax_on_the_label():
                 np.testing.assert_allclose(pattern.sum(1), 1, atol=1e-3)
 
 
-def test_the_weight_on_the_label_is_its_share_of_the_pattern():
-    """One trial a time, label by label."""
+@pytest.mark.parametrize("held", [1, 2, 1_000])
+def test_the_weight_on_the_label_is_its_share_of_the_pattern(held, monkeypatch):
+    """One trial a time, label by label; however many are held at a time."""
+    monkeypatch.setattr("resval_lens.analyses.amicl.recall.FLOATS", held * 100 * 20)
     (entry,) = (figure_6(seed=4, trials=3)["readings"]["paper"],)
     generator = seeded(4)
     PairTask().draw(1, generator)
     torch.randn(100, generator=generator)
-    trials = PairTask().draw(3, generator)
+    parts = batches(PairTask(), 3, generator)
+    trials = Trials(*(torch.cat(x) for x in zip(*parts, strict=True)))
     model = AMICL(AMICLConfig(separation="identity"))
     pattern = model.run_with_cache(trials.inputs)[1]["hook_pattern"][:, 0]
     shares = []
@@ -124,6 +156,59 @@ def test_the_weight_on_the_label_is_its_share_of_the_pattern():
         on = sum(abs(float(p[2 * i + 1])) for i, c in enumerate(classes) if c == classes[query])
         shares.append(on / sum(abs(float(x)) for x in p))
     assert entry["combinations"][0]["weight"] == pytest.approx(np.mean(shares), rel=1e-5)
+
+
+def test_figure_6_holds_few_trials_at_a_time(monkeypatch):
+    monkeypatch.setattr("resval_lens.analyses.amicl.recall.FLOATS", 2 * 100 * 20)
+    draw, alive, most = PairTask.draw, [], [0]
+
+    def drawn(*given):
+        alive[:] = [each for each in alive if each() is not None]
+        trials = draw(*given)
+        alive.append(weakref.ref(trials.inputs))
+        most[0] = max(most[0], len(alive))
+        return trials
+
+    monkeypatch.setattr(PairTask, "draw", drawn)
+    figure_6(trials=12)
+    assert most[0] <= 4  # of both readings the one that is shown, a part and the next
+
+
+def test_softmax_recalls_as_the_loop_does_at_any_temperature():
+    task, found = PairTask(d=20, length=10, classes=9), {}
+    for temperature in (1.0, 0.05):
+        result = combinations(seed=3, trials=60, task=task, temperature=temperature)
+        assert result["temperature"] == temperature
+        trials = task.draw(60, generators(3, 2)[0])
+        right = {"euclidean": 0, "cosine": 0}
+        for x, labels, hit in zip(trials.inputs, trials.labels, trials.right, strict=True):
+            output = reference.recall(
+                x.double().numpy(),
+                a=2.0,
+                similarity="dot",
+                separation="softmax",
+                last_key=np.zeros(20),
+                temperature=temperature,
+            )["output"]
+            vectors = labels.double().numpy()
+            by = {
+                "euclidean": np.linalg.norm(vectors - output, axis=1),
+                "cosine": -vectors @ output / np.linalg.norm(vectors, axis=1),
+            }
+            for name, far in by.items():
+                right[name] += bool(hit[far.argmin()])
+        row = next(r for r in result["rows"] if r["separation"] == "softmax")
+        assert (row["reading"], row["similarity"]) == ("paper", "dot")
+        assert {name: row[name]["right"] for name in right} == right
+        found[temperature] = right
+    assert found[1.0] != found[0.05]
+
+
+def test_a_task_that_one_reading_cannot_draw_is_refused_before_any_trial(monkeypatch):
+    monkeypatch.setattr(PairTask, "draw", lambda *given: pytest.fail("drawn"))
+    for study in (combinations, figure_6, figure_7, figure_8):
+        with pytest.raises(ValueError, match="classes=1 leaves none to draw"):
+            study(task=PairTask(classes=1))
 
 
 def test_all_combinations_in_both_readings():
@@ -153,14 +238,58 @@ def test_all_combinations_in_both_readings():
         PairTask(noise=1.0, classes=8),
         PairTask(gap=2, length=40),
         PairTask(d=20, length=60),
+        PairTask(d=30, length=200, classes=50),
+        PairTask(length=4),
     ],
     ids=str,
 )
 def test_accuracy_is_what_theory_predicts(task):
-    for a in (1.0, 1.3, 2.5):
-        model = AMICL(AMICLConfig(a=a, reading=task.reading, reach=task.gap + 1))
-        ours = count([model], task, 2_000, seeded(0))[0] / 2_000
-        assert ours == pytest.approx(predicted(a, task), abs=0.045)
+    values, n = (1.0, 1.3, 2.0, 2.5), 5_000
+    models = [AMICL(AMICLConfig(a=a, reading=task.reading, reach=task.gap + 1)) for a in values]
+    for a, right in zip(values, count(models, task, n, seeded(0)), strict=True):
+        assert right / n == pytest.approx(predicted(a, task), abs=0.02)
+
+
+def test_theory_is_too_low_where_competitors_repeat():
+    """The limit that its docstring gives."""
+    task = PairTask(classes=3)
+    assert predicted(1.3, task) == pytest.approx(0.898, abs=0.001)
+    assert right_of(task, 1.3, 5_000) / 5_000 == pytest.approx(0.948, abs=0.01)
+
+
+def test_the_largest_of_normals_has_the_moments_of_its_closed_form():
+    mean, variance = _largest(np.array([1, 2, 3]))
+    pi = math.pi
+    assert mean == pytest.approx([0, pi**-0.5, 1.5 * pi**-0.5], abs=1e-9)
+    third = 1 + (math.sqrt(3) - 4.5) / (2 * pi)
+    assert variance == pytest.approx([1, 1 - 1 / pi, third], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (PairTask(distractors=2, classes=9), "distractors=2, cue=0: expected a task without"),
+        (PairTask(cue=0.5), "distractors=0, cue=0.5: expected a task without"),
+    ],
+    ids=["distractors", "cue"],
+)
+def test_tasks_that_theory_does_not_cover_are_refused(task, message):
+    for call in (share_of_first, lambda given: predicted(1.0, given)):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            call(task)
+
+
+def test_a_gap_takes_a_reach_with_which_the_first_key_wraps_to_a_filler():
+    with pytest.raises(ValueError, match="gap=3: expected a task without, for a reach of 1"):
+        share_of_first(PairTask(gap=3))
+
+
+def test_a_large_a_and_noise_bring_pearson_above_the_share_of_first():
+    limit = 1 - share_of_first(PAPER)
+    assert within(right_of(PAPER, 8.0, 2_000, "pearson"), 2_000, limit)
+    assert right_of(PAPER, 32.0, 4_000, "pearson") / 4_000 > limit + 0.01
+    noisy = replace(PAPER, noise=1.0)
+    assert right_of(noisy, 8.0, 2_000, "pearson") / 2_000 > limit + 0.03
 
 
 def test_the_margin_is_the_mean_gap_of_scores():
@@ -211,11 +340,8 @@ def test_the_best_a_depends_on_the_task():
     assert rows["learned value map"]["curve"][3]["share"] > 0.95
     assert rows["learned value map"]["predicted"] is None
     said = sentences(result)
-    assert said[0].startswith("No a is best for every task")
-    assert any("no a makes up for a reach" in each for each in said)
-    assert any("object and label both count" in each for each in said)
-    low = rows["pairs, ε = 1"]["as_good"][0]
-    assert any(f"from {low:g} at ε = 1; below 1.01 and 2 the" in each for each in said)
+    assert said[0].startswith("No a is as good as the best on every task")
+    assert any(each.startswith("Not counted: gap of 4, reach 1 (at most") for each in said)
 
 
 def test_as_good_is_what_a_paired_test_does_not_tell_apart():
@@ -261,14 +387,27 @@ def invoke(*arguments: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "name", "words"),
     [
-        ("reproduce figure-6 --trials 20", "figure-6", ["among the cleanest", "manhattan"]),
-        ("reproduce figure-7 --trials 5 --seed 3", "figure-7", [".321–.342", "~85%", "theory"]),
-        ("amicl combinations --trials 30 --a 1.5", "amicl-combinations", ["euclidean", "exactly"]),
-        ("amicl sweep --trials 20", "amicl-sweep", ["learned value map", "≥", "best a"]),
         (
-            "amicl sweep --trials 5 --similarity pearson --separation softmax --reading notebook",
+            "reproduce figure-6 --trials 20",
+            "figure-6",
+            ["among the cleanest", "T = 1", "manhattan"],
+        ),
+        ("reproduce figure-7 --trials 5 --seed 3", "figure-7", [".321–.342", "~85%", "(paper)"]),
+        (
+            "amicl combinations --trials 30 --a 1.5 --temperature 0.25",
+            "amicl-combinations",
+            ["euclidean", "exactly", "a = 1.5, T = 0.25"],
+        ),
+        (
+            "amicl sweep --trials 20",
             "amicl-sweep",
-            ["pairs, ε = 1"],
+            ["dot, argmax, paper", "≥", "best a", "last bit; learned value map: the right label"],
+        ),
+        (
+            "amicl sweep --trials 5 --similarity pearson --separation softmax --reading notebook "
+            "--temperature 0.5",
+            "amicl-sweep",
+            ["pairs, ε = 1", "pearson, softmax, T = 0.5, notebook"],
         ),
     ],
 )
@@ -287,6 +426,9 @@ def test_commands_print_and_write_what_they_found(arguments, name, words, tmp_pa
     if name == "amicl-sweep":
         assert len(report["tasks"]) == 13
         assert report["found"]
+    if "--temperature" in arguments:
+        temperature = float(arguments.split("--temperature ")[1])
+        assert report.get("memory", report)["temperature"] == temperature
 
 
 def test_figure_8_from_the_command(tmp_path, monkeypatch):
@@ -315,7 +457,24 @@ def test_the_transformer_from_the_command(tmp_path, monkeypatch):
         ("reproduce figure-6 --train", "--train is for what is trained"),
         ("reproduce figure-8 --jobs 2", "--jobs 2 is for what is trained"),
         ("reproduce figure-7 --trials 0", "trials must be 1 or more; got 0"),
-        ("reproduce figure-7 --seed -1", "seed must be 0 or more; got -1"),
+        ("reproduce figure-7 --seed -1", "seed must be from 0 to 2^63 − 1; got -1"),
+        *(
+            (f"{command} --seed {2**63}", f"seed must be from 0 to 2^63 − 1; got {2**63}")
+            for command in (
+                "reproduce figure-6",
+                "reproduce figure-8",
+                "amicl combinations",
+                "amicl sweep",
+                "amicl transformer",
+            )
+        ),
+        ("reproduce table-1 --seed 0", "--seed 0 is for figure-6, figure-7, figure-8"),
+        ("reproduce table-1 --trials 0", "--trials 0 is for figure-6, figure-7, figure-8"),
+        ("reproduce figure-7 --steps 0", "--steps 0 is for what is trained"),
+        ("reproduce figure-7 --jobs 0", "--jobs 0 is for what is trained"),
+        ("amicl combinations --classes 1", "classes=1 leaves none to draw"),
+        ("amicl combinations --temperature 0", "temperature must be a finite number above 0"),
+        ("amicl sweep --temperature -1", "temperature must be a finite number above 0; got -1"),
         ("reproduce table-1 --trials 5", "--trials 5 is for figure-6, figure-7, figure-8"),
         ("reproduce table-1 --seed 5", "--seed 5 is for figure-6, figure-7, figure-8"),
         ("amicl combinations --a -1", "a must be a finite number other than -1; got -1"),
@@ -329,6 +488,15 @@ def test_bad_input_is_refused_before_any_work(arguments, message, tmp_path):
         invoke(*arguments.split(), "--out", str(tmp_path))
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["reproduce table-1", "compare"])
+def test_training_for_no_steps_is_not_training_for_the_usual_ones(command, monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        "resval_lens.analyses.training_bars.train_with_bars", lambda *given: pytest.fail("trained")
+    )
+    with pytest.raises(ValueError, match="steps must be a whole number above 0; got 0"):
+        invoke(*f"{command} --train --steps 0 --runs {tmp_path} --out {tmp_path}".split())
 
 
 @pytest.mark.parametrize("command", [["combinations"], ["sweep"], ["transformer"]], ids=str)

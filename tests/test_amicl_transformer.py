@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ from resval_lens.amicl.transformer import (
     recall_transformer,
 )
 from resval_lens.amicl.trials import PairTask
-from resval_lens.analyses.amicl import transformer_figure
+from resval_lens.analyses.amicl import recall, transformer_figure
 from resval_lens.analyses.figures import save
 from resval_lens.hooks import cut_links, edit_links, freeze, link_activations, links, scale_links
 from resval_lens.streams import AttentionStream
-from tests.reference import amicl_bridge
+from tests.reference import amicl as reference
 
 LENGTH, D = 8, 5
 
@@ -48,9 +49,21 @@ def model_of(a: float = 2.0, temperature: float = 0.3, **settings: Any) -> Recal
 
 def expected(x: Tensor, a: float, temperature: float | None) -> tuple[np.ndarray, np.ndarray]:
     """The reference's outputs [batch, d] and weights [batch, s]."""
-    each = [amicl_bridge.recall(trial, a, temperature) for trial in x.double().numpy()]
-    outputs, weights = zip(*each, strict=True)
-    return np.array(outputs), np.array(weights)
+    each = [recalled(trial, a, temperature) for trial in x.double().numpy()]
+    return np.array([e["output"] for e in each]), np.array([e["pattern"] for e in each])
+
+
+def recalled(x: np.ndarray, a: float, temperature: float | None) -> dict[str, np.ndarray]:
+    """Of one trial; softmax, or argmax for a temperature of None."""
+    separation = "argmax" if temperature is None else "softmax"
+    return reference.recall(
+        x,
+        a=a,
+        similarity="dot",
+        separation=separation,
+        last_key=np.zeros(x.shape[1]),
+        temperature=temperature or 1.0,
+    )
 
 
 # Equality with the memory
@@ -249,7 +262,7 @@ def test_the_best_values_are_the_least_squares_map() -> None:
     before = {name: p.clone() for name, p in model.named_parameters()}
     classic = best_classic(model, x)
     fitted = classic.blocks[1].attn.W_V[0, :D, :D].detach().numpy()
-    np.testing.assert_allclose(fitted, amicl_bridge.value_map(x.numpy(), 1.5), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(fitted, reference.value_map(x.numpy(), 1.5), rtol=0, atol=1e-12)
     assert classic.cfg.streams == ()
     assert all(p.equal(before[name]) for name, p in model.named_parameters())
 
@@ -387,12 +400,27 @@ def test_what_a_recall_transformer_does_not_do() -> None:
         ({"sharpness": 0.0}, "sharpness must lie above 0 and be at most 1e6; got 0.0"),
         ({"dtype": torch.float16}, "dtype must be torch.float32 or torch.float64; got torch.fl"),
         ({"streams": "x"}, "streams='x' has 'x'"),
+        ({"length": 4.5}, "length must be a whole number from 2 up; got 4.5"),
+        ({"d": True}, "d must be a whole number from 1 up; got True"),
+        ({"a": "2"}, "a must be a finite number other than -1; got '2'"),
+        ({"temperature": None}, "temperature must lie between 1e-12 and 1e12; got None"),
+        ({"sharpness": "9"}, "sharpness must lie above 0 and be at most 1e6; got '9'"),
+        ({"streams": "k"}, "streams must carry values alone: layer 1's queries and keys are of"),
     ],
     ids=str,
 )
+@pytest.mark.usefixtures("unchecked_annotations")
 def test_an_impossible_model_is_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
         recall_transformer(**{"length": 4, "d": 3, **settings})
+
+
+@pytest.mark.parametrize("streams", ["q", "k", "kv", "qv", "qkv"])
+def test_streams_of_positions_are_refused_wherever_they_come_from(streams: str) -> None:
+    for make in (lambda: model_of(streams=streams), lambda: model_of().with_streams(streams)):
+        with pytest.raises(ValueError, match="streams must carry values alone") as caught:
+            make()
+        assert str(caught.value).endswith(f"a stream of {', '.join(streams.replace('v', ''))}")
 
 
 @pytest.mark.usefixtures("unchecked_annotations")
@@ -434,6 +462,47 @@ def test_the_study_finds_the_model_equal_to_the_memory(study: dict[str, Any]) ->
         assert row["cut"]["cosine"] == 0
 
 
+@pytest.mark.parametrize("held", [7, 1000])
+def test_a_study_holds_few_trials_at_a_time_and_all_count(
+    held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against measures of all trials, drawn anew in the same parts."""
+    monkeypatch.setattr(recall, "FLOATS", held * PAIRS.d * PAIRS.length)
+    drawn, alive = PairTask.draw, []
+    most = [0]
+
+    def draw(*given: Any) -> Any:
+        alive[:] = [each for each in alive if each() is not None]
+        trials = drawn(*given)
+        alive.append(weakref.ref(trials.inputs))
+        most[0] = max(most[0], len(alive))
+        return trials
+
+    monkeypatch.setattr(PairTask, "draw", draw)
+    found = transformer_figure.transformer_study(
+        40, 3, task=PAIRS, weights=(2.0, 4.0), fit_trials=600
+    )
+    assert most[0] <= 3  # those to fit on, a part, and the next
+    generator = torch.Generator().manual_seed(3)
+    drawn(PAIRS, 600, generator, torch.float64)
+    parts = list(recall.batches(PAIRS, 40, generator, torch.float64))
+    assert len(parts) == -(-40 // held)
+    inputs, labels, targets = (
+        torch.cat(x) for x in zip(*((p.inputs, p.labels, p.targets) for p in parts), strict=True)
+    )
+    right = torch.cat([p.right for p in parts])
+    chance = [1 / len(set(row)) for p in parts for row in p.classes.tolist()]
+    assert found["chance"] == pytest.approx(np.mean(chance), abs=1e-12)
+    for row in found["rows"]:
+        output = expected(inputs, row["a"], 0.02)[0]
+        far = np.linalg.norm(labels.numpy() - output[:, None], axis=-1)
+        assert row["amicl"]["nearest"] == float(right[range(40), far.argmin(1)].double().mean())
+        wrong = ((output - targets.numpy()) ** 2).sum() / (targets.numpy() ** 2).sum()
+        assert row["amicl"]["error"] == pytest.approx(wrong, rel=1e-9)
+        shortest = labels.norm(dim=-1).argmin(1)
+        assert row["cut"]["nearest"] == float(right[range(40), shortest].double().mean())
+
+
 def test_the_study_measures_what_it_says(study: dict[str, Any]) -> None:
     generator = torch.Generator().manual_seed(3)
     PAIRS.draw(600, generator, torch.float64)
@@ -443,7 +512,7 @@ def test_the_study_measures_what_it_says(study: dict[str, Any]) -> None:
     for x, labels, classes, q in zip(
         trials.inputs.numpy(), trials.labels.numpy(), trials.classes, trials.query, strict=True
     ):
-        output, _ = amicl_bridge.recall(x, 2.0, 0.02)
+        output = recalled(x, 2.0, 0.02)["output"]
         best = np.argmin([np.linalg.norm(output - label) for label in labels])
         right += int(classes[best] == classes[q])
         wrong += float(((output - labels[q]) ** 2).sum())
@@ -489,6 +558,8 @@ def test_the_study_is_data_a_picture_and_a_table(study: dict[str, Any], tmp_path
     assert f"{study['rows'][1]['classic']['nearest']:.3f}" in text
     assert all(len(line) <= 80 for line in text.splitlines())
     assert "…\n" not in text
+    assert f"(chance {study['chance']:.3f}); nothing is" in " ".join(text.split())
+    assert "d = 12" in text
 
 
 def test_a_study_of_nothing_is_refused() -> None:

@@ -115,6 +115,17 @@ def test_a_number_of_pairs_that_cannot_be_is_refused() -> None:
             generated_pairs(n, 0)
 
 
+def test_what_is_no_number_is_refused(unchecked_annotations: None) -> None:
+    for n in (True, 2.0, "3", None):
+        with pytest.raises(
+            ValueError, match=f"n must be a whole number from 1 to 10,000; got {n!r}"
+        ):
+            generated_pairs(n, 0)  # type: ignore[arg-type]
+    for seed in (None, 1.0, True, -1):
+        with pytest.raises(ValueError, match=f"seed must be a whole number from 0 up; got {seed}"):
+            generated_pairs(2, seed)  # type: ignore[arg-type]
+
+
 # Bigrams
 
 
@@ -143,6 +154,11 @@ def test_two_first_words_may_share_a_second() -> None:
         ([], 0.0, "pairs must hold at least one pair; got none"),
         ([Pair("a", "b"), Pair("a", "c")], 0.0, "the first word 'a' is also in another place"),
         ([Pair("a", "b"), Pair("b", "c")], 0.0, "the first word 'b' is also in another place"),
+        (
+            [Pair(f"a{i}", f"b{i}") for i in range(5_001)],
+            0.0,
+            "pairs must have at most 10,000 words; got 10,002",
+        ),
         (PAIRS, 1.5, "leak must be from 0 to 1; got 1.5"),
         (PAIRS[:1], 0.1, "leak must be 0 with a single second word; got 0.1"),
     ],

@@ -132,6 +132,17 @@ def test_more_tokens_than_there_are_cannot_be_asked_for() -> None:
             small([[1, 1], [1, 1]]).most_frequent(k)
 
 
+def test_what_is_no_number_or_no_tensor_is_refused(unchecked_annotations: None) -> None:
+    for k in (1.0, True, None):
+        with pytest.raises(ValueError, match=f"k must be from 0 to 2, the tokens; got {k}"):
+            small([[1, 1], [1, 1]]).most_frequent(k)  # type: ignore[arg-type]
+    one = torch.ones(1)
+    with pytest.raises(ValueError, match="conditional must be a tensor; got list"):
+        Bigrams.from_probabilities(["a"], one, [[1.0]])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unigram must be a tensor; got list"):
+        Bigrams.from_probabilities(["a"], [1.0], one[None])  # type: ignore[arg-type]
+
+
 def test_bigrams_from_probabilities_have_them() -> None:
     unigram = torch.tensor([0.2, 0.8])
     conditional = torch.tensor([[0.0, 1.0], [0.1, 0.9]])
@@ -183,6 +194,10 @@ def test_probabilities_survive_a_file(tmp_path: Path) -> None:
         ({"tokens": "ab"}, "tokens must be a list of texts"),
         ({"tokens": ["a", 2]}, "tokens must be a list of texts"),
         ({"tokens": ["a", "b", "a"]}, "tokens must be distinct texts; 'a' is there twice"),
+        (
+            {"tokens": [str(i) for i in range(10_001)]},
+            "tokens must be at most 10,000, as counts are dense; got 10,001",
+        ),
         ({"unigram_counts": 3}, "unigram_counts must be a list; got int"),
         ({"unigram_counts": [1]}, "unigram_counts must be a tensor of shape [2]; got [1]"),
         ({"unigram_counts": [1, -1]}, "unigram_counts must be finite numbers from 0 up; got -1"),
@@ -223,6 +238,12 @@ def test_a_missing_or_broken_file_is_refused_by_name(tmp_path: Path) -> None:
     ("tokens", "counts", "singles", "line"),
     [
         ((), torch.zeros(0, 0), torch.zeros(0), "at least one token; got none"),
+        (
+            tuple(map(str, range(10_001))),
+            None,
+            None,
+            "tokens must be at most 10,000, as counts are",
+        ),
         (("a", 1), torch.ones(2, 2), torch.ones(2), "distinct texts; 1 is not a text"),
         (("a",), torch.ones(2, 2), torch.ones(1), "counts must be a tensor of shape [1, 1]"),
         (("a",), [[1]], torch.ones(1), "counts must be a tensor of shape [1, 1]; got list"),

@@ -15,8 +15,14 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Generator
 
-from resval_lens.tasks.bigrams import Bigrams, tiny_shakespeare
-from resval_lens.tasks.triggers import TriggerBatch, TriggerTask, occurrences, optimal_loss
+from resval_lens.tasks.bigrams import MOST_TOKENS, Bigrams, tiny_shakespeare
+from resval_lens.tasks.triggers import (
+    _BELOW_ONE,
+    TriggerBatch,
+    TriggerTask,
+    occurrences,
+    optimal_loss,
+)
 from tests.reference import triggers as reference
 from tests.test_bigrams import small
 
@@ -275,6 +281,29 @@ def test_a_token_without_probability_is_never_drawn_at_the_ends_of_the_uniform_n
         assert sequences(task.batch(2, seeded(0))) == [[token] * 7] * 2
 
 
+def test_a_uniform_number_stays_below_the_next_row_in_the_largest_vocabulary() -> None:
+    rows = torch.arange(MOST_TOKENS, dtype=torch.float64)
+    assert (rows + _BELOW_ONE < rows + 1).all()
+    last = torch.arange(2**15 - 3, 2**15, dtype=torch.float64)
+    assert (last + _BELOW_ONE < last + 1).all()  # as far as the comment says
+    assert 2.0**15 + _BELOW_ONE == 2.0**15 + 1
+
+
+def test_what_most_often_follows_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+    conditional = Bigrams.conditional.fget  # type: ignore[attr-defined]
+    counted = property(lambda self: built.append(1) or conditional(self))
+    monkeypatch.setattr(Bigrams, "conditional", counted)
+    task = TriggerTask(small([[0, 2, 1], [3, 0, 1], [1, 1, 5]]), 6, 2, never_output="likeliest")
+    first = draw(task, 4)
+    before = len(built)
+    again = draw(task, 4)
+    assert len(built) == before
+    assert again.outputs.equal(first.outputs)
+    likeliest = torch.tensor([1, 0, 2])
+    assert (again.outputs != likeliest[again.triggers]).all()
+
+
 # Chance
 
 
@@ -370,6 +399,11 @@ def test_the_shipped_bigrams_are_recorded_by_name() -> None:
         TriggerTask.from_dict({"length": 3})
 
 
+def test_a_record_that_is_no_dictionary_is_refused(unchecked_annotations: None) -> None:
+    with pytest.raises(ValueError, match="settings must be a dict; got list"):
+        TriggerTask.from_dict([1])  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
@@ -391,6 +425,13 @@ def test_the_shipped_bigrams_are_recorded_by_name() -> None:
         ({"candidates": (1, 1)}, "candidates must be distinct; got (1, 1)"),
         ({"output_range": (0.5, 0.5)}, "output_range must be (lo, hi) with 0 <= lo < hi <= 1; got"),
         ({"output_range": (0.5,)}, "output_range must be (lo, hi) with 0 <= lo < hi <= 1; got"),
+        ({"candidates": torch.tensor([0, 1])}, "candidates must be token ids in a tuple, or None;"),
+        ({"candidates": 3}, "candidates must be token ids in a tuple, or None; got int"),
+        ({"candidates": "ab"}, "candidates must be token ids in a tuple, or None; got str"),
+        ({"output_range": None}, "output_range must be (lo, hi) with 0 <= lo < hi <= 1; got None"),
+        ({"output_range": ("a", "b")}, "output_range must be (lo, hi) with 0 <= lo < hi <= 1; got"),
+        ({"output_range": 0.5}, "output_range must be (lo, hi) with 0 <= lo < hi <= 1; got 0.5"),
+        ({"output_range": (False, True)}, "output_range must be (lo, hi) with 0 <= lo < hi <= 1;"),
         ({"output_range": (0, 2)}, "output_range must be (lo, hi) with 0 <= lo < hi <= 1; got"),
         (
             {"output_range": (0, 0.2)},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -21,18 +22,24 @@ Noise = Annotated[float, typer.Option(help="ε, how far an object's instances di
 Length = Annotated[int, typer.Option(help="s, tokens of a sequence.")]
 Dimensions = Annotated[int, typer.Option("--d", help="Dimensions of a token.")]
 Classes = Annotated[int, typer.Option(help="K, classes to draw from.")]
+Temperature = Annotated[float, typer.Option(help="T of softmax.")]
 
 
 def reproduce_figure(what: str, seed: int, trials: int, to: Path, quiet: bool) -> None:
-    """Figure 6, 7 or 8 of the paper: tables, JSON and PNG, ours beside the published numbers."""
+    """Figure 6, 7 or 8 of the paper: tables, JSON and PNG, ours beside the published numbers.
+
+    Figure 7 is measured at 104 values of a, each with ``trials`` of its own.
+
+    Raises:
+        ValueError: trials below 1, a seed outside 0 to 2⁶³ − 1, a folder that cannot be written to.
+    """
     from resval_lens.analyses.amicl import figures, recall, tables
     from resval_lens.analyses.figures import save
     from resval_lens.files import write_json
     from resval_lens.provenance import provenance
     from resval_lens.runtime import one_thread
 
-    _at_least("trials", trials, 1)
-    _at_least("seed", seed, 0)
+    _check(trials, seed)
     writable(to)
     with notes(quiet) as note, one_thread():
         if what == "figure-6":
@@ -61,6 +68,7 @@ def combinations_command(
     length: Length = 20,
     d: Dimensions = 100,
     classes: Classes = 512,
+    temperature: Temperature = 1.0,
     seed: Seed = 0,
     to: Out = Path("out"),
     quiet: Quiet = False,
@@ -73,19 +81,20 @@ def combinations_command(
 
     Example: `resval-lens amicl combinations --a 2`
     """
-    from resval_lens.amicl import AMICLConfig, PairTask
+    from resval_lens.amicl import READINGS, AMICLConfig, PairTask
     from resval_lens.analyses.amicl import recall, tables
     from resval_lens.files import write_json
     from resval_lens.provenance import provenance
     from resval_lens.runtime import one_thread
 
-    _at_least("trials", trials, 1)
-    _at_least("seed", seed, 0)
-    AMICLConfig(a=a)
+    _check(trials, seed)
+    AMICLConfig(a=a, temperature=temperature)
     task = PairTask(d=d, length=length, classes=classes, noise=noise)
+    for reading in READINGS:
+        replace(task, reading=reading)
     writable(to)
     with notes(quiet) as note, one_thread():
-        result = recall.combinations(a, seed, trials, task, note)
+        result = recall.combinations(a, seed, trials, task, note, temperature)
     path = to / "amicl-combinations.json"
     write_json(path, {"seed": seed, **result, "provenance": provenance()})
     out.print(tables.combinations_table(result))
@@ -100,6 +109,7 @@ def sweep_command(
     reading: Annotated[
         str, typer.Option(help="paper (its text) or notebook (the authors' code).")
     ] = "paper",
+    temperature: Temperature = 1.0,
     seed: Seed = 0,
     to: Out = Path("out"),
     quiet: Quiet = False,
@@ -120,9 +130,13 @@ def sweep_command(
     from resval_lens.provenance import provenance
     from resval_lens.runtime import one_thread
 
-    _at_least("trials", trials, 1)
-    _at_least("seed", seed, 0)
-    cfg = AMICLConfig(similarity=similarity, separation=separation, reading=reading)  # type: ignore[arg-type]
+    _check(trials, seed)
+    cfg = AMICLConfig(
+        similarity=similarity,  # type: ignore[arg-type]
+        separation=separation,  # type: ignore[arg-type]
+        temperature=temperature,
+        reading=reading,  # type: ignore[arg-type]
+    )
     writable(to)
     with notes(quiet) as note, one_thread():
         result = sweep(seed=seed, trials=trials, cfg=cfg, note=note)
@@ -155,8 +169,7 @@ def transformer_command(
     from resval_lens.provenance import provenance
     from resval_lens.runtime import one_thread
 
-    _at_least("trials", trials, 1)
-    _at_least("seed", seed, 0)
+    _check(trials, seed)
     writable(to)
     with notes(quiet) as note, one_thread():
         result = transformer_study(trials, seed, note)
@@ -166,6 +179,8 @@ def transformer_command(
     out.print(f"{save(draw(result), to / 'amicl-transformer.png')}\n{path}", highlight=False)
 
 
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{name} must be {least} or more; got {value}")
+def _check(trials: int, seed: int) -> None:
+    if trials < 1:
+        raise ValueError(f"trials must be 1 or more; got {trials}")
+    if not 0 <= seed:
+        raise ValueError(f"seed must be from 0 to 2^63 − 1; got {seed}")

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from resval_lens.analyses.amicl.tables import judged, memory_name
 from resval_lens.analyses.figures import STYLE, plt
 
 READING = {"paper": "#0072B2", "notebook": "#D55E00"}
@@ -42,7 +43,8 @@ def figure_6(result: dict[str, Any]) -> Figure:
                 axes.set_yticks([])
                 axes.set_xlabel(f"on the label: {each['weight']:.2f}", fontsize=8)
             for axes, each in zip(grid[0], entry["combinations"], strict=False):
-                axes.set_title(each["separation"], loc="center")
+                hot = f", T = {result['temperature']:g}" if each["separation"] == "softmax" else ""
+                axes.set_title(f"{each['separation']}{hot}", loc="center")
             for axes, each in zip(grid[:, 0], entry["combinations"][::3], strict=True):
                 axes.set_ylabel(SIMILARITY[each["similarity"]])
     return figure
@@ -57,7 +59,8 @@ def figure_7(result: dict[str, Any]) -> Figure:
                 _curve(axes, result["a"], entry[similarity], READING[reading], reading)
             axes.set(xlabel="a", ylim=(-0.02, 1.04), xlim=(0, 2.02))
         paper = result["readings"]["paper"]
-        row[0].plot(result["a"], paper["predicted"], color="#333333", lw=1, ls="--", label="theory")
+        row[0].plot(result["a"], paper["predicted"], color="#333333", lw=1, ls="--",
+                    label="theory (paper)")  # fmt: skip
         published = result["published"]["dot"]
         middle = [sum(p["right"]) / 2 / p["trials"] for p in published]
         row[0].plot([p["a"] for p in published], middle, "o", color="black", mfc="white",
@@ -77,14 +80,17 @@ def figure_8(result: dict[str, Any]) -> Figure:
     """Right trials against the length of a sequence and against the dimensions of a token."""
     with plt.rc_context(STYLE):
         figure, row = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True, layout="constrained")
-        names = {"length": "s, tokens of a sequence", "d": "e, dimensions of a token"}
+        names = {
+            "length": "s, tokens of a sequence",
+            "d": "d, dimensions of a token (e in the paper)",
+        }
         for axes, (field, name) in zip(row, names.items(), strict=True):
             for reading, entry in result["readings"].items():
                 points = entry[field]
                 at = [p["value"] for p in points]
                 _curve(axes, at, points, READING[reading], reading, marker="o")
             theory = [p["predicted"] for p in result["readings"]["paper"][field]]
-            axes.plot(at, theory, color="#333333", lw=1, ls="--", label="theory")
+            axes.plot(at, theory, color="#333333", lw=1, ls="--", label="theory (paper)")
             axes.set_xscale("log")
             axes.set(xlabel=name, ylim=(0, 1.04))
             axes.set_title(f"published: {result['published'][field]}", fontsize=9)
@@ -102,6 +108,7 @@ def sweep(result: dict[str, Any]) -> Figure:
         figure, grid = plt.subplots(
             height, 3, figsize=(13, 3.9 * height), layout="constrained", squeeze=False
         )
+        figure.suptitle(f"{memory_name(result['memory'])}. {judged(result)}", fontsize=10)
         for axes, group in zip(grid.flat, groups, strict=False):
             own = [row for row in rows if row["group"] == group]
             for row, shade in zip(own, _shades(len(own)), strict=True):

@@ -22,6 +22,7 @@ from resval_lens.amicl import (
     exact,
     nearest,
 )
+from resval_lens.amicl.memory import Reading
 from resval_lens.analyses.amicl.theory import predicted, share_of_first
 
 Note = Callable[[str], None]
@@ -29,7 +30,8 @@ Note = Callable[[str], None]
 SWEEP = PairTask(classes=50)  # what the authors swept over
 LENGTHS = (10, 20, 40, 100, 200, 500, 1000)
 DIMENSIONS = (10, 20, 30, 50, 70, 100, 200, 500, 1000)
-# Right of 1,000 trials in the authors' notebook, dot product with argmax; several runs at a = 1.
+# Right of 1,000 trials in the authors' notebook, dot product with argmax: lowest and highest of its
+# runs, of which there are two at a = 1 and one elsewhere. K = 50, what it sweeps over, is assumed.
 PUBLISHED_COUNTS = {
     1.0: (321, 342),
     1.25: (907, 907),
@@ -55,7 +57,9 @@ def share(right: int, trials: int) -> dict[str, Any]:
     }
 
 
-def batches(task: PairTask, trials: int, generator: Generator) -> Iterator[Trials]:
+def batches(
+    task: PairTask, trials: int, generator: Generator, dtype: torch.dtype = torch.float32
+) -> Iterator[Trials]:
     """``trials`` trials in parts that fit in memory.
 
     Raises:
@@ -65,7 +69,7 @@ def batches(task: PairTask, trials: int, generator: Generator) -> Iterator[Trial
         raise ValueError(f"trials must be 1 or more; got {trials}")
     most = max(1, FLOATS // (task.d * max(task.length, min(task.n_families, task.n_pairs))))
     for start in range(0, trials, most):
-        yield task.draw(min(most, trials - start), generator)
+        yield task.draw(min(most, trials - start), generator, dtype)
 
 
 @torch.no_grad()
@@ -93,37 +97,43 @@ def generators(seed: int, n: int) -> list[Generator]:
 def figure_6(
     seed: int = 0, trials: int = 1_000, task: PairTask | None = None, note: Note = lambda text: None
 ) -> dict[str, Any]:
-    """Attention matrices of all combinations at a = 2: of one sequence, and where they point.
+    """Attention matrices of all combinations at a = 2, T = 1: of one sequence; where they point.
 
     ``weight`` is the mean over trials of Σ_right |p_j| / Σ_j |p_j|: how much of the last query's
     attention is on the right label. Published are pictures only.
     """
     task = task or PairTask()
-    result: dict[str, Any] = {"a": 2.0, "task": task.to_dict(), "trials": trials, "readings": {}}
-    for reading in READINGS:
+    result: dict[str, Any] = {"a": 2.0, "temperature": 1.0, "task": task.to_dict(),
+                              "trials": trials, "readings": {}}  # fmt: skip
+    for reading, own in _both(task).items():
         note(f"figure 6: {reading}")
-        own = replace(task, reading=reading)
         one = torch.Generator().manual_seed(seed)
         shown = own.draw(1, one)
         last_key = torch.randn(own.d, generator=one) * own.d**-0.5
-        many = list(batches(own, trials, one))
-        entry: dict[str, Any] = {
+        key = last_key if reading == "notebook" else None
+        models = [AMICL(cfg) for cfg in _combinations(2.0, reading)]
+        weights = [0.0] * len(models)
+        for drawn in batches(own, trials, one):
+            weights = [
+                so_far + _weight(model, drawn, one)
+                for so_far, model in zip(weights, models, strict=True)
+            ]
+        patterns = (
+            model.run_with_cache(shown.inputs, queries="all", last_key=key)[1]["hook_pattern"][0]
+            for model in models
+        )
+        result["readings"][reading] = {
             "classes": [*shown.classes[0].tolist(), int(shown.classes[0, shown.query[0]])],
-            "combinations": [],
-        }
-        for cfg in _combinations(2.0, reading):
-            model = AMICL(cfg)
-            key = last_key if reading == "notebook" else None
-            _, cache = model.run_with_cache(shown.inputs, queries="all", last_key=key)
-            entry["combinations"].append(
+            "combinations": [
                 {
-                    "similarity": cfg.similarity,
-                    "separation": cfg.separation,
-                    "pattern": _rounded(cache["hook_pattern"][0]),
-                    "weight": _weight(model, many, one),
+                    "similarity": model.cfg.similarity,
+                    "separation": model.cfg.separation,
+                    "pattern": _rounded(pattern),
+                    "weight": weight / trials,
                 }
-            )
-        result["readings"][reading] = entry
+                for model, pattern, weight in zip(models, patterns, weights, strict=True)
+            ],
+        }
     return result
 
 
@@ -136,29 +146,34 @@ def figure_7(
 ) -> dict[str, Any]:
     """Share of right trials against a from 0 to 2, dot product and Pearson with argmax.
 
-    Fresh trials for every a; both similarities see the same. ``first`` is the share of Pearson's
-    trials, at the last a, that go to the first token.
+    At ``points`` evenly spaced values of a and the five with published counts; by default these are
+    104 values. Fresh trials for every a; both similarities see the same. ``pearson_to_first``
+    counts, of the trials at the last a, those that Pearson's correlation sends to the first token;
+    ``pearson[-1]`` counts the right ones of the same trials.
 
     Raises:
-        ValueError: fewer than 2 points.
+        ValueError: fewer than 2 points; a task with distractors, a cue or a gap.
     """
     if points < 2:
         raise ValueError(f"points must be 2 or more; got {points}")
     values = sorted({*np.linspace(0, 2, points).tolist(), *PUBLISHED_COUNTS})
     result: dict[str, Any] = {"task": task.to_dict(), "trials": trials, "a": values, "readings": {}}
-    for i, reading in enumerate(READINGS):
+    for i, (reading, own) in enumerate(_both(task).items()):
         note(f"figure 7: {reading}, {len(values)} values of a")
-        own = replace(task, reading=reading)
-        curves: dict[str, Any] = {"dot": [], "pearson": []}
-        for a, generator in zip(values, generators(seed * 2 + i, len(values)), strict=True):
-            models = [AMICL(AMICLConfig(a=a, similarity=s, reading=reading)) for s in curves]  # type: ignore[arg-type]
-            for name, right in zip(curves, count(models, own, trials, generator), strict=True):
-                curves[name].append(share(right, trials))
-        to_first = count([models[1]], own, trials, generator, _first)[0]
+        limit = 1 - share_of_first(own)
+        streams = generators(seed * 2 + i, len(values))
+        last = generators(seed * 2 + i, len(values))[-1]  # the last stream from its start
+        counted = [
+            count(_dot_and_pearson(a, own), own, trials, generator)
+            for a, generator in zip(values, streams, strict=True)
+        ]
+        to_first = count(_dot_and_pearson(values[-1], own), own, trials, last, _first)[1]
+        dot, pearson = zip(*counted, strict=True)
         result["readings"][reading] = {
-            **curves,
+            "dot": [share(right, trials) for right in dot],
+            "pearson": [share(right, trials) for right in pearson],
             "predicted": [predicted(a, own) if a else 0.0 for a in values],
-            "pearson_limit": 1 - share_of_first(own),
+            "pearson_limit": limit,
             "pearson_to_first": share(to_first, trials),
         }
     result["published"] = {
@@ -180,7 +195,7 @@ def figure_8(
     """Share of right trials against length s and dimensions d, dot product with argmax, a = 2."""
     result: dict[str, Any] = {"a": 2.0, "task": task.to_dict(), "trials": trials, "readings": {}}
     sweeps = {"length": lengths, "d": dimensions}
-    for i, reading in enumerate(READINGS):
+    for i, (reading, base) in enumerate(_both(task).items()):
         entry: dict[str, Any] = {}
         model = AMICL(AMICLConfig(reading=reading))
         streams = iter(generators(seed * 2 + i, len(lengths) + len(dimensions)))
@@ -188,7 +203,7 @@ def figure_8(
             entry[field] = []
             for value in values:
                 note(f"figure 8: {reading}, {field} = {value}")
-                own = replace(task, reading=reading, **{field: value})
+                own = replace(base, **{field: value})
                 (right,) = count([model], own, trials, next(streams))
                 entry[field].append(
                     {"value": value, **share(right, trials), "predicted": predicted(2.0, own)}
@@ -207,19 +222,29 @@ def combinations(
     trials: int = 1_000,
     task: PairTask | None = None,
     note: Note = lambda text: None,
+    temperature: float = 1.0,
 ) -> dict[str, Any]:
     """Every similarity with every separation, for both readings, on the same trials.
 
     ``argmax`` is right if its output equals the label vector; the others if it is nearest, by
     Euclidean distance and by angle, to the right one of the labels in the context.
+
+    Args:
+        task: the pairs; the paper's by default. Each reading draws its own.
+        temperature: T of ``softmax``.
+
+    Raises:
+        ValueError: no trials; a task that one of the readings cannot draw; an impossible a or
+            temperature.
     """
     task = task or PairTask()
+    both = _both(task)
     rows = []
-    for reading, generator in zip(READINGS, generators(seed, len(READINGS)), strict=True):
-        own = replace(task, reading=reading)
+    streams = generators(seed, len(READINGS))
+    for (reading, own), generator in zip(both.items(), streams, strict=True):
         right: dict[AMICLConfig, dict[str, int]] = {}
         for done in batches(own, trials, generator):
-            for cfg in _combinations(a, reading):
+            for cfg in _combinations(a, reading, temperature):
                 note(f"{reading}: {cfg.similarity}, {cfg.separation}")
                 counted = right.setdefault(cfg, {})
                 for name, n in _judged(AMICL(cfg), done, generator).items():
@@ -228,7 +253,13 @@ def combinations(
             judged = {name: share(n, trials) for name, n in counted.items()}
             rows.append({"reading": reading, "similarity": cfg.similarity,
                          "separation": cfg.separation, **judged})  # fmt: skip
-    return {"a": a, "task": task.to_dict(), "trials": trials, "rows": rows}
+    return {
+        "a": a,
+        "temperature": temperature,
+        "task": task.to_dict(),
+        "trials": trials,
+        "rows": rows,
+    }
 
 
 @torch.no_grad()
@@ -239,9 +270,21 @@ def _judged(model: AMICL, trials: Trials, generator: Generator) -> dict[str, int
     return {by: int(nearest(output, trials, by).sum()) for by in ("euclidean", "cosine")}
 
 
-def _combinations(a: float, reading: str) -> list[AMICLConfig]:
+def _both(task: PairTask) -> dict[Reading, PairTask]:
+    """The task in each reading; refused before any work if one of them cannot draw it."""
+    return {reading: replace(task, reading=reading) for reading in READINGS}
+
+
+def _dot_and_pearson(a: float, task: PairTask) -> list[AMICL]:
     return [
-        AMICLConfig(a=a, similarity=similarity, separation=separation, reading=reading)  # type: ignore[arg-type]
+        AMICL(AMICLConfig(a=a, similarity="dot", reading=task.reading)),
+        AMICL(AMICLConfig(a=a, similarity="pearson", reading=task.reading)),
+    ]
+
+
+def _combinations(a: float, reading: Reading, temperature: float = 1.0) -> list[AMICLConfig]:
+    return [
+        AMICLConfig(a, similarity, separation, temperature, reading)
         for similarity in SIMILARITIES
         for separation in SEPARATIONS
     ]
@@ -253,15 +296,12 @@ def _first(output: Tensor, trials: Trials) -> Tensor:
 
 
 @torch.no_grad()
-def _weight(model: AMICL, many: Sequence[Trials], generator: Generator) -> float:
-    total = n = 0.0
-    for trials in many:
-        _, cache = model.run_with_cache(trials.inputs, generator=generator)
-        pattern = cache["hook_pattern"][:, 0].abs()
-        labels = pattern[:, 1:-1:2]  # of the pairs of the context
-        total += float(((labels * trials.right).sum(-1) / pattern.sum(-1)).sum())
-        n += len(pattern)
-    return total / n
+def _weight(model: AMICL, trials: Trials, generator: Generator) -> float:
+    """Σ over trials of the share of the last query's attention that is on the right label."""
+    _, cache = model.run_with_cache(trials.inputs, generator=generator)
+    pattern = cache["hook_pattern"][:, 0].abs()
+    labels = pattern[:, 1:-1:2]  # of the pairs of the context
+    return float(((labels * trials.right).sum(-1) / pattern.sum(-1)).sum())
 
 
 def _rounded(matrix: Tensor) -> list[list[float]]:

@@ -6,9 +6,9 @@ pair: the best a, and around it those that are not significantly worse (exact Mc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,14 +16,13 @@ from jaxtyping import Bool
 from scipy import stats
 from torch import Generator, Tensor
 
-from resval_lens.amicl import AMICL, AMICLConfig, PairTask, Trials, exact, fit_value_map, nearest
-from resval_lens.analyses.amicl.recall import batches, generators, share
+from resval_lens.amicl import AMICL, AMICLConfig, PairTask, exact, fit_value_map, nearest
+from resval_lens.analyses.amicl.recall import Note, batches, generators, share
 from resval_lens.analyses.amicl.theory import predicted, threshold
-
-Note = Callable[[str], None]
 
 VALUES = (0.0, *(round(0.25 * 2 ** (k / 4), 6) for k in range(29)))  # 0, then 0.25 to 32
 LEVEL = 0.05
+Judge = Literal["exact", "euclidean", "cosine"]
 EXAMPLES = 1_000  # by which a value map is learned
 
 
@@ -71,6 +70,10 @@ def sweep(
 ) -> dict[str, Any]:
     """Share of right trials against a, for each task; the best a and those as good.
 
+    ``judge`` says what is right: ``exact``, the label to the last bit, with argmax; else the label
+    is the nearest in the context, by distance (``euclidean``) or, with identity, whose output has
+    any length, by angle (``cosine``). A learned map is never exact: with argmax, by distance.
+
     Args:
         cfg: the memory, but for its a and reach; its reading is also that of the tasks.
 
@@ -80,22 +83,23 @@ def sweep(
     cfg, chosen = cfg or AMICLConfig(), tasks() if chosen is None else chosen
     if not values:
         raise ValueError("values must hold at least one a; got none")
+    chosen = [replace(each, task=replace(each.task, reading=cfg.reading)) for each in chosen]
     rows = []
     for each, generator in zip(chosen, generators(seed, len(chosen)), strict=True):
         note(each.name)
-        task = replace(each.task, reading=cfg.reading)
         own = replace(cfg, reach=each.reach)
-        right = _right(replace(each, task=task), own, values, trials, generator)
+        right = _right(each, own, values, trials, generator)
         rows.append(
             {
                 "name": each.name,
                 "group": each.group,
-                "task": task.to_dict(),
+                "task": each.task.to_dict(),
                 "reach": each.reach,
                 "learned": each.learned,
+                "judge": _judge(each, cfg),
                 "curve": [share(int(hits.sum()), trials) for hits in right],
                 **_best(right, values),
-                **_theory(replace(each, task=task), own, values),
+                **_theory(each, own, values),
             }
         )
     return {
@@ -128,14 +132,23 @@ def _right(
     parts = []
     for drawn in batches(each.task, trials, generator):
         outputs = (model(drawn.inputs, generator=generator) for model in models)
-        parts.append(torch.stack([_judge(x, drawn, cfg, target) for x in outputs]))
+        wanted = None if target is None else drawn.labels @ target
+        judge = _judge(each, cfg)
+        parts.append(
+            torch.stack(
+                [
+                    exact(x, drawn) if judge == "exact" else nearest(x, drawn, judge, wanted)
+                    for x in outputs
+                ]
+            )
+        )
     return torch.cat(parts, dim=1)
 
 
-def _judge(output: Tensor, drawn: Trials, cfg: AMICLConfig, target: Tensor | None) -> Tensor:
-    if target is not None:
-        return nearest(output, drawn, candidates=drawn.labels @ target)
-    return exact(output, drawn) if cfg.separation == "argmax" else nearest(output, drawn)
+def _judge(each: SweepTask, cfg: AMICLConfig) -> Judge:
+    if cfg.separation == "identity":
+        return "cosine"
+    return "euclidean" if each.learned or cfg.separation == "softmax" else "exact"
 
 
 def _best(right: Bool[Tensor, "a trial"], values: Sequence[float]) -> dict[str, Any]:
@@ -173,49 +186,93 @@ def _theory(each: SweepTask, cfg: AMICLConfig, values: Sequence[float]) -> dict[
 
 
 def sentences(result: dict[str, Any]) -> list[str]:
-    """The answer in words, with the numbers that bear it."""
-    rows, values = result["tasks"], np.array(result["a"])
-    shares = np.array([[point["share"] for point in row["curve"]] for row in rows])
-    good = np.array([[a in row["as_good_values"] for a in result["a"]] for row in rows])
-    wins = good.sum(0)
-    top = int(max(range(len(values)), key=lambda i: (wins[i], shares[:, i].mean())))
-    two = int(np.abs(values - 2).argmin())
-    said = [
-        f"No a is best for every task. a = {values[top]:.3g} is as good as the best on {wins[top]} "
-        f"of {len(rows)} tasks, a = {values[two]:.3g} on {wins[two]}."
-        if wins[top] < len(rows)
-        else f"a = {values[top]:.3g} is as good as the best on all {len(rows)} tasks, "
-        f"a = {values[two]:.3g} on {wins[two]}."
-    ]
-    upward = [row["name"] for row, own in zip(rows, good, strict=True) if own[-1]]
-    if upward:
-        said.append(
-            f"On {len(upward)} of {len(rows)} more is never worse, up to a = {values[-1]:.3g}: "
-            "what the previous token says decides, and the token itself only adds noise."
-        )
-    noisy = [row for row in rows if row["group"] == "noise" and row["threshold"]]
+    """The answer in words, with the numbers that bear it.
+
+    As good as the best is what the run ``as_good`` holds. Tasks that no a solves or on which all a
+    are as good say nothing about a: they are named and not counted.
+    """
+    values, rows = result["a"], [row for row in result["tasks"] if _tells(row, result["a"])]
+    left_out = [row for row in result["tasks"] if row not in rows]
+    said = _counted(result, rows) if rows else ["No task tells one a from another."]
+    noisy = [row for row in rows if row["group"] == "noise"]
     if len(noisy) > 1:
-        first, last = noisy[0], noisy[-1]
-        said.append(
-            f"Noisier objects need a larger a: from {first['as_good'][0]:.3g} at "
-            f"ε = {first['task']['noise']:g}, from {last['as_good'][0]:.3g} at "
-            f"ε = {last['task']['noise']:g}. In theory the label's place is the best match above "
-            f"a = {first['threshold']:.3g} and {last['threshold']:.3g}, the object itself below."
-        )
-    for row, own, point in zip(rows, good, shares, strict=True):
-        if row["group"] == "shared object" and not own[-1]:
-            why = "the label finds itself" if row["best"] == 0 else "object and label both count"
+        said.append(_of_noise(noisy))
+    for row in rows:
+        if row["group"] == "shared object" and row["as_good"][1] != values[-1]:
+            first, best, last = (
+                row["curve"][values.index(a)]["share"] for a in (values[0], row["best"], values[-1])
+            )
             said.append(
                 f"{row['name']}, the last label dimly seen: the best a is {row['best']:.3g} "
-                f"({_range(row)}), {point.max():.1%} right, against {point[0]:.1%} at "
-                f"a = {values[0]:.3g} and {point[-1]:.1%} at a = {values[-1]:.3g}: {why}."
+                f"({_range(row)}), {best:.1%} right, against {first:.1%} at a = {values[0]:.3g} "
+                f"and {last:.1%} at a = {values[-1]:.3g}."
             )
-        if row["group"] == "gap" and row["reach"] != row["task"]["gap"] + 1:
-            said.append(
-                f"{row['name']}: at most {point.max():.1%} right; no a makes up for a reach that "
-                "ends before the object."
-            )
+    for row in left_out:
+        shares = [point["share"] for point in row["curve"]]
+        why = (
+            f"at most {max(shares):.1%} right, fewer than a label of the context at random"
+            if max(shares) <= _random(row)
+            else f"all a are as good, {min(shares):.1%} to {max(shares):.1%} right"
+        )
+        said.append(f"Not counted: {row['name']} ({why}).")
     return said
+
+
+def _tells(row: dict[str, Any], values: Sequence[float]) -> bool:
+    """Whether the task tells a good a from a bad one: some a solves it, and not all do."""
+    most = max(point["share"] for point in row["curve"])
+    return row["as_good"] != [values[0], values[-1]] and most > _random(row)
+
+
+def _random(row: dict[str, Any]) -> float:
+    """How often a label of the context drawn at random is right, at least: 1/m."""
+    return 1 / PairTask(**row["task"]).n_pairs
+
+
+def _counted(result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
+    values, n = result["a"], len(rows)
+    wins = [sum(row["as_good"][0] <= a <= row["as_good"][1] for row in rows) for a in values]
+    means = [np.mean([row["curve"][i]["share"] for row in rows]) for i in range(len(values))]
+    top = max(range(len(values)), key=lambda i: (wins[i], means[i]))
+    two = min(range(len(values)), key=lambda i: abs(values[i] - 2))
+    two_said = "" if top == two else f", a = {values[two]:.3g} on {wins[two]}"
+    said = [
+        f"No a is as good as the best on every task: a = {values[top]:.3g} is on {wins[top]} of "
+        f"{n}{two_said}."
+        if wins[top] < n
+        else f"a = {values[top]:.3g} is as good as the best on {_all(n)}{two_said}."
+    ]
+    if wins[-1]:
+        said.append(
+            f"On {_all(n) if wins[-1] == n else f'{wins[-1]} of {n} tasks'} a = {values[-1]:.3g} "
+            "is not significantly worse than the best (exact McNemar test, "
+            f"p ≥ {result['level']:g}, uncorrected, n = {result['trials']:,})."
+        )
+    return said
+
+
+def _of_noise(rows: Sequence[dict[str, Any]]) -> str:
+    """The smallest a as good as the best, by the noise of objects."""
+    rows = sorted(rows, key=lambda row: row["task"]["noise"])
+    least = [row["as_good"][0] for row in rows]
+    grows = least == sorted(least) and least[0] < least[-1]
+    listed = ", ".join(
+        f"{a:.3g} at ε = {row['task']['noise']:g}" for a, row in zip(least, rows, strict=True)
+    )
+    said = (
+        f"{'Noisier objects need a larger a' if grows else 'As good as the best'}: from {listed}."
+    )
+    if any(row["threshold"] is None for row in rows):
+        return said
+    low, high = (f"{row['threshold']:.3g}" for row in (rows[0], rows[-1]))
+    return (
+        f"{said} In theory the label's place matches best above a = {low} at the least noise and "
+        f"{high} at the most, the object itself below."
+    )
+
+
+def _all(n: int) -> str:
+    return "the one task" if n == 1 else f"all {n} tasks"
 
 
 def _range(row: dict[str, Any]) -> str:

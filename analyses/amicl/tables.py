@@ -8,6 +8,12 @@ from rich.table import Table
 
 from resval_lens.analyses.tables import STYLE
 
+JUDGES = {
+    "exact": "the label, to the last bit",
+    "euclidean": "the right label of the context is the nearest, by distance",
+    "cosine": "the right label of the context is the nearest, by angle",
+}
+
 
 def _shown(point: dict[str, Any]) -> str:
     share, low, high = (_digits(x) for x in (point["share"], *point["interval"]))
@@ -28,7 +34,8 @@ def _table(title: str, columns: list[str], words: int = 1) -> Table:
 def figure_6_table(result: dict[str, Any]) -> Table:
     """How much of the last query's attention is on the right label."""
     table = _table(
-        f"Figure 6, a = {result['a']:g}: attention on the right label "
+        f"Figure 6, a = {result['a']:g}, T = {result['temperature']:g}: attention on the right "
+        "label "
         f"(share, {result['trials']:,} trials)",
         ["similarity", "separation", *result["readings"], "published"],
         words=2,
@@ -54,7 +61,7 @@ def figure_7_tables(result: dict[str, Any]) -> list[Table]:
     tables = []
     for similarity, name in (("dot", "dot product"), ("pearson", "Pearson's correlation")):
         dot = similarity == "dot"
-        extra = ["theory"] if dot else []
+        extra = ["theory\n(paper)"] if dot else []
         table = _table(
             f"Figure 7: {name}, argmax; of {result['trials']:,} trials (95%)",
             ["a", *extra, *result["readings"], "published"],
@@ -78,23 +85,23 @@ def figure_7_tables(result: dict[str, Any]) -> list[Table]:
 def figure_7_sentence(result: dict[str, Any]) -> str:
     """Why Pearson's correlation stays below 1."""
     entry = result["readings"]["paper"]
-    last = entry["pearson"][-1]
+    last, first = entry["pearson"][-1], entry["pearson_to_first"]
     return (
-        f"Pearson's correlation with argmax ends at {last['share']:.3f}: in "
-        f"{entry['pearson_to_first']['share']:.3f} of trials it goes to the first token, whose key "
-        "(index 0 wraps to the masked token) is that object alone; the first pair is of the right "
-        f"class in {1 - entry['pearson_limit']:.3f} of trials."
+        f"Pearson's correlation with argmax at a = {result['a'][-1]:g}, paper: of "
+        f"{last['trials']:,} trials {last['right']:,} are right and {first['right']:,} go to the "
+        "first token, whose key (index 0 wraps to the masked token) is that object alone. The "
+        f"first pair is of the right class with probability {1 - entry['pearson_limit']:.3f}."
     )
 
 
 def figure_8_tables(result: dict[str, Any]) -> list[Table]:
     """Right trials against length and dimensions, beside what is published."""
     tables = []
-    for field, name in (("length", "s, tokens"), ("d", "e, dimensions")):
+    for field, name in (("length", "s, tokens"), ("d", "d, dimensions")):
         table = _table(
             f"Figure 8: a = {result['a']:g}, dot product, argmax (95% interval)\n"
             f"published: {result['published'][field]}",
-            [name, "theory", *result["readings"]],
+            [name, "theory\n(paper)", *result["readings"]],
             words=0,
         )
         for row, *others in zip(
@@ -109,7 +116,8 @@ def figure_8_tables(result: dict[str, Any]) -> list[Table]:
 def combinations_table(result: dict[str, Any]) -> Table:
     """All combinations; argmax must hit the label exactly, the others come nearest to it."""
     table = _table(
-        f"AMICL, a = {result['a']:g}: right of {result['trials']:,} trials (95% interval)",
+        f"AMICL, a = {result['a']:g}, T = {result['temperature']:g}: right of "
+        f"{result['trials']:,} trials (95% interval)",
         ["reading", "similarity", "separation", "by distance", "by angle"],
         words=3,
     )
@@ -131,6 +139,7 @@ def sweep_table(result: dict[str, Any]) -> Table:
     some = [min(result["a"], key=lambda x: abs(x - a)) for a in (1, 2, 8)]
     some = list(dict.fromkeys(some))
     table = _table(
+        f"{memory_name(result['memory'])}\n"
         f"Right of {result['trials']:,} trials; the best a, and those not significantly worse",
         ["task", *(f"a = {a:.3g}" for a in some), "best", "best a", "as good"],
     )
@@ -149,4 +158,22 @@ def sweep_table(result: dict[str, Any]) -> Table:
             f"{row['best']:.3g}",
             f"{low:.3g}" if low == high else f"{'' if end else '≥ '}{low:.3g}{end}",
         )
+    table.caption = judged(result)
     return table
+
+
+def memory_name(memory: dict[str, Any]) -> str:
+    """Similarity, separation and reading of a memory; T where it counts."""
+    hot = f", T = {memory['temperature']:g}" if memory["separation"] == "softmax" else ""
+    return f"{memory['similarity']}, {memory['separation']}{hot}, {memory['reading']}"
+
+
+def judged(result: dict[str, Any]) -> str:
+    """What counts as right in a sweep, task by task where they differ."""
+    names: dict[str, list[str]] = {}
+    for row in result["tasks"]:
+        names.setdefault(row["judge"], []).append(row["name"])
+    common = max(names, key=lambda judge: len(names[judge]))
+    said = [f"Right: {JUDGES[common]}"]
+    said += [f"{', '.join(n)}: {JUDGES[j]}" for j, n in names.items() if j != common]
+    return "; ".join(said) + "."

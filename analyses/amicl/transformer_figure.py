@@ -5,23 +5,21 @@ Every number in the picture and the table is in the study's data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import torch
-from torch import Generator, Tensor
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
+from torch import Generator, Tensor
 
 from resval_lens.amicl.memory import AMICL, AMICLConfig
 from resval_lens.amicl.transformer import best_classic, recall_transformer
 from resval_lens.amicl.trials import PairTask, Trials, nearest
-from resval_lens.analyses.figures import COLOURS, STYLE
+from resval_lens.analyses.amicl.recall import Note, batches
+from resval_lens.analyses.figures import COLOURS, STYLE, plt
 from resval_lens.analyses.tables import STYLE as TABLE_STYLE
 from resval_lens.hooks import cut_links
 
@@ -50,7 +48,7 @@ Recall = Callable[[Tensor], Tensor]
 def transformer_study(
     trials: int = 1000,
     seed: int = 0,
-    note: Callable[[str], None] = lambda text: None,
+    note: Note = lambda text: None,
     *,
     task: PairTask | None = None,
     temperature: float = 0.02,
@@ -67,13 +65,15 @@ def transformer_study(
 
     * ``nearest``, ``cosine``: share of trials in which the output is nearest to the right one of
       the context's labels, by distance and by angle. Nothing recalled, the zero vector, is nearest
-      to the shortest, and by angle undecided: counted as wrong.
+      to the shortest, and by angle wrong.
     * ``error``: Σ‖output − label‖² / Σ‖label‖² over trials.
     * ``difference``: the largest |output − AMICL's output| of any entry.
 
     ``expected_error`` is what ``error`` would be if attention were all on the right label and the
     fit the population's: a²/(1 + a²), and for the readout a²(1 − ρ²)/(1 + a²(1 − ρ²)), where ρ is
-    the correlation of two instances of an object. float64.
+    the correlation of two instances of an object. ``chance`` is how often a label of the context
+    that knows nothing of the query is right: the mean over trials of 1/(its distinct labels).
+    float64.
 
     Args:
         trials: to measure on, for each a the same.
@@ -95,26 +95,32 @@ def transformer_study(
     task = task or PairTask()
     generator = Generator().manual_seed(seed)
     fitted = task.draw(fit_trials, generator, torch.float64)
-    tested = task.draw(trials, generator, torch.float64)
+    from_here = generator.get_state()
+
+    def tested() -> Iterator[Trials]:  # the same for every a, few of them held at a time
+        generator.set_state(from_here)
+        return batches(task, trials, generator, torch.float64)
+
     rows = []
     for a in weights:
         note(f"a = {a:g}")
-        rows.append(_row(a, temperature, fitted, tested, task))
+        rows.append(_row(a, temperature, fitted, tested(), task))
     return {
         "task": task.to_dict(),
         "temperature": temperature,
         "trials": trials,
         "fit_trials": fit_trials,
         "seed": seed,
-        "attention": _attention(*shown, tested),
+        "chance": sum(_chances(drawn) for drawn in tested()) / trials,
+        "attention": _attention(*shown, next(tested())),
         "rows": rows,
     }
 
 
 def _row(
-    a: float, temperature: float, fitted: Trials, tested: Trials, task: PairTask
+    a: float, temperature: float, fitted: Trials, tested: Iterable[Trials], task: PairTask
 ) -> dict[str, Any]:
-    length, d = tested.inputs.shape[1:]
+    length, d = task.length, task.d
     settings: dict[str, Any] = {"a": a, "temperature": temperature, "dtype": torch.float64}
     model = recall_transformer(length, d, **settings)
     slot = recall_transformer(length, d, **settings, streams="", separate_slot=True)
@@ -129,13 +135,15 @@ def _row(
         "classic_readout": readout.recall,
         "classic_slot": slot.recall,
     }
-    outputs = {name: _in_parts(recall, tested.inputs) for name, recall in recalls.items()}
-    with cut_links(model):
-        outputs["cut"] = _in_parts(model.recall, tested.inputs)
+    sums = {name: _Sums() for name in MODELS}
+    for drawn in tested:
+        outputs = {name: _in_parts(recall, drawn.inputs) for name, recall in recalls.items()}
+        with cut_links(model):
+            outputs["cut"] = _in_parts(model.recall, drawn.inputs)
+        for name, so_far in sums.items():
+            so_far.add(outputs[name], outputs["amicl"], drawn)
     unlike = 1 - (1 + task.noise_variance) ** -2  # 1 − ρ²
-    own: dict[str, Any] = {"a": a}
-    for name in MODELS:
-        own[name] = _measures(outputs[name], outputs["amicl"], tested)
+    own: dict[str, Any] = {"a": a} | {name: so_far.measures() for name, so_far in sums.items()}
     own["classic"]["expected_error"] = a**2 / (1 + a**2)
     own["classic_readout"]["expected_error"] = a**2 * unlike / (1 + a**2 * unlike)
     return own
@@ -145,15 +153,40 @@ def _in_parts(recall: Recall, x: Tensor) -> Tensor:
     return torch.cat([recall(part) for part in x.split(256)])
 
 
-def _measures(output: Tensor, memory: Tensor, trials: Trials) -> dict[str, float]:
-    something = output.any(-1)
-    wrong = (output - trials.targets).square().sum()
-    return {
-        "nearest": float(nearest(output, trials).double().mean()),
-        "cosine": float((nearest(output, trials, "cosine") & something).double().mean()),
-        "error": float(wrong / trials.targets.square().sum()),
-        "difference": float((output - memory).abs().max()),
-    }
+@dataclass
+class _Sums:
+    """What a model's measures are made of, over trials that come in parts."""
+
+    n: int = 0
+    nearest: int = 0
+    cosine: int = 0
+    wrong: float = 0.0
+    square: float = 0.0
+    difference: float = 0.0
+
+    def add(self, output: Tensor, memory: Tensor, trials: Trials) -> None:
+        """Takes in a part."""
+        self.n += len(output)
+        self.nearest += int(nearest(output, trials).sum())
+        self.cosine += int(nearest(output, trials, "cosine").sum())
+        self.wrong += float((output - trials.targets).square().sum())
+        self.square += float(trials.targets.square().sum())
+        self.difference = max(self.difference, float((output - memory).abs().max()))
+
+    def measures(self) -> dict[str, float]:
+        """Shares, the relative error and the largest difference."""
+        return {
+            "nearest": self.nearest / self.n,
+            "cosine": self.cosine / self.n,
+            "error": self.wrong / self.square,
+            "difference": self.difference,
+        }
+
+
+def _chances(trials: Trials) -> float:
+    """Σ over trials of 1/(distinct classes of the context)."""
+    same = trials.classes[:, :, None] == trials.classes[:, None, :]
+    return float((1 / (1 / same.sum(-1).double()).sum(-1)).sum())
 
 
 def _attention(a: float, temperature: float, trials: Trials) -> dict[str, Any]:
@@ -282,7 +315,9 @@ def table(study: dict[str, Any]) -> Table:
         max(row[name]["difference"] for row in study["rows"]) for name in ("values", "classic_slot")
     )
     found.caption = (
-        f"T = {study['temperature']:g}, s = {task['length']}, D = {task['d']}. Largest difference "
-        f"from AMICL's output: {stream:.0e} (value stream), {slot:.0e} (classic, a slot more)."
+        f"T = {study['temperature']:g}, s = {task['length']}, d = {task['d']}. Largest difference "
+        f"from AMICL's output: {stream:.0e} (value stream), {slot:.0e} (classic, a slot more). "
+        "Link cut: the output is 0, whatever is asked for, and the shortest label the nearest "
+        f"(chance {study['chance']:.3f}); nothing is recalled."
     )
     return found

@@ -88,7 +88,7 @@ def lengths_command(
 
     In-context accuracy, loss and attention at every length and by position, layer 0's attention
     to t − 1 beside the constructed head's; and both layers' attention on one sequence twice as
-    long as those of training. About two minutes on two cores, with --train two or three more a model.
+    long as those of training. Under a minute, with --train two or three minutes a model more.
 
     Example: `resval-lens memory lengths --lengths 128,256,512`
     """

@@ -8,6 +8,7 @@ from resval_lens.amicl.memory import (
     AMICLConfig,
     fit_value_map,
 )
+from resval_lens.amicl.transformer import best_classic, recall_transformer
 from resval_lens.amicl.trials import PairTask, Trials, exact, nearest
 
 __all__ = [
@@ -18,7 +19,9 @@ __all__ = [
     "AMICLConfig",
     "PairTask",
     "Trials",
+    "best_classic",
     "exact",
     "fit_value_map",
     "nearest",
+    "recall_transformer",
 ]

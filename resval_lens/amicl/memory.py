@@ -20,6 +20,8 @@ from torch import Generator, Tensor, nn
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
+from resval_lens.amicl.checks import check_floats, check_whole, is_number
+
 Similarity = Literal["dot", "pearson", "manhattan", "euclidean"]
 Separation = Literal["identity", "softmax", "argmax"]
 Reading = Literal["paper", "notebook"]
@@ -61,9 +63,9 @@ class AMICLConfig:
     reach: int = 1
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.a) or self.a == -1:
+        if not is_number(self.a) or not math.isfinite(self.a) or self.a == -1:
             raise ValueError(f"a must be a finite number other than -1; got {self.a!r}")
-        if not 0 < self.temperature < math.inf:
+        if not is_number(self.temperature) or not 0 < self.temperature < math.inf:
             raise ValueError(
                 f"temperature must be a finite number above 0; got {self.temperature!r}"
             )
@@ -76,8 +78,7 @@ class AMICLConfig:
             if getattr(self, name) not in known:
                 expected = ", ".join(str(each) for each in known)
                 raise ValueError(f"{name} must be one of {expected}; got {getattr(self, name)!r}")
-        if not isinstance(self.reach, int) or self.reach < 1:
-            raise ValueError(f"reach must be a whole number above 0; got {self.reach!r}")
+        check_whole("reach", self.reach, 1)
 
     @property
     def sign(self) -> int:
@@ -109,6 +110,9 @@ class AMICL(HookedRootModule):
         value_map: W_V [d, d_out] for hetero-association, a parameter named ``W_V``; without it
             values are the tokens themselves (auto-association).
 
+    Raises:
+        ValueError: a ``value_map`` that is no matrix of floating-point numbers.
+
     >>> AMICL()(torch.zeros(4, 20, 100)).shape
     torch.Size([4, 100])
     """
@@ -116,6 +120,8 @@ class AMICL(HookedRootModule):
     def __init__(
         self, cfg: AMICLConfig | None = None, value_map: Float[Tensor, "d d_out"] | None = None
     ) -> None:
+        if value_map is not None:
+            check_floats("value_map", value_map, "d d_out")
         super().__init__()
         self.cfg = cfg or AMICLConfig()
         self.W_V = None if value_map is None else nn.Parameter(value_map.detach().clone())
@@ -138,13 +144,16 @@ class AMICL(HookedRootModule):
         """What is recalled for the last token, or for every one.
 
         Args:
-            last_key: k_s, in place of what the reading says; one for all sequences or one each.
+            last_key: k_s, in place of what the reading says; one for all sequences or one each,
+                of x's dtype.
             generator: draws the last keys of the reading ``notebook``.
 
         Raises:
-            ValueError: too few tokens for the reach; ``queries`` unknown; no ``last_key`` or
-                ``generator`` where the last key is drawn.
+            ValueError: an x of another shape or not of floating-point numbers; too few tokens for
+                the reach; a value map or a ``last_key`` of another d or dtype than x; ``queries``
+                unknown; no ``last_key`` or ``generator`` where the last key is drawn.
         """
+        self._check(x, last_key)
         length = x.shape[1]
         if length <= self.cfg.reach:
             raise ValueError(
@@ -163,13 +172,30 @@ class AMICL(HookedRootModule):
         out = self.hook_out(pattern @ v)
         return out if queries == "all" else out[:, 0]
 
+    def _check(self, x: Any, last_key: Any) -> None:
+        check_floats("x", x, "batch pos d")
+        batch, _, d = x.shape
+        if self.W_V is not None and (len(self.W_V) != d or self.W_V.dtype != x.dtype):
+            raise ValueError(
+                f"value_map is {self.W_V.dtype} {list(self.W_V.shape)}; x, {x.dtype} with d={d}, "
+                f"needs {x.dtype} [{d}, d_out]"
+            )
+        if last_key is None:
+            return
+        one_each = isinstance(last_key, Tensor) and last_key.ndim == 2
+        check_floats("last_key", last_key, "batch d" if one_each else "d", x.dtype)
+        if last_key.shape[-1] != d or (one_each and len(last_key) != batch):
+            raise ValueError(
+                f"last_key must be [{d}] or [{batch}, {d}]; got {list(last_key.shape)}"
+            )
+
     def _mixed(self, x: Tensor) -> Tensor:
         return torch.lerp(x, x.roll(self.cfg.reach, dims=1), self.cfg.a / (self.cfg.a + 1))
 
     def _last_key(self, x: Tensor, given: Tensor | None, generator: Generator | None) -> Tensor:
         batch, _, d = x.shape
         if given is not None:
-            return given.to(x).expand(batch, d)
+            return given.to(x.device).expand(batch, d)
         if self.cfg.reading == "paper":
             return x.new_zeros(batch, d)
         if generator is None:
@@ -226,16 +252,24 @@ def fit_value_map(
     2022), learned from examples.
 
     Raises:
-        ValueError: numbers of examples that differ; a ``ridge`` that is not a finite number from
-            0 up.
+        ValueError: no matrices of floating-point numbers of one dtype; no examples, or numbers of
+            them that differ; a ``ridge`` that is not a finite number from 0 up; without a ridge, a
+            rank of R below d, with which W_V is not determined.
     """
+    check_floats("recalled", recalled, "example d")
+    check_floats("targets", targets, "example d_out", recalled.dtype)
     if len(recalled) != len(targets):
         raise ValueError(
             f"recalled holds {len(recalled)} examples and targets {len(targets)}; "
             "expected as many of each"
         )
-    if not 0 <= ridge < math.inf:
+    if not len(recalled):
+        raise ValueError("recalled holds 0 examples; expected at least 1")
+    if not is_number(ridge) or not 0 <= ridge < math.inf:
         raise ValueError(f"ridge must be a finite number from 0 up; got {ridge!r}")
+    d = recalled.shape[1]
+    if not ridge and (rank := int(torch.linalg.matrix_rank(recalled))) < d:
+        raise ValueError(f"recalled has rank {rank}, below d={d}: ridge must be above 0; got 0")
     gram = recalled.T @ recalled
     gram.diagonal().add_(ridge * len(recalled))
     return torch.linalg.solve(gram, recalled.T @ targets)

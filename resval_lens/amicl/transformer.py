@@ -9,7 +9,7 @@ arXiv 2412.15113, sections 2.2 and 3.1, Figure 2: the same function of AMICL's t
 (dot product, softmax with temperature T, k_s = 0; x_s = 0 is what is asked for). The residual
 stream, laid out in slots:
 
-    [ content (D) | position (s + 1) | flag (1) | output (D) ]       + [ previous (D) ]
+    [ content (d) | position (s + 1) | flag (1) | output (d) ]       + [ previous (d) ]
 
 The first token is a beginning-of-sequence token (BOS) without content. Its key and its value in
 layer 2 are zero, so it stands for AMICL's last token, whose key and value are zero, too, and which
@@ -36,6 +36,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from resval_lens.amicl.checks import check_whole, is_number
 from resval_lens.config import ResValConfig
 from resval_lens.streams import StreamsLike
 from resval_lens.transformer import ResValTransformer
@@ -50,7 +51,7 @@ class RecallConfig(ResValConfig):
 
     Attributes:
         length: s, AMICL's tokens; the model reads s + 1, BOS first.
-        content: D.
+        content: d, their dimensions.
         a: the weight of the previous token.
         sharpness: τ, what layer 1's head scores the previous token above all others.
         separate_slot: layer 1 writes to a slot of its own instead of the content's.
@@ -85,11 +86,13 @@ def recall_transformer(
 
     Args:
         length: s, AMICL's tokens.
-        d: D, their dimensions.
+        d: their dimensions.
         a: the weight of the previous token.
         temperature: T; the smaller, the nearer to argmax.
-        streams: ``"v"``; with ``""`` layer 2 has no values unless ``separate_slot``.
-        separate_slot: layer 1 writes to D further dimensions. Without a value stream, layer 2 then
+        streams: ``"v"``, or another stream of values alone; with ``""`` layer 2 has no values
+            unless ``separate_slot``. Layer 1's queries and keys are of positions, so streams of
+            these would make another function.
+        separate_slot: layer 1 writes to d further dimensions. Without a value stream, layer 2 then
             reads its values from the content slot, which is pure: the classic control.
         sharpness: τ of layer 1's head. Token i attends to the one before it with
             e^τ / (e^τ + i), exactly 1 in floating point at the default; see below for other τ.
@@ -100,16 +103,15 @@ def recall_transformer(
     into what layer 1 hands the keys.
 
     Raises:
-        ValueError: a number out of range, by name.
+        ValueError: a number out of range, by name; a stream of queries or keys.
     """
-    for name, value, least in (("length", length, 2), ("d", d, 1)):
-        if isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} must be a whole number from {least} up; got {value!r}")
-    if not math.isfinite(a) or a == -1:
+    check_whole("length", length, 2)
+    check_whole("d", d, 1)
+    if not is_number(a) or not math.isfinite(a) or a == -1:
         raise ValueError(f"a must be a finite number other than -1; got {a!r}")
-    if not 1e-12 <= temperature <= 1e12:
+    if not is_number(temperature) or not 1e-12 <= temperature <= 1e12:
         raise ValueError(f"temperature must lie between 1e-12 and 1e12; got {temperature!r}")
-    if not 0 < sharpness <= 1e6:
+    if not is_number(sharpness) or not 0 < sharpness <= 1e6:
         raise ValueError(f"sharpness must lie above 0 and be at most 1e6; got {sharpness!r}")
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype must be torch.float32 or torch.float64; got {dtype}")
@@ -140,7 +142,7 @@ class RecallTransformer(ResValTransformer):
     """AMICL's recall, by hand-set weights; hooks, cache and streams as in any ResValTransformer.
 
     Its input is a batch of continuous tokens (:meth:`embed_trial`); its logits at each position
-    are the D numbers of the output slot. Layer 2's ``hook_k`` holds AMICL's keys in its first D
+    are the d numbers of the output slot. Layer 2's ``hook_k`` holds AMICL's keys in its first d
     dimensions, ``hook_q`` its last query, ``hook_v`` its values.
 
     >>> model = recall_transformer(length=4, d=3, temperature=0.01, dtype=torch.float64)
@@ -153,7 +155,17 @@ class RecallTransformer(ResValTransformer):
     config_class = RecallConfig
 
     def __init__(self, cfg: RecallConfig, tokenizer: None = None) -> None:
-        """Builds the model and sets its weights."""
+        """Builds the model and sets its weights.
+
+        Raises:
+            ValueError: a stream of queries or keys.
+        """
+        positions = [stream.of for stream in cfg.streams if stream.of != "v"]
+        if positions:
+            raise ValueError(
+                "streams must carry values alone: layer 1's queries and keys are of positions, "
+                f"and recall would be another function; got a stream of {', '.join(positions)}"
+            )
         super().__init__(cfg, move_to_device=False)
         # Tokens arrive as vectors with their positions in them.
         del self.embed, self.pos_embed, self.hook_pos_embed
@@ -228,7 +240,7 @@ class RecallTransformer(ResValTransformer):
         start_at_layer: int | None = None,
         **options: Any,
     ) -> Any:
-        """The output slot at each position, [batch, pos, D]; ``options`` as in ResValTransformer.
+        """The output slot at each position, [batch, pos, d]; ``options`` as in ResValTransformer.
 
         Raises:
             ValueError: an input of another width or dtype, a ``return_type`` other than
@@ -303,7 +315,7 @@ def best_classic(
         W_V² = argmin_W Σ_i ‖(x_i + a·x_{i−1}) W − x_i‖²
 
     over the tokens with a predecessor (least squares; of several solutions the smallest). For
-    tokens drawn independently from N(0, I/D), W_V² = I/(1 + a²), and what it reads has a relative
+    tokens drawn independently from N(0, I/d), W_V² = I/(1 + a²), and what it reads has a relative
     squared error of a²/(1 + a²). With ``labels``, the readout W_U is fitted, too: from both slots
     of the last token, its recall z and its own content c = a·x_{s−1}, to the label,
 

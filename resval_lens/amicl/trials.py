@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
+from resval_lens.amicl.checks import check_whole, is_number
 from resval_lens.amicl.memory import READINGS, Reading
 
 
@@ -66,7 +67,7 @@ class PairTask:
             holds whole families, in any order: whatever is asked for, n other pairs of the context
             look like it and have other labels.
         likeness: ρ, the cosine between object means of a family: √ρ·(its own) + √(1−ρ)·(each
-            one's own); 1 makes them the same object with different labels.
+            one's own); 1 makes them the same object with different labels. Of distractors only.
         cue: c, how well the last label is seen: x_s = c·l + √(1−c²)·ξ, ξ ~ N(0, 1/d); but 0, as in
             the paper, masks it: x_s = 0.
 
@@ -92,14 +93,17 @@ class PairTask:
             ("gap", 0),
             ("distractors", 0),
         ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number from {least} up; got {value!r}")
-        if not 0 <= self.noise < math.inf:
+            check_whole(name, getattr(self, name), least)
+        if not is_number(self.noise) or not 0 <= self.noise < math.inf:
             raise ValueError(f"noise must be a finite number from 0 up; got {self.noise!r}")
         for name in ("likeness", "cue"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie between 0 and 1; got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not is_number(value) or not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1; got {value!r}")
+        if not self.distractors and self.likeness != PairTask.likeness:
+            raise ValueError(
+                f"likeness={self.likeness!r} is of distractors; expected distractors from 1 up"
+            )
         if self.reading not in READINGS:
             expected = ", ".join(READINGS)
             raise ValueError(f"reading must be one of {expected}; got {self.reading!r}")
@@ -152,10 +156,9 @@ class PairTask:
         """``size`` trials, on the generator's device.
 
         Raises:
-            ValueError: a size below 1.
+            ValueError: a size that is not a whole number from 1 up.
         """
-        if size < 1:
-            raise ValueError(f"size must be 1 or more; got {size}")
+        check_whole("size", size, 1)
         m, d, device = self.n_pairs, self.d, generator.device
         kind: dict[str, Any] = {"generator": generator, "device": device, "dtype": dtype}
         family, member = self._classes(size, generator)
@@ -226,20 +229,27 @@ def nearest(
 
     By Euclidean distance, or by the angle: outputs of ``identity`` and ``softmax`` have any
     length. The paper looked at attention matrices of these only and names no candidates; here they
-    are the labels that stand in the context.
+    are the labels that stand in the context. An output of zeros, nothing recalled, has the
+    shortest label nearest, and no angle: by it, wrong.
 
     Args:
         candidates: what the labels should become, if not themselves (hetero-association).
 
     Raises:
-        ValueError: an unknown ``by``.
+        ValueError: an unknown ``by``; outputs of another number or d than the candidates.
     """
     if by not in ("euclidean", "cosine"):
         raise ValueError(f"by must be 'euclidean' or 'cosine'; got {by!r}")
     vectors = trials.labels if candidates is None else candidates
+    if output.shape != (len(vectors), vectors.shape[-1]):
+        raise ValueError(
+            f"output must be [{len(vectors)}, {vectors.shape[-1]}], as the candidates are; "
+            f"got {list(output.shape)}"
+        )
     closeness = torch.einsum("bpd,bd->bp", vectors, output)
     square = vectors.square().sum(-1)
     # Of −½‖c − o‖² and of cos(c, o) what is the same for all candidates is left out.
     closeness = closeness - square / 2 if by == "euclidean" else closeness / square.sqrt()
     best = closeness.argmax(-1, keepdim=True)
-    return trials.right.gather(1, best)[:, 0]
+    right = trials.right.gather(1, best)[:, 0]
+    return right if by == "euclidean" else right & output.any(-1)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from resval_lens.tasks.bigrams import Bigrams
+from resval_lens.tasks.bigrams import MOST_TOKENS, Bigrams
 from resval_lens.tasks.triggers import TriggerTask
 
 _SYLLABLES = tuple(c + v for c in "bdfgklmnprstvz" for v in "aeiou")
@@ -73,10 +73,12 @@ def generated_pairs(n: int, seed: int) -> list[Pair]:
     The same seed gives the same, and more of them begin with fewer of them.
 
     Raises:
-        ValueError: n is outside 1 to 10,000.
+        ValueError: n is no whole number from 1 to 10,000, seed none from 0 up.
     """
-    if not isinstance(n, int) or not 1 <= n <= _MOST_PAIRS:
+    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= _MOST_PAIRS:
         raise ValueError(f"n must be a whole number from 1 to {_MOST_PAIRS:,}; got {n!r}")
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed must be a whole number from 0 up; got {seed!r}")
     rng = random.Random(seed)
     seen: set[str] = set()
 
@@ -102,14 +104,16 @@ def pair_bigrams(pairs: Sequence[Pair], leak: float = 0.0) -> Bigrams:
     graded: no second word is impossible.
 
     Raises:
-        ValueError: no pairs, a first word that is there twice or is also a second word, or a leak
-            outside 0 to 1 or, with a single second word, above 0.
+        ValueError: no pairs, more than 10,000 words, a first word that is there twice or is also a
+            second word, or a leak outside 0 to 1 or, with a single second word, above 0.
     """
     firsts = [pair.first for pair in pairs]
     seconds = list(dict.fromkeys(pair.second for pair in pairs))
     n, m = len(firsts), len(seconds)
     if not n:
         raise ValueError("pairs must hold at least one pair; got none")
+    if n + m > MOST_TOKENS:
+        raise ValueError(f"pairs must have at most {MOST_TOKENS:,} words; got {n + m:,}")
     known = set(seconds)
     for word in firsts:
         if word in known:

@@ -23,7 +23,7 @@ from resval_lens.files import read_json, write_json
 By = Literal["characters", "words"]
 
 _SHIPPED = Path(__file__).parents[1] / "data" / "bigrams"
-_MOST_TOKENS = 10_000  # counts are dense: 8·V² bytes, .8 GB here
+MOST_TOKENS = 10_000  # counts are dense: 8·V² bytes, .8 GB here
 _WHAT = "unigram and bigram counts"
 
 
@@ -40,8 +40,8 @@ class Bigrams:
     (:meth:`from_probabilities`).
 
     Raises:
-        ValueError: no tokens, one of them twice, counts of another shape or type, below 0 or not
-            finite, or no token that is ever there.
+        ValueError: no tokens, more than 10,000, one of them twice, counts of another shape or type,
+            below 0 or not finite, or no token that is ever there.
     """
 
     tokens: tuple[str, ...]
@@ -52,6 +52,7 @@ class Bigrams:
         object.__setattr__(self, "tokens", tuple(self.tokens))
         if not self.tokens:
             raise ValueError("tokens must hold at least one token; got none")
+        _check_size(len(self.tokens))
         seen: set[str] = set()
         for token in self.tokens:
             if not isinstance(token, str) or token in seen:
@@ -100,9 +101,9 @@ class Bigrams:
             raise ValueError(f"by must be 'characters' or 'words'; got {by!r}")
         units: Sequence[str] = text if by == "characters" else text.split()
         tokens = sorted(set(units))
-        if not 0 < len(tokens) <= _MOST_TOKENS:
+        if not 0 < len(tokens) <= MOST_TOKENS:
             raise ValueError(
-                f"text must have 1 to {_MOST_TOKENS:,} different {by}; got {len(tokens):,}"
+                f"text must have 1 to {MOST_TOKENS:,} different {by}; got {len(tokens):,}"
             )
         v, index = len(tokens), {token: i for i, token in enumerate(tokens)}
         ids = torch.tensor([index[unit] for unit in units])
@@ -135,8 +136,12 @@ class Bigrams:
         """Bigrams with the given π_u [V] and π_b [V, V] (conditional[u, v] = π_b(v | u)).
 
         Raises:
-            ValueError: a distribution that does not sum to 1 (within 1e-6), or as the class.
+            ValueError: a distribution that is no tensor or does not sum to 1 (within 1e-6), or as
+                the class.
         """
+        for name, given in (("unigram", unigram), ("conditional", conditional)):
+            if not isinstance(given, Tensor):
+                raise ValueError(f"{name} must be a tensor; got {type(given).__name__}")
         made = cls(tuple(tokens), conditional.double(), unigram.double())
         for name, rows in (("unigram", made.unigram_counts[None]), ("conditional", made.counts)):
             sums = rows.sum(1)
@@ -203,9 +208,9 @@ class Bigrams:
         """Ids of the k most frequent tokens, the commonest first; of equals, the lower id first.
 
         Raises:
-            ValueError: k is below 0 or above V.
+            ValueError: k is no whole number from 0 to V.
         """
-        if not 0 <= k <= self.d_vocab:
+        if not isinstance(k, int) or isinstance(k, bool) or not 0 <= k <= self.d_vocab:
             raise ValueError(f"k must be from 0 to {self.d_vocab}, the tokens; got {k!r}")
         return self.unigram_counts.argsort(descending=True, stable=True)[:k]
 
@@ -236,6 +241,7 @@ class Bigrams:
         tokens, unigram, rows = (content[key] for key in keys)
         if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
             raise ValueError("tokens must be a list of texts")
+        _check_size(len(tokens))
         if not isinstance(unigram, list):
             raise ValueError(f"unigram_counts must be a list; got {type(unigram).__name__}")
         if not isinstance(rows, Mapping):
@@ -282,6 +288,11 @@ def tiny_shakespeare() -> Bigrams:
     distribution of arXiv 2412.11459 and 2306.00802.
     """
     return Bigrams.load(_SHIPPED / "tiny-shakespeare.json")
+
+
+def _check_size(v: int) -> None:
+    if v > MOST_TOKENS:
+        raise ValueError(f"tokens must be at most {MOST_TOKENS:,}, as counts are dense; got {v:,}")
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

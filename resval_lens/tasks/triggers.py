@@ -24,8 +24,8 @@ Triggers = Literal["fixed", "drawn"]
 NeverOutput = Literal["none", "itself", "likeliest"]
 
 _SHIPPED = "tiny-shakespeare"
-# The furthest that a uniform number may come to 1: a row's number below 2¹³ can still be added to
-# it in float64 without reaching the next row.
+# The furthest that a uniform number may come to 1: float64 still tells its sum with a row's number
+# from the next row's, up to 2¹⁵ rows. Bigrams have at most 10,000.
 _BELOW_ONE = 1 - 2**-38
 
 
@@ -93,6 +93,11 @@ class TriggerTask:
                 expected = ", ".join(map(repr, get_args(words)))
                 raise ValueError(f"{name} must be one of {expected}; got {getattr(self, name)!r}")
         if self.candidates is not None:
+            if not isinstance(self.candidates, tuple | list | range):
+                raise ValueError(
+                    "candidates must be token ids in a tuple, or None; "
+                    f"got {type(self.candidates).__name__}"
+                )
             object.__setattr__(self, "candidates", tuple(self.candidates))
             for token in self.candidates:
                 _check_whole("candidates: a token id", token, 0)
@@ -106,12 +111,12 @@ class TriggerTask:
                 f"n_triggers={self.n_triggers} must be at most {able}, the candidates"
                 f"{' that ever occur' if self.triggers == 'drawn' else ''}"
             )
+        if not _is_range(self.output_range):
+            raise ValueError(
+                f"output_range must be (lo, hi) with 0 <= lo < hi <= 1; got {self.output_range!r}"
+            )
         object.__setattr__(self, "output_range", tuple(self.output_range))
         least = 1 if self.never_output == "none" else 2
-        if len(self.output_range) != 2 or not 0 <= self.output_range[0] < self.output_range[1] <= 1:
-            raise ValueError(
-                f"output_range must be (lo, hi) with 0 <= lo < hi <= 1; got {self.output_range}"
-            )
         if len(self.output_tokens) < least:
             raise ValueError(
                 f"output_range={self.output_range} holds {len(self.output_tokens)} of {v} tokens; "
@@ -203,8 +208,13 @@ class TriggerTask:
         if self.never_output == "itself":
             return tokens
         if self.never_output == "likeliest":
-            return self.bigrams.conditional.argmax(1)[tokens]
+            return self._likeliest[tokens]
         return torch.full_like(tokens, -1)
+
+    @cached_property
+    def _likeliest(self) -> Tensor:
+        """What most often follows each token, [V]."""
+        return self.bigrams.conditional.argmax(1)
 
     def _n_outputs(self, tokens: Tensor) -> Tensor:
         """How many outputs each could have."""
@@ -228,6 +238,8 @@ class TriggerTask:
         Raises:
             ValueError: a setting that there is not, no bigrams, or an impossible setting.
         """
+        if not isinstance(settings, dict):
+            raise ValueError(f"settings must be a dict; got {type(settings).__name__}")
         known = [f.name for f in fields(cls)]
         for name in settings:
             if name not in known:
@@ -266,6 +278,13 @@ def optimal_loss(task: TriggerTask, batch: TriggerBatch) -> Float[Tensor, "batch
     first = task._n_outputs(batch.inputs).double().log()
     loss = torch.where(batch.occurrence == 1, first, bigram)
     return loss.masked_fill(batch.in_context, 0.0)
+
+
+def _is_range(given: Any) -> bool:
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        return False
+    numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in given)
+    return numbers and 0 <= given[0] < given[1] <= 1
 
 
 def _check_whole(name: str, value: Any, least: int) -> None:

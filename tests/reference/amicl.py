@@ -1,4 +1,7 @@
-"""AMICL and its trials as NumPy loops, one token at a time (arXiv 2412.15113, section 2)."""
+"""AMICL and its trials as NumPy loops, one token at a time (arXiv 2412.15113, section 2).
+
+And what a linear map reads from mixed tokens.
+"""
 
 import numpy as np
 
@@ -56,9 +59,10 @@ def recall(
     if separation == "identity":
         pattern = scores.copy()
     elif separation == "softmax":
-        total = sum(np.exp(score / temperature) for score in scores)
+        most = max(scores)
+        total = sum(np.exp((score - most) / temperature) for score in scores)
         for i in range(s):
-            pattern[i] = np.exp(scores[i] / temperature) / total
+            pattern[i] = np.exp((scores[i] - most) / temperature) / total
     elif separation == "argmax":
         best = 0
         for i in range(s):
@@ -122,3 +126,13 @@ def accuracy(
             scores = centred @ (asked - asked.mean()) / np.where(length == 0, 1, length)
         right += bool(np.all(tokens[np.argmax(scores)] == labels[order[-1]]))
     return right / trials
+
+
+def value_map(trials: np.ndarray, a: float) -> np.ndarray:
+    """The W of least Σ‖(x_i + a·x_{i−1}) W − x_i‖² over tokens 2..s−1 of ``trials`` [n, s, d]."""
+    mixed, pure = [], []
+    for x in trials:
+        for i in range(1, len(x) - 1):
+            mixed.append(x[i] + a * x[i - 1])
+            pure.append(x[i])
+    return np.linalg.lstsq(np.array(mixed), np.array(pure), rcond=None)[0]
