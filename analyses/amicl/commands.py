@@ -182,5 +182,5 @@ def transformer_command(
 def _check(trials: int, seed: int) -> None:
     if trials < 1:
         raise ValueError(f"trials must be 1 or more; got {trials}")
-    if not 0 <= seed:
+    if not 0 <= seed < 2**63:
         raise ValueError(f"seed must be from 0 to 2^63 − 1; got {seed}")
