@@ -26,7 +26,7 @@ NeverOutput = Literal["none", "itself", "likeliest"]
 _SHIPPED = "tiny-shakespeare"
 # The furthest that a uniform number may come to 1: float64 still tells its sum with a row's number
 # from the next row's, up to 2¹⁵ rows. Bigrams have at most 10,000.
-_BELOW_ONE = 1 - 2**-53
+_BELOW_ONE = 1 - 2**-38
 
 
 class TriggerBatch(NamedTuple):
