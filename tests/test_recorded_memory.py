@@ -1,0 +1,71 @@
+"""The runs of simplified transformers that ship, and what the documentation says of them."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resval_lens.analyses.memory.curves import curve_study
+from resval_lens.presets import ENCODINGS, MEMORY_VARIANTS
+from resval_lens.recorded_memory import load_memory_runs
+from resval_lens.training.memory import evaluate, measure
+from resval_lens.training.memory_run import draw_tests, initial_memory
+
+RUNS = load_memory_runs()
+DOCUMENT = (Path(__file__).parent.parent / "docs" / "associative-memory.md").read_text()
+
+
+def test_every_variant_ships_with_its_seeds_and_a_model() -> None:
+    seeds: dict[str, list[int]] = {}
+    for recorded in RUNS:
+        seeds.setdefault(recorded.run.name, []).append(recorded.run.seed)
+        assert recorded.done
+        assert recorded.has_model == (recorded.run.seed == 0)
+        assert [line["step"] for line in recorded.metrics] == list(range(0, 1001, 20))
+        for start in recorded.starts:
+            assert {"command", "git_commit", "versions", "created"} <= set(start)
+    assert set(seeds) == set(MEMORY_VARIANTS)
+    for name, own in seeds.items():
+        four = name.removesuffix("-values") in ("absolute", "relative")
+        two = name.removesuffix("-values") in (*ENCODINGS, "one-layer")
+        assert own == list(range(3 if four else 2 if two else 1)), name
+
+
+@pytest.mark.parametrize("name", ["absolute-seed2", "rotary-values-seed1", "relative-drawn-seed0"])
+def test_a_recorded_run_begins_as_it_would_today(name: str) -> None:
+    (recorded,) = (r for r in RUNS if r.run.folder_name == name)
+    now = measure(initial_memory(recorded.run), recorded.run.task, draw_tests(recorded.run))
+    then = recorded.metrics[0]
+    for group in ("trained", "longer", "recall", "attention"):
+        assert now[group] == pytest.approx(then[group], abs=2e-5)
+
+
+@pytest.mark.parametrize("name", ["relative", "relative-values", "sinusoidal"])
+def test_a_shipped_model_is_what_was_recorded(name: str) -> None:
+    """Its weights are rounded to 16 bits."""
+    (recorded,) = (r for r in RUNS if r.run.folder_name == f"{name}-seed0")
+    found = evaluate(recorded.model(), recorded.run.task, draw_tests(recorded.run)["trained"])
+    last = recorded.metrics[-1]["trained"]
+    assert found["loss"] == pytest.approx(last["loss"], abs=1e-3)
+    assert found["accuracy"] == pytest.approx(last["accuracy"], abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ("absolute", "absolute"),
+        ("relative", "relative"),
+        ("absolute, values", "absolute-values"),
+        ("relative, values", "relative-values"),
+    ],
+)
+def test_the_document_has_the_numbers_of_the_runs(row: str, name: str) -> None:
+    (line,) = re.findall(rf"^\| {row} \| (\d+ ± \d+.*) \|$", DOCUMENT, re.MULTILINE)
+    told = [float(x) for x in re.findall(r"[\d.]+", line.split("|")[-2])]  # accuracy > .9
+    study = curve_study([r for r in RUNS if r.run.name == name])["variants"][name]
+    steps = list(study["first"]["accuracy"]["by_seed"].values())
+    assert told == [round(float(np.mean(steps))), round(float(np.std(steps)))]
+    ends = [r.metrics[-1]["trained"]["accuracy"] for r in RUNS if r.run.name == name]
+    told = [float(x) for x in re.findall(r"[\d.]+", line.split("|")[-1])]
+    assert told == pytest.approx([np.mean(ends), np.std(ends)], abs=6e-4)
