@@ -28,6 +28,7 @@ from resval_lens.analyses.amicl.recall import (
 )
 from resval_lens.analyses.amicl.sweep import SweepTask, sentences, sweep, tasks
 from resval_lens.analyses.amicl.theory import (
+    _best_right,
     _largest,
     margin,
     predicted,
@@ -255,6 +256,37 @@ def test_theory_is_too_low_where_competitors_repeat():
     task = PairTask(classes=3)
     assert predicted(1.3, task) == pytest.approx(0.898, abs=0.001)
     assert right_of(task, 1.3, 5_000) / 5_000 == pytest.approx(0.948, abs=0.01)
+
+
+@pytest.mark.parametrize("reading", ["paper", "notebook"])
+def test_the_best_of_several_right_scores_is_that_of_vectors(reading):
+    """Objects and labels drawn in full: o' = (μ + εη)/√(1 + ε²), all of one class and label."""
+    d, a, eps, n, draws = 12, 3.0, 1.2, 5, 60_000
+    rng = np.random.default_rng(0)
+    sd = d**-0.5 if reading == "paper" else 1 / d
+    mean, label = rng.standard_normal((2, draws, d)) * d**-0.5
+    objects = mean + eps * sd * rng.standard_normal((n + 1, draws, d))
+    *others, asked = objects / (1 + eps**2) ** 0.5
+    best = np.max([(o * asked).sum(1) for o in others], axis=0) * a + (label * asked).sum(1)
+    square = (asked**2).sum(1)
+    slope = d**-1 / (d**-1 + eps**2 * sd**2)
+    found = (best - a * slope * square) / np.sqrt(square / d)
+    task = PairTask(d=d, noise=eps, reading=reading)
+    (above,), (spread,) = _best_right(a, task, np.array([n]))
+    assert found.mean() == pytest.approx(above, abs=0.04)
+    assert found.std() == pytest.approx(spread, abs=0.03)
+
+
+def test_equal_scores_go_to_the_label():
+    """Without noise, at a = 1, the last object's key can be the label's; rounding set aside."""
+    task = PairTask(noise=0.0, d=40)
+    trials = task.draw(10_000, seeded(1), torch.float64)
+    cfg = AMICLConfig(a=1.0)
+    scores = AMICL(cfg).run_with_cache(trials.inputs)[1]["hook_attn_scores"][:, 0]
+    best = scores >= scores.amax(1, keepdim=True) - 1e-12
+    share_right = float((best[:, 1:-1:2] & trials.right).any(1).double().mean())
+    assert share_right == pytest.approx(predicted(1.0, task), abs=0.012)
+    assert predicted(1.0, task) == pytest.approx(predicted(1 + 1e-6, task), abs=1e-3)
 
 
 def test_the_largest_of_normals_has_the_moments_of_its_closed_form():

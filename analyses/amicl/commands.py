@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -81,7 +80,7 @@ def combinations_command(
 
     Example: `resval-lens amicl combinations --a 2`
     """
-    from resval_lens.amicl import READINGS, AMICLConfig, PairTask
+    from resval_lens.amicl import AMICLConfig, PairTask
     from resval_lens.analyses.amicl import recall, tables
     from resval_lens.files import write_json
     from resval_lens.provenance import provenance
@@ -90,8 +89,6 @@ def combinations_command(
     _check(trials, seed)
     AMICLConfig(a=a, temperature=temperature)
     task = PairTask(d=d, length=length, classes=classes, noise=noise)
-    for reading in READINGS:
-        replace(task, reading=reading)
     writable(to)
     with notes(quiet) as note, one_thread():
         result = recall.combinations(a, seed, trials, task, note, temperature)

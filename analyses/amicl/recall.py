@@ -203,7 +203,7 @@ def figure_8(
             entry[field] = []
             for value in values:
                 note(f"figure 8: {reading}, {field} = {value}")
-                own = replace(base, **{field: value})
+                own = replace(base, reading=reading, **{field: value})
                 (right,) = count([model], own, trials, next(streams))
                 entry[field].append(
                     {"value": value, **share(right, trials), "predicted": predicted(2.0, own)}
