@@ -231,10 +231,10 @@ def analogies_tables(study: dict[str, Any]) -> list[Table]:
     )
     for row in study["over_seeds"]:
         of = [row["name"], str(len(row["seeds"]))]
-        keys = ("all_top1", "all_p_own", "all_overridden", "frequent_overridden", "rare_overridden")
-        known.add_row(*of, *(_tight(row[key]) for key in keys))
-        keys = (f"unknown_{last}_said", "trained", "beyond")
-        new.add_row(*of, *(_tight(row[key]) for key in keys))
+        own = ("all_top1", "all_p_own", "all_overridden", "frequent_overridden", "rare_overridden")
+        known.add_row(*of, *(_tight(row[key]) for key in own))
+        others = (f"unknown_{last}_said", "trained", "beyond")
+        new.add_row(*of, *(_tight(row[key]) for key in others))
     return [known, new]
 
 
