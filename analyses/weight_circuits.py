@@ -256,11 +256,7 @@ def own_token_scores(
         read = ln1(x) - ln1(torch.zeros_like(x))  # without its bias
         circuit = _ov(model, [path], weights)
         written = read @ circuit.A[0] @ circuit.B[0]  # [prompt, 1, d_model]
-        if isinstance(model, MemoryTransformer):
-            written = written + model.feed_forward(written)
-        if model.cfg.normalization_type is not None:
-            written = model.ln_final(written)
-        best = model.unembed(written)[:, 0].topk(top).indices  # [prompt, top]
+        best = model.unembed(model.unembed_input(written))[:, 0].topk(top).indices  # [prompt, top]
         named = (best == own[:, None]).any(-1).double().mean().item()
         scores[path] = named if weight else 0.0
     return scores

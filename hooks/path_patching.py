@@ -200,7 +200,7 @@ class _Runs:
         answers = self.pairs.answers.repeat(len(residual) // len(self.pairs))
         return self.pairs.measure(read_out(self.model, residual, answers))
 
-    def _resume(self, copies: int, start: int, stop: int, hooks: list[Any]) -> Tensor:
+    def _resume(self, copies: int, start: int, stop: int | None, hooks: list[Any]) -> Tensor:
         """The residual stream after layers start..stop of the clean run, with hooks."""
         residual, positions = self.b[f"blocks.{start}.hook_resid_pre"], None
         if self.model.cfg.positional_embedding_type == "shortformer":
@@ -218,11 +218,10 @@ class _Runs:
         self, groups: Sequence[Sequence[Node]], receivers: Sequence[Node], start: int
     ) -> Float[Tensor, "group prompt"]:
         """The metric of run D for each group of senders, of which none is below layer ``start``."""
-        layers = self.model.cfg.n_layers
         edits = self._sent(groups)
         holding = self._placing(edits, self.held | edits.keys())
         if receivers[0].kind == "logits":  # D, with its last residual stream patched, is C
-            return self._metric(self._resume(len(groups), start, layers, holding))
+            return self._metric(self._resume(len(groups), start, None, holding))
         arrived: dict[str, Tensor] = {}
         reading = [(node.hook_name, partial(_keep, arrived)) for node in receivers]
         last = max(node.layer for node in receivers)
@@ -234,7 +233,7 @@ class _Runs:
             patches.setdefault(node.hook_name, []).append((node.head, node.part(arrived)))
         patching = [(name, partial(_patched, values)) for name, values in patches.items()]
         first = min(node.layer for node in reached)
-        return self._metric(self._resume(len(groups), first, layers, patching))
+        return self._metric(self._resume(len(groups), first, None, patching))
 
     def _sent(self, groups: Sequence[Sequence[Node]]) -> Edits:
         """What run C has in place of each sender, and of each head that a sending link enters."""

@@ -19,7 +19,6 @@ from transformer_lens.utilities import apply_softcap
 
 from resval_lens.attention import Carried
 from resval_lens.classifier import ICLClassifier
-from resval_lens.memory.model import MemoryTransformer
 from resval_lens.norm import is_watched
 from resval_lens.transformer import ResValTransformer
 
@@ -278,7 +277,7 @@ def resumed_logits(
     if model.cfg.positional_embedding_type == "shortformer":  # added in every layer
         shape = torch.zeros(residual.shape[:2], dtype=torch.long, device=residual.device)
         kwargs = {"shortformer_pos_embed": model.pos_embed(shape), **kwargs}
-    residual = model.run_blocks(residual, layer, model.cfg.n_layers, carried, **kwargs)
+    residual = model.run_blocks(residual, layer, None, carried, **kwargs)
     return read_out(model, residual, answers)
 
 
@@ -287,17 +286,12 @@ def read_out(
     residual: Float[Tensor, "row pos d_model"],
     answers: Int[Tensor, " row"],
 ) -> Float[Tensor, "row d_vocab"]:
-    """Logits at each row's answer position, from the residual stream after the last layer.
-
-    What a MemoryTransformer's feed-forward adds, linear and after every layer, is part of this.
-    """
+    """Logits at each row's answer position, from the residual stream after the last layer."""
     if isinstance(model, ICLClassifier):
         return model.readout(residual[:, -1])
     rows = torch.arange(len(residual), device=residual.device)
     last = residual[rows, answers.to(residual.device)][:, None]  # [row, 1, d_model]
-    if isinstance(model, MemoryTransformer):
-        last = last + model.feed_forward(last)
-    if model.cfg.normalization_type is not None:
-        last = model.ln_final(last)
-    logits = apply_softcap(model.unembed(last), model.cfg.output_logits_soft_cap)
+    logits = apply_softcap(
+        model.unembed(model.unembed_input(last)), model.cfg.output_logits_soft_cap
+    )
     return logits[:, 0]

@@ -151,8 +151,7 @@ class ResValTransformer(WeightConversion):
             )
             if stop_at_layer is not None:
                 return residual
-            if self.cfg.normalization_type is not None:
-                residual = self.ln_final(residual)  # [batch, pos, d_model]
+            residual = self.unembed_input(residual)
             if targets is not None:
                 return loss_sum(cast("FusedUnembed", self.unembed), residual, targets)
             if return_type is None:
@@ -195,6 +194,12 @@ class ResValTransformer(WeightConversion):
                 block = partial(checkpoint, block, use_reentrant=False)
             residual, streams = block(residual.to(device), carried=streams)
         return residual
+
+    def unembed_input(
+        self, residual: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """What the unembedding reads of the residual stream after the last layer."""
+        return residual if self.cfg.normalization_type is None else self.ln_final(residual)
 
     def _check_carried(self, layers: range, carried: Carried | None) -> None:
         if len(layers) == 0 or layers[0] == 0:

@@ -14,7 +14,6 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from resval_lens.attention import Carried
 from resval_lens.memory.attention import MemoryAttention, MemoryBlock
 from resval_lens.memory.config import MemoryConfig
 from resval_lens.transformer import ResValTransformer
@@ -115,17 +114,11 @@ class MemoryTransformer(ResValTransformer):
                 normal(weight, scale * (cfg.initial_std if weight.requires_grad else 1))
         normal(self.feed_forward.W_F, scale * cfg.initial_std)
 
-    def run_blocks(
-        self,
-        residual: Float[Tensor, "batch pos d_model"],
-        start_at_layer: int | None = None,
-        stop_at_layer: int | None = None,
-        carried: Carried | None = None,
-        **options: Any,
+    def unembed_input(
+        self, residual: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream after layers start..stop; without a stop, with what W_F adds."""
-        residual = super().run_blocks(residual, start_at_layer, stop_at_layer, carried, **options)
-        return residual if stop_at_layer is not None else residual + self.feed_forward(residual)
+        """What the unembedding reads: the residual stream with what W_F adds to it."""
+        return residual + self.feed_forward(residual)
 
     def input_to_embed(self, input: Any, *args: Any, **options: Any) -> Any:
         """HookedTransformer.input_to_embed, of tokens that :meth:`check_tokens` accepts."""
