@@ -20,7 +20,7 @@ from torch import Generator, Tensor, nn
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
-from resval_lens.amicl.checks import check_floats, check_whole, is_number
+from resval_lens.checks import check_floats, check_whole, is_number
 
 Similarity = Literal["dot", "pearson", "manhattan", "euclidean"]
 Separation = Literal["identity", "softmax", "argmax"]

@@ -36,7 +36,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from resval_lens.amicl.checks import check_whole, is_number
+from resval_lens.checks import check_whole, is_number
 from resval_lens.config import ResValConfig
 from resval_lens.streams import StreamsLike
 from resval_lens.transformer import ResValTransformer

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
-from resval_lens.amicl.checks import check_whole, is_number
 from resval_lens.amicl.memory import READINGS, Reading
+from resval_lens.checks import check_whole, is_number
 
 
 class Trials(NamedTuple):

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
+from resval_lens.checks import check_whole, is_number
 from resval_lens.tasks.bigrams import Bigrams, tiny_shakespeare
 
 Triggers = Literal["fixed", "drawn"]
@@ -87,7 +88,7 @@ class TriggerTask:
             raise ValueError(f"bigrams must be Bigrams; got {type(self.bigrams).__name__}")
         v = self.bigrams.d_vocab
         for name, least in (("length", 1), ("n_triggers", 0)):
-            _check_whole(name, getattr(self, name), least)
+            check_whole(name, getattr(self, name), least)
         for name, words in (("triggers", Triggers), ("never_output", NeverOutput)):
             if getattr(self, name) not in get_args(words):
                 expected = ", ".join(map(repr, get_args(words)))
@@ -100,7 +101,7 @@ class TriggerTask:
                 )
             object.__setattr__(self, "candidates", tuple(self.candidates))
             for token in self.candidates:
-                _check_whole("candidates: a token id", token, 0)
+                check_whole("candidates: a token id", token, 0)
                 if token >= v:
                     raise ValueError(f"candidates: token id {token} must be below {v}, the tokens")
             if len(set(self.candidates)) < len(self.candidates):
@@ -155,9 +156,9 @@ class TriggerTask:
         Raises:
             ValueError: a size or length below 1.
         """
-        _check_whole("size", size, 1)
+        check_whole("size", size, 1)
         length = self.length if length is None else length
-        _check_whole("length", length, 1)
+        check_whole("length", length, 1)
         v, first, rows = self.bigrams.d_vocab, *self._cumulative
         triggers = self._draw_triggers(size, generator)
         outputs = self._draw_outputs(triggers, generator)
@@ -283,10 +284,5 @@ def optimal_loss(task: TriggerTask, batch: TriggerBatch) -> Float[Tensor, "batch
 def _is_range(given: Any) -> bool:
     if not isinstance(given, tuple | list) or len(given) != 2:
         return False
-    numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in given)
+    numbers = all(is_number(x) for x in given)
     return numbers and 0 <= given[0] < given[1] <= 1
-
-
-def _check_whole(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be a whole number from {least} up; got {value!r}")
