@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-import numpy as np
 from torch import Generator
 
 from resval_lens.classifier import ICLClassifier, Spec, classifier_config
 from resval_lens.streams import AttentionStream, parse_streams
 from resval_lens.tasks.icl import ICLBatch, ICLTask, ICLWorld
+from resval_lens.training.settings import check_sgd_settings, seeded_generators
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,7 @@ class ICLRun:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "streams", parse_streams(self.streams, 2))
-        for name in ("steps", "batch", "snapshot_every", "test_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number above 0; got {value!r}")
-        if not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed must be a whole number from 0 up; got {self.seed!r}")
-        if not 0 < self.lr < float("inf"):
-            raise ValueError(f"lr must be a finite number above 0; got {self.lr!r}")
+        check_sgd_settings(self)
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay must be a number from 0 to below 1; got {self.decay!r}")
 
@@ -74,12 +67,7 @@ class ICLRun:
 
     def generators(self) -> dict[str, Generator]:
         """Independent generators of world, tests, weights and batches."""
-        names = ("world", "tests", "weights", "batches")
-        seeds = np.random.SeedSequence(self.seed).generate_state(len(names), dtype=np.uint64)
-        return {
-            name: Generator().manual_seed(int(seed % 2**63))
-            for name, seed in zip(names, seeds, strict=True)
-        }
+        return seeded_generators(self.seed, ("world", "tests", "weights", "batches"))
 
 
 def draw_world(run: ICLRun) -> tuple[ICLWorld, dict[str, ICLBatch]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
-import numpy as np
 from torch import Generator
 
 from resval_lens.memory.config import Positions, memory_config
@@ -13,6 +12,7 @@ from resval_lens.memory.model import MemoryTransformer
 from resval_lens.streams import AttentionStream, parse_streams
 from resval_lens.tasks.bigrams import tiny_shakespeare
 from resval_lens.tasks.triggers import TriggerBatch, TriggerTask
+from resval_lens.training.settings import check_sgd_settings, seeded_generators
 
 
 def default_task() -> TriggerTask:
@@ -62,14 +62,7 @@ class MemoryRun:
         if self.n_layers not in (1, 2):
             raise ValueError(f"n_layers must be 1 or 2; got {self.n_layers!r}")
         object.__setattr__(self, "streams", parse_streams(self.streams, self.n_layers))
-        for name in ("steps", "batch", "snapshot_every", "test_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number above 0; got {value!r}")
-        if not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed must be a whole number from 0 up; got {self.seed!r}")
-        if not 0 < self.lr < float("inf"):
-            raise ValueError(f"lr must be a finite number above 0; got {self.lr!r}")
+        check_sgd_settings(self)
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be a number from 0 to below 1; got {self.momentum!r}")
         if 2 * self.task.length > self.n_ctx:
@@ -107,12 +100,7 @@ class MemoryRun:
 
     def generators(self) -> dict[str, Generator]:
         """Independent generators of tests, weights and batches."""
-        names = ("tests", "weights", "batches")
-        seeds = np.random.SeedSequence(self.seed).generate_state(len(names), dtype=np.uint64)
-        return {
-            name: Generator().manual_seed(int(seed % 2**63))
-            for name, seed in zip(names, seeds, strict=True)
-        }
+        return seeded_generators(self.seed, ("tests", "weights", "batches"))
 
 
 def draw_tests(run: MemoryRun) -> dict[str, TriggerBatch]:

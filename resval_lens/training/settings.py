@@ -1,0 +1,34 @@
+"""What the runs of the small models have in common: checks of their settings, their generators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Generator
+
+
+def check_sgd_settings(run: Any) -> None:
+    """Raises ValueError, naming it with its value, for a setting of ``run`` that cannot be.
+
+    Steps, batch, snapshot_every and test_size are whole numbers above 0, the seed one from 0 up,
+    and lr a finite number above 0.
+    """
+    for name in ("steps", "batch", "snapshot_every", "test_size"):
+        value = getattr(run, name)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number above 0; got {value!r}")
+    if not isinstance(run.seed, int) or run.seed < 0:
+        raise ValueError(f"seed must be a whole number from 0 up; got {run.seed!r}")
+    if not 0 < run.lr < float("inf"):
+        raise ValueError(f"lr must be a finite number above 0; got {run.lr!r}")
+
+
+def seeded_generators(seed: int, names: Sequence[str]) -> dict[str, Generator]:
+    """Independent generators by name, all from one seed, in the order of ``names``."""
+    seeds = np.random.SeedSequence(seed).generate_state(len(names), dtype=np.uint64)
+    return {
+        name: Generator().manual_seed(int(each % 2**63))
+        for name, each in zip(names, seeds, strict=True)
+    }
