@@ -14,7 +14,7 @@ from resval_lens.presets import MEMORY_VARIANTS
 from resval_lens.recorded import rounded, write_record
 from resval_lens.training.loop import model_record
 from resval_lens.training.memory_run import MemoryRun
-from resval_lens.training.run_folder import read_metrics, read_record
+from resval_lens.training.run_folder import has_metrics, read_metrics, read_record
 
 SHIPPED_MEMORY = Path(__file__).parent / "data" / "memory"
 
@@ -88,7 +88,7 @@ def load_memory_runs(folder: Path = SHIPPED_MEMORY) -> list[RecordedMemoryRun]:
         ValueError: there are none.
     """
     begun = sorted(path.parent for path in folder.glob("*/run.json"))
-    runs = [RecordedMemoryRun.load(path) for path in begun if read_metrics(path)]
+    runs = [RecordedMemoryRun.load(path) for path in begun if has_metrics(path)]
     if not runs:
         raise ValueError(
             f"{folder} holds no training runs; expected folders with run.json and metrics.jsonl, "

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from resval_lens.memory.association import value_weights
 from resval_lens.memory.attention import MemoryAttention, key_distances, rotated
 from resval_lens.memory.model import MemoryTransformer
 from resval_lens.norm import is_watched
@@ -57,10 +58,9 @@ def fast_logits(
         attn = block.attn
         assert isinstance(attn, MemoryAttention)
         pattern = _scores(attn, x).masked_fill_(masked, -torch.inf).softmax(-1)
-        mix = attn.mix("v")
-        own, link = (1.0, 0.0) if mix is None else (float(w) for w in mix.fixed)
+        own, link = value_weights(attn)
         values = x @ (own * attn.W_V[0] @ attn.W_O[0])
-        if mix is not None and before is not None:
+        if link and before is not None:
             values = values + before @ (link * model.blocks[0].attn.W_V[0] @ attn.W_O[0])
         before, x = x, x + pattern @ values
     W_F, W_U = model.feed_forward.W_F, model.unembed.W_U

@@ -104,6 +104,12 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return [_metrics(path, number, line) for number, line in enumerate(content.splitlines(), 1)]
 
 
+def has_metrics(folder: Path) -> bool:
+    """Whether the run has reached its first snapshot; its metrics are not read."""
+    path = folder / "metrics.jsonl"
+    return path.exists() and path.stat().st_size > 0
+
+
 def append_metrics(folder: Path, metrics: dict[str, Any]) -> None:
     """Adds a line of metrics, which must name its ``step``."""
     with (folder / "metrics.jsonl").open("a") as file:
