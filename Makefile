@@ -1,5 +1,7 @@
 # make demo    the paper's central result, on the models that ship with the package
 # make test    the test suite
+# make docs    the documentation site, in site/
+# make browser headless Chromium, for the tests of pages (Debian, Ubuntu; others: install one)
 # make bench   speed, as ratios against peers measured in the same run
 # make lint, make types, make format
 
@@ -9,13 +11,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test bench lint types format clean
+.PHONY: demo test docs browser bench lint types format clean
 
 demo: $(INSTALLED)
 	$(BIN)/resval-lens compare --out out
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+docs: $(INSTALLED)
+	$(BIN)/mkdocs build --strict --quiet
+
+browser:
+	command -v chromium || { apt-get update -qq && apt-get install -y -qq chromium; }
 
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks
@@ -41,4 +49,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build out *.egg-info
+	rm -rf $(VENV) build out site *.egg-info
