@@ -15,45 +15,57 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
 from resval_lens.analyses.figures import STYLE, colour
+from resval_lens.analyses.marks import points, tip
 
 LINK = "#D55E00"
 RESIDUAL = "#555555"
+DASHED = (0, (5, 1.2))
+"""Links are told apart without colour, too."""
 
 
 def circuits(entries: Sequence[Mapping[str, Any]]) -> Figure:
     """Circuits side by side, the input below and the logits above; links in colour.
 
     Args:
-        entries: with ``title`` and ``circuit`` (of ``circuits.evaluation.evaluate``).
+        entries: with ``title`` and ``circuit`` (of ``circuits.evaluation.evaluate``), whose edges
+            are as strong as what the metric loses without them; or as ``weights``, {edge: weight},
+            and ``weight``, what that is.
     """
     with plt.rc_context(STYLE):
         figure, row = plt.subplots(
             1, len(entries), figsize=(4.4 * len(entries), 5.6), squeeze=False, layout="constrained"
         )
         for axes, entry in zip(row[0], entries, strict=True):
-            _draw(axes, entry["circuit"])
+            weights = entry.get("weights", entry["circuit"].get("minimality"))
+            _draw(
+                axes, entry["circuit"], weights, entry.get("weight", "the metric's loss without it")
+            )
             axes.set_title(entry["title"], fontsize=9)
-        row[0, 0].plot([], [], color=LINK, lw=2, label="value link")
+        row[0, 0].plot([], [], color=LINK, lw=2, ls=DASHED, label="value link")
         row[0, 0].plot([], [], color=RESIDUAL, lw=2, label="residual stream")
         figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
-def _draw(axes: Axes, circuit: Mapping[str, Any]) -> None:
+def _draw(
+    axes: Axes, circuit: Mapping[str, Any], weights: Mapping[str, float], weight: str
+) -> None:
     nodes: list[str] = circuit["nodes"]
     places = _places(nodes)
-    largest = max((abs(loss) for loss in circuit["minimality"].values()), default=1.0) or 1.0
+    largest = max((abs(value) for value in weights.values()), default=1.0) or 1.0
     groups = circuit["groups"]
     for edge in circuit["edges"]:
         source, target = edge.split("->")
-        worth = abs(circuit["minimality"][edge]) / largest
+        worth = abs(weights[edge]) / largest
         shade = LINK if edge in circuit["links"] else RESIDUAL
         # A key-value head is drawn as the heads that share it.
         readers = groups.get(target, [target.split("<")[0]])
         writers = groups.get(source, [source.split("<")[0]])
         writers = writers if len(writers) == len(readers) else writers * len(readers)
         for writer, reader in zip(writers, readers, strict=True):
-            _arrow(axes, places[writer], places[reader], shade, worth)
+            arrow = _arrow(axes, places[writer], places[reader], shade, worth)
+            kind = "value link" if edge in circuit["links"] else "residual stream"
+            tip(arrow, f"{edge} ({kind}): {weight} {weights[edge]:.3f}")
             if target.endswith(">"):  # q, k and v side by side under the head that reads them
                 x = places[reader][0] + {"q": -0.13, "k": 0.0, "v": 0.13}[target[-2]]
                 axes.text(x, places[reader][1] - 0.24, target[-2], fontsize=7, color=shade,
@@ -69,14 +81,15 @@ def _draw(axes: Axes, circuit: Mapping[str, Any]) -> None:
 
 def _arrow(
     axes: Axes, start: tuple[float, float], end: tuple[float, float], shade: str, worth: float
-) -> None:
-    axes.add_patch(
-        FancyArrowPatch(
-            start, end, arrowstyle="-|>", mutation_scale=9, shrinkA=13, shrinkB=13,
-            connectionstyle=f"arc3,rad={_bend(start, end)}", color=shade,
-            alpha=0.35 + 0.65 * worth, lw=0.8 + 2.4 * worth, zorder=2 if shade == LINK else 1,
-        )
+) -> FancyArrowPatch:
+    arrow = FancyArrowPatch(
+        start, end, arrowstyle="-|>", mutation_scale=9, shrinkA=13, shrinkB=13,
+        connectionstyle=f"arc3,rad={_bend(start, end)}", color=shade,
+        alpha=0.35 + 0.65 * worth, lw=0.8 + 2.4 * worth, zorder=2 if shade == LINK else 1,
+        ls=DASHED if shade == LINK else "-",
     )  # fmt: skip
+    axes.add_patch(arrow)
+    return arrow
 
 
 def _places(nodes: Sequence[str]) -> dict[str, tuple[float, float]]:
@@ -120,6 +133,10 @@ def faithfulness(entries: Sequence[Mapping[str, Any]]) -> Figure:
                     curve["sizes"], curve["faithfulness"], "o-", color=colour(name), ms=3,
                     label=None if name in seen else name,
                 )  # fmt: skip
+                pairs = list(zip(curve["sizes"], curve["faithfulness"], strict=True))
+                texts = [f"{entry['name']}: {size:,} edges, faithfulness {f:.3f}"
+                         for size, f in pairs]  # fmt: skip
+                points(axes, curve["sizes"], curve["faithfulness"], texts, colour(name))
                 seen.add(name)
             axes.axhline(1, color="#999999", lw=0.8, ls=":")
             axes.axhline(own[0]["study"]["least"], color="#999999", lw=0.8, ls="--")
@@ -144,7 +161,10 @@ def attribution(entries: Sequence[Mapping[str, Any]]) -> Figure:
             largest = sorted(entry["components"].items(), key=lambda item: -abs(item[1]))[:16]
             names, shares = zip(*reversed(largest), strict=True)
             shades = [LINK if " from " in name else RESIDUAL for name in names]
-            axes.barh(range(len(names)), shares, color=shades)
+            for bar, name, share in zip(
+                axes.barh(range(len(names)), shares, color=shades), names, shares, strict=True
+            ):
+                tip(bar, f"{name}: {share:.3f}")
             axes.set_yticks(range(len(names)), names, fontsize=8)
             axes.axvline(0, color="#999999", lw=0.8)
             axes.set(title=entry["title"], xlabel="share of the logit difference (logits)")

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
+from resval_lens.analyses.marks import cells, points, tip
 from resval_lens.recorded import RecordedRun
 
 TASKS = {"test": "Test", "ic": "IC", "ic2": "IC2", "iw": "IW"}
@@ -35,7 +36,12 @@ COLOURS = {
     "queries-keys-values": "#D55E00",
     "values-half": "#B8A800",
 }
+INK = "#1A1A1A"
+"""Of words and axes; a page shows it in its own."""
 STYLE: Any = {
+    **dict.fromkeys(
+        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK
+    ),
     "figure.dpi": 100,
     "savefig.dpi": 150,
     "font.size": 10,
@@ -80,7 +86,10 @@ def curves(axes: Axes, runs: Sequence[RecordedRun], task: str, quantity: str) ->
         shortest = min(len(values) for _, values in lines)
         mean = np.mean([values[:shortest] for _, values in lines], axis=0)
         dashes = "--" if variant == "keys" else "-"  # it lies on classic
-        axes.plot(lines[0][0][:shortest], mean, dashes, color=colour(variant), lw=2, label=variant)
+        x = lines[0][0][:shortest]
+        axes.plot(x, mean, dashes, color=colour(variant), lw=2, label=variant)
+        texts = [f"{variant}, step {500 * at:,.0f}: {y:.3f}" for at, y in zip(x, mean, strict=True)]
+        points(axes, x, mean.tolist(), texts, colour(variant))
 
 
 def emergence(runs: Sequence[RecordedRun]) -> Figure:
@@ -127,7 +136,14 @@ def link_edits(links: dict[str, Any]) -> Figure:
             for task, label in TASKS.items():
                 accuracies = [study["scale"][c][task] for c in study["scale"]]
                 axes.plot(factors, accuracies, color=shades[task], label=label, lw=2)
-                axes.plot(0, study["mean"][task], "o", color=shades[task], mfc="white", ms=6)
+                texts = [
+                    f"{variant}, links scaled by {c:g}: {label} {y:.3f}"
+                    for c, y in zip(factors, accuracies, strict=True)
+                ]
+                points(axes, factors, accuracies, texts, shades[task])
+                ablated = study["mean"][task]
+                (dot,) = axes.plot(0, ablated, "o", color=shades[task], mfc="none", ms=6)
+                tip(dot, f"{variant}, links mean-ablated: {label} {ablated:.3f}")
             axes.axvline(0, color="#999999", lw=0.8, ls=":")
             axes.axvline(1, color="#999999", lw=0.8, ls=":")
             axes.set(
@@ -151,6 +167,12 @@ def link_in_training(study: dict[str, Any]) -> Figure:
             trained, cut = ([line[cell][task] for line in rows] for cell in ("trained", "cut"))
             axes.plot(steps, trained, color=shade, lw=2, label="as trained")
             axes.plot(steps, cut, color=shade, lw=2, ls="--", label="links cut")
+            for y, how in ((trained, "as trained"), (cut, "links cut")):
+                texts = [
+                    f"step {at:,}, {how}: {TASKS[task]} {value:.3f}"
+                    for at, value in zip(steps, y, strict=True)
+                ]
+                points(axes, steps, y, texts, shade)
             axes.fill_between(steps, trained, cut, color=shade, alpha=0.12, lw=0)
             axes.set(title=f"{TASKS[task]}: {MEANING[task]}", xlabel="step", ylim=(0, 1.02))
             axes.margins(x=0)
@@ -174,8 +196,16 @@ def attention(attention: dict[str, Any]) -> Figure:
             )
             for layer, axes in enumerate(column):
                 pattern = np.array(study["mean_pattern"][layer])
-                image = axes.imshow(pattern, cmap="viridis", norm=PowerNorm(0.5, 0, 1))
                 tokens = ["o" if i % 2 == 0 else "l" for i in range(len(pattern) - 1)] + ["q"]
+                texts = [
+                    [
+                        f"{tokens[i]} {i} to {tokens[j]} {j}: {weight:.3f}"
+                        for j, weight in enumerate(row)
+                    ]
+                    for i, row in enumerate(pattern)
+                ]
+                image = cells(axes, pattern, texts, plt.get_cmap("viridis"), PowerNorm(0.5, 0, 1))
+                axes.set_aspect("equal")
                 axes.set_xticks(range(len(tokens)), tokens, fontsize=7)
                 axes.set_yticks(range(len(tokens)), tokens, fontsize=7)
                 axes.tick_params(length=0)
@@ -199,6 +229,8 @@ def bars(models: dict[str, Any]) -> Figure:
             places = np.arange(len(TASKS)) + (i - (len(models) - 1) / 2) * width
             heights = [study["tasks"][task]["accuracy"] for task in TASKS]
             drawn = axes.bar(places, heights, width * 0.92, color=colour(variant), label=variant)
+            for bar, task, height in zip(drawn, TASKS, heights, strict=True):
+                tip(bar, f"{variant}, {TASKS[task]} ({MEANING[task]}): {height:.4f}")
             axes.bar_label(drawn, [f"{h:.2f}" for h in heights], fontsize=7, padding=1)
         labels = [f"{label}\n{MEANING[task]}" for task, label in TASKS.items()]
         axes.set_xticks(range(len(TASKS)), labels)

@@ -11,11 +11,13 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 
-from resval_lens.analyses.figures import STYLE
+from resval_lens.analyses.figures import INK, STYLE
 from resval_lens.analyses.intervention_tables import RUNS
+from resval_lens.analyses.marks import cells, points, tip
 
 SHADES = {"zero": "#555555", "mean": "#0072B2", "resample": "#D55E00"}
 SCALED = ("#009E73", "#56B4E9", "#CC79A7", "#E69F00")
@@ -47,10 +49,11 @@ def patched(found: Mapping[str, Any]) -> Figure:
     if len(labels[0]) > len(labels[1]):  # the longer axis lies
         values, axes_of, labels = values.swapaxes(1, 2), axes_of[::-1], labels[::-1]
     one, other = RUNS[found["direction"]]
+    of = f"{found['model']}: " if found["model"] else ""
     with plt.rc_context(STYLE):
         figure, image = _panels(values, titles, axes_of, labels)
         figure.suptitle(
-            f"{found['model']}: {found['site']} of the {one} run taken from the {other} run",
+            f"{of}{found['site']} of the {one} run taken from the {other} run",
             fontsize=11, x=0.01, ha="left",
         )  # fmt: skip
         figure.colorbar(image, ax=figure.axes, shrink=0.9, label=f"0 {one}, 1 {other}", pad=0.02)
@@ -74,7 +77,7 @@ def _panels(
     axes_of: Sequence[str],
     labels: Sequence[Sequence[str]],
     limit: float | None = None,
-) -> tuple[Figure, AxesImage]:
+) -> tuple[Figure, ScalarMappable]:
     """Heat maps [panel, row, column] on one scale; without a ``limit``, a diverging one."""
     count, rows, columns = values.shape
     per_line = max(1, min(count, 4 if columns <= 8 else 2))
@@ -86,10 +89,16 @@ def _panels(
     )
     most = max(float(np.abs(values).max()), 1e-9) if limit is None else limit
     for axes, panel, title in zip(grid.flat, values, titles, strict=False):
-        image = axes.imshow(
-            panel, cmap="RdBu" if limit is None else "viridis", aspect="auto",
-            vmin=-most if limit is None else 0, vmax=most,
-        )  # fmt: skip
+        texts = [
+            [
+                _said(title, axes_of, (row, column), value)
+                for column, value in zip(labels[1], line, strict=True)
+            ]
+            for row, line in zip(labels[0], panel, strict=True)
+        ]
+        scale = Normalize(-most if limit is None else 0, most)
+        shades = plt.get_cmap("RdBu" if limit is None else "viridis")
+        image = cells(axes, panel, texts, shades, scale)
         long = max(map(len, labels[1])) > 3
         axes.set_xticks(range(columns), labels[1], fontsize=8, rotation=90 * (long and columns > 6))
         axes.set_yticks(range(rows), labels[0], fontsize=8)
@@ -102,12 +111,55 @@ def _panels(
     return figure, image
 
 
+def _said(title: str, axes_of: Sequence[str], labels: Sequence[str], value: float) -> str:
+    where = [f"{axis} {label}" for axis, label in zip(axes_of, labels, strict=True) if axis]
+    return f"{', '.join(filter(None, [title, *where]))}: {value:.3f}"
+
+
 def _write(axes: Axes, panel: np.ndarray, most: float, diverging: bool) -> None:
     for (i, j), value in np.ndenumerate(panel):
         dark = abs(value) > 0.6 * most if diverging else value < 0.6 * most
         text = f"{value:.2f}".replace("-0.00", "0.00")
         axes.text(j, i, text, ha="center", va="center", fontsize=7,
                   color="white" if dark else "black")  # fmt: skip
+
+
+def ablation_curves(study: Mapping[str, Any]) -> Figure:
+    """The metric against the factor c by which links are scaled: all of them, and each layer's.
+
+    Marks at c = 0: the same links mean-ablated (○) and resampled from the twins (×).
+    """
+    measure = study["measures"][0]
+    values = {(row["links"], row["edit"]): row["measures"][measure] for row in study["rows"]}
+    names = [
+        name for name in dict.fromkeys(row["links"] for row in study["rows"]) if "." not in name
+    ]
+    names = names or list(dict.fromkeys(row["links"] for row in study["rows"]))
+    factors = sorted(study["scales"])
+    shades = dict(zip(names, [INK, *SCALED, *SHADES.values()] * len(names), strict=False))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
+        for name in names:
+            y = [values[name, f"scale {c:g}"] for c in factors]
+            axes.plot(factors, y, color=shades[name], lw=2, label=f"links {name}")
+            texts = [f"links {name} scaled by {c:g}: {measure} {at:.3f}"
+                     for c, at in zip(factors, y, strict=True)]  # fmt: skip
+            points(axes, factors, y, texts, shades[name])
+            for edit, marker in (("mean", "o"), ("resample", "x")):
+                if (name, edit) in values:
+                    (dot,) = axes.plot(
+                        0, values[name, edit], marker, color=shades[name], mfc="none"
+                    )
+                    tip(dot, f"links {name}, {edit}: {measure} {values[name, edit]:.3f}")
+        axes.axhline(study["clean"][measure], color=INK, lw=1, ls="--")
+        axes.axhline(study["corrupted"][measure], color="#999999", lw=1, ls=":")
+        axes.axvline(1, color="#999999", lw=0.8, ls=":")
+        of = f"{study['model']}: " if "model" in study else ""
+        axes.set(title=f"{of}links scaled", xlabel="c (0: cut, 1: as trained)", ylabel=measure)
+        axes.plot([], [], color=INK, lw=1, ls="--", label="no edit")
+        axes.plot([], [], color="#999999", lw=1, ls=":", label="twins")
+        figure.legend(loc="outside right upper")
+    return figure
 
 
 def ablated(study: Mapping[str, Any]) -> Figure:
@@ -118,6 +170,7 @@ def ablated(study: Mapping[str, Any]) -> Figure:
     values = {(row["links"], row["edit"]): row["measures"][measure] for row in study["rows"]}
     shades = dict(zip([e for e in edits if e not in SHADES], SCALED * len(edits), strict=False))
     height = 0.8 / len(edits)
+    of = f"{study['model']}: " if "model" in study else ""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             figsize=(7, max(2.4, 0.13 * len(names) * (len(edits) + 1) + 1.4)), layout="constrained"
@@ -125,13 +178,15 @@ def ablated(study: Mapping[str, Any]) -> Figure:
         for i, edit in enumerate(edits):
             places = np.arange(len(names)) + (i - (len(edits) - 1) / 2) * height
             lengths = [values[name, edit] for name in names]
-            axes.barh(places, lengths, height * 0.92, label=edit,
-                      color={**SHADES, **shades}[edit])  # fmt: skip
-        axes.axvline(study["clean"][measure], color="#000000", lw=1, ls="--", label="no edit")
+            drawn = axes.barh(places, lengths, height * 0.92, label=edit,
+                              color={**SHADES, **shades}[edit])  # fmt: skip
+            for bar, name, length in zip(drawn, names, lengths, strict=True):
+                tip(bar, f"links {name}, {edit}: {measure} {length:.3f}")
+        axes.axvline(study["clean"][measure], color=INK, lw=1, ls="--", label="no edit")
         axes.axvline(study["corrupted"][measure], color="#999999", lw=1, ls=":", label="twins")
         axes.axvline(0, color="#999999", lw=0.8)
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.set(title=f"{study['model']}: what links carry, edited", xlabel=measure)
+        axes.set(title=f"{of}what links carry, edited", xlabel=measure)
         figure.legend(loc="outside right upper")
     return figure

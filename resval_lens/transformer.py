@@ -26,6 +26,7 @@ from resval_lens.block import ResValBlock
 from resval_lens.config import ResValConfig
 from resval_lens.conversion import WeightConversion
 from resval_lens.hook_names import handing_point
+from resval_lens.model_html import model_html
 from resval_lens.norm import fused
 from resval_lens.unembed import FusedUnembed, TiedUnembed, loss_sum
 
@@ -213,6 +214,9 @@ class ResValTransformer(WeightConversion):
                         f"layer {layer} receives: pass carried=model.carried_before({layers[0]}, "
                         "cache)"
                     )
+
+    def _repr_html_(self) -> str:
+        return model_html(self)
 
     def carried_before(self, layer: int, cache: ActivationCache | dict[str, Tensor]) -> Carried:
         """What the layers before ``layer`` hand on, read from a cache of a full run.

@@ -1,0 +1,92 @@
+"""HTML that stands alone: style and script inside, nothing fetched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+# Nothing may leave a page. CircuitsVis runs TensorFlow.js, which wants blobs for its workers.
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' blob:; "
+    "img-src data: blob:; worker-src blob:; base-uri 'none'; form-action 'none'"
+)
+
+
+@cache
+def style() -> str:
+    """The ``<style>`` of pages and of displays in a notebook."""
+    return f"<style>{_own('page.css')}</style>"
+
+
+@cache
+def script() -> str:
+    """The ``<script>`` by which marks say their tips."""
+    return f"<script>{_own('page.js')}</script>"
+
+
+@cache
+def circuitsvis_script() -> str:
+    """CircuitsVis's bundle as a ``<script>`` that defines ``CircuitsVis`` once in a page."""
+    bundle = (files("circuitsvis") / "dist" / "cdn" / "iife.js").read_text(encoding="utf-8")
+    bundle = bundle.replace("</script", "<\\/script")
+    return f"<script>window.CircuitsVis ??= (() => {{{bundle}\nreturn CircuitsVis;}})();</script>"
+
+
+def circuitsvis(element: str, place: str, name: str, **props: Any) -> str:
+    """One of CircuitsVis's elements, for a page that has :func:`circuitsvis_script` before it.
+
+    Args:
+        element: like ``"AttentionHeads"``.
+        place: the id of the ``<div>`` it is drawn into.
+        name: its accessible name.
+        props: as JSON types.
+    """
+    data = json.dumps(props).replace("</", "<\\/").replace("<!--", "<\\!--")
+    return (
+        f'<div class="rv-circuitsvis" id="{escape(place)}" role="region" tabindex="0" '
+        f'aria-label="{escape(name)}"></div>'
+        f"<script>CircuitsVis.render({json.dumps(place)}, CircuitsVis.{element}, {data});</script>"
+    )
+
+
+def scrolled(svg: str, name: str) -> str:
+    """A figure that a narrow screen scrolls sideways, by keyboard, too."""
+    return f'<div class="rv-scroll" role="region" aria-label="{escape(name)}">{svg}</div>'
+
+
+def page(title: str, body: str, with_circuitsvis: bool = False) -> str:
+    """A whole HTML document around ``body``, light or dark as the reader's system is."""
+    bundle = circuitsvis_script() if with_circuitsvis else ""
+    return (
+        '<!doctype html>\n<html lang="en" class="rv-page">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n{style()}\n{bundle}\n'
+        f'</head>\n<body class="rv">\n<main>\n{body}\n</main>\n{script()}\n</body>\n</html>\n'
+    )
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
+    """A table; the first cell of a row is its heading."""
+    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    lines = "".join(
+        f'<tr><th scope="row">{escape(first)}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in rest)
+        + "</tr>"
+        for first, *rest in rows
+    )
+    return (
+        f'<div class="rv-scroll" role="region" tabindex="0" aria-label="{escape(caption)}"><table>'
+        f"<caption>{escape(caption)}</caption><thead><tr>{top}</tr></thead>"
+        f"<tbody>{lines}</tbody></table></div>"
+    )
+
+
+def _own(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")

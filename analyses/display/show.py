@@ -1,0 +1,161 @@
+"""``show_attention``, ``show_patching``, ``show_circuit``, ``show_link_ablation``.
+
+Each takes what an analysis returned and gives a :class:`~resval_lens.analyses.display.Display`:
+a notebook shows it, ``save`` writes it as a page or an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from resval_lens.analyses import circuit_figures, figures, intervention_figures
+from resval_lens.analyses.circuits.circuit import Circuit
+from resval_lens.analyses.circuits.scores import EdgeScores
+from resval_lens.analyses.display.attention import attention_body, attention_figure
+from resval_lens.analyses.display.display import Display, of_figure, png_of
+from resval_lens.hooks.patching import PatchResult
+
+Patterns = Float[Tensor, "*head query key"]
+
+
+def show_attention(
+    patterns: Patterns | Mapping[str, Patterns],
+    tokens: Sequence[str],
+    heads: Sequence[str] | None = None,
+) -> Display:
+    """Attention patterns in CircuitsVis: one model's, or several side by side.
+
+    Hover over a head to see it alone, click to keep it; click a token to see what it attends to.
+
+        show_attention({"classic": a["pattern", 1][0], "values": b["pattern", 1][0]}, tokens)
+
+    Args:
+        patterns: weights of each head, or {title: weights}. Rows (queries) sum to 1.
+        tokens: what the positions hold.
+        heads: names of the heads; by default their numbers.
+
+    Raises:
+        ValueError: no pattern, or one that does not fit the tokens or the names of heads, or is not
+            made of weights between 0 and 1.
+    """
+    named = dict(patterns) if isinstance(patterns, Mapping) else {"": patterns}
+    if not named:
+        raise ValueError("patterns is empty; expected one pattern or more")
+    checked = {
+        title: _checked(title, weights, len(tokens), heads) for title, weights in named.items()
+    }
+    most = max(len(weights) for weights in checked.values())
+    names = [str(i) for i in range(most)] if heads is None else list(heads)
+    title = ", ".join(["Attention patterns", *filter(None, checked)])
+    body = attention_body(checked, list(tokens), names)
+    return Display(title, body, png_of(attention_figure(checked, list(tokens), names)), True)
+
+
+def show_patching(
+    found: PatchResult | Mapping[str, Any],
+    tokens: Sequence[str] | None = None,
+    model: str = "",
+) -> Display:
+    """Heat maps of the share of the gap that each patched cell recovers; hover shows values.
+
+    Args:
+        found: of :func:`~resval_lens.hooks.patching.patch`, or what ``patch.json`` holds.
+        tokens: of a prompt, where positions are numbers.
+        model: its name, for the title.
+
+    Raises:
+        ValueError: there is no gap to recover, or fewer tokens than positions.
+    """
+    if isinstance(found, PatchResult):
+        numbered = [at for at in found.axes.get("position", []) if isinstance(at, int)]
+        if tokens is not None and numbered and max(numbered) >= len(tokens):
+            raise ValueError(f"{len(tokens)} tokens for positions up to {max(numbered)}")
+        found = {
+            "model": model,
+            "site": found.site,
+            "direction": found.direction,
+            "axes": found.axes,
+            "recovered": found.recovered().tolist(),
+            "tokens": list(tokens) if tokens is not None and numbered else None,
+        }
+    where = ", ".join(found["axes"])
+    name = f"Activation patching of {found['site']} by {where} ({found['direction']})"
+    return of_figure(intervention_figures.patched(found), name)
+
+
+def show_circuit(
+    circuits: Circuit | Mapping[str, Any], scores: EdgeScores | None = None, title: str = ""
+) -> Display:
+    """A circuit as a graph, the input below, the logits above, value links in colour.
+
+    Hover over an edge for its weight: what the metric loses without it, or its score.
+
+    Args:
+        circuits: one of :func:`~resval_lens.analyses.circuits.evaluation.evaluate`, or
+            {title: such}, drawn side by side; or a plain circuit with ``scores``.
+        scores: the weights of a plain circuit's edges.
+        title: of a single one.
+
+    Raises:
+        ValueError: a plain circuit without scores, or of another graph than they.
+    """
+    if isinstance(circuits, Circuit):
+        if scores is None:
+            raise ValueError("a plain Circuit has no weights to show; give its scores")
+        if scores.graph.edges != circuits.graph.edges:
+            raise ValueError("these scores are of another graph than the circuit")
+        weights = {edge: scores[edge] for edge in circuits.edges}
+        entries = [{"title": title, "circuit": circuits.to_dict(),
+                    "weights": weights, "weight": f"{scores.method} score"}]  # fmt: skip
+    elif "edges" in circuits:
+        entries = [{"title": title, "circuit": circuits}]
+    else:
+        entries = [{"title": name, "circuit": each} for name, each in circuits.items()]
+    if not entries or not all("edges" in entry["circuit"] for entry in entries):
+        raise ValueError("circuits must be a Circuit, an evaluated one, or {title: evaluated one}")
+    names = [entry["title"] for entry in entries if entry["title"]]
+    return of_figure(circuit_figures.circuits(entries), ": ".join(["Circuit", ", ".join(names)])
+                     if names else "Circuit")  # fmt: skip
+
+
+def show_link_ablation(study: Mapping[str, Any]) -> Display:
+    """What a task loses when links are edited: bars, or curves over the factors c of scaling.
+
+    Args:
+        study: of :func:`~resval_lens.analyses.ablation_study.ablation_study`; or
+            {name: study of :func:`~resval_lens.analyses.icl.link_study`}.
+
+    Raises:
+        ValueError: neither of these.
+    """
+    if "rows" in study:
+        if len(study["scales"]) > 1:
+            return of_figure(intervention_figures.ablation_curves(study), "Links scaled by c")
+        return of_figure(intervention_figures.ablated(study), "Links edited")
+    if study and all(isinstance(each, Mapping) and "scale" in each for each in study.values()):
+        return of_figure(figures.link_edits(dict(study)), f"Links scaled by c: {', '.join(study)}")
+    raise ValueError("study must be an ablation_study or {name: link_study}")
+
+
+def _checked(
+    title: str, weights: Tensor, length: int, heads: Sequence[str] | None
+) -> Float[Tensor, "head query key"]:
+    called = f"pattern {title!r}" if title else "the pattern"
+    shape = list(weights.shape)
+    if weights.ndim == 2:
+        weights = weights[None]
+    if weights.ndim != 3 or weights.shape[1:] != (length, length):
+        raise ValueError(
+            f"{called} has shape {shape}; expected [head, {length}, {length}] for {length} tokens"
+        )
+    if heads is not None and len(heads) != len(weights):
+        raise ValueError(f"{called} has {len(weights)} heads; got {len(heads)} names")
+    weights = weights.detach().float().cpu()
+    if not bool(torch.isfinite(weights).all()) or weights.min() < 0 or weights.max() > 1.0001:
+        raise ValueError(f"{called} is not attention: weights must lie between 0 and 1")
+    return weights

@@ -1,0 +1,107 @@
+"""A model as a notebook shows it: its size, and what each layer receives along its links."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+from resval_lens.hook_names import handing_point
+from resval_lens.mixing import StreamMix
+from resval_lens.streams import AttentionStream, architecture
+
+if TYPE_CHECKING:
+    from resval_lens.transformer import ResValTransformer
+
+_CELL = "text-align: left; padding: .15em 1em .15em 0; vertical-align: top"
+
+
+def model_html(model: ResValTransformer) -> str:
+    """A heading and a table with a row for each link point: what arrives, whence, how weighted.
+
+    Weights are those of now: of learned mixes, the trained ones.
+    """
+    cfg = model.cfg
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parts = [
+        f"{cfg.n_layers} layers × {cfg.n_heads} heads of {cfg.d_head}",
+        f"d_model {cfg.d_model}",
+        "attention only" if cfg.attn_only else f"d_mlp {cfg.d_mlp}",
+        f"{parameters:,} parameters",
+        str(cfg.dtype).removeprefix("torch."),
+    ]
+    heading = (
+        f"<strong>{escape(type(model).__name__)}</strong>, "
+        f"{escape(architecture(cfg.streams))}: {', '.join(parts)}"
+    )
+    if not cfg.streams:
+        return f'<div class="rv">{heading}. No links: streams="".</div>'
+    head = "".join(
+        f'<th scope="col" style="{_CELL}">{name}</th>'
+        for name in ("layer", "attention uses", "what is carried", "hook point of the link")
+    )
+    rows = "".join(
+        _row(model, stream, layer)
+        for layer in range(cfg.n_layers)
+        for stream in cfg.streams
+        if stream.receives(layer)
+    )
+    return (
+        f'<div class="rv">{heading}<table style="border-collapse: collapse; margin: .4em 0">'
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _row(model: ResValTransformer, stream: AttentionStream, layer: int) -> str:
+    mix = model.blocks[layer].attn.mix(stream.of)
+    of, heads = stream.of, model.cfg.n_heads_of(stream.of)
+    sources = stream.sources(layer)
+    own, carried = _own(mix), _carried(mix, len(sources))
+    used = f"{of} = {own}{of}_local + {of}_link"
+    if stream.detach:
+        used += " (no gradient through the link)"
+    parts = " + ".join(
+        f"{weight}<code>{escape(handing_point(stream, source))}</code>"
+        for weight, source in zip(carried, sources, strict=True)
+    )
+    hook = f"blocks.{layer}.attn.hook_{of}_link"
+    cells = (
+        used,
+        parts + (" (learned)" if stream.is_learned else ""),
+        f"<code>{hook}</code> [batch, pos, {heads}, {model.cfg.d_head}]",
+    )
+    return (
+        f'<tr><th scope="row" style="{_CELL}">{layer}</th>'
+        + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells)
+        + "</tr>"
+    )
+
+
+def _own(mix: StreamMix) -> str:
+    """The weight of the own part, nothing for 1."""
+    if mix.stream.mix == "gate":
+        return "(1 − g) · "
+    if mix.stream.mix == "convex":
+        return f"{1 - float(mix.carried.detach()[0]):.3g} · "
+    if mix.stream.mix == "learned_pair":
+        return f"{float(mix.own.detach()):.3g} · "
+    return _times(mix.fixed[0])
+
+
+def _carried(mix: StreamMix, sources: int) -> list[str]:
+    """The weight of what each source hands on, nothing for a fixed 1."""
+    kind = mix.stream.mix
+    if kind == "gate":
+        return ["g (per token and head) · "]
+    if kind == "matrix":
+        return [f"[{mix.n_heads} × {mix.n_heads} heads] "] * sources
+    if kind == "head":
+        return [
+            f"({', '.join(f'{w:.3g}' for w in row)}; per head) · " for row in mix.carried.tolist()
+        ]
+    if mix.stream.is_learned:
+        return [f"{weight:.3g} · " for weight in mix.carried.tolist()]
+    return [_times(mix.fixed[1])] * sources
+
+
+def _times(weight: float) -> str:
+    return "" if weight == 1 else f"{weight:g} · "
