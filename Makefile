@@ -1,4 +1,4 @@
-# make demo    the paper's central result, on the models that ship with the package
+# make demo    the paper's central result, on the models that ship: out/report.html
 # make test    the test suite
 # make docs    the documentation site, in site/
 # make browser headless Chromium, for the tests of pages (Debian, Ubuntu; others: install one)
@@ -14,13 +14,13 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test docs browser bench lint types format clean
 
 demo: $(INSTALLED)
-	$(BIN)/resval-lens compare --out out
+	$(BIN)/resval-lens compare --report out
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 docs: $(INSTALLED)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 browser:
 	command -v chromium || { apt-get update -qq && apt-get install -y -qq chromium; }

@@ -18,43 +18,6 @@ def test_the_example_in_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert "IC" in capsys.readouterr().out
 
 
-def test_the_example_of_language_models_runs(tmp_path, monkeypatch):
-    text = (ROOT / "docs" / "language-models.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    for slow, quick in (
-        ('Path("runs/text/stories")', 'Path("runs/text/stories"), n_stories=300'),
-        ("steps=500, lr=3e-3, warmup=100", "steps=2, batch=2"),
-    ):
-        assert slow in example
-        example = example.replace(slow, quick)
-    monkeypatch.chdir(tmp_path)
-    namespace: dict = {}
-    exec(compile(example, "language-models.md", "exec"), namespace)
-    assert namespace["model"].cfg.streams
-    assert (tmp_path / "runs" / "mine" / "model" / "tokenizer.json").is_file()
-
-
-def test_the_example_of_circuits_runs(tmp_path, monkeypatch, capsys):
-    (example,) = re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs" / "circuits.md").read_text(), re.DOTALL
-    )
-    monkeypatch.chdir(tmp_path)
-    namespace: dict = {}
-    exec(compile(example, "circuits.md", "exec"), namespace)
-    assert "a0.h2<v>->a1.h2<v>" in namespace["circuit"].links
-    assert capsys.readouterr().out.count("Faithfulness(") == 2
-
-
-def test_the_example_of_associative_memory_runs(capsys):
-    text = (ROOT / "docs" / "associative-memory.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    namespace: dict = {}
-    exec(compile(example, "associative-memory.md", "exec"), namespace)
-    logits, closed = namespace["logits"], namespace["closed"]
-    assert (logits - closed.logits).abs().max() < 1e-11
-    assert "tensor(1.)" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.name)
 def test_notebooks_run_and_are_kept_without_outputs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -1,0 +1,345 @@
+"""The recorded runs in tables of Markdown, ours beside the published: the results page.
+
+Everything is computed from the runs that ship and from the JSON that lies beside the page when the
+page is built; no number on it is written by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from resval_lens.analyses import ioi
+from resval_lens.analyses.amicl.recall import PUBLISHED_COUNTS, figure_7
+from resval_lens.analyses.emergence import TABLES, paper_runs, table_data
+from resval_lens.analyses.ioi import PUBLISHED_TABLE_2
+from resval_lens.analyses.lm_emergence import lm_study
+from resval_lens.analyses.memory.curves import (
+    LABELS,
+    ONE_LAYER,
+    TWO_LAYERS,
+    curve_study,
+    shown,
+)
+from resval_lens.checkpoint import SHIPPED_MODELS
+from resval_lens.recorded import load_runs
+from resval_lens.recorded_lm import load_lm_runs
+from resval_lens.recorded_memory import RecordedMemoryRun, load_memory_runs
+from resval_lens.runtime import one_thread
+from resval_lens.tasks.ioi import PAPER_SENTENCES, encode
+from resval_lens.tasks.stories import ioi_prompts
+from resval_lens.transformer import ResValTransformer
+
+NAMES = {"ic": "IC", "ic2": "IC2"}
+FOLLOWED = ("W_F", "W_K2", "W_O2", "W_K1", "accuracy")
+"""Measures of :mod:`~resval_lens.analyses.memory.curves` that the page has."""
+
+
+def section(name: str, folder: Path) -> str:
+    """One part of the page as Markdown; ``folder`` holds the studies' JSON.
+
+    Raises:
+        ValueError: there is no part of that name.
+    """
+    sections: dict[str, Callable[[], str]] = {
+        **{table: lambda t=above: emergence(t) for table, above in TABLES.items()},  # type: ignore[misc]
+        "further-variants": further_variants,
+        "final-accuracy": final_accuracy,
+        "link-in-training": lambda: link_in_training(_read(folder, "link-in-training")),
+        "language-models": language_models,
+        "published-table-2": published_table_2,
+        "four-cells": four_cells,
+        "circuits": lambda: circuits(_read(folder, "circuits")),
+        "memory": memory,
+        "amicl": amicl,
+        "provenance-icl": lambda: provenance_table(load_runs()),
+        "provenance-lm": lambda: provenance_table(load_lm_runs()),
+        "provenance-memory": lambda: provenance_table(load_memory_runs()),
+    }
+    if name not in sections:
+        raise ValueError(f"the results page has no part {name!r}; it has {', '.join(sections)}")
+    with one_thread():
+        return sections[name]()
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
+    """Rows as a Markdown table, whose first ``words`` columns are words and the others numbers."""
+    rule = ["---" if i < words else "--:" for i in range(len(columns))]
+    lines = [columns, rule, *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def emergence(threshold: float) -> str:
+    """Tables 1, 5 and 6 of arXiv 2412.15113: the first snapshot above ``threshold``, and t-tests.
+
+    Ours beside the published, mean ± population sd over seeds, in snapshots of 500 steps.
+    """
+    data = table_data(paper_runs(load_runs()), threshold)
+    found = _emergence_rows(data) + "\n" + _tests(data, "classic")
+    saved = data["saving_against_classic"]["ic"]["values"]
+    published = {
+        row["variant"]: row["published"]["mean"] for row in data["rows"] if row["task"] == "ic"
+    }
+    return (
+        f"Values pass {threshold:g} on IC after {saved:.0%} fewer steps than classic; published: "
+        f"{1 - published['values'] / published['classic']:.0%}.\n\n{found}"
+    )
+
+
+def further_variants() -> str:
+    """What the paper leaves open, at .95: gradient blocked, several streams, an even mix."""
+    data = table_data(load_runs(), 0.95)
+    ours = {**data, "rows": [row for row in data["rows"] if row["published"] is None]}
+    return _emergence_rows(ours, published=False)
+
+
+def _emergence_rows(data: Mapping[str, Any], published: bool = True) -> str:
+    rows = []
+    for row in data["rows"]:
+        reached = [number for number in row["snapshots"] if number is not None]
+        ours = f"{row['mean']:.2f} ± {row['sd']:.2f}" if reached else "never"
+        if len(reached) < len(row["snapshots"]):
+            ours += f" ({len(reached)} of {len(row['snapshots'])} got there)"
+        paper = row["published"]
+        saved = data["saving_against_classic"][row["task"]].get(row["variant"])
+        cells = [NAMES[row["task"]], row["variant"], _seeds(row["seeds"]), ours]
+        if published:
+            cells.append("" if paper is None else f"{paper['mean']:.2f} ± {paper['sd']:.2f}")
+        rows.append([*cells, "" if saved is None else _number(saved, ".0%")])
+    theirs = ["published"] if published else []
+    return markdown_table(["task", "stream", "seeds", "ours", *theirs, "steps saved"], rows, 2)
+
+
+def _tests(data: Mapping[str, Any], against: str) -> str:
+    rows = [
+        [NAMES[test["task"]], f"{test['first']} − {test['second']}"]
+        + [_number(test[name], form) for name, form in
+           (("t", ".2f"), ("p", ".2g"), ("t_paired", ".2f"), ("p_paired", ".2g"))]
+        for test in data["t_tests"]
+        if against in (test["first"], test["second"])
+    ]  # fmt: skip
+    columns = ["task", "pair", "t", "p", "t, paired by seed", "p, paired"]
+    return markdown_table(columns, rows, 2)
+
+
+def final_accuracy() -> str:
+    """Accuracies of every two-layer variant at its last step, mean ± sd over seeds."""
+    runs = load_runs()
+    tasks = ("test", "ic", "ic2", "iw")
+    rows = []
+    for name in dict.fromkeys(recorded.run.name for recorded in runs):
+        own = [recorded for recorded in runs if recorded.run.name == name]
+        cells = []
+        for task in tasks:
+            cells.append(_spread([each.metrics[-1][task]["accuracy"] for each in own], ".3f"))
+        steps = ", ".join(sorted({f"{each.run.steps:,}" for each in own}))
+        rows.append([name, _seeds([each.run.seed for each in own]), steps, *cells])
+    return markdown_table(["stream", "seeds", "steps", "Test", "IC", "IC2", "IW"], rows)
+
+
+def link_in_training(study: Mapping[str, Any], every: int = 3_000) -> str:
+    """Accuracies as trained → with the links cut, every so many steps of one run."""
+    tasks = ("test", "ic", "ic2", "iw")
+    rows = [
+        [f"{line['step']:,}"]
+        + [f"{line['trained'][task]:.3f} → {line['cut'][task]:.3f}" for task in tasks]
+        for line in study["snapshots"]
+        if line["step"] % every == 0
+    ]
+    worst = max(study["snapshots"], key=lambda line: line["trained"]["ic"] - line["cut"]["ic"])
+    last = study["snapshots"][-1]
+    said = (
+        f"{study['run']['name']}, seed {study['run']['seed']}, {study['sequences']:,} sequences of "
+        f"each test. The cut costs most at step {worst['step']:,}: IC "
+        f"{worst['trained']['ic']:.2f} → {worst['cut']['ic']:.2f}; at step {last['step']:,} it is "
+        f"{last['trained']['ic']:.2f} → {last['cut']['ic']:.2f}."
+    )
+    table = markdown_table(["step", "Test", "IC", "IC2", "IW"], rows, 0)
+    return f"{said}\n\n{table}\n{_made(study['provenance'])}"
+
+
+def language_models() -> str:
+    """Loss, indirect objects and the steps at which they emerge, classic beside values."""
+    study = lm_study(load_lm_runs())
+    first, *others = study["architectures"]
+    found = {(row["prompts"], row["measure"], row["architecture"]): row for row in study["rows"]}
+    tests = {(test["prompts"], test["measure"], test["first"]): test for test in study["tests"]}
+    rows = []
+    for prompts, measure in dict.fromkeys((p, m) for p, m, _ in found):
+        form = ",.0f" if measure.startswith("step") else ".4f"
+        cells = [
+            _spread(list(found[prompts, measure, name]["by_seed"].values()), form)
+            for name in (first, *others)
+        ]
+        p = [_number(tests[prompts, measure, name]["p_paired"], ".2g") for name in others]
+        rows.append([prompts, measure.replace("<", "&lt;"), *cells, *p])
+    seeds = ", ".join(f"{count} of {name}" for name, count in study["seeds"].items())
+    columns = ["prompts", "measure", first, *others, *(f"p ({name})" for name in others)]
+    return (
+        f"Seeds: {seeds}; {study['steps']:,} steps, evaluated every "
+        f"{study['evaluate_every']}.\n\n{markdown_table(columns, rows, 2)}"
+    )
+
+
+def circuits(report: Mapping[str, Any]) -> str:
+    """Circuits by task and architecture over seeds, and what was found, in words."""
+    report = report.get("circuits", report) if "over_seeds" not in report else report
+    columns = {
+        "edges": ".1f", "of": ".0f", "faithfulness": ".2f", "links in it": ".1f",
+        "share through links": ".0%", "model, links corrupted": ".0%",
+    }  # fmt: skip
+    rows = []
+    for row in report["over_seeds"]:
+        cells = []
+        for name, form in columns.items():
+            measure = row["measures"].get(name)
+            cells.append("" if measure is None else _spread(measure["by_seed"], form))
+        rows.append([row["task"], row["architecture"], _seeds(row["seeds"]), *cells])
+    table = markdown_table(["task", "model", "seeds", *columns], rows, 2)
+    said = "\n".join(f"- {sentence}" for sentence in report["found"])
+    return f"{table}\n{said}\n\n{_made(report['provenance'])}"
+
+
+def memory() -> str:
+    """Simplified transformers: when each memory is there, and accuracy at 128 and 256 tokens."""
+    runs = plain_memory_runs()
+    study = curve_study(runs)
+    rows = []
+    for name, variant in study["variants"].items():
+        own = [recorded for recorded in runs if recorded.run.name == name]
+        first = variant["first"]
+        cells = [
+            shown(first[measure], ".0f") if measure in first and
+            first[measure]["mean"] is not None else "" for measure in FOLLOWED
+        ]  # fmt: skip
+        cells[-1] = cells[-1] or "never"
+        for where in ("trained", "longer"):
+            cells.append(_spread([each.metrics[-1][where]["accuracy"] for each in own], ".3f"))
+        rows.append([name, _seeds([each.run.seed for each in own]), *cells])
+    heads = [f"{LABELS[measure]}" for measure in FOLLOWED]
+    return (
+        f"Steps of the first snapshot, of one in {study['run']['snapshot_every']}, above "
+        f"{study['threshold']:g} (W_F: above {study['known']:.0%} of what the bigrams tell); empty "
+        "where no seed got there. The last columns are in-context accuracies at the end. "
+        f"Published, about: {TWO_LAYERS:g} for two layers, {ONE_LAYER:g} for one.\n\n"
+        + markdown_table(["variant", "seeds", *heads, "128 tokens", "256 tokens"], rows)
+    )
+
+
+def plain_memory_runs() -> list[RecordedMemoryRun]:
+    """The shipped runs that differ in encoding, stream, layers and seed alone."""
+    return [
+        recorded
+        for recorded in load_memory_runs()
+        if not recorded.run.name.endswith(("drawn", "held-out"))
+    ]
+
+
+def amicl(trials: int = 1_000, points: int = 100, seed: int = 0) -> str:
+    """Figure 7 at the values of a that have published counts; drawn and counted now.
+
+    The numbers of ``resval-lens reproduce figure-7``, six seconds of one core.
+    """
+    data = figure_7(seed, trials, points)
+    chosen = [data["a"].index(a) for a in PUBLISHED_COUNTS]
+    columns = {
+        f"{similarity}, {reading}": [f"{found[similarity][i]['share']:.3f}" for i in chosen]
+        for similarity in ("dot", "pearson")
+        for reading, found in data["readings"].items()
+    }
+    columns["dot, published"] = [
+        f"{low / 1000:.3f}" if low == high else f"{low / 1000:.3f} to {high / 1000:.3f}"
+        for low, high in PUBLISHED_COUNTS.values()
+    ]
+    rows = zip((f"{a:g}" for a in PUBLISHED_COUNTS), *columns.values(), strict=True)
+    return markdown_table(["a", *columns], rows, 0)
+
+
+def published_table_2() -> str:
+    """Table 2 of arXiv 2412.15113 as it is published: P(IO) and P(S) in %, mean ± sample sd."""
+    rows = [
+        [text, architecture]
+        + [f"{numbers[name][i][0]:.2f} ± {numbers[name][i][1]:.2f}" for name in numbers]
+        for i, text in enumerate(PAPER_SENTENCES)
+        for architecture, numbers in PUBLISHED_TABLE_2.items()
+    ]
+    rows = [[text.replace("*", "\\*"), *rest] for text, *rest in rows]
+    return markdown_table(["sentence", "", "P(IO) %", "P(S) %"], rows, 2)
+
+
+def four_cells(prompts: int = 200, seed: int = 0) -> str:
+    """The shipped pair of language models, each run as either architecture; run now.
+
+    Unseen prompts of :func:`~resval_lens.tasks.stories.prompts.ioi_prompts`, as in
+    ``resval-lens eval ioi --n 200``.
+    """
+    classic, values = (ResValTransformer.from_pretrained(name) for name in SHIPPED_MODELS)
+    tokenizer: Any = classic.tokenizer
+    drawn = ioi_prompts(prompts, seed, "unseen", "unseen", "unseen")
+    found = ioi.four_cells(classic, values, encode(drawn, tokenizer, tokenizer.eos_token_id))
+    rows = [
+        [*cell.split(", "), f"{scores['logit_difference']:.2f}", f"{scores['p_io']:.3f}",
+         f"{scores['accuracy']:.3f}"]
+        for cell, scores in found["cells"].items()
+    ]  # fmt: skip
+    return markdown_table(["", "", "logit difference", "P(IO)", "accuracy"], rows, 2)
+
+
+def provenance_table(runs: Sequence[Any]) -> str:
+    """Commands, commits, versions and dates of recorded runs, those of one start together."""
+    starts: dict[tuple[str, str], list[tuple[str, dict[str, Any]]]] = {}
+    for recorded in runs:
+        for start in recorded.starts:
+            key = start["command"], start["git_commit"] or "unknown"
+            starts.setdefault(key, []).append((recorded.folder.name, start))
+    rows = []
+    for (command, commit), own in starts.items():
+        versions = own[0][1]["versions"]
+        dates = sorted(start["created"][:10] for _, start in own)
+        shown_dates = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
+        rows.append(
+            [
+                f"`{command}`",
+                str(len({name for name, _ in own})),
+                f"`{commit[:7]}{'+' if commit.endswith('+') else ''}`",
+                f"torch {versions['torch']}, transformer-lens {versions['transformer-lens']}",
+                shown_dates,
+            ]
+        )
+    return markdown_table(["command", "runs", "commit", "versions", "started"], rows, 5)
+
+
+def _made(made: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
+    return (
+        f"Made by `{made['command']}` on {made['created'][:10]}, commit "
+        f"`{made['git_commit'][:7]}` ({versions}).\n"
+    )
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
+    return found
+
+
+def _spread(numbers: Sequence[float | None], form: str) -> str:
+    """Mean ± population sd of the numbers that are there, and how many are if some are not."""
+    there = [number for number in numbers if number is not None]
+    if not there:
+        return "never"
+    mean = sum(there) / len(there)
+    text = format(mean, form)
+    if len(there) > 1:
+        sd = (sum((x - mean) ** 2 for x in there) / len(there)) ** 0.5
+        text += f" ± {sd:{form}}"
+    return text if len(there) == len(numbers) else f"{text} ({len(there)} of {len(numbers)})"
+
+
+def _number(x: float | None, form: str) -> str:
+    return "" if x is None else format(x, form).replace("-", "−")
+
+
+def _seeds(seeds: Sequence[int | None]) -> str:
+    return str(len(seeds))

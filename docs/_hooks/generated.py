@@ -1,0 +1,157 @@
+"""Parts of pages that are made when the site is built, so that they cannot be stale.
+
+<!-- results: NAME -->      a section of resval_lens.analyses.results_page
+<!-- commands -->           every command's help
+:::* PATTERN ...            every public module whose name fits, in the order of names; each is
+                            on one page only, the first that asks for it
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DOCS = ROOT / "docs"
+FOLDERS = {
+    "resval_lens": ROOT / "resval_lens",
+    "resval_lens.hooks": ROOT / "hooks",
+    "resval_lens.analyses": ROOT / "analyses",
+}
+_MODULES = re.compile(r"^:::\* (.+)$", re.MULTILINE)
+_RESULTS = re.compile(r"^<!-- results: ([\w-]+) -->$", re.MULTILINE)
+
+
+def public_modules() -> dict[str, Path]:
+    """Every public module of the package by name, packages before what is in them."""
+    found = {}
+    for name, folder in FOLDERS.items():
+        for path in folder.rglob("*.py"):
+            parts = [*name.split("."), *path.relative_to(folder).with_suffix("").parts]
+            parts = parts[:-1] if parts[-1] == "__init__" else parts
+            if not any(part.startswith("_") for part in parts):
+                found[".".join(parts)] = path
+    return dict(sorted(found.items()))
+
+
+@cache
+def claims() -> dict[tuple[str, str], list[str]]:
+    """What each pattern line of each reference page, in the order of mkdocs.yml, is to show."""
+    order = re.findall(r"reference/[\w-]+\.md", (ROOT / "mkdocs.yml").read_text())
+    left = list(public_modules())
+    shown: dict[tuple[str, str], list[str]] = {}
+    for page in order:
+        for patterns in _MODULES.findall((DOCS / page).read_text()):
+            own = [n for n in left if any(fnmatchcase(n, p) for p in patterns.split())]
+            left = [name for name in left if name not in own]
+            shown[page, patterns] = own
+    return shown
+
+
+def module_entry(name: str) -> str:
+    """The directive for one module: a package by its docstring and the names that it exports."""
+    path = public_modules()[name]
+    if path.name != "__init__.py" and "command" not in path.stem and path.stem != "cli":
+        return f"::: {name}\n"
+    entry = f"::: {name}\n    options:\n      members: false\n"
+    tree = ast.parse(path.read_text())
+    homes = {
+        alias.asname or alias.name: f"{node.module}.{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    }
+    exported = next(
+        (
+            ast.literal_eval(node.value)
+            for node in tree.body
+            if isinstance(node, ast.Assign)
+            and any(isinstance(x, ast.Name) and x.id == "__all__" for x in node.targets)
+        ),
+        [],
+    )
+    names = [
+        f'<autoref optional identifier="{homes[each]}"><code>{each}</code></autoref>'
+        for each in exported
+        if each in homes
+    ]
+    return entry + (f"\nFrom `{name}`: {', '.join(names)}.\n" if names else "")
+
+
+def commands() -> str:
+    """Every command of the command line: what it does, its arguments and options."""
+    import typer.main
+
+    from resval_lens.analyses.cli import app
+
+    return "\n".join(_command(typer.main.get_command(app), ["resval-lens"]))
+
+
+def _command(command: Any, path: list[str]) -> list[str]:
+    parts = []
+    help_text = _plain(command.help or "")
+    if hasattr(command, "commands"):
+        if len(path) > 1:
+            parts.append(f"\n## {' '.join(path)}\n\n{help_text}\n")
+        for name in sorted(
+            command.commands, key=lambda n: (hasattr(command.commands[n], "commands"), n)
+        ):
+            parts += _command(command.commands[name], [*path, name])
+        return parts
+    level = "##" if len(path) == 2 else "###"
+    parts.append(f"\n{level} {' '.join(path)}\n\n{help_text}\n")
+    rows = []
+    for parameter in command.params:
+        record = parameter.name, getattr(parameter, "hidden", False)
+        if record[0] == "help" or record[1]:
+            continue
+        option = any(each.startswith("-") for each in parameter.opts)
+        name = ", ".join(parameter.opts) if option else str(parameter.name).upper()
+        default = parameter.default
+        default = "" if default is None or callable(default) or default is False else f"`{default}`"
+        told = getattr(parameter, "show_default", None)
+        default = told if isinstance(told, str) else default
+        if getattr(parameter, "required", False):
+            default = "required"
+        rows.append(f"| `{name}` | {_cell(getattr(parameter, 'help', '') or '')} | {default} |")
+    if rows:
+        parts.append("\n".join(["| | | default |", "|---|---|---|", *rows]) + "\n")
+    return parts
+
+
+def _plain(text: str) -> str:
+    return "\n".join(line.strip() for line in text.replace("\b", "").strip().splitlines())
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Called by MkDocs with each page's Markdown."""
+    source = page.file.src_uri
+    if "<!-- results: " in markdown:
+        from resval_lens.analyses import results_page
+
+        markdown = _RESULTS.sub(lambda found: results_page.section(found[1], DOCS), markdown)
+    if source == "reference/commands.md":
+        markdown = markdown.replace("<!-- commands -->", commands())
+    return _MODULES.sub(
+        lambda found: "\n".join(map(module_entry, claims()[source, found[1]])), markdown
+    )
+
+
+def on_page_content(content: str, page: Any, **_: Any) -> str:
+    """Called by MkDocs with each page's HTML: notes to the formatter are not for readers."""
+    return re.sub(
+        r'(\s|<span class="w">\s*</span>)*<span class="c1"># fmt: skip</span>', "", content
+    )
+
+
+def on_config(config: Any) -> None:
+    """A build sees the files as they are now, also the second of `mkdocs serve`."""
+    claims.cache_clear()

@@ -1,0 +1,56 @@
+# ruff: noqa: E402  # sections of pages import what they need
+"""Patching, path patching, edge scores, a circuit and attribution of a language model."""
+
+# --8<-- [start:all]
+# --8<-- [start:pairs]
+from resval_lens import ResValTransformer
+from resval_lens.analyses.circuit_tasks import ioi_pairs
+from resval_lens.tasks.stories import ioi_prompts
+
+model = ResValTransformer.from_pretrained("stories-small-values")
+prompts = ioi_prompts(32, seed=0, names="unseen")
+pairs = ioi_pairs(model, prompts, "giver")  # clean ones beside their twins
+# --8<-- [end:pairs]
+
+from resval_lens.hooks import patch, path_patch_each
+
+# --8<-- [start:patch]
+heads = patch(model, pairs, "z", by=("layer", "head"))  # clean into the twins' run
+print(heads.recovered())  # 0: as without, 1: as the clean run
+senders = ["a1.h2", "v1.h2", "m1"]  # a head, the link into it, an MLP
+paths = path_patch_each(model, pairs, senders, "logits", links="through")
+print(paths.effect.mean(1))  # each straight to the logits
+# --8<-- [end:patch]
+
+# --8<-- [start:circuit]
+from resval_lens.analyses.circuits.evaluation import faithfulness, smallest
+from resval_lens.analyses.circuits.running import EdgeRuns
+from resval_lens.analyses.circuits.scores import score_edges
+
+scores = score_edges(model, pairs, "eap-ig")
+print(scores.top(5), scores["a0.h2<v>->a1.h2<v>"])
+runs = EdgeRuns(model, pairs)
+circuit = smallest(runs, scores.values, 0.85)
+print(circuit.edges, faithfulness(runs, [circuit, circuit.without_links()]))
+# --8<-- [end:circuit]
+
+# --8<-- [start:attribute]
+from resval_lens.analyses.attribution import attribute
+
+shares = attribute(model, pairs.clean, pairs.labels, pairs.last)
+print(shares["a1.h2"].mean())  # of the head's own values
+print(shares["a1.h2 from 0"].mean())  # of layer 0's, along the link
+# --8<-- [end:attribute]
+# --8<-- [end:all]
+
+# --8<-- [start:found]
+import torch
+
+from resval_lens.analyses.circuits.evaluation import evaluate, random_circuits
+
+generator = torch.Generator().manual_seed(0)
+found = evaluate(runs, circuit, generator=generator)
+print(found["faithfulness"], found["minimality"])
+same_size = random_circuits(runs.graph, len(circuit), 10, generator)
+print([each.value for each in faithfulness(runs, same_size)])
+# --8<-- [end:found]

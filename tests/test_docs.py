@@ -1,0 +1,512 @@
+"""The documentation: its code runs, its tables are the records', its reference is whole."""
+
+import importlib.util
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import griffe
+import matplotlib
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from resval_lens.analyses import results_page
+
+matplotlib.use("Agg")
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+EXAMPLES = DOCS / "examples"
+PAGES = sorted(path for path in DOCS.rglob("*.md"))
+
+
+def hook(name: str) -> Any:
+    """A module of docs/_hooks, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / "_hooks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def site() -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    return config
+
+
+# Examples
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Runs an example in an empty folder, with some of its numbers made smaller."""
+    monkeypatch.chdir(tmp_path)
+
+    def running(name: str, **smaller: str) -> dict[str, Any]:
+        code = (EXAMPLES / f"{name}.py").read_text()
+        for slow, quick in smaller.values():
+            assert code.count(slow) == 1, f"{name}.py: {slow!r}"
+            code = code.replace(slow, quick)
+        namespace: dict[str, Any] = {"__name__": name}
+        exec(compile(code, f"{name}.py", "exec"), namespace)
+        return namespace
+
+    return running
+
+
+def page(name: str) -> str:
+    """A page's text on single lines."""
+    return " ".join((DOCS / f"{name}.md").read_text().split())
+
+
+def test_start(run, capsys, tmp_path):
+    found = run(
+        "start",
+        tests=("draw_world(recorded.run)", "draw_world(ICLRun(**{**vars(recorded.run), "
+               "'test_size': 1_000}))"),
+        imports=("from pathlib import Path\n", "from pathlib import Path\n"
+                 "from resval_lens.training import ICLRun\n"),
+        steps=("steps=2_000", "steps=20, test_size=200"),
+    )  # fmt: skip
+    told = capsys.readouterr().out
+    whole, cut = (float(x) for x in re.findall(r"(?:trained|cut):\s+([\d.]+)", told))
+    said = re.search(r"goes from (\.\d+) to (\.\d+)", page("start"))
+    assert said is not None
+    assert whole == pytest.approx(float(said[1]), abs=0.01)
+    assert cut == pytest.approx(float(said[2]), abs=0.015)
+    assert "v1.h0" in told
+    assert (tmp_path / "attention.html").is_file()
+    assert not found["without"].cfg.streams
+
+
+def test_language_models(run, tmp_path):
+    found = run(
+        "language_models",
+        stories=('Path("runs/text/stories")', 'Path("runs/text/stories"), n_stories=300'),
+        steps=('"steps": 500, "lr": 3e-3, "warmup": 100', '"steps": 2, "batch": 2'),
+    )
+    assert found["model"].cfg.streams
+    assert (tmp_path / "runs" / "mine" / "model" / "tokenizer.json").is_file()
+
+
+def test_circuits(run, capsys):
+    found = run("circuits")
+    assert "a0.h2<v>->a1.h2<v>" in found["circuit"].links
+    assert capsys.readouterr().out.count("Faithfulness(") == 2
+    text = page("how-to/find-circuits")
+    circuit, edges = found["circuit"], len(found["runs"].graph.edges)
+    assert len(circuit) == 7
+    assert f"Seven edges of {edges} keep {found['found']['faithfulness']:.0%} of the task" in text
+    shares = found["shares"]
+    own, linked = (shares[name].mean().item() for name in ("a1.h2", "a1.h2 from 0"))
+    assert f"writes {own:.1f}".replace("0.", ".") in text
+    assert f"{linked:.1f} with layer 0’s" in text
+
+
+def test_associative_memory(run, capsys):
+    found = run("associative_memory")
+    assert (found["logits"] - found["closed"].logits).abs().max() < 1e-11
+    assert "tensor(1.)" in capsys.readouterr().out
+
+
+def test_ablating_links(run, capsys):
+    found = run("ablate_links")
+    told = dict(re.findall(r"^(.+?) (-?[\d.]+)$", capsys.readouterr().out, re.MULTILINE))
+    text = page("how-to/ablate-links")
+    trained, cut = float(told["as trained"]), float(told["V0 → V1 cut"])
+    assert f"from {trained:.1f} to {cut:.1f}".replace(" 0.", " .") in text
+    alone = f"to {float(told['v1.h2 cut']):.1f} when the link of one head"
+    assert alone.replace("-0.", "−.") in text
+    assert min(float(told[f"V{i} → V{i + 1} cut"]) for i in (1, 2)) > 0.95 * trained
+    assert {"mean", "resampled", "from the twin"} < set(told)
+    assert len(found["study"]["rows"]) == 3 * (1 + 3 + 12)  # edits of all, of layers, of each
+
+
+def test_patching(run):
+    found = run("patch")
+    text = page("how-to/patch")
+    assert f"falls from {found['noised'].base:.1f} to {found['noised'].values[0]:.1f}" in text
+    held, through = (found[name].effect.mean().item() for name in ("held", "through"))
+    assert f"is {held:.1f} through".replace("-0", "−") in text
+    assert f"and {through:.1f} when".replace("-", "−") in text
+
+
+def test_adding_a_stream(run):
+    """The page's own assertion is the test: hook points hold the variant's formula."""
+    assert len(run("add_a_stream")["models"]) == 3
+
+
+def test_adding_a_task(run):
+    found = run("add_a_task", steps=("range(2_000)", "range(20)"))
+    batch = found["test"]
+    for tokens, target in zip(batch.inputs[:50].tolist(), batch.targets.tolist(), strict=False):
+        pairs = dict(zip(tokens[:-1:2], tokens[1::2], strict=True))
+        assert pairs[tokens[-1]] == target
+    with pytest.raises(ValueError, match="pairs must lie between 1 and n=3; got 4"):
+        found["Recall"](n=3, pairs=4)
+
+
+def test_every_section_of_an_example_is_on_a_page_and_every_page_finds_its_sections():
+    asked = {
+        name for path in PAGES for name in re.findall(r'^--8<-- "(.+)"$', path.read_text(), re.M)
+    }
+    there = {
+        f"{path.name}:{section}"
+        for path in EXAMPLES.glob("*.py")
+        for section in re.findall(r"^# --8<-- \[start:(.+)\]$", path.read_text(), re.M)
+    }
+    wholes = {name for name in there if name in ("circuits.py:patch",)}  # a part of :all alone
+    assert asked - {"value-stream.svg"} == there - wholes
+    run_here = {path.stem for path in EXAMPLES.glob("*.py")}
+    own = Path(__file__).read_text()
+    assert all(f'"{name}"' in own for name in run_here)
+
+
+def test_pages_hold_no_python_that_is_not_run():
+    """Python stands in docs/examples; what is shown in place is shells, formulas and diffs."""
+    for path in PAGES:
+        assert "```python" not in path.read_text(), path
+
+
+# Results
+
+
+def lines(folder: str) -> list[dict[str, Any]]:
+    path = ROOT / "resval_lens" / "data" / folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def rows(table: str) -> list[list[str]]:
+    """The rows of a part's tables, without the first's heads."""
+    found = [line for line in table.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in found]
+    return cells[2:]
+
+
+@pytest.mark.parametrize(("name", "above"), [("table-1", 0.95), ("table-5", 0.5), ("table-6", 0.9)])
+def test_the_tables_of_emergence_are_those_of_the_metrics(name, above):
+    part = results_page.section(name, DOCS)
+    firsts: dict[str, list[float]] = {}
+    for variant in ("classic", "queries", "keys", "values"):
+        for seed in range(4):
+            run = lines(f"icl/{variant}-seed{seed}")
+            step = next(line["step"] for line in run if line["ic"]["accuracy"] > above)
+            firsts.setdefault(variant, []).append(step / 500)
+    shown = {row[1]: row for row in rows(part) if row[0] == "IC" and len(row) == 6}
+    classic = np.mean(firsts["classic"])
+    for variant, numbers in firsts.items():
+        assert shown[variant][3] == f"{np.mean(numbers):.2f} ± {np.std(numbers):.2f}"
+        assert shown[variant][5] in ("", f"{1 - np.mean(numbers) / classic:.0%}")
+    assert f"after {1 - np.mean(firsts['values']) / classic:.0%} fewer steps" in part
+
+
+def test_published_numbers_are_the_papers():
+    part = results_page.section("table-1", DOCS)
+    published = {row[1]: row[4] for row in rows(part)[:4]}
+    assert published == {
+        "classic": "64.50 ± 5.12",
+        "queries": "52.50 ± 1.50",
+        "keys": "61.75 ± 0.83",
+        "values": "49.00 ± 2.12",
+    }
+    table_2 = results_page.section("published-table-2", DOCS)
+    assert "| values | 42.89 ± 10.58 | 5.68 ± 3.76 |" in table_2
+    assert "| classic | 1.54 ± 2.31 | 4.86 ± 8.35 |" in table_2
+    assert r"\* gave the bag" in table_2
+
+
+def test_final_accuracies():
+    found = {row[0]: row for row in rows(results_page.section("final-accuracy", DOCS))}
+    ends = [lines(f"icl/values-seed{seed}")[-1]["iw"]["accuracy"] for seed in range(4)]
+    assert found["values"][6] == f"{np.mean(ends):.3f} ± {np.std(ends):.3f}"
+    assert len(found) == 8
+
+
+def test_further_variants_have_no_published_column():
+    found = rows(results_page.section("further-variants", DOCS))
+    assert {row[1] for row in found}.isdisjoint({"classic", "values"})
+    half = next(row for row in found if row[:2] == ["IC", "values-half"])
+    assert half[-1].startswith("−")  # slower than classic
+
+
+def test_links_cut_in_training():
+    part = results_page.section("link-in-training", DOCS)
+    study = json.loads((DOCS / "link-in-training.json").read_text())
+    by_step = {line["step"]: line for line in study["snapshots"]}
+    for row in rows(part):
+        line = by_step[int(row[0].replace(",", ""))]
+        assert row[2] == f"{line['trained']['ic']:.3f} → {line['cut']['ic']:.3f}"
+    costs = {step: line["trained"]["ic"] - line["cut"]["ic"] for step, line in by_step.items()}
+    assert f"most at step {max(costs, key=costs.__getitem__):,}:" in part
+    assert study["provenance"]["git_commit"][:7] in part
+
+
+def test_language_models_over_seeds():
+    found = {tuple(row[:2]): row for row in rows(results_page.section("language-models", DOCS))}
+    firsts = []
+    for seed in range(3):
+        run = lines(f"lm/stories-small-v-raw-seed{seed}")
+        scores = [line for line in run if "ioi" in line]
+        firsts.append(
+            next(x["step"] for x in scores if x["ioi"]["unseen"]["accuracy"] > 0.95)
+        )  # fmt: skip
+    shown = found["unseen", "step: accuracy > 0.95"]
+    assert shown[3] == f"{np.mean(firsts):,.0f} ± {np.std(firsts):,.0f}"
+
+
+def test_four_cells_have_the_models_answers():
+    classic, grafted, cut, values = rows(results_page.four_cells(prompts=24))
+    assert [row[0] for row in (classic, grafted, cut, values)] == ["trained classic"] * 2 + [
+        "trained with stream"
+    ] * 2
+    assert float(values[3]) > 0.9 > 0.3 > float(cut[3])
+    assert float(classic[3]) == pytest.approx(float(grafted[3]), abs=0.1)
+
+
+def test_circuits_over_seeds():
+    part = results_page.section("circuits", DOCS)
+    report = json.loads((DOCS / "circuits.json").read_text())
+    report = report.get("circuits", report) if "over_seeds" not in report else report
+    own = [
+        entry["study"]["circuit"]["n_edges"]
+        for entry in report["circuits"]
+        if (entry["task"], entry["architecture"]) == ("IOI (abc)", "values")
+    ]
+    shown = next(row for row in rows(part) if row[:2] == ["IOI (abc)", "values"])
+    assert shown[3] == f"{np.mean(own):.1f} ± {np.std(own):.1f}"
+    assert f"- {report['found'][0]}" in part
+
+
+def test_memories():
+    found = {row[0]: row for row in rows(results_page.section("memory", DOCS))}
+    runs = [lines(f"memory/relative-seed{seed}") for seed in range(3)]
+    firsts = [next(x["step"] for x in run if x["trained"]["accuracy"] > 0.9) for run in runs]
+    ends = [run[-1]["longer"]["accuracy"] for run in runs]
+    assert found["relative"][6] == f"{np.mean(firsts):.0f} ± {np.std(firsts):.0f}"
+    assert found["relative"][8] == f"{np.mean(ends):.3f} ± {np.std(ends):.3f}"
+    assert found["one-layer"][6] == "never"
+
+
+def test_amicl_beside_the_published_counts():
+    found = rows(results_page.amicl(trials=200, points=2))
+    assert [row[0] for row in found] == ["1", "1.25", "1.5", "1.75", "2"]
+    assert [row[-1] for row in found] == ["0.321 to 0.342", "0.907", "0.994", "1.000", "1.000"]
+    assert float(found[-1][1]) == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("kind", "folder"), [("icl", "icl"), ("lm", "lm"), ("memory", "memory")], ids=str
+)
+def test_provenance_names_every_start(kind, folder):
+    starts = [
+        start
+        for path in (ROOT / "resval_lens" / "data" / folder).glob("*/run.json")
+        for start in json.loads(path.read_text())["starts"]
+    ]
+    found = rows(results_page.section(f"provenance-{kind}", DOCS))
+    assert {row[0].strip("`") for row in found} == {start["command"] for start in starts}
+    assert {row[2].strip("`+") for row in found} == {start["git_commit"][:7] for start in starts}
+
+
+def test_seeds_without_a_number_are_counted():
+    spread = results_page._spread
+    assert spread([1.0, None, 3.0], ".1f") == "2.0 ± 1.0 (2 of 3)"
+    assert spread([None], ".1f") == "never"
+    assert spread([2.0], ".1f") == "2.0"
+
+
+def test_the_page_asks_for_parts_that_there_are():
+    asked = re.findall(r"^<!-- results: (.+) -->$", (DOCS / "results.md").read_text(), re.M)
+    assert len(asked) == len(set(asked)) == 15
+    with pytest.raises(ValueError, match="no part 'table-2'; it has table-1"):
+        results_page.section("table-2", DOCS)
+
+
+# The site
+
+
+def listed(nav: Any) -> list[str]:
+    """The pages in (part of) mkdocs.yml's nav."""
+    if isinstance(nav, str):
+        return [nav]
+    parts = nav.values() if isinstance(nav, dict) else nav
+    return [name for part in parts for name in listed(part)]
+
+
+def test_every_page_is_in_the_nav_once(site):
+    assert sorted(listed(site["nav"])) == [str(path.relative_to(DOCS)) for path in PAGES]
+
+
+def test_every_public_module_is_on_one_page_of_the_reference():
+    generated = hook("generated")
+    shown = [name for names in generated.claims().values() for name in names]
+    assert sorted(shown) == sorted(generated.public_modules())
+    assert {"resval_lens.streams", "resval_lens.hooks.links", "resval_lens.analyses.circuits.acdc",
+            "resval_lens.memory", "resval_lens.analyses.cli"} <= set(shown)  # fmt: skip
+    entry = generated.module_entry("resval_lens.hooks")
+    assert 'identifier="resval_lens.hooks.ablate.cut_links"><code>cut_links</code>' in entry
+
+
+def test_every_command_is_in_the_reference():
+    text = hook("generated").commands()
+    for name in ("compare", "train lm", "eval ioi", "memory one-step", "amicl sweep"):
+        assert re.search(rf"^###? resval-lens {name}$", text, re.M), name
+    assert "| `--quiet` |" in text
+
+
+def test_links_in_pages_lead_somewhere():
+    for path in PAGES:
+        text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+            assert (path.parent / target).exists(), f"{path}: {target}"
+
+
+def test_nothing_is_fetched(site):
+    assert site["theme"]["font"] is False
+    assert site["extra"]["polyfills"] == ["assets/iframe-worker.js"]
+    assert "offline" in site["plugins"]
+    for path in (DOCS / "assets").iterdir():
+        assert "http" not in path.read_text(), path
+
+
+def test_the_layout_holds_every_module_as_it_is_imported(tmp_path):
+    hook("layout").lay_out(tmp_path)
+    hook("layout").lay_out(tmp_path)  # again, over the old one
+    for name, path in hook("generated").public_modules().items():
+        parts = name.split(".")
+        end = [*parts, "__init__.py"] if path.name == "__init__.py" else [*parts[:-1], path.name]
+        assert tmp_path.joinpath(*end).resolve() == path.resolve()
+
+
+# Formulas and docstrings
+
+
+def test_formulas_become_mathml():
+    with_mathml = hook("formulas").with_mathml
+    inline = with_mathml(r'so <span class="arithmatex">\(V_l &lt; 2\)</span>.')
+    assert inline.startswith("so <math")
+    assert "<msub><mi>V</mi><mi>l</mi></msub>" in inline
+    assert "arithmatex" not in inline
+    block = with_mathml('<div class="arithmatex">\\[\nx^2\n\\]</div>')
+    assert block.startswith('<div class="formula"><math')
+    assert 'display="block"' in block
+
+
+@pytest.mark.parametrize("latex", [r"a \nonsense b", r"\begin{aligned} a &= b \end{aligned}"])
+def test_a_formula_without_mathml_is_refused(latex):
+    with pytest.raises(ValueError, match="has no MathML"):
+        hook("formulas").mathml(latex)
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> griffe.Object:
+    """The package as the reference reads it."""
+    place = tmp_path_factory.mktemp("layout")
+    hook("layout").lay_out(place)
+    extensions = griffe.load_extensions(hook("docstrings").Docstrings)
+    loaded = griffe.load(
+        "resval_lens", search_paths=[place], extensions=extensions, allow_inspection=False,
+        docstring_parser="google", try_relative_path=False,
+    )  # fmt: skip
+    assert isinstance(loaded, griffe.Object)
+    return loaded
+
+
+def documented(of: griffe.Object) -> list[griffe.Object]:
+    """Everything that has a docstring."""
+    own = [member for member in of.members.values() if isinstance(member, griffe.Object)]
+    inner = [each for member in own for each in documented(member)]
+    return inner if of.docstring is None else [of, *inner]
+
+
+def test_no_docstring_has_a_raw_role_or_a_ruled_table_in_prose(package):
+    every = documented(package)
+    assert len(every) > 800
+    for each in every:
+        assert each.docstring is not None
+        text = each.docstring.value
+        assert not re.search(r":(func|class|meth|mod|attr|data|obj|exc):", text), each.path
+        prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+        assert not re.search(r"^\s*(=+ +=+|>>> )", prose, re.M), each.path
+
+
+def test_references_in_docstrings_name_what_is_there(package):
+    paths = {each.path for each in documented(package)}
+    found = set()
+    for each in documented(package):
+        assert each.docstring is not None
+        found |= set(re.findall(r"`\]\[(resval_lens[\w.]*)\]", each.docstring.value))
+    assert len(found) > 50
+    assert found <= paths
+
+
+def test_a_role_is_found_in_the_scopes_around_it(package):
+    def text(path: str) -> str:
+        docstring = package[path].docstring
+        assert docstring is not None
+        return docstring.value
+
+    assert "[`to_dict`][resval_lens.streams.AttentionStream.to_dict]" in text(
+        "streams.AttentionStream.from_dict"
+    )
+    assert "[`link_activations`][resval_lens.hooks.ablate.link_activations]" in text(
+        "hooks.ablate.freeze"
+    )
+
+
+def test_prose_is_escaped_and_code_is_not():
+    blocks = hook("docstrings")._blocks
+    text = "Of a1.h0<q> and ``a0<v>``:\n\n    a0<v> [x][y]\n\nArgs:\n    x: [batch] [pos], b<c\n"
+    made = blocks(text)
+    assert "a1.h0&lt;q> and ``a0<v>``" in made
+    assert "    a0<v> [x][y]" in made
+    assert r"x: [batch] \[pos], b&lt;c" in made
+    assert blocks(">>> 1 + 1\n2\n\nafter").splitlines() == [
+        "", "```pycon", ">>> 1 + 1", "2", "```", "", "after"
+    ]  # fmt: skip
+
+
+def test_a_constant_is_documented_by_its_comment(package):
+    weights = package["streams.DEFAULT_WEIGHTS"].docstring
+    assert weights is not None
+    assert weights.value.startswith("mix: (weight of the own projection")
+
+
+def test_the_drawing_is_what_its_script_draws():
+    spec = importlib.util.spec_from_file_location("v", DOCS / "_figures" / "value_stream.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    kept = (DOCS / "_figures" / "value-stream.svg").read_text()
+    drawn = module.draw()
+    assert "currentColor" in kept
+    assert not re.search(r"\n\s*\n", kept)  # a blank line would end it in Markdown
+    words = re.compile(r">([^<>]*\w[^<>]*)</(?:text|tspan)>")
+    assert words.findall(drawn) == words.findall(kept)
+
+
+def test_examples_leave_torch_as_it_was(run):
+    threads = torch.get_num_threads()
+    run("add_a_stream")
+    assert torch.get_num_threads() == threads
+
+
+def test_a_role_over_two_lines_is_found_and_a_name_of_two_homes_is_not(package):
+    docstrings = hook("docstrings")
+    objects = {each.path: each for each in documented(package)}
+    by_name: dict[str, list[str]] = {}
+    for path in objects:
+        by_name.setdefault(path.rsplit(".", 1)[-1], []).append(path)
+    there = objects["resval_lens.hooks.ablate.freeze"]
+    roles = docstrings._roles(
+        "See :meth:`~resval_lens.streams.\n    AttentionStream.from_dict`.", there, objects, by_name
+    )
+    assert roles == "See [`from_dict`][resval_lens.streams.AttentionStream.from_dict]."
+    assert len(by_name["from_dict"]) > 1
+    assert docstrings._roles(":meth:`from_dict`", there, objects, by_name) == "`from_dict`"
