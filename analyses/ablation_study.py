@@ -147,4 +147,4 @@ def _measured(
     model: ResValTransformer, part: PromptPairs, inputs: Tensor, measures: Mapping[str, Metric]
 ) -> dict[str, Tensor]:
     logits = answer_logits(model, inputs, part.answers)
-    return {name: measure(logits, part.labels).double().cpu() for name, measure in measures.items()}
+    return {name: measure(logits, part.labels).cpu().double() for name, measure in measures.items()}

@@ -9,16 +9,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resval_lens.analyses.console import out
-from resval_lens.analyses.intervention_commands import (
+from resval_lens.analyses.completion import METHODS, one_of
+from resval_lens.analyses.options import (
+    Device,
     General,
+    Json,
+    LanguageModel,
+    MaybeLength,
+    MaybeModel,
+    MaybeSeed,
     Model,
     Out,
     Prompts,
-    Seed,
+    Quiet,
+    Runs,
     Twins,
+    notes,
+    writable,
 )
-from resval_lens.analyses.options import Quiet, notes, writable
+from resval_lens.analyses.reporting import report
 
 if TYPE_CHECKING:
     from resval_lens.analyses.subjects import ModelOnTask
@@ -30,21 +39,31 @@ Note = Callable[[str], None]
 
 def circuit_command(
     model: Model = "stories-small-values",
-    method: Annotated[str, typer.Option(help="Scores of edges: eap, eap-ig or exact.")] = "eap-ig",
-    steps: Annotated[int, typer.Option(help="Of eap-ig.")] = 5,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="Scores of edges: eap, eap-ig or exact.", autocompletion=one_of(*METHODS)
+        ),
+    ] = "eap-ig",
+    ig_steps: Annotated[int, typer.Option(help="Runs that eap-ig averages over.")] = 5,
     least: Annotated[float, typer.Option(help="Faithfulness that the circuit must have.")] = 0.85,
     exact: Annotated[
         bool, typer.Option("--exact", help="Also score exactly, and say how far scores agree.")
     ] = False,
     acdc: Annotated[
         float | None,
-        typer.Option(help="ACDC instead: drop edges worth less than this (unit of the metric)."),
+        typer.Option(
+            help="ACDC instead: drop edges worth less than this (unit of the metric).",
+            show_default="no ACDC",
+        ),
     ] = None,
     prompts: Prompts = 64,
-    seed: Seed = None,
+    seed: MaybeSeed = None,
     twins: Twins = None,
     general: General = False,
+    device: Device = "cpu",
     to: Out = Path("out"),
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """The circuit of a task: the fewest edges, links among them, that stand for the model.
@@ -52,21 +71,21 @@ def circuit_command(
     Edges are scored on the prompts; the circuit is chosen by size and evaluated on as many others,
     with every other edge resampled from the corrupted twins.
 
+    Prompts name indirect objects; a classifier's are sequences of its test set.
+
     Example: `resval-lens circuit values --method exact`
     """
-    from resval_lens.analyses import circuit_tables, figures
+    from resval_lens.analyses import circuit_tables
     from resval_lens.analyses.circuit_figures import circuits
     from resval_lens.analyses.circuit_study import circuit_study
     from resval_lens.analyses.subjects import on_two_sets
-    from resval_lens.files import write_json
-    from resval_lens.provenance import provenance
     from resval_lens.runtime import one_thread
 
     if not 0 < least <= 1:
         raise ValueError(f"least must be above 0 and at most 1; got {least}")
     with notes(quiet) as note, one_thread():
         note("prompts")
-        scored, held_out = on_two_sets(model, prompts, seed, twins, general)
+        scored, held_out = on_two_sets(model, prompts, seed, twins, general, device)
         writable(to)
         if acdc is not None:
             study = _by_acdc(scored, held_out, acdc, seed or 0, note)
@@ -76,23 +95,22 @@ def circuit_command(
                 scored.pairs,
                 held_out.pairs,
                 method=method,  # type: ignore[arg-type]
-                steps=steps,
+                steps=ig_steps,
                 least=least,
                 exact=exact,
                 seed=seed or 0,
                 note=note,
             )
     facts = {**scored.facts(), "general": general, "example": scored.example()}
-    write_json(to / "circuit.json", {**facts, **study, "provenance": provenance()})
-    out.print(circuit_tables.circuit_table(study))
+    shown = [circuit_tables.circuit_table(study)]
     if "strongest" in study:
-        out.print(circuit_tables.scores_table(study))
-    for sentence in _sentences(scored, study):
-        out.print(f"• {sentence}", highlight=False)
+        shown.append(circuit_tables.scores_table(study))
     title = f"{model}: {scored.task}, {scored.kind} twins"
     figure = circuits([{"title": title, "circuit": study["circuit"]}])
-    path = figures.save(figure, to / "circuit.png")
-    out.print(f"\n{path}\n{to / 'circuit.json'}", highlight=False)
+    report(
+        {**facts, **study}, to, "circuit", as_json=as_json, tables=shown,
+        found=_sentences(scored, study), figures={"circuit.png": figure},
+    )  # fmt: skip
 
 
 def _by_acdc(
@@ -160,11 +178,13 @@ def _count(n: int, what: str) -> str:
 
 
 def attribute_command(
-    model: Model = "stories-small-values",
-    prompts: Annotated[int, typer.Option(help="Indirect-object prompts.")] = 64,
-    seed: Seed = None,
+    model: LanguageModel = Path("stories-small-values"),
+    prompts: Prompts = 64,
+    seed: MaybeSeed = None,
     general: General = False,
+    device: Device = "cpu",
     to: Out = Path("out"),
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Who writes the answer: exact shares of the logit difference, links told apart.
@@ -174,17 +194,15 @@ def attribute_command(
 
     Example: `resval-lens attribute stories-small-classic`
     """
-    from resval_lens.analyses import figures, intervention_tables
+    from resval_lens.analyses import intervention_tables
     from resval_lens.analyses.attribution import attribute, logit_lens
     from resval_lens.analyses.circuit_figures import attribution
     from resval_lens.analyses.subjects import model_on_task
-    from resval_lens.files import write_json
-    from resval_lens.provenance import provenance
     from resval_lens.runtime import one_thread
 
     with notes(quiet) as note, one_thread():
         note("prompts")
-        chosen = model_on_task(model, prompts, seed, None, general)
+        chosen = model_on_task(str(model), prompts, seed, None, general, device)
         writable(to)
         asked = chosen.pairs.clean, chosen.pairs.labels, chosen.pairs.last
         note("direct logit attribution")
@@ -214,14 +232,16 @@ def attribute_command(
             for i, point in enumerate(lens.points)
         ],
         "example": chosen.example(),
-        "provenance": provenance(),
     }
-    write_json(to / "attribute.json", found)
-    out.print(intervention_tables.attribution_table(found))
-    out.print(intervention_tables.lens_table(found["lens"]))
-    figure = attribution([{"title": model, "components": found["components"]}])
-    path = figures.save(figure, to / "attribute.png")
-    out.print(f"{path}\n{to / 'attribute.json'}", highlight=False)
+    figure = attribution([{"title": str(model), "components": found["components"]}])
+    report(
+        found, to, "attribute", as_json=as_json,
+        tables=[
+            intervention_tables.attribution_table(found),
+            intervention_tables.lens_table(found["lens"]),
+        ],
+        figures={"attribute.png": figure},
+    )  # fmt: skip
 
 
 def _copying(chosen: ModelOnTask) -> dict[str, dict[str, float | None]]:
@@ -234,8 +254,9 @@ def _copying(chosen: ModelOnTask) -> dict[str, dict[str, float | None]]:
     if any(s.of == "v" and s.mix in ("gate", "matrix") for s in model.cfg.streams):
         return {}
     names_io = own_token_scores(model, chosen.pairs.clean, chosen.named_positions()["IO"])
-    # Weights alone say what a head copies once those of the norms are folded in.
-    folded = deepcopy(model)
+    # Weights alone say what a head copies once those of the norms are folded in. Not every device
+    # has eigenvalues.
+    folded = deepcopy(model).to("cpu", print_details=False)
     folded.process_weights_(
         center_writing_weights=False, center_unembed=False, fold_value_biases=False
     )
@@ -249,32 +270,27 @@ def _copying(chosen: ModelOnTask) -> dict[str, dict[str, float | None]]:
 
 
 def induction_command(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            help="A language model by name or folder; a classifier's variant or its run's folder. "
-            "Without: the four variants of the classifiers that ship."
-        ),
-    ] = None,
-    runs: Annotated[
-        Path | None, typer.Option(help="Folder of classifiers' training runs to compare.")
-    ] = None,
+    model: MaybeModel = None,
+    runs: Runs = None,
     rows: Annotated[int, typer.Option(help="Rows of random tokens for a language model.")] = 50,
-    length: Annotated[
-        int | None, typer.Option(help="Tokens of a row before they come again; 50.")
-    ] = None,
-    seed: Seed = None,
+    length: MaybeLength = None,
+    seed: MaybeSeed = None,
+    device: Device = "cpu",
     to: Out = Path("out"),
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Induction: which heads copy from the context, and do they need the links?
 
-    A language model reads random tokens twice over: scores of its heads, and the loss where tokens
-    come again, as trained and with links ablated. Classifiers: what attention does in training
-    (Reddy's measures), and when it comes to do so, variant by variant.
+    A language model reads --length random tokens twice over: scores of its heads, and the loss
+    where tokens come again, as trained and with links ablated. Classifiers (a variant beside
+    classic, a run's folder, or all of --runs): what attention did in training (Reddy's measures),
+    and when it came to do so, variant by variant; no model is run.
 
     Example: `resval-lens induction stories-small-values`
     """
+    from resval_lens.analyses import intervention_tables
+    from resval_lens.analyses.intervention_figures import head_scores
     from resval_lens.analyses.subjects import find_model
     from resval_lens.runtime import one_thread
 
@@ -284,12 +300,21 @@ def induction_command(
             if given is not None:
                 raise ValueError(f"{option} is for language models; these are recorded runs")
         writable(to)
-        _in_training(recorded, to)
+        _in_training(recorded, to, as_json)
         return
     with notes(quiet) as note, one_thread():
-        loaded, _ = find_model(str(model))
+        loaded, _ = find_model(str(model), device)
         writable(to)
-        _on_repeated_tokens(str(model), loaded, rows, length, seed or 0, to, note)
+        study = _on_repeated_tokens(loaded, rows, length, seed or 0, note)
+    report(
+        {"model": model, **study}, to, "induction", as_json=as_json,
+        tables=[
+            intervention_tables.head_scores_table(study),
+            intervention_tables.repeated_loss_table(study),
+        ],
+        found=_induction_sentences(study),
+        figures={"induction.png": head_scores(study, intervention_tables.SCORES)},
+    )  # fmt: skip
 
 
 def _classifier_runs(model: str | None, runs: Path | None) -> list[RecordedRun] | None:
@@ -312,29 +337,12 @@ def _classifier_runs(model: str | None, runs: Path | None) -> list[RecordedRun] 
 
 
 def _on_repeated_tokens(
-    name: str,
-    model: ResValTransformer,
-    rows: int,
-    length: int | None,
-    seed: int,
-    to: Path,
-    note: Note,
-) -> None:
-    from resval_lens.analyses import figures, intervention_tables
+    model: ResValTransformer, rows: int, length: int | None, seed: int, note: Note
+) -> dict[str, Any]:
     from resval_lens.analyses.induction import induction_study
-    from resval_lens.analyses.intervention_figures import head_scores
-    from resval_lens.files import write_json
-    from resval_lens.provenance import provenance
 
     bos = None if model.tokenizer is None else model.tokenizer.eos_token_id
-    study = induction_study(model, n=rows, length=length, seed=seed, bos=bos, note=note)
-    write_json(to / "induction.json", {"model": name, **study, "provenance": provenance()})
-    out.print(intervention_tables.head_scores_table(study))
-    out.print(intervention_tables.repeated_loss_table(study))
-    for sentence in _induction_sentences(study):
-        out.print(f"• {sentence}", highlight=False)
-    path = figures.save(head_scores(study, intervention_tables.SCORES), to / "induction.png")
-    out.print(f"{path}\n{to / 'induction.json'}", highlight=False)
+    return induction_study(model, n=rows, length=length, seed=seed, bos=bos, note=note)
 
 
 def _induction_sentences(study: dict[str, Any]) -> list[str]:
@@ -349,14 +357,12 @@ def _induction_sentences(study: dict[str, Any]) -> list[str]:
     ]
 
 
-def _in_training(recorded: list[RecordedRun], to: Path) -> None:
-    from resval_lens.analyses import figures, induction_figures, intervention_tables
+def _in_training(recorded: list[RecordedRun], to: Path, as_json: bool) -> None:
+    from resval_lens.analyses import induction_figures, intervention_tables
     from resval_lens.analyses.induction import measures_over_training
-    from resval_lens.files import write_json
-    from resval_lens.provenance import provenance
 
     study = measures_over_training(recorded)
-    write_json(to / "induction.json", {**study, "provenance": provenance()})
-    out.print(intervention_tables.rises_table(study))
-    path = figures.save(induction_figures.measures_over_training(study), to / "induction.png")
-    out.print(f"{path}\n{to / 'induction.json'}", highlight=False)
+    report(
+        study, to, "induction", as_json=as_json, tables=[intervention_tables.rises_table(study)],
+        figures={"induction.png": induction_figures.measures_over_training(study)},
+    )  # fmt: skip

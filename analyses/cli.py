@@ -1,14 +1,15 @@
 """The command line: ``resval-lens --help``.
 
-Heavy imports stand inside the commands, so that help and errors come at once.
+Heavy imports stand inside the commands, so that help, completion and errors come at once.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from resval_lens.analyses.amicl.commands import amicl_app
 from resval_lens.analyses.circuit_commands import (
@@ -30,11 +31,35 @@ from resval_lens.analyses.lm_commands import plan_command, train_lm_command
 from resval_lens.analyses.memory.commands import memory_app
 from resval_lens.analyses.memory.training import train_memory_command
 
+STOPPED = 130
+"""The exit code after Ctrl-C: 128 and the signal's number, as shells have it."""
+
+EPILOG = """Results go to stdout (with --json one JSON document), progress and errors to stderr.
+
+Exit codes: 0 done; 1 an error, in one line on stderr; 2 wrong usage; 130 stopped by Ctrl-C (after
+which the same `train` command goes on).
+"""
+
+
+class Interruptible(TyperGroup):
+    """Commands that Ctrl-C ends with one line and exit code 130, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            err.print("stopped", style="yellow")
+            raise typer.Exit(STOPPED) from None
+
+
 app = typer.Typer(
+    cls=Interruptible,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Transformers with a residual value stream: train them, cut their links, compare them.",
+    epilog=EPILOG,
 )
 train_app = typer.Typer(
     no_args_is_help=True, help="Train models. A killed run goes on where it was."
@@ -58,10 +83,32 @@ app.command("attribute")(attribute_command)
 app.command("induction")(induction_command)
 
 
+def show_version(asked: bool | None) -> bool:
+    """Prints the version, and the git commit (``+``: with changes) where the source is a checkout.
+
+    Raises:
+        typer.Exit: afterwards.
+    """
+    if not asked:
+        return False
+    from resval_lens import __version__
+    from resval_lens.provenance import git_commit
+
+    commit = git_commit()
+    typer.echo(f"resval-lens {__version__}" + (f" (commit {commit})" if commit else ""))
+    raise typer.Exit
+
+
 @app.callback()
 def options(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the whole traceback of an error.")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=show_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
     """Read before any command; main() looks at --debug itself."""
@@ -74,5 +121,6 @@ def main() -> None:
     except (ValueError, RuntimeError, OSError) as error:
         if "--debug" in sys.argv:
             raise
-        err.print(f"resval-lens: {error}", style="red", highlight=False, markup=False)
+        line = " ".join(str(error).split())
+        err.print(f"resval-lens: {line}", style="red", highlight=False, markup=False)
         sys.exit(1)

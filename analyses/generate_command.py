@@ -4,40 +4,70 @@ from __future__ import annotations
 
 import itertools
 import sys
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resval_lens.analyses.options import load_language_model
+from resval_lens.analyses.completion import STREAMS, one_of
+from resval_lens.analyses.options import (
+    Bos,
+    Device,
+    Json,
+    LanguageModel,
+    Quiet,
+    Seed,
+    Temperature,
+    load_language_model,
+)
+from resval_lens.analyses.reporting import report
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HALF = "\N{REPLACEMENT CHARACTER}"
 """What a decoder puts for a character of which it has only some bytes."""
 
 
 def generate_command(
-    model: Annotated[Path, typer.Argument(help="A saved language model.")],
+    model: LanguageModel,
     prompt: Annotated[str, typer.Argument(help="What the text begins with; may be empty.")] = "",
-    tokens: Annotated[
-        int | None, typer.Option(help="How many new ones at most; as many as fit the context.")
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(help="New tokens at most.", show_default="as many as fit the context"),
     ] = None,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 1.0,
-    top_k: Annotated[int | None, typer.Option(help="Draw among the k likeliest tokens.")] = None,
+    temperature: Temperature = 1.0,
+    top_k: Annotated[
+        int | None,
+        typer.Option(help="Draw among the k likeliest tokens.", show_default="all of them"),
+    ] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Draw among the likeliest that hold this probability.")
+        float | None,
+        typer.Option(
+            help="Draw among the likeliest that hold this probability.", show_default="all of it"
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    seed: Seed = 0,
     texts: Annotated[int, typer.Option(help="How many to write, one after the other.")] = 1,
     run_with: Annotated[
-        str | None, typer.Option(help="Run the weights with these streams instead; '' for none.")
+        str | None,
+        typer.Option(
+            help="Run the weights with these streams instead; none if empty.",
+            show_default="the model's own",
+            autocompletion=one_of(*STREAMS),
+        ),
     ] = None,
-    bos: Annotated[
-        bool, typer.Option(help="Put the end of text before the prompt, as packed rows do.")
-    ] = True,
+    bos: Bos = True,
+    device: Device = "cpu",
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write text, shown as it is written, up to the end of text.
 
-    Example: `resval-lens generate runs/lm/stories-small-v-raw-seed0/model "Once upon a time"`
+    Temperature 0 takes the likeliest token. The second text is drawn by the next seed, and so on.
+    With --json the texts come whole.
+
+    Example: `resval-lens generate stories-small-values "Once upon a time"`
     """
     import torch
 
@@ -45,7 +75,7 @@ def generate_command(
 
     if texts < 1:
         raise ValueError(f"texts must be 1 or more; got {texts}")
-    loaded = load_language_model(model)
+    loaded = load_language_model(model, device)
     if run_with is not None:
         loaded = loaded.with_streams(run_with)
     tokenizer: Any = loaded.tokenizer
@@ -56,25 +86,43 @@ def generate_command(
         raise ValueError(
             f"the prompt has {len(ids)} tokens; n_ctx={loaded.cfg.n_ctx} leaves no room to write"
         )
+    written = []
     for number in range(texts):
         torch.manual_seed(seed + number)
         drawn = stream_tokens(
-            loaded, torch.tensor([ids]), room if tokens is None else tokens,
+            loaded, torch.tensor([ids]), room if max_new_tokens is None else max_new_tokens,
             temperature=temperature, top_k=top_k, top_p=top_p,
         )  # fmt: skip
         given = ids[1:] if ids[0] == end else ids
-        written: list[int] = []
-        shown = tokenizer.decode(given)
-        sys.stdout.write(prompt)
-        for token in itertools.chain(drawn, (None,)):
-            if token is not None and token != end:
-                written.append(int(token))
-            # With what is before, as some tokenizers put spaces between tokens only.
-            text = tokenizer.decode(given + written)
-            if token is None or token == end or not text.endswith(HALF):
-                sys.stdout.write(text[len(shown) :])
+        text = prompt
+        if not as_json:
+            sys.stdout.write(prompt)
+        for piece in _pieces(tokenizer, given, drawn):
+            text += piece
+            if not as_json:
+                sys.stdout.write(piece)
                 sys.stdout.flush()
-                shown = text
-            if token is None or token == end:
-                break
-        sys.stdout.write("\n" if number == texts - 1 else "\n\n")
+        written.append({"seed": seed + number, "text": text})
+        if not as_json:
+            sys.stdout.write("\n" if number == texts - 1 else "\n\n")
+    if as_json:
+        data = {"model": str(model), "prompt": prompt, "texts": written}
+        report(data, None, "generate", as_json=True)
+
+
+def _pieces(tokenizer: Any, given: list[int], drawn: Iterator[Tensor]) -> Iterator[str]:
+    """The text that each new token adds, up to the end of text; half a character waits."""
+    written: list[int] = []
+    shown = tokenizer.decode(given)
+    for token in itertools.chain(drawn, (None,)):
+        number = tokenizer.eos_token_id if token is None else int(token)
+        ends = number == tokenizer.eos_token_id
+        if not ends:
+            written.append(number)
+        # With what is before, as some tokenizers put spaces between tokens only.
+        text = tokenizer.decode(given + written)
+        if ends or not text.endswith(HALF):
+            yield text[len(shown) :]
+            shown = text
+        if ends:
+            return

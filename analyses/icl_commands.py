@@ -3,55 +3,68 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from resval_lens.analyses import completion
 from resval_lens.analyses.amicl.commands import FIGURES, reproduce_figure
-from resval_lens.analyses.console import out
-from resval_lens.analyses.options import Quiet, notes, numbers, writable
+from resval_lens.analyses.options import (
+    ClassifierVariants,
+    Jobs,
+    Json,
+    KeepSnapshots,
+    MaybeJobs,
+    MaybeSeed,
+    MaybeSeeds,
+    MaybeSteps,
+    MaybeTrials,
+    Out,
+    Quiet,
+    Runs,
+    RunsFolder,
+    Seeds,
+    Sequences,
+    Spec,
+    Steps,
+    Train,
+    notes,
+    numbers,
+    only_for,
+    only_with_train,
+    words,
+    writable,
+)
+from resval_lens.analyses.reporting import report, report_runs
 
 if TYPE_CHECKING:
     from resval_lens.recorded import RecordedRun
 
-Seeds = Annotated[str, typer.Option(help="Like 0,1,2 or 0-3.")]
-Steps = Annotated[int, typer.Option(help="Training steps of 128 sequences.")]
-Spec = Annotated[str, typer.Option(help="reference (the authors' code) or paper (its text).")]
-Jobs = Annotated[int, typer.Option(help="Runs at a time, a core each; 0: as many as cores.")]
-Runs = Annotated[
-    Path | None, typer.Option(help="Folder of training runs; the shipped ones if not given.")
-]
-Train = Annotated[bool, typer.Option("--train", help="Train first, into --runs (or runs/icl).")]
-
 
 def train_icl_command(
-    variants: Annotated[
-        str,
-        typer.Option(
-            help="Comma-separated: classic, queries, keys, values, values-detached, "
-            "queries-values, queries-keys-values, values-half."
-        ),
-    ] = "classic,queries,keys,values",
+    variants: ClassifierVariants = "classic,queries,keys,values",
     seeds: Seeds = "0-3",
     steps: Steps = 75_000,
     spec: Spec = "reference",
     jobs: Jobs = 0,
-    runs: Annotated[Path, typer.Option(help="Folder of the training runs.")] = Path("runs/icl"),
-    keep_snapshots: Annotated[
-        bool, typer.Option("--keep-snapshots", help="Keep every snapshot's weights (1 MB each).")
-    ] = False,
+    runs: RunsFolder = Path("runs/icl"),
+    keep_snapshots: KeepSnapshots = False,
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Train two-layer in-context classifiers (arXiv 2412.15113, section 3).
 
-    Every variant is trained with every seed; variants of one seed share vectors, batches and
-    initial weights. Killed or stopped, the same command goes on from the newest snapshots.
+    Every variant is trained with every seed, in steps of 128 sequences; variants of one seed share
+    vectors, batches and initial weights. Variants: classic, queries, keys, values, values-detached,
+    queries-values, queries-keys-values, values-half. A snapshot's weights take 1 MB. Killed or
+    stopped, the same command goes on from the newest snapshots. Training is a CPU program.
 
     Example: `resval-lens train icl --variants classic,values --seeds 0,1 --steps 45000`
     """
-    train_icl_runs(
-        variants.split(","), numbers(seeds), steps, spec, jobs, runs, keep_snapshots, quiet
+    planned = train_icl_runs(
+        words(variants), numbers(seeds), steps, spec, jobs, runs, keep_snapshots, quiet
     )
+    report_runs([runs / name for name in planned], as_json)
 
 
 def reproduce_command(
@@ -59,43 +72,42 @@ def reproduce_command(
         str,
         typer.Argument(
             help="table-1, table-5, table-6, figure-3, further-variants; figure-6, figure-7 or "
-            "figure-8 (AMICL)."
+            "figure-8 (AMICL).",
+            autocompletion=completion.one_of(*completion.RESULTS),
         ),
     ],
     runs: Runs = None,
     train: Train = False,
-    seeds: Annotated[str | None, typer.Option(help="Only these, like 0,1,2 or 0-3.")] = None,
-    steps: Annotated[int | None, typer.Option(help="With --train; 45000.")] = None,
-    jobs: Annotated[int | None, typer.Option(help="With --train: runs at a time.")] = None,
-    trials: Annotated[int | None, typer.Option(help="Of AMICL, at each point; 1000.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Draws the trials of AMICL; 0.")] = None,
-    to: Annotated[Path, typer.Option("--out", help="Folder for JSON and PNG.")] = Path("out"),
+    seeds: MaybeSeeds = None,
+    steps: MaybeSteps = None,
+    jobs: MaybeJobs = None,
+    trials: MaybeTrials = None,
+    seed: MaybeSeed = None,
+    to: Out = Path("out"),
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Print a table or draw a figure of the paper, ours beside the published numbers.
 
-    From the recorded runs that ship with the package, from --runs, or trained now (--train; the
-    16 runs take about 75 minutes on 2 cores). further-variants: gradient blocked through the
-    link, several streams at once, an even mix. Figures 6 to 8 are of AMICL, which is not trained:
-    they are measured now, in two readings, the paper's text and the authors' notebook; Figure 7
-    at 104 values of a, each with trials of its own.
+    From the recorded runs that ship with the package, from --runs, or trained now (--train: seeds
+    0 to 3, 45,000 steps, into runs/icl if --runs is not given; the 16 runs take about 75 minutes on
+    2 cores). further-variants: gradient blocked through the link, several streams at once, an even
+    mix. Figures 6 to 8 are of AMICL, which is not trained: they are measured now, on the CPU, in
+    two readings, the paper's text and the authors' notebook; Figure 7 at 104 values of a, each with
+    --trials of its own. --trials and --seed are for these figures, the runs' options for all else.
 
     Example: `resval-lens reproduce table-1`
     """
     from resval_lens.analyses import figures, tables
     from resval_lens.analyses.emergence import TABLES, paper_runs, table_data
-    from resval_lens.files import write_json
     from resval_lens.presets import FURTHER_VARIANTS, PAPER_VARIANTS
-    from resval_lens.provenance import provenance
 
     known = [*TABLES, "figure-3", "further-variants", *FIGURES]
     if what not in known:
         raise ValueError(f"{what!r} is not among {', '.join(known)}")
     if what in FIGURES:
         only_for("what is trained", runs=runs, train=train, seeds=seeds, steps=steps, jobs=jobs)
-        reproduce_figure(
-            what, 0 if seed is None else seed, 1_000 if trials is None else trials, to, quiet
-        )
+        reproduce_figure(what, seed or 0, 1_000 if trials is None else trials, to, as_json, quiet)
         return
     only_for(", ".join(FIGURES), trials=trials, seed=seed)
     further = what == "further-variants"
@@ -110,44 +122,43 @@ def reproduce_command(
     found = load_recorded(runs, wanted, length if train else None)
     writable(to)
     if what == "figure-3":
-        path = figures.save(figures.emergence(paper_runs(found)), to / "figure-3.png")
-        out.print(f"{path}", highlight=False)
+        drawn = paper_runs(found)
+        pictures = {"figure-3.png": figures.emergence(drawn)}
+        report(_curves(drawn), to, what, as_json=as_json, figures=pictures)
         return
     data = table_data(found if further else paper_runs(found), TABLES.get(what, 0.95))
-    write_json(to / f"{what}.json", {**data, "provenance": provenance()})
-    out.print(tables.emergence_table(data))
-    out.print(tables.t_test_table(data, ("classic", "values") if further else None))
-    out.print(f"{to / what}.json", highlight=False)
+    against = ("classic", "values") if further else None
+    shown = [tables.emergence_table(data), tables.t_test_table(data, against)]
+    report(data, to, what, as_json=as_json, tables=shown)
 
 
 def link_in_training_command(
     run: Annotated[Path, typer.Argument(help="Folder of a run trained with --keep-snapshots.")],
-    sequences: Annotated[int, typer.Option(help="Of each test set.")] = 2_000,
-    to: Annotated[Path, typer.Option("--out", help="Folder for JSON and PNG.")] = Path("out"),
+    sequences: Sequences = 2_000,
+    to: Out = Path("out"),
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Cut the links at every snapshot of a run: when in training does the model need them?
 
-    Example: `resval-lens train icl --variants values --seeds 0 --steps 45000 --keep-snapshots`,
-    then `resval-lens link-in-training runs/icl/values-seed0`
+    On the first --sequences of each of the run's own test sets, on the CPU. The run comes from
+    `resval-lens train icl --variants values --seeds 0 --steps 45000 --keep-snapshots`.
+
+    Example: `resval-lens link-in-training runs/icl/values-seed0`
     """
     from resval_lens.analyses import figures, tables
     from resval_lens.analyses.link_in_training import link_in_training
-    from resval_lens.files import write_json
-    from resval_lens.provenance import provenance
     from resval_lens.recorded import RecordedRun
     from resval_lens.runtime import one_thread
 
     writable(to)
     with notes(quiet) as note, one_thread():
         study = link_in_training(RecordedRun.load(run), sequences, note)
-    write_json(to / "link-in-training.json", {**study, "provenance": provenance()})
-    out.print(tables.link_in_training_table(study))
-    for path in (
-        figures.save(figures.link_in_training(study), to / "link-in-training.png"),
-        to / "link-in-training.json",
-    ):
-        out.print(str(path), highlight=False)
+    report(
+        study, to, "link-in-training", as_json=as_json,
+        tables=[tables.link_in_training_table(study)],
+        figures={"link-in-training.png": figures.link_in_training(study)},
+    )  # fmt: skip
 
 
 def train_icl_runs(
@@ -159,8 +170,8 @@ def train_icl_runs(
     folder: Path,
     keep_snapshots: bool,
     quiet: bool,
-) -> None:
-    """Trains the variants with every seed, with bars.
+) -> list[str]:
+    """Trains the variants with every seed, with bars; the names of the runs' folders.
 
     Raises:
         ValueError: an unknown variant or spec, and what training refuses.
@@ -169,7 +180,7 @@ def train_icl_runs(
     from resval_lens.presets import icl_variant
     from resval_lens.training.icl_run import ICLRun
 
-    if spec not in ("reference", "paper"):
+    if spec not in completion.SPECS:
         raise ValueError(f"spec must be 'reference' or 'paper'; got {spec!r}")
     planned = [
         ICLRun(name.strip(), icl_variant(name.strip()), seed, spec, steps=steps)  # type: ignore[arg-type]
@@ -177,6 +188,7 @@ def train_icl_runs(
         for name in names
     ]
     train_with_bars(planned, folder, jobs, keep_snapshots, quiet)
+    return [run.folder_name for run in planned]
 
 
 def load_recorded(
@@ -200,16 +212,24 @@ def load_recorded(
     return found
 
 
-def only_for(what: str, **given: object) -> None:
-    """Raises ValueError for an option that was given, though it is for ``what``."""
-    for name, value in given.items():
-        if value is not None and value is not False:
-            shown = f"--{name}" if value is True else f"--{name} {value}"
-            raise ValueError(f"{shown} is for {what}")
+def _curves(runs: list[RecordedRun]) -> dict[str, Any]:
+    """What Figure 3 draws: of each run the steps, and accuracy and loss (nats) on each task."""
+    from resval_lens.analyses.figures import TASKS
 
-
-def only_with_train(**given: int | None) -> None:
-    """Raises ValueError for an option that was given without --train."""
-    for name, value in given.items():
-        if value is not None:
-            raise ValueError(f"--{name} {value} is for training: add --train")
+    return {
+        "runs": [
+            {
+                "variant": recorded.run.name,
+                "seed": recorded.run.seed,
+                "step": [line["step"] for line in recorded.metrics],
+                **{
+                    task: {
+                        quantity: [line[task][quantity] for line in recorded.metrics]
+                        for quantity in ("accuracy", "loss")
+                    }
+                    for task in TASKS
+                },
+            }
+            for recorded in runs
+        ]
+    }

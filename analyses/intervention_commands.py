@@ -9,65 +9,77 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resval_lens.analyses.console import out, progress_bars
-from resval_lens.analyses.options import Quiet, notes, numbers, writable
+from resval_lens.analyses import completion
+from resval_lens.analyses.completion import one_of, some_of
+from resval_lens.analyses.console import progress_bars
+from resval_lens.analyses.options import (
+    Device,
+    General,
+    Heads,
+    Json,
+    Layers,
+    MaybeSeed,
+    Model,
+    Out,
+    Prompts,
+    Quiet,
+    Twins,
+    notes,
+    numbers,
+    words,
+    writable,
+)
+from resval_lens.analyses.reporting import report
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from resval_lens.analyses.subjects import ModelOnTask
     from resval_lens.hooks.patching import Positions
-
-Model = Annotated[
-    str,
-    typer.Argument(
-        help="stories-small-classic, stories-small-values; a classifier: classic, queries, keys, "
-        "values; or the folder of a saved language model or of a training run."
-    ),
-]
-Prompts = Annotated[int, typer.Option(help="Prompts, or test sequences of a classifier.")]
-Seed = Annotated[int | None, typer.Option(help="Draws indirect-object prompts; 0 by default.")]
-Twins = Annotated[
-    str | None,
-    typer.Option(
-        help="Corrupted twins: giver, abc, position, token, token+position, random, "
-        "random+position; of a classifier: labels or objects. The first by default."
-    ),
-]
-General = Annotated[
-    bool, typer.Option("--general", help="General prompts, not those of the stories.")
-]
-Out = Annotated[Path, typer.Option("--out", help="Folder for JSON and PNG.")]
 
 
 def patch_command(
     model: Model = "stories-small-values",
     site: Annotated[
-        str, typer.Option(help="Hook point of the blocks: z, resid_pre, v_link, pattern, ...")
+        str,
+        typer.Option(
+            help="Hook point of the blocks: z, resid_pre, v_link, pattern, ...",
+            autocompletion=one_of(*completion.SITES),
+        ),
     ] = "z",
     by: Annotated[
         str | None,
         typer.Option(
-            help="What one cell has one of: layer, position, head, comma-separated; by default "
-            "layer and head, or layer and position where there is one head or none."
+            help="What a cell has one of: layer, position, head, comma-separated.",
+            show_default="layer,head, or layer,position where there is one head or none",
+            autocompletion=some_of(*completion.AXES),
         ),
     ] = None,
     direction: Annotated[
         str,
-        typer.Option(help="denoise (corrupted run takes from clean) or noise (the other way)."),
+        typer.Option(
+            help="denoise (corrupted run takes from clean) or noise (the other way).",
+            autocompletion=one_of(*completion.DIRECTIONS),
+        ),
     ] = "denoise",
     positions: Annotated[
         str | None,
         typer.Option(
             help="IO, S1, S1+1, S2, end, comma-separated; or numbers like 0,-1 or 0-3, or all: of "
-            "the prompts of one length."
+            "the prompts of one length.",
+            show_default="every one that has a name, or all",
+            autocompletion=some_of(*completion.POSITIONS),
         ),
     ] = None,
-    layers: Annotated[str | None, typer.Option(help="Like 0,2,-1 or 1-3.")] = None,
-    heads: Annotated[str | None, typer.Option(help="Like 0,2,-1 or 1-3.")] = None,
+    layers: Layers = None,
+    heads: Heads = None,
     prompts: Prompts = 64,
-    seed: Seed = None,
+    seed: MaybeSeed = None,
     twins: Twins = None,
     general: General = False,
+    device: Device = "cpu",
     to: Out = Path("out"),
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Activation patching: which layers, heads and positions carry the answer?
@@ -75,24 +87,23 @@ def patch_command(
     One run takes one activation from the other: how much of the gap between the clean prompts and
     their corrupted twins does it recover? Links are sites like any other: v_link, v_local.
 
+    Prompts name indirect objects; a classifier's are sequences of its test set.
+
     Example: `resval-lens patch --site v_link --by layer,position`
     """
-    from resval_lens.analyses import figures
     from resval_lens.analyses.intervention_figures import patched
     from resval_lens.analyses.intervention_tables import patch_table
     from resval_lens.analyses.subjects import model_on_task
-    from resval_lens.files import write_json
     from resval_lens.hooks.patching import AXES, patch
-    from resval_lens.provenance import provenance
     from resval_lens.runtime import one_thread
 
-    axes = None if by is None else tuple(name.strip() for name in by.split(","))
+    axes = None if by is None else tuple(words(by))
     for name in axes or ():
         if name not in AXES:
             raise ValueError(f"by must name some of {', '.join(AXES)}; got {name!r}")
     chosen_layers, chosen_heads = indices(layers, "layers"), indices(heads, "heads")
     with one_thread():
-        chosen = model_on_task(model, prompts, seed, twins, general)
+        chosen = model_on_task(model, prompts, seed, twins, general, device)
         if axes is None:
             axes = ("layer", "head") if _has_heads(chosen, site) else ("layer", "position")
         chosen, where, labels = _positions(chosen, positions, "position" in axes)
@@ -126,60 +137,72 @@ def patch_command(
         "recovered": recovered.tolist(),
         "tokens": chosen.tokens() if isinstance(where, list) else None,
         "example": chosen.example(),
-        "provenance": provenance(),
     }
-    write_json(to / "patch.json", found)
-    out.print(patch_table(found))
+    shown: list[Table | str] = [patch_table(found)]
     if len(chosen.pairs) < prompts:
-        out.print(
+        shown.append(
             f"Positions by number: {len(chosen.pairs)} of {prompts} prompts have "
-            f"{chosen.pairs.length} tokens, the commonest length.",
-            highlight=False,
+            f"{chosen.pairs.length} tokens, the commonest length."
         )
-    path = figures.save(patched(found), to / "patch.png")
-    out.print(f"{path}\n{to / 'patch.json'}", highlight=False)
+    figures = {"patch.png": patched(found)}
+    report(found, to, "patch", as_json=as_json, tables=shown, figures=figures)
 
 
 def ablate_command(
     model: Model = "stories-small-values",
     edits: Annotated[
-        str, typer.Option(help="Some of zero, mean, resample, comma-separated.")
+        str,
+        typer.Option(
+            help="Some of zero, mean, resample, comma-separated.",
+            autocompletion=some_of(*completion.EDITS),
+        ),
     ] = "zero,mean,resample",
     factors: Annotated[
-        str | None, typer.Option("--scale", help="Also scale links by these, like 0.5,2,-1.")
+        str | None,
+        typer.Option(
+            "--scale", help="Also scale links by these, like 0.5,2,-1.", show_default="none"
+        ),
     ] = None,
-    of: Annotated[str | None, typer.Option(help="Streams: letters of q, k, v; all.")] = None,
-    layers: Annotated[str | None, typer.Option(help="Receiving layers, like 1,3 or 1-3.")] = None,
-    heads: Annotated[str | None, typer.Option(help="Like 0,2,-1 or 0-3.")] = None,
+    of: Annotated[
+        str | None,
+        typer.Option(
+            help="Links of these streams, letters of q, k, v.",
+            show_default="all",
+            autocompletion=one_of(*completion.STREAMS),
+        ),
+    ] = None,
+    layers: Layers = None,
+    heads: Heads = None,
     prompts: Prompts = 100,
-    seed: Seed = None,
+    seed: MaybeSeed = None,
     twins: Twins = None,
     general: General = False,
+    device: Device = "cpu",
     to: Out = Path("out"),
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Edit the links: what does the task lose without them?
 
-    All links together, each layer's, and each alone are cut (zero), replaced by their mean at that
-    position over as many other prompts (mean), or by what they carry on the corrupted twin
-    (resample).
+    All links together, each receiving layer's, and each alone are cut (zero), replaced by their
+    mean at that position over as many other prompts (mean), or by what they carry on the corrupted
+    twin (resample).
+
+    Prompts name indirect objects; a classifier's are sequences of its test set.
 
     Example: `resval-lens ablate values --scale -1,0.5,2`
     """
-    from resval_lens.analyses import figures
     from resval_lens.analyses.ablation_study import ablation_study
     from resval_lens.analyses.intervention_figures import ablated
     from resval_lens.analyses.intervention_tables import ablation_table
     from resval_lens.analyses.subjects import on_two_sets
-    from resval_lens.files import write_json
-    from resval_lens.provenance import provenance
     from resval_lens.runtime import one_thread
 
     chosen_layers, chosen_heads = indices(layers, "layers"), indices(heads, "heads")
-    scales, wanted = _factors(factors), [name.strip() for name in edits.split(",") if name.strip()]
+    scales, wanted = _factors(factors), words(edits)
     with notes(quiet) as note, one_thread():
         note("prompts")
-        chosen, others = on_two_sets(model, prompts, seed, twins, general)
+        chosen, others = on_two_sets(model, prompts, seed, twins, general, device)
         writable(to)
         study = ablation_study(
             chosen.model,
@@ -194,10 +217,8 @@ def ablate_command(
             note=note,
         )
     found = {**chosen.facts(), "general": general, **study, "example": chosen.example()}
-    write_json(to / "ablate.json", {**found, "provenance": provenance()})
-    out.print(ablation_table(found))
-    path = figures.save(ablated(found), to / "ablate.png")
-    out.print(f"{path}\n{to / 'ablate.json'}", highlight=False)
+    figures = {"ablate.png": ablated(found)}
+    report(found, to, "ablate", as_json=as_json, tables=[ablation_table(found)], figures=figures)
 
 
 def indices(text: str | None, name: str) -> list[int] | None:

@@ -1,4 +1,4 @@
-"""``resval-lens train lm``."""
+"""``resval-lens train lm`` and ``plan``."""
 
 from __future__ import annotations
 
@@ -14,64 +14,106 @@ from typing import Annotated, Any, cast
 import typer
 from rich.progress import Progress, TaskID
 
-from resval_lens.analyses.console import err, out, progress_bars
-from resval_lens.analyses.options import Quiet, notes, numbers, writable
+from resval_lens.analyses.completion import CARRIES, DATA, PRECISIONS, TRACKERS, one_of
+from resval_lens.analyses.console import err, progress_bars
+from resval_lens.analyses.options import (
+    CheckpointBlocks,
+    Json,
+    KeepSnapshots,
+    MaybeBatch,
+    MaybeLearningRate,
+    MaybeMicroBatch,
+    MaybeOut,
+    MicroBatch,
+    Preset,
+    Quiet,
+    RunsFolder,
+    Seeds,
+    SnapshotEvery,
+    Spec,
+    Streams,
+    notes,
+    numbers,
+    writable,
+)
+from resval_lens.analyses.reporting import report, report_runs
 
 
 def train_lm_command(
-    preset: Annotated[
-        str, typer.Argument(help="stories-small, tinystories-8m or llama-1b.")
-    ] = "stories-small",
-    streams: Annotated[str, typer.Option(help="Which of q, k, v flow: v, qk, ...; '' none.")] = "",
+    preset: Preset = "stories-small",
+    streams: Streams = "",
     carry: Annotated[
-        str, typer.Option(help="raw (the authors' language-model code) or sum (the formula).")
+        str,
+        typer.Option(
+            help="raw (the authors' language-model code) or sum (the formula).",
+            autocompletion=one_of(*CARRIES),
+        ),
     ] = "raw",
-    spec: Annotated[str, typer.Option(help="Of the preset: reference or paper.")] = "reference",
-    seeds: Annotated[str, typer.Option(help="Like 0,1,2 or 0-3; one after the other.")] = "0",
+    spec: Spec = "reference",
+    seeds: Seeds = "0",
     data: Annotated[
         str,
-        typer.Option(help="stories (generated), tinystories, a name on the hub, a file or folder."),
+        typer.Option(
+            help="stories (generated), tinystories, a name on the hub, a file or folder.",
+            autocompletion=one_of(*DATA),
+        ),
     ] = "stories",
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            help="Folder, file, hub name, or bpe:4096 to learn one; the stories have theirs."
+            help="Folder, file, hub name, or bpe:4096 to learn one.",
+            show_default="the stories' own",
         ),
     ] = None,
     validation: Annotated[
-        str | None, typer.Option(help="Text to validate on; else every 100th document.")
+        str | None,
+        typer.Option(help="Text to validate on.", show_default="every 100th document"),
     ] = None,
     n_stories: Annotated[
-        int, typer.Option("--stories", help="How many to generate, of about 93 tokens.")
+        int, typer.Option("--stories", help="Stories to generate, of about 93 tokens.")
     ] = 300_000,
-    text: Annotated[
-        Path | None, typer.Option(help="Folder of the token files; default runs/text/DATA.")
+    token_files: Annotated[
+        Path | None, typer.Option(help="Folder of the token files.", show_default="runs/text/DATA")
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Write the token files anew.")] = False,
-    steps: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Rows a step, instead of the preset's.")] = None,
-    micro_batch: Annotated[int | None, typer.Option(help="Rows at a time on one device.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Instead of the preset's.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write the token files anew.")] = (
+        False
+    ),
+    steps: Annotated[
+        int | None, typer.Option(help="Training steps.", show_default="the preset's")
+    ] = None,
+    batch: MaybeBatch = None,
+    micro_batch: MaybeMicroBatch = None,
+    lr: MaybeLearningRate = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="fp32, bf16 or fp16.",
+            show_default="the preset's",
+            autocompletion=one_of(*PRECISIONS),
+        ),
+    ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Through torch.compile.")] = False,
-    checkpoint_blocks: Annotated[
-        bool | None, typer.Option(help="Recompute blocks in the backward pass.")
-    ] = None,
+    checkpoint_blocks: CheckpointBlocks = None,
     fsdp: Annotated[bool, typer.Option("--fsdp", help="Shard over processes (FSDP2).")] = False,
-    tracker: Annotated[str | None, typer.Option(help="wandb or tensorboard.")] = None,
-    runs: Annotated[Path, typer.Option(help="Folder of the training runs.")] = Path("runs/lm"),
-    snapshot_every: Annotated[int, typer.Option(help="Steps between snapshots.")] = 500,
+    tracker: Annotated[
+        str | None,
+        typer.Option(
+            help="wandb or tensorboard.", show_default="none", autocompletion=one_of(*TRACKERS)
+        ),
+    ] = None,
+    runs: RunsFolder = Path("runs/lm"),
+    snapshot_every: SnapshotEvery = 500,
     evaluate_every: Annotated[int, typer.Option(help="Steps between evaluations.")] = 500,
-    keep_snapshots: Annotated[
-        bool, typer.Option("--keep-snapshots", help="Keep them all.")
-    ] = False,
+    keep_snapshots: KeepSnapshots = False,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: torch's choice.")] = 0,
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a language model, classic or with a stream, on stories, TinyStories or your own text.
 
-    Killed or stopped (Ctrl-C, SIGTERM), the same command goes on from the newest snapshot. Several
-    devices: `accelerate launch -m resval_lens.analyses train lm ...`.
+    Seeds are trained one after the other. Killed or stopped (Ctrl-C, SIGTERM), the same command
+    goes on from the newest snapshot. accelerate chooses the device: a GPU if there is one; several
+    by `accelerate launch -m resval_lens.analyses train lm ...`.
 
     Example: `resval-lens train lm stories-small --streams v`
     """
@@ -98,7 +140,7 @@ def train_lm_command(
     if threads:
         torch.set_num_threads(threads)
     keep_freed_memory()
-    folder = text or Path("runs/text") / Path(data).name
+    folder = token_files or Path("runs/text") / Path(data).name
     with notes(quiet) as say, processes.main_process_first():
         found = prepare(data, folder, tokenizer, validation, n_stories, overwrite, say)
     given = {
@@ -115,6 +157,7 @@ def train_lm_command(
     name = f"{preset}-{flowing}-{carry}" if flowing else f"{preset}-classic"
     if spec != "reference":
         name += f"-{spec}"
+    finished = []
     for seed in planned:
         run = LMRun(
             name, config.to_json(), checksum(read_meta(found.train.folder)), seed,
@@ -141,35 +184,38 @@ def train_lm_command(
             accelerator.end_training()
             err.print("stopped; the same command goes on from here", style="yellow")
             raise typer.Exit(130)
-        if shown:
-            out.print(f"{runs / run.folder_name / 'model'}", highlight=False)
+        finished.append(runs / run.folder_name)
         accelerator.end_training()
+    if processes.is_main_process:
+        report_runs(finished, as_json)
 
 
 def plan_command(
-    preset: Annotated[str, typer.Argument(help="stories-small, tinystories-8m or llama-1b.")],
+    preset: Preset,
     gpus: Annotated[int, typer.Option(help="Devices to train on.")] = 1,
-    streams: Annotated[str, typer.Option(help="Which of q, k, v flow; '' none.")] = "",
-    spec: Annotated[str, typer.Option(help="Of the preset: reference or paper.")] = "reference",
-    micro_batch: Annotated[int, typer.Option(help="Rows at a time on one device.")] = 1,
-    checkpoint_blocks: Annotated[
-        bool | None, typer.Option(help="Recompute blocks in the backward pass.")
-    ] = None,
-    teraflops: Annotated[float, typer.Option(help="Of a device at its best (H100 bf16).")] = 989.0,
+    streams: Streams = "",
+    spec: Spec = "reference",
+    micro_batch: MicroBatch = 1,
+    checkpoint_blocks: CheckpointBlocks = None,
+    teraflops: Annotated[
+        float, typer.Option(help="TFLOP/s of a device at its best (H100 bf16).")
+    ] = 989.0,
     utilisation: Annotated[
         float, typer.Option(help="The share of it that training reaches.")
     ] = 0.4,
-    to: Annotated[Path | None, typer.Option("--out", help="Folder for plan.json.")] = None,
+    to: MaybeOut = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """What a preset costs: parameters, FLOPs a token, memory per device, tokens and days.
+
+    Reckoned from the architecture; nothing is run on any device.
 
     Example: `resval-lens plan llama-1b --gpus 8 --streams v`
     """
     from resval_lens.analyses import lm_tables
-    from resval_lens.files import write_json
     from resval_lens.language_models import language_model_config
     from resval_lens.language_models import preset as find_preset
-    from resval_lens.provenance import provenance
     from resval_lens.training.plan import plan
 
     chosen = find_preset(preset, spec).training
@@ -180,12 +226,10 @@ def plan_command(
         checkpoint_blocks=recompute if checkpoint_blocks is None else checkpoint_blocks,
         teraflops=teraflops, utilisation=utilisation,
     )  # fmt: skip
-    for table in lm_tables.plan_tables(preset, gpus, found):
-        out.print(table)
     if to is not None:
         writable(to)
-        write_json(to / "plan.json", {**found, "provenance": provenance()})
-        out.print(str(to / "plan.json"), highlight=False)
+    shown = lm_tables.plan_tables(preset, gpus, found)
+    report(found, to, "plan", as_json=as_json, tables=shown)
 
 
 def _progress(bars: Progress, task: TaskID) -> Callable[[int, dict[str, Any] | None], None]:

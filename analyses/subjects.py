@@ -15,6 +15,7 @@ from torch import Tensor
 
 from resval_lens.analyses.circuit_tasks import icl_pairs, ioi_pairs
 from resval_lens.checkpoint import SHIPPED_MODELS, read_config
+from resval_lens.classifier import ICLClassifier
 from resval_lens.hooks.prompts import Metric, PromptPairs, logit_difference, margin, probability
 from resval_lens.recorded import RecordedRun, load_runs
 from resval_lens.streams import shorthand
@@ -165,13 +166,16 @@ def is_classifier_run(folder: Path) -> bool:
     return (folder / "run.json").is_file() and "task" in read_record(folder)["run"]
 
 
-def find_model(name: str) -> tuple[ResValTransformer, RecordedRun | None]:
+def find_model(
+    name: str, device: str | None = None
+) -> tuple[ResValTransformer, RecordedRun | None]:
     """A model by name, and the training run of a classifier.
 
     Args:
         name: of a model that ships: a language model (``SHIPPED_MODELS``) or a classifier
             (:func:`shipped_classifiers`); the folder of a saved language model, or of a training
             run.
+        device: where it runs; by default the device it was saved on if there is one here.
 
     Raises:
         ValueError: none of these (near names are suggested), or a classifier's model without its
@@ -180,7 +184,7 @@ def find_model(name: str) -> tuple[ResValTransformer, RecordedRun | None]:
     folder = Path(name)
     if is_classifier_run(folder):
         recorded = RecordedRun.load(folder)
-        return recorded.model(), recorded
+        return _classifier(recorded, device), recorded
     if (folder / "run.json").is_file():  # of a language model
         folder = folder / "model"
     if folder.is_dir() and (folder / "config.json").is_file():
@@ -190,13 +194,13 @@ def find_model(name: str) -> tuple[ResValTransformer, RecordedRun | None]:
                     f"{name} is a classifier without its training run, which draws the sequences "
                     "it is tested on; give the run's folder"
                 )
-            return find_model(str(folder.parent))
-        return ResValTransformer.from_pretrained(folder), None
+            return find_model(str(folder.parent), device)
+        return ResValTransformer.from_pretrained(folder, device=device), None
     if name in SHIPPED_MODELS:
-        return ResValTransformer.from_pretrained(name), None
+        return ResValTransformer.from_pretrained(name, device=device), None
     classifiers = shipped_classifiers()
     if name in classifiers:
-        return classifiers[name].model(), classifiers[name]
+        return _classifier(classifiers[name], device), classifiers[name]
     if folder.is_dir():
         raise ValueError(f"{name} holds no saved model; expected its config.json")
     known = [*SHIPPED_MODELS, *classifiers]
@@ -205,12 +209,17 @@ def find_model(name: str) -> tuple[ResValTransformer, RecordedRun | None]:
     raise ValueError(f"no model {name!r}{meant} {', '.join(known)}, or a folder")
 
 
+def _classifier(recorded: RecordedRun, device: str | None) -> ResValTransformer:
+    return ICLClassifier.from_pretrained(recorded.folder / "model", device=device)
+
+
 def model_on_task(
     name: str,
     prompts: int,
     seed: int | None = None,
     kind: str | None = None,
     general: bool = False,
+    device: str | None = None,
 ) -> ModelOnTask:
     """The model of that name (:func:`find_model`) on prompts of its task.
 
@@ -222,19 +231,20 @@ def model_on_task(
         seed: draws indirect objects, and new names of twins; by default 0.
         kind: of twins: ``KINDS``.
         general: prompts of :func:`~resval_lens.tasks.ioi.generate_prompts` instead of stories.
+        device: where the model runs (:func:`find_model`); the prompts go there, too.
 
     Raises:
         ValueError: an unknown model; a kind, seed or prompts that the task does not have; prompts
             that the tokenizer or the context do not fit.
     """
     _check_count(prompts)
-    model, recorded = find_model(name)
+    model, recorded = find_model(name, device)
     task = INDIRECT_OBJECTS if recorded is None else IN_CONTEXT
     kind = DEFAULT_KINDS[task] if kind is None else kind
     if kind not in KINDS[task]:
         raise ValueError(f"twins: {name}, on {task}, has {', '.join(KINDS[task])}; got {kind!r}")
     if recorded is None:
-        return _on_indirect_objects(name, model, prompts, seed or 0, kind, general)
+        return on_indirect_objects(name, model, prompts, seed or 0, kind, general)
     for given, option in ((seed is not None, "--seed"), (general, "--general")):
         if given:
             raise ValueError(
@@ -249,6 +259,7 @@ def model_on_task(
         )
     first = ICLBatch(*(x[:prompts].clone() for x in batch))  # lets go of the others
     pairs = icl_pairs(world, first, kind)  # type: ignore[arg-type]
+    pairs = pairs.to(model.cfg.device)
     return ModelOnTask(name, model, task, kind, recorded.run.seed, pairs)
 
 
@@ -264,9 +275,19 @@ def _check_count(prompts: int) -> None:
         raise ValueError(f"prompts must be 1 or more; got {prompts}")
 
 
-def _on_indirect_objects(
-    name: str, model: ResValTransformer, count: int, seed: int, kind: str, general: bool
+def on_indirect_objects(
+    name: str,
+    model: ResValTransformer,
+    count: int,
+    seed: int,
+    kind: str,
+    general: bool = False,
 ) -> ModelOnTask:
+    """A language model on ``count`` prompts, unseen ones of the stories, or ``general`` ones.
+
+    Raises:
+        ValueError: prompts that its tokenizer or its context cannot hold.
+    """
     drawn = (
         generate_prompts(count, seed)
         if general
@@ -282,4 +303,5 @@ def _on_indirect_objects(
         raise ValueError(
             f"{name} has a context of {model.cfg.n_ctx} tokens; these prompts need {pairs.length}"
         )
+    pairs = pairs.to(model.cfg.device)
     return ModelOnTask(name, model, INDIRECT_OBJECTS, kind, seed, pairs, tuple(drawn))

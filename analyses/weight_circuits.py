@@ -257,7 +257,7 @@ def own_token_scores(
         circuit = _ov(model, [path], weights)
         written = read @ circuit.A[0] @ circuit.B[0]  # [prompt, 1, d_model]
         best = model.unembed(model.unembed_input(written))[:, 0].topk(top).indices  # [prompt, top]
-        named = (best == own[:, None]).any(-1).double().mean().item()
+        named = (best == own[:, None]).any(-1).cpu().double().mean().item()
         scores[path] = named if weight else 0.0
     return scores
 

@@ -88,7 +88,15 @@ def test_a_saved_model_keeps_its_tokenizer_as_it_was(saved: Path, tmp_path: Path
 
 def test_the_command_writes_what_python_writes(saved: Path) -> None:
     done = run(
-        "generate", str(saved), "Tom and Amy", "--tokens", "9", "--seed", "5", "--top-k", "20"
+        "generate",
+        str(saved),
+        "Tom and Amy",
+        "--max-new-tokens",
+        "9",
+        "--seed",
+        "5",
+        "--top-k",
+        "20",
     )
     assert done.returncode == 0, done.stderr
     lm = ResValTransformer.from_pretrained(saved)
@@ -112,10 +120,10 @@ def test_the_command_runs_weights_with_other_streams(saved: Path, capsys) -> Non
 
 
 def test_several_texts_are_drawn_apart(saved: Path, capsys) -> None:
-    generate_command(saved, texts=2, tokens=8)
+    generate_command(saved, texts=2, max_new_tokens=8)
     first, second = capsys.readouterr().out.rstrip("\n").split("\n\n", 1)
     assert first != second
-    generate_command(saved, tokens=8, seed=1)
+    generate_command(saved, max_new_tokens=8, seed=1)
     assert capsys.readouterr().out.rstrip("\n") == second
 
 
@@ -123,7 +131,7 @@ def test_several_texts_are_drawn_apart(saved: Path, capsys) -> None:
     ("prompt", "settings", "message"),
     [
         ("Tom", {"texts": 0}, "texts must be 1 or more; got 0"),
-        ("Tom", {"tokens": 99}, "2 tokens and 99 new ones do not fit n_ctx=24"),
+        ("Tom", {"max_new_tokens": 99}, "2 tokens and 99 new ones do not fit n_ctx=24"),
         ("Tom " * 40, {}, r"the prompt has \d+ tokens; n_ctx=24"),
         ("Tom", {"run_with": "x"}, "'x'"),
     ],

@@ -124,7 +124,7 @@ def test_ioi_is_evaluated_over_seeds_and_in_four_cells(trained: Path, tmp_path: 
     classic = tmp_path / "classic"
     stream = ResValTransformer.from_pretrained(model)
     stream.with_streams("").save_pretrained(classic)
-    done = run("eval", "ioi", str(classic), str(model), "--n", "20", "--out", str(tmp_path))
+    done = run("eval", "ioi", str(classic), str(model), "--prompts", "20", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "42.89 ± 10.58" in done.stdout
     report = json.loads((tmp_path / "ioi.json").read_text())

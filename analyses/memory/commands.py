@@ -13,42 +13,45 @@ from resval_lens.analyses.memory.knowledge_commands import (
     held_out_command,
     knowledge_command,
 )
-from resval_lens.analyses.memory.reporting import Out, report
 from resval_lens.analyses.memory.run_commands import (
     curves_command,
     encodings_command,
     lengths_command,
 )
-from resval_lens.analyses.options import Quiet, notes, writable
+from resval_lens.analyses.options import Json, Length, Out, Quiet, Seed, notes, writable
+from resval_lens.analyses.reporting import report
 
 memory_app = typer.Typer(
     no_args_is_help=True,
-    help="Induction heads as associative memories (arXiv 2412.11459): written down and trained.",
+    help="Induction heads as associative memories (arXiv 2412.11459): written down and trained; on "
+    "the CPU.",
 )
 
 
 def one_step_command(
     d_vocab: Annotated[int, typer.Option(help="Tokens.")] = 16,
-    length: Annotated[int, typer.Option(help="Tokens of the longest training sequence.")] = 16,
+    length: Length = 16,
     shortest: Annotated[
-        int | None, typer.Option(help="Of the shortest; all as long as the longest if not given.")
+        int | None,
+        typer.Option(help="Tokens of the shortest sequence.", show_default="--length, as of all"),
     ] = None,
     each: Annotated[
         int, typer.Option(help="Sequences for each place of what is to be recalled.")
     ] = 64,
-    seed: Annotated[int, typer.Option(help="Draws vectors and sequences.")] = 0,
+    seed: Seed = 0,
     to: Out = Path("out"),
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """One gradient step on each matrix, from zero: which memories does it write?
 
     W_O², then W_K², then W_K¹, on sequences whose last token was there before. Coefficients of the
     real gradients beside their closed form; absolute beside relative positions, without and with a
-    value stream; and what three single steps recall, in longer sequences, too. A minute or two.
+    value stream; and what three single steps recall, in longer sequences, too. A minute or two, on
+    the CPU.
 
     Example: `resval-lens memory one-step --d-vocab 12`
     """
-    from resval_lens.analyses.figures import save
     from resval_lens.analyses.memory.knowledge import check_seed
     from resval_lens.analyses.memory.one_step_study import draw, one_step_study, sentences, table
     from resval_lens.runtime import one_thread
@@ -60,9 +63,10 @@ def one_step_command(
         study = one_step_study(
             d_vocab=d_vocab, length=length, shortest=shortest, each=each, seed=seed
         )
-    drawn = save(draw(study), to / "memory-one-step.png")
-    data = {"found": sentences(study), **study}
-    report(data, to / "memory-one-step.json", [table(study)], [drawn])
+    report(
+        study, to, "memory-one-step", as_json=as_json, tables=[table(study)],
+        found=sentences(study), figures={"memory-one-step.png": draw(study)},
+    )  # fmt: skip
 
 
 memory_app.command("construction")(construction_command)

@@ -8,18 +8,43 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resval_lens.analyses.memory.reporting import Jobs, Out, Seeds, Steps, report
 from resval_lens.analyses.memory.run_commands import found_runs
-from resval_lens.analyses.memory.training import Runs, Train
-from resval_lens.analyses.options import Quiet, notes, numbers, writable
+from resval_lens.analyses.options import (
+    Batch,
+    Jobs,
+    Json,
+    LearningRate,
+    Length,
+    MaybeJobs,
+    MaybeSeeds,
+    MaybeSteps,
+    MaybeVariants,
+    Out,
+    Prompts,
+    Quiet,
+    Runs,
+    RunsFolder,
+    Seed,
+    Seeds,
+    Sequences,
+    Steps,
+    Tau3,
+    Train,
+    Triggers,
+    Variants,
+    Width,
+    notes,
+    numbers,
+    words,
+    writable,
+)
+from resval_lens.analyses.reporting import report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
     from resval_lens.recorded_memory import RecordedMemoryRun
-
-Seed = Annotated[int, typer.Option(help="Draws prompts, sequences and constructed models.")]
 
 KNOWLEDGE_VARIANTS = [
     "absolute",
@@ -46,18 +71,20 @@ def construction_command(
     ] = "128,256,512,1024,2048",
     tau1: Annotated[float, typer.Option(help="Strength of the previous-token head.")] = 10.0,
     tau2: Annotated[float, typer.Option(help="Strength of the induction head.")] = 10.0,
-    tau3: Annotated[float, typer.Option(help="Strength of its output, in nats.")] = 10.0,
-    length: Annotated[int, typer.Option(help="T, positions that an absolute head knows.")] = 128,
-    sequences: Annotated[int, typer.Option(help="Sequences of 2 T tokens.")] = 6,
+    tau3: Tau3 = 10.0,
+    length: Length = 128,
+    sequences: Sequences = 6,
     seed: Seed = 0,
     to: Out = Path("out"),
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """An induction head written down: does it compute its closed form (arXiv 2412.11459)?
 
     Absolute and relative positions, with and without a value stream; exact (dual vectors) and with
     random vectors of several widths. Attention to the previous token by position, in-context
-    accuracy, and the gap of global knowledge at which the context loses. Under a minute.
+    accuracy, and the gap of global knowledge at which the context loses. An absolute head knows
+    --length positions; test sequences are twice as long. Under a minute, on the CPU.
 
     Example: `resval-lens memory construction --widths 128,512`
     """
@@ -73,38 +100,34 @@ def construction_command(
             trained=length, sequences=sequences, note=note,
         )  # fmt: skip
     _report(
-        study, "construction", to, knowledge_figures.construction(study),
+        study, "construction", to, as_json, knowledge_figures.construction(study),
         [knowledge_tables.construction_table(study), knowledge_tables.deviations_table(study)],
         knowledge_tables.construction_sentences(study),
     )  # fmt: skip
 
 
 def knowledge_command(
-    variants: Annotated[
-        str | None,
-        typer.Option(
-            help="Comma-separated, as in train memory; absolute and relative, each without and "
-            "with values, and the three with -drawn, if not given."
-        ),
-    ] = None,
+    variants: MaybeVariants = None,
     runs: Runs = None,
     train: Train = False,
-    seeds: Seeds = None,
-    steps: Steps = None,
-    jobs: Jobs = None,
-    prompts: Annotated[int, typer.Option(help="For each pair of counts.")] = 200,
-    tau3: Annotated[float, typer.Option(help="Of the constructed models, in nats.")] = 10.0,
+    seeds: MaybeSeeds = None,
+    steps: MaybeSteps = None,
+    jobs: MaybeJobs = None,
+    prompts: Prompts = 200,
+    tau3: Tau3 = 10.0,
     seed: Seed = 0,
     to: Out = Path("out"),
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Context against training: after ", A B1, A B1, A B2, A", which of them? (arXiv 2412.11459)
 
-    B1 and B2 follow A one to five times each. A constructed model's margin is the gap of global
-    knowledge plus τ3 (n1 − n2)/(n1 + n2); of trained ones both weights are fitted: with A among the
-    triggers and among other tokens; and with any A where each sequence drew its triggers anew
-    (-drawn). About a minute; --train trains every variant first, two or three minutes each and
-    core.
+    B1 and B2 follow A one to five times each, in --prompts of each pair of counts. A constructed
+    model's margin is the gap of global knowledge plus τ3 (n1 − n2)/(n1 + n2); of trained ones both
+    weights are fitted: with A among the triggers and among other tokens; and with any A where each
+    sequence drew its triggers anew (-drawn). Of absolute and relative, each without and with
+    values, and the three with -drawn. About a minute; --train trains every variant first (1,000
+    steps, seed 0, into runs/memory), two or three minutes each and core; on the CPU.
 
     Example: `resval-lens memory knowledge --prompts 400`
     """
@@ -131,34 +154,31 @@ def knowledge_command(
         subjects = [*constructed, *trained]
         study = knowledge_study(subjects, prompts, seed, note)
     _report(
-        study, "knowledge", to, knowledge_figures.knowledge(study),
+        study, "knowledge", to, as_json, knowledge_figures.knowledge(study),
         knowledge_tables.knowledge_tables(study), knowledge_tables.knowledge_sentences(study),
     )  # fmt: skip
 
 
 def held_out_command(
-    variants: Annotated[
-        str | None,
-        typer.Option(
-            help="Comma-separated, as in train memory; absolute, relative and relative-values, "
-            "each without and with -held-out, if not given."
-        ),
-    ] = None,
+    variants: MaybeVariants = None,
     runs: Runs = None,
     train: Train = False,
-    seeds: Seeds = None,
-    steps: Steps = None,
-    jobs: Jobs = None,
-    sequences: Annotated[int, typer.Option(help="Of each of the two tests.")] = 128,
+    seeds: MaybeSeeds = None,
+    steps: MaybeSteps = None,
+    jobs: MaybeJobs = None,
+    sequences: Sequences = 128,
     seed: Seed = 0,
     to: Out = Path("out"),
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Outputs that were none in training: does the head copy any token? (arXiv 2412.11459)
 
     Trained with outputs among the first 75% of the tokens, tested there and on the rest; beside
-    them ordinary runs, and constructed models that know all tokens or the first 75%. Half a
-    minute; --train trains every variant first, two or three minutes each and core.
+    them ordinary runs, and constructed models that know all tokens or the first 75%. Of absolute,
+    relative and relative-values, each without and with -held-out. Half a minute; --train trains
+    every variant first (1,000 steps, seed 0, into runs/memory), two or three minutes each and core;
+    on the CPU.
 
     Example: `resval-lens memory held-out --sequences 256`
     """
@@ -176,7 +196,7 @@ def held_out_command(
     with notes(quiet) as note, one_thread():
         study = held_out_study(found, sequences, seed, note)
     _report(
-        study, "held-out", to, knowledge_figures.held_out(study),
+        study, "held-out", to, as_json, knowledge_figures.held_out(study),
         [knowledge_tables.held_out_table(study)], knowledge_tables.held_out_sentences(study),
     )  # fmt: skip
 
@@ -184,47 +204,43 @@ def held_out_command(
 def analogies_command(
     analogies: Annotated[
         Path | None,
-        typer.Option(help="questions-words.txt or a file like it; else pairs are made up."),
+        typer.Option(
+            help="questions-words.txt or a file like it.", show_default="pairs are made up"
+        ),
     ] = None,
     section: Annotated[
-        str | None, typer.Option(help="Of --analogies; capital-world if not given.")
+        str | None, typer.Option(help="Section of --analogies.", show_default="capital-world")
     ] = None,
-    pairs: Annotated[int | None, typer.Option(help="Made-up capitals; 116 if not given.")] = None,
-    variants: Annotated[
-        str,
-        typer.Option(help="Comma-separated, as in train memory; none with -drawn or -held-out."),
-    ] = "absolute,relative,absolute-values,relative-values",
-    seeds: Annotated[str, typer.Option(help="Like 0,1,2 or 0-3.")] = "0",
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 1_000,
-    batch: Annotated[int, typer.Option(help="Sequences a step.")] = 32,
-    lr: Annotated[float, typer.Option(help="Learning rate of SGD.")] = 0.2,
-    d_model: Annotated[int, typer.Option(help="Width of the residual stream.")] = 128,
-    length: Annotated[int, typer.Option(help="Tokens of a training sequence.")] = 128,
-    n_triggers: Annotated[
-        int, typer.Option(help="Capitals of a sequence that another country follows.")
-    ] = 5,
+    pairs: Annotated[int | None, typer.Option(help="Made-up capitals.", show_default="116")] = None,
+    variants: Variants = "absolute,relative,absolute-values,relative-values",
+    seeds: Seeds = "0",
+    steps: Steps = 1_000,
+    batch: Batch = 32,
+    lr: LearningRate = 0.2,
+    d_model: Width = 128,
+    length: Length = 128,
+    n_triggers: Triggers = 5,
     zipf: Annotated[
         float, typer.Option(help="The k-th capital is ∝ k^−zipf as frequent; 0: all alike.")
     ] = 1.0,
     leak: Annotated[float, typer.Option(help="Probability of other countries in general.")] = 0.0,
-    runs: Annotated[
-        Path, typer.Option(help="Folder of the training runs; finished ones like these are read.")
-    ] = Path("runs/analogies"),
-    jobs: Annotated[int, typer.Option(help="Runs at a time, a core each; 0: all cores.")] = 0,
-    sequences: Annotated[int, typer.Option(help="For accuracy on longer sequences.")] = 128,
+    runs: RunsFolder = Path("runs/analogies"),
+    jobs: Jobs = 0,
+    sequences: Sequences = 128,
     seed: Seed = 0,
     to: Out = Path("out"),
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Capitals and countries: what training taught against what the context says.
 
     Trains simplified transformers on "capital country" sequences in which other countries follow
-    some capitals (arXiv 2412.11459), two or three minutes a run and core; runs in --runs that are
-    finished and have all these settings are read. Then: countries recalled without context; who
-    wins as the context repeats another one; capitals that training never had; sequences of twice
-    the length.
+    some capitals, the triggers (arXiv 2412.11459), by any variant without -drawn or -held-out, two
+    or three minutes a run and core, on the CPU; runs in --runs that are finished and have all these
+    settings are read. Then: countries recalled without context; who wins as the context repeats
+    another one; capitals that training never had; --sequences of twice the length.
 
-    Example: `resval-lens memory analogies --analogies questions-words.txt`
+    Example: `resval-lens memory analogies --pairs 58 --variants relative`
     """
     from resval_lens.analyses.memory import knowledge_figures, knowledge_tables
     from resval_lens.analyses.memory.analogies import (
@@ -243,16 +259,16 @@ def analogies_command(
     if analogies is None:
         if section is not None:
             raise ValueError(f"--section {section} is for --analogies: add --analogies FILE")
-        words = generated_pairs(116 if pairs is None else pairs, 0)
+        capitals = generated_pairs(116 if pairs is None else pairs, 0)
     else:
         if pairs is not None:
             raise ValueError(f"--pairs {pairs} is for made-up capitals: leave out --analogies")
-        words = read_pairs(analogies, section or "capital-world")
+        capitals = read_pairs(analogies, section or "capital-world")
     check_seed(seed)
     _check_size("sequences", sequences, 1)
-    names = [name.strip() for name in variants.split(",")]
+    names = words(variants)
     check_variants(names)
-    task = capitals_task(words, n_triggers, length, leak, zipf)
+    task = capitals_task(capitals, n_triggers, length, leak, zipf)
     planned = planned_runs(
         names, numbers(seeds), task=task, steps=steps, batch=batch, lr=lr,
         d_model=d_model, snapshot_every=100, n_ctx=max(512, 2 * length),
@@ -266,7 +282,7 @@ def analogies_command(
         study = analogies_study(found, sequences, seed, note)
     facts = {"source": "generated" if analogies is None else analogies.name, "zipf": zipf}
     _report(
-        {**facts, **study}, "analogies", to, knowledge_figures.analogies(study),
+        {**facts, **study}, "analogies", to, as_json, knowledge_figures.analogies(study),
         knowledge_tables.analogies_tables(study), knowledge_tables.analogies_sentences(study),
     )  # fmt: skip
 
@@ -293,11 +309,10 @@ def _report(
     study: dict[str, Any],
     name: str,
     to: Path,
+    as_json: bool,
     figure: Figure,
     shown: Sequence[Table],
     said: Sequence[str],
 ) -> None:
-    from resval_lens.analyses.figures import save
-
-    drawn = save(figure, to / f"memory-{name}.png")
-    report({"found": list(said), **study}, to / f"memory-{name}.json", shown, [drawn])
+    figures = {f"memory-{name}.png": figure}
+    report(study, to, f"memory-{name}", as_json=as_json, tables=shown, found=said, figures=figures)

@@ -8,9 +8,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from resval_lens.analyses.memory.reporting import Jobs, Out, Seeds, Steps, report
-from resval_lens.analyses.memory.training import Runs, Train, runs_for
-from resval_lens.analyses.options import Quiet, notes, numbers, writable
+from resval_lens.analyses.memory.training import runs_for
+from resval_lens.analyses.options import (
+    Json,
+    MaybeJobs,
+    MaybeSeeds,
+    MaybeSteps,
+    MaybeVariants,
+    Out,
+    Quiet,
+    Runs,
+    Seed,
+    Train,
+    notes,
+    numbers,
+    words,
+    writable,
+)
+from resval_lens.analyses.reporting import report
 from resval_lens.presets import ENCODINGS
 
 if TYPE_CHECKING:
@@ -19,19 +34,14 @@ if TYPE_CHECKING:
 ALL = (*ENCODINGS, *(f"{name}-values" for name in ENCODINGS), "one-layer")
 FOUR = ("absolute", "relative", "absolute-values", "relative-values")
 
-Variants = Annotated[
-    str | None,
-    typer.Option(help="Comma-separated, as in train memory; every encoding if not given."),
-]
-
 
 def curves_command(
-    variants: Variants = None,
+    variants: MaybeVariants = None,
     runs: Runs = None,
     train: Train = False,
-    seeds: Seeds = None,
-    steps: Steps = None,
-    jobs: Jobs = None,
+    seeds: MaybeSeeds = None,
+    steps: MaybeSteps = None,
+    jobs: MaybeJobs = None,
     threshold: Annotated[
         float, typer.Option(help="Above it a memory, or the accuracy, is there.")
     ] = 0.9,
@@ -39,40 +49,38 @@ def curves_command(
         float, typer.Option(help="The same for W_F: its share of what the bigrams tell.")
     ] = 0.5,
     to: Out = Path("out"),
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """In which order does an induction head's training fill its memories?
 
     Recall of W_K¹, W_K², W_O² and W_F, what both heads look at, and in-context accuracy at every
-    snapshot: the first step at which each is there, by variant, over seeds. From recorded runs it
-    takes seconds; --train trains every variant first, two or three minutes each and core.
+    snapshot: the first step at which each is there, by variant, over seeds. Of every encoding, with
+    and without values, and one-layer. From recorded runs it takes seconds; --train trains every
+    variant first (1,000 steps, seed 0, into runs/memory), two or three minutes each and core; on
+    the CPU.
 
     Example: `resval-lens memory curves --variants absolute,relative,one-layer`
     """
-    from resval_lens.analyses import figures
     from resval_lens.analyses.memory import run_figures, run_tables
     from resval_lens.analyses.memory.curves import curve_study
 
     writable(to)
     found = found_runs(variants, ALL, runs, train, seeds, steps, jobs, quiet)
     data = curve_study(found, threshold, known)
-    drawn = figures.save(run_figures.curves(data), to / "memory-curves.png")
-    report(data, to / "memory-curves.json", run_tables.curve_tables(data), [drawn])
+    report(
+        data, to, "memory-curves", as_json=as_json, tables=run_tables.curve_tables(data),
+        found=data["found"], figures={"memory-curves.png": run_figures.curves(data)},
+    )  # fmt: skip
 
 
 def lengths_command(
-    variants: Annotated[
-        str | None,
-        typer.Option(
-            help="Comma-separated, as in train memory; absolute and relative, each without and "
-            "with values, if not given."
-        ),
-    ] = None,
+    variants: MaybeVariants = None,
     runs: Runs = None,
     train: Train = False,
-    seeds: Seeds = None,
-    steps: Steps = None,
-    jobs: Jobs = None,
+    seeds: MaybeSeeds = None,
+    steps: MaybeSteps = None,
+    jobs: MaybeJobs = None,
     lengths: Annotated[
         str, typer.Option(help="Tokens of a sequence; those over the models' context are skipped.")
     ] = "128,256,1024,2048",
@@ -80,24 +88,24 @@ def lengths_command(
     attention: Annotated[
         int, typer.Option(help="Sequences of the longest length, for attention.")
     ] = 8,
-    seed: Annotated[int, typer.Option(help="Draws the test sequences.")] = 0,
+    seed: Seed = 0,
     to: Out = Path("out"),
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Do trained induction heads work on sequences longer than those they were trained on?
 
     In-context accuracy, loss and attention at every length and by position, layer 0's attention
     to t − 1 beside the constructed head's; and both layers' attention on one sequence twice as
-    long as those of training. Under a minute, with --train two or three minutes a model more.
+    long as those of training. Of absolute and relative, each without and with values. Under a
+    minute, with --train (1,000 steps, seed 0, into runs/memory) two or three minutes a model more;
+    on the CPU.
 
     Example: `resval-lens memory lengths --lengths 128,256,512`
     """
-    from resval_lens.analyses import figures
     from resval_lens.analyses.memory import run_figures, run_tables
     from resval_lens.analyses.memory.knowledge import check_seed
     from resval_lens.analyses.memory.lengths import attention_map, length_study
-    from resval_lens.files import write_json
-    from resval_lens.provenance import provenance
     from resval_lens.runtime import one_thread
 
     wanted = numbers(lengths, "lengths")
@@ -113,36 +121,38 @@ def lengths_command(
             )
             for recorded in _mapped(found)
         }
-    drawn = [
-        figures.save(run_figures.lengths(data), to / "memory-lengths.png"),
-        figures.save(run_figures.attention_maps(maps), to / "memory-attention.png"),
-    ]
-    path = to / "memory-attention.json"  # apart: a map has 33,000 numbers
-    write_json(path, {"maps": maps, "provenance": provenance()})
-    tables = run_tables.length_tables(data)
-    report(data, to / "memory-lengths.json", tables, [*drawn, path])
+    report(
+        data, to, "memory-lengths", as_json=as_json, tables=run_tables.length_tables(data),
+        found=data["found"],
+        figures={
+            "memory-lengths.png": run_figures.lengths(data),
+            "memory-attention.png": run_figures.attention_maps(maps),
+        },
+        beside={"memory-attention.json": {"maps": maps}},  # a map has 33,000 numbers
+    )  # fmt: skip
 
 
 def encodings_command(
-    variants: Variants = None,
+    variants: MaybeVariants = None,
     runs: Runs = None,
     train: Train = False,
-    seeds: Seeds = None,
-    steps: Steps = None,
-    jobs: Jobs = None,
+    seeds: MaybeSeeds = None,
+    steps: MaybeSteps = None,
+    jobs: MaybeJobs = None,
     to: Out = Path("out"),
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Positional encodings with and without a value stream: does the stream help to induce?
 
     Steps to in-context accuracies of .5, .9 and .95, final accuracies, t-tests paired by seed; and
     of every trained model the accuracy with its link cut, its first head silenced or made uniform,
-    and its weights run with the other architecture. About a minute for eleven models on one core;
-    --train trains every variant first, two or three minutes each and core.
+    and its weights run with the other architecture. Of every encoding, with and without values, and
+    one-layer. About a minute for eleven models on one core; --train trains every variant first
+    (1,000 steps, seed 0, into runs/memory), two or three minutes each and core; on the CPU.
 
     Example: `resval-lens memory encodings --train --seeds 0-2`
     """
-    from resval_lens.analyses import figures
     from resval_lens.analyses.memory import run_figures, run_tables
     from resval_lens.analyses.memory.encodings import encoding_study
     from resval_lens.runtime import one_thread
@@ -151,8 +161,10 @@ def encodings_command(
     found = found_runs(variants, ALL, runs, train, seeds, steps, jobs, quiet)
     with notes(quiet) as note, one_thread():
         data = encoding_study(found, note)
-    drawn = figures.save(run_figures.encodings(data), to / "memory-encodings.png")
-    report(data, to / "memory-encodings.json", run_tables.encoding_tables(data), [drawn])
+    report(
+        data, to, "memory-encodings", as_json=as_json, tables=run_tables.encoding_tables(data),
+        found=data["found"], figures={"memory-encodings.png": run_figures.encodings(data)},
+    )  # fmt: skip
 
 
 def found_runs(
@@ -166,7 +178,7 @@ def found_runs(
     quiet: bool,
 ) -> list[RecordedMemoryRun]:
     """The runs of the variants asked for, every one of which must be there; or of ``default``."""
-    names = list(default) if variants is None else [name.strip() for name in variants.split(",")]
+    names = list(default) if variants is None else words(variants)
     found = runs_for(names, runs, train, seeds, steps, jobs, quiet)
     there = {recorded.run.name for recorded in found}
     for name in names:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from resval_lens.analyses.figures import STYLE, plt
 from resval_lens.analyses.memory.curves import LABELS
@@ -118,6 +118,7 @@ def lengths(data: Mapping[str, Any]) -> Figure:
                     axes.plot(*_by_bin(own, "predicted"), color=shade, ls=style, lw=0.9, alpha=0.6)
             axes.axvline(data["trained_length"], color="#999999", lw=0.8, ls=":")
             axes.set(title=title, xlabel="position t", xscale="log", ylim=(-0.02, 1.04))
+            axes.xaxis.set_minor_formatter(NullFormatter())  # less than a decade has labels there
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
         row[0].set_ylabel("mean")
         row[1].plot([], [], color="#555555", lw=0.9, label="thin: as constructed")

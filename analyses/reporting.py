@@ -1,0 +1,112 @@
+"""How every command ends: results are written, and printed as tables or, with --json, as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from resval_lens.analyses.console import out
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+
+def report(
+    data: Mapping[str, Any],
+    to: Path | None,
+    name: str,
+    *,
+    as_json: bool,
+    tables: Sequence[Table | str] = (),
+    found: Sequence[str] = (),
+    figures: Mapping[str, Figure] | None = None,
+    beside: Mapping[str, Mapping[str, Any]] | None = None,
+    pages: Mapping[Path, Callable[[Mapping[str, Any]], str]] | None = None,
+) -> None:
+    """Writes results into a folder; prints tables, sentences and paths, or one JSON document.
+
+    The document is the same to the byte as the ``{name}.json`` that is written: ``data``, with
+    ``found`` first and ``provenance`` last.
+
+    Args:
+        to: the folder; None writes nothing.
+        tables: tables, or lines of text between them.
+        found: sentences.
+        figures: pictures by file name.
+        beside: further JSON documents by file name, which are written and not printed.
+        pages: HTML by path, made of the document.
+    """
+    from resval_lens.files import write_bytes
+    from resval_lens.provenance import provenance
+
+    made = provenance()
+    head = {"found": list(found)} if found else {}
+    document = {**head, **data, "provenance": made}
+    text = as_text(document)
+    paths = []
+    if to is not None:
+        from resval_lens.analyses.figures import save
+
+        to.mkdir(parents=True, exist_ok=True)
+        paths = [save(figure, to / file) for file, figure in (figures or {}).items()]
+        documents = {
+            file: as_text({**one, "provenance": made}) for file, one in (beside or {}).items()
+        }
+        for file, content in {**documents, f"{name}.json": text}.items():
+            write_bytes(to / file, content.encode())
+            paths.append(to / file)
+    for path, make in (pages or {}).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, make(document).encode())
+        paths.append(path)
+    if as_json:
+        typer.echo(text, nl=False)
+        return
+    for table in tables:
+        out.print(table, highlight=False)
+    for sentence in found:
+        out.print(f"• {sentence}", highlight=False)
+    if paths:
+        out.print(
+            ("\n" if found else "") + "\n".join(map(str, paths)), highlight=False, soft_wrap=True
+        )
+
+
+def report_runs(folders: Sequence[Path], as_json: bool) -> None:
+    """Prints where finished training runs left their models; as JSON, with the last metrics."""
+    from resval_lens.provenance import provenance
+    from resval_lens.training.run_folder import read_metrics
+
+    if not as_json:
+        for folder in folders:
+            out.print(str(folder / "model"), highlight=False, soft_wrap=True)
+        return
+    runs = [
+        {
+            "folder": str(folder),
+            "model": str(folder / "model"),
+            "metrics": read_metrics(folder)[-1],
+        }
+        for folder in folders
+    ]
+    typer.echo(as_text({"runs": runs, "provenance": provenance()}), nl=False)
+
+
+def as_text(content: Any) -> str:
+    """Indented JSON; numbers that JSON has not, NaN and the infinite, are null."""
+    import json
+
+    return json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
