@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
-from resval_lens.analyses.figures import STYLE, colour
+from resval_lens.analyses.figures import STYLE, colour, per_row
 from resval_lens.analyses.marks import points, tip
 
 LINK = "#D55E00"
@@ -40,7 +40,7 @@ def circuits(entries: Sequence[Mapping[str, Any]]) -> Figure:
             _draw(
                 axes, entry["circuit"], weights, entry.get("weight", "the metric's loss without it")
             )
-            axes.set_title(entry["title"], fontsize=9)
+            axes.set_title(entry["title"], fontsize=9, parse_math=False)
         row[0, 0].plot([], [], color=LINK, lw=2, ls=DASHED, label="value link")
         row[0, 0].plot([], [], color=RESIDUAL, lw=2, label="residual stream")
         figure.legend(loc="outside lower center", ncols=2)
@@ -68,8 +68,8 @@ def _draw(
             tip(arrow, f"{edge} ({kind}): {weight} {weights[edge]:.3f}")
             if target.endswith(">"):  # q, k and v side by side under the head that reads them
                 x = places[reader][0] + {"q": -0.13, "k": 0.0, "v": 0.13}[target[-2]]
-                axes.text(x, places[reader][1] - 0.24, target[-2], fontsize=7, color=shade,
-                          ha="center", va="center", zorder=3)  # fmt: skip
+                y = places[reader][1] - 0.24
+                axes.text(x, y, target[-2], fontsize=7, ha="center", va="center", zorder=3)
     for name, (x, y) in places.items():
         face = "#E8F1F8" if name.startswith("a") else "#F4F0E6"
         axes.text(x, y, name, ha="center", va="center", fontsize=9, zorder=3,
@@ -120,11 +120,15 @@ def faithfulness(entries: Sequence[Mapping[str, Any]]) -> Figure:
     """
     tasks = list(dict.fromkeys(entry["task"] for entry in entries))
     with plt.rc_context(STYLE):
-        figure, row = plt.subplots(
-            1, len(tasks), figsize=(3.6 * len(tasks), 3.4), squeeze=False, sharey=True,
+        columns = per_row(len(tasks))
+        lines = -(-len(tasks) // columns)
+        figure, grid = plt.subplots(
+            lines, columns, figsize=(4 * columns, 3.2 * lines), squeeze=False, sharey=True,
             layout="constrained",
         )  # fmt: skip
-        for axes, task in zip(row[0], tasks, strict=True):
+        for axes in grid.flat[len(tasks) :]:
+            axes.axis("off")
+        for axes, task in zip(grid.flat, tasks, strict=False):
             seen: set[str] = set()
             own = [entry for entry in entries if entry["task"] == task]
             for entry in own:
@@ -141,8 +145,9 @@ def faithfulness(entries: Sequence[Mapping[str, Any]]) -> Figure:
             axes.axhline(1, color="#999999", lw=0.8, ls=":")
             axes.axhline(own[0]["study"]["least"], color="#999999", lw=0.8, ls="--")
             axes.set(title=task, xlabel="edges kept", xscale="log", ylim=(-0.1, 1.4))
-        row[0, 0].set_ylabel("faithfulness")
-        row[0, 0].legend(loc="lower right")
+        for axes in grid[:, 0]:
+            axes.set_ylabel("faithfulness")
+        grid[0, 0].legend(loc="lower right")
     return figure
 
 

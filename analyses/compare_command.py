@@ -3,62 +3,85 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from resval_lens.analyses.console import out
-from resval_lens.analyses.icl_commands import (
+from resval_lens.analyses.icl_commands import load_recorded, train_icl_runs
+from resval_lens.analyses.options import (
+    Json,
+    MaybeSeed,
+    MaybeSteps,
+    Prompts,
+    Quiet,
     Runs,
+    Sequences,
     Train,
-    load_recorded,
+    notes,
     only_with_train,
-    train_icl_runs,
+    writable,
 )
-from resval_lens.analyses.options import Quiet, notes, writable
+from resval_lens.analyses.reporting import report
 
 
 def compare_command(
     runs: Runs = None,
     lm_runs: Annotated[
         Path | None,
-        typer.Option(help="Folder of language-model runs on stories; the shipped pair if not."),
+        typer.Option(
+            help="Folder of language-model runs on stories.", show_default="the shipped ones"
+        ),
     ] = None,
     train: Train = False,
-    seed: Annotated[int | None, typer.Option(help="Of the models; with --train 0.")] = None,
-    steps: Annotated[int | None, typer.Option(help="With --train; 45000.")] = None,
-    sequences: Annotated[int, typer.Option(help="Of each test set, for accuracies.")] = 10_000,
+    seed: MaybeSeed = None,
+    steps: MaybeSteps = None,
+    sequences: Sequences = 10_000,
     link_sequences: Annotated[
         int, typer.Option(help="Of each test set, for every edit of the links.")
     ] = 2_000,
     circuit_sequences: Annotated[
-        int, typer.Option(help="IC sequences by which edges are scored, and as many to evaluate.")
+        int, typer.Option(help="By which edges are scored; as many others evaluate circuits.")
     ] = 256,
-    prompts: Annotated[
-        int, typer.Option(help="IOI prompts by which edges are scored, and as many to evaluate.")
-    ] = 64,
-    to: Annotated[Path, typer.Option("--out", help="Folder for compare.json and figures.")] = Path(
-        "out"
-    ),
+    prompts: Prompts = 64,
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            help="Folder for report.html, one page that opens offline.",
+            show_default="none is written",
+        ),
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Folder for JSON and figures.", show_default="that of the report, or out"
+        ),
+    ] = None,
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Compare classic with residual-stream models: what does the value link do?
 
     Two-layer classifiers: accuracies; links cut, scaled and mean-ablated; the classic weights with
-    a link grafted on and the values weights without theirs; attention. Then, of every classic and
-    values model there is, classifiers and language models on indirect objects: circuits, heads by
-    role, what the links carry. Under two minutes on 2 cores. Writes compare.json and figures.
+    a link grafted on and the values weights without theirs; attention. Language models on indirect
+    objects: activations patched, links ablated, the four cells. Of every classic and values model
+    there is: circuits, heads by role, what the links carry. Accuracies are on --sequences of each
+    test set, edges of language models are scored on --prompts and circuits evaluated on as many
+    others. About two minutes on 2 cores, on the CPU. Writes compare.json and figures; with --report
+    also a page that shows it all. --seed is of the classifiers: only its runs are compared, or
+    trained.
 
-    Example: `resval-lens compare --out out`
+    Example: `resval-lens compare --report out`
     """
-    from resval_lens.analyses import circuit_figures, circuit_tables, figures, tables
+    from resval_lens.analyses import circuit_figures, circuit_tables, figures, ioi_tables, tables
     from resval_lens.analyses.circuit_compare import check_sizes, compare_circuits, studied_models
     from resval_lens.analyses.emergence import paper_runs, table_data
     from resval_lens.analyses.icl import compare as run_comparison
-    from resval_lens.files import write_json
-    from resval_lens.provenance import provenance
+    from resval_lens.analyses.lm_compare import compare_language_models, emergence
+    from resval_lens.recorded_lm import load_lm_runs
     from resval_lens.runtime import one_thread
 
+    to = to or page or Path("out")
     if train:
         runs, seed = runs or Path("runs/icl"), seed or 0
         names = ["classic", "queries", "keys", "values"]
@@ -70,35 +93,56 @@ def compare_command(
     found = paper_runs(load_recorded(runs, wanted, length if train else None))
     check_sizes(found, circuit_sequences, prompts)
     models = studied_models(lm_runs)
-    writable(to)
+    curves = load_lm_runs() if lm_runs is None else load_lm_runs(lm_runs)
+    for folder in (to, *([page] if page else [])):
+        writable(folder)
     with notes(quiet) as note, one_thread():
         result = run_comparison(found, sequences, link_sequences, note)
+        language = compare_language_models(models, prompts, note=note)
         circuits = compare_circuits(found, models, circuit_sequences, prompts, note=note)
-    emergence = table_data(found, 0.95)
-    said = [*tables.sentences(result, emergence), *circuits["found"]]
-    entries = circuits["circuits"]
+    language["emergence"] = emergence(curves)
+    by_seed = table_data(found, 0.95)
+    settings = {
+        "sequences": sequences,
+        "link sequences": link_sequences,
+        "circuit sequences": circuit_sequences,
+        "prompts": prompts,
+        "seed of prompts and twins": language["seed"],
+        "seeds of classifiers": sorted({each.run.seed for each in found}),
+    }
     drawn = {
         "accuracy.png": figures.bars(result["models"]),
         "link_edits.png": figures.link_edits(result["links"]) if result["links"] else None,
         "attention.png": figures.attention(result["attention"]),
         "emergence.png": figures.emergence(found),
         "circuits.png": circuit_figures.circuits(circuits["drawn"]),
-        "faithfulness.png": circuit_figures.faithfulness(entries),
+        "faithfulness.png": circuit_figures.faithfulness(circuits["circuits"]),
     }
-    paths = [figures.save(figure, to / name) for name, figure in drawn.items() if figure]
-    paths.append(to / "compare.json")
-    report = {"found": said, **result, "emergence": emergence, "circuits": circuits}
-    write_json(paths[-1], report | {"provenance": provenance()})
     shown = [
         tables.compare_table(result),
         tables.attention_table(result),
-        tables.emergence_table(emergence),
+        tables.emergence_table(by_seed),
         circuit_tables.compared_table(circuits["over_seeds"], circuits["least"]),
         circuit_tables.roles_table(circuits["heads"]),
-        circuit_tables.signals_table(circuits["heads"]),
     ]
-    for table in shown:
-        out.print(table)
-    for sentence in said:
-        out.print(f"• {sentence}", highlight=False)
-    out.print("\n" + "\n".join(str(path) for path in paths), highlight=False)
+    if any(each["signals"] for each in circuits["heads"]):
+        shown.append(circuit_tables.signals_table(circuits["heads"]))
+    if language["four_cells"]:
+        shown.append(ioi_tables.cells_table(language["four_cells"], "Language models"))
+
+    def html(document: Any) -> str:
+        from resval_lens.analyses.compare_page import compare_page
+
+        return compare_page(document, found, curves)
+
+    report(
+        {**result, "emergence": by_seed, "language_models": language, "circuits": circuits,
+         "settings": settings},
+        to,
+        "compare",
+        as_json=as_json,
+        tables=shown,
+        found=[*tables.sentences(result, by_seed), *circuits["found"], *language["found"]],
+        figures={name: figure for name, figure in drawn.items() if figure},
+        pages={page / "report.html": html} if page else None,
+    )  # fmt: skip

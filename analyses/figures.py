@@ -58,6 +58,11 @@ def colour(variant: str) -> str:
     return COLOURS.get(variant, "#000000")
 
 
+def per_row(panels: int) -> int:
+    """Panels side by side: up to three; of more two, so that their words stay legible."""
+    return panels if panels <= 3 else 2
+
+
 def save(figure: Figure, path: Path) -> Path:
     """Writes ``figure`` as PNG, whole or not at all, and closes it."""
     partial = path.with_name(f".{path.name}.partial")
@@ -126,12 +131,16 @@ def emergence(runs: Sequence[RecordedRun]) -> Figure:
 def link_edits(links: dict[str, Any]) -> Figure:
     """Accuracy against the factor c by which a model's links are scaled; dots: mean-ablation."""
     with plt.rc_context(STYLE):
-        figure, row = plt.subplots(
-            1, len(links), figsize=(4.2 * len(links), 3.6), sharey=True, squeeze=False,
+        columns = per_row(len(links))
+        lines = -(-len(links) // columns)
+        figure, grid = plt.subplots(
+            lines, columns, figsize=(4.2 * columns, 3.4 * lines), sharey=True, squeeze=False,
             layout="constrained",
         )  # fmt: skip
+        for axes in grid.flat[len(links) :]:
+            axes.axis("off")
         shades = dict(zip(TASKS, ("#555555", "#0072B2", "#56B4E9", "#D55E00"), strict=True))
-        for axes, (variant, study) in zip(row[0], links.items(), strict=True):
+        for axes, (variant, study) in zip(grid.flat, links.items(), strict=False):
             factors = [float(c) for c in study["scale"]]
             for task, label in TASKS.items():
                 accuracies = [study["scale"][c][task] for c in study["scale"]]
@@ -149,8 +158,9 @@ def link_edits(links: dict[str, Any]) -> Figure:
             axes.set(
                 title=variant, xlabel="link scaled by c (0: cut, 1: as trained)", ylim=(0, 1.02)
             )
-        row[0, 0].set_ylabel("accuracy")
-        row[0, -1].legend(title="○ mean-ablated", loc="center left", bbox_to_anchor=(1.02, 0.5))
+        for axes in grid[:, 0]:
+            axes.set_ylabel("accuracy")
+        grid[0, -1].legend(title="○ mean-ablated", loc="center left", bbox_to_anchor=(1.02, 0.5))
     return figure
 
 

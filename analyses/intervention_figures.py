@@ -51,10 +51,10 @@ def patched(found: Mapping[str, Any]) -> Figure:
     one, other = RUNS[found["direction"]]
     of = f"{found['model']}: " if found["model"] else ""
     with plt.rc_context(STYLE):
-        figure, image = _panels(values, titles, axes_of, labels)
+        figure, image = _panels(values, titles, axes_of, labels, floor=1.0)
         figure.suptitle(
             f"{of}{found['site']} of the {one} run taken from the {other} run",
-            fontsize=11, x=0.01, ha="left",
+            fontsize=11, x=0.01, ha="left", parse_math=False,
         )  # fmt: skip
         figure.colorbar(image, ax=figure.axes, shrink=0.9, label=f"0 {one}, 1 {other}", pad=0.02)
     return figure
@@ -77,8 +77,12 @@ def _panels(
     axes_of: Sequence[str],
     labels: Sequence[Sequence[str]],
     limit: float | None = None,
+    floor: float = 1e-9,
 ) -> tuple[Figure, ScalarMappable]:
-    """Heat maps [panel, row, column] on one scale; without a ``limit``, a diverging one."""
+    """Heat maps [panel, row, column] on one scale; without a ``limit``, a diverging one.
+
+    A diverging scale ends at the largest absolute value, or at ``floor`` if that is larger.
+    """
     count, rows, columns = values.shape
     per_line = max(1, min(count, 4 if columns <= 8 else 2))
     lines = -(-count // per_line)
@@ -87,7 +91,7 @@ def _panels(
     figure, grid = plt.subplots(
         lines, per_line, figsize=(width, height), squeeze=False, layout="constrained"
     )
-    most = max(float(np.abs(values).max()), 1e-9) if limit is None else limit
+    most = max(float(np.abs(values).max()), floor) if limit is None else limit
     for axes, panel, title in zip(grid.flat, values, titles, strict=False):
         texts = [
             [
@@ -100,12 +104,13 @@ def _panels(
         shades = plt.get_cmap("RdBu" if limit is None else "viridis")
         image = cells(axes, panel, texts, shades, scale)
         long = max(map(len, labels[1])) > 3
-        axes.set_xticks(range(columns), labels[1], fontsize=8, rotation=90 * (long and columns > 6))
-        axes.set_yticks(range(rows), labels[0], fontsize=8)
+        turned = 90 * (long and columns > 6)
+        axes.set_xticks(range(columns), labels[1], fontsize=8, rotation=turned, parse_math=False)
+        axes.set_yticks(range(rows), labels[0], fontsize=8, parse_math=False)
         axes.set(title=title, xlabel=axes_of[1], ylabel=axes_of[0])
         axes.tick_params(length=0)
         if rows * columns <= WRITTEN:
-            _write(axes, panel, most, limit is None)
+            _write(axes, panel, image)
     for axes in list(grid.flat)[count:]:
         axes.axis("off")
     return figure, image
@@ -116,9 +121,12 @@ def _said(title: str, axes_of: Sequence[str], labels: Sequence[str], value: floa
     return f"{', '.join(filter(None, [title, *where]))}: {value:.3f}"
 
 
-def _write(axes: Axes, panel: np.ndarray, most: float, diverging: bool) -> None:
+def _write(axes: Axes, panel: np.ndarray, shades: ScalarMappable) -> None:
     for (i, j), value in np.ndenumerate(panel):
-        dark = abs(value) > 0.6 * most if diverging else value < 0.6 * most
+        rgb = np.array(shades.to_rgba(value)[:3])
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        # Where white and black stand out alike, at 4.6 : 1 (WCAG's relative luminance).
+        dark = linear @ [0.2126, 0.7152, 0.0722] < 0.179
         text = f"{value:.2f}".replace("-0.00", "0.00")
         axes.text(j, i, text, ha="center", va="center", fontsize=7,
                   color="white" if dark else "black")  # fmt: skip
@@ -173,7 +181,7 @@ def ablated(study: Mapping[str, Any]) -> Figure:
     of = f"{study['model']}: " if "model" in study else ""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            figsize=(7, max(2.4, 0.13 * len(names) * (len(edits) + 1) + 1.4)), layout="constrained"
+            figsize=(7, max(2.4, 0.11 * len(names) * (len(edits) + 1) + 1.4)), layout="constrained"
         )
         for i, edit in enumerate(edits):
             places = np.arange(len(names)) + (i - (len(edits) - 1) / 2) * height
@@ -188,5 +196,5 @@ def ablated(study: Mapping[str, Any]) -> Figure:
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set(title=f"{of}what links carry, edited", xlabel=measure)
-        figure.legend(loc="outside right upper")
+        figure.legend(loc="outside upper center", ncols=5)
     return figure

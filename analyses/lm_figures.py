@@ -61,7 +61,7 @@ def _curves(axes: Axes, runs: Sequence[RecordedLMRun], score: Callable[[Line], f
         for values in own:
             axes.plot(*zip(*values.items(), strict=True), color=colour(name), alpha=0.3, lw=0.8)
         steps = [step for step in own[0] if all(step in values for values in own)]
-        mean = [np.mean([values[step] for values in own]) for step in steps]
+        mean = [float(np.mean([values[step] for values in own])) for step in steps]
         axes.plot(steps, mean, color=colour(name), lw=2, label=name)
         texts = [f"{name}, step {step:,}: {y:.3f}" for step, y in zip(steps, mean, strict=True)]
         points(axes, steps, mean, texts, colour(name))

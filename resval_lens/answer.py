@@ -23,6 +23,9 @@ from torch import Tensor
 from resval_lens.classifier import ICLClassifier
 from resval_lens.norm import is_watched
 
+MIXES = frozenset({"add", "pair", "scalar", "learned_pair", "convex", "head", "matrix"})
+"""Mixes whose weights :func:`answer` knows: with one head, two numbers."""
+
 
 def can_answer_fast(model: ICLClassifier) -> bool:
     """Whether :func:`answer` is this model's: two plain layers, one head, no gate, no hooks."""
@@ -42,7 +45,7 @@ def can_answer_fast(model: ICLClassifier) -> bool:
         and cfg.n_layers == 2
         and cfg.n_heads == 1
         and cfg.n_key_value_heads is None
-        and all(stream.mix != "gate" for stream in cfg.streams)
+        and all(stream.mix in MIXES for stream in cfg.streams)
         and not any(is_watched(point) for point in model.hook_points())
     )
 

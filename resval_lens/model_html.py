@@ -23,7 +23,7 @@ def model_html(model: ResValTransformer) -> str:
     cfg = model.cfg
     parameters = sum(parameter.numel() for parameter in model.parameters())
     parts = [
-        f"{cfg.n_layers} layers × {cfg.n_heads} heads of {cfg.d_head}",
+        f"{_count(cfg.n_layers, 'layer')} × {_count(cfg.n_heads, 'head')} of {cfg.d_head}",
         f"d_model {cfg.d_model}",
         "attention only" if cfg.attn_only else f"d_mlp {cfg.d_mlp}",
         f"{parameters:,} parameters",
@@ -51,10 +51,15 @@ def model_html(model: ResValTransformer) -> str:
     )
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def _row(model: ResValTransformer, stream: AttentionStream, layer: int) -> str:
     mix = model.blocks[layer].attn.mix(stream.of)
     of, heads = stream.of, model.cfg.n_heads_of(stream.of)
     sources = stream.sources(layer)
+    assert mix is not None  # it receives
     own, carried = _own(mix), _carried(mix, len(sources))
     used = f"{of} = {own}{of}_local + {of}_link"
     if stream.detach:

@@ -25,7 +25,7 @@ def attention_body(patterns: Patterns, tokens: Sequence[str], heads: Sequence[st
             "AttentionPatterns",
             unique("attention"),
             f"Attention patterns {title}".strip(),
-            tokens=list(tokens),
+            tokens=[escape(token, quote=False) for token in tokens],  # it reads them as HTML
             attention=[[[round(x, 4) for x in row] for row in head] for head in weights.tolist()],
             headLabels=list(heads[: len(weights)]),
         )
@@ -53,9 +53,10 @@ def attention_figure(patterns: Patterns, tokens: Sequence[str], heads: Sequence[
             for i, axes in zip(chosen, line, strict=False):
                 axes.axis("on")
                 image = axes.imshow(weights[i].numpy(), cmap="viridis", vmin=0, vmax=1)
-                axes.set_title(f"{title} {heads[i]}".strip(), fontsize=8)
-                axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=5)
-                axes.set_yticks(range(len(tokens)), tokens if i == chosen[0] else [], fontsize=5)
+                axes.set_title(f"{title} {heads[i]}".strip(), fontsize=8, parse_math=False)
+                places, plain = range(len(tokens)), {"fontsize": 5, "parse_math": False}
+                axes.set_xticks(places, tokens, rotation=90, **plain)
+                axes.set_yticks(places, tokens if i == chosen[0] else [], **plain)
                 axes.tick_params(length=0)
         figure.colorbar(image, ax=grid, shrink=0.7, aspect=40, label="attention weight")
     return figure

@@ -64,8 +64,12 @@ class Display:
         return path
 
 
-def of_figure(figure: Figure, name: str) -> Display:
-    """A matplotlib figure as a :class:`Display`; the figure is closed."""
+def show_figure(figure: Figure, name: str) -> Display:
+    """Any figure of the package as a :class:`Display`; the figure is closed.
+
+    Args:
+        name: what a screen reader says of it.
+    """
     body = f"<figure>{scrolled(svg(figure, name, unique('f')), name)}</figure>"
     return Display(name, body, png_of(figure))
 

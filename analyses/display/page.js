@@ -2,6 +2,7 @@
   if (window.resvalMarks) return;
   window.resvalMarks = true;
   let box = null;
+  let said = null;  // the mark whose tip it is
   const hide = () => { if (box) { box.remove(); box = null; } };
   const show = (mark, x, y) => {
     if (!box) {
@@ -10,6 +11,7 @@
       box.setAttribute("role", "tooltip");
       document.body.append(box);
     }
+    said = mark;
     box.textContent = mark.getAttribute("aria-label");
     const { width, height } = box.getBoundingClientRect();
     const left = Math.min(Math.max(4, x + 12), window.innerWidth - width - 4);
@@ -17,25 +19,38 @@
     box.style.left = `${Math.max(4, left)}px`;
     box.style.top = `${below ? y + 16 : Math.max(4, y - height - 8)}px`;
   };
+  const beside = (mark) => {
+    const { left, bottom, width } = mark.getBoundingClientRect();
+    show(mark, left + width / 2, bottom - 8);
+  };
   const markAt = (event) => event.target.closest?.(".rv-mark");
+  let pointer = [-1, -1];  // where it was last
+  // A line is thin: one that passes within a finger's uncertainty counts.
+  const near = (event) => markAt(event) ?? [[5, 0], [-5, 0], [0, 5], [0, -5]]
+    .map(([x, y]) => document.elementFromPoint(event.clientX + x, event.clientY + y))
+    .map((found) => found?.closest(".rv-mark[data-line]"))
+    .find(Boolean);
   document.addEventListener("pointermove", (event) => {
-    const mark = markAt(event);
+    const mark = near(event);
+    pointer = [event.clientX, event.clientY];
     if (mark) show(mark, event.clientX, event.clientY);
     else if (!document.activeElement?.matches?.(".rv-mark:focus-visible")) hide();
   });
   document.addEventListener("pointerdown", (event) => {
-    const mark = markAt(event);
+    const mark = near(event);
     if (mark) show(mark, event.clientX, event.clientY);
     else hide();
   });
   document.addEventListener("focusin", (event) => {
     const mark = markAt(event);
-    if (!mark || !mark.matches(":focus-visible")) return;
-    const { left, bottom, width } = mark.getBoundingClientRect();
-    show(mark, left + width / 2, bottom - 8);
+    if (mark?.matches(":focus-visible")) beside(mark);
   });
-  document.addEventListener("focusout", (event) => { if (markAt(event)) hide(); });
-  document.addEventListener("scroll", hide, { capture: true, passive: true });
+  document.addEventListener("focusout", (event) => { if (markAt(event) === said) hide(); });
+  document.addEventListener("scroll", () => {
+    const mark = document.activeElement;  // a focus may be what scrolled it into view
+    if (box && mark?.matches?.(".rv-mark:focus-visible")) beside(mark);
+    else if (!document.elementFromPoint(...pointer)?.closest(".rv-mark")) hide();
+  }, { capture: true, passive: true });
   // CircuitsVis draws its heads for the mouse alone: let the keyboard lock them, and name them.
   const reach = (place) => {
     for (const head of place.querySelectorAll("figure:not([tabindex])")) {

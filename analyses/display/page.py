@@ -42,15 +42,22 @@ def circuitsvis(element: str, place: str, name: str, **props: Any) -> str:
 
     Args:
         element: like ``"AttentionHeads"``.
-        place: the id of the ``<div>`` it is drawn into.
+        place: what the id of the ``<div>`` it is drawn into begins with.
         name: its accessible name.
         props: as JSON types.
     """
     data = json.dumps(props).replace("</", "<\\/").replace("<!--", "<\\!--")
+    # A notebook may hold the same output twice: each <div> gets an id of its own as it is drawn.
+    draw = (
+        f"for (const place of document.querySelectorAll('[data-place=\"{place}\"]')) {{"
+        " if (place.resvalDrawn) continue; place.resvalDrawn = true;"
+        " window.resvalPlaces = (window.resvalPlaces ?? 0) + 1;"
+        " place.id = `${place.dataset.place}-${window.resvalPlaces}`;"
+        f" CircuitsVis.render(place.id, CircuitsVis.{element}, {data}); }}"
+    )
     return (
-        f'<div class="rv-circuitsvis" id="{escape(place)}" role="region" tabindex="0" '
-        f'aria-label="{escape(name)}"></div>'
-        f"<script>CircuitsVis.render({json.dumps(place)}, CircuitsVis.{element}, {data});</script>"
+        f'<div class="rv-circuitsvis" data-place="{escape(place)}" role="region" tabindex="0" '
+        f'aria-label="{escape(name)}"></div><script>{draw}</script>'
     )
 
 

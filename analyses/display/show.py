@@ -17,7 +17,7 @@ from resval_lens.analyses import circuit_figures, figures, intervention_figures
 from resval_lens.analyses.circuits.circuit import Circuit
 from resval_lens.analyses.circuits.scores import EdgeScores
 from resval_lens.analyses.display.attention import attention_body, attention_figure
-from resval_lens.analyses.display.display import Display, of_figure, png_of
+from resval_lens.analyses.display.display import Display, png_of, show_figure
 from resval_lens.hooks.patching import PatchResult
 
 Patterns = Float[Tensor, "*head query key"]
@@ -65,11 +65,12 @@ def show_patching(
 
     Args:
         found: of :func:`~resval_lens.hooks.patching.patch`, or what ``patch.json`` holds.
-        tokens: of a prompt, where positions are numbers.
-        model: its name, for the title.
+        tokens: of a prompt, where positions are numbers; with a ``PatchResult``.
+        model: its name, for the title; with a ``PatchResult``.
 
     Raises:
-        ValueError: there is no gap to recover, or fewer tokens than positions.
+        ValueError: there is no gap to recover, fewer tokens than positions, or tokens or a model
+            beside a mapping, which has its own.
     """
     if isinstance(found, PatchResult):
         numbered = [at for at in found.axes.get("position", []) if isinstance(at, int)]
@@ -83,9 +84,11 @@ def show_patching(
             "recovered": found.recovered().tolist(),
             "tokens": list(tokens) if tokens is not None and numbered else None,
         }
+    elif tokens is not None or model:
+        raise ValueError("tokens and model are for a PatchResult; a mapping has its own")
     where = ", ".join(found["axes"])
     name = f"Activation patching of {found['site']} by {where} ({found['direction']})"
-    return of_figure(intervention_figures.patched(found), name)
+    return show_figure(intervention_figures.patched(found), name)
 
 
 def show_circuit(
@@ -102,8 +105,10 @@ def show_circuit(
         title: of a single one.
 
     Raises:
-        ValueError: a plain circuit without scores, or of another graph than they.
+        ValueError: a plain circuit without scores, or of another graph than they; neither of
+            these; scores beside an evaluated one; a circuit without edges.
     """
+    entries: list[dict[str, Any]]
     if isinstance(circuits, Circuit):
         if scores is None:
             raise ValueError("a plain Circuit has no weights to show; give its scores")
@@ -112,14 +117,21 @@ def show_circuit(
         weights = {edge: scores[edge] for edge in circuits.edges}
         entries = [{"title": title, "circuit": circuits.to_dict(),
                     "weights": weights, "weight": f"{scores.method} score"}]  # fmt: skip
+    elif scores is not None:
+        raise ValueError("scores are for a plain Circuit; an evaluated one has its own weights")
     elif "edges" in circuits:
         entries = [{"title": title, "circuit": circuits}]
     else:
         entries = [{"title": name, "circuit": each} for name, each in circuits.items()]
-    if not entries or not all("edges" in entry["circuit"] for entry in entries):
+    if not entries or not all(
+        "edges" in entry["circuit"] and ("weights" in entry or "minimality" in entry["circuit"])
+        for entry in entries
+    ):
         raise ValueError("circuits must be a Circuit, an evaluated one, or {title: evaluated one}")
+    if not all(entry["circuit"]["edges"] for entry in entries):
+        raise ValueError("circuits: one has no edges; there is nothing to draw")
     names = [entry["title"] for entry in entries if entry["title"]]
-    return of_figure(circuit_figures.circuits(entries), ": ".join(["Circuit", ", ".join(names)])
+    return show_figure(circuit_figures.circuits(entries), ": ".join(["Circuit", ", ".join(names)])
                      if names else "Circuit")  # fmt: skip
 
 
@@ -135,10 +147,12 @@ def show_link_ablation(study: Mapping[str, Any]) -> Display:
     """
     if "rows" in study:
         if len(study["scales"]) > 1:
-            return of_figure(intervention_figures.ablation_curves(study), "Links scaled by c")
-        return of_figure(intervention_figures.ablated(study), "Links edited")
+            return show_figure(intervention_figures.ablation_curves(study), "Links scaled by c")
+        return show_figure(intervention_figures.ablated(study), "Links edited")
     if study and all(isinstance(each, Mapping) and "scale" in each for each in study.values()):
-        return of_figure(figures.link_edits(dict(study)), f"Links scaled by c: {', '.join(study)}")
+        return show_figure(
+            figures.link_edits(dict(study)), f"Links scaled by c: {', '.join(study)}"
+        )
     raise ValueError("study must be an ablation_study or {name: link_study}")
 
 
@@ -149,7 +163,7 @@ def _checked(
     shape = list(weights.shape)
     if weights.ndim == 2:
         weights = weights[None]
-    if weights.ndim != 3 or weights.shape[1:] != (length, length):
+    if weights.ndim != 3 or weights.shape[1:] != (length, length) or not weights.numel():
         raise ValueError(
             f"{called} has shape {shape}; expected [head, {length}, {length}] for {length} tokens"
         )

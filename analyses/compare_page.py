@@ -1,0 +1,297 @@
+"""``resval-lens compare --report``: what was compared and found, on one page that opens offline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from resval_lens.analyses import (
+    circuit_figures,
+    circuit_tables,
+    figures,
+    intervention_figures,
+    ioi_tables,
+    lm_figures,
+    lm_tables,
+    tables,
+)
+from resval_lens.analyses.display.attention import attention_body
+from resval_lens.analyses.display.display import show_figure
+from resval_lens.analyses.display.page import page
+from resval_lens.analyses.display.tables import html_table
+from resval_lens.recorded import RecordedRun
+from resval_lens.recorded_lm import RecordedLMRun
+
+Data = Mapping[str, Any]
+TITLE = "Classic and residual-value transformers, compared"
+CLASSIFIERS = "two-layer classifiers"
+LANGUAGE_MODELS = "language models"
+
+
+def compare_page(data: Data, runs: Sequence[RecordedRun], lm_runs: Sequence[RecordedLMRun]) -> str:
+    """The page, of what ``compare.json`` holds and the runs whose curves are drawn.
+
+    Everything is inside: style, script, CircuitsVis once. A policy in the page forbids it to
+    fetch anything.
+
+    Args:
+        lm_runs: of language models; empty if there are none to draw.
+    """
+    sections: dict[str, Callable[[], str]] = {
+        "What was compared": lambda: _compared(data),
+        "What was found": lambda: _found(data),
+        "Accuracy and emergence": lambda: _emergence(data, runs, lm_runs),
+        "Attention": lambda: _attention(data),
+        "Links ablated": lambda: _links(data),
+        "Activations patched": lambda: _patched(data),
+        "Circuits": lambda: _circuits(data),
+        "What links carry": lambda: _carried(data),
+        "The four cells": lambda: _cells(data),
+        "Provenance": lambda: _provenance(data),
+    }
+    ids = {heading: heading.lower().replace(" ", "-") for heading in sections}
+    contents = "".join(f'<li><a href="#{ids[name]}">{name}</a></li>' for name in sections)
+    said = data.get("found", ["The numbers bear no sentence; they are below."])
+    body = [
+        f'<h1>{TITLE}</h1><p class="rv-lead">{escape(said[0])}</p>',
+        f'<nav aria-label="Contents"><ul>{contents}</ul></nav>',
+        '<p class="rv-quiet">Point at a part of a figure, or Tab to it and go on with the arrow '
+        "keys, and it says its number.</p>",
+    ]
+    body += [
+        f'<section aria-labelledby="{ids[name]}"><h2 id="{ids[name]}">{name}</h2>{make()}</section>'
+        for name, make in sections.items()
+    ]
+    return page(TITLE, "\n".join(body), with_circuitsvis=True)
+
+
+def _compared(data: Data) -> str:
+    names = {"classic": "no stream", "queries": "queries flow", "keys": "keys flow",
+             "values": "values flow"}  # fmt: skip
+    table = Table(title="Models, with the seeds whose training curves are drawn")
+    for heading in ("model", "task", "stream"):
+        table.add_column(heading)
+    table.add_column("seeds", justify="right")
+    table.add_column("evaluated on", justify="right")
+    seeds = {row["variant"]: row["seeds"] for row in data["emergence"]["rows"]}
+    for name, study in data["models"].items():
+        table.add_row(
+            name, CLASSIFIERS, names.get(name, name),
+            ", ".join(map(str, seeds.get(name, [study["seed"]]))),
+            f"{study['sequences']:,} sequences, seed {study['seed']}",
+        )  # fmt: skip
+    table.add_section()
+    models = data["language_models"]
+    for name, scores in models["scores"].items():
+        kind = scores["architecture"]
+        seed = "" if scores["seed"] is None else str(scores["seed"])
+        table.add_row(
+            name, LANGUAGE_MODELS, names.get(kind, kind), seed, f"{models['prompts']:,} prompts"
+        )
+    return (
+        "<p>Transformers in which each attention layer's values (queries, keys) also receive the "
+        "previous layer's of the same head (arXiv 2412.15113), beside classic ones of the same "
+        f"seed, data and size: {CLASSIFIERS} that learn to classify in context, and "
+        f"{LANGUAGE_MODELS} that name the indirect object of a generated story. Everything below "
+        "but the training curves was measured now, on these models.</p>" + html_table(table)
+    )
+
+
+def _found(data: Data) -> str:
+    lines = "".join(f"<li>{escape(sentence)}</li>" for sentence in data.get("found", []))
+    return (
+        f"<ul>{lines}</ul><p class='rv-quiet'>A link's weight, norm or attention is not its "
+        "importance; where these sentences say what a link does, it was cut or corrupted.</p>"
+    )
+
+
+def _emergence(data: Data, runs: Sequence[RecordedRun], lm_runs: Sequence[RecordedLMRun]) -> str:
+    parts = [
+        f"<h3>{CLASSIFIERS.capitalize()}</h3>",
+        _figure(figures.bars(data["models"]), "Accuracy of each model on each task",
+                "Accuracy at the end of training, of one seed. Test: as in training; IC: fresh "
+                "classes; IC2: known classes with new labels; IW: only memory helps."),
+        _figure(figures.emergence(runs), "Accuracy and loss of classifiers in training",
+                "Light: single seeds; dark: their mean."),
+        html_table(tables.emergence_table(data["emergence"])),
+    ]  # fmt: skip
+    study = data["language_models"]["emergence"]
+    if "reason" in study:
+        parts.append(f"<p>Curves of language models are not drawn: {escape(study['reason'])}.</p>")
+    else:
+        parts += [
+            f"<h3>{LANGUAGE_MODELS.capitalize()}</h3>",
+            _figure(lm_figures.training(lm_runs), "Language models in training",
+                    "Light: single seeds; dark: their mean. Unseen: pairs of names that never "
+                    "meet in training text, frames and objects that never occur in it."),
+            html_table(lm_tables.study_table(study)),
+        ]  # fmt: skip
+    return "".join(parts)
+
+
+def _attention(data: Data) -> str:
+    shown = {name: data["attention"][name] for name in _pair(data["attention"])}
+    length = len(next(iter(shown.values()))["mean_pattern"][0])
+    tokens = [f"{'label' if i % 2 else 'object'} {i // 2 + 1} " for i in range(length - 1)]
+    means = {name: torch.tensor(study["mean_pattern"]).clamp(0, 1) for name, study in shown.items()}
+    parts = [
+        f"<h3>{CLASSIFIERS.capitalize()}</h3><p>Mean weights over sequences of fresh classes. "
+        "Layer 1 writes each object next to its label; layer 2 lets the query find the label. "
+        "Hover over a layer to see it alone, click to keep it; click a token to see what it "
+        "attends to.</p>",
+        attention_body(means, [*tokens, "query"], ["layer 1", "layer 2"]),
+        html_table(tables.attention_table(dict(data))),
+    ]
+    models = data["language_models"]["attention"]
+    if models["models"]:
+        patterns = {name: torch.tensor(of["patterns"]) for name, of in models["models"].items()}
+        heads = next(iter(models["models"].values()))["heads"]
+        parts += [
+            f"<h3>{LANGUAGE_MODELS.capitalize()}</h3><p>All heads (layer.head) on one prompt. The "
+            "answer is said at the last token.</p>",
+            attention_body(patterns, models["tokens"], heads),
+        ]
+    return "".join(parts)
+
+
+def _links(data: Data) -> str:
+    parts = []
+    if data["links"]:
+        parts += [
+            f"<h3>{CLASSIFIERS.capitalize()}</h3>",
+            _figure(figures.link_edits(data["links"]), "Accuracy against the scale of the links",
+                    "Every link of a model scaled by c; ○: replaced by its mean over other "
+                    "sequences."),
+        ]  # fmt: skip
+    studies = data["language_models"]["links"]
+    if studies:
+        parts.append(f"<h3>{LANGUAGE_MODELS.capitalize()}</h3>")
+    for name, study in studies.items():
+        parts += [
+            _figure(intervention_figures.ablation_curves(study), f"{name}: links scaled",
+                    "v1 are the links that arrive in layer 1, all heads. At c = 0 also "
+                    "mean-ablated (○) and resampled from the twins (×)."),
+        ]  # fmt: skip
+        if name in data["language_models"]["scores"]:  # its own links, not grafted ones
+            own = [row for row in study["rows"] if row["edit"] in study["edits"]]
+            alone = intervention_figures.ablated({**study, "scales": [], "rows": own})
+            said = "Each layer's links and each head's alone (v1.h2: into head 2 of layer 1)."
+            parts.append(_figure(alone, f"{name}: each link edited", said))
+    return "".join(parts) or "<p>None of these models has links.</p>"
+
+
+def _patched(data: Data) -> str:
+    patched = data["language_models"]["patched"]
+    if not patched:
+        return "<p>No language model was compared.</p>"
+    example = patched[0]["example"]
+    said = (
+        "<p>The corrupted run takes one activation from the clean run: how much of the gap between "
+        "the two does it recover (0: as corrupted, 1: as clean)? The twins differ in who gives: "
+        f"<q>{escape(example['clean'])}</q>, <q>{escape(example['corrupted'])}</q>.</p>"
+    )
+    sites = list(dict.fromkeys(found["site"] for found in patched))
+    what = {"resid_pre": "the residual stream before each layer", "z": "heads' outputs",
+            "v_link": "what arrives over the value links"}  # fmt: skip
+    drawn = "".join(
+        _figure(
+            intervention_figures.patched(found),
+            f"{found['model']}: {what.get(found['site'], found['site'])}, patched",
+            f"{found['model']}: {what.get(found['site'], found['site'])}, "
+            f"by {' and '.join(found['axes'])}.",
+        )
+        for found in sorted(patched, key=lambda found: sites.index(found["site"]))
+    )
+    return f'{said}<div class="rv-pairs">{drawn}</div>'
+
+
+def _circuits(data: Data) -> str:
+    circuits = data["circuits"]
+    parts = []
+    if circuits["drawn"]:
+        said = (
+            f"The fewest edges that keep {circuits['least']:.0%} of the task. Every other edge "
+            "carries what it carries on the twin. The stronger an edge is drawn, the more the "
+            "metric loses without it."
+        )
+        drawn = circuits["drawn"]
+        for task in dict.fromkeys(each["title"].split(": ")[1] for each in drawn):
+            own = [each for each in drawn if each["title"].endswith(task)]
+            parts.append(_figure(circuit_figures.circuits(own), f"Circuits, {task}", said))
+            said = f"As above, {task}."
+    parts += [
+        html_table(
+            circuit_tables.compared_table(circuits["over_seeds"], circuits["least"])
+        ),
+        _figure(circuit_figures.faithfulness(circuits["circuits"]), "Faithfulness by size",
+                "Faithfulness of the highest-scored edges; 1: as the whole model. It may pass 1: "
+                "edges that work against the answer are left out."),
+    ]  # fmt: skip
+    return "".join(parts)
+
+
+def _carried(data: Data) -> str:
+    heads = data["circuits"]["heads"]
+    if not heads:
+        return "<p>No language model was compared.</p>"
+    parts = [html_table(circuit_tables.roles_table(heads))]
+    if any(each["signals"] for each in heads):
+        parts.append(html_table(circuit_tables.signals_table(heads)))
+    return "".join(parts)
+
+
+def _cells(data: Data) -> str:
+    parts = [
+        "<p>The same weights, run as the other architecture: a link grafted on, or removed. Each "
+        "as it was trained is the comparison; the other two say how far weights and link have "
+        "grown together.</p>"
+    ]
+    if "four_cells" in data:
+        table = Table(title="Classifiers: accuracy")
+        for heading in ("trained", "run"):
+            table.add_column(heading)
+        for label in figures.TASKS.values():
+            table.add_column(label, justify="right")
+        for cell, row in data["four_cells"]["cells"].items():
+            trained, run = (part.split(" ", 1)[1] for part in cell.split(", "))
+            table.add_row(trained, f"{run} stream", *(f"{row[task]:.3f}" for task in figures.TASKS))
+        parts.append(html_table(table))
+    pairs = data["language_models"]["four_cells"]
+    if pairs:
+        parts.append(html_table(ioi_tables.cells_table(pairs, "Language models")))
+        said = "".join(f"<li>{escape(text)}</li>" for text in ioi_tables.cells_sentences(pairs))
+        parts.append(f"<ul>{said}</ul>")
+    return "".join(parts)
+
+
+def _provenance(data: Data) -> str:
+    facts = data["provenance"]
+    rows = {
+        "command": f"<code>{escape(facts['command'])}</code>",
+        "created": escape(facts["created"]),
+        "git commit": escape(facts["git_commit"] or "not in a git checkout"),
+        **{name: escape(number) for name, number in facts["versions"].items()},
+        "machine": escape(facts["machine"]),
+        **{name: escape(str(value)) for name, value in data["settings"].items()},
+    }
+    lines = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows.items())
+    return (
+        f"<dl>{lines}</dl><p class='rv-quiet'>All numbers of this page, and more, are in "
+        "compare.json beside it; the curves of training are in the runs' metrics.</p>"
+    )
+
+
+def _pair(names: Mapping[str, Any]) -> list[str]:
+    """Classic and values, where there are both; else all."""
+    both = [name for name in ("classic", "values") if name in names]
+    return both if len(both) == 2 else list(names)
+
+
+def _figure(figure: Figure, name: str, caption: str) -> str:
+    body = show_figure(figure, name).body
+    return body.replace("</figure>", f"<figcaption>{escape(caption)}</figcaption></figure>")

@@ -1,0 +1,66 @@
+"""The terminal's tables as HTML."""
+
+from __future__ import annotations
+
+from html import escape
+
+from rich.table import Table
+from rich.text import Text
+
+
+def html_table(table: Table) -> str:
+    """A rich table as a ``<table>`` that a narrow screen scrolls; bold rows head those below.
+
+    Headings of several lines become one, what follows the first after a colon; the title and the
+    caption stand together above.
+    """
+    columns = [list(column.cells) for column in table.columns]
+    words = [column.justify not in ("right", "center") for column in table.columns]
+    head = "".join(
+        f'<th scope="col"{_side(left)}>{_heading(column.header)}</th>'
+        for column, left in zip(table.columns, words, strict=True)
+    )
+    lines = []
+    for number, row in enumerate(table.rows):
+        first, *rest = (_text(cells[number]) for cells in columns)
+        group = _is_bold(columns[0][number]) and not any(text.plain.strip() for text in rest)
+        if group:
+            lines.append(
+                f'<tr class="rv-group"><th scope="rowgroup" colspan="{len(columns)}">'
+                f"{escape(first.plain)}</th></tr>"
+            )
+            continue
+        cells = "".join(
+            f"<td{_side(left)}>{escape(text.plain)}</td>"
+            for text, left in zip(rest, words[1:], strict=True)
+        )
+        last = ' class="rv-section"' if row.end_section else ""
+        lines.append(f'<tr{last}><th scope="row">{escape(first.plain.strip())}</th>{cells}</tr>')
+    title = _plain(table.title) if table.title else ""
+    caption = f'<br><span class="rv-quiet">{_plain(table.caption)}</span>' if table.caption else ""
+    return (
+        f'<div class="rv-scroll" role="region" tabindex="0" aria-label="{title}"><table>'
+        f"<caption>{title}{caption}</caption><thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _side(left: bool) -> str:
+    return ' class="rv-words"' if left else ""
+
+
+def _text(cell: object) -> Text:
+    return cell if isinstance(cell, Text) else Text.from_markup(str(cell))
+
+
+def _heading(cell: object) -> str:
+    first, _, rest = _text(cell).plain.partition("\n")
+    return _plain(f"{first}: {rest}" if rest else first)
+
+
+def _plain(cell: object) -> str:
+    return escape(" ".join(_text(cell).plain.split()))
+
+
+def _is_bold(cell: object) -> bool:
+    return isinstance(cell, str) and cell.startswith("[bold]")

@@ -1,0 +1,177 @@
+"""Small inputs of figures and displays, and what is drawn of them, read back from the SVG."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from resval_lens.analyses.circuits.circuit import Circuit
+from resval_lens.analyses.circuits.graph import Graph
+from resval_lens.analyses.circuits.scores import EdgeScores
+from resval_lens.analyses.display.svg import svg
+from resval_lens.hooks.patching import PatchResult
+from resval_lens.recorded import RecordedRun
+from resval_lens.training import ICLRun
+from tests.helpers import tiny_config
+
+TASKS = ("test", "ic", "ic2", "iw")
+NASTY = ["<b>", "a&b", 'say "x"', "</script><b>", "<!--", "it's", "$$", "$\\frac$"]
+"""Tokens that mean something to HTML, JavaScript or matplotlib."""
+SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
+Marks = dict[str, ElementTree.Element]
+
+
+def patch_result(
+    sizes: dict[str, int], direction: str = "denoise", names: Sequence[str] = (), seed: int = 0
+) -> PatchResult:
+    """A patching of these axes, whose cells recover from −0.8 to 1.2 of a gap from −1.5 to 2.5."""
+    shape = tuple(sizes.values())
+    shares = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 0.8
+    values = -1.5 + 4 * shares
+    axes: dict[str, list[Any]] = {name: list(range(size)) for name, size in sizes.items()}
+    if names:
+        axes["position"] = list(names)
+    return PatchResult(values, values[..., None], -1.5, 2.5, axes, "v_link", direction)
+
+
+def found(sizes: dict[str, int], **changes: Any) -> dict[str, Any]:
+    """What ``patch.json`` holds."""
+    result = patch_result(sizes, **changes)
+    shares = (result.values + 1.5) / 4
+    return {"model": "m", "site": result.site, "direction": result.direction, "tokens": None,
+            "axes": result.axes, "recovered": shares.tolist()}  # fmt: skip
+
+
+def graph(n_key_value_heads: int | None = None) -> Graph:
+    """Two layers of four heads whose values flow."""
+    changes = {} if n_key_value_heads is None else {"n_key_value_heads": n_key_value_heads}
+    return Graph(tiny_config(streams="v", n_layers=2, **changes))
+
+
+CIRCUIT = ("input->a0.h0<v>", "input->m0", "a0.h0<v>->a1.h0<v>", "a1.h0->logits", "m0->a1.h1<q>")
+
+
+def scored_circuit(of: Graph | None = None) -> tuple[Circuit, EdgeScores]:
+    """Five edges, one of them a link, and a score for every edge of the graph."""
+    of = of or graph()
+    scores = torch.linspace(-1.2345, 2.3456, len(of))
+    return Circuit.of(of, CIRCUIT), EdgeScores(of, scores, "eap-ig", 5, 3)
+
+
+def evaluated_circuit(of: Graph | None = None) -> dict[str, Any]:
+    """The same as ``evaluate`` gives it, less what no figure shows."""
+    circuit, _ = scored_circuit(of)
+    losses = {edge: 0.5 - 0.777 * i for i, edge in enumerate(circuit.edges)}
+    return {**circuit.to_dict(), "minimality": losses}
+
+
+def ablation(scales: Sequence[float] = (), seed: int = 0) -> dict[str, Any]:
+    """What ``ablation_study`` gives of a model of two layers of links."""
+    drawn = np.random.default_rng(seed)
+    edits = ["zero", "mean", "resample", *(f"scale {c:g}" for c in scales)]
+    rows = [
+        {"links": links, "n_links": 4, "edit": edit,
+         "measures": {"logit difference": drawn.normal(), "p": drawn.random()}}
+        for links in ("all", "v1", "v2", "v1.0", "v2.3")
+        for edit in edits
+    ]  # fmt: skip
+    return {
+        "measures": ["logit difference", "p"],
+        "scales": list(scales),
+        "clean": {"logit difference": 3.2, "p": 0.9},
+        "corrupted": {"logit difference": -3.1, "p": 0.1},
+        "rows": rows,
+    }
+
+
+def link_study(seed: int = 0) -> dict[str, Any]:
+    """What ``link_study`` gives of one model."""
+    drawn = np.random.default_rng(seed)
+    factors = ("-1.0", "0.0", "0.5", "1.0", "2.0")
+    return {
+        "scale": {c: dict(zip(TASKS, drawn.random(4).tolist(), strict=True)) for c in factors},
+        "mean": dict(zip(TASKS, drawn.random(4).tolist(), strict=True)),
+    }
+
+
+def patterns(heads: int = 4, length: int = 5, seed: int = 0) -> Tensor:
+    """Causal attention, [head, query, key]."""
+    scores = torch.randn(heads, length, length, generator=torch.Generator().manual_seed(seed))
+    later = torch.ones(length, length, dtype=torch.bool).triu(1)
+    return scores.masked_fill(later, -torch.inf).softmax(-1)
+
+
+def icl_runs() -> list[RecordedRun]:
+    """Two variants, two seeds each, that ended at different steps."""
+    drawn = np.random.default_rng(0)
+
+    def recorded(name: str, seed: int, snapshots: int) -> RecordedRun:
+        metrics = [
+            {"step": 500 * i, **{t: {"accuracy": drawn.random(), "loss": drawn.random() * 3}
+                                 for t in TASKS}}
+            for i in range(1, snapshots + 1)
+        ]  # fmt: skip
+        streams = "v" if name == "values" else ""
+        return RecordedRun(ICLRun(name, streams=streams, seed=seed), [], metrics, Path(name))
+
+    return [recorded("classic", 0, 9), recorded("classic", 1, 7),
+            recorded("values", 0, 6), recorded("values", 1, 90)]  # fmt: skip
+
+
+def root_of(figure: Figure) -> ElementTree.Element:
+    root = ElementTree.fromstring(svg(figure, "a figure", "x"))
+    plt.close(figure)
+    return root
+
+
+def marks_of(root: ElementTree.Element) -> Marks:
+    """Marks by what they say, in their order."""
+    found = [e for e in root.iter() if e.get("class") == "rv-mark"]
+    named = {e.attrib["aria-label"]: e for e in found}
+    assert len(named) == len(found), "two marks say the same"
+    return named
+
+
+def said(figure: Figure) -> list[str]:
+    return list(marks_of(root_of(figure)))
+
+
+def corners(mark: ElementTree.Element) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of a mark's first path, or of where its marker stands."""
+    placed = next(mark.iter(f"{SVG}use"), None)
+    if placed is not None:
+        x, y = float(placed.attrib["x"]), float(placed.attrib["y"])
+        return x, y, x, y
+    path = next(mark.iter(f"{SVG}path")).attrib["d"]
+    numbers = np.array(re.findall(r"-?\d+(?:\.\d+)?", path), dtype=float).reshape(-1, 2)
+    (left, top), (right, bottom) = numbers.min(0), numbers.max(0)
+    return left, top, right, bottom
+
+
+def fill(mark: ElementTree.Element) -> str:
+    return re.search(r"fill: (#\w+)", next(mark.iter(f"{SVG}path")).attrib["style"])[1]
+
+
+def value(text: str) -> float:
+    return float(text.rpartition(" ")[2])
+
+
+def straight(pixels: list[float], values: list[float]) -> bool:
+    """Whether ``pixels`` are a linear function of ``values``, one that is not constant."""
+    slope, offset = np.polyfit(values, pixels, 1)
+    off = np.abs(slope * np.array(values) + offset - pixels).max()
+    return bool(abs(slope) > 1 and off < 0.01 * np.ptp(pixels))
+
+
+def luminance(colour: str) -> float:
+    """W3C's relative luminance of ``#rrggbb``."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue

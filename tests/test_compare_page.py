@@ -1,0 +1,325 @@
+"""The page of ``compare --report``: all of it, true to compare.json, in a browser without a net."""
+
+import json
+import re
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from resval_lens.analyses.circuit_compare import studied_models
+from resval_lens.analyses.cli import app
+from resval_lens.analyses.compare_page import compare_page
+from resval_lens.analyses.emergence import paper_runs
+from resval_lens.analyses.ioi import ioi_scores
+from resval_lens.analyses.lm_compare import GRAFTED, compare_language_models
+from resval_lens.analyses.subjects import on_indirect_objects
+from resval_lens.recorded import load_runs
+from resval_lens.recorded_lm import load_lm_runs
+from resval_lens.tasks.ioi import encode
+from resval_lens.tasks.stories import ioi_prompts
+from tests.browser import PHONE, browser, opened  # noqa: F401
+
+FEW = ("--sequences=40", "--link-sequences=20", "--circuit-sequences=8", "--prompts=4")
+DRAWN = "document.querySelectorAll('.rv-circuitsvis canvas').length >= 8"
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """What ``compare --report`` writes, and its output."""
+    to = tmp_path_factory.mktemp("compare")
+    done = CliRunner().invoke(app, ["compare", *FEW, "--report", str(to), "--quiet"])
+    assert done.exit_code == 0, done.output
+    (to / "stdout.txt").write_text(done.stdout)
+    return to
+
+
+@pytest.fixture(scope="module")
+def data(folder: Path) -> dict:
+    return json.loads((folder / "compare.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def html(folder: Path) -> str:
+    return (folder / "report.html").read_text()
+
+
+class Reader(HTMLParser):
+    """Checks that tags close in order, and gathers ids, links and text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.labels: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.ids += [given["id"]] if "id" in given else []
+        self.links += [given["href"]] if tag == "a" else []
+        self.labels += [given["aria-label"]] if given.get("class") == "rv-mark" else []
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not set(self.open) & {"script", "style"}:
+            self.text += data
+
+
+@pytest.fixture(scope="module")
+def read(html: str) -> Reader:
+    reader = Reader()
+    reader.feed(html)
+    assert reader.open == []
+    return reader
+
+
+def test_every_section_is_there_and_the_contents_lead_to_it(read: Reader):
+    headings = ("What was compared", "What was found", "Accuracy and emergence", "Attention",
+                "Links ablated", "Activations patched", "Circuits", "What links carry",
+                "The four cells", "Provenance")  # fmt: skip
+    assert [link.removeprefix("#") for link in read.links] == [
+        heading.lower().replace(" ", "-") for heading in headings
+    ]
+    assert {link.removeprefix("#") for link in read.links} <= set(read.ids)
+    assert len(read.ids) == len(set(read.ids))
+
+
+def test_what_was_found_is_said_and_the_first_of_it_leads(read: Reader, data: dict):
+    for sentence in data["found"]:
+        assert sentence in read.text
+    before_contents = read.text.split("What was compared")[0]
+    assert data["found"][0] in before_contents
+    assert re.search(r"\d", data["found"][0])
+
+
+def test_nothing_is_fetched_and_the_page_is_small(html: str):
+    assert len(html.encode()) < 8_000_000
+    assert html.count("window.CircuitsVis ??=") == 1
+    outside = re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL)
+    assert set(re.findall(r"https?://[^\s\"'<>)]+", outside)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
+    assert "default-src 'none'" in html
+    assert not re.search(r"<(script|img|link|iframe)[^>]+src=", outside)
+
+
+def test_heat_maps_say_the_numbers_of_the_data(read: Reader, data: dict):
+    for found in data["language_models"]["patched"]:
+        one, other = found["axes"]
+        expected = {
+            f"{one} {row}, {other} {column}: {value:.3f}"
+            for row, line in zip(found["axes"][one], found["recovered"], strict=True)
+            for column, value in zip(found["axes"][other], line, strict=True)
+        }
+        assert expected <= set(read.labels), found["site"]
+
+
+def test_circuits_say_the_weights_of_their_edges(read: Reader, data: dict):
+    for entry in data["circuits"]["drawn"]:
+        circuit = entry["circuit"]
+        for edge in circuit["edges"]:
+            kind = "value link" if edge in circuit["links"] else "residual stream"
+            weight = circuit["minimality"][edge]
+            assert any(
+                label.startswith(f"{edge} ({kind})") and label.endswith(f" {weight:.3f}")
+                for label in read.labels
+            ), edge
+
+
+def test_attention_is_the_models_own(html: str, data: dict):
+    shown = [
+        json.loads(props)
+        for props in re.findall(r"CircuitsVis\.AttentionPatterns, (\{.*?\})\)", html)
+    ]
+    assert len(shown) == 4
+    for props, name in zip(shown, ("classic", "values"), strict=False):
+        means = torch.tensor(data["attention"][name]["mean_pattern"])
+        assert torch.allclose(torch.tensor(props["attention"]), means, atol=6e-5)
+        assert props["headLabels"] == ["layer 1", "layer 2"]
+    for props, models in zip(shown[2:], studied_models(), strict=True):
+        chosen = on_indirect_objects(models.name, models.model, 1, 0, "giver")
+        end = int(chosen.pairs.answers[0]) + 1
+        _, cache = models.model.run_with_cache(chosen.pairs.clean[:, :end])
+        own = torch.cat([cache["pattern", layer][0] for layer in range(4)])
+        assert torch.allclose(torch.tensor(props["attention"]), own, atol=1e-4)
+        assert len(props["tokens"]) == end
+
+
+def test_provenance_is_shown_whole(read: Reader, data: dict):
+    text = read.text.split("Provenance")[-1]
+    for value in (data["provenance"]["command"], data["provenance"]["created"],
+                  *data["provenance"]["versions"].values()):  # fmt: skip
+        assert value in text
+    for name, value in data["settings"].items():
+        assert f"{name}{value}" in text
+
+
+def test_paths_of_all_files_are_printed(folder: Path):
+    said = (folder / "stdout.txt").read_text().replace("\n", "")
+    for name in ("report.html", "compare.json", "circuits.png"):
+        assert str(folder / name) in said
+
+
+def test_text_of_models_cannot_break_the_page(data: dict):
+    name = "</script><b>&\"'"
+    models = data["language_models"]
+    scores = {name: next(iter(models["scores"].values()))}
+    attention = {"tokens": models["attention"]["tokens"],
+                 "models": {name: next(iter(models["attention"]["models"].values()))}}  # fmt: skip
+    links = {name: next(iter(models["links"].values()))}
+    changed = models | {"scores": scores, "attention": attention, "links": links}
+    found = [f"<i>{name}", *data["found"]]
+    page = compare_page(
+        data | {"language_models": changed, "found": found}, paper_runs(load_runs()), load_lm_runs()
+    )
+    reader = Reader()
+    reader.feed(page)
+    assert reader.open == []
+    assert f"<i>{name}" in unescape(reader.text)
+    assert "<b>" not in page
+
+
+def test_models_without_links_or_sentences_make_a_page(data: dict):
+    """What is not there is said, not stumbled over."""
+    models = data["language_models"]
+    none = {
+        "scores": {},
+        "links": {},
+        "patched": [],
+        "four_cells": [],
+        "attention": {"tokens": None, "models": {}},
+        "emergence": {"reason": "they differ"},
+    }
+    few = data | {
+        "language_models": models | none,
+        "links": {},
+        "circuits": data["circuits"] | {"heads": [], "drawn": []},
+    }
+    few.pop("found")
+    few.pop("four_cells")
+    page = compare_page(few, paper_runs(load_runs()), [])
+    assert "None of these models has links." in page
+    assert "are not drawn: they differ." in page
+    Reader().feed(page)
+
+
+# The numbers themselves, found another way.
+
+
+@pytest.fixture(scope="module")
+def compared() -> dict:
+    return compare_language_models(studied_models(), prompts=6, seed=3)
+
+
+def test_cutting_every_link_is_running_without_the_stream(compared: dict):
+    cells = compared["four_cells"][0]["cells"]
+    for name, cell in (
+        ("stories-small-values", "trained with stream, run without"),
+        (f"stories-small-classic{GRAFTED}", "trained classic, run without"),
+    ):
+        study = compared["links"][name]
+        (cut,) = (
+            row["measures"]["logit difference"]
+            for row in study["rows"]
+            if row["links"] == "all" and row["edit"] == "zero"
+        )
+        assert cut == pytest.approx(cells[cell]["logit_difference"], abs=1e-4)
+        whole = cell.replace("without", "with")
+        assert study["clean"]["logit difference"] == pytest.approx(
+            cells[whole]["logit_difference"], abs=1e-4
+        )
+
+
+def test_a_patched_head_is_a_plain_hook(compared: dict):
+    for each in studied_models():
+        (found,) = (
+            entry for entry in compared["patched"]
+            if entry["model"] == each.name and entry["site"] == "z"
+        )  # fmt: skip
+        pairs = on_indirect_objects(each.name, each.model, 6, 3, "giver").pairs
+        rows = torch.arange(len(pairs))
+        with torch.no_grad():
+            _, clean = each.model.run_with_cache(pairs.clean)
+
+            def take(z, hook, layer=1, head=2, clean=clean):
+                z[:, :, head] = clean["z", layer][:, :, head]
+                return z
+
+            hooked = each.model.run_with_hooks(
+                pairs.corrupted, fwd_hooks=[("blocks.1.attn.hook_z", take)]
+            )
+        last = hooked[rows, pairs.answers]
+        io, subject = pairs.labels.T
+        metric = (last[rows, io] - last[rows, subject]).mean().item()
+        expected = (metric - found["base"]) / (found["source"] - found["base"])
+        assert found["recovered"][1][2] == pytest.approx(expected, abs=2e-4)
+
+
+def test_scores_are_those_of_the_prompts(compared: dict):
+    drawn = ioi_prompts(6, 3, "unseen", "unseen", "unseen")
+    for each in studied_models():
+        tokenizer = each.model.tokenizer
+        expected = ioi_scores(each.model, encode(drawn, tokenizer, tokenizer.eos_token_id))
+        own = compared["scores"][each.name]
+        assert {name: own[name] for name in expected} == pytest.approx(expected, abs=1e-5)
+
+
+def test_no_prompts_are_refused():
+    with pytest.raises(ValueError, match="prompts must be 1 or more; got 0"):
+        compare_language_models(studied_models(), prompts=0)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("phone", [False, True], ids=["desktop", "phone"])
+def test_a_browser_draws_every_figure(browser, folder, html, phone):  # noqa: F811
+    size = {"size": PHONE} if phone else {}
+    with opened(browser, folder / "report.html", dark=phone, **size) as page:
+        figures = page.locator(".rv-figure")
+        assert figures.count() == html.count('class="rv-figure"') >= 12
+        for number in range(figures.count()):
+            box = figures.nth(number).bounding_box()
+            assert box["width"] > 200
+            assert box["height"] > 80
+            assert figures.nth(number).get_attribute("aria-label")
+        page.wait_for_function(DRAWN)
+        names = page.eval_on_selector_all(
+            "[role=region], canvas, select", "all => all.map(x => x.getAttribute('aria-label'))"
+        )
+        assert all(names)
+
+
+@pytest.mark.browser
+def test_hovering_says_the_numbers(browser, folder, data):  # noqa: F811
+    found = data["language_models"]["patched"][0]
+    one, other = found["axes"]
+    row, column = found["axes"][one][1], found["axes"][other][-1]
+    said = f"{one} {row}, {other} {column}: {found['recovered'][1][-1]:.3f}"
+    entry = next(each for each in data["circuits"]["drawn"] if each["circuit"]["links"])
+    link = entry["circuit"]["links"][0]
+    with opened(browser, folder / "report.html") as page:
+        page.wait_for_function(DRAWN)  # until then what is below moves
+        figure = page.locator(f'.rv-figure[aria-label^="{found["model"]}"][aria-label$="patched"]')
+        figure = figure.first
+        figure.locator(f'.rv-mark[aria-label="{said}"]').hover()
+        assert page.locator(".rv-tip").text_content() == said
+        mark = page.locator(f'.rv-mark[aria-label^="{link} (value link)"]').first
+        mark.focus()
+        mark.press("End")
+        mark.press("Home")
+        assert page.locator(".rv-tip").count() == 1

@@ -1,0 +1,391 @@
+"""Displays: ``show_...`` of every input, pages and images that need nothing else."""
+
+import json
+import re
+import socket
+import urllib.request
+from collections.abc import Callable
+from html import escape, unescape
+from html.parser import HTMLParser
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from rich.table import Table
+
+from resval_lens.analyses import intervention_figures
+from resval_lens.analyses.circuits.circuit import Circuit
+from resval_lens.analyses.display import (
+    Display,
+    show_attention,
+    show_circuit,
+    show_figure,
+    show_link_ablation,
+    show_patching,
+)
+from resval_lens.analyses.display.tables import html_table
+from resval_lens.hooks.patching import PatchResult
+from tests.drawn import (
+    NASTY,
+    SVG,
+    ablation,
+    evaluated_circuit,
+    found,
+    graph,
+    link_study,
+    marks_of,
+    patch_result,
+    patterns,
+    scored_circuit,
+)
+
+# --- show_... -----------------------------------------------------------------------------------
+
+
+def displays() -> dict[str, Display]:
+    circuit, scores = scored_circuit()
+    return {
+        "patching": show_patching(patch_result({"layer": 2, "head": 4})),
+        "circuit": show_circuit(circuit, scores),
+        "ablation": show_link_ablation(ablation()),
+        "attention": show_attention(patterns(), list("abcde")),
+    }
+
+
+def test_every_input_that_is_offered_is_shown():
+    circuit, scores = scored_circuit()
+    numbered = patch_result({"layer": 2, "position": 3})
+    named = patch_result({"layer": 2, "position": 2}, names=("giver", "end"), direction="noise")
+    shown = [
+        show_patching(numbered, tokens=[" a", "b", "c", "left over"], model="mine"),
+        show_patching(named, tokens=["ignored"]),
+        show_patching(found({"layer": 2, "head": 3})),
+        show_circuit(circuit, scores),
+        show_circuit(evaluated_circuit(), title="alone"),
+        show_circuit({"one": evaluated_circuit(), "two": evaluated_circuit()}),
+        show_link_ablation(ablation()),
+        show_link_ablation(ablation([0.5])),
+        show_link_ablation(ablation([0.0, 1.0])),
+        show_link_ablation({"values": link_study(), "keys": link_study(1)}),
+        show_attention(patterns(), list("abcde")),
+        show_attention(patterns()[0], list("abcde")),
+        show_attention({"a": patterns(2), "b": patterns(3)[None][0].double()}, list("abcde")),
+        show_attention(patterns(2), list("abcde"), ["left", "right"]),
+        show_figure(intervention_figures.ablated(ablation()), 'any "figure"'),
+    ]
+    assert [display.name for display in shown] == [
+        "Activation patching of v_link by layer, position (denoise)",
+        "Activation patching of v_link by layer, position (noise)",
+        "Activation patching of v_link by layer, head (denoise)",
+        "Circuit", "Circuit: alone", "Circuit: one, two",
+        "Links edited", "Links edited", "Links scaled by c", "Links scaled by c: values, keys",
+        "Attention patterns", "Attention patterns", "Attention patterns, a, b",
+        "Attention patterns", 'any "figure"',
+    ]  # fmt: skip
+    assert "layer 1, position 0 a: " in shown[0].body
+    assert "mine: v_link of the corrupted run taken from the clean run" in shown[0].body
+    assert "position giver" in shown[1].body
+    assert "v_link of the clean run taken from the corrupted run" in shown[1].body
+    for display in shown:
+        assert display.png.startswith(b"\x89PNG\r\n\x1a\n")
+        assert display.with_circuitsvis == ("Attention" in display.name)
+        assert f'aria-label="{escape(display.name.split(",")[0])}' in display.body
+        assert repr(display) == f"Display({display.name!r})"
+    ids = [
+        i for display in shown for i in re.findall(r' (?:id|data-place)="([^"]+)"', display.body)
+    ]
+    assert len(set(ids)) == len(ids)
+    assert plt.get_fignums() == []
+
+
+def weights(n: int, top: float = 1.0) -> torch.Tensor:
+    return torch.full((1, n, n), top / n)
+
+
+REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
+    "no pattern": (
+        lambda: show_attention({}, ["a"]),
+        "patterns is empty; expected one pattern or more",
+    ),
+    "tokens": (
+        lambda: show_attention(weights(3), ["a", "b"]),
+        "the pattern has shape [1, 3, 3]; expected [head, 2, 2] for 2 tokens",
+    ),
+    "batch": (
+        lambda: show_attention({"v": weights(3)[None]}, list("abc")),
+        "pattern 'v' has shape [1, 1, 3, 3]; expected [head, 3, 3] for 3 tokens",
+    ),
+    "no head": (
+        lambda: show_attention(weights(3)[:0], list("abc")),
+        "the pattern has shape [0, 3, 3]; expected [head, 3, 3] for 3 tokens",
+    ),
+    "heads": (
+        lambda: show_attention(weights(2), ["a", "b"], ["x", "y"]),
+        "the pattern has 1 heads; got 2 names",
+    ),
+    "scores": (
+        lambda: show_attention({"v": weights(2, -2.0)}, ["a", "b"]),
+        "pattern 'v' is not attention: weights must lie between 0 and 1",
+    ),
+    "above one": (
+        lambda: show_attention(weights(2, 2.1), ["a", "b"]),
+        "the pattern is not attention: weights must lie between 0 and 1",
+    ),
+    "nan": (
+        lambda: show_attention(weights(2, float("nan")), ["a", "b"]),
+        "the pattern is not attention: weights must lie between 0 and 1",
+    ),
+    "too few tokens": (
+        lambda: show_patching(patch_result({"layer": 2, "position": 5}), tokens=["a"] * 4),
+        "4 tokens for positions up to 4",
+    ),
+    "no gap": (
+        lambda: show_patching(PatchResult(torch.ones(2), torch.ones(2, 1), 0.5, 0.5,
+                                          {"layer": [0, 1]}, "z", "noise")),
+        "there is no gap to recover: the metric is 0.5 in the run that is patched and 0.5 in the "
+        "other",
+    ),
+    "no scores": (
+        lambda: show_circuit(scored_circuit()[0]),
+        "a plain Circuit has no weights to show; give its scores",
+    ),
+    "other graph": (
+        lambda: show_circuit(scored_circuit()[0], scored_circuit(graph(2))[1]),
+        "these scores are of another graph than the circuit",
+    ),
+    "no circuit": (
+        lambda: show_circuit({}),
+        "circuits must be a Circuit, an evaluated one, or {title: evaluated one}",
+    ),
+    "not evaluated": (
+        lambda: show_circuit(scored_circuit()[0].to_dict()),
+        "circuits must be a Circuit, an evaluated one, or {title: evaluated one}",
+    ),
+    "no edges": (
+        lambda: show_circuit(Circuit.of(graph(), []), scored_circuit()[1]),
+        "circuits: one has no edges; there is nothing to draw",
+    ),
+    "no study": (
+        lambda: show_link_ablation({}),
+        "study must be an ablation_study or {name: link_study}",
+    ),
+    "another study": (
+        lambda: show_link_ablation({"values": {"links": []}}),
+        "study must be an ablation_study or {name: link_study}",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("show", "words"), REFUSALS.values(), ids=REFUSALS)
+def test_what_cannot_be_shown_is_refused_in_one_line(show, words):
+    with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
+        show()
+    assert plt.get_fignums() == []
+
+
+def test_a_display_saves_itself_as_a_page_and_as_an_image(tmp_path):
+    for name, display in displays().items():
+        page, image = (
+            display.save(tmp_path / f"{name}.html"),
+            display.save(f"{tmp_path}/{name}.png"),
+        )
+        assert image.read_bytes() == display.png
+        text = page.read_text(encoding="utf-8")
+        assert display.body in text
+        assert f"<title>{display.name}</title>" in text
+        own = re.sub(r"<script>window\.CircuitsVis .*?</script>", "", text, flags=re.DOTALL)
+        assert (own != text) == (name == "attention")
+        assert not re.search(r"\bsrc=|@import|url\((?!#)|<iframe|<object|<base", own)
+        assert re.findall(r"<link [^>]*>", own) == ['<link rel="icon" href="data:,">']
+        assert set(re.findall(r"\w+://[^\s\"'<]+", own)) <= {
+            "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+        }  # fmt: skip
+        assert "default-src 'none'" in own
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        f"{name}.{kind}" for name in displays() for kind in ("html", "png")
+    )
+
+
+def test_a_display_refuses_other_files_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+    display = Display("a <name>", "<p>body</p>", b"\x89PNG...")
+    wrong = tmp_path / "x.svg"
+    with pytest.raises(ValueError, match=re.escape(f"is saved as .html or .png; got '{wrong}'")):
+        display.save(wrong)
+    missing = tmp_path / "nowhere" / "x.png"
+    with pytest.raises(ValueError, match=re.escape(f"{missing}: there is no folder")):
+        display.save(missing)
+    page = display.save(tmp_path / "x.html")
+    assert "<title>a &lt;name&gt;</title>" in page.read_text()
+    before = page.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("resval_lens.files.os.fsync", full)
+    for path in (page, tmp_path / "y.png"):
+        with pytest.raises(OSError, match="no space left"):
+            Display("b", "<p>other</p>", b"other").save(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.html"]
+    assert page.read_bytes() == before
+
+
+def test_a_notebook_gets_style_body_and_script_and_nothing_is_fetched(monkeypatch, tmp_path):
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a display reached for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket.socket, "connect_ex", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    for name, display in displays().items():
+        html = display._repr_html_()
+        display.save(tmp_path / f"{name}.html")
+        assert html.startswith("<style>")
+        assert f'<div class="rv">{display.body}</div><script>' in html
+        assert html.count("window.CircuitsVis ??=") == (name == "attention")
+        assert "<html" not in html.replace("<html>", "")
+
+
+def test_patching_says_the_share_of_the_gap_that_was_recovered():
+    result = patch_result({"layer": 2, "head": 3})
+    texts = re.findall(r'class="rv-mark"[^>]*aria-label="([^"]*)"', show_patching(result).body)
+    assert texts == [
+        f"layer {i}, head {j}: {(result.values[i, j].item() + 1.5) / (2.5 + 1.5):.3f}"
+        for i in range(2) for j in range(3)
+    ]  # fmt: skip
+
+
+def test_what_tokens_hold_is_said_as_it_is():
+    shown = show_patching(patch_result({"layer": 2, "position": len(NASTY)}), tokens=NASTY)
+    (picture,) = re.findall(r"<svg.*</svg>", shown.body, re.DOTALL)
+    root = ElementTree.fromstring(picture)
+    for i, token in enumerate(NASTY):
+        mine = [text for text in marks_of(root) if f"position {i} {token}:" in text]
+        assert len(mine) == 2
+        assert any(word.text == f"{i} {token}" for word in root.iter(f"{SVG}text"))
+    assert "</script" not in shown.body
+    assert "<!--" not in shown.body
+    assert "<b>" not in shown.body
+
+
+def test_a_plain_circuit_shows_its_scores_once_for_each_head_of_a_group():
+    of = graph(n_key_value_heads=2)
+    circuit, scores = scored_circuit(of)
+    shown = show_circuit(circuit, scores, title="<t>")
+    assert shown.name == "Circuit: <t>"
+    texts = re.findall(r'class="rv-mark"[^>]*aria-label="([^"]*)"', shown.body)
+    expected = []
+    for number in circuit.numbers:
+        edge = of.edges[number]
+        kind = "value link" if edge.is_link else "residual stream"
+        heads = 2 if edge.target.endswith(("<k>", "<v>")) else 1
+        text = f"{edge} ({kind}): eap-ig score {scores.values[number]:.3f}"
+        expected += [text.replace(">", "&gt;").replace("<", "&lt;")] * heads
+    assert sorted(texts) == sorted(expected)
+
+
+# --- attention ----------------------------------------------------------------------------------
+
+
+def drawn_by_circuitsvis(body: str) -> list[dict[str, Any]]:
+    """What CircuitsVis is given, in the order of the page."""
+    decoder = json.JSONDecoder()
+    return [
+        decoder.raw_decode(part.replace("<\\!--", "<!--"))[0]
+        for part in body.split("CircuitsVis.AttentionPatterns, ")[1:]
+    ]
+
+
+def test_circuitsvis_gets_tokens_heads_and_weights_to_four_digits():
+    given = {"classic": patterns(2), "values": patterns(3, seed=1)}
+    shown = drawn_by_circuitsvis(show_attention(given, list("abcde"), None).body)
+    for weights_of, props in zip(given.values(), shown, strict=True):
+        assert props["tokens"] == list("abcde")
+        assert props["headLabels"] == [str(i) for i in range(len(weights_of))]
+        for index, weight in np.ndenumerate(weights_of.numpy()):
+            head, query, key = index
+            assert props["attention"][head][query][key] == float(f"{weight:.4f}")
+    named = drawn_by_circuitsvis(show_attention(patterns(2), list("abcde"), ["x", "y"]).body)
+    assert named[0]["headLabels"] == ["x", "y"]
+
+
+class Seen(HTMLParser):
+    """Tags and scripts of a page, as a browser would split them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.scripts: list[str] = []
+        self.comments: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append(tag)
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.cdata_elem == "script":
+            self.scripts[-1] += data
+
+    def handle_comment(self, data: str) -> None:
+        self.comments.append(data)
+
+
+def test_tokens_titles_and_names_cannot_break_out_of_a_page(tmp_path):
+    given = {
+        "<script>alert(1)</script>": patterns(2, len(NASTY)),
+        "a&b<!--": patterns(2, len(NASTY)),
+    }
+    names = ["</script><b>", "<!--<script>"]
+    display = show_attention(given, NASTY, names)
+    for props in drawn_by_circuitsvis(display.body):  # as HTML, which CircuitsVis takes them for
+        assert [unescape(token) for token in props["tokens"]] == NASTY
+        assert not any("<" in token for token in props["tokens"])
+        assert props["headLabels"] == names
+    assert "<!--" not in display.body
+    assert display.body.count("</script") == 2
+    text = display.save(tmp_path / "x.html").read_text()
+    seen = Seen(text)
+    assert "b" not in seen.tags
+    assert seen.comments == []
+    assert len(seen.scripts) == 4  # CircuitsVis, two drawings, the marks
+    assert text.count("window.CircuitsVis ??=") == 1
+    assert "alert(1)" in " ".join(re.findall(r"<h4>.*?</h4>", text))
+    assert "<h4>&lt;script&gt;" in text
+
+
+def test_what_a_mapping_has_already_is_not_given_again() -> None:
+    found = {"axes": {"layer": [0]}, "recovered": [0.5], "site": "z", "model": "m",
+             "direction": "denoise", "tokens": None}  # fmt: skip
+    with pytest.raises(ValueError, match="tokens and model are for a PatchResult"):
+        show_patching(found, model="other")
+    _, scores = scored_circuit()
+    with pytest.raises(ValueError, match="scores are for a plain Circuit"):
+        show_circuit(evaluated_circuit(), scores)
+
+
+def test_a_terminal_table_says_the_same_as_html() -> None:
+    table = Table(title="A < b\n(two lines)", caption="what & why")
+    table.add_column("name")
+    table.add_column("token\ntoken kept,\nrest not", justify="right")
+    table.add_column("[bold]words[/bold]")
+    table.add_row("[bold]group[/bold]", "", "")
+    table.add_row("  a <i>", "1.5", "[dim]x & y[/dim]", end_section=True)
+    html = html_table(table)
+    root = ElementTree.fromstring(html.replace("<br>", "<br/>"))
+    assert [cell.text for cell in root.iter("th")] == [
+        "name", "token: token kept, rest not", "words", "group", "a <i>",
+    ]  # fmt: skip
+    assert [(cell.text, cell.get("class")) for cell in root.iter("td")] == [
+        ("1.5", None), ("x & y", "rv-words"),
+    ]  # fmt: skip
+    caption = root.find(".//caption")
+    assert caption is not None
+    assert "".join(caption.itertext()) == "A < b (two lines)what & why"
+    assert root.get("aria-label") == "A < b (two lines)"
+    assert [row.get("class") for row in root.iter("tr")] == [None, "rv-group", "rv-section"]

@@ -1,0 +1,415 @@
+"""Figures speak: every mark says the number of the data it stands for, and stands where it should.
+
+The references are computed here from each figure's input; colours and places are read from the SVG.
+"""
+
+import re
+from collections.abc import Callable
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from resval_lens.analyses import circuit_figures, figures, intervention_figures, lm_figures, marks
+from resval_lens.analyses.display.svg import svg
+from resval_lens.recorded_lm import RecordedLMRun
+from resval_lens.training.lm_run import LMRun
+from tests.drawn import (
+    CIRCUIT,
+    SVG,
+    TASKS,
+    XLINK,
+    Marks,
+    ablation,
+    corners,
+    evaluated_circuit,
+    fill,
+    found,
+    icl_runs,
+    link_study,
+    luminance,
+    marks_of,
+    patch_result,
+    patterns,
+    root_of,
+    said,
+    straight,
+    value,
+)
+from tests.helpers import tiny_config
+
+NAMES = {"test": "Test", "ic": "IC", "ic2": "IC2", "iw": "IW"}
+
+FIGURES: dict[str, Callable[[], Figure]] = {
+    "heat map": lambda: intervention_figures.patched(found({"layer": 2, "head": 4})),
+    "long heat map": lambda: intervention_figures.patched(found({"layer": 4, "position": 30})),
+    "heat maps": lambda: intervention_figures.patched(
+        found({"layer": 2, "position": 5, "head": 3})
+    ),
+    "bars of edits": lambda: intervention_figures.ablated(ablation([0.5])),
+    "curves of edits": lambda: intervention_figures.ablation_curves(ablation([0.0, 0.5, 1.0])),
+    "circuit": lambda: circuit_figures.circuits([{"title": "t", "circuit": evaluated_circuit()}]),
+    "link edits": lambda: figures.link_edits({"values": link_study()}),
+    "emergence": lambda: figures.emergence(icl_runs()),
+}
+each_figure = pytest.mark.parametrize("name", FIGURES)
+
+
+@cache
+def written(name: str, prefix: str = "one") -> str:
+    """The figure as ``svg`` writes it, once for several tests."""
+    figure = FIGURES[name]()
+    text = svg(figure, 'a "name" & more', prefix)
+    plt.close(figure)
+    return text
+
+
+# --- the SVG ------------------------------------------------------------------------------------
+
+
+@each_figure
+def test_references_stay_within_an_svg_and_two_share_no_id(name):
+    several = []
+    for prefix in ("one", "two"):
+        root = ElementTree.fromstring(written(name, prefix))
+        ids = [e.attrib["id"] for e in root.iter() if "id" in e.attrib]
+        assert len(set(ids)) == len(ids)
+        used = []
+        for element in root.iter():
+            for attribute, text in element.attrib.items():
+                used += re.findall(r"url\(#([^)]*)\)", text)
+                if attribute in ("href", f"{XLINK}href"):
+                    assert text.startswith(("#", "data:")), text
+                    used += [text[1:]] * text.startswith("#")
+        assert used
+        assert set(used) <= set(ids)
+        several.append(set(ids))
+    assert not several[0] & several[1]
+
+
+@each_figure
+def test_an_svg_is_named_scales_and_brings_no_style_or_address(name):
+    text = written(name)
+    root = ElementTree.fromstring(text)
+    assert root.get("aria-label") == 'a "name" & more'
+    assert root.get("role") == "group"
+    assert "width" not in root.attrib
+    left, top, width, height = map(float, root.attrib["viewBox"].split())
+    assert (left, top) == (0, 0)
+    assert min(width, height) > 50
+    assert {e.tag for e in root.iter()}.isdisjoint({f"{SVG}style", f"{SVG}script"})
+    namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert set(re.findall(r"\w+://[^\s\"'<]+", text)) <= namespaces
+
+
+@each_figure
+def test_one_mark_is_reached_with_tab_and_all_say_something(name):
+    found_marks = marks_of(ElementTree.fromstring(written(name)))
+    assert len(found_marks) > 4
+    for text, mark in found_marks.items():
+        assert text.strip() == text
+        assert mark.get("role") == "img"
+        assert re.search(r"\d\.\d\d\d", text)
+        assert "id" not in mark.attrib
+    assert [mark.get("tabindex") for mark in found_marks.values()] == [
+        "0",
+        *["-1"] * (len(found_marks) - 1),
+    ]
+
+
+@each_figure
+def test_words_are_in_the_ink_of_the_page_or_stand_out_on_their_cell(name):
+    root = ElementTree.fromstring(written(name))
+    assert "#1a1a1a" not in ElementTree.tostring(root, encoding="unicode").lower()
+    cells = [
+        (corners(m), fill(m)) for text, m in marks_of(root).items() if re.search(r"layer \d", text)
+    ]
+    words = list(root.iter(f"{SVG}text"))
+    assert words
+    for word in words:
+        ink = re.search(r"(?:^|; )fill: ([^;]+)", word.attrib["style"])
+        assert re.search(r"font[^;]*: [^;]*inherit", word.attrib["style"])
+        if ink and ink[1].startswith(("currentColor", "var(--rv-")):
+            continue
+        x, y = float(word.attrib["x"]), float(word.attrib["y"])
+        under = [shade for (l, t, r, b), shade in cells if l < x < r and t < y < b]  # noqa: E741
+        assert len(under) == 1, f"{word.text!r} in {ink and ink[1]} on the page itself"
+        one, other = sorted((luminance(under[0]), luminance(ink[1] if ink else "#000000")))
+        assert (other + 0.05) / (one + 0.05) >= 4.5, f"{word.text} on {under[0]}"
+
+
+def test_numbers_stand_out_on_every_shade():
+    values = np.linspace(-1, 1, 40).reshape(2, 20)
+    given = {**found({"layer": 2, "head": 20}), "recovered": values.tolist()}
+    drawn = marks_of(root := root_of(intervention_figures.patched(given)))
+    cells = [(corners(mark), luminance(fill(mark))) for mark in drawn.values()]
+    written = 0
+    for word in root.iter(f"{SVG}text"):
+        if re.fullmatch(r"-?\d\.\d\d", "".join(word.itertext())):
+            ink = 1.0 if "fill: #ffffff" in word.attrib["style"] else 0.0
+            x, y = float(word.attrib["x"]), float(word.attrib["y"])
+            for (left, top, right, bottom), shade in cells:
+                if left < x < right and top < y < bottom:
+                    one, other = sorted((shade, ink))
+                    assert (other + 0.05) / (one + 0.05) >= 4.5, word.text
+                    written += 1
+    assert written == values.size
+
+
+# --- heat maps ----------------------------------------------------------------------------------
+
+SHAPES = {
+    "one axis": {"layer": 4},
+    "lying": {"layer": 3, "head": 5},
+    "standing": {"position": 6, "head": 2},
+    "square": {"head": 3, "layer": 3},
+    "a map for each head": {"layer": 2, "position": 5, "head": 3},
+    "heads first, layers longer": {"head": 2, "layer": 5, "position": 3},
+    "more than are written in": {"layer": 8, "head": 16},
+}
+
+
+@pytest.mark.parametrize("sizes", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_each_cell_is_where_its_value_belongs_and_says_it(sizes, direction):
+    """The longer of a map's two axes lies, its labels rising to the right; row 0 is on top."""
+    result = patch_result(sizes, direction)
+    shares = (result.values.numpy() + 1.5) / 4
+    figure = intervention_figures.patched(found(sizes, direction=direction))
+    drawn = marks_of(root_of(figure))
+    assert len(drawn) == shares.size
+    most = max(1, np.abs(shares).max())
+    columns: dict[tuple, set] = {}
+    lefts: dict[tuple, list] = {}
+    panels = {"head": sizes["head"]} if len(sizes) == 3 else {}
+    plane = {name: size for name, size in sizes.items() if name not in panels}
+    lying = max(plane, key=lambda name: (plane[name], list(plane).index(name)))
+    for index in np.ndindex(shares.shape):
+        at = dict(zip(sizes, index, strict=True))
+        (text,) = [
+            text for text in drawn
+            if {*re.findall(r"(\w+) (\d+)", text)} == {(name, str(i)) for name, i in at.items()}
+        ]  # fmt: skip
+        assert text.endswith(f": {shares[index]:.3f}")
+        shade = plt.get_cmap("RdBu")((shares[index] / most + 1) / 2)
+        assert fill(drawn[text]) == to_hex(shade)
+        left, top, right, bottom = corners(drawn[text])
+        panel = tuple(at[name] for name in panels)
+        columns.setdefault((panel, at[lying]), set()).add(round(left, 3))
+        upright = tuple(i for name, i in at.items() if name not in (*panels, lying))
+        lefts.setdefault((panel, upright), []).append((at[lying], left, top))
+        assert right > left
+        assert bottom > top
+    assert all(len(places) == 1 for places in columns.values()), "a column is one place"
+    for line in lefts.values():
+        across = [left for _, left, _ in sorted(line)]
+        assert all(b > a for a, b in pairwise(across))
+        assert len({round(top, 3) for *_, top in line}) == 1
+    for panel in {panel for panel, _ in lefts}:
+        tops = [line[0][2] for (own, _), line in sorted(lefts.items()) if own == panel]
+        assert tops == sorted(tops), "row 0 is on top"
+
+
+def test_recovered_shares_are_signed_by_colour():
+    given = {**found({"layer": 1, "head": 3}), "recovered": [[-1.0, 0.0, 1.0]]}
+    low, zero, high = map(fill, marks_of(root_of(intervention_figures.patched(given))).values())
+    red, _, blue = (int(low[i : i + 2], 16) for i in (1, 3, 5))
+    assert red > 2 * blue
+    red, _, blue = (int(high[i : i + 2], 16) for i in (1, 3, 5))
+    assert blue > 2 * red
+    assert luminance(zero) > 0.85
+
+
+def test_cells_of_a_heat_map_from_a_plain_array():
+    figure, axes = plt.subplots()
+    values = np.array([[0.0, 0.5], [0.25, 1.0], [0.1, 0.9]])
+    texts = [[f"{i} {j} is {values[i, j]:.3f}" for j in range(2)] for i in range(3)]
+    bar = marks.cells(axes, values, texts, plt.get_cmap("viridis"), plt.Normalize(0, 2))
+    assert bar.get_clim() == (0, 2)
+    drawn = marks_of(root_of(figure))
+    for (i, j), x in np.ndenumerate(values):
+        mark = drawn[texts[i][j]]
+        assert fill(mark) == to_hex(plt.get_cmap("viridis")(x / 2))
+        left, top, *_ = corners(mark)
+        assert left == corners(drawn[texts[0][j]])[0]
+        assert top == corners(drawn[texts[i][0]])[1]
+    assert corners(drawn[texts[0][0]])[1] < corners(drawn[texts[2][0]])[1]
+
+
+def test_attention_and_head_scores_say_their_weights():
+    pattern = patterns(2, 17).tolist()
+    study = {"values": {"measures": {"ila1_labels": 0.5, "tila2": 0.25}, "mean_pattern": pattern}}
+    drawn = [mark for mark in root_of(figures.attention(study)).iter() if mark.get("role") == "img"]
+    expected = [
+        f"{'q' if i == 16 else 'ol'[i % 2]} {i} to {'q' if j == 16 else 'ol'[j % 2]} {j}: "
+        f"{pattern[layer][i][j]:.3f}"
+        for layer in range(2) for i in range(17) for j in range(17)
+    ]  # fmt: skip
+    assert [mark.get("aria-label") for mark in drawn] == expected
+    scores = np.random.default_rng(0).random((2, 2, 3))
+    titles = {"previous": "previous token", "prefix_matching": "prefix matching"}
+    figure = intervention_figures.head_scores(
+        {"scores": dict(zip(titles, scores.tolist(), strict=True))}, titles
+    )
+    assert said(figure) == [
+        f"{title}, layer {layer}, head {head}: {scores[i, layer, head]:.3f}"
+        for i, title in enumerate(titles.values()) for layer in range(2) for head in range(3)
+    ]  # fmt: skip
+
+
+# --- curves and bars ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("length", "most"), [(1, 40), (7, 40), (40, 40), (41, 40), (1000, 7)])
+def test_points_are_spread_evenly_and_hold_the_last(length, most):
+    figure, axes = plt.subplots()
+    texts = [f"at {i} is {i * i:.3f}" for i in range(length)]
+    squares = [float(i * i) for i in range(length)]
+    marks.points(axes, [float(i) for i in range(length)], squares, texts, "#0072B2", most)
+    chosen = [texts.index(text) for text in said(figure)]
+    assert len(chosen) == min(length, most)
+    assert chosen[-1] == length - 1
+    assert chosen == sorted(chosen)
+    gaps = np.diff(chosen)
+    assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1
+
+
+def test_emergence_says_means_over_seeds_and_stands_where_they_are():
+    runs = icl_runs()
+    drawn = marks_of(root_of(only_first_axes(figures.emergence(runs))))
+    expected = []
+    for name, shortest in (("classic", 7), ("values", 6)):
+        both = [run for run in runs if run.run.name == name]
+        for i in range(shortest):
+            total = sum(run.metrics[i]["test"]["accuracy"] for run in both)
+            expected.append(f"{name}, step {500 * (i + 1):,}: {total / 2:.3f}")
+    assert list(drawn) == expected
+    assert straight([corners(m)[1] for m in drawn.values()], [value(text) for text in drawn])
+    steps = [float(re.search(r"step ([\d,]+)", text)[1].replace(",", "")) for text in drawn]
+    assert straight([corners(m)[0] for m in drawn.values()], (np.array(steps) / 500).tolist())
+
+
+def only_first_axes(figure: Figure) -> Figure:
+    for axes in figure.axes[1:]:
+        axes.remove()
+    return figure
+
+
+def test_language_models_say_means_over_the_steps_that_all_have():
+    drawn = np.random.default_rng(1)
+
+    def recorded(streams: str, seed: int, steps: list[int]) -> RecordedLMRun:
+        run = LMRun("x", tiny_config(streams=streams).to_json(), "text", seed)
+        return RecordedLMRun(
+            run, [], [{"step": s, "valid_loss": drawn.random() + 1} for s in steps], Path("x")
+        )
+
+    runs = [recorded("", 0, [0, 10, 20, 30]), recorded("", 1, [0, 10, 30]),
+            recorded("v", 0, [0, 10, 20])]  # fmt: skip
+    loss = [{line["step"]: line["valid_loss"] for line in run.metrics} for run in runs]
+    assert said(lm_figures.training(runs)) == [
+        *(f"classic, step {s}: {(loss[0][s] + loss[1][s]) / 2:.3f}" for s in (10, 30)),
+        *(f"values, step {s}: {loss[2][s]:.3f}" for s in (10, 20)),
+    ]
+
+
+def test_curves_of_scaled_links_say_and_show_their_values():
+    study = link_study()
+    texts = list(drawn := marks_of(root_of(figures.link_edits({"values": study}))))
+    expected = []
+    for task in TASKS:
+        expected += [
+            f"values, links scaled by {float(c):g}: {NAMES[task]} {accuracies[task]:.3f}"
+            for c, accuracies in study["scale"].items()
+        ]
+        expected.append(f"values, links mean-ablated: {NAMES[task]} {study['mean'][task]:.3f}")
+    assert texts == expected
+    assert straight([corners(drawn[text])[1] for text in texts], [value(text) for text in texts])
+
+
+def test_ablation_curves_say_the_first_measure_of_whole_groups():
+    study = ablation([0.0, 0.5, 2.0])
+    of = {(r["links"], r["edit"]): r["measures"]["logit difference"] for r in study["rows"]}
+    drawn = marks_of(root_of(intervention_figures.ablation_curves(study)))
+    expected = []
+    for links in ("all", "v1", "v2"):
+        for c in (0.0, 0.5, 2.0):
+            y = of[links, f"scale {c:g}"]
+            expected.append(f"links {links} scaled by {c:g}: logit difference {y:.3f}")
+        for edit in ("mean", "resample"):
+            expected.append(f"links {links}, {edit}: logit difference {of[links, edit]:.3f}")
+    assert list(drawn) == expected
+    assert straight([corners(m)[1] for m in drawn.values()], [value(text) for text in drawn])
+
+
+def lengths(drawn: Marks, side: int) -> list[float]:
+    return [corners(mark)[side + 2] - corners(mark)[side] for mark in drawn.values()]
+
+
+def test_bars_say_what_they_are_as_long_as():
+    study = ablation([0.5])
+    drawn = marks_of(root_of(intervention_figures.ablated(study)))
+    of = {(r["links"], r["edit"]): r["measures"]["logit difference"] for r in study["rows"]}
+    edits, links = ("zero", "mean", "resample", "scale 0.5"), ("all", "v1", "v2", "v1.0", "v2.3")
+    assert list(drawn) == [
+        f"links {link}, {edit}: logit difference {of[link, edit]:.3f}"
+        for edit in edits for link in links
+    ]  # fmt: skip
+    assert straight(lengths(drawn, 0), [abs(value(text)) for text in drawn])
+    models = {
+        name: {"tasks": {t: {"accuracy": 0.1 * i + 0.2 * j} for j, t in enumerate(TASKS)}}
+        for i, name in enumerate(("classic", "values"))
+    }
+    drawn = marks_of(root_of(figures.bars(models)))
+    assert [text[-6:] for text in drawn] == [
+        f"{0.1 * i + 0.2 * j:.4f}" for i in range(2) for j in range(4)
+    ]
+    assert "values, IC2 (known classes, new labels): 0.5000" in drawn
+    assert straight(lengths(drawn, 1), [value(text) for text in drawn])
+
+
+def test_attribution_says_the_sixteen_largest_shares():
+    shares = {f"a0.h{i}": (-1) ** i * 0.1 * i for i in range(1, 20)} | {"v from a0": 5.0}
+    figure = circuit_figures.attribution([{"title": "t", "components": shares}])
+    drawn = marks_of(root_of(figure))
+    largest = [f"a0.h{i}: {shares[f'a0.h{i}']:.3f}" for i in range(5, 20)]
+    assert list(drawn) == [*largest, "v from a0: 5.000"]
+    assert straight(lengths(drawn, 0), [abs(value(text)) for text in drawn])
+
+
+def test_faithfulness_and_links_in_training_say_their_curves():
+    curve = {"sizes": [1, 12, 1200], "faithfulness": [-0.05, 0.5, 1.1]}
+    entry = {"task": "t", "architecture": "values", "name": "v0",
+             "study": {"curve": curve, "least": 0.85}}  # fmt: skip
+    assert said(circuit_figures.faithfulness([entry])) == [
+        "v0: 1 edges, faithfulness -0.050",
+        "v0: 12 edges, faithfulness 0.500",
+        "v0: 1,200 edges, faithfulness 1.100",
+    ]
+    drawn = np.random.default_rng(2)
+    rows = [{"step": s, **{cell: dict(zip(TASKS, drawn.random(4), strict=True))
+                           for cell in ("trained", "cut")}} for s in (500, 1000)]  # fmt: skip
+    assert said(figures.link_in_training({"run": {"name": "values"}, "snapshots": rows})) == [
+        f"step {row['step']:,}, {how}: {NAMES[task]} {row[cell][task]:.3f}"
+        for task in TASKS
+        for cell, how in (("trained", "as trained"), ("cut", "links cut"))
+        for row in rows
+    ]
+
+
+# --- circuits -----------------------------------------------------------------------------------
+
+
+def test_edges_say_their_losses_and_links_their_kind():
+    circuit = evaluated_circuit()
+    drawn = marks_of(ElementTree.fromstring(written("circuit")))
+    assert len(drawn) == len(CIRCUIT)
+    for edge, loss in circuit["minimality"].items():
+        kind = "value link" if edge == "a0.h0<v>->a1.h0<v>" else "residual stream"
+        assert f"{edge} ({kind}): the metric's loss without it {loss:.3f}" in drawn
