@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from resval_lens.analyses.link_signals import link_signals
 from resval_lens.checkpoint import SHIPPED_MODELS
 from resval_lens.recorded import RecordedRun
 from resval_lens.recorded_lm import load_lm_runs
-from resval_lens.streams import architecture
+from resval_lens.streams import architecture, architectures_of
 from resval_lens.tasks.icl import ICLBatch
 from resval_lens.tasks.icl_twins import Exchanged
 from resval_lens.tasks.ioi_twins import Kind
@@ -49,16 +50,27 @@ ENOUGH_EDGES = 100
 
 @dataclass(frozen=True)
 class Studied:
-    """A language model that is compared: its name, its training seed if it is known."""
+    """A language model that is compared: its name, its training seed if it is known.
+
+    Attributes:
+        architecture: ``classic``, ``values``, ...; by default that of the model alone.
+    """
 
     name: str
     seed: int | None
     model: ResValTransformer
+    architecture: str = ""
 
-    @property
-    def architecture(self) -> str:
-        """``classic``, ``values``, ..."""
-        return architecture(self.model.cfg.streams)
+    def __post_init__(self) -> None:
+        if not self.architecture:
+            object.__setattr__(self, "architecture", architecture(self.model.cfg.streams))
+
+
+def check_counts(**counts: int) -> None:
+    """Raises ValueError for a count below 1, by its name."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be 1 or more; got {count}")
 
 
 def check_sizes(runs: Sequence[RecordedRun], sequences: int, prompts: int = 1) -> None:
@@ -130,10 +142,20 @@ def ioi_circuits(
                 note(f"{about}: {text}")
 
             first, second = pairs.split(prompts)
-            study = circuit_study(each.model, first, second, exact=exact, note=said)
+            with naming(each.name):
+                study = circuit_study(each.model, first, second, exact=exact, note=said)
             task = f"IOI ({kind})"
             found.append(_entry(task, each.architecture, each.seed, each.name, study))
     return found
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Says of which model a ValueError is."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _entry(task: str, kind: str, seed: int | None, name: str, study: Any) -> dict[str, Any]:
@@ -148,11 +170,13 @@ def ioi_heads(
     found = []
     for each in models:
         note(f"{each.name}: roles of heads")
+        with naming(each.name):
+            roles = head_roles(each.model, drawn, seed=seed)
         entry: dict[str, Any] = {
             "architecture": each.architecture,
             "seed": each.seed,
             "name": each.name,
-            "roles": head_roles(each.model, drawn, seed=seed),
+            "roles": roles,
             "signals": None,
         }
         if each.model.cfg.streams:
@@ -172,14 +196,36 @@ def studied_models(folder: Path | None = None) -> list[Studied]:
         return [
             Studied(name, 0, ResValTransformer.from_pretrained(name)) for name in SHIPPED_MODELS
         ]
+    several = load_lm_runs(folder)
     runs = [
-        each
-        for each in load_lm_runs(folder)
-        if each.done and "unseen" in each.evaluations[-1].get("ioi", {})
+        each for each in several if each.done and "unseen" in each.evaluations[-1].get("ioi", {})
     ]
     if not runs:
         raise ValueError(f"{folder} holds no finished run on generated stories")
-    return [Studied(each.run.folder_name, each.run.seed, each.model()) for each in runs]
+    kinds = architectures_of([each.run.config.streams for each in runs])
+    return [
+        Studied(each.run.folder_name, each.run.seed, each.model(), kind)
+        for kind, each in zip(kinds, runs, strict=True)
+    ]
+
+
+def check_models(models: Sequence[Studied], prompts: int, seed: int) -> None:
+    """Raises ValueError, before any work, for models that cannot be compared on such prompts.
+
+    They must have one tokenizer, and the prompts their twins.
+    """
+    first: Any = models[0].model.tokenizer
+    for each in models[1:]:
+        own: Any = each.model.tokenizer
+        if own.get_vocab() != first.get_vocab():
+            raise ValueError(f"{each.name} has another tokenizer than {models[0].name}")
+    drawn = ioi_prompts(2 * prompts, seed, "unseen", "unseen", "unseen")
+    for some in (drawn, drawn[:prompts]):
+        for kind in IOI_TWINS:
+            try:
+                ioi_pairs(models[0].model, some, kind, seed)
+            except ValueError as error:
+                raise ValueError(f"prompts={prompts} are too few: {error}") from None
 
 
 def compare_circuits(
@@ -208,7 +254,7 @@ def compare_circuits(
     """
     check_sizes(runs, sequences, prompts)
     chosen = [each for each in runs if each.has_model and each.run.name in ("classic", "values")]
-    circuits = classifier_circuits(chosen, sequences, note)
+    circuits = classifier_circuits(chosen, sequences, note) if chosen else []
     circuits += ioi_circuits(models, prompts, seed, note=note)
     heads = ioi_heads(models, prompts, seed, note)
     first = {(entry["task"], entry["architecture"]): entry for entry in reversed(circuits)}
@@ -260,7 +306,9 @@ def _at(study: dict[str, Any], path: tuple[str, ...]) -> Any:
 def sentences(circuits: Sequence[dict[str, Any]], heads: Sequence[dict[str, Any]]) -> list[str]:
     """What the value link does, in words, from what corrupting and cutting it does."""
     said = []
-    rows = {(row["task"], row["architecture"]): row["measures"] for row in over_seeds(circuits)}
+    found = over_seeds(circuits)
+    rows = {(row["task"], row["architecture"]): row["measures"] for row in found}
+    seeds = {(row["task"], row["architecture"]): row["seeds"] for row in found}
     for task, kind in rows:
         if "share through links" not in rows[task, kind]:
             continue
@@ -271,24 +319,33 @@ def sentences(circuits: Sequence[dict[str, Any]], heads: Sequence[dict[str, Any]
         if links:
             count = "1 of them a link" if links == 1 else f"{links:.3g} of them links"
             inside = f"{count}; {_percent(own['share through links'])} of its effect runs there"
+        several = seeds[task, kind]
+        whose = "model's circuit has" if len(several) == 1 else "models' circuits have"
         said.append(
-            f"{task}: the {kind} model's circuit has {own['edges']['mean']:.3g} edges{beside}, "
-            f"{inside}; with every link corrupted the whole model keeps {_percent(kept)} of the "
-            "task."
+            f"{task}, {_of(several)}: the {kind} {whose} {own['edges']['mean']:.3g} edges"
+            f"{beside}, {inside}; with every link corrupted the whole model keeps {_percent(kept)} "
+            "of the task."
         )
-    signals = [each["signals"]["effects"] for each in heads if each["signals"]]
-    if signals:
-        token, position = (
-            _over([effect["all"][kind] for effect in signals]) for kind in ("token", "position")
-        )
+    kinds = dict.fromkeys(each["architecture"] for each in heads if each["signals"])
+    for kind in kinds:
+        own = [each["signals"]["effects"] for each in heads if each["architecture"] == kind]
+        seeds_of = [each["seed"] for each in heads if each["architecture"] == kind]
+        token, position = (_over([effect["all"][of] for effect in own]) for of in SIGNALS[:2])
         carried = "a token" if token["mean"] < position["mean"] else "a position"
         said.append(
-            f"What the links carry of who gave is {carried}: frozen to prompts in which the other "
-            f"person's token gives they change the logit difference by {_percent(token)}, frozen "
-            f"to prompts in which the giver stood elsewhere by {_percent(position)} (−200%: "
-            "inverted)."
+            f"What the links of the {kind} model ({_of(seeds_of)}) carry of who gave is {carried}: "
+            "frozen to prompts in which the other person's token gives they change the logit "
+            f"difference by {_percent(token)}, frozen to prompts in which the giver stood "
+            f"elsewhere by {_percent(position)} (−200%: inverted)."
         )
     return said
+
+
+def _of(seeds: Sequence[int | None]) -> str:
+    """``seed 0``, ``seeds 0, 1``; how many, where seeds are unknown."""
+    if None in seeds:
+        return "1 model" if len(seeds) == 1 else f"{len(seeds)} models"
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
 def _over(values: list[float]) -> dict[str, Any]:
@@ -298,5 +355,5 @@ def _over(values: list[float]) -> dict[str, Any]:
 def _percent(measure: dict[str, Any]) -> str:
     """The mean; of several seeds each, too."""
     several = measure["by_seed"]
-    each = f" (by seed {', '.join(f'{value:.0%}' for value in several)})" if several[1:] else ""
-    return f"{measure['mean']:.0%}{each}"
+    each = f" (by seed {', '.join(f'{value:z.0%}' for value in several)})" if several[1:] else ""
+    return f"{measure['mean']:z.0%}{each}".replace("-", "−")

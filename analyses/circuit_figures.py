@@ -14,13 +14,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
-from resval_lens.analyses.figures import STYLE, colour, per_row
+from resval_lens.analyses.figures import STYLE, colour, per_row, plain
 from resval_lens.analyses.marks import points, tip
 
 LINK = "#D55E00"
 RESIDUAL = "#555555"
 DASHED = (0, (5, 1.2))
 """Links are told apart without colour, too."""
+LINKS = {"q": "query link", "k": "key link", "v": "value link"}
 
 
 def circuits(entries: Sequence[Mapping[str, Any]]) -> Figure:
@@ -41,7 +42,7 @@ def circuits(entries: Sequence[Mapping[str, Any]]) -> Figure:
                 axes, entry["circuit"], weights, entry.get("weight", "the metric's loss without it")
             )
             axes.set_title(entry["title"], fontsize=9, parse_math=False)
-        row[0, 0].plot([], [], color=LINK, lw=2, ls=DASHED, label="value link")
+        row[0, 0].plot([], [], color=LINK, lw=2, ls=DASHED, label="link")
         row[0, 0].plot([], [], color=RESIDUAL, lw=2, label="residual stream")
         figure.legend(loc="outside lower center", ncols=2)
     return figure
@@ -64,8 +65,8 @@ def _draw(
         writers = writers if len(writers) == len(readers) else writers * len(readers)
         for writer, reader in zip(writers, readers, strict=True):
             arrow = _arrow(axes, places[writer], places[reader], shade, worth)
-            kind = "value link" if edge in circuit["links"] else "residual stream"
-            tip(arrow, f"{edge} ({kind}): {weight} {weights[edge]:.3f}")
+            kind = LINKS[source[-2]] if edge in circuit["links"] else "residual stream"
+            tip(arrow, f"{edge} ({kind}): {weight} {weights[edge]:z.3f}")
             if target.endswith(">"):  # q, k and v side by side under the head that reads them
                 x = places[reader][0] + {"q": -0.13, "k": 0.0, "v": 0.13}[target[-2]]
                 y = places[reader][1] - 0.24
@@ -128,18 +129,19 @@ def faithfulness(entries: Sequence[Mapping[str, Any]]) -> Figure:
         )  # fmt: skip
         for axes in grid.flat[len(tasks) :]:
             axes.axis("off")
+        seen: set[str] = set()
         for axes, task in zip(grid.flat, tasks, strict=False):
-            seen: set[str] = set()
             own = [entry for entry in entries if entry["task"] == task]
             for entry in own:
                 curve, name = entry["study"]["curve"], entry["architecture"]
                 axes.plot(
                     curve["sizes"], curve["faithfulness"], "o-", color=colour(name), ms=3,
-                    label=None if name in seen else name,
+                    label=None if name in seen else plain(name),
                 )  # fmt: skip
                 pairs = list(zip(curve["sizes"], curve["faithfulness"], strict=True))
-                texts = [f"{entry['name']}: {size:,} edges, faithfulness {f:.3f}"
-                         for size, f in pairs]  # fmt: skip
+                texts = [
+                    f"{entry['name']}: edges {size:,}, faithfulness {f:z.3f}" for size, f in pairs
+                ]
                 points(axes, curve["sizes"], curve["faithfulness"], texts, colour(name))
                 seen.add(name)
             axes.axhline(1, color="#999999", lw=0.8, ls=":")
@@ -147,7 +149,7 @@ def faithfulness(entries: Sequence[Mapping[str, Any]]) -> Figure:
             axes.set(title=task, xlabel="edges kept", xscale="log", ylim=(-0.1, 1.4))
         for axes in grid[:, 0]:
             axes.set_ylabel("faithfulness")
-        grid[0, 0].legend(loc="lower right")
+        figure.legend(loc="outside lower center", ncols=4)
     return figure
 
 
@@ -172,7 +174,7 @@ def attribution(entries: Sequence[Mapping[str, Any]]) -> Figure:
                 tip(bar, f"{name}: {share:.3f}")
             axes.set_yticks(range(len(names)), names, fontsize=8)
             axes.axvline(0, color="#999999", lw=0.8)
-            axes.set(title=entry["title"], xlabel="share of the logit difference (logits)")
+            axes.set(title=plain(entry["title"]), xlabel="share of the logit difference (logits)")
         row[0, 0].plot([], [], color=LINK, lw=5, label="along links")
         row[0, 0].plot([], [], color=RESIDUAL, lw=5, label="all else")
         row[0, 0].legend(loc="lower right")

@@ -17,7 +17,7 @@ COMPARED = {
     "path length": ("path", "{:.1f}"),
     "links in it": ("links", "{:.2g}"),
     "share through links": ("by links", "{:.0%}"),
-    "model, links corrupted": ("f, cut", "{:.2f}"),
+    "model, links corrupted": ("f, corr.", "{:.2f}"),
     "CPR": ("CPR", "{:.2f}"),
     "CMD": ("CMD", "{:.2f}"),
 }
@@ -55,7 +55,7 @@ def compared_table(rows: Sequence[Mapping[str, Any]], least: float) -> Table:
             table.add_row(f"  ({len(row['seeds'])} seeds)", *deviations, style="dim")
     table.caption = (
         "path: mean edges from input to logits; by links: share of f lost without the "
-        "circuit's links; f, cut: of the whole model with every link corrupted"
+        "circuit's links; f, corr.: of the whole model with every link corrupted"
     )
     return table
 
@@ -112,7 +112,7 @@ def roles_table(heads: Sequence[Mapping[str, Any]]) -> Table:
         table.add_row(f"[bold]{_title(each)}[/bold]")
         for role, found in each["roles"]["roles"].items():
             for head in found:
-                cells = (f"{head[name]:+.2f}" for name in NUMBERS)
+                cells = (f"{head[name]:+z.2f}" for name in NUMBERS)
                 table.add_row(f"  {role}", head["head"], *cells)
                 role = ""
     table.caption = (
@@ -141,7 +141,7 @@ def signals_table(heads: Sequence[Mapping[str, Any]]) -> Table:
         for links, effects in each["signals"]["effects"].items():
             if ".h" in links and max(map(abs, effects.values())) < 0.05:
                 continue
-            table.add_row(f"  {links}", *(f"{effects[kind]:+.0%}" for kind in kinds))
+            table.add_row(f"  {links}", *(f"{effects[kind]:+z.0%}" for kind in kinds))
     return table
 
 

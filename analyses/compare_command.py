@@ -10,14 +10,16 @@ import typer
 from resval_lens.analyses.icl_commands import load_recorded, train_icl_runs
 from resval_lens.analyses.options import (
     Json,
-    MaybeSeed,
+    MaybeSeeds,
     MaybeSteps,
     Prompts,
     Quiet,
     Runs,
+    Seed,
     Sequences,
     Train,
     notes,
+    numbers,
     only_with_train,
     writable,
 )
@@ -33,7 +35,7 @@ def compare_command(
         ),
     ] = None,
     train: Train = False,
-    seed: MaybeSeed = None,
+    seeds: MaybeSeeds = None,
     steps: MaybeSteps = None,
     sequences: Sequences = 10_000,
     link_sequences: Annotated[
@@ -43,6 +45,7 @@ def compare_command(
         int, typer.Option(help="By which edges are scored; as many others evaluate circuits.")
     ] = 256,
     prompts: Prompts = 64,
+    seed: Seed = 0,
     page: Annotated[
         Path | None,
         typer.Option(
@@ -68,38 +71,51 @@ def compare_command(
     there is: circuits, heads by role, what the links carry. Accuracies are on --sequences of each
     test set, edges of language models are scored on --prompts and circuits evaluated on as many
     others. About two minutes on 2 cores, on the CPU. Writes compare.json and figures; with --report
-    also a page that shows it all. --seed is of the classifiers: only its runs are compared, or
-    trained.
+    also a page that shows it all. --seeds are of the classifiers: only their runs are compared, or
+    trained (0, for 45,000 steps); --seed draws prompts and twins.
 
     Example: `resval-lens compare --report out`
     """
     from resval_lens.analyses import circuit_figures, circuit_tables, figures, ioi_tables, tables
-    from resval_lens.analyses.circuit_compare import check_sizes, compare_circuits, studied_models
+    from resval_lens.analyses.circuit_compare import (
+        check_counts,
+        check_models,
+        check_sizes,
+        compare_circuits,
+        studied_models,
+    )
     from resval_lens.analyses.emergence import paper_runs, table_data
     from resval_lens.analyses.icl import compare as run_comparison
     from resval_lens.analyses.lm_compare import compare_language_models, emergence
+    from resval_lens.presets import PAPER_VARIANTS
     from resval_lens.recorded_lm import load_lm_runs
     from resval_lens.runtime import one_thread
 
     to = to or page or Path("out")
-    if train:
-        runs, seed = runs or Path("runs/icl"), seed or 0
-        names = ["classic", "queries", "keys", "values"]
-        length = 45_000 if steps is None else steps
-        train_icl_runs(names, [seed], length, "reference", 0, runs, False, quiet)
-    else:
-        only_with_train(steps=steps)
-    wanted = None if seed is None else [seed]
-    found = paper_runs(load_recorded(runs, wanted, length if train else None))
-    check_sizes(found, circuit_sequences, prompts)
+    check_counts(sequences=sequences, link_sequences=link_sequences, prompts=prompts)
+    wanted = None if seeds is None else numbers(seeds)
     models = studied_models(lm_runs)
+    check_models(models, prompts, seed)
     curves = load_lm_runs() if lm_runs is None else load_lm_runs(lm_runs)
     for folder in (to, *([page] if page else [])):
         writable(folder)
+    if train:
+        runs, wanted = runs or Path("runs/icl"), wanted or [0]
+        length = 45_000 if steps is None else steps
+        train_icl_runs(list(PAPER_VARIANTS), wanted, length, "reference", 0, runs, False, quiet)
+    else:
+        only_with_train(steps=steps)
+    found = paper_runs(load_recorded(runs, wanted, length if train else None))
+    if not any(each.has_model for each in found):
+        which = "" if wanted is None else f" of seeds {wanted}"
+        raise ValueError(
+            f"{runs or 'what ships'} has no trained model{which} of {', '.join(PAPER_VARIANTS)}"
+        )
+    check_sizes(found, circuit_sequences, prompts)
     with notes(quiet) as note, one_thread():
         result = run_comparison(found, sequences, link_sequences, note)
-        language = compare_language_models(models, prompts, note=note)
-        circuits = compare_circuits(found, models, circuit_sequences, prompts, note=note)
+        language = compare_language_models(models, prompts, seed, note)
+        circuits = compare_circuits(found, models, circuit_sequences, prompts, seed, note)
     language["emergence"] = emergence(curves)
     by_seed = table_data(found, 0.95)
     settings = {
@@ -107,7 +123,7 @@ def compare_command(
         "link sequences": link_sequences,
         "circuit sequences": circuit_sequences,
         "prompts": prompts,
-        "seed of prompts and twins": language["seed"],
+        "seed of prompts and twins": seed,
         "seeds of classifiers": sorted({each.run.seed for each in found}),
     }
     drawn = {
@@ -127,8 +143,9 @@ def compare_command(
     ]
     if any(each["signals"] for each in circuits["heads"]):
         shown.append(circuit_tables.signals_table(circuits["heads"]))
-    if language["four_cells"]:
-        shown.append(ioi_tables.cells_table(language["four_cells"], "Language models"))
+    for kind in dict.fromkeys(pair["architecture"] for pair in language["four_cells"]):
+        pairs = [pair for pair in language["four_cells"] if pair["architecture"] == kind]
+        shown.append(ioi_tables.cells_table(pairs, f"Language models, classic and {kind}"))
 
     def html(document: Any) -> str:
         from resval_lens.analyses.compare_page import compare_page

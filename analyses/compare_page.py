@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from rich.markup import escape as markup
 from rich.table import Table
 
 from resval_lens.analyses import (
@@ -60,8 +61,8 @@ def compare_page(data: Data, runs: Sequence[RecordedRun], lm_runs: Sequence[Reco
     body = [
         f'<h1>{TITLE}</h1><p class="rv-lead">{escape(said[0])}</p>',
         f'<nav aria-label="Contents"><ul>{contents}</ul></nav>',
-        '<p class="rv-quiet">Point at a part of a figure, or Tab to it and go on with the arrow '
-        "keys, and it says its number.</p>",
+        '<p class="rv-quiet">Point at or touch a part of a figure, or Tab to it and go on with the '
+        "arrow keys, and it says its number. Wide figures and tables scroll sideways.</p>",
     ]
     body += [
         f'<section aria-labelledby="{ids[name]}"><h2 id="{ids[name]}">{name}</h2>{make()}</section>'
@@ -73,37 +74,45 @@ def compare_page(data: Data, runs: Sequence[RecordedRun], lm_runs: Sequence[Reco
 def _compared(data: Data) -> str:
     names = {"classic": "no stream", "queries": "queries flow", "keys": "keys flow",
              "values": "values flow"}  # fmt: skip
-    table = Table(title="Models, with the seeds whose training curves are drawn")
+    table = Table(title="Models")
     for heading in ("model", "task", "stream"):
         table.add_column(heading)
-    table.add_column("seeds", justify="right")
-    table.add_column("evaluated on", justify="right")
+    for heading in ("seed", "seeds of its curves", "evaluated on"):
+        table.add_column(heading, justify="right")
     seeds = {row["variant"]: row["seeds"] for row in data["emergence"]["rows"]}
     for name, study in data["models"].items():
         table.add_row(
             name, CLASSIFIERS, names.get(name, name),
-            ", ".join(map(str, seeds.get(name, [study["seed"]]))),
-            f"{study['sequences']:,} sequences, seed {study['seed']}",
+            str(study["seed"]), ", ".join(map(str, seeds.get(name, []))),
+            f"{study['sequences']:,} sequences",
         )  # fmt: skip
     table.add_section()
     models = data["language_models"]
+    curves = models["emergence"].get("seeds", {})
     for name, scores in models["scores"].items():
         kind = scores["architecture"]
         seed = "" if scores["seed"] is None else str(scores["seed"])
         table.add_row(
-            name, LANGUAGE_MODELS, names.get(kind, kind), seed, f"{models['prompts']:,} prompts"
-        )
+            markup(name), LANGUAGE_MODELS, names.get(kind, kind), seed,
+            f"{curves[kind]} seeds" if kind in curves else "", f"{models['prompts']:,} prompts",
+        )  # fmt: skip
     return (
         "<p>Transformers in which each attention layer's values (queries, keys) also receive the "
-        "previous layer's of the same head (arXiv 2412.15113), beside classic ones of the same "
-        f"seed, data and size: {CLASSIFIERS} that learn to classify in context, and "
+        "previous layer's of the same head (arXiv 2412.15113), beside classic ones: "
+        f"{CLASSIFIERS} that learn to classify in context, and "
         f"{LANGUAGE_MODELS} that name the indirect object of a generated story. Everything below "
-        "but the training curves was measured now, on these models.</p>" + html_table(table)
+        "was measured now, on these models, but training curves and the tables under them, which "
+        "are of recorded runs.</p><p>Layers in names count from 0: the links v1 arrive in layer 1, "
+        "those of its head 2 are v1.h2; a1.h2 is that head and m1 the layer's MLP. V₁→V₂ is the "
+        "paper's name for the one link of a classifier, whose layers are also called 1 and "
+        "2.</p>" + html_table(table)
     )
 
 
 def _found(data: Data) -> str:
     lines = "".join(f"<li>{escape(sentence)}</li>" for sentence in data.get("found", []))
+    if not lines:
+        return "<p>The numbers bear no sentence.</p>"
     return (
         f"<ul>{lines}</ul><p class='rv-quiet'>A link's weight, norm or attention is not its "
         "importance; where these sentences say what a link does, it was cut or corrupted.</p>"
@@ -117,7 +126,7 @@ def _emergence(data: Data, runs: Sequence[RecordedRun], lm_runs: Sequence[Record
                 "Accuracy at the end of training, of one seed. Test: as in training; IC: fresh "
                 "classes; IC2: known classes with new labels; IW: only memory helps."),
         _figure(figures.emergence(runs), "Accuracy and loss of classifiers in training",
-                "Light: single seeds; dark: their mean."),
+                "Thin: single seeds; thick: their mean."),
         html_table(tables.emergence_table(data["emergence"])),
     ]  # fmt: skip
     study = data["language_models"]["emergence"]
@@ -127,7 +136,7 @@ def _emergence(data: Data, runs: Sequence[RecordedRun], lm_runs: Sequence[Record
         parts += [
             f"<h3>{LANGUAGE_MODELS.capitalize()}</h3>",
             _figure(lm_figures.training(lm_runs), "Language models in training",
-                    "Light: single seeds; dark: their mean. Unseen: pairs of names that never "
+                    "Thin: single seeds; thick: their mean. Unseen: pairs of names that never "
                     "meet in training text, frames and objects that never occur in it."),
             html_table(lm_tables.study_table(study)),
         ]  # fmt: skip
@@ -150,7 +159,7 @@ def _attention(data: Data) -> str:
     models = data["language_models"]["attention"]
     if models["models"]:
         patterns = {name: torch.tensor(of["patterns"]) for name, of in models["models"].items()}
-        heads = next(iter(models["models"].values()))["heads"]
+        heads = {name: of["heads"] for name, of in models["models"].items()}
         parts += [
             f"<h3>{LANGUAGE_MODELS.capitalize()}</h3><p>All heads (layer.head) on one prompt. The "
             "answer is said at the last token.</p>",
@@ -192,12 +201,15 @@ def _patched(data: Data) -> str:
     example = patched[0]["example"]
     said = (
         "<p>The corrupted run takes one activation from the clean run: how much of the gap between "
-        "the two does it recover (0: as corrupted, 1: as clean)? The twins differ in who gives: "
+        "the two does it recover (0: as corrupted, 1: as clean)? IO is the recipient's name, S1 "
+        "and S2 the giver's first and second mention, S1+1 the token after the first, end the "
+        "last. The twins differ in who gives: "
         f"<q>{escape(example['clean'])}</q>, <q>{escape(example['corrupted'])}</q>.</p>"
     )
     sites = list(dict.fromkeys(found["site"] for found in patched))
     what = {"resid_pre": "the residual stream before each layer", "z": "heads' outputs",
-            "v_link": "what arrives over the value links"}  # fmt: skip
+            "q_link": "what arrives over the query links", "k_link": "what arrives over the key "
+            "links", "v_link": "what arrives over the value links"}  # fmt: skip
     drawn = "".join(
         _figure(
             intervention_figures.patched(found),
@@ -212,25 +224,31 @@ def _patched(data: Data) -> str:
 
 def _circuits(data: Data) -> str:
     circuits = data["circuits"]
-    parts = []
+    parts = [
+        "<p>Tasks: IC, classifying in context, on twins with other labels or other objects; IOI, "
+        "naming the indirect object, on twins in which someone else gives (giver) or with three "
+        "other names (abc).</p>"
+    ]
     if circuits["drawn"]:
         said = (
             f"The fewest edges that keep {circuits['least']:.0%} of the task. Every other edge "
             "carries what it carries on the twin. The stronger an edge is drawn, the more the "
-            "metric loses without it."
+            "metric loses without it. Of several seeds, the first is drawn."
         )
         drawn = circuits["drawn"]
         for task in dict.fromkeys(each["title"].split(": ")[1] for each in drawn):
             own = [each for each in drawn if each["title"].endswith(task)]
-            parts.append(_figure(circuit_figures.circuits(own), f"Circuits, {task}", said))
-            said = f"As above, {task}."
+            caption = f"As above, {task}." if len(parts) > 1 else f"{task}. {said}"
+            parts.append(_figure(circuit_figures.circuits(own), f"Circuits, {task}", caption))
     parts += [
         html_table(
             circuit_tables.compared_table(circuits["over_seeds"], circuits["least"])
         ),
         _figure(circuit_figures.faithfulness(circuits["circuits"]), "Faithfulness by size",
-                "Faithfulness of the highest-scored edges; 1: as the whole model. It may pass 1: "
-                "edges that work against the answer are left out."),
+                "Faithfulness of the highest-scored edges, before any is pruned that leads nowhere "
+                "(the table's are pruned); 1: as the whole model. It may pass 1: edges that work "
+                "against the answer are left out. CPR is the area under such a curve over the "
+                "share of edges, CMD that between it and 1."),
     ]  # fmt: skip
     return "".join(parts)
 
@@ -239,7 +257,12 @@ def _carried(data: Data) -> str:
     heads = data["circuits"]["heads"]
     if not heads:
         return "<p>No language model was compared.</p>"
-    parts = [html_table(circuit_tables.roles_table(heads))]
+    parts = [
+        "<p>Roles after Wang et al. (arXiv 2211.00593), measured on abc twins: movers attend from "
+        "the end to a name and write it (negative: against it), suppressors write it off, "
+        "inhibiting heads tell movers which to leave out.</p>",
+        html_table(circuit_tables.roles_table(heads)),
+    ]
     if any(each["signals"] for each in heads):
         parts.append(html_table(circuit_tables.signals_table(heads)))
     return "".join(parts)
@@ -261,11 +284,16 @@ def _cells(data: Data) -> str:
             trained, run = (part.split(" ", 1)[1] for part in cell.split(", "))
             table.add_row(trained, f"{run} stream", *(f"{row[task]:.3f}" for task in figures.TASKS))
         parts.append(html_table(table))
-    pairs = data["language_models"]["four_cells"]
-    if pairs:
-        parts.append(html_table(ioi_tables.cells_table(pairs, "Language models")))
+    every = data["language_models"]["four_cells"]
+    for kind in dict.fromkeys(pair["architecture"] for pair in every):
+        pairs = [pair for pair in every if pair["architecture"] == kind]
+        parts.append(
+            html_table(ioi_tables.cells_table(pairs, f"Language models, classic and {kind}"))
+        )
         said = "".join(f"<li>{escape(text)}</li>" for text in ioi_tables.cells_sentences(pairs))
         parts.append(f"<ul>{said}</ul>")
+    if len(parts) == 1:
+        return "<p>None of these models has a pair: classic and with a stream, of one seed.</p>"
     return "".join(parts)
 
 
@@ -282,7 +310,8 @@ def _provenance(data: Data) -> str:
     lines = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows.items())
     return (
         f"<dl>{lines}</dl><p class='rv-quiet'>All numbers of this page, and more, are in "
-        "compare.json beside it; the curves of training are in the runs' metrics.</p>"
+        "the compare.json that the same command wrote; the curves of training are in the runs' "
+        "metrics.</p>"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import matplotlib
 import numpy as np
@@ -53,9 +54,22 @@ STYLE: Any = {
 }
 
 
+OTHERS = ("#8C564B", "#7F6FBF", "#17A2A2", "#B5527A")
+
+
 def colour(variant: str) -> str:
-    """The variant's colour in every figure; black for one that is not among the presets."""
-    return COLOURS.get(variant, "#000000")
+    """The variant's colour in every figure; of one that is not among the presets, by its name."""
+    return COLOURS.get(variant, OTHERS[crc32(variant.encode()) % len(OTHERS)])
+
+
+def plain(name: str) -> str:
+    """A name as words: matplotlib would read what stands between two $ as a formula."""
+    return name.replace("$", r"\$")
+
+
+def legible(text: str) -> str:
+    """A token with a sign in place of what cannot be printed."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def per_row(panels: int) -> int:
@@ -79,22 +93,15 @@ def curves(axes: Axes, runs: Sequence[RecordedRun], task: str, quantity: str) ->
     """One line a run (light) and one a variant (dark: mean over seeds), against steps."""
     for variant in dict.fromkeys(recorded.run.name for recorded in runs):
         own = [recorded for recorded in runs if recorded.run.name == variant]
-        lines = [
-            (
-                [m["step"] / 500 for m in recorded.metrics],
-                [m[task][quantity] for m in recorded.metrics],
-            )
-            for recorded in own
-        ]
-        for snapshots, values in lines:
-            axes.plot(snapshots, values, color=colour(variant), alpha=0.25, lw=0.8)
-        shortest = min(len(values) for _, values in lines)
-        mean = np.mean([values[:shortest] for _, values in lines], axis=0)
+        lines = [{m["step"] / 500: m[task][quantity] for m in recorded.metrics} for recorded in own]
+        for line in lines:
+            axes.plot(*zip(*line.items(), strict=True), color=colour(variant), alpha=0.25, lw=0.8)
+        x = [at for at in lines[0] if all(at in line for line in lines)]
+        mean = [float(np.mean([line[at] for line in lines])) for at in x]
         dashes = "--" if variant == "keys" else "-"  # it lies on classic
-        x = lines[0][0][:shortest]
-        axes.plot(x, mean, dashes, color=colour(variant), lw=2, label=variant)
+        axes.plot(x, mean, dashes, color=colour(variant), lw=2, label=plain(variant))
         texts = [f"{variant}, step {500 * at:,.0f}: {y:.3f}" for at, y in zip(x, mean, strict=True)]
-        points(axes, x, mean.tolist(), texts, colour(variant))
+        points(axes, x, mean, texts, colour(variant))
 
 
 def emergence(runs: Sequence[RecordedRun]) -> Figure:
@@ -156,7 +163,7 @@ def link_edits(links: dict[str, Any]) -> Figure:
             axes.axvline(0, color="#999999", lw=0.8, ls=":")
             axes.axvline(1, color="#999999", lw=0.8, ls=":")
             axes.set(
-                title=variant, xlabel="link scaled by c (0: cut, 1: as trained)", ylim=(0, 1.02)
+                title=plain(variant), xlabel="link scaled by c (0: cut, 1: whole)", ylim=(0, 1.02)
             )
         for axes in grid[:, 0]:
             axes.set_ylabel("accuracy")
@@ -219,7 +226,7 @@ def attention(attention: dict[str, Any]) -> Figure:
                 axes.set_xticks(range(len(tokens)), tokens, fontsize=7)
                 axes.set_yticks(range(len(tokens)), tokens, fontsize=7)
                 axes.tick_params(length=0)
-                axes.set_title(f"{variant}, layer {layer + 1}\n{notes[layer]}", fontsize=9)
+                axes.set_title(f"{plain(variant)}, layer {layer + 1}\n{notes[layer]}", fontsize=9)
         grid[0, 0].set_ylabel("from")
         grid[1, 0].set_ylabel("from")
         for axes in grid[1]:
@@ -238,7 +245,9 @@ def bars(models: dict[str, Any]) -> Figure:
         for i, (variant, study) in enumerate(models.items()):
             places = np.arange(len(TASKS)) + (i - (len(models) - 1) / 2) * width
             heights = [study["tasks"][task]["accuracy"] for task in TASKS]
-            drawn = axes.bar(places, heights, width * 0.92, color=colour(variant), label=variant)
+            drawn = axes.bar(
+                places, heights, width * 0.92, color=colour(variant), label=plain(variant)
+            )
             for bar, task, height in zip(drawn, TASKS, heights, strict=True):
                 tip(bar, f"{variant}, {TASKS[task]} ({MEANING[task]}): {height:.4f}")
             axes.bar_label(drawn, [f"{h:.2f}" for h in heights], fontsize=7, padding=1)

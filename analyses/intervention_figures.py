@@ -15,7 +15,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from resval_lens.analyses.figures import INK, STYLE
+from resval_lens.analyses.figures import INK, STYLE, legible, plain
 from resval_lens.analyses.intervention_tables import RUNS
 from resval_lens.analyses.marks import cells, points, tip
 
@@ -33,7 +33,9 @@ def patched(found: Mapping[str, Any]) -> Figure:
     axes_of, labels = list(found["axes"]), [list(map(str, v)) for v in found["axes"].values()]
     if found["tokens"] is not None and "position" in axes_of:
         where = found["axes"]["position"]
-        labels[axes_of.index("position")] = [f"{i} {found['tokens'][i].strip()}" for i in where]
+        labels[axes_of.index("position")] = [
+            f"{i} {legible(found['tokens'][i]).strip()}" for i in where
+        ]
     values = np.array(found["recovered"])
     titles = [""]
     if values.ndim == 3:
@@ -118,7 +120,7 @@ def _panels(
 
 def _said(title: str, axes_of: Sequence[str], labels: Sequence[str], value: float) -> str:
     where = [f"{axis} {label}" for axis, label in zip(axes_of, labels, strict=True) if axis]
-    return f"{', '.join(filter(None, [title, *where]))}: {value:.3f}"
+    return f"{', '.join(filter(None, [title, *where]))}: {value:z.3f}"
 
 
 def _write(axes: Axes, panel: np.ndarray, shades: ScalarMappable) -> None:
@@ -127,7 +129,7 @@ def _write(axes: Axes, panel: np.ndarray, shades: ScalarMappable) -> None:
         linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
         # Where white and black stand out alike, at 4.6 : 1 (WCAG's relative luminance).
         dark = linear @ [0.2126, 0.7152, 0.0722] < 0.179
-        text = f"{value:.2f}".replace("-0.00", "0.00")
+        text = f"{value:z.2f}"
         axes.text(j, i, text, ha="center", va="center", fontsize=7,
                   color="white" if dark else "black")  # fmt: skip
 
@@ -163,7 +165,7 @@ def ablation_curves(study: Mapping[str, Any]) -> Figure:
         axes.axhline(study["corrupted"][measure], color="#999999", lw=1, ls=":")
         axes.axvline(1, color="#999999", lw=0.8, ls=":")
         of = f"{study['model']}: " if "model" in study else ""
-        axes.set(title=f"{of}links scaled", xlabel="c (0: cut, 1: as trained)", ylabel=measure)
+        axes.set(title=f"{plain(of)}links scaled", xlabel="c (0: cut, 1: whole)", ylabel=measure)
         axes.plot([], [], color=INK, lw=1, ls="--", label="no edit")
         axes.plot([], [], color="#999999", lw=1, ls=":", label="twins")
         figure.legend(loc="outside right upper")
@@ -195,6 +197,6 @@ def ablated(study: Mapping[str, Any]) -> Figure:
         axes.axvline(0, color="#999999", lw=0.8)
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.set(title=f"{of}what links carry, edited", xlabel=measure)
+        axes.set(title=f"{plain(of)}what links carry, edited", xlabel=measure)
         figure.legend(loc="outside upper center", ncols=5)
     return figure

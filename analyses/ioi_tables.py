@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from resval_lens.analyses.ioi import CELLS
@@ -30,7 +31,7 @@ def scores_table(
     """One row for each name in ``scores``, of ``resval_lens.analyses.ioi.ioi_scores``."""
     table = _table_of_scores(title, ["model"])
     for name, row in scores.items():
-        table.add_row(name, *_scores([row]))
+        table.add_row(escape(name), *_scores([row]))
     return table
 
 
@@ -78,6 +79,10 @@ def paper_table_2(data: dict[str, Any]) -> Table:
         "(mean ± sample sd over seeds)",
         pad_edge=False,
         **STYLE,
+    )
+    table.caption = (
+        "published: models of 8 million parameters trained on TinyStories, whatever these are; "
+        "sentences by number, their text is in the JSON"
     )
     table.add_column("model", no_wrap=True)
     for name in ("#", "P(IO)", "published", "P(S)", "published"):

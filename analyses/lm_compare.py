@@ -27,9 +27,8 @@ Note = Callable[[str], None]
 
 SCALES = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
 GRAFTED = " + link"
-PATCHED = {"resid_pre": ("layer", "position"), "z": ("layer", "head"),
-           "v_link": ("layer", "position")}  # fmt: skip
-"""Sites, and what one cell of their heat maps has one of."""
+PATCHED = {"resid_pre": ("layer", "position"), "z": ("layer", "head")}
+"""Sites, and what one cell of their heat maps has one of; of links, a layer and a position."""
 
 
 def compare_language_models(
@@ -48,8 +47,8 @@ def compare_language_models(
         model with streams, and of the first classic one with the first one's streams grafted on,
         an :func:`~resval_lens.analyses.ablation_study.ablation_study` with scalings. ``patched``
         and ``attention``: of the first model of each architecture, every cell of ``PATCHED`` and
-        the patterns on one prompt. ``four_cells``: of each classic model and each with streams of
-        its seed.
+        of its links, and the patterns on one prompt. ``four_cells``: of each classic model and
+        each with streams of its seed and size.
 
     Raises:
         ValueError: prompts below 1.
@@ -72,8 +71,7 @@ def compare_language_models(
     found["patched"] = [
         _patched(on_indirect_objects(each.name, each.model, prompts, seed, "giver"), site, note)
         for each in chosen
-        for site in PATCHED
-        if site != "v_link" or each.architecture != "classic"
+        for site in [*PATCHED, *(f"{stream.of}_link" for stream in each.model.cfg.streams)]
     ]
     found["attention"] = _attention(chosen, seed)
     found["links"] = {
@@ -84,13 +82,19 @@ def compare_language_models(
         for other in models:
             if classic.model.cfg.streams or not other.model.cfg.streams:
                 continue
-            if classic.seed == other.seed:
+            if classic.seed == other.seed and _size(classic) == _size(other):
                 note(f"four cells: {classic.name} and {other.name}")
                 tokenizer = classic.model.tokenizer
                 batch = encode(drawn, tokenizer, tokenizer.eos_token_id)
                 cells = four_cells(classic.model, other.model, batch)
                 found["four_cells"].append(
-                    {"classic": classic.name, "stream": other.name, "seed": classic.seed, **cells}
+                    {
+                        "classic": classic.name,
+                        "stream": other.name,
+                        "architecture": other.architecture,
+                        "seed": classic.seed,
+                        **cells,
+                    }
                 )
     found["found"] = sentences(found)
     return found
@@ -108,15 +112,20 @@ def _with_links(models: Sequence[Studied]) -> list[Studied]:
     """Those with streams, and the first classic model with the first of these streams grafted."""
     streams = [each for each in models if each.model.cfg.streams]
     classic = next((each for each in models if not each.model.cfg.streams), None)
-    if classic is None or not streams:
+    if classic is None or not streams or _size(classic) != _size(streams[0]):
         return streams
     grafted = classic.model.with_streams(streams[0].model.cfg.streams, share_weights=True)
     return [*streams, replace(classic, name=classic.name + GRAFTED, model=grafted)]
 
 
+def _size(each: Studied) -> tuple[Any, ...]:
+    cfg = each.model.cfg
+    return cfg.n_layers, cfg.n_heads, cfg.n_key_value_heads, cfg.d_model, cfg.d_head, cfg.d_mlp
+
+
 def _patched(chosen: ModelOnTask, site: str, note: Note) -> dict[str, Any]:
     note(f"{chosen.name}: patching {site}")
-    by = PATCHED[site]
+    by = PATCHED.get(site, ("layer", "position"))
     where = chosen.named_positions() if "position" in by else None
     result = patch(chosen.model, chosen.pairs, site, positions=where, by=by)
     return {
@@ -170,6 +179,10 @@ def _attention(models: Sequence[Studied], seed: int) -> dict[str, Any]:
     return shown
 
 
+def _called(links: str) -> str:
+    return "all" if links == "all" else f"{links} (into layer {links[1:]})"
+
+
 def sentences(found: dict[str, Any]) -> list[str]:
     """What cutting links does, in words, of every model with links of its own or grafted on."""
     said = []
@@ -181,6 +194,6 @@ def sentences(found: dict[str, Any]) -> list[str]:
             if row["edit"] == "zero" and "." not in row["links"]
         }
         clean = study["clean"][measure]
-        parts = ", ".join(f"{links} {value:.2f}" for links, value in cut.items())
-        said.append(f"{name}: {measure} {clean:.2f}; with links cut: {parts}.")
+        parts = ", ".join(f"{_called(links)} {value:.2f}" for links, value in cut.items())
+        said.append(f"{name}: {measure} {clean:.2f}; with links cut, {parts}.")
     return said

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from resval_lens.analyses.figures import STYLE, colour
+from resval_lens.analyses.figures import STYLE, colour, plain
 from resval_lens.analyses.marks import points
 from resval_lens.recorded_lm import RecordedLMRun
 from resval_lens.streams import architectures_of
@@ -62,6 +62,6 @@ def _curves(axes: Axes, runs: Sequence[RecordedLMRun], score: Callable[[Line], f
             axes.plot(*zip(*values.items(), strict=True), color=colour(name), alpha=0.3, lw=0.8)
         steps = [step for step in own[0] if all(step in values for values in own)]
         mean = [float(np.mean([values[step] for values in own])) for step in steps]
-        axes.plot(steps, mean, color=colour(name), lw=2, label=name)
+        axes.plot(steps, mean, color=colour(name), lw=2, label=plain(name))
         texts = [f"{name}, step {step:,}: {y:.3f}" for step, y in zip(steps, mean, strict=True)]
         points(axes, steps, mean, texts, colour(name))

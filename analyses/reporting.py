@@ -48,6 +48,7 @@ def report(
     head = {"found": list(found)} if found else {}
     document = {**head, **data, "provenance": made}
     text = as_text(document)
+    written = {path: make(document).encode() for path, make in (pages or {}).items()}
     paths = []
     if to is not None:
         from resval_lens.analyses.figures import save
@@ -57,23 +58,26 @@ def report(
         documents = {
             file: as_text({**one, "provenance": made}) for file, one in (beside or {}).items()
         }
-        for file, content in {**documents, f"{name}.json": text}.items():
-            write_bytes(to / file, content.encode())
+        for file, words in {**documents, f"{name}.json": text}.items():
+            write_bytes(to / file, words.encode())
             paths.append(to / file)
-    for path, make in (pages or {}).items():
+    for path, content in written.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, make(document).encode())
+        write_bytes(path, content)
         paths.append(path)
     if as_json:
         typer.echo(text, nl=False)
         return
     for table in tables:
-        out.print(table, highlight=False)
+        out.print(table, highlight=False, markup=False)
     for sentence in found:
-        out.print(f"• {sentence}", highlight=False)
+        out.print(f"• {sentence}", highlight=False, markup=False)
     if paths:
         out.print(
-            ("\n" if found else "") + "\n".join(map(str, paths)), highlight=False, soft_wrap=True
+            ("\n" if found else "") + "\n".join(map(str, paths)),
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
         )
 
 
@@ -84,7 +88,7 @@ def report_runs(folders: Sequence[Path], as_json: bool) -> None:
 
     if not as_json:
         for folder in folders:
-            out.print(str(folder / "model"), highlight=False, soft_wrap=True)
+            out.print(str(folder / "model"), highlight=False, soft_wrap=True, markup=False)
         return
     runs = [
         {

@@ -185,7 +185,6 @@ def language_models() -> str:
 
 def circuits(report: Mapping[str, Any]) -> str:
     """Circuits by task and architecture over seeds, and what was found, in words."""
-    report = report.get("circuits", report) if "over_seeds" not in report else report
     columns = {
         "edges": ".1f", "of": ".0f", "faithfulness": ".2f", "links in it": ".1f",
         "share through links": ".0%", "model, links corrupted": ".0%",
@@ -273,7 +272,7 @@ def four_cells(prompts: int = 200, seed: int = 0) -> str:
     """The shipped pair of language models, each run as either architecture; run now.
 
     Unseen prompts of :func:`~resval_lens.tasks.stories.prompts.ioi_prompts`, as in
-    ``resval-lens eval ioi --n 200``.
+    ``resval-lens eval ioi --prompts 200``.
     """
     classic, values = (ResValTransformer.from_pretrained(name) for name in SHIPPED_MODELS)
     tokenizer: Any = classic.tokenizer

@@ -156,24 +156,28 @@ def sentences(result: dict[str, Any], emergence: dict[str, Any] | None) -> Seque
             None,
         )  # fmt: skip
         if saved is not None and test and test["p"] is not None:
+            paired = ""
+            if test["p_paired"] is not None:
+                paired = f"; paired by seed t = {test['t_paired']:.1f}, p = {test['p_paired']:.2g}"
             said.append(
                 f"The values stream reaches {emergence['threshold']} on IC with {saved:.0%} fewer "
-                f"training steps than the classic model (t = {test['t']:.1f}, p = {test['p']:.2g}; "
-                f"published: {1 - published['values'] / published['classic']:.0%})."
+                f"training steps than the classic model (t = {test['t']:.1f}, p = {test['p']:.2g}"
+                f"{paired}; published: {1 - published['values'] / published['classic']:.0%})."
             )
     if "values" in result["links"]:
-        cut = result["links"]["values"]["cut"]
+        cut, seed = result["links"]["values"]["cut"], result["models"]["values"]["seed"]
         tasks = result["models"]["values"]["tasks"]
         trained = {task: v["accuracy"] for task, v in tasks.items()}
         said.append(
-            f"Cutting the V₁→V₂ link takes IC from {trained['ic']:.2f} to {cut['ic']:.2f} and IW "
-            f"from {trained['iw']:.2f} to {cut['iw']:.2f}."
+            f"Cutting the V₁→V₂ link of the values model (seed {seed}) takes IC from "
+            f"{trained['ic']:.2f} to {cut['ic']:.2f} and IW from {trained['iw']:.2f} to "
+            f"{cut['iw']:.2f}."
         )
     if "four_cells" in result:
-        cells = result["four_cells"]["cells"]
+        cells, seed = result["four_cells"]["cells"], result["models"]["classic"]["seed"]
         said.append(
-            "Grafting the link onto the classic model takes its IC from "
+            f"Grafting the link onto the classic model (seed {seed}) takes its IC from "
             f"{cells['trained classic, run without']['ic']:.2f} to "
             f"{cells['trained classic, run with']['ic']:.2f}."
         )
-    return said
+    return [sentence.replace("= -", "= −") for sentence in said]

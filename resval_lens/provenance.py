@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ def provenance(**facts: Any) -> dict[str, Any]:
     if program == "__main__.py":  # python -m resval_lens.analyses
         program = "resval-lens"
     return {
-        "command": " ".join([program, *sys.argv[1:]]),
+        "command": shlex.join([program, *sys.argv[1:]]),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
         "versions": {

@@ -1,5 +1,6 @@
 """Circuits compared: classic beside values, on both tasks."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ from resval_lens.analyses import circuit_figures, circuit_tables, figures
 from resval_lens.analyses.circuit_compare import (
     MEASURES,
     Studied,
+    check_counts,
+    check_models,
     classifier_circuits,
     compare_circuits,
+    naming,
     over_seeds,
     sentences,
     studied_models,
@@ -109,13 +113,16 @@ def test_what_is_said_is_what_was_measured(compared: dict[str, Any]) -> None:
     by_task = {row["task"]: row["measures"] for row in compared["over_seeds"]
                if row["architecture"] == "values"}  # fmt: skip
     for sentence, (task, measures) in zip(said, by_task.items(), strict=False):
-        assert sentence.startswith(f"{task}: the values model's circuit has ")
+        assert sentence.startswith(f"{task}, seed 0: the values model's circuit has ")
         assert f"{measures['edges']['mean']:.3g} edges" in sentence
         kept = measures["model, links corrupted"]["mean"]
         assert sentence.endswith(f"the whole model keeps {kept:.0%} of the task.")
     assert "of who gave is a token" in said[-1]
     twice = [*compared["circuits"], *compared["circuits"]]
     assert "(by seed " in sentences(twice, compared["heads"])[0]
+    assert sentences(twice, [])[0].startswith(
+        "IC (labels), seeds 0, 0: the values models' circuits"
+    )
 
 
 def test_over_seeds_takes_means_and_population_deviations(compared: dict[str, Any]) -> None:
@@ -158,3 +165,27 @@ def test_a_folder_without_runs_on_stories_is_said(tmp_path: Path) -> None:
 def test_a_studied_model_is_named_by_its_architecture() -> None:
     model = ResValTransformer.from_pretrained("stories-small-values")
     assert Studied("mine", None, model).architecture == "values"
+
+
+def test_models_that_cannot_be_compared_are_refused_at_once() -> None:
+    models = studied_models()
+    with pytest.raises(ValueError, match="prompts=1 are too few: kind='abc' takes 3 new names"):
+        check_models(models, 1, 0)
+    other = copy.copy(models[1].model)
+    other.tokenizer = Tokens({"a": 0})
+    with pytest.raises(ValueError, match="mine has another tokenizer than stories-small-classic"):
+        check_models([models[0], Studied("mine", 0, other)], 64, 0)
+    with pytest.raises(ValueError, match="prompts must be 1 or more; got 0"):
+        check_counts(sequences=1, prompts=0)
+
+
+def test_errors_name_the_model() -> None:
+    with pytest.raises(ValueError, match="mine: no task"), naming("mine"):
+        raise ValueError("no task")
+
+
+class Tokens:
+    """A tokenizer's vocabulary."""
+
+    def __init__(self, vocabulary: dict[str, int]) -> None:
+        self.get_vocab = lambda: vocabulary

@@ -87,7 +87,7 @@ def test_compare_writes_everything(tmp_path):
         (["compare", "--lm-runs", "/nonexistent"], "/nonexistent holds no training runs"),
         (["compare", "--steps", "5"], "--steps 5 is for training: add --train"),
         (["reproduce", "table-1", "--jobs", "2"], "--jobs 2 is for training: add --train"),
-        (["compare", "--seed", "9"], "holds no run of seeds [9]"),
+        (["compare", "--seeds", "9"], "holds no run of seeds [9]"),
         (["compare", "--runs", "/nonexistent"], "/nonexistent holds no training runs"),
     ],
 )

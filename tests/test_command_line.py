@@ -106,11 +106,10 @@ def test_a_command_can_be_quiet_and_answer_in_json(name):
 
 def test_every_command_says_where_models_run():
     without = [name for name in COMMANDS if "--device" not in parameters(name)]
-    without.remove("compare")  # classifiers and small language models, one after the other
     said = r"[Oo]n\s+the\s+CPU|a\s+CPU\s+program|run\s+on\s+any\s+device|accelerate\s+chooses"
     for name in without:
         assert re.search(said, COMMANDS[name].__doc__ or ""), name
-    assert set(COMMANDS) - {*without, "compare"} == {
+    assert set(COMMANDS) - set(without) == {
         "generate", "patch", "ablate", "circuit", "attribute", "induction", "eval ioi",
         "eval harness",
     }  # fmt: skip

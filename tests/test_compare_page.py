@@ -123,7 +123,7 @@ def test_heat_maps_say_the_numbers_of_the_data(read: Reader, data: dict):
     for found in data["language_models"]["patched"]:
         one, other = found["axes"]
         expected = {
-            f"{one} {row}, {other} {column}: {value:.3f}"
+            f"{one} {row}, {other} {column}: {value:z.3f}"
             for row, line in zip(found["axes"][one], found["recovered"], strict=True)
             for column, value in zip(found["axes"][other], line, strict=True)
         }
@@ -137,7 +137,7 @@ def test_circuits_say_the_weights_of_their_edges(read: Reader, data: dict):
             kind = "value link" if edge in circuit["links"] else "residual stream"
             weight = circuit["minimality"][edge]
             assert any(
-                label.startswith(f"{edge} ({kind})") and label.endswith(f" {weight:.3f}")
+                label.startswith(f"{edge} ({kind})") and label.endswith(f" {weight:z.3f}")
                 for label in read.labels
             ), edge
 
@@ -309,7 +309,7 @@ def test_hovering_says_the_numbers(browser, folder, data):  # noqa: F811
     found = data["language_models"]["patched"][0]
     one, other = found["axes"]
     row, column = found["axes"][one][1], found["axes"][other][-1]
-    said = f"{one} {row}, {other} {column}: {found['recovered'][1][-1]:.3f}"
+    said = f"{one} {row}, {other} {column}: {found['recovered'][1][-1]:z.3f}"
     entry = next(each for each in data["circuits"]["drawn"] if each["circuit"]["links"])
     link = entry["circuit"]["links"][0]
     with opened(browser, folder / "report.html") as page:

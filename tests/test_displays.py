@@ -384,8 +384,11 @@ def test_a_terminal_table_says_the_same_as_html() -> None:
     assert [(cell.text, cell.get("class")) for cell in root.iter("td")] == [
         ("1.5", None), ("x & y", "rv-words"),
     ]  # fmt: skip
-    caption = root.find(".//caption")
+    caption = root.find("p")
     assert caption is not None
     assert "".join(caption.itertext()) == "A < b (two lines)what & why"
-    assert root.get("aria-label") == "A < b (two lines)"
+    scrolled, table_ = root.find("div"), root.find(".//table")
+    assert scrolled is not None
+    assert table_ is not None
+    assert scrolled.get("aria-label") == table_.get("aria-label") == "A < b (two lines)"
     assert [row.get("class") for row in root.iter("tr")] == [None, "rv-group", "rv-section"]

@@ -388,9 +388,9 @@ def test_faithfulness_and_links_in_training_say_their_curves():
     entry = {"task": "t", "architecture": "values", "name": "v0",
              "study": {"curve": curve, "least": 0.85}}  # fmt: skip
     assert said(circuit_figures.faithfulness([entry])) == [
-        "v0: 1 edges, faithfulness -0.050",
-        "v0: 12 edges, faithfulness 0.500",
-        "v0: 1,200 edges, faithfulness 1.100",
+        "v0: edges 1, faithfulness -0.050",
+        "v0: edges 12, faithfulness 0.500",
+        "v0: edges 1,200, faithfulness 1.100",
     ]
     drawn = np.random.default_rng(2)
     rows = [{"step": s, **{cell: dict(zip(TASKS, drawn.random(4), strict=True))

@@ -12,22 +12,29 @@ from torch import Tensor
 
 from resval_lens.analyses.display.display import unique
 from resval_lens.analyses.display.page import circuitsvis
-from resval_lens.analyses.figures import STYLE
+from resval_lens.analyses.figures import STYLE, legible
 
 Patterns = Mapping[str, Float[Tensor, "head query key"]]
 
 
-def attention_body(patterns: Patterns, tokens: Sequence[str], heads: Sequence[str]) -> str:
-    """Models side by side, each an ``AttentionPatterns`` of CircuitsVis."""
+def attention_body(
+    patterns: Patterns, tokens: Sequence[str], heads: Sequence[str] | Mapping[str, Sequence[str]]
+) -> str:
+    """Models side by side, each an ``AttentionPatterns`` of CircuitsVis.
+
+    Args:
+        heads: names of heads, of all models or by model.
+    """
     parts = []
     for title, weights in patterns.items():
+        names = heads[title] if isinstance(heads, Mapping) else heads
         drawn = circuitsvis(
             "AttentionPatterns",
             unique("attention"),
             f"Attention patterns {title}".strip(),
             tokens=[escape(token, quote=False) for token in tokens],  # it reads them as HTML
             attention=[[[round(x, 4) for x in row] for row in head] for head in weights.tolist()],
-            headLabels=list(heads[: len(weights)]),
+            headLabels=list(names[: len(weights)]),
         )
         parts.append(f"<section>{f'<h4>{escape(title)}</h4>' if title else ''}{drawn}</section>")
     return f'<div class="rv-attention">{"".join(parts)}</div>'
@@ -41,6 +48,7 @@ def attention_figure(patterns: Patterns, tokens: Sequence[str], heads: Sequence[
         for title, weights in patterns.items()
         for first in range(0, len(weights), per_row)
     ]
+    tokens = [legible(token) for token in tokens]
     size = max(1.6, min(3.0, 0.16 * len(tokens) + 0.6))
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(

@@ -70,7 +70,7 @@ def show_figure(figure: Figure, name: str) -> Display:
     Args:
         name: what a screen reader says of it.
     """
-    body = f"<figure>{scrolled(svg(figure, name, unique('f')), name)}</figure>"
+    body = f"<figure>{scrolled(svg(figure, name, unique('f')))}</figure>"
     return Display(name, body, png_of(figure))
 
 

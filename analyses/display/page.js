@@ -35,6 +35,7 @@
     pointer = [event.clientX, event.clientY];
     if (mark) show(mark, event.clientX, event.clientY);
     else if (!document.activeElement?.matches?.(".rv-mark:focus-visible")) hide();
+    else if (box && said !== document.activeElement) beside(document.activeElement);
   });
   document.addEventListener("pointerdown", (event) => {
     const mark = near(event);

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -61,9 +60,9 @@ def circuitsvis(element: str, place: str, name: str, **props: Any) -> str:
     )
 
 
-def scrolled(svg: str, name: str) -> str:
-    """A figure that a narrow screen scrolls sideways, by keyboard, too."""
-    return f'<div class="rv-scroll" role="region" aria-label="{escape(name)}">{svg}</div>'
+def scrolled(svg: str) -> str:
+    """A figure that a narrow screen scrolls sideways; its marks take the keyboard there."""
+    return f'<div class="rv-scroll">{svg}</div>'
 
 
 def page(title: str, body: str, with_circuitsvis: bool = False) -> str:
@@ -76,22 +75,6 @@ def page(title: str, body: str, with_circuitsvis: bool = False) -> str:
         '<meta name="color-scheme" content="light dark">\n'
         f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n{style()}\n{bundle}\n'
         f'</head>\n<body class="rv">\n<main>\n{body}\n</main>\n{script()}\n</body>\n</html>\n'
-    )
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    """A table; the first cell of a row is its heading."""
-    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-    lines = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in rest)
-        + "</tr>"
-        for first, *rest in rows
-    )
-    return (
-        f'<div class="rv-scroll" role="region" tabindex="0" aria-label="{escape(caption)}"><table>'
-        f"<caption>{escape(caption)}</caption><thead><tr>{top}</tr></thead>"
-        f"<tbody>{lines}</tbody></table></div>"
     )
 
 

@@ -16,6 +16,9 @@ XLINK = "http://www.w3.org/1999/xlink"
 ElementTree.register_namespace("", SVG)
 ElementTree.register_namespace("xlink", XLINK)
 
+NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that no XML document may hold; tokens can have them."""
+
 INKS = {
     "#1a1a1a": "currentColor",
     "#555555": "var(--rv-grey, #555555)",
@@ -46,7 +49,7 @@ def svg(figure: Figure, name: str, prefix: str) -> str:
         figure.savefig(
             written, format="svg", bbox_inches="tight", transparent=True, metadata=nothing
         )
-    root = ElementTree.fromstring(written.getvalue())
+    root = ElementTree.fromstring(NOT_XML.sub("\N{REPLACEMENT CHARACTER}", written.getvalue()))
     for child in (*root.findall(f"{{{SVG}}}metadata"), root.find(f"{{{SVG}}}defs")):
         if child is not None:  # its one rule of style would be the whole page's
             root.remove(child)

@@ -12,7 +12,7 @@ def html_table(table: Table) -> str:
     """A rich table as a ``<table>`` that a narrow screen scrolls; bold rows head those below.
 
     Headings of several lines become one, what follows the first after a colon; the title and the
-    caption stand together above.
+    caption stand together above, outside of what scrolls.
     """
     columns = [list(column.cells) for column in table.columns]
     words = [column.justify not in ("right", "center") for column in table.columns]
@@ -37,11 +37,12 @@ def html_table(table: Table) -> str:
         last = ' class="rv-section"' if row.end_section else ""
         lines.append(f'<tr{last}><th scope="row">{escape(first.plain.strip())}</th>{cells}</tr>')
     title = _plain(table.title) if table.title else ""
-    caption = f'<br><span class="rv-quiet">{_plain(table.caption)}</span>' if table.caption else ""
+    caption = f"<br>{_plain(table.caption)}" if table.caption else ""
     return (
-        f'<div class="rv-scroll" role="region" tabindex="0" aria-label="{title}"><table>'
-        f"<caption>{title}{caption}</caption><thead><tr>{head}</tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
+        f'<div><p class="rv-caption">{title}{caption}</p>'
+        f'<div class="rv-scroll" role="region" tabindex="0" aria-label="{title}">'
+        f'<table aria-label="{title}"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div></div>"
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -25,6 +24,6 @@ def lay_out(target: Path) -> None:
             link.symlink_to(path)
 
 
-def on_config(config: Any) -> None:
-    """Before any plugin looks for modules."""
+def on_startup(command: str, dirty: bool) -> None:
+    """Before any plugin looks for modules: mkdocstrings drops paths that are not there yet."""
     lay_out(ROOT / "build" / "docs")
