@@ -132,7 +132,7 @@ def _emergence(data: Data, runs: Sequence[RecordedRun], lm_runs: Sequence[Record
     study = data["language_models"]["emergence"]
     if "reason" in study:
         parts.append(f"<p>Curves of language models are not drawn: {escape(study['reason'])}.</p>")
-    else:
+    elif lm_runs:
         parts += [
             f"<h3>{LANGUAGE_MODELS.capitalize()}</h3>",
             _figure(lm_figures.training(lm_runs), "Language models in training",

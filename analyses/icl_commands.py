@@ -112,6 +112,7 @@ def reproduce_command(
     only_for(", ".join(FIGURES), trials=trials, seed=seed)
     further = what == "further-variants"
     wanted = None if seeds is None else numbers(seeds)
+    writable(to)
     if train:
         names = ["classic", "values", *FURTHER_VARIANTS] if further else list(PAPER_VARIANTS)
         runs, wanted = runs or Path("runs/icl"), wanted or [0, 1, 2, 3]
@@ -120,7 +121,6 @@ def reproduce_command(
     else:
         only_with_train(steps=steps, jobs=jobs)
     found = load_recorded(runs, wanted, length if train else None)
-    writable(to)
     if what == "figure-3":
         drawn = paper_runs(found)
         pictures = {"figure-3.png": figures.emergence(drawn)}

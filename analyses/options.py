@@ -238,7 +238,7 @@ def only_with_train(**given: int | None) -> None:
 
 
 def writable(folder: Path) -> None:
-    """Raises OSError now rather than after minutes of work."""
+    """Raises ValueError now rather than after minutes of work."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from resval_lens.analyses.circuit_compare import studied_models
+from resval_lens.analyses.circuit_compare import Studied, compare_circuits, studied_models
 from resval_lens.analyses.cli import app
 from resval_lens.analyses.compare_page import compare_page
 from resval_lens.analyses.emergence import paper_runs
@@ -283,6 +283,41 @@ def test_scores_are_those_of_the_prompts(compared: dict):
 def test_no_prompts_are_refused():
     with pytest.raises(ValueError, match="prompts must be 1 or more; got 0"):
         compare_language_models(studied_models(), prompts=0)
+
+
+def test_links_of_queries_are_patched_and_kinds_stay_apart(data: dict):
+    """Models with other streams: each with its own links, cells and name."""
+    classic = studied_models()[0]
+    models = [classic] + [
+        Studied(f"mine-{streams}", 0, classic.model.with_streams(streams))
+        for streams in ("q", "qv")
+    ]
+    found = compare_language_models(models, prompts=4)
+    sites = {(each["model"], each["site"]) for each in found["patched"]}
+    assert {("mine-q", "q_link"), ("mine-qv", "q_link"), ("mine-qv", "v_link")} <= sites
+    assert not any(site.endswith("_link") for name, site in sites if name == classic.name)
+    assert [pair["architecture"] for pair in found["four_cells"]] == ["queries", "qv"]
+    emergence = data["language_models"]["emergence"]
+    page = compare_page(
+        data | {"language_models": found | {"emergence": emergence}}, paper_runs(load_runs()), []
+    )
+    for kind in ("queries", "qv"):
+        assert f"Language models, classic and {kind}: the same weights" in page
+    assert "what arrives over the query links" in page
+
+
+def test_classifiers_of_other_streams_alone_are_compared():
+    runs = [each for each in load_runs() if each.run.name == "queries" and each.has_model]
+    circuits = compare_circuits(runs, [], sequences=8, prompts=4)
+    assert circuits["circuits"] == circuits["drawn"] == circuits["found"] == []
+
+
+def test_captions_name_their_own_task(html: str, data: dict):
+    for name, caption in re.findall(
+        r'aria-label="Circuits, ([^"]+)".*?<figcaption>(.*?)</figcaption>', html, re.DOTALL
+    ):
+        assert name in unescape(caption)
+    assert html.count('aria-label="Circuits, ') == 2
 
 
 @pytest.mark.browser

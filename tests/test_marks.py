@@ -413,3 +413,20 @@ def test_edges_say_their_losses_and_links_their_kind():
     for edge, loss in circuit["minimality"].items():
         kind = "value link" if edge == "a0.h0<v>->a1.h0<v>" else "residual stream"
         assert f"{edge} ({kind}): the metric's loss without it {loss:.3f}" in drawn
+
+
+def test_what_no_document_may_hold_is_replaced():
+    for token in ("\x01", "\uffff", "$a$", "$"):
+        figure = intervention_figures.patched(
+            {"axes": {"layer": [0], "position": [0]}, "recovered": [[0.5]], "tokens": [token],
+             "site": "z", "model": "m$", "direction": "denoise"}
+        )  # fmt: skip
+        ElementTree.fromstring(svg(figure, "x", "p"))
+        plt.close(figure)
+
+
+def test_a_name_with_dollars_is_a_name():
+    study = ablation([-1.0, 0.0, 1.0]) | {"model": "w$\\q$"}
+    for draw in (intervention_figures.ablated, intervention_figures.ablation_curves):
+        assert "w$\\q$" in svg(draw(study), "x", "p")
+    assert "w$\\q$" in svg(figures.link_edits({"w$\\q$": link_study()}), "x", "p")
