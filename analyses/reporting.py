@@ -69,7 +69,7 @@ def report(
         typer.echo(text, nl=False)
         return
     for table in tables:
-        out.print(table, highlight=False, markup=False)
+        out.print(table, highlight=False, markup=not isinstance(table, str))
     for sentence in found:
         out.print(f"• {sentence}", highlight=False, markup=False)
     if paths:

@@ -447,3 +447,11 @@ def test_models_go_where_they_are_asked_to(line, monkeypatch, tmp_path):
         done = invoke(*line.split(), "--device", device, *where)
         assert isinstance(done.exception, Loaded), done.output
         assert done.exception.args == (device,)
+
+
+def test_brackets_in_a_folders_name_are_no_markup(tmp_path):
+    folder = tmp_path / "a[red]b[/]"
+    done = CliRunner().invoke(cli.app, ["plan", "llama-1b", "--out", str(folder)])
+    assert done.exit_code == 0, done.output
+    assert str(folder / "plan.json") in done.stdout
+    assert "[bold]" not in done.stdout
