@@ -12,6 +12,7 @@ import numpy as np
 
 from resval_lens.analyses.circuit_study import FAITHFUL, circuit_study
 from resval_lens.analyses.circuit_tasks import icl_pairs, ioi_pairs
+from resval_lens.analyses.ioi import check_one_tokenizer
 from resval_lens.analyses.ioi_roles import head_roles
 from resval_lens.analyses.link_signals import link_signals
 from resval_lens.checkpoint import SHIPPED_MODELS
@@ -80,8 +81,7 @@ def check_sizes(runs: Sequence[RecordedRun], sequences: int, prompts: int = 1) -
         raise ValueError(
             f"circuit sequences must lie between 1 and {most}, half of a test set; got {sequences}"
         )
-    if prompts < 1:
-        raise ValueError(f"prompts must be 1 or more; got {prompts}")
+    check_counts(prompts=prompts)
 
 
 def classifier_circuits(
@@ -214,11 +214,7 @@ def check_models(models: Sequence[Studied], prompts: int, seed: int) -> None:
 
     They must have one tokenizer, and the prompts their twins.
     """
-    first: Any = models[0].model.tokenizer
-    for each in models[1:]:
-        own: Any = each.model.tokenizer
-        if own.get_vocab() != first.get_vocab():
-            raise ValueError(f"{each.name} has another tokenizer than {models[0].name}")
+    check_one_tokenizer({each.name: each.model for each in models})
     drawn = ioi_prompts(2 * prompts, seed, "unseen", "unseen", "unseen")
     for some in (drawn, drawn[:prompts]):
         for kind in IOI_TWINS:

@@ -143,9 +143,7 @@ def compare_command(
     ]
     if any(each["signals"] for each in circuits["heads"]):
         shown.append(circuit_tables.signals_table(circuits["heads"]))
-    for kind in dict.fromkeys(pair["architecture"] for pair in language["four_cells"]):
-        pairs = [pair for pair in language["four_cells"] if pair["architecture"] == kind]
-        shown.append(ioi_tables.cells_table(pairs, f"Language models, classic and {kind}"))
+    shown += [table for table, _ in ioi_tables.cells_tables(language["four_cells"])]
 
     def html(document: Any) -> str:
         from resval_lens.analyses.compare_page import compare_page

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 from rich.markup import escape as markup
@@ -22,7 +23,7 @@ from resval_lens.analyses import (
     tables,
 )
 from resval_lens.analyses.display.attention import attention_body
-from resval_lens.analyses.display.display import show_figure
+from resval_lens.analyses.display.display import figure_html
 from resval_lens.analyses.display.page import page
 from resval_lens.analyses.display.tables import html_table
 from resval_lens.recorded import RecordedRun
@@ -285,11 +286,8 @@ def _cells(data: Data) -> str:
             table.add_row(trained, f"{run} stream", *(f"{row[task]:.3f}" for task in figures.TASKS))
         parts.append(html_table(table))
     every = data["language_models"]["four_cells"]
-    for kind in dict.fromkeys(pair["architecture"] for pair in every):
-        pairs = [pair for pair in every if pair["architecture"] == kind]
-        parts.append(
-            html_table(ioi_tables.cells_table(pairs, f"Language models, classic and {kind}"))
-        )
+    for table, pairs in ioi_tables.cells_tables(every):
+        parts.append(html_table(table))
         said = "".join(f"<li>{escape(text)}</li>" for text in ioi_tables.cells_sentences(pairs))
         parts.append(f"<ul>{said}</ul>")
     if len(parts) == 1:
@@ -322,5 +320,6 @@ def _pair(names: Mapping[str, Any]) -> list[str]:
 
 
 def _figure(figure: Figure, name: str, caption: str) -> str:
-    body = show_figure(figure, name).body
-    return body.replace("</figure>", f"<figcaption>{escape(caption)}</figcaption></figure>")
+    body = figure_html(figure, name, caption)
+    plt.close(figure)
+    return body

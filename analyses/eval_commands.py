@@ -61,7 +61,7 @@ def ioi_command(
     Example: `resval-lens eval ioi stories-small-classic stories-small-values`
     """
     from resval_lens.analyses import ioi_tables
-    from resval_lens.analyses.ioi import four_cells, ioi_scores, paper_table
+    from resval_lens.analyses.ioi import check_one_tokenizer, four_cells, ioi_scores, paper_table
     from resval_lens.checkpoint import SHIPPED_MODELS
     from resval_lens.streams import architectures_of
     from resval_lens.tasks.ioi import encode, generate_prompts
@@ -72,10 +72,7 @@ def ioi_command(
     models = models or [Path(name) for name in SHIPPED_MODELS]
     loaded = {folder: load_language_model(folder, device) for folder in models}
     tokenizer: Any = next(iter(loaded.values())).tokenizer
-    for folder, model in loaded.items():
-        own: Any = model.tokenizer
-        if own.get_vocab() != tokenizer.get_vocab():
-            raise ValueError(f"{folder} has another tokenizer than {models[0]}")
+    check_one_tokenizer(loaded)
     prepend = tokenizer.eos_token_id if bos else None
     if general:
         sets = {"general": generate_prompts(prompts, seed)}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -17,6 +18,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from resval_lens.analyses.marks import cells, points, tip
+from resval_lens.files import write_bytes
 from resval_lens.recorded import RecordedRun
 
 TASKS = {"test": "Test", "ic": "IC", "ic2": "IC2", "iw": "IW"}
@@ -79,29 +81,54 @@ def per_row(panels: int) -> int:
 
 def save(figure: Figure, path: Path) -> Path:
     """Writes ``figure`` as PNG, whole or not at all, and closes it."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        figure.savefig(partial, format="png", bbox_inches="tight", facecolor="white")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-        plt.close(figure)
+    write_bytes(path, png(figure))
     return path
+
+
+def png(figure: Figure) -> bytes:
+    """``figure`` as a PNG; it is closed."""
+    written = io.BytesIO()
+    try:
+        figure.savefig(written, format="png", bbox_inches="tight", facecolor="white")
+    finally:
+        plt.close(figure)
+    return written.getvalue()
+
+
+def seed_curves(
+    axes: Axes,
+    lines: Sequence[Mapping[int, float]],
+    name: str,
+    alpha: float,
+    dashes: str = "-",
+    unit: int = 1,
+) -> None:
+    """One line a seed (thin) and their mean (thick) at the steps that all have.
+
+    Args:
+        lines: {step: value} of each seed.
+        alpha: of the thin lines.
+        unit: steps that count as one on the axis.
+    """
+    shade = colour(name)
+    for line in lines:
+        at = [step / unit for step in line]
+        axes.plot(at, list(line.values()), color=shade, alpha=alpha, lw=0.8)
+    steps = [step for step in lines[0] if all(step in line for line in lines)]
+    at = [step / unit for step in steps]
+    mean = [float(np.mean([line[step] for line in lines])) for step in steps]
+    axes.plot(at, mean, dashes, color=shade, lw=2, label=plain(name))
+    texts = [f"{name}, step {step:,}: {y:.3f}" for step, y in zip(steps, mean, strict=True)]
+    points(axes, at, mean, texts, shade)
 
 
 def curves(axes: Axes, runs: Sequence[RecordedRun], task: str, quantity: str) -> None:
     """One line a run (light) and one a variant (dark: mean over seeds), against steps."""
     for variant in dict.fromkeys(recorded.run.name for recorded in runs):
         own = [recorded for recorded in runs if recorded.run.name == variant]
-        lines = [{m["step"] / 500: m[task][quantity] for m in recorded.metrics} for recorded in own]
-        for line in lines:
-            axes.plot(*zip(*line.items(), strict=True), color=colour(variant), alpha=0.25, lw=0.8)
-        x = [at for at in lines[0] if all(at in line for line in lines)]
-        mean = [float(np.mean([line[at] for line in lines])) for at in x]
+        lines = [{m["step"]: m[task][quantity] for m in recorded.metrics} for recorded in own]
         dashes = "--" if variant == "keys" else "-"  # it lies on classic
-        axes.plot(x, mean, dashes, color=colour(variant), lw=2, label=plain(variant))
-        texts = [f"{variant}, step {500 * at:,.0f}: {y:.3f}" for at, y in zip(x, mean, strict=True)]
-        points(axes, x, mean, texts, colour(variant))
+        seed_curves(axes, lines, variant, 0.25, dashes, unit=500)
 
 
 def emergence(runs: Sequence[RecordedRun]) -> Figure:

@@ -211,6 +211,16 @@ def _published(architecture: str, number: int, sentence: str) -> dict[str, Any] 
     }
 
 
+def check_one_tokenizer(models: Mapping[Any, HookedTransformer]) -> None:
+    """Raises ValueError for a model, by its name, with another vocabulary than the first's."""
+    first, *others = models
+    known: Any = models[first].tokenizer
+    for name in others:
+        own: Any = models[name].tokenizer
+        if own.get_vocab() != known.get_vocab():
+            raise ValueError(f"{name} has another tokenizer than {first}")
+
+
 def four_cells(
     classic: ResValTransformer, stream: ResValTransformer, batch: IOIBatch, chunk: int = 64
 ) -> dict[str, Any]:

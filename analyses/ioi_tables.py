@@ -55,6 +55,17 @@ def cells_table(results: Sequence[dict[str, Any]], title: str = "Four cells") ->
     return table
 
 
+def cells_tables(pairs: Sequence[dict[str, Any]]) -> list[tuple[Table, list[dict[str, Any]]]]:
+    """A table for each architecture with streams, and its pairs; of ``lm_compare``'s four cells."""
+    by_kind: dict[str, list[dict[str, Any]]] = {}
+    for pair in pairs:
+        by_kind.setdefault(pair["architecture"], []).append(pair)
+    return [
+        (cells_table(own, f"Language models, classic and {kind}"), own)
+        for kind, own in by_kind.items()
+    ]
+
+
 def cells_sentences(results: Sequence[dict[str, Any]]) -> list[str]:
     """What the four cells show, in words: P(IO), the mean over pairs."""
     plain, grafted, removed, carried = (

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from resval_lens.analyses.ablation_study import ablation_study
-from resval_lens.analyses.circuit_compare import Studied
+from resval_lens.analyses.circuit_compare import Studied, check_counts
 from resval_lens.analyses.ioi import four_cells, ioi_scores
 from resval_lens.analyses.lm_emergence import lm_study
 from resval_lens.analyses.subjects import ModelOnTask, on_indirect_objects
@@ -53,8 +53,7 @@ def compare_language_models(
     Raises:
         ValueError: prompts below 1.
     """
-    if prompts < 1:
-        raise ValueError(f"prompts must be 1 or more; got {prompts}")
+    check_counts(prompts=prompts)
     drawn = ioi_prompts(prompts, seed, "unseen", "unseen", "unseen")
     first = {each.architecture: each for each in reversed(models)}
     chosen = [each for each in models if first[each.architecture] is each]

@@ -6,12 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from resval_lens.analyses.figures import STYLE, colour, plain
-from resval_lens.analyses.marks import points
+from resval_lens.analyses.figures import STYLE, seed_curves
 from resval_lens.recorded_lm import RecordedLMRun
 from resval_lens.streams import architectures_of
 
@@ -58,10 +56,4 @@ def _curves(axes: Axes, runs: Sequence[RecordedLMRun], score: Callable[[Line], f
             for label, recorded in zip(labels, runs, strict=True)
             if label == name
         ]
-        for values in own:
-            axes.plot(*zip(*values.items(), strict=True), color=colour(name), alpha=0.3, lw=0.8)
-        steps = [step for step in own[0] if all(step in values for values in own)]
-        mean = [float(np.mean([values[step] for values in own])) for step in steps]
-        axes.plot(steps, mean, color=colour(name), lw=2, label=plain(name))
-        texts = [f"{name}, step {step:,}: {y:.3f}" for step, y in zip(steps, mean, strict=True)]
-        points(axes, steps, mean, texts, colour(name))
+        seed_curves(axes, own, name, 0.3)

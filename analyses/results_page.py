@@ -23,6 +23,7 @@ from resval_lens.analyses.memory.curves import (
     curve_study,
     shown,
 )
+from resval_lens.analyses.tables import when
 from resval_lens.checkpoint import SHIPPED_MODELS
 from resval_lens.recorded import load_runs
 from resval_lens.recorded_lm import load_lm_runs
@@ -98,13 +99,9 @@ def further_variants() -> str:
 def _emergence_rows(data: Mapping[str, Any], published: bool = True) -> str:
     rows = []
     for row in data["rows"]:
-        reached = [number for number in row["snapshots"] if number is not None]
-        ours = f"{row['mean']:.2f} ± {row['sd']:.2f}" if reached else "never"
-        if len(reached) < len(row["snapshots"]):
-            ours += f" ({len(reached)} of {len(row['snapshots'])} got there)"
         paper = row["published"]
         saved = data["saving_against_classic"][row["task"]].get(row["variant"])
-        cells = [NAMES[row["task"]], row["variant"], _seeds(row["seeds"]), ours]
+        cells = [NAMES[row["task"]], row["variant"], _seeds(row["seeds"]), when(row)]
         if published:
             cells.append("" if paper is None else f"{paper['mean']:.2f} ± {paper['sd']:.2f}")
         rows.append([*cells, "" if saved is None else _number(saved, ".0%")])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -28,21 +28,26 @@ def emergence_table(data: dict[str, Any]) -> Table:
         if previous not in (None, row["task"]):
             table.add_section()
         previous = row["task"]
-        reached = [number for number in row["snapshots"] if number is not None]
-        ours = f"{row['mean']:.2f} ± {row['sd']:.2f}" if reached else "never"
-        if len(reached) < len(row["snapshots"]):
-            ours += f" ({len(reached)} of {len(row['snapshots'])} got there)"
         paper = row["published"]
         saved = data["saving_against_classic"].get(row["task"], {}).get(row["variant"])
         table.add_row(
             TASKS[row["task"]],
             row["variant"],
             str(len(row["seeds"])),
-            ours,
+            when(row),
             "" if paper is None else f"{paper['mean']:.2f} ± {paper['sd']:.2f}",
             "" if saved is None else f"{saved:.1%}",
         )
     return table
+
+
+def when(row: Mapping[str, Any]) -> str:
+    """A row of ``table_data``: the mean snapshot ± sd, and how many seeds got there if not all."""
+    reached = [number for number in row["snapshots"] if number is not None]
+    said = f"{row['mean']:.2f} ± {row['sd']:.2f}" if reached else "never"
+    if len(reached) < len(row["snapshots"]):
+        said += f" ({len(reached)} of {len(row['snapshots'])} got there)"
+    return said
 
 
 def t_test_table(data: dict[str, Any], against: Sequence[str] | None = None) -> Table:

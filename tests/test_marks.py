@@ -430,3 +430,4 @@ def test_a_name_with_dollars_is_a_name():
     for draw in (intervention_figures.ablated, intervention_figures.ablation_curves):
         assert "w$\\q$" in svg(draw(study), "x", "p")
     assert "w$\\q$" in svg(figures.link_edits({"w$\\q$": link_study()}), "x", "p")
+    plt.close("all")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
+from html import escape
 from itertools import count
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from resval_lens.analyses.display.page import (
@@ -18,6 +17,7 @@ from resval_lens.analyses.display.page import (
     style,
 )
 from resval_lens.analyses.display.svg import svg
+from resval_lens.analyses.figures import png
 from resval_lens.files import write_bytes
 
 _numbers = count()
@@ -70,16 +70,14 @@ def show_figure(figure: Figure, name: str) -> Display:
     Args:
         name: what a screen reader says of it.
     """
-    body = f"<figure>{scrolled(svg(figure, name, unique('f')))}</figure>"
-    return Display(name, body, png_of(figure))
+    body = figure_html(figure, name)
+    return Display(name, body, png(figure))
 
 
-def png_of(figure: Figure) -> bytes:
-    """The figure as an image; it is closed."""
-    written = io.BytesIO()
-    figure.savefig(written, format="png", bbox_inches="tight", facecolor="white")
-    plt.close(figure)
-    return written.getvalue()
+def figure_html(figure: Figure, name: str, caption: str = "") -> str:
+    """The figure as HTML for a page, with words under it if there is a ``caption``."""
+    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f"<figure>{scrolled(svg(figure, name, unique('f')))}{below}</figure>"
 
 
 def unique(prefix: str) -> str:

@@ -17,7 +17,8 @@ from resval_lens.analyses import circuit_figures, figures, intervention_figures
 from resval_lens.analyses.circuits.circuit import Circuit
 from resval_lens.analyses.circuits.scores import EdgeScores
 from resval_lens.analyses.display.attention import attention_body, attention_figure
-from resval_lens.analyses.display.display import Display, png_of, show_figure
+from resval_lens.analyses.display.display import Display, show_figure
+from resval_lens.analyses.figures import png
 from resval_lens.hooks.patching import PatchResult
 
 Patterns = Float[Tensor, "*head query key"]
@@ -53,7 +54,7 @@ def show_attention(
     names = [str(i) for i in range(most)] if heads is None else list(heads)
     title = ", ".join(["Attention patterns", *filter(None, checked)])
     body = attention_body(checked, list(tokens), names)
-    return Display(title, body, png_of(attention_figure(checked, list(tokens), names)), True)
+    return Display(title, body, png(attention_figure(checked, list(tokens), names)), True)
 
 
 def show_patching(
