@@ -140,6 +140,7 @@ def _emergence(data: Data, runs: Sequence[RecordedRun], lm_runs: Sequence[Record
                     "Thin: single seeds; thick: their mean. Unseen: pairs of names that never "
                     "meet in training text, frames and objects that never occur in it."),
             html_table(lm_tables.study_table(study)),
+            html_table(lm_tables.matched_table(study)),
         ]  # fmt: skip
     return "".join(parts)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -111,6 +111,7 @@ class Comparison:
         t_paired, p_paired: runs of the same seed paired (here they share the task's vectors,
             batches and initial weights, which the independent test counts as noise); seeds that
             only one variant has are left out.
+        p_holm, p_paired_holm: the same, corrected for the tests of one table (:func:`holm`).
 
     None where a seed never got there, there are fewer than two, or all differences are equal.
     """
@@ -122,14 +123,46 @@ class Comparison:
     p: float | None = None
     t_paired: float | None = None
     p_paired: float | None = None
+    p_holm: float | None = None
+    p_paired_holm: float | None = None
 
 
 def t_tests(found: Sequence[Crossing]) -> list[Comparison]:
-    """Every pair of variants, per task."""
-    return [
+    """Every pair of variants, per task; corrected for being so many."""
+    tests = [
         _compared(first, second)
         for second, first in itertools.combinations(found, 2)
         if first.task == second.task
+    ]
+    return [
+        replace(test, **corrected)  # type: ignore[arg-type]
+        for test, corrected in zip(tests, holm_of_both(list(map(vars, tests))), strict=True)
+    ]
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """p values of m tests, corrected for being m, so that the chance that any errs keeps its size.
+
+    The i-th smallest becomes max over j ≤ i of min(1, (m − j + 1) p_j) (Holm 1979). None stays
+    None, and is no test.
+
+    >>> [round(x, 3) for x in holm([0.01, 0.04, 0.03, 0.005])]
+    [0.03, 0.06, 0.06, 0.02]
+    """
+    there = sorted((value, place) for place, value in enumerate(p) if value is not None)
+    found: list[float | None] = [None] * len(p)
+    largest = 0.0
+    for rank, (value, place) in enumerate(there):
+        largest = max(largest, min(1.0, (len(there) - rank) * value))
+        found[place] = largest
+    return found
+
+
+def holm_of_both(tests: Sequence[Mapping[str, Any]]) -> list[dict[str, float | None]]:
+    """``p_holm`` and ``p_paired_holm`` of each of the tests of a table; each kind on its own."""
+    single, paired = (holm([test[name] for test in tests]) for name in ("p", "p_paired"))
+    return [
+        {"p_holm": one, "p_paired_holm": other} for one, other in zip(single, paired, strict=True)
     ]
 
 

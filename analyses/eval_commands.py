@@ -187,8 +187,9 @@ def emergence_command(
 ) -> None:
     """Language models in training: losses, and the step at which indirect objects emerge.
 
-    Compares architectures over seeds, classic first, with t-tests (also paired by seed). Reads what
-    training recorded; no model is run on any device.
+    Compares architectures over seeds, classic first, by step and at equal validation loss, with
+    t-tests (also paired by seed, and corrected for being many). Reads what training recorded; no
+    model is run on any device.
 
     Example: `resval-lens eval emergence --runs runs/lm`
     """
@@ -202,6 +203,7 @@ def emergence_command(
         found = load_lm_runs(runs or SHIPPED_RUNS)
         study = lm_study(found)
     report(
-        study, to, "lm-emergence", as_json=as_json, tables=[lm_tables.study_table(study)],
+        study, to, "lm-emergence", as_json=as_json,
+        tables=[lm_tables.study_table(study), lm_tables.matched_table(study)],
         figures={"lm-emergence.png": lm_figures.training(found)},
     )  # fmt: skip

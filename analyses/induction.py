@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from resval_lens.analyses.emergence import two_t_tests
+from resval_lens.analyses.emergence import holm_of_both, two_t_tests
 from resval_lens.analyses.head_scores import (
     RepeatedLoss,
     RepeatedTokens,
@@ -158,7 +158,7 @@ def measures_over_training(
     ``rises`` hold, for each measure, variant and ``bar``, the first recorded steps ``by_seed`` at
     which a run has come ``share`` of a way (None: never), their ``mean`` and ``sd`` over the seeds
     that have one, and t-tests against the baseline (:func:`~resval_lens.analyses.emergence.
-    two_t_tests`). The way is
+    two_t_tests`), each also corrected for being so many. The way is
 
     - bar ``own``: from the run's first value to its last;
     - bar ``baseline``: from the first to the last value of the baseline's mean: one ``level`` for
@@ -206,6 +206,8 @@ def measures_over_training(
             for name, steps in found.items():
                 row = {"measure": measure, "variant": name, "bar": bar, "level": level}
                 rises.append({**row, **_summary(steps, found.get(baseline, {}))})
+    both = zip(rises, holm_of_both(rises), strict=True)
+    rises = [row | corrected for row, corrected in both]
     return {"share": share, "baseline": baseline, "variants": variants, "rises": rises}
 
 

@@ -213,7 +213,8 @@ def rises_table(study: Mapping[str, Any]) -> Table:
             table.add_row(f"  {variant}", *cells, end_section=last)
     table.caption = (
         f"own way: from a run's first value to its last; {baseline}'s: from its first\n"
-        f"mean value to its last; p: t-tests against {baseline}, paired by seed;\n"
+        f"mean value to its last; p: t-tests against {baseline}, paired by seed,\n"
+        "corrected by Holm for the tests of this table;\n"
         "(1), (2): mean attention of that layer"
     )
     return table
@@ -228,4 +229,4 @@ def _step(row: Mapping[str, Any]) -> str:
 
 
 def _p(row: Mapping[str, Any]) -> str:
-    return "" if row["p_paired"] is None else f"{row['p_paired']:.2g}"
+    return "" if row["p_paired_holm"] is None else f"{row['p_paired_holm']:.2g}"

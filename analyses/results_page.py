@@ -23,7 +23,7 @@ from resval_lens.analyses.memory.curves import (
     curve_study,
     shown,
 )
-from resval_lens.analyses.tables import when
+from resval_lens.analyses.tables import NO_GAIN_CONTROL, when
 from resval_lens.checkpoint import SHIPPED_MODELS
 from resval_lens.recorded import load_runs
 from resval_lens.recorded_lm import load_lm_runs
@@ -50,6 +50,7 @@ def section(name: str, folder: Path) -> str:
         "final-accuracy": final_accuracy,
         "link-in-training": lambda: link_in_training(_read(folder, "link-in-training")),
         "language-models": language_models,
+        "loss-matched": loss_matched,
         "published-table-2": published_table_2,
         "four-cells": four_cells,
         "circuits": lambda: circuits(_read(folder, "circuits")),
@@ -85,7 +86,7 @@ def emergence(threshold: float) -> str:
     }
     return (
         f"Values pass {threshold:g} on IC after {saved:.0%} fewer steps than classic; published: "
-        f"{1 - published['values'] / published['classic']:.0%}.\n\n{found}"
+        f"{1 - published['values'] / published['classic']:.0%}. {NO_GAIN_CONTROL}\n\n{found}"
     )
 
 
@@ -113,12 +114,18 @@ def _tests(data: Mapping[str, Any], against: str) -> str:
     rows = [
         [NAMES[test["task"]], f"{test['first']} − {test['second']}"]
         + [_number(test[name], form) for name, form in
-           (("t", ".2f"), ("p", ".2g"), ("t_paired", ".2f"), ("p_paired", ".2g"))]
+           (("t", ".2f"), ("p", ".2g"), ("p_holm", ".2g"), ("t_paired", ".2f"),
+            ("p_paired", ".2g"), ("p_paired_holm", ".2g"))]
         for test in data["t_tests"]
         if against in (test["first"], test["second"])
     ]  # fmt: skip
-    columns = ["task", "pair", "t", "p", "t, paired by seed", "p, paired"]
-    return markdown_table(columns, rows, 2)
+    columns = ["task", "pair", "t", "p", "Holm", "t, paired by seed", "p, paired", "Holm"]
+    said = (
+        "t-tests of independent runs, and paired by seed. *Holm*: the p to its left, corrected "
+        f"for the {len(data['t_tests'])} tests of the four streams on both tasks, of which those "
+        f"against {against} are shown."
+    )
+    return f"{said}\n\n{markdown_table(columns, rows, 2)}"
 
 
 def final_accuracy() -> str:
@@ -160,9 +167,37 @@ def link_in_training(study: Mapping[str, Any], every: int = 3_000) -> str:
 def language_models() -> str:
     """Loss, indirect objects and the steps at which they emerge, classic beside values."""
     study = lm_study(load_lm_runs())
+    seeds = ", ".join(f"{count} of {name}" for name, count in study["seeds"].items())
+    return (
+        f"Seeds: {seeds}; {study['steps']:,} steps, evaluated every {study['evaluate_every']}. "
+        f"{_survivors(study['tests'])}\n\n{_lm_table(study, study)}"
+    )
+
+
+def loss_matched() -> str:
+    """The same models where their validation losses are equal."""
+    study = lm_study(load_lm_runs())
+    return f"{_survivors(study['matched']['tests'])}\n\n{_lm_table(study, study['matched'])}"
+
+
+def _survivors(tests: Sequence[Mapping[str, Any]]) -> str:
+    """Which differences stand once the tests of their table are counted."""
+    said = []
+    for kind, p in (("independent", "p"), ("paired", "p_paired")):
+        made = [test for test in tests if test[p] is not None]
+        kept = [test for test in made if test[f"{p}_holm"] < 0.05]
+        which = ", ".join(f"{test['measure']} ({test['prompts'] or 'text'})" for test in kept)
+        said.append(
+            f"Of {len(made)} {kind} t-tests {sum(test[p] < 0.05 for test in made)} have p < .05, "
+            f"and {len(kept) or 'none'} after Holm's correction{f': {which}' * bool(kept)}."
+        )
+    return " ".join(said).replace(">", "&gt;")
+
+
+def _lm_table(study: Mapping[str, Any], table: Mapping[str, Any]) -> str:
     first, *others = study["architectures"]
-    found = {(row["prompts"], row["measure"], row["architecture"]): row for row in study["rows"]}
-    tests = {(test["prompts"], test["measure"], test["first"]): test for test in study["tests"]}
+    found = {(row["prompts"], row["measure"], row["architecture"]): row for row in table["rows"]}
+    tests = {(test["prompts"], test["measure"], test["first"]): test for test in table["tests"]}
     rows = []
     for prompts, measure in dict.fromkeys((p, m) for p, m, _ in found):
         form = ",.0f" if measure.startswith("step") else ".4f"
@@ -170,14 +205,14 @@ def language_models() -> str:
             _spread(list(found[prompts, measure, name]["by_seed"].values()), form)
             for name in (first, *others)
         ]
-        p = [_number(tests[prompts, measure, name]["p_paired"], ".2g") for name in others]
-        rows.append([prompts, measure.replace("<", "&lt;"), *cells, *p])
-    seeds = ", ".join(f"{count} of {name}" for name, count in study["seeds"].items())
-    columns = ["prompts", "measure", first, *others, *(f"p ({name})" for name in others)]
-    return (
-        f"Seeds: {seeds}; {study['steps']:,} steps, evaluated every "
-        f"{study['evaluate_every']}.\n\n{markdown_table(columns, rows, 2)}"
-    )
+        p = [
+            _number(tests[prompts, measure, name][key], ".2g")
+            for name in others
+            for key in ("p", "p_paired", "p_paired_holm")
+        ]
+        rows.append([prompts, measure, *cells, *p])
+    heads = [f"{p} ({name})" for name in others for p in ("p", "p, paired", "Holm, paired")]
+    return markdown_table(["prompts", "measure", first, *others, *heads], rows, 2)
 
 
 def circuits(report: Mapping[str, Any]) -> str:

@@ -10,6 +10,10 @@ from rich.table import Table
 
 from resval_lens.analyses.figures import TASKS
 
+NO_GAIN_CONTROL = (
+    "Among these runs is no classic model whose second layer's values are merely larger: how much "
+    "of the difference the stream's route makes, and how much the gain, they do not tell."
+)
 STYLE: Any = {"title_justify": "left", "box": box.SIMPLE_HEAD}
 
 
@@ -54,11 +58,12 @@ def t_test_table(data: dict[str, Any], against: Sequence[str] | None = None) -> 
     """The tests of every pair of variants, or only those ``against`` some."""
     table = Table(
         title="t-tests, also paired by seed (t < 0: the first is earlier)",
+        caption=f"Holm: the p to its left, corrected for the {len(data['t_tests'])} tests.",
         **STYLE,
     )
     for name in ("task", "first", "second"):
         table.add_column(name, no_wrap=True)
-    for name in ("t", "p", "paired t", "paired p"):
+    for name in ("t", "p", "Holm", "paired t", "paired p", "Holm"):
         table.add_column(name, justify="right")
 
     def shown(number: float | None, form: str) -> str:
@@ -73,8 +78,10 @@ def t_test_table(data: dict[str, Any], against: Sequence[str] | None = None) -> 
             test["second"],
             shown(test["t"], ".2f"),
             shown(test["p"], ".2g"),
+            shown(test["p_holm"], ".2g"),
             shown(test["t_paired"], ".2f"),
             shown(test["p_paired"], ".2g"),
+            shown(test["p_paired_holm"], ".2g"),
         )
     return table
 
@@ -161,13 +168,20 @@ def sentences(result: dict[str, Any], emergence: dict[str, Any] | None) -> Seque
             None,
         )  # fmt: skip
         if saved is not None and test and test["p"] is not None:
+            n = min(len(row["seeds"]) for row in emergence["rows"]
+                    if row["task"] == "ic" and row["variant"] in ("classic", "values"))  # fmt: skip
             paired = ""
             if test["p_paired"] is not None:
-                paired = f"; paired by seed t = {test['t_paired']:.1f}, p = {test['p_paired']:.2g}"
+                paired = (
+                    f"; paired by seed t = {test['t_paired']:.1f}, p = {test['p_paired']:.2g}, "
+                    f"corrected {test['p_paired_holm']:.2g}"
+                )
             said.append(
                 f"The values stream reaches {emergence['threshold']} on IC with {saved:.0%} fewer "
-                f"training steps than the classic model (t = {test['t']:.1f}, p = {test['p']:.2g}"
-                f"{paired}; published: {1 - published['values'] / published['classic']:.0%})."
+                f"training steps than the classic model ({n} seeds; t-test of independent runs: "
+                f"t = {test['t']:.1f}, p = {test['p']:.2g}, corrected by Holm for "
+                f"{len(emergence['t_tests'])} tests {test['p_holm']:.2g}{paired}; published: "
+                f"{1 - published['values'] / published['classic']:.0%}). {NO_GAIN_CONTROL}"
             )
     if "values" in result["links"]:
         cut, seed = result["links"]["values"]["cut"], result["models"]["values"]["seed"]

@@ -6,9 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from resval_lens.analyses.emergence import (
@@ -17,6 +20,7 @@ from resval_lens.analyses.emergence import (
     Crossing,
     crossings,
     first_above,
+    holm,
     paper_runs,
     saving,
     t_tests,
@@ -203,6 +207,46 @@ def test_seeds_of_one_variant_only_are_left_out_of_the_pairs() -> None:
 )
 def test_what_cannot_be_paired_is_not(first: list[int], second: list[int]) -> None:
     assert paired(first, second) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("p", "corrected"),
+    [
+        # 4 × .005; then 3 × .01; then 2 × .03; then .04, held up to what the one before it has.
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
+        ([0.5, 0.6], [1, 1]),
+        ([None, 0.02, None], [None, 0.02, None]),
+        ([], []),
+    ],
+    ids=str,
+)
+def test_holms_correction_worked_by_hand(p: list[float | None], corrected: list[Any]) -> None:
+    assert holm(p) == [None if x is None else pytest.approx(x) for x in corrected]
+
+
+@given(st.lists(st.floats(0, 1), max_size=8), st.floats(0.001, 0.999))
+def test_holm_rejects_what_its_procedure_rejects(p: list[float], size: float) -> None:
+    """Step down: reject the smallest while p ≤ size / (tests that are left), then stop."""
+    left, rejected = dict(enumerate(p)), set()
+    while left:
+        place = min(left, key=left.__getitem__)
+        threshold = size / len(left)
+        if abs(left[place] - threshold) < 1e-9:
+            return  # a tie with the threshold is rounding's to break
+        if left.pop(place) > threshold:
+            break
+        rejected.add(place)
+    assert {place for place, x in enumerate(holm(p)) if x is not None and x <= size} == rejected
+
+
+def test_a_tables_tests_are_corrected_together_each_kind_on_its_own() -> None:
+    names = ["classic", "keys", "values"]
+    steps = ([60, 64, 65], [61, 63, 66], [50, 51, 50])
+    runs = [run for each in zip(names, steps, strict=True) for run in crossing_at(*each)]
+    tests = table_data(runs, 0.5)["t_tests"]
+    for kind in ("p", "p_paired"):
+        assert [t[f"{kind}_holm"] for t in tests] == holm([t[kind] for t in tests])
+    assert any(t["p_holm"] > t["p"] for t in tests)
 
 
 def test_every_pair_is_compared_on_every_task() -> None:

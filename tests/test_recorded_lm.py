@@ -12,12 +12,13 @@ import torch
 from scipy import stats
 
 from resval_lens import ResValTransformer
+from resval_lens.analyses.emergence import holm
 from resval_lens.analyses.ioi import CELLS, four_cells, ioi_scores
 from resval_lens.analyses.ioi_tables import cells_sentences, cells_table
-from resval_lens.analyses.lm_emergence import lm_study
+from resval_lens.analyses.lm_emergence import at_loss, lm_study
 from resval_lens.analyses.lm_figures import training
 from resval_lens.analyses.lm_progress import ioi_sets
-from resval_lens.analyses.lm_tables import study_table
+from resval_lens.analyses.lm_tables import matched_table, study_table
 from resval_lens.analyses.options import pairs_by_seed
 from resval_lens.checkpoint import SHIPPED_MODELS
 from resval_lens.language_models import language_model_config
@@ -33,7 +34,7 @@ SMALL = {"n_layers": 2, "d_model": 16, "n_heads": 2, "d_head": 8, "d_mlp": 32, "
 
 
 def line(step: int, accuracy: float, p_io: float, loss: float = 1.0) -> dict[str, Any]:
-    scores = {"accuracy": accuracy, "p_io": p_io, "p_subject": 0.1}
+    scores = {"accuracy": accuracy, "accuracy_top1": accuracy, "p_io": p_io, "p_subject": 0.1}
     return {"step": step, "valid_loss": loss, "ioi": {"unseen": scores}, "sample": "Once …"}
 
 
@@ -100,6 +101,38 @@ def test_steps_means_and_tests_equal_scipys(tmp_path: Path) -> None:
         paired = stats.ttest_rel(numbers["v"], numbers[""])
         assert (test["t"], test["p"]) == pytest.approx(tuple(independent))
         assert (test["t_paired"], test["p_paired"]) == pytest.approx(tuple(paired))
+
+
+def test_tests_are_corrected_for_being_many_each_table_on_its_own() -> None:
+    study = lm_study(load_lm_runs())
+    for table, many in ((study, 25), (study["matched"], 25)):
+        assert len(table["tests"]) == many
+        for p in ("p", "p_paired"):
+            assert [t[f"{p}_holm"] for t in table["tests"]] == holm([t[p] for t in table["tests"]])
+    assert all(t["p_paired_holm"] is None or t["p_paired_holm"] > 0.05 for t in study["tests"])
+
+
+def test_at_equal_loss_a_score_lies_between_two_evaluations() -> None:
+    lines = [{"valid_loss": loss, "x": x} for loss, x in ((3, 0.0), (2, 0.2), (1, 0.8), (2, 0.9))]
+    for loss, expected in ((4, 0), (3, 0), (2.5, 0.1), (2, 0.2), (1.25, 0.65), (1, 0.8)):
+        assert at_loss(lines, loss, lambda line: line["x"]) == pytest.approx(expected)
+    assert at_loss(lines, 0.9, lambda line: line["x"]) is None
+
+
+def test_the_matched_loss_is_where_the_last_prompts_are_answered() -> None:
+    """Recorded: both kinds of model pass .95 at about the same loss, values in fewer steps."""
+    runs = load_lm_runs()
+    study, firsts = lm_study(runs), {}
+    for recorded in runs:
+        lines = recorded.evaluations
+        first = next(line for line in lines if line["ioi"]["unseen"]["accuracy"] > 0.95)
+        firsts.setdefault(recorded.architecture, []).append(first["valid_loss"])
+    rows = {(r["prompts"], r["measure"], r["architecture"]): r for r in study["matched"]["rows"]}
+    for name, losses in firsts.items():
+        row = rows["unseen", "loss: accuracy > 0.95", name]
+        assert list(row["by_seed"].values()) == losses
+    assert study["matched"]["loss"] == pytest.approx(np.mean(list(firsts.values())))
+    assert matched_table(study).row_count == 25
 
 
 def test_what_never_emerges_is_said_and_not_tested(tmp_path: Path) -> None:
@@ -169,13 +202,13 @@ def test_two_runs_of_one_seed_are_not_mixed_and_two_carries_not_pooled(tmp_path:
         lm_study(load_lm_runs(tmp_path))
 
 
-@pytest.mark.parametrize("sets", [{}, {"paper": {"accuracy": 1.0, "p_io": 0.5, "p_subject": 0}}])
+@pytest.mark.parametrize("sets", [{}, {"paper": line(0, 1.0, 0.5)["ioi"]["unseen"]}])
 def test_runs_without_generated_prompts_are_drawn_too(tmp_path: Path, sets: dict) -> None:
     folder = folder_of(tmp_path, "v", 0, 200)
     lines = [{"step": step, "valid_loss": 1.0, "ioi": sets} for step in (0, 250, 500)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
     runs = load_lm_runs(tmp_path)
-    assert study_table(lm_study(runs)).row_count == 1 + 6 * len(sets)
+    assert study_table(lm_study(runs)).row_count == 1 + 8 * len(sets)
     assert len(training(runs).axes) == (3 if sets else 1)
     plt.close("all")
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from resval_lens.analyses.emergence import two_t_tests
+from resval_lens.analyses.emergence import holm_of_both, two_t_tests
 from resval_lens.analyses.memory.curves import (
     by_variant,
     first_step,
@@ -59,9 +59,10 @@ def encoding_study(
     trained length, exceeds a threshold. ``pairs`` compare each encoding with its values variant:
     over the seeds that both have ``difference``, with − without, and ``saved``, the share of steps
     that the stream saves; and t-tests (:func:`~resval_lens.analyses.emergence.two_t_tests`; t < 0:
-    values are earlier, or lower). ``ablations`` are :func:`ablated` of every run with a model,
-    ``cells`` :func:`four_cells` of every encoding and seed that has both models; ``found`` says it
-    in words.
+    values are earlier, or lower), each also corrected for being so many
+    (:func:`~resval_lens.analyses.emergence.holm`). ``ablations`` are :func:`ablated` of every run
+    with a model, ``cells`` :func:`four_cells` of every encoding and seed that has both models;
+    ``found`` says it in words.
 
     Args:
         runs: that differ in variant and seed only.
@@ -157,7 +158,7 @@ def _pairs(variants: Mapping[str, Any]) -> list[dict[str, Any]]:
                     **tests,
                 }
             )
-    return rows
+    return [row | corrected for row, corrected in zip(rows, holm_of_both(rows), strict=True)]
 
 
 def _numbers(spread: Mapping[str, Any]) -> dict[int, float]:
@@ -298,7 +299,10 @@ def _step_sentence(row: Mapping[str, Any], variants: Mapping[str, Any]) -> str:
         more = "fewer" if row["saved"] >= 0 else "more"
         text += f" ({abs(row['saved']):.0%} {more}"
         if row["p_paired"] is not None:
-            text += f"; paired by seed t = {row['t_paired']:.1f}, p = {row['p_paired']:.2g}"
+            text += (
+                f"; paired by seed t = {row['t_paired']:.1f}, p = {row['p_paired']:.2g}, corrected "
+                f"by Holm {row['p_paired_holm']:.2g}"
+            )
         text += ")"
     return text + "."
 
