@@ -23,7 +23,7 @@ from resval_lens.tasks.icl import ICLBatch
 from resval_lens.tasks.icl_twins import Exchanged
 from resval_lens.tasks.ioi_twins import Kind
 from resval_lens.tasks.stories import ioi_prompts
-from resval_lens.training.icl_run import draw_world
+from resval_lens.training.icl_run import Worlds
 from resval_lens.transformer import ResValTransformer
 
 Note = Callable[[str], None]
@@ -85,7 +85,10 @@ def check_sizes(runs: Sequence[RecordedRun], sequences: int, prompts: int = 1) -
 
 
 def classifier_circuits(
-    runs: Sequence[RecordedRun], sequences: int = 256, note: Note = lambda text: None
+    runs: Sequence[RecordedRun],
+    sequences: int = 256,
+    note: Note = lambda text: None,
+    worlds: Worlds | None = None,
 ) -> list[dict[str, Any]]:
     """Circuits of two-layer classifiers on fresh classes (IC), for both kinds of twins.
 
@@ -93,16 +96,18 @@ def classifier_circuits(
         runs: with trained models, each on test sequences of its own world.
         sequences: by which edges are scored; circuits are evaluated on as many others.
         note: called with what is being done.
+        worlds: where worlds are drawn.
 
     Raises:
         ValueError: a run without a model; sizes that :func:`check_sizes` refuses.
     """
     check_sizes(runs, sequences)
+    worlds = worlds or Worlds()
     found = []
     for recorded in runs:
         run = recorded.run
         note(f"{run.folder_name}: test sequences")
-        world, tests = draw_world(run)
+        world, tests = worlds.of(run)
         batch = ICLBatch(*(x[: 2 * sequences] for x in tests["ic"]))
         model = recorded.model()
         for what in ICL_TWINS:
@@ -231,6 +236,7 @@ def compare_circuits(
     prompts: int = 64,
     seed: int = 0,
     note: Note = lambda text: None,
+    worlds: Worlds | None = None,
 ) -> dict[str, Any]:
     """Circuits of classic and values models on both tasks, roles of heads, what links carry.
 
@@ -240,6 +246,7 @@ def compare_circuits(
         sequences, prompts: by which edges are scored.
         seed: draws prompts and twins.
         note: called with what is being done.
+        worlds: where the classifiers' worlds are drawn.
 
     Returns:
         JSON-able: ``circuits``, each task's and model's study; ``over_seeds``; ``heads``;
@@ -250,7 +257,7 @@ def compare_circuits(
     """
     check_sizes(runs, sequences, prompts)
     chosen = [each for each in runs if each.has_model and each.run.name in ("classic", "values")]
-    circuits = classifier_circuits(chosen, sequences, note) if chosen else []
+    circuits = classifier_circuits(chosen, sequences, note, worlds) if chosen else []
     circuits += ioi_circuits(models, prompts, seed, note=note)
     heads = ioi_heads(models, prompts, seed, note)
     first = {(entry["task"], entry["architecture"]): entry for entry in reversed(circuits)}

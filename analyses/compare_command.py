@@ -90,6 +90,7 @@ def compare_command(
     from resval_lens.presets import PAPER_VARIANTS
     from resval_lens.recorded_lm import load_lm_runs
     from resval_lens.runtime import one_thread
+    from resval_lens.training.icl_run import Worlds
 
     to = to or page or Path("out")
     check_counts(sequences=sequences, link_sequences=link_sequences, prompts=prompts)
@@ -113,9 +114,10 @@ def compare_command(
         )
     check_sizes(found, circuit_sequences, prompts)
     with notes(quiet) as note, one_thread():
-        result = run_comparison(found, sequences, link_sequences, note)
+        worlds = Worlds()
+        result = run_comparison(found, sequences, link_sequences, note, worlds)
         language = compare_language_models(models, prompts, seed, note)
-        circuits = compare_circuits(found, models, circuit_sequences, prompts, seed, note)
+        circuits = compare_circuits(found, models, circuit_sequences, prompts, seed, note, worlds)
     language["emergence"] = emergence(curves)
     by_seed = table_data(found, 0.95)
     settings = {

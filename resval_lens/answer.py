@@ -16,6 +16,8 @@ look into.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -57,12 +59,8 @@ def answer(
 
     Biases of the attention layers are zero in this architecture and left out.
     """
-    first, second = (block.attn for block in model.blocks)
-    causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
-    scores = (x @ (first.W_Q[0] @ first.W_K[0].T)) @ x.mT / first.attn_scale
-    c = scores.masked_fill(~causal, -torch.inf).softmax(-1) @ x  # [batch, pos, d_model]
-    W_OV = _project(first.W_V[0], model, 0)  # x1 = x + c W_OV
-
+    second = model.blocks[1].attn
+    c, W_OV = _first_layer(model, x)
     last = x[:, -1]
     last1 = last + c[:, -1] @ W_OV
     query = _mixed(model, "q", last1, _source(model, "q", last))  # [batch, d_head]
@@ -82,6 +80,66 @@ def answer(
     return model.readout(last1 + _project(z, model, 1))
 
 
+@torch.no_grad()
+def edited_answers(
+    model: ICLClassifier,
+    x: Float[Tensor, "batch pos d_model"],
+    factors: Float[Tensor, " edit"],
+    constants: Mapping[str, Float[Tensor, "edit pos d_head"]] | None = None,
+) -> Float[Tensor, "edit batch label"]:
+    """:func:`answer` with every link edited, for several edits at once.
+
+        link of edit e = factor_e · link + constant_e
+
+    Layer 1 is run once for all of them, and every token is read once.
+
+    Args:
+        factors: 1 changes nothing, 0 cuts.
+        constants: by stream, what is added at each position; nothing by default.
+    """
+    constants = constants or {}
+    second, edits = model.blocks[1].attn, len(factors)
+    factor = factors.to(x)[:, None, None]
+    c, W_OV = _first_layer(model, x)
+    last = x[:, -1]
+    last1 = last + c[:, -1] @ W_OV
+    own, link = _parts(model, "q", last1, last)  # [batch, d_head]
+    query = own + factor * link if link is not None else own.expand(edits, *own.shape)
+    if "q" in constants:
+        query = query + constants["q"][:, -1:]
+
+    def meets(tokens: Tensor, towards: Float[Tensor, "edit batch d_model"]) -> Tensor:
+        return torch.einsum("bpd,ebd->ebp", tokens, towards)
+
+    own_weight, link_weight = _weights(model, "k")
+    towards = query @ (own_weight * second.W_K[0]).T
+    scores = meets(x, towards) + meets(c, towards @ W_OV.T)
+    if link_weight is not None:
+        scores = scores + meets(x, factor * (query @ (link_weight * _carried(model, "k")).T))
+    if "k" in constants:
+        scores = scores + query @ constants["k"].mT
+    pattern = (scores / second.attn_scale).softmax(-1)  # [edit, batch, pos]
+
+    seen = torch.einsum("ebp,bpd->ebd", pattern, x)
+    seen1 = seen + torch.einsum("ebp,bpd->ebd", pattern, c) @ W_OV
+    own, link = _parts(model, "v", seen1, seen)
+    z = own if link is None else own + factor * link
+    if "v" in constants:
+        z = z + pattern @ constants["v"]
+    return model.readout((last1 + _project(z, model, 1)).flatten(0, 1)).unflatten(0, (edits, -1))
+
+
+def _first_layer(
+    model: ICLClassifier, x: Float[Tensor, "batch pos d_model"]
+) -> tuple[Float[Tensor, "batch pos d_model"], Float[Tensor, "d_model d_model"]]:
+    """c and W_OV, of which layer 1 makes x1 = x + c W_OV."""
+    first = model.blocks[0].attn
+    causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+    scores = (x @ (first.W_Q[0] @ first.W_K[0].T)) @ x.mT / first.attn_scale
+    c = scores.masked_fill(~causal, -torch.inf).softmax(-1) @ x
+    return c, _project(first.W_V[0], model, 0)
+
+
 def _dot(
     x: Float[Tensor, "batch pos d"], y: Float[Tensor, "batch d"]
 ) -> Float[Tensor, "batch pos"]:
@@ -91,9 +149,15 @@ def _dot(
 
 def _mixed(model: ICLClassifier, name: str, x1: Tensor, x: Tensor) -> Tensor:
     """a · x1 W_2 + b · x W_1 of one projection."""
+    own, link = _parts(model, name, x1, x)
+    return own if link is None else own + link
+
+
+def _parts(model: ICLClassifier, name: str, x1: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """a · x1 W_2 and b · x W_1 of one projection; None where there is no link."""
     own, link = _weights(model, name)
-    total = own * (x1 @ getattr(model.blocks[1].attn, f"W_{name.upper()}")[0])
-    return total if link is None else total + link * (x @ _carried(model, name))
+    local = own * (x1 @ getattr(model.blocks[1].attn, f"W_{name.upper()}")[0])
+    return local, None if link is None else link * (x @ _carried(model, name))
 
 
 def _carried(model: ICLClassifier, name: str) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resval_lens.answer import answer, can_answer_fast
+from resval_lens.answer import answer, can_answer_fast, edited_answers
 from resval_lens.classifier import ClassifierConfig, ICLClassifier, classifier_config
-from resval_lens.hooks import cut_links
+from resval_lens.hooks import cut_links, edit_links
 from resval_lens.streams import AttentionStream
 from resval_lens.tasks.icl import ICLTask, ICLWorld
 from resval_lens.training.icl import evaluate
@@ -72,6 +72,35 @@ def test_answer_gives_the_models_gradients_of_the_tokens(streams: Any) -> None:
 def test_answer_takes_sequences_of_any_length(length: int) -> None:
     model, x = in_double(model_of("qkv")), tokens().double()[:, :length]
     torch.testing.assert_close(answer(model, x), model(x), rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("spec", ["reference", "paper"])
+@pytest.mark.parametrize("streams", MIXES.values(), ids=MIXES.keys())
+def test_edited_answers_are_those_of_hooks_on_the_links(streams: Any, spec: Any) -> None:
+    model, x = in_double(model_of(streams, spec)), tokens().double()
+    factors = torch.tensor([1.0, 0.0, -0.7, 0.3], dtype=torch.float64)
+    shape = len(factors), x.shape[1], model.cfg.d_head
+    generator = torch.Generator().manual_seed(3)
+    constants = {
+        stream.of: torch.randn(shape, generator=generator, dtype=torch.float64)
+        for stream in model.cfg.streams
+    }
+    for added in ({}, constants):
+        found = edited_answers(model, x, factors, added)
+        for number, factor in enumerate(factors.tolist()):
+
+            def edit(
+                link: Tensor, name: str, factor: float = factor, number: int = number
+            ) -> Tensor:
+                constant = added.get(name.removeprefix("blocks.1.attn.hook_")[0])  # noqa: B023
+                return factor * link + (0 if constant is None else constant[number][:, None])
+
+            if model.cfg.streams:
+                with edit_links(model, edit):
+                    expected = model(x)
+            else:
+                expected = model(x)
+            torch.testing.assert_close(found[number], expected, rtol=1e-10, atol=1e-11)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,18 +13,26 @@ from resval_lens.analyses import figures, tables
 from resval_lens.analyses.emergence import paper_runs, table_data
 from resval_lens.analyses.icl import (
     GRAFTED,
-    accuracy,
+    accuracies,
     attention_study,
     compare,
     four_cells,
     link_study,
     subjects,
 )
+from resval_lens.classifier import ICLClassifier
+from resval_lens.hooks import cut_links
 from resval_lens.recorded import SHIPPED, RecordedRun, export_runs, load_runs
 from resval_lens.tasks.icl import ICLBatch
 from resval_lens.training.icl import evaluate
 
 PAPER = ["classic", "queries", "keys", "values"]
+
+
+@torch.no_grad()
+def accuracy(model: ICLClassifier, batch: ICLBatch) -> float:
+    """Share of right answers of the hooked model."""
+    return float((model(batch.inputs).argmax(-1) == batch.targets).double().mean())
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +57,13 @@ def test_shipped_models_reach_their_recorded_accuracy():
     assert ours["loss"] == pytest.approx(recorded["ic"]["loss"], abs=1e-4)
 
 
-def test_accuracy_counts_argmax_hits(shipped):
+def test_accuracies_count_argmax_hits(shipped):
     subject = shipped["keys"]
-    batch = subject.tests["iw"]
+    batch = ICLBatch(*(x[:50] for x in subject.tests["iw"]))
     with torch.no_grad():
         hits = [int(subject.model(x[None]).argmax()) == int(y)
-                for x, y in zip(batch.inputs[:50], batch.targets[:50], strict=True)]  # fmt: skip
-    assert accuracy(subject.model, ICLBatch(*(x[:50] for x in batch))) == np.mean(hits)
+                for x, y in zip(batch.inputs, batch.targets, strict=True)]  # fmt: skip
+    assert accuracies(subject.model, {"iw": batch}) == {"iw": np.mean(hits)}
 
 
 @pytest.mark.parametrize("name", ["queries", "keys", "values"])
@@ -68,27 +77,71 @@ def test_scaling_the_link_is_changing_the_carried_weight(shipped, name):
             task: accuracy(other, ICLBatch(*(x[:150] for x in batch)))
             for task, batch in subject.tests.items()
         }
-        assert study["scale"][str(c)] == pytest.approx(expected, abs=1e-9)
-    cut = subject.model.with_streams("")
+        assert study.scale[str(c)] == pytest.approx(expected, abs=1e-9)
     some = ICLBatch(*(x[:150] for x in subject.tests["ic"]))
-    assert study["scale"]["0.0"]["ic"] == accuracy(cut, some)
-    assert study["cut"]["ic"] == accuracy(cut, subject.tests["ic"])
-    assert study["sequences"] == 150
+    assert study.scale["0.0"]["ic"] == accuracy(subject.model.with_streams(""), some)
+    assert study.to_dict()["sequences"] == 150
+    for results, streams in (
+        (study.cut, ""),
+        (study.without, ""),
+        (study.whole, subject.model.cfg.streams),
+    ):
+        expected = evaluate(subject.model.with_streams(streams), subject.tests)
+        for task, numbers in results.items():
+            assert numbers == pytest.approx(expected[task], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["queries", "keys", "values"])
+def test_a_mean_link_is_a_hook_that_puts_the_mean_in_its_place(shipped, name):
+    subject = shipped[name]
+    study = link_study(subject, 150)
+    of = subject.model.cfg.streams[0].of
+    generator = torch.Generator().manual_seed(subject.seed)
+    for task, settings in subject.world.task.tests().items():
+        others = subject.world.batch(1000, generator, settings).inputs
+        _, cache = subject.model.run_with_cache(others)
+        put = cache[f"blocks.1.attn.hook_{of}_link"].mean(0)
+
+        def replace(link, hook, put=put):
+            return put.expand_as(link)
+
+        with subject.model.hooks(fwd_hooks=[(f"blocks.1.attn.hook_{of}_link", replace)]):
+            some = ICLBatch(*(x[:150] for x in subject.tests[task]))
+            assert study.mean[task] == accuracy(subject.model, some)
+
+
+@pytest.mark.parametrize("mix", ["gate", "convex", "pair"])
+def test_an_own_weight_that_is_not_one_stays_when_the_link_is_cut(shipped, mix):
+    """A cut link is not a model without the stream where the own weight is less than 1."""
+    own = {"own": 0.5, "carried": 0.5} if mix == "pair" else {}
+    stream = AttentionStream("v", mix=mix, **own)
+    classic = shipped["classic"]
+    tests = {task: ICLBatch(*(x[:100] for x in batch)) for task, batch in classic.tests.items()}
+    subject = replace(classic, tests=tests, model=classic.model.with_streams(stream))
+    study = link_study(subject, 60)
+    with cut_links(subject.model):
+        cut = {task: accuracy(subject.model, batch) for task, batch in tests.items()}
+    assert study.to_dict()["cut"] == pytest.approx(cut)
+    without = {task: accuracy(classic.model, batch) for task, batch in tests.items()}
+    assert {task: of["accuracy"] for task, of in study.without.items()} == pytest.approx(without)
+    assert cut != without
 
 
 def test_four_cells_are_the_same_weights_run_both_ways(shipped):
-    cells = four_cells(shipped["classic"], shipped["values"])["cells"]
-    assert len(cells) == 4
-    tests = shipped["classic"].tests
-    assert cells["trained classic, run without"]["ic"] == accuracy(
-        shipped["classic"].model, tests["ic"]
-    )
-    assert cells["trained classic, run with"]["ic"] == accuracy(
-        shipped["classic"].model.with_streams("v"), tests["ic"]
-    )
-    assert cells["trained values, run without"]["iw"] == accuracy(
-        shipped["values"].model.with_streams(""), tests["iw"]
-    )
+    classic, values = shipped["classic"], shipped["values"]
+    streams = values.model.cfg.streams
+    grafted = link_study(classic, 40, classic.model.with_streams(streams))
+    cells = four_cells(grafted, link_study(values, 40))["cells"]
+    models = {
+        "trained classic, run without": classic.model,
+        "trained classic, run with": classic.model.with_streams("v"),
+        "trained values, run without": values.model.with_streams(""),
+        "trained values, run with": values.model,
+    }
+    assert cells == {
+        cell: {task: accuracy(model, batch) for task, batch in classic.tests.items()}
+        for cell, model in models.items()
+    }
 
 
 def test_a_grafted_link_is_scaled_beside_the_trained_ones(shipped):
@@ -102,6 +155,9 @@ def test_a_grafted_link_is_scaled_beside_the_trained_ones(shipped):
         assert study["scale"][str(c)]["ic"] == pytest.approx(expected)
     assert set(result["links"]) == {"queries", "keys", "values", GRAFTED}
     assert values.model.cfg.streams[0].of == "v"
+    own = {task: ICLBatch(*(x[:60] for x in batch)) for task, batch in classic.tests.items()}
+    for task, numbers in evaluate(classic.model, own).items():
+        assert result["models"]["classic"]["tasks"][task] == pytest.approx(numbers, abs=1e-5)
 
 
 def test_attention_patterns_are_distributions(shipped):

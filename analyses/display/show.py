@@ -141,7 +141,7 @@ def show_link_ablation(study: Mapping[str, Any]) -> Display:
 
     Args:
         study: of :func:`~resval_lens.analyses.ablation_study.ablation_study`; or
-            {name: study of :func:`~resval_lens.analyses.icl.link_study`}.
+            {name: :class:`~resval_lens.analyses.icl.LinkStudy` as a dict}.
 
     Raises:
         ValueError: neither of these.

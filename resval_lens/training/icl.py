@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from resval_lens.answer import answer, can_answer_fast
@@ -66,8 +67,13 @@ def evaluate(
     results = {}
     for name, batch in tests.items():
         logits = torch.cat([logits_of(model, x) for x in batch.inputs.split(chunk)])
-        results[name] = {
-            "accuracy": float((logits.argmax(-1) == batch.targets).double().mean()),
-            "loss": float(F.cross_entropy(logits, batch.targets)),
-        }
+        results[name] = score(logits, batch.targets)
     return results
+
+
+def score(logits: Float[Tensor, "batch label"], targets: Int[Tensor, " batch"]) -> dict[str, float]:
+    """Accuracy and mean cross-entropy (nats)."""
+    return {
+        "accuracy": float((logits.argmax(-1) == targets).double().mean()),
+        "loss": float(F.cross_entropy(logits, targets)),
+    }

@@ -81,6 +81,24 @@ def draw_world(run: ICLRun) -> tuple[ICLWorld, dict[str, ICLBatch]]:
     return world, tests
 
 
+class Worlds:
+    """:func:`draw_world` that draws nothing twice in a row: variants of one seed share a world.
+
+    One world is kept, since 10,000 sequences of each test set are half a gigabyte.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[Any, tuple[ICLWorld, dict[str, ICLBatch]]] | None = None
+
+    def of(self, run: ICLRun) -> tuple[ICLWorld, dict[str, ICLBatch]]:
+        """The world and test sets of ``run``."""
+        drawn_from = (run.seed, run.task, run.test_size)
+        if self._last is None or self._last[0] != drawn_from:
+            self._last = None
+            self._last = drawn_from, draw_world(run)
+        return self._last[1]
+
+
 def initial_model(run: ICLRun) -> ICLClassifier:
     """The model of a run before its first step."""
     config = classifier_config(run.streams, run.spec, run.task)
