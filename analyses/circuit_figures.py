@@ -21,6 +21,7 @@ LINK = "#D55E00"
 RESIDUAL = "#555555"
 DASHED = (0, (5, 1.2))
 """Links are told apart without colour, too."""
+MOST_DRAWN = 120
 LINKS = {"q": "query link", "k": "key link", "v": "value link"}
 
 
@@ -30,18 +31,22 @@ def circuits(entries: Sequence[Mapping[str, Any]]) -> Figure:
     Args:
         entries: with ``title`` and ``circuit`` (of ``circuits.evaluation.evaluate``), whose edges
             are as strong as what the metric loses without them; or as ``weights``, {edge: weight},
-            and ``weight``, what that is.
+            and ``weight``, what that is. Of more than ``MOST_DRAWN`` the strongest are drawn, and
+            the title says so.
     """
     with plt.rc_context(STYLE):
         figure, row = plt.subplots(
             1, len(entries), figsize=(4.4 * len(entries), 5.6), squeeze=False, layout="constrained"
         )
         for axes, entry in zip(row[0], entries, strict=True):
-            weights = entry.get("weights", entry["circuit"].get("minimality"))
-            _draw(
-                axes, entry["circuit"], weights, entry.get("weight", "the metric's loss without it")
-            )
-            axes.set_title(entry["title"], fontsize=9, parse_math=False)
+            circuit = entry["circuit"]
+            weights = entry.get("weights", circuit.get("minimality"))
+            drawn = sorted(weights, key=lambda edge: -abs(weights[edge]))[:MOST_DRAWN]
+            shown = {edge: weights[edge] for edge in circuit["edges"] if edge in set(drawn)}
+            _draw(axes, circuit, shown, entry.get("weight", "the metric's loss without it"))
+            fewer = len(shown) < len(circuit["edges"])
+            few = f"\n{len(shown)} of {len(circuit['edges']):,} edges" if fewer else ""
+            axes.set_title(entry["title"] + few, fontsize=9, parse_math=False)
         row[0, 0].plot([], [], color=LINK, lw=2, ls=DASHED, label="link")
         row[0, 0].plot([], [], color=RESIDUAL, lw=2, label="residual stream")
         figure.legend(loc="outside lower center", ncols=2)
@@ -55,7 +60,7 @@ def _draw(
     places = _places(nodes)
     largest = max((abs(value) for value in weights.values()), default=1.0) or 1.0
     groups = circuit["groups"]
-    for edge in circuit["edges"]:
+    for edge in weights:
         source, target = edge.split("->")
         worth = abs(weights[edge]) / largest
         shade = LINK if edge in circuit["links"] else RESIDUAL

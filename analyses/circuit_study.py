@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import pearsonr, spearmanr
 
-from resval_lens.analyses.circuits.circuit import Circuit
+from resval_lens.analyses.circuits.circuit import Circuit, check_count, top_n
 from resval_lens.analyses.circuits.evaluation import (
+    MOST_EDGES,
+    MOST_NODES,
+    check_gap,
+    check_sizes,
     curve,
     evaluate,
     faithfulness,
-    smallest,
 )
 from resval_lens.analyses.circuits.graph import Graph
 from resval_lens.analyses.circuits.running import EdgeRuns
 from resval_lens.analyses.circuits.scores import EdgeScores, Method, score_edges
+from resval_lens.analyses.circuits.search import smallest
 from resval_lens.hooks import cut_links
 from resval_lens.hooks.prompts import PromptPairs, answer_logits
 from resval_lens.runtime import evaluating
@@ -30,6 +34,7 @@ FAITHFUL = 0.85
 STRONGEST = 25
 
 Note = Callable[[str], None]
+Progress = Callable[[int, int], None]
 
 
 def circuit_study(
@@ -40,7 +45,11 @@ def circuit_study(
     method: Method = "eap-ig",
     steps: int = 5,
     least: float = FAITHFUL,
+    edges: int | None = None,
+    sizes: Sequence[int] | None = None,
     exact: bool = False,
+    most_edges: int = MOST_EDGES,
+    most_nodes: int = MOST_NODES,
     seed: int = 0,
     note: Note = lambda text: None,
 ) -> dict[str, Any]:
@@ -51,12 +60,20 @@ def circuit_study(
         held_out: other prompts, on which circuits are chosen by size and evaluated; by default the
             same.
         least: the faithfulness that the circuit must have.
+        edges: take so many strongest edges instead of searching for the fewest.
+        sizes: circuits, by their numbers of edges, that the curve is drawn from; by default shares
+            of the graph.
         exact: score by exact patching, too, and report how far ``method`` agrees.
-        seed: of the random circuits.
+        most_edges, most_nodes: of the circuit that minimality and completeness are measured of;
+            drawn where there are more.
+        seed: of the random circuits, and of what is drawn.
         note: called with what is being done.
 
     Returns:
         JSON-able. ``circuit`` as of :func:`~resval_lens.analyses.circuits.evaluation.evaluate`;
+        ``search`` has its size before pruning and, where it was searched for, the sizes tried and
+        whether they are all (:class:`~resval_lens.analyses.circuits.search.Smallest`); ``runs``,
+        how many circuits were run;
         ``links`` has what links do: the share of the circuit's effect that runs through them,
         1 − f(circuit without its links) / f(circuit); f of the whole model with every link
         corrupted; the clean metric with every link cut (zero). None for a model without links.
@@ -66,16 +83,31 @@ def circuit_study(
             faithful enough, or what scoring refuses.
     """
     graph = Graph.of(model)
-    note(f"scoring {len(graph)} edges")
+    if edges is not None:
+        check_count(graph, edges, "edges")
+    if sizes is not None:
+        check_sizes(sizes, len(graph))
+    note(f"scoring {len(graph):,} edges")
     scores = score_edges(model, pairs, method, graph=graph, steps=steps)
     note("running the model and its twins")
     runs = EdgeRuns(model, pairs if held_out is None else held_out, graph)
-    note("circuits of every size")
-    curves = curve(runs, scores.values)
-    note(f"the smallest circuit of faithfulness {least}")
-    circuit = smallest(runs, scores.values, least)
-    note("evaluating the circuit")
-    evaluated = evaluate(runs, circuit, torch.Generator().manual_seed(seed))
+    check_gap(runs)
+
+    def counting(text: str) -> Progress:
+        return lambda done, total: note(f"{text}: {done:,} of {total:,}")
+
+    curves = curve(runs, scores.values, sizes=sizes, progress=counting("circuits by size"))
+    search: dict[str, Any]
+    if edges is None:
+        what = f"the smallest circuit of faithfulness {least}: sizes tried"
+        smallest_ = smallest(runs, scores.values, least, progress=counting(what))
+        circuit, search = smallest_.circuit, smallest_.to_dict()
+    else:
+        circuit, search = top_n(graph, scores.values, edges).pruned(), {"size": edges}
+    generator = torch.Generator().manual_seed(seed)
+    evaluated = evaluate(
+        runs, circuit, generator, most_edges=most_edges, most_nodes=most_nodes, note=note
+    )
     found = {
         "method": method,
         "steps": scores.steps,
@@ -83,10 +115,12 @@ def circuit_study(
         "metric": {"clean": runs.clean, "corrupted": runs.corrupted},
         "strongest": [{"edge": edge, "score": value} for edge, value in scores.top(STRONGEST)],
         "curve": curves.to_dict(),
-        "least": least,
+        "least": least if edges is None else None,
+        "search": search,
         "circuit": evaluated | {"path_length": _mean_length(circuit)},
         "links": _links(model, runs, evaluated),
     }
+    found["runs"] = runs.circuits_run
     if exact:
         note("exact scores of every edge")
         oracle = score_edges(model, pairs, "exact", graph=graph)

@@ -66,7 +66,7 @@ def circuit_table(study: Mapping[str, Any], most: int = 30) -> Table:
     worth = sorted(circuit["minimality"].items(), key=lambda item: -abs(item[1]))
     own = circuit["faithfulness"]
     table = Table(
-        title=f"{circuit['n_edges']} of {circuit['n_edges_of_model']} edges: "
+        title=f"{circuit['n_edges']:,} of {circuit['n_edges_of_model']:,} edges: "
         f"faithfulness {own:.3f}\n"
         f"(random circuits of this size: {circuit['random']['mean']:.3f})",
         **STYLE,
@@ -76,8 +76,14 @@ def circuit_table(study: Mapping[str, Any], most: int = 30) -> Table:
     links = set(circuit["links"])
     for edge, loss in worth[:most]:
         table.add_row(f"[bold]{edge}[/bold] (link)" if edge in links else edge, f"{loss:.3f}")
+    said = []
+    measured = circuit["measured"]["minimality"]
+    if measured["edges"] < measured["of"]:
+        said.append(f"of {measured['of']:,} edges {measured['edges']:,} were drawn and tried")
     if len(worth) > most:
-        table.caption = f"(and {len(worth) - most} more, in the JSON)"
+        said.append(f"{len(worth) - most} more are in the JSON")
+    if said:
+        table.caption = f"({'; '.join(said)})"
     return table
 
 

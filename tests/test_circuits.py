@@ -17,15 +17,14 @@ from resval_lens.analyses.circuits.evaluation import (
     completeness,
     curve,
     evaluate,
-    exact_best,
     faithfulness,
     minimality,
     random_circuits,
-    smallest,
 )
 from resval_lens.analyses.circuits.graph import Graph
 from resval_lens.analyses.circuits.running import EdgeRuns
 from resval_lens.analyses.circuits.scores import Method, score_edges
+from resval_lens.analyses.circuits.search import exact_best, smallest
 from resval_lens.classifier import ICLClassifier, classifier_config
 from resval_lens.hooks import cut_links
 from resval_lens.hooks.prompts import PromptPairs, logit_difference, margin
@@ -109,7 +108,10 @@ def test_with_the_stream_cut_nothing_scores(method: Method) -> None:
 def test_the_hand_built_circuit_is_what_acdc_leaves() -> None:
     runs = EdgeRuns(linked_model(), linked_pairs())
     assert set(acdc(runs, tau=0.01).edges) == LINKED_CIRCUIT
-    assert set(smallest(runs, score_edges(runs.model, runs.pairs).values).edges) == LINKED_CIRCUIT
+    assert (
+        set(smallest(runs, score_edges(runs.model, runs.pairs).values).circuit.edges)
+        == LINKED_CIRCUIT
+    )
 
 
 def test_a_classifiers_edges_are_scored() -> None:
@@ -314,7 +316,7 @@ def test_the_smallest_circuit_is_the_first_that_is_faithful_enough() -> None:
     model = tiny_model("v", dtype=torch.float64)
     runs = EdgeRuns(model, tiny_pairs(model))
     scores = score_edges(model, runs.pairs, "exact").values
-    found = smallest(runs, scores, 0.6)
+    found = smallest(runs, scores, 0.6).circuit
     for size in range(1, len(runs.graph)):
         circuit = top_n(runs.graph, scores, size)
         if (faithfulness(runs, [circuit])[0].value or 0) >= 0.6:

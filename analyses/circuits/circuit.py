@@ -180,7 +180,7 @@ def top_n(graph: Graph, values: Float[Tensor, " edge"], n: int, rank: Rank = "ab
     Raises:
         ValueError: ``n`` below 1 or above the number of edges.
     """
-    _check_count(graph, n)
+    check_count(graph, n)
     order = ranked(graph, values, rank).argsort(descending=True, stable=True)
     return Circuit.of(graph, order[:n].tolist())
 
@@ -202,7 +202,7 @@ def greedy(
     Raises:
         ValueError: ``n`` below 1 or above the number of edges.
     """
-    _check_count(graph, n)
+    check_count(graph, n)
     worth = ranked(graph, values, rank).tolist()
     chosen: list[int] = []
     waiting: list[tuple[float, int, str]] = []
@@ -227,6 +227,7 @@ def greedy(
     return Circuit.of(graph, chosen)
 
 
-def _check_count(graph: Graph, n: int) -> None:
+def check_count(graph: Graph, n: int, name: str = "n") -> None:
+    """Raises ValueError for a number of edges that no circuit of the graph has."""
     if not isinstance(n, int) or not 1 <= n <= len(graph):
-        raise ValueError(f"n must lie between 1 and {len(graph)}, all edges; got {n!r}")
+        raise ValueError(f"{name} must lie between 1 and {len(graph)}, all edges; got {n!r}")

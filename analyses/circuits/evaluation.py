@@ -13,10 +13,8 @@ the corrupted twins (edge patching). With m the mean metric over prompts:
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations, islice
 from typing import Any
 
 import numpy as np
@@ -31,10 +29,14 @@ from resval_lens.hooks.prompts import vanishes
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of edges at which circuits are compared (MIB)."""
+MOST_EDGES = 256
+"""Edges of a circuit that :func:`evaluate` measures the minimality of; others are left out."""
+MOST_NODES = 64
+"""Heads and MLPs that it knocks out for completeness."""
+AT_ONCE = 2**26
+"""Numbers that are held at once of which edges circuits keep."""
 
-
-MOST_TRIED = 2**14
-"""Circuits that :func:`exact_best` tries at most."""
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -57,23 +59,42 @@ class Faithfulness:
         return "valid" if self.reason is None else "invalid"
 
 
-def faithfulness(runs: EdgeRuns, circuits: Sequence[Circuit]) -> list[Faithfulness]:
+def faithfulness(
+    runs: EdgeRuns, circuits: Sequence[Circuit], progress: Progress = lambda done, total: None
+) -> list[Faithfulness]:
     """f of each circuit; invalid where clean and corrupted prompts hardly differ.
+
+    Args:
+        progress: called with how many circuits were run, and of how many.
 
     Raises:
         ValueError: a circuit of another model.
     """
-    if not circuits:
-        return []
     for circuit in circuits:
         graph_of(runs.model, circuit.graph)
-    metrics = runs.means(torch.stack([circuit.kept for circuit in circuits])).tolist()
+    metrics = _metrics(runs, circuits, progress)
     reason = vanishing_gap(runs)
     gap = runs.clean - runs.corrupted
     return [
         Faithfulness(None if reason else (metric - runs.corrupted) / gap, metric, reason)
         for metric in metrics
     ]
+
+
+def _metrics(
+    runs: EdgeRuns, circuits: Sequence[Circuit], progress: Progress = lambda done, total: None
+) -> list[float]:
+    """The mean metric of each circuit; of a large graph's, some at a time."""
+    found: list[float] = []
+    at_once = max(1, AT_ONCE // len(runs.graph))
+    for start in range(0, len(circuits), at_once):
+
+        def told(done: int, before: int = start) -> None:
+            progress(before + done, len(circuits))
+
+        kept = torch.stack([each.kept for each in circuits[start : start + at_once]])
+        found += runs.means(kept, told).tolist()
+    return found
 
 
 def vanishing_gap(runs: EdgeRuns) -> str | None:
@@ -131,91 +152,71 @@ def curve(
     values: Float[Tensor, " edge"],
     rank: Rank = "absolute",
     fractions: Sequence[float] = FRACTIONS,
+    sizes: Sequence[int] | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> Curve:
-    """f of the highest-ranking edges at each share of all.
+    """f of the highest-ranking edges at each share of all, or at each of ``sizes`` instead.
 
     Raises:
-        ValueError: shares that do not rise from above 0 to at most 1.
+        ValueError: shares that do not rise from above 0 to at most 1; sizes that do not rise from
+            1 or more to at most all edges.
     """
-    shares = list(fractions)
-    if not shares or shares != sorted(set(shares)) or shares[0] <= 0 or shares[-1] > 1:
-        raise ValueError(f"fractions must rise from above 0 to at most 1; got {fractions}")
+    n = len(runs.graph)
+    if sizes is None:
+        shares = list(fractions)
+        if not shares or shares != sorted(set(shares)) or shares[0] <= 0 or shares[-1] > 1:
+            raise ValueError(f"fractions must rise from above 0 to at most 1; got {fractions}")
+        counts = [max(1, round(share * n)) for share in shares]
+    else:
+        check_sizes(sizes, n)
+        counts = list(sizes)
+        shares = [size / n for size in counts]
     order = ranked(runs.graph, values, rank).argsort(descending=True, stable=True).tolist()
-    sizes = [max(1, round(share * len(order))) for share in shares]
-    circuits = [Circuit.of(runs.graph, order[:size]) for size in sizes]
-    found = [each.value for each in faithfulness(runs, circuits)]
+    circuits = [Circuit.of(runs.graph, order[:size]) for size in counts]
+    found = [each.value for each in faithfulness(runs, circuits, progress)]
     reason = vanishing_gap(runs)
     cpr = cmd = None
     if reason is None:
         f = np.array(found, dtype=float)
         cpr, cmd = (float(np.trapezoid(y, shares)) for y in (f, np.abs(1 - f)))
-    return Curve(tuple(shares), tuple(sizes), tuple(found), cpr, cmd, reason, runs.measured_by)
+    return Curve(tuple(shares), tuple(counts), tuple(found), cpr, cmd, reason, runs.measured_by)
 
 
-def smallest(
-    runs: EdgeRuns, values: Float[Tensor, " edge"], least: float = 0.85, rank: Rank = "absolute"
-) -> Circuit:
-    """The fewest highest-ranking edges, pruned, at which f first reaches ``least``.
-
-    Sizes are tried one by one from the smallest, so that a circuit is not missed where f rises
-    and falls.
-
-    Raises:
-        ValueError: the gap between clean and corrupted vanishes, or no size reaches ``least``.
-    """
-    check_gap(runs)
-    order = ranked(runs.graph, values, rank).argsort(descending=True, stable=True).tolist()
-    at_once = 16
-    for first in range(1, len(order) + 1, at_once):
-        sizes = range(first, min(first + at_once, len(order) + 1))
-        circuits = [Circuit.of(runs.graph, order[:size]) for size in sizes]
-        for circuit, each in zip(circuits, faithfulness(runs, circuits), strict=True):
-            if each.value is not None and each.value >= least:
-                return circuit.pruned()
-    raise ValueError(f"no circuit has a faithfulness of {least}")
-
-
-def exact_best(runs: EdgeRuns, size: int) -> tuple[Circuit, Faithfulness]:
-    """Of all circuits of ``size`` edges the most faithful, |1 − f| least, by trying every one.
-
-    Raises:
-        ValueError: a size that no circuit has, or more than ``MOST_TRIED`` circuits to try.
-    """
-    if not 1 <= size <= len(runs.graph):
-        raise ValueError(f"size must lie between 1 and {len(runs.graph)}; got {size}")
-    count = math.comb(len(runs.graph), size)
-    if count > MOST_TRIED:
+def check_sizes(sizes: Sequence[int], n_edges: int) -> None:
+    """Raises ValueError for sizes that do not rise from 1 or more to at most ``n_edges``."""
+    wanted = list(sizes)
+    if not wanted or wanted != sorted(set(wanted)) or wanted[0] < 1 or wanted[-1] > n_edges:
         raise ValueError(
-            f"there are {count} circuits of {size} of {len(runs.graph)} edges; at most "
-            f"{MOST_TRIED} are tried"
+            f"sizes must rise from 1 or more to at most {n_edges}, all edges; got {wanted}"
         )
-    check_gap(runs)
-    best: tuple[Circuit, Faithfulness] | None = None
-    every = combinations(range(len(runs.graph)), size)
-    while chosen := list(islice(every, 512)):
-        circuits = [Circuit.of(runs.graph, edges) for edges in chosen]
-        for found in zip(circuits, faithfulness(runs, circuits), strict=True):
-            if best is None or _gap(found[1]) < _gap(best[1]):
-                best = found
-    assert best is not None
-    return best
 
 
-def _gap(found: Faithfulness) -> float:
-    return abs(1 - (found.value or 0.0))
+def minimality(
+    runs: EdgeRuns,
+    circuit: Circuit,
+    numbers: Sequence[int] | None = None,
+    progress: Progress = lambda done, total: None,
+) -> dict[str, float]:
+    """m(C) − m(C∖e) of each edge e: what the circuit loses without it.
 
-
-def minimality(runs: EdgeRuns, circuit: Circuit) -> dict[str, float]:
-    """m(C) − m(C∖e) of each edge e: what the circuit loses without it."""
-    circuits = [circuit, *(circuit.without([number]) for number in circuit.numbers)]
-    metrics = runs.means(torch.stack([each.kept for each in circuits])).tolist()
+    Args:
+        numbers: of the edges that are measured; by default all of the circuit.
+        progress: called with how many circuits were run, and of how many.
+    """
+    wanted = circuit.numbers if numbers is None else list(numbers)
+    circuits = [circuit, *(circuit.without([number]) for number in wanted)]
+    own, *without = _metrics(runs, circuits, progress)
+    edges = runs.graph.edges
     return {
-        edge: metrics[0] - metric for edge, metric in zip(circuit.edges, metrics[1:], strict=True)
+        str(edges[number]): own - metric for number, metric in zip(wanted, without, strict=True)
     }
 
 
 def completeness(
-    runs: EdgeRuns, circuit: Circuit, knocked_out: Sequence[Sequence[str]]
+    runs: EdgeRuns,
+    circuit: Circuit,
+    knocked_out: Sequence[Sequence[str]],
+    progress: Progress = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """m(C∖K) beside m(M∖K) for each set K of writers, like ``["a1.h2", "m1"]``.
 
@@ -227,13 +228,12 @@ def completeness(
     """
     cut = [_edges_out_of(runs.graph, names) for names in knocked_out]
     whole = Circuit.whole(runs.graph)
-    both = [each.without(edges).kept for each in (circuit, whole) for edges in cut]
-    if not both:
-        return []
-    of_circuit, of_model = runs.means(torch.stack(both)).split(len(cut))
+    both = [each.without(edges) for each in (circuit, whole) for edges in cut]
+    metrics = _metrics(runs, both, progress)
+    of_circuit, of_model = metrics[: len(cut)], metrics[len(cut) :]
     return [
         {"knocked_out": list(names), "circuit": c, "model": m, "difference": abs(c - m)}
-        for names, c, m in zip(knocked_out, of_circuit.tolist(), of_model.tolist(), strict=True)
+        for names, c, m in zip(knocked_out, of_circuit, of_model, strict=True)
     ]
 
 
@@ -266,17 +266,36 @@ def random_circuits(graph: Graph, size: int, n: int, generator: Generator) -> li
 
 
 def evaluate(
-    runs: EdgeRuns, circuit: Circuit, generator: Generator, n_random: int = 10
+    runs: EdgeRuns,
+    circuit: Circuit,
+    generator: Generator,
+    n_random: int = 10,
+    most_edges: int = MOST_EDGES,
+    most_nodes: int = MOST_NODES,
+    note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Faithfulness, minimality, completeness and the random baseline of one circuit, as JSON.
 
-    Completeness knocks out each head and MLP of the circuit alone, then all of them.
+    Completeness knocks out each head and MLP of the circuit alone, then all of them. Of a circuit
+    with more than ``most_edges`` edges, minimality is that of so many, drawn by ``generator``; of
+    one with more than ``most_nodes`` heads and MLPs, so many are knocked out alone. ``measured``
+    says how many of how many.
+
+    Args:
+        note: called with what is being done.
     """
+
+    def counting(text: str) -> Progress:
+        return lambda done, total: note(f"{text}: {done:,} of {total:,}")
+
     nodes = [node for node in circuit.nodes if node not in ("input", "logits")]
-    sets = [[node] for node in nodes] + ([nodes] if len(nodes) > 1 else [])
-    drawn = random_circuits(runs.graph, max(1, len(circuit)), n_random, generator)
-    own, without, *baseline = faithfulness(runs, [circuit, circuit.without_links(), *drawn])
-    values = [each.value for each in baseline if each.value is not None]
+    baseline = random_circuits(runs.graph, max(1, len(circuit)), n_random, generator)
+    edges = _some(circuit.numbers, most_edges, generator)
+    alone = _some(nodes, most_nodes, generator)
+    sets = [[node] for node in alone] + ([nodes] if len(nodes) > 1 else [])
+    circuits = [circuit, circuit.without_links(), *baseline]
+    own, without, *drawn = faithfulness(runs, circuits, counting("faithfulness"))
+    values = [each.value for each in drawn if each.value is not None]
     return {
         **circuit.to_dict(),
         "metric": {"circuit": own.metric, "clean": runs.clean, "corrupted": runs.corrupted},
@@ -290,7 +309,19 @@ def evaluate(
             "mean": float(np.mean(values)) if values else None,
             "max": float(np.max(values)) if values else None,
         },
-        "minimality": minimality(runs, circuit),
-        "completeness": completeness(runs, circuit, sets),
+        "minimality": minimality(runs, circuit, edges, counting("minimality")),
+        "completeness": completeness(runs, circuit, sets, counting("completeness")),
+        "measured": {
+            "minimality": {"edges": len(edges), "of": len(circuit)},
+            "completeness": {"alone": len(alone), "of": len(nodes)},
+        },
         **runs.measured_by,
     }
+
+
+def _some(all_: list[Any], most: int, generator: Generator) -> list[Any]:
+    """At most so many, drawn without replacement, in their order."""
+    if len(all_) <= most:
+        return all_
+    drawn = torch.randperm(len(all_), generator=generator)[:most].sort().values
+    return [all_[i] for i in drawn.tolist()]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from hashlib import blake2b
 from typing import Any, Literal, get_args
 
 import torch
@@ -85,6 +86,7 @@ class EdgeRuns:
         pairs = ready(model, pairs)
         self.model, self.pairs, self.max_tokens = model, pairs, max_tokens
         self.graph, self.ablation = graph_of(model, graph), ablation
+        self._known: dict[bytes, Tensor] = {}  # values of circuits by a digest of their edges
         with evaluating(model):
             self.clean_run, self.corrupted_run = (
                 record(model, self.graph, inputs, pairs.answers)
@@ -98,6 +100,11 @@ class EdgeRuns:
         self.clean, self.corrupted = (
             values.mean().item() for values in (self.clean_values, self.corrupted_values)
         )
+
+    @property
+    def circuits_run(self) -> int:
+        """How many circuits have been run, each once."""
+        return len(self._known)
 
     @property
     def measured_by(self) -> dict[str, str]:
@@ -127,7 +134,7 @@ class EdgeRuns:
     ) -> Float[Tensor, "circuit prompt"]:
         """The metric of each prompt, for each set of edges that are kept.
 
-        Only layers from the first corrupted edge on are run.
+        Only layers from the first corrupted edge on are run, and no set is run twice.
 
         Args:
             progress: called with how many sets are done.
@@ -141,6 +148,21 @@ class EdgeRuns:
                 f"{list(kept.shape)}"
             )
         refuse_hooks(self.model)
+        keys = [blake2b(row.numpy().tobytes(), digest_size=16).digest() for row in kept.cpu()]
+        news = {key: row for row, key in enumerate(keys) if key not in self._known}
+        known = len(kept) - len(news)
+        if known:
+            progress(known)
+        if news:
+            found = self._run(kept[list(news.values())], lambda done: progress(known + done))
+            self._known.update(zip(news, found, strict=True))
+        if not keys:
+            return self.clean_values.new_empty(0, len(self.pairs))
+        return torch.stack([self._known[key] for key in keys])
+
+    def _run(
+        self, kept: Bool[Tensor, "circuit edge"], progress: Callable[[int], None]
+    ) -> Float[Tensor, "circuit prompt"]:
         kept = kept.to(self.pairs.clean.device)
         first = torch.tensor([self._first_layer(circuit) for circuit in kept])
         found = self.clean_values.new_empty(len(kept), len(self.pairs))

@@ -23,14 +23,15 @@ print(paths.effect.mean(1))  # each straight to the logits
 # --8<-- [end:patch]
 
 # --8<-- [start:circuit]
-from resval_lens.analyses.circuits.evaluation import faithfulness, smallest
+from resval_lens.analyses.circuits.evaluation import faithfulness
 from resval_lens.analyses.circuits.running import EdgeRuns
 from resval_lens.analyses.circuits.scores import score_edges
+from resval_lens.analyses.circuits.search import smallest
 
 scores = score_edges(model, pairs, "eap-ig")
 print(scores.top(5), scores["a0.h2<v>->a1.h2<v>"])
 runs = EdgeRuns(model, pairs)
-circuit = smallest(runs, scores.values, 0.85)
+circuit = smallest(runs, scores.values, 0.85).circuit
 print(circuit.edges, faithfulness(runs, [circuit, circuit.without_links()]))
 # --8<-- [end:circuit]
 

@@ -1,0 +1,161 @@
+"""Circuits that are searched for by running them: the fewest edges that are faithful enough."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations, islice, pairwise
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from resval_lens.analyses.circuits.circuit import Circuit, Rank, ranked
+from resval_lens.analyses.circuits.evaluation import Faithfulness, check_gap, faithfulness
+from resval_lens.analyses.circuits.running import EdgeRuns
+
+EVERY = 512
+"""In a graph of at most so many edges :func:`smallest` tries every size, from 1 up."""
+GROWTH = math.sqrt(2)
+"""In larger ones it tries sizes that grow by this factor."""
+PARTS = 4
+"""Between two of them it tries sizes that split the gap into so many parts, again and again."""
+AT_ONCE = 16
+MOST_TRIED = 2**14
+"""Circuits that :func:`exact_best` tries at most."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Smallest:
+    """What :func:`smallest` found, and what it tried.
+
+    Attributes:
+        circuit: the edges, pruned.
+        size: how many there were before pruning.
+        tried: faithfulness by size before pruning, of every size that was run; sizes rise.
+        every: every size from 1 to ``size`` was tried, so none below is faithful enough. Else only
+            those in ``tried`` were, ``size - 1`` among them.
+    """
+
+    circuit: Circuit
+    size: int
+    tried: dict[int, float]
+    every: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "size": self.size,
+            "every_smaller_size_tried": self.every,
+            "sizes": list(self.tried),
+            "faithfulness": list(self.tried.values()),
+        }
+
+
+def smallest(
+    runs: EdgeRuns,
+    values: Float[Tensor, " edge"],
+    least: float = 0.85,
+    rank: Rank = "absolute",
+    progress: Progress = lambda done, most: None,
+) -> Smallest:
+    """The fewest highest-ranking edges, pruned, at which f first reaches ``least``.
+
+    f need not rise with size. In a graph of at most ``EVERY`` edges every size is tried, from 1 up,
+    so that no circuit is missed. In a larger one sizes are tried coarse to fine: 1, 2, 3, 4, 6, 8,
+    12, ... (``GROWTH``) up to the first that is faithful enough, then sizes between it and the one
+    before, ever closer (``PARTS``), down to neighbours. The result is the smallest *of the sizes
+    tried*, and with one edge less f is below ``least``; a smaller circuit in between can be missed
+    where f rises and falls. It takes at most 3.5 log₂(edges) + 4 runs.
+
+    Args:
+        progress: called with how many sizes were tried, and how many may be at most.
+
+    Raises:
+        ValueError: the gap between clean and corrupted vanishes, or no size that is tried reaches
+            ``least``.
+    """
+    check_gap(runs)
+    order = ranked(runs.graph, values, rank).argsort(descending=True, stable=True).tolist()
+    every = len(order) <= EVERY
+    tried: dict[int, float] = {}
+
+    def first(sizes: Sequence[int], most: int) -> int | None:
+        """The first of rising sizes that is faithful enough."""
+        at_once = AT_ONCE if every else 1
+        for start in range(0, len(sizes), at_once):
+            some = sizes[start : start + at_once]
+            circuits = [Circuit.of(runs.graph, order[:size]) for size in some]
+            for size, each in zip(some, faithfulness(runs, circuits), strict=True):
+                assert each.value is not None
+                tried[size] = each.value
+                if each.value >= least:
+                    return size
+            progress(len(tried), most)
+        return None
+
+    grid = range(1, len(order) + 1) if every else _grid(len(order))
+    most = len(grid) if every else most_runs(len(order))
+    size = first(grid, most)
+    if size is None:
+        which = "" if every else f" of the {len(tried)} sizes tried"
+        best = max(tried, key=lambda n: tried[n])
+        raise ValueError(
+            f"no circuit{which} has a faithfulness of {least}; the most faithful, of {best:,} "
+            f"edges, has {tried[best]:.3f}"
+        )
+    below = max((n for n in tried if n < size), default=0)
+    while size - below > 1:
+        step = (size - below) / PARTS
+        between = sorted({below + round(step * part) for part in range(1, PARTS)} - {below, size})
+        found = first(between, most)
+        size = size if found is None else found
+        below = max(n for n in (*tried, below) if n < size)
+    circuit = Circuit.of(runs.graph, order[:size]).pruned()
+    return Smallest(circuit, size, dict(sorted(tried.items())), every)
+
+
+def _grid(n_edges: int) -> list[int]:
+    """1, 2, 3, 4, 6, 8, 12, ..., up to every edge."""
+    powers = range(math.ceil(math.log(n_edges, GROWTH)) + 1)
+    return sorted({min(n_edges, math.ceil(GROWTH**power - 1e-9)) for power in powers} | {n_edges})
+
+
+def most_runs(n_edges: int) -> int:
+    """How many sizes :func:`smallest` tries at most in a graph of more than ``EVERY`` edges."""
+    grid = _grid(n_edges)
+    widest = max(after - before for before, after in pairwise(grid))
+    return len(grid) + (PARTS - 1) * (1 + math.ceil(math.log(widest, PARTS)))
+
+
+def exact_best(runs: EdgeRuns, size: int) -> tuple[Circuit, Faithfulness]:
+    """Of all circuits of ``size`` edges the most faithful, |1 − f| least, by trying every one.
+
+    Raises:
+        ValueError: a size that no circuit has, or more than ``MOST_TRIED`` circuits to try.
+    """
+    if not 1 <= size <= len(runs.graph):
+        raise ValueError(f"size must lie between 1 and {len(runs.graph)}; got {size}")
+    count = math.comb(len(runs.graph), size)
+    if count > MOST_TRIED:
+        raise ValueError(
+            f"there are {count} circuits of {size} of {len(runs.graph)} edges; at most "
+            f"{MOST_TRIED} are tried"
+        )
+    check_gap(runs)
+    best: tuple[Circuit, Faithfulness] | None = None
+    every = combinations(range(len(runs.graph)), size)
+    while chosen := list(islice(every, 512)):
+        circuits = [Circuit.of(runs.graph, edges) for edges in chosen]
+        for found in zip(circuits, faithfulness(runs, circuits), strict=True):
+            if best is None or _gap(found[1]) < _gap(best[1]):
+                best = found
+    assert best is not None
+    return best
+
+
+def _gap(found: Faithfulness) -> float:
+    return abs(1 - (found.value or 0.0))
