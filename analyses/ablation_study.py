@@ -20,13 +20,13 @@ from resval_lens.hooks import (
     freeze,
     link_activations,
     link_groups,
-    link_hooks,
     links,
     mean_link_activations,
     scale,
     zero,
 )
 from resval_lens.hooks.ablate import Edit
+from resval_lens.hooks.link_runs import LinkRuns
 from resval_lens.hooks.links import Numbers
 from resval_lens.hooks.prompts import Metric, PromptPairs, answer_logits
 from resval_lens.runtime import evaluating
@@ -87,7 +87,8 @@ def ablation_study(
     chosen = links(model, of, layers, heads)
     named = groups(model, chosen)
     changes: dict[str, Edit] = {"zero": zero()} if "zero" in edits else {}
-    changes |= {f"scale {c:g}": scale(c) for c in scales}
+    scaled = {f"scale {c:g}": scale(c) for c in scales}
+    changes |= {name: edit for name, edit in scaled.items() if name != "scale 0" or not changes}
     found: dict[tuple[str, str], list[dict[str, Tensor]]] = {}
     # Every token counts, even where a tokenizer pads on the left.
     with evaluating(model), LocallyOverridenDefaults(model, padding_side="right"):
@@ -96,17 +97,24 @@ def ablation_study(
             means_of = mean_link_activations(model, others.clean, chosen, others.answers, chunk)
             changes["mean"] = freeze(means_of)
         for part in pairs.split(chunk):
-            for run, inputs in (("clean", part.clean), ("corrupted", part.corrupted)):
-                measured = _measured(model, part, inputs, measures)
-                found.setdefault(("no links", run), []).append(measured)
+            runs = LinkRuns(model, part)
+            clean = _measured(runs.clean, part, measures)
+            corrupted = answer_logits(model, part.corrupted, part.answers)
+            found.setdefault(("no links", "clean"), []).append(clean)
+            found.setdefault(("no links", "corrupted"), []).append(
+                _measured(corrupted, part, measures)
+            )
             if "resample" in edits:
                 changes["resample"] = freeze(link_activations(model, part.corrupted, chosen))
             for edit, change in changes.items():
                 note(f"links: {edit}")
                 for name, group in named.items():
-                    with model.hooks(fwd_hooks=link_hooks(model, change, group)):
-                        measured = _measured(model, part, part.clean, measures)
+                    measured = clean
+                    if edit != "scale 1":
+                        measured = _measured(runs.edited(change, group), part, measures)
                     found.setdefault((name, edit), []).append(measured)
+    if "zero" in edits:
+        found |= {(name, "scale 0"): found[name, "zero"] for name in named}
     means = {
         key: {name: torch.cat([x[name] for x in parts]).mean().item() for name in measures}
         for key, parts in found.items()
@@ -144,7 +152,6 @@ def groups(model: ResValTransformer, chosen: Sequence[Link]) -> dict[str, list[L
 
 
 def _measured(
-    model: ResValTransformer, part: PromptPairs, inputs: Tensor, measures: Mapping[str, Metric]
+    logits: Tensor, part: PromptPairs, measures: Mapping[str, Metric]
 ) -> dict[str, Tensor]:
-    logits = answer_logits(model, inputs, part.answers)
     return {name: measure(logits, part.labels).cpu().double() for name, measure in measures.items()}

@@ -18,8 +18,9 @@ from typing import Any, get_args
 import torch
 
 from resval_lens.analyses.circuit_tasks import ioi_pairs
-from resval_lens.hooks import freeze, link_activations, link_groups, link_hooks
-from resval_lens.hooks.prompts import answer_logits, refuse_hooks
+from resval_lens.hooks import freeze, link_activations, link_groups
+from resval_lens.hooks.link_runs import LinkRuns
+from resval_lens.hooks.prompts import refuse_hooks
 from resval_lens.runtime import evaluating
 from resval_lens.tasks.ioi import IOIPrompt
 from resval_lens.tasks.ioi_twins import SIGNALS, Kind
@@ -60,13 +61,13 @@ def link_signals(
         note(f"links of {kind} twins")
         pairs = ioi_pairs(model, prompts, kind, seed)
         with evaluating(model):
-            clean = pairs.measure(answer_logits(model, pairs.clean, pairs.answers)).mean().item()
+            runs = LinkRuns(model, pairs)
+            clean = pairs.measure(runs.clean).mean().item()
             if clean <= 0:
                 raise ValueError(f"the logit difference is {clean:.3g}; expected one above 0")
             carried = freeze(link_activations(model, pairs.corrupted, names))
             for group, chosen in groups.items():
-                with model.hooks(fwd_hooks=link_hooks(model, carried, chosen)):
-                    logits = answer_logits(model, pairs.clean, pairs.answers)
+                logits = runs.edited(carried, chosen)
                 effects[group][kind] = pairs.measure(logits).mean().item() / clean - 1
     return {
         "logit_difference": clean,

@@ -112,6 +112,42 @@ def test_each_edit_is_plain_hooks_by_hand(
     assert row_of(study, name, edit) == pytest.approx(by_hand(model, edits), abs=1e-5)
 
 
+def test_hooks_on_the_model_stay_and_count_once(model: ResValTransformer) -> None:
+    """Also where a layer's input is what they change, from which an edited run could go on."""
+    name = "blocks.1.hook_resid_pre"
+
+    def triple(x: Tensor, hook: HookPoint) -> Tensor:
+        return 3 * x
+
+    edits = ["zero", "scale 0.5"]
+    with model.hooks(fwd_hooks=[(name, triple)]):
+        found = ablation_study(model, PAIRS, OTHERS, MEASURES, edits=["zero"], scales=[0.5])
+        expected = {
+            edit: by_hand(model, {hook_of(1): lambda x, c=c: x.mul_(c)})
+            for edit, c in zip(edits, (0.0, 0.5), strict=True)
+        }
+    for edit in edits:
+        assert row_of(found, "v1", edit) == pytest.approx(expected[edit], abs=1e-5)
+    assert model.run_with_cache(PAIRS.clean)[1][name].shape[0] == 5
+
+
+def test_no_edit_is_run_twice(model: ResValTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A factor of 0 is a cut and one of 1 no edit; layers before the edited one are run once."""
+    runs: list[int] = []
+    run_blocks = ResValTransformer.run_blocks
+
+    def counted(self: ResValTransformer, x: Tensor, start: int | None, *rest: Any, **more: Any):
+        runs.append(start or 0)
+        return run_blocks(self, x, start, *rest, **more)
+
+    monkeypatch.setattr(ResValTransformer, "run_blocks", counted)
+    found = ablation_study(model, PAIRS, OTHERS, MEASURES, edits=["zero"], scales=(0, 1, 2))
+    assert sorted(runs) == [0, 0, *[1] * 2 * 6, *[2] * 2 * 5]  # clean, twins; zero and 2
+    for name in groups(model, links(model)):
+        assert row_of(found, name, "scale 0") == row_of(found, name, "zero")
+        assert row_of(found, name, "scale 1") == found["clean"]
+
+
 def test_clean_and_corrupted_are_the_unedited_runs(
     model: ResValTransformer, study: dict[str, Any]
 ) -> None:
