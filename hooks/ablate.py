@@ -10,7 +10,7 @@ manager that always restores (:func:`edit_links`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -198,10 +198,32 @@ def edit_links(
     heads: Numbers | None = None,
     positions: Numbers | None = None,
 ) -> Iterator[ResValTransformer]:
-    """The model with some links edited; as it was afterwards, whatever happens inside."""
+    """The model with some links edited; as it was afterwards, whatever happens inside.
+
+    ``model.reset_hooks()`` inside, in any form, removes others' hooks; the edit holds to the end.
+    """
     hooks = link_hooks(model, edit, links(model, of, layers, heads), positions)
-    with model.hooks(fwd_hooks=hooks):
+    with held_hooks(model, hooks):
         yield model
+
+
+@contextmanager
+def held_hooks(model: ResValTransformer, hooks: Sequence[tuple[str, Any]]) -> Iterator[None]:
+    """``model.hooks(fwd_hooks=hooks)``, out of reach of ``model.reset_hooks()``.
+
+    They are PyTorch's hooks: TransformerLens resets those that it knows. A copy of the model that
+    is made meanwhile has them, too, and they end there as they do here.
+    """
+    with ExitStack() as stack:
+        held = [True]
+        stack.callback(held.clear)
+        for name, hook in hooks:
+
+            def run(point: HookPoint, _: Any, x: Tensor, hook: Any = hook) -> Any:
+                return hook(x, hook=point) if held else None
+
+            stack.callback(model.hook_dict[name].register_forward_hook(run).remove)
+        yield
 
 
 def cut_links(

@@ -19,7 +19,7 @@ from transformer_lens.utilities import apply_softcap
 
 from resval_lens.attention import Carried
 from resval_lens.classifier import ICLClassifier
-from resval_lens.norm import is_watched
+from resval_lens.norm import is_hooked
 from resval_lens.transformer import ResValTransformer
 
 Metric = Callable[[Tensor, Tensor], Tensor]
@@ -228,7 +228,7 @@ def ready(model: ResValTransformer, pairs: PromptPairs) -> PromptPairs:
 def refuse_hooks(model: ResValTransformer, ending: str = "") -> None:
     """Raises ValueError if a hook is on a hook point whose name ends so."""
     for name, point in model.hook_dict.items():
-        if name.endswith(ending) and is_watched(point):
+        if name.endswith(ending) and is_hooked(point):
             raise ValueError(
                 f"a hook on {name} would meet some activations twice or not at all; run the model "
                 "without (with_streams(...) where links should be missing)"

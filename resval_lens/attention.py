@@ -20,7 +20,7 @@ from transformer_lens.utilities.attention import complex_attn_linear, simple_att
 
 from resval_lens.config import ResValConfig
 from resval_lens.mixing import StreamMix
-from resval_lens.norm import is_watched
+from resval_lens.norm import is_watched, unshared
 from resval_lens.streams import AttentionStream
 
 Heads = Float[Tensor, "batch pos _ d_head"]  # heads, or key-value heads
@@ -116,9 +116,11 @@ class StreamAttention(AbstractAttention):
             total = local = hook_total(local)
         else:
             local = getattr(self, f"hook_{name}_local")(local)
-            own, link = mix(local, self._received(mix, local), x)
-            link = getattr(self, f"hook_{name}_link")(link)
-            total = hook_total(own + link)
+            handed, hook_link = self._received(mix, local), getattr(self, f"hook_{name}_link")
+            own, link = mix(local, handed, x)
+            if link is handed[0]:  # at weight 1: the tensor that its source uses
+                link = unshared(link, hook_link)
+            total = hook_total(own + hook_link(link))
         if self.delivery is not None:
             self._hand_on(stream, local if stream.carry == "raw" else total)
         return total
@@ -190,7 +192,8 @@ class StreamAttention(AbstractAttention):
             scale=1 / float(self.attn_scale),
             enable_gqa=k.shape[2] != q.shape[2],
         )
-        z = self.hook_z(z.transpose(1, 2))  # [batch, pos, head, d_head]
+        # The kernel's backward pass reads its result: that is not for hooks to edit.
+        z = self.hook_z(unshared(z.transpose(1, 2), self.hook_z))  # [batch, pos, head, d_head]
         w = self.W_O.flatten(0, 1).T  # [d_model, head * d_head]
         attn_out = F.linear(z.flatten(2), w, self.b_O)
         return F.dropout(attn_out, dropout) if dropout else attn_out

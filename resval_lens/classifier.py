@@ -19,6 +19,7 @@ from transformer_lens.utilities import TypedModuleList
 
 from resval_lens.attention import Carried
 from resval_lens.config import ResValConfig
+from resval_lens.norm import unshared
 from resval_lens.streams import StreamsLike
 from resval_lens.tasks.icl import ICLTask
 from resval_lens.transformer import ResValTransformer, check_return_type
@@ -117,7 +118,7 @@ class Readout(nn.Module):
         self.hook_logits = HookPoint()  # [batch, label]
 
     def forward(self, last: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch label"]:
-        x = self.hook_in(last)
+        x = self.hook_in(unshared(last, self.hook_in))
         for layer in self.layers:
             x = layer(x)
         return self.hook_logits(x @ self.W_U)
@@ -211,7 +212,9 @@ class ICLClassifier(ResValTransformer):
         """
         check_return_type(return_type)
         self._check(input)
-        residual = input if start_at_layer is not None else self.hook_embed(input)
+        residual = input
+        if start_at_layer is None:
+            residual = self.hook_embed(unshared(input, self.hook_embed))
         residual = self.run_blocks(
             residual, start_at_layer, stop_at_layer, carried, checkpoint_blocks=checkpoint_blocks
         )

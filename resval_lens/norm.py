@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from transformer_lens.components import LayerNorm, RMSNorm
 from transformer_lens.hook_points import HookPoint
 
@@ -44,14 +45,32 @@ def fused(norm: nn.Module, cfg: ResValConfig) -> nn.Module:
     return norm
 
 
-def is_watched(hook_point: HookPoint) -> bool:
-    """Whether a hook of any kind would see this activation or its gradient."""
+def is_hooked(hook_point: HookPoint) -> bool:
+    """Whether this hook point has a hook of any kind, TransformerLens's or PyTorch's."""
     return bool(
         hook_point._forward_hooks
         or hook_point._forward_pre_hooks
         or hook_point._backward_hooks
         or hook_point._backward_pre_hooks
     )
+
+
+def is_watched(hook_point: HookPoint) -> bool:
+    """Whether anything would see this activation or its gradient: a hook, or a wrapper.
+
+    nnsight puts a ``forward`` of its own into each module that it wraps, and leaves it there.
+    """
+    wrapped = "forward" in hook_point.__dict__
+    return is_hooked(hook_point) or wrapped or bool(_has_any_global_hook())
+
+
+def unshared(x: Tensor, hook_point: HookPoint) -> Tensor:
+    """``x`` as ``hook_point`` may have it: a copy if it is watched.
+
+    For a tensor that is also used elsewhere. Of the copy an edit in place stays at the hook point,
+    and the gradient is what comes back through it alone.
+    """
+    return x.clone() if is_watched(hook_point) else x
 
 
 def _may_fuse(norm: FusedLayerNorm | FusedRMSNorm) -> bool:

@@ -1,5 +1,6 @@
 """Editing links is what it says, touches what was selected, and leaves nothing behind."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -316,6 +317,62 @@ def test_an_edit_outlasts_a_cached_run_inside_it() -> None:
         _, cache = model.run_with_cache(TOKENS)
         assert cache["v_link", 1].eq(0).all()
         assert model(TOKENS).equal(cut)
+
+
+def nothing(x: Tensor, hook: Any) -> None:
+    pass
+
+
+def in_a_nested_edit(model: ResValTransformer) -> None:
+    with scale_links(model, 3, layers=[1]):
+        model.reset_hooks(including_permanent=True)
+
+
+def in_a_context(model: ResValTransformer) -> None:
+    with model.hooks(fwd_hooks=[(name_of("v", 1), nothing)], clear_contexts=True):
+        model(TOKENS)
+
+
+RESETS: dict[str, Callable[[ResValTransformer], Any]] = {
+    "reset_hooks": lambda model: model.reset_hooks(),
+    "permanent ones": lambda model: model.reset_hooks(including_permanent=True),
+    "of a level": lambda model: model.reset_hooks(level=model.context_level),
+    "remove_all_hook_fns": lambda model: model.remove_all_hook_fns(including_permanent=True),
+    "each point's": lambda model: [
+        point.remove_hooks("both", including_permanent=True) for point in model.hook_points()
+    ],
+    "run_with_hooks": lambda model: model.run_with_hooks(
+        TOKENS, fwd_hooks=[(name_of("v", 1), nothing)], clear_contexts=True
+    ),
+    "run_with_cache": lambda model: model.run_with_cache(TOKENS, clear_contexts=True),
+    "a context": in_a_context,
+    "a nested edit": in_a_nested_edit,
+}
+
+
+@pytest.mark.parametrize("reset", RESETS.values(), ids=RESETS)
+def test_an_edit_holds_to_its_end_whoever_resets_hooks_inside(reset: Any) -> None:
+    model = tiny_model("v")
+    before = model(TOKENS)
+    with cut_links(model):
+        cut = model(TOKENS)
+        reset(model)
+        assert model(TOKENS).equal(cut)
+        copied = copy.deepcopy(model)
+        assert copied(TOKENS).equal(cut)
+    for ended in (model, copied):
+        assert ended(TOKENS).equal(before)
+    assert hooks_left(model) == []
+
+
+def test_edits_that_end_in_the_order_in_which_they_began() -> None:
+    model = tiny_model("qv")
+    first, second = cut_links(model, of="q"), cut_links(model, of="v")
+    with first:
+        second.__enter__()
+    assert model(TOKENS).equal(model.with_streams("q")(TOKENS))
+    second.__exit__(None, None, None)
+    assert model(TOKENS).equal(tiny_model("qv")(TOKENS))
 
 
 def test_gradients_flow_through_an_edit_as_through_the_other_architecture() -> None:

@@ -170,10 +170,8 @@ def _gradients(
     def put_in(x: Tensor, hook: HookPoint) -> Tensor:
         return (x if embedding is None else embedding).detach().requires_grad_()
 
-    def keep(x: Tensor, hook: HookPoint) -> Tensor:
-        # A tensor of this point's own: a link of weight 1 is the very tensor that its source uses.
-        points[str(hook.name)] = x.view_as(x)
-        return points[str(hook.name)]
+    def keep(x: Tensor, hook: HookPoint) -> None:
+        points[str(hook.name)] = x
 
     hooks: list[Any] = [("blocks.0.hook_resid_pre", put_in), *recording]
     hooks += [(group.hook, keep) for group in graph.groups]

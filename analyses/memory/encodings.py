@@ -19,6 +19,7 @@ from resval_lens.analyses.memory.curves import (
     shown,
 )
 from resval_lens.hooks import cut_links
+from resval_lens.hooks.ablate import held_hooks
 from resval_lens.memory.model import MemoryTransformer
 from resval_lens.recorded_memory import RecordedMemoryRun
 from resval_lens.tasks.triggers import TriggerBatch, TriggerTask
@@ -206,7 +207,7 @@ def edited(model: MemoryTransformer, edit: str) -> AbstractContextManager[Any]:
         hooks = [("blocks.0.hook_attn_out", _zero)]
     elif edit == "layer 0 uniform":
         hooks = [("blocks.0.attn.hook_pattern", uniform_attention)]
-    stack.enter_context(model.hooks(fwd_hooks=hooks))
+    stack.enter_context(held_hooks(model, hooks))
     return stack
 
 

@@ -21,6 +21,7 @@ from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 from resval_lens.checks import check_floats, check_whole, is_number
+from resval_lens.norm import unshared
 
 Similarity = Literal["dot", "pearson", "manhattan", "euclidean"]
 Separation = Literal["identity", "softmax", "argmax"]
@@ -161,14 +162,14 @@ class AMICL(HookedRootModule):
             )
         if queries not in ("last", "all"):
             raise ValueError(f"queries must be 'last' or 'all'; got {queries!r}")
-        x = self.hook_embed(x)
+        x = self.hook_embed(unshared(x, self.hook_embed))
         mixed = self._mixed(x)
         last = self._last_key(x, last_key, generator)
-        q = self.hook_q(mixed if queries == "all" else mixed[:, -1:])
+        q = self.hook_q(unshared(mixed if queries == "all" else mixed[:, -1:], self.hook_q))
         k = self.hook_k(torch.cat([mixed[:, :-1], last[:, None]], dim=1))
-        v = self.hook_v(x if self.W_V is None else x @ self.W_V)
+        v = self.hook_v(unshared(x, self.hook_v) if self.W_V is None else x @ self.W_V)
         scores = self.hook_attn_scores(self._similarity(k, q))
-        pattern = self.hook_pattern(self._separation(scores))
+        pattern = self.hook_pattern(unshared(self._separation(scores), self.hook_pattern))
         out = self.hook_out(pattern @ v)
         return out if queries == "all" else out[:, 0]
 

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 
 from resval_lens.checks import check_whole, is_number
 from resval_lens.config import ResValConfig
+from resval_lens.norm import unshared
 from resval_lens.streams import StreamsLike
 from resval_lens.transformer import ResValTransformer
 
@@ -255,7 +256,9 @@ class RecallTransformer(ResValTransformer):
                 f"input must be {self.cfg.dtype} [batch, pos, {self.cfg.d_model}], from "
                 f"embed_trial; got {input.dtype} {list(input.shape)}"
             )
-        residual = self.hook_embed(input) if start_at_layer is None else input
+        residual = input
+        if start_at_layer is None:
+            residual = self.hook_embed(unshared(input, self.hook_embed))
         return super().forward(residual, return_type, start_at_layer=start_at_layer or 0, **options)
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from resval_lens.attention import ResValAttention
 from resval_lens.block import ResValBlock
 from resval_lens.config import ResValConfig
 from resval_lens.memory.config import MemoryConfig
+from resval_lens.norm import unshared
 
 ROTARY_BASE = 10_000.0
 
@@ -64,7 +65,7 @@ class MemoryAttention(ResValAttention):
             added = (-self.cfg.alibi_slope * distances.to(scores.dtype)).expand_as(scores)
         else:
             return scores
-        return scores + self.hook_position_scores(added)
+        return scores + self.hook_position_scores(unshared(added, self.hook_position_scores))
 
     def _relative_scores(self, q: Tensor, distances: Tensor) -> Tensor:
         keys = self.W_R[: distances.shape[1]] @ self.W_K[0]  # row i: r_{−i} W_K

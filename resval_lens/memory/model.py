@@ -16,6 +16,7 @@ from transformer_lens.hook_points import HookPoint
 
 from resval_lens.memory.attention import MemoryAttention, MemoryBlock
 from resval_lens.memory.config import MemoryConfig
+from resval_lens.norm import unshared
 from resval_lens.transformer import ResValTransformer
 
 
@@ -30,7 +31,7 @@ class LinearFeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """x W_F"""
-        return self.hook_out(self.hook_in(x) @ self.W_F)
+        return self.hook_out(self.hook_in(unshared(x, self.hook_in)) @ self.W_F)
 
 
 class MemoryTransformer(ResValTransformer):
