@@ -8,7 +8,9 @@ normalisation of q and k, rotation, or the key-value cache, which therefore stor
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any, cast
 
 import torch.nn.functional as F
@@ -21,7 +23,7 @@ from transformer_lens.utilities.attention import complex_attn_linear, simple_att
 from resval_lens.config import ResValConfig
 from resval_lens.mixing import StreamMix
 from resval_lens.norm import is_watched, unshared
-from resval_lens.streams import AttentionStream
+from resval_lens.streams import AttentionStream, shorthand
 
 Heads = Float[Tensor, "batch pos _ d_head"]  # heads, or key-value heads
 Carried = dict[str, tuple[Heads, ...]]
@@ -237,3 +239,23 @@ class ResValGroupedQueryAttention(StreamAttention, GroupedQueryAttention):
     def __init__(self, cfg: ResValConfig, attn_type: str, layer_id: int) -> None:
         super().__init__(cfg, attn_type, layer_id)
         self.add_streams()
+
+
+def _refusing_streams(init: Callable[..., None]) -> Callable[..., None]:
+    @wraps(init)
+    def checked(self: AbstractAttention, cfg: Any, *args: Any, **kwargs: Any) -> None:
+        streams = getattr(cfg, "streams", ())
+        if streams and not isinstance(self, StreamAttention):
+            raise ValueError(
+                f"{type(self).__name__} would drop the streams {shorthand(streams)!r} of this "
+                "configuration: build the model with ResValTransformer, or a classic one with "
+                "cfg.with_streams('')"
+            )
+        init(self, cfg, *args, **kwargs)
+
+    return checked
+
+
+# TransformerLens's classes, and those derived from them, take a ResValConfig for one of theirs and
+# would build a classic model of it. They all build their attention layers here.
+AbstractAttention.__init__ = _refusing_streams(AbstractAttention.__init__)  # type: ignore[method-assign]

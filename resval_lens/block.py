@@ -26,7 +26,11 @@ class ResValBlock(TransformerBlock):
     attn: ResValAttention | ResValGroupedQueryAttention
 
     def __init__(self, cfg: ResValConfig, block_index: int) -> None:
-        super().__init__(cfg, block_index)
+        streams, cfg.streams = cfg.streams, ()
+        try:  # builds a stock attention layer, which takes none
+            super().__init__(cfg, block_index)
+        finally:
+            cfg.streams = streams
         grouped = cfg.n_key_value_heads is not None
         attention = ResValGroupedQueryAttention if grouped else ResValAttention
         self.attn = attention(cfg, self.attn.attn_type, block_index)

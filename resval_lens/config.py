@@ -35,6 +35,8 @@ class ResValConfig(HookedTransformerConfig):
             at zero.
         folded_value_biases: weight processing has moved the value biases into the output's; the
             value stream can no longer be changed.
+        refactored_heads: weight processing has given each head a basis of its own; no stream can
+            be added.
 
     Everything else is TransformerLens's own, with its own defaults. ``seed`` re-seeds the global
     generators when a config is made, as it does in TransformerLens.
@@ -49,6 +51,7 @@ class ResValConfig(HookedTransformerConfig):
     tied_embedding: bool = False
     frozen: tuple[str, ...] = ()
     folded_value_biases: bool = False
+    refactored_heads: bool = False
 
     def __post_init__(self) -> None:
         self.streams: Streams = parse_streams(self.streams, self.n_layers)
@@ -91,12 +94,16 @@ class ResValConfig(HookedTransformerConfig):
         return cls(**config_dict)
 
     @classmethod
-    def from_hooked(cls, cfg: HookedTransformerConfig, streams: StreamsLike = "") -> Self:
-        """The same transformer with streams. Does not re-seed the global generators."""
+    def from_hooked(cls, cfg: HookedTransformerConfig, streams: StreamsLike = None) -> Self:
+        """The same transformer with these streams; None: with its own, or classic.
+
+        Does not re-seed the global generators.
+        """
         settings = {f.name: getattr(cfg, f.name) for f in fields(cls) if hasattr(cfg, f.name)}
-        settings.pop("streams", None)
+        if streams is not None:
+            settings["streams"] = streams
         seed = settings.pop("seed")
-        config = cls(**copy.deepcopy(settings), streams=streams)
+        config = cls(**copy.deepcopy(settings))
         config.seed = seed
         return config
 

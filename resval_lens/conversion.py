@@ -30,8 +30,20 @@ from resval_lens.checkpoint import (
 from resval_lens.config import ResValConfig
 from resval_lens.streams import AttentionStream, StreamsLike
 from resval_lens.unembed import TiedUnembed
-from resval_lens.weights import check_processing, fold_value_biases_through_streams
+from resval_lens.weights import (
+    check_graft,
+    check_processing,
+    fold_value_biases_through_streams,
+    processing_of,
+)
 
+PROCESSING = (
+    "fold_ln",
+    "center_writing_weights",
+    "center_unembed",
+    "fold_value_biases",
+    "refactor_factored_attn_matrices",
+)
 TRANSFORMER_LENS_NAMES = frozenset(OFFICIAL_MODEL_NAMES).union(*MODEL_ALIASES.values())
 
 
@@ -75,7 +87,8 @@ class WeightConversion(StreamCaching):
             fold_value_biases=fold_value_biases and not carries_values,
             refactor_factored_attn_matrices=refactor_factored_attn_matrices,
         )
-        self.cfg.folded_value_biases |= fold_value_biases
+        self.cfg.folded_value_biases |= fold_value_biases or refactor_factored_attn_matrices
+        self.cfg.refactored_heads |= refactor_factored_attn_matrices
         if fold_value_biases and carries_values:
             fold_value_biases_through_streams(
                 self.cfg.streams, [block.attn for block in self.blocks]
@@ -101,20 +114,41 @@ class WeightConversion(StreamCaching):
 
     @classmethod
     def from_hooked(
-        cls, model: HookedTransformer, streams: StreamsLike = "", *, share_weights: bool = False
+        cls,
+        model: HookedTransformer,
+        streams: StreamsLike = None,
+        *,
+        share_weights: bool = False,
+        unprocessed: bool = False,
     ) -> Self:
         """A ResValTransformer with the weights of any HookedTransformer, a pretrained one too.
 
-        With ``streams=""`` the result computes exactly what ``model`` computes; with streams, what
-        those weights do when values (queries, keys) flow. Learned mixing comes along from a model
-        with the same stream (whichever layers receive it) and starts afresh otherwise. Load
-        pretrained models with ``from_pretrained_no_processing`` before grafting a stream:
-        processed weights have lost their value biases, so the link could not carry them.
+        With the streams that ``model`` has, which is the default, the result computes exactly what
+        ``model`` computes; with others, what those weights do when values (queries, keys) flow.
+        Learned mixing comes along from a model with the same stream (whichever layers receive it)
+        and starts afresh otherwise. Load pretrained models with ``from_pretrained_no_processing``
+        before grafting a stream: ``from_pretrained`` takes their value biases away.
 
         Args:
+            streams: as in ResValConfig; None: those of ``model``, a HookedTransformer has none.
             share_weights: use the same parameter tensors instead of copies.
+            unprocessed: value biases were never folded and heads never refactored, though the
+                weights look so (:func:`~resval_lens.weights.processing_of`).
+
+        Raises:
+            ValueError: streams that processed weights can no longer carry.
         """
         config = ResValConfig.from_hooked(model.cfg, streams)
+        if not unprocessed:
+            processed = processing_of(model)
+            before = getattr(model.cfg, "streams", ())
+            remedy = (
+                "load the model with from_pretrained_no_processing, or pass unprocessed=True if "
+                "its weights were never processed"
+            )
+            check_graft(before, config.streams, processed, remedy)
+            for name, value in processed.items():
+                setattr(config, name, value)
         config.init_weights, config.tokenizer_name = False, None
         return cls(config)._take_over(model, share_weights)
 
@@ -125,20 +159,15 @@ class WeightConversion(StreamCaching):
             share_weights: use the same parameter tensors instead of copies.
 
         Raises:
-            ValueError: the value stream would change, and value biases were folded into the
-                output: what the link carried of them could be neither removed nor brought.
+            ValueError: streams that processed weights can no longer carry: another value stream
+                after value biases were folded into the output, any other after heads were
+                refactored.
         """
         config = self.cfg.with_streams(streams)
-        if self.cfg.folded_value_biases:
-            before, after = (
-                [stream for stream in cfg.streams if stream.of == "v"] for cfg in (self.cfg, config)
-            )
-            if before != after:
-                raise ValueError(
-                    f"with_streams({streams!r}): this model's value biases are folded into its "
-                    "output (process_weights_); change streams before, or pass "
-                    "fold_value_biases=False there"
-                )
+        check_graft(
+            self.cfg.streams, config.streams, processing_of(self), "change streams before "
+            "process_weights_, or pass fold_value_biases=False there"
+        )  # fmt: skip
         config.init_weights, config.tokenizer_name = False, None
         return type(self)(config)._take_over(self, share_weights)
 
@@ -236,10 +265,12 @@ class WeightConversion(StreamCaching):
             tokenizer: for the loaded model; by default the one that was saved with it.
             device: where to run; by default the device it was saved on if there is one here.
             options: for ``huggingface_hub.snapshot_download`` (revision, token, ...), or for
-                ``HookedTransformer.from_pretrained_no_processing``.
+                ``HookedTransformer.from_pretrained_no_processing``; processing that it is asked
+                for (``fold_ln=True``, ...) is :meth:`process_weights_`, after the conversion.
 
         Raises:
-            ValueError: files that are missing, damaged, of another shape or class, by name.
+            ValueError: files that are missing, damaged, of another shape or class, by name; a
+                processing step that streams do not survive.
         """
         name = name if Path(name).is_dir() else SHIPPED_MODELS.get(str(name), name)
         is_folder = Path(name).is_dir()
@@ -248,12 +279,16 @@ class WeightConversion(StreamCaching):
                 f"{next(iter(options))}= is for models from the hub; {name} is a folder"
             )
         if not is_folder and str(name) in TRANSFORMER_LENS_NAMES:
+            steps = {step: options.pop(step, False) for step in PROCESSING}
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="HookedTransformer is deprecated")
                 stock = HookedTransformer.from_pretrained_no_processing(
                     str(name), device=device, tokenizer=tokenizer, **options
                 )
-            return cls.from_hooked(stock, streams)
+            model = cls.from_hooked(stock, streams, unprocessed=True)
+            if any(steps.values()):  # through the streams, or refused
+                model.process_weights_(**steps)
+            return model
         folder = Path(name) if is_folder else fetch(str(name), **options)
         model_class, config = read_config(folder)
         if model_class != cls.__name__:

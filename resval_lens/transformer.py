@@ -6,8 +6,9 @@ import copy
 import warnings
 from fnmatch import fnmatch
 from functools import partial
-from typing import Any, cast
+from typing import Any, Self, cast
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -214,6 +215,26 @@ class ResValTransformer(WeightConversion):
                         f"layer {layer} receives: pass carried=model.carried_before({layers[0]}, "
                         "cache)"
                     )
+
+    def to(self, *args: Any, print_details: bool = True, **kwargs: Any) -> Self:  # type: ignore[override]
+        """As torch.nn.Module.to, in all its forms; ``cfg.device`` and ``cfg.dtype`` follow.
+
+        ``print_details``, as HookedTransformer.to has it, may also be the second argument.
+        """
+        if len(args) == 2 and isinstance(args[1], bool):
+            args, print_details = args[:1], args[1]
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        if device is not None:
+            super().to(str(device), print_details)
+        if dtype is not None:
+            super().to(dtype, print_details)
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Behind ``half()``, ``bfloat16()``, ``float()``, ``double()``, ``type()`` and ``to()``."""
+        super()._apply(fn, recurse)
+        self.cfg.dtype = next(x.dtype for x in self.parameters() if x.is_floating_point())
+        return self
 
     def _repr_html_(self) -> str:
         return model_html(self)

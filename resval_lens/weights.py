@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
-from transformer_lens.components import GroupedQueryAttention
+from transformer_lens import HookedTransformer
+from transformer_lens.components import AbstractAttention, GroupedQueryAttention
 
 from resval_lens.attention import StreamAttention
 from resval_lens.config import ResValConfig
-from resval_lens.streams import Streams
+from resval_lens.streams import Streams, shorthand
 
 
 def check_processing(
@@ -54,6 +56,62 @@ def check_processing(
         )
 
 
+def processing_of(model: HookedTransformer) -> dict[str, bool]:
+    """What weight processing did that a new stream does not survive, by ResValConfig's fields.
+
+    A configuration without these fields does not say: then what the weights show. Folded value
+    biases are all 0 beside output biases that are not; refactored heads have an orthonormal W_O
+    and orthogonal columns in W_V.
+    """
+    cfg, layers = model.cfg, [block.attn for block in model.blocks]
+    if isinstance(cfg, ResValConfig):
+        return {name: getattr(cfg, name) for name in ("folded_value_biases", "refactored_heads")}
+    folded = any(attn.b_O.any() for attn in layers) and not any(
+        _value_bias(attn).any() for attn in layers
+    )
+    unfolded_norm = not str(cfg.normalization_type).endswith("Pre")
+    if cfg.original_architecture == "GPTNeoForCausalLM" and unfolded_norm:
+        folded = False  # output biases beside no value biases, unless a folded norm gave it some
+    refactored = cfg.positional_embedding_type != "rotary" and all(
+        _is_diagonal(attn.W_O @ attn.W_O.mT, ones=True) and _is_diagonal(attn.W_V.mT @ attn.W_V)
+        for attn in layers
+    )
+    return {"folded_value_biases": folded, "refactored_heads": bool(layers) and refactored}
+
+
+def _is_diagonal(x: Float[Tensor, "head row column"], ones: bool = False) -> bool:
+    diagonal = x.diagonal(dim1=-2, dim2=-1)
+    wanted = torch.diag_embed(torch.ones_like(diagonal) if ones else diagonal)
+    return bool((x - wanted).abs().max() <= 1e-3 * diagonal.abs().max())
+
+
+def check_graft(
+    before: Streams, after: Streams, processed: Mapping[str, bool], remedy: str
+) -> None:
+    """Refuses streams that processed weights can no longer carry.
+
+    Args:
+        processed: from :func:`processing_of`.
+        remedy: ends the message.
+
+    Raises:
+        ValueError: another value stream, after value biases were folded into the output: what the
+            link carried of them could be neither removed nor brought; any other stream, after
+            each head got a basis of its own.
+    """
+    was, will = ([stream for stream in s if stream.of == "v"] for s in (before, after))
+    if processed["folded_value_biases"] and was != will:
+        raise ValueError(
+            f"streams={shorthand(after)!r}: this model's value biases are folded into its output "
+            f"(every b_V is 0, b_O is not), so a link cannot carry them; {remedy}"
+        )
+    if processed["refactored_heads"] and before != after and after:
+        raise ValueError(
+            f"streams={shorthand(after)!r}: this model's heads are refactored, each layer's in a "
+            f"basis of its own, so a link cannot carry from one to the next; {remedy}"
+        )
+
+
 @torch.no_grad()
 def fold_value_biases_through_streams(streams: Streams, layers: Sequence[StreamAttention]) -> None:
     """Moves every value bias into output biases, in place, along the value stream too.
@@ -80,6 +138,6 @@ def fold_value_biases_through_streams(streams: Streams, layers: Sequence[StreamA
         _value_bias(attn).zero_()
 
 
-def _value_bias(attn: StreamAttention) -> Tensor:
+def _value_bias(attn: AbstractAttention) -> Tensor:
     """The stored bias, one for each key-value head."""
     return attn._b_V if isinstance(attn, GroupedQueryAttention) else attn.b_V
