@@ -125,7 +125,8 @@ class ResValTransformer(WeightConversion):
 
         Raises:
             ValueError: ``start_at_layer`` skips a layer that a later one receives from, and
-                ``carried`` is not given; an unknown ``return_type``.
+                ``carried`` is not given; an unknown ``return_type``; more tokens than ``n_ctx``
+                (cached ones count, padding does not).
         """
         check_return_type(return_type)
         with LocallyOverridenDefaults(self, prepend_bos=prepend_bos, padding_side=padding_side):
@@ -139,6 +140,9 @@ class ResValTransformer(WeightConversion):
                 )
             else:
                 residual = input
+                if self.cfg.positional_embedding_type == "rotary":  # others have their positions
+                    before = 0 if past_kv_cache is None else past_kv_cache[0].past_keys.shape[1]
+                    self._check_length(before + residual.shape[1], attention_mask)
             if self.training and self.cfg.dropout and start_at_layer is None:
                 residual = F.dropout(residual, self.cfg.dropout)
             residual = self.run_blocks(
@@ -236,6 +240,17 @@ class ResValTransformer(WeightConversion):
         self.cfg.dtype = next(x.dtype for x in self.parameters() if x.is_floating_point())
         return self
 
+    def _check_length(self, length: int, attention_mask: Tensor | None) -> None:
+        cfg = self.cfg
+        rescaled = cfg.use_dynamic_ntk_rope and not self.training
+        endless = cfg.positional_embedding_type == "alibi" or rescaled
+        if length <= cfg.n_ctx or endless:
+            return
+        if attention_mask is not None:  # padding has no position
+            length = int(attention_mask.sum(-1).max())
+        if length > cfg.n_ctx:
+            raise ValueError(f"{length} tokens do not fit the context, n_ctx={cfg.n_ctx}")
+
     def _repr_html_(self) -> str:
         return model_html(self)
 
@@ -267,8 +282,12 @@ class ResValTransformer(WeightConversion):
 
         ``generate`` hands over the embeddings of *all* positions, with the cache's length as the
         offset: counted from there, the newest position would be twice as far as it is.
+
+        Raises:
+            ValueError: more positions than ``n_ctx``, of a model that has no further ones.
         """
         whole = tokens is None and attention_mask is None and embed.shape[1] == pos_offset + 1
+        self._check_length(embed.shape[1] + (0 if whole else pos_offset), attention_mask)
         residual, shortformer = super().get_residual(
             embed,
             0 if whole else pos_offset,
