@@ -245,7 +245,7 @@ def _refusing_streams(init: Callable[..., None]) -> Callable[..., None]:
     @wraps(init)
     def checked(self: AbstractAttention, cfg: Any, *args: Any, **kwargs: Any) -> None:
         streams = getattr(cfg, "streams", ())
-        if streams and not isinstance(self, StreamAttention):
+        if streams and not hasattr(self, "add_streams"):
             raise ValueError(
                 f"{type(self).__name__} would drop the streams {shorthand(streams)!r} of this "
                 "configuration: build the model with ResValTransformer, or a classic one with "

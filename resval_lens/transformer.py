@@ -220,13 +220,13 @@ class ResValTransformer(WeightConversion):
                         "cache)"
                     )
 
-    def to(self, *args: Any, print_details: bool = True, **kwargs: Any) -> Self:  # type: ignore[override]
+    def to(self, *args: Any, print_details: bool = True, **kwargs: Any) -> Self:
         """As torch.nn.Module.to, in all its forms; ``cfg.device`` and ``cfg.dtype`` follow.
 
         ``print_details``, as HookedTransformer.to has it, may also be the second argument.
         """
-        if len(args) == 2 and isinstance(args[1], bool):
-            args, print_details = args[:1], args[1]
+        if len(args) > 1 and isinstance(args[1], bool):
+            print_details, args = args[1], args[:1]
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
         if device is not None:
             super().to(str(device), print_details)

@@ -69,7 +69,7 @@ def test_weights_that_lost_their_value_biases_are_refused(
     right = ResValTransformer.from_hooked(
         without_biases(stock_model(**changes), *lacking), streams, unprocessed=True
     )
-    with pytest.raises(ValueError, match=f"{FOLDED}.*from_pretrained_no_processing.*unprocessed"):
+    with pytest.raises(ValueError, match=rf"{FOLDED}.*from_pretrained_no_processing.*unprocessed"):
         ResValTransformer.from_hooked(model, streams)
     wrong = ResValTransformer.from_hooked(model, streams, unprocessed=True)
     assert (log_probs(wrong) - log_probs(right)).abs().max() > 0.1  # so the refusal has a reason
@@ -80,7 +80,7 @@ def test_heads_in_bases_of_their_own_are_refused(streams: str) -> None:
     plain = without_biases(stock_model(), "b_V", "b_O", "b_Q", "b_K")
     right = ResValTransformer.from_hooked(plain, streams)
     model = process(copy.deepcopy(plain), "refactor_factored_attn_matrices")
-    with pytest.raises(ValueError, match="heads are refactored.*from_pretrained_no_processing"):
+    with pytest.raises(ValueError, match=r"heads are refactored.*from_pretrained_no_processing"):
         ResValTransformer.from_hooked(model, streams)
     wrong = ResValTransformer.from_hooked(model, streams, unprocessed=True)
     assert (log_probs(wrong) - log_probs(right)).abs().max() > 0.1
@@ -113,7 +113,11 @@ def test_what_was_folded_is_remembered() -> None:
     stock = process(stock_model(), "fold_value_biases")
     ours = ResValTransformer.from_hooked(stock)
     torch.testing.assert_close(log_probs(ours), log_probs(stock), atol=1e-4, rtol=0)
-    for model in (ours, ResValTransformer.from_hooked(stock, "qk"), pickle.loads(pickle.dumps(ours))):
+    for model in (
+        ours,
+        ResValTransformer.from_hooked(stock, "qk"),
+        pickle.loads(pickle.dumps(ours)),
+    ):
         with pytest.raises(ValueError, match=FOLDED):
             model.with_streams("v")
         with pytest.raises(ValueError, match=FOLDED):
@@ -126,7 +130,7 @@ def test_a_refactored_classic_model_takes_no_stream() -> None:
     model = tiny_model()
     model.process_weights_(fold_value_biases=False, refactor_factored_attn_matrices=True)
     for streams in ("q", "v"):
-        with pytest.raises(ValueError, match="heads are refactored|value biases are folded"):
+        with pytest.raises(ValueError, match=r"heads are refactored|value biases are folded"):
             model.with_streams(streams)
     assert torch.equal(log_probs(model.with_streams("")), log_probs(model))
 
@@ -165,9 +169,7 @@ def test_a_pretrained_model_is_not_refactored_around_a_stream(
 ) -> None:
     loads(monkeypatch)
     with pytest.raises(ValueError, match="refactor_factored_attn_matrices=True: streams carry"):
-        ResValTransformer.from_pretrained(
-            "gpt2", streams="v", refactor_factored_attn_matrices=True
-        )
+        ResValTransformer.from_pretrained("gpt2", streams="v", refactor_factored_attn_matrices=True)
 
 
 # Streams that would vanish

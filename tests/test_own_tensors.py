@@ -7,6 +7,7 @@ the same edit of a copy does; and the gradient of the activation is what a finit
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -156,7 +157,7 @@ def test_edits_in_place_of_the_associative_memory(separation: Any) -> None:
     for value_map in (None, torch.eye(3, dtype=torch.float64)):
         model = AMICL(AMICLConfig(separation=separation), value_map)
         for queries in ("last", "all"):
-            model.forward = lambda x, q=queries: AMICL.forward(model, x, q)  # type: ignore
+            model.forward = partial(AMICL.forward, model, queries=queries)  # type: ignore
             check_edits(model, x, list(model.hook_dict))
 
 
@@ -185,10 +186,8 @@ def check_gradients(
         along = direction(x)
 
         def moved(step: float, name: str = name, along: Tensor = along) -> float:
-            def add(x: Tensor, hook: HookPoint) -> Tensor:
-                return x + step * along
-
-            with torch.no_grad(), model.hooks(fwd_hooks=[(name, add)]):
+            add = [(name, lambda x, hook: x + step * along)]  # noqa: B023
+            with torch.no_grad(), model.hooks(fwd_hooks=add):
                 return measure(model(inputs)).item()
 
         expected = (moved(1e-5) - moved(-1e-5)) / 2e-5
@@ -204,7 +203,9 @@ def weighted(logits: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("of", "mix", "settings"), [case for case in CASES if "detached" not in case[1]]
 )
-def test_the_gradient_of_an_activation_is_its_finite_difference(of: str, mix: str, settings: str) -> None:
+def test_the_gradient_of_an_activation_is_its_finite_difference(
+    of: str, mix: str, settings: str
+) -> None:
     model = model_of(of, mix, settings)
     check_gradients(model, TOKENS, points_of(model), weighted)
 
@@ -226,14 +227,15 @@ def test_a_detached_link_can_be_asked_for_its_own_gradient() -> None:
     with model.hooks(fwd_hooks=[(name, lambda x, hook: kept.append(x.requires_grad_()))]):
         weighted(model(TOKENS)).backward()
     along = direction(kept[0])
-    with torch.no_grad():
-        ends = [
-            weighted(model.run_with_hooks(TOKENS, fwd_hooks=[(name, lambda x, hook: x + s * along)]))
-            for s in (1e-5, -1e-5)
-        ]
+
+    @torch.no_grad()
+    def moved(step: float) -> float:
+        add = [(name, lambda x, hook: x + step * along)]
+        return weighted(model.run_with_hooks(TOKENS, fwd_hooks=add)).item()
+
     assert kept[0].grad is not None
     found = (kept[0].grad * along).sum().item()
-    assert found == pytest.approx(((ends[0] - ends[1]) / 2e-5).item(), rel=1e-6)
+    assert found == pytest.approx((moved(1e-5) - moved(-1e-5)) / 2e-5, rel=1e-6)
 
 
 # What nobody looks at costs nothing.
