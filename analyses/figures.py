@@ -39,6 +39,8 @@ COLOURS = {
     "queries-keys-values": "#D55E00",
     "values-half": "#B8A800",
 }
+KINDS = ("png", "svg", "pdf")
+"""Formats of images, as suffixes name them."""
 INK = "#1A1A1A"
 """Of words and axes; a page shows it in its own."""
 STYLE: Any = {
@@ -46,7 +48,6 @@ STYLE: Any = {
         ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK
     ),
     "figure.dpi": 100,
-    "savefig.dpi": 150,
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -80,18 +81,42 @@ def per_row(panels: int) -> int:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Writes ``figure`` as PNG, whole or not at all, and closes it."""
-    write_bytes(path, png(figure))
+    """Writes ``figure`` as what the suffix names (.png, .svg, .pdf), whole or not at all.
+
+    The figure is closed.
+
+    Raises:
+        ValueError: another suffix.
+    """
+    try:
+        write_bytes(path, drawn(figure, kind_of(path)))
+    finally:
+        plt.close(figure)
     return path
 
 
-def png(figure: Figure) -> bytes:
-    """``figure`` as a PNG; it is closed."""
+def kind_of(path: Path, *others: str) -> str:
+    """The format of an image that the suffix of ``path`` names, or one of ``others``.
+
+    Raises:
+        ValueError: the suffix names none of these.
+    """
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in (*KINDS, *others):
+        *most, last = (f".{kind}" for kind in (*others, *KINDS))
+        raise ValueError(f"a picture is saved as {', '.join(most)} or {last}; got {str(path)!r}")
+    return kind
+
+
+def drawn(figure: Figure, kind: str, dpi: int = 150) -> bytes:
+    """``figure`` as a PNG, SVG or PDF, the same bytes each time."""
     written = io.BytesIO()
-    try:
-        figure.savefig(written, format="png", bbox_inches="tight", facecolor="white")
-    finally:
-        plt.close(figure)
+    dates: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    with plt.rc_context({"svg.hashsalt": "resval-lens"}):
+        figure.savefig(
+            written, format=kind, dpi=dpi, bbox_inches="tight", facecolor="white",
+            metadata=dates.get(kind),
+        )  # fmt: skip
     return written.getvalue()
 
 

@@ -46,7 +46,7 @@ def model_html(model: ResValTransformer) -> str:
         if stream.receives(layer)
     )
     return (
-        f'<div class="rv">{heading}<table style="border-collapse: collapse; margin: .4em 0">'
+        f'<div class="rv" style="overflow-x: auto">{heading}<table style="border-collapse: collapse; margin: .4em 0">'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 

@@ -160,7 +160,7 @@ def fill(mark: ElementTree.Element) -> str:
 
 
 def value(text: str) -> float:
-    return float(text.rpartition(" ")[2])
+    return float(text.rpartition(" ")[2].replace("\N{MINUS SIGN}", "-"))
 
 
 def straight(pixels: list[float], values: list[float]) -> bool:

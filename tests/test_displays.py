@@ -4,6 +4,7 @@ import json
 import re
 import socket
 import urllib.request
+from base64 import b64encode
 from collections.abc import Callable
 from html import escape, unescape
 from html.parser import HTMLParser
@@ -16,7 +17,7 @@ import pytest
 import torch
 from rich.table import Table
 
-from resval_lens.analyses import intervention_figures
+from resval_lens.analyses import figures, intervention_figures
 from resval_lens.analyses.circuits.circuit import Circuit
 from resval_lens.analyses.display import (
     Display,
@@ -90,13 +91,13 @@ def test_every_input_that_is_offered_is_shown():
     assert "position giver" in shown[1].body
     assert "v_link of the clean run taken from the corrupted run" in shown[1].body
     for display in shown:
-        assert display.png.startswith(b"\x89PNG\r\n\x1a\n")
+        image = display._repr_png_()
+        assert image.startswith(b"\x89PNG\r\n\x1a\n")
+        assert len(image) < 60_000
         assert display.with_circuitsvis == ("Attention" in display.name)
         assert f'aria-label="{escape(display.name.split(",")[0])}' in display.body
         assert repr(display) == f"Display({display.name!r})"
-    ids = [
-        i for display in shown for i in re.findall(r' (?:id|data-place)="([^"]+)"', display.body)
-    ]
+    ids = [i for display in shown for i in re.findall(r' id="([^"]+)"', display.body)]
     assert len(set(ids)) == len(ids)
     assert plt.get_fignums() == []
 
@@ -186,33 +187,53 @@ def test_what_cannot_be_shown_is_refused_in_one_line(show, words):
     assert plt.get_fignums() == []
 
 
+MAGIC = {"png": b"\x89PNG\r\n\x1a\n", "svg": b"<?xml version", "pdf": b"%PDF-"}
+
+
+def test_a_figure_is_saved_as_what_its_suffix_names(tmp_path):
+    for kind, starts in MAGIC.items():
+        path = figures.save(intervention_figures.ablated(ablation()), tmp_path / f"x.{kind}")
+        assert path.read_bytes().startswith(starts)
+    said = "a picture is saved as .png, .svg or .pdf; got "
+    for name in ("x.jpg", "x", "x.html"):
+        with pytest.raises(ValueError, match=re.escape(f"{said}'{tmp_path / name}'")):
+            figures.save(intervention_figures.ablated(ablation()), tmp_path / name)
+        assert not (tmp_path / name).exists()
+    assert plt.get_fignums() == []
+
+
 def test_a_display_saves_itself_as_a_page_and_as_an_image(tmp_path):
     for name, display in displays().items():
-        page, image = (
-            display.save(tmp_path / f"{name}.html"),
-            display.save(f"{tmp_path}/{name}.png"),
-        )
-        assert image.read_bytes() == display.png
+        page = display.save(tmp_path / f"{name}.html")
+        for kind, starts in MAGIC.items():
+            image = display.save(f"{tmp_path}/{name}.{kind}")
+            assert image.read_bytes().startswith(starts)
+            again = display.save(tmp_path / f"again.{kind.upper()}")
+            assert again.read_bytes() == image.read_bytes()
+            again.unlink()
         text = page.read_text(encoding="utf-8")
         assert display.body in text
         assert f"<title>{display.name}</title>" in text
         own = re.sub(r"<script>window\.CircuitsVis .*?</script>", "", text, flags=re.DOTALL)
         assert (own != text) == (name == "attention")
-        assert not re.search(r"\bsrc=|@import|url\((?!#)|<iframe|<object|<base", own)
+        assert not re.search(
+            r"\bsrc=(?!\"data:image/png;base64,)|@import|url\((?!#)|<iframe|<object|<base", own
+        )
         assert re.findall(r"<link [^>]*>", own) == ['<link rel="icon" href="data:,">']
         assert set(re.findall(r"\w+://[^\s\"'<]+", own)) <= {
             "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
         }  # fmt: skip
         assert "default-src 'none'" in own
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        f"{name}.{kind}" for name in displays() for kind in ("html", "png")
+        f"{name}.{kind}" for name in displays() for kind in ("html", *MAGIC)
     )
 
 
 def test_a_display_refuses_other_files_and_leaves_nothing_half_written(tmp_path, monkeypatch):
-    display = Display("a <name>", "<p>body</p>", b"\x89PNG...")
-    wrong = tmp_path / "x.svg"
-    with pytest.raises(ValueError, match=re.escape(f"is saved as .html or .png; got '{wrong}'")):
+    display = Display("a <name>", "<p>body</p>", str.encode, bytes)
+    wrong = tmp_path / "x.jpg"
+    said = f"a picture is saved as .html, .png, .svg or .pdf; got '{wrong}'"
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
         display.save(wrong)
     missing = tmp_path / "nowhere" / "x.png"
     with pytest.raises(ValueError, match=re.escape(f"{missing}: there is no folder")):
@@ -227,7 +248,7 @@ def test_a_display_refuses_other_files_and_leaves_nothing_half_written(tmp_path,
     monkeypatch.setattr("resval_lens.files.os.fsync", full)
     for path in (page, tmp_path / "y.png"):
         with pytest.raises(OSError, match="no space left"):
-            Display("b", "<p>other</p>", b"other").save(path)
+            Display("b", "<p>other</p>", str.encode, bytes).save(path)
     assert [path.name for path in tmp_path.iterdir()] == ["x.html"]
     assert page.read_bytes() == before
 
@@ -244,7 +265,14 @@ def test_a_notebook_gets_style_body_and_script_and_nothing_is_fetched(monkeypatc
         html = display._repr_html_()
         display.save(tmp_path / f"{name}.html")
         assert html.startswith("<style>")
-        assert f'<div class="rv">{display.body}</div><script>' in html
+        image = f"data:image/png;base64,{b64encode(display._repr_png_()).decode()}"
+        if name == "attention":
+            assert f'<div class="rv">{display.body}</div><script>' in html
+        else:
+            held = Seen(html)
+            assert json.loads(held.scripts[0]) == display.body
+            assert f'src="{image}"' in html
+            assert "<svg" not in html
         assert html.count("window.CircuitsVis ??=") == (name == "attention")
         assert "<html" not in html.replace("<html>", "")
 
@@ -292,11 +320,9 @@ def test_a_plain_circuit_shows_its_scores_once_for_each_head_of_a_group():
 
 def drawn_by_circuitsvis(body: str) -> list[dict[str, Any]]:
     """What CircuitsVis is given, in the order of the page."""
-    decoder = json.JSONDecoder()
-    return [
-        decoder.raw_decode(part.replace("<\\!--", "<!--"))[0]
-        for part in body.split("CircuitsVis.AttentionPatterns, ")[1:]
-    ]
+    held = [json.loads(script) for script in Seen(body).scripts]
+    assert all(each["element"] == "AttentionPatterns" for each in held)
+    return [each["props"] for each in held]
 
 
 def test_circuitsvis_gets_tokens_heads_and_weights_to_four_digits():
@@ -307,7 +333,7 @@ def test_circuitsvis_gets_tokens_heads_and_weights_to_four_digits():
         assert props["headLabels"] == [str(i) for i in range(len(weights_of))]
         for index, weight in np.ndenumerate(weights_of.numpy()):
             head, query, key = index
-            assert props["attention"][head][query][key] == float(f"{weight:.4f}")
+            assert props["attention"][head][query][key] == round(10_000 * weight)
     named = drawn_by_circuitsvis(show_attention(patterns(2), list("abcde"), ["x", "y"]).body)
     assert named[0]["headLabels"] == ["x", "y"]
 
@@ -353,7 +379,7 @@ def test_tokens_titles_and_names_cannot_break_out_of_a_page(tmp_path):
     seen = Seen(text)
     assert "b" not in seen.tags
     assert seen.comments == []
-    assert len(seen.scripts) == 4  # CircuitsVis, two drawings, the marks
+    assert len(seen.scripts) == 4  # CircuitsVis, what two views hold, the marks
     assert text.count("window.CircuitsVis ??=") == 1
     assert "alert(1)" in " ".join(re.findall(r"<h4>.*?</h4>", text))
     assert "<h4>&lt;script&gt;" in text

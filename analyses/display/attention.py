@@ -1,26 +1,30 @@
-"""Attention patterns: CircuitsVis on pages and in notebooks, matplotlib as an image."""
+"""Attention patterns: CircuitsVis where scripts run, a small image where they do not."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from html import escape
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 from jaxtyping import Float
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from resval_lens.analyses.display.display import unique
-from resval_lens.analyses.display.page import circuitsvis
-from resval_lens.analyses.figures import STYLE, legible
+from resval_lens.analyses.display.page import circuitsvis, clean, small, still, words
+from resval_lens.analyses.figures import STYLE, drawn, legible
 
 Patterns = Mapping[str, Float[Tensor, "head query key"]]
+SHARES = 10_000
+"""Pages hold weights in whole ten-thousandths, which are shorter."""
 
 
 def attention_body(
     patterns: Patterns, tokens: Sequence[str], heads: Sequence[str] | Mapping[str, Sequence[str]]
 ) -> str:
-    """Models side by side, each an ``AttentionPatterns`` of CircuitsVis.
+    """Models side by side, each an ``AttentionPatterns`` of CircuitsVis and an image in its place.
 
     Args:
         heads: names of heads, of all models or by model.
@@ -28,43 +32,86 @@ def attention_body(
     parts = []
     for title, weights in patterns.items():
         names = heads[title] if isinstance(heads, Mapping) else heads
-        drawn = circuitsvis(
+        name = f"Attention patterns {title}".strip()
+        view = circuitsvis(
             "AttentionPatterns",
-            unique("attention"),
-            f"Attention patterns {title}".strip(),
-            tokens=[escape(token, quote=False) for token in tokens],  # it reads them as HTML
-            attention=[[[round(x, 4) for x in row] for row in head] for head in weights.tolist()],
-            headLabels=list(names[: len(weights)]),
+            name,
+            tokens=[words(token) for token in tokens],  # it reads them as HTML
+            attention=(weights * SHARES).round().int().tolist(),
+            headLabels=[clean(name) for name in names[: len(weights)]],
         )
-        parts.append(f"<section>{f'<h4>{escape(title)}</h4>' if title else ''}{drawn}</section>")
+        image = still(attention_image({"": weights}, names), name)
+        heading = f"<h4>{words(title)}</h4>" if title else ""
+        parts.append(f"<section>{heading}{image}{view}</section>")
     return f'<div class="rv-attention">{"".join(parts)}</div>'
 
 
-def attention_figure(patterns: Patterns, tokens: Sequence[str], heads: Sequence[str]) -> Figure:
-    """Heads of each model in rows of up to eight; queries down, keys across."""
-    per_row = min(8, max(len(weights) for weights in patterns.values()))
-    rows = [
-        (title, weights, range(first, min(first + per_row, len(weights))))
-        for title, weights in patterns.items()
-        for first in range(0, len(weights), per_row)
+def attention_image(patterns: Patterns, heads: Sequence[str]) -> bytes:
+    """The patterns with names and without tokens, a small PNG."""
+    figure = attention_figure(patterns, None, heads)
+    return small(drawn(figure, "png", dpi=80))
+
+
+def attention_figure(
+    patterns: Patterns, tokens: Sequence[str] | None, heads: Sequence[str]
+) -> Figure:
+    """Heads of each model in rows; queries down, keys across.
+
+    All are one image and all words plain text: axes of its own for each head take minutes.
+
+    Args:
+        tokens: written at the left of each row and under each column; None writes none.
+    """
+    most = max(len(weights) for weights in patterns.values())
+    length = next(iter(patterns.values())).shape[-1]
+    per_row = min(most, 8 if most <= 64 else 18)
+    side = max(0.8, min(3.0, 0.09 * length)) if tokens else max(0.5, min(1.6, 9 / per_row))
+    gap, above = -(-length // 10), math.ceil(0.22 / side * length)  # in cells
+    placed = [  # the model, its head, and where its cells begin
+        (title, weights[i].numpy(), heads[i], row * (length + above) + above, i % per_row)
+        for row, (title, weights, i) in _in_rows(patterns, per_row)
     ]
-    tokens = [legible(token) for token in tokens]
-    size = max(1.6, min(3.0, 0.16 * len(tokens) + 0.6))
+    names = [f"{title} {legible(name)}".strip() for title, _, name, _, _ in placed]
+    # Letters are 0.6 of their size wide; names end before the next head.
+    letters = max(3.0, min(8.0, 72 * side * 1.1 / 0.6 / max(map(len, names))))
+    high, wide = placed[-1][3] + length, per_row * (length + gap) - gap
+    mosaic = np.full((high, wide), np.nan, np.float32)
     with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(
-            len(rows), per_row, squeeze=False, layout="constrained",
-            figsize=(size * per_row + 1.2, (size + 0.35) * len(rows) + 0.4),
-        )  # fmt: skip
-        for axes in grid.flat:
-            axes.axis("off")
-        for line, (title, weights, chosen) in zip(grid, rows, strict=True):
-            for i, axes in zip(chosen, line, strict=False):
-                axes.axis("on")
-                image = axes.imshow(weights[i].numpy(), cmap="viridis", vmin=0, vmax=1)
-                axes.set_title(f"{title} {heads[i]}".strip(), fontsize=8, parse_math=False)
-                places, plain = range(len(tokens)), {"fontsize": 5, "parse_math": False}
-                axes.set_xticks(places, tokens, rotation=90, **plain)
-                axes.set_yticks(places, tokens if i == chosen[0] else [], **plain)
-                axes.tick_params(length=0)
-        figure.colorbar(image, ax=grid, shrink=0.7, aspect=40, label="attention weight")
+        figure = Figure(figsize=(wide * side / length, high * side / length))
+        axes = figure.add_axes((0, 0, 1, 1))
+        for name, (_, head, _, y, column) in zip(names, placed, strict=True):
+            x = column * (length + gap)
+            mosaic[y : y + length, x : x + length] = head
+            axes.text(x - 0.5, y - 0.6, name, fontsize=letters, va="bottom", parse_math=False)
+        shades = PowerNorm(0.5, 0, 1)  # of many tokens, most have little
+        image = axes.imshow(
+            mosaic, cmap="viridis", norm=shades, aspect="auto", interpolation="nearest"
+        )
+        axes.axis("off")
+        if tokens:
+            points = 72 * side / length
+            each = math.ceil(2 / points)  # the smallest letters that can be told apart
+            style: Any = {"fontsize": min(6, 0.85 * points), "parse_math": False}
+            last = {column: y + length for *_, y, column in placed}
+            for at in range(0, length, each):
+                word = legible(tokens[at])
+                for y in {y for *_, y, _ in placed}:
+                    axes.text(-1, y + at, word, ha="right", va="center", **style)
+                for column, y in last.items():
+                    axes.text(column * (length + gap) + at, y, word, ha="center", va="top",
+                              rotation=90, **style)  # fmt: skip
+        width, height = figure.get_size_inches()
+        place = figure.add_axes((1 + 0.15 / width, 1 - min(1.5, height) / height,
+                                 0.1 / width, min(1.5, height) / height))  # fmt: skip
+        figure.colorbar(image, cax=place).set_label("attention weight", fontsize=8)
+        place.tick_params(labelsize=7)
     return figure
+
+
+def _in_rows(patterns: Patterns, per_row: int) -> Iterator[tuple[int, tuple[str, Tensor, int]]]:
+    """Every head with the row it is in; each model begins a row."""
+    row = -1
+    for title, weights in patterns.items():
+        for i in range(len(weights)):
+            row += i % per_row == 0
+            yield row, (title, weights, i)

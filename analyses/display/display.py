@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from html import escape
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from resval_lens.analyses.display.notebook import bundle_here
 from resval_lens.analyses.display.page import (
-    circuitsvis_script,
+    later,
     page,
     script,
     scrolled,
+    small,
+    still,
     style,
+    words,
 )
 from resval_lens.analyses.display.svg import svg
-from resval_lens.analyses.figures import png
+from resval_lens.analyses.figures import drawn, kind_of
 from resval_lens.files import write_bytes
 
 _numbers = count()
@@ -27,40 +33,56 @@ _numbers = count()
 class Display:
     """A picture. As a notebook cell's last value it shows itself; nothing is ever fetched.
 
+    Where no script runs (a notebook that is not trusted, GitHub, PDF) a small image stands for it.
+
     Attributes:
         name: its accessible name, and the title of a saved page.
         body: the picture as HTML, without style and script.
-        png: the picture as an image.
-        with_circuitsvis: whether ``body`` needs CircuitsVis (1.3 MB, in every such output).
+        draw: the picture as an image: a format ("png", "svg", "pdf") in, bytes out.
+        draw_small: a PNG of few bytes.
+        with_circuitsvis: whether ``body`` needs CircuitsVis (1.3 MB, once in a notebook).
     """
 
     name: str
     body: str
-    png: bytes
+    draw: Callable[[str], bytes]
+    draw_small: Callable[[], bytes]
     with_circuitsvis: bool = False
 
+    @cached_property
+    def _small(self) -> bytes:
+        return self.draw_small()
+
     def _repr_html_(self) -> str:
-        bundle = circuitsvis_script() if self.with_circuitsvis else ""
-        return f'{style()}{bundle}<div class="rv">{self.body}</div>{script()}'
+        if self.with_circuitsvis:  # it has images inside
+            return f'{style()}{bundle_here()}<div class="rv">{self.body}</div>{script()}'
+        shown = still(self._small, self.name) + later(self.body)
+        return f'{style()}<div class="rv">{shown}</div>{script()}'
+
+    def _repr_png_(self) -> bytes:
+        """For what shows no HTML, like LaTeX."""
+        return self._small
 
     def __repr__(self) -> str:
         return f"Display({self.name!r})"
 
     def save(self, path: str | Path) -> Path:
-        """Writes a page that opens offline (``.html``) or an image (``.png``), whole or not at all.
+        """Writes what the suffix names, whole or not at all.
+
+        ``.html`` is a page that opens offline, ``.png``, ``.svg`` and ``.pdf`` are images.
 
         Raises:
             ValueError: another suffix, or a folder that is not there.
         """
         path = Path(path)
-        if path.suffix not in (".html", ".png"):
-            raise ValueError(f"a display is saved as .html or .png; got {str(path)!r}")
+        kind = kind_of(path, "html")
         if not path.parent.is_dir():
             raise ValueError(f"cannot write {path}: there is no folder {path.parent}")
-        if path.suffix == ".png":
-            write_bytes(path, self.png)
+        if kind == "html":
+            content = page(self.name, self.body, self.with_circuitsvis).encode()
         else:
-            write_bytes(path, page(self.name, self.body, self.with_circuitsvis).encode())
+            content = self.draw(kind)
+        write_bytes(path, content)
         return path
 
 
@@ -70,13 +92,19 @@ def show_figure(figure: Figure, name: str) -> Display:
     Args:
         name: what a screen reader says of it.
     """
-    body = figure_html(figure, name)
-    return Display(name, body, png(figure))
+    try:
+        body = figure_html(figure, name)
+        figure.set_layout_engine("none")  # images are laid out as the page is
+    finally:
+        plt.close(figure)
+    return Display(
+        name, body, lambda kind: drawn(figure, kind), lambda: small(drawn(figure, "png", dpi=80))
+    )
 
 
 def figure_html(figure: Figure, name: str, caption: str = "") -> str:
     """The figure as HTML for a page, with words under it if there is a ``caption``."""
-    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    below = f"<figcaption>{words(caption)}</figcaption>" if caption else ""
     return f"<figure>{scrolled(svg(figure, name, unique('f')))}{below}</figure>"
 
 

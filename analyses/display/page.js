@@ -68,7 +68,36 @@
       choice.setAttribute("aria-label", "Direction");
     }
   };
+  let views = 0;
+  // What images stand for: CircuitsVis as soon as it is on the page, which may be later than this.
+  const draw = () => {
+    const instead = (place) => {
+      const still = place.previousElementSibling;
+      if (still?.matches(".rv-still")) still.hidden = true;
+      return JSON.parse(place.querySelector("script").textContent);
+    };
+    for (const place of document.querySelectorAll(".rv-later")) place.outerHTML = instead(place);
+    if (!window.CircuitsVis) return;
+    for (const place of document.querySelectorAll(".rv-circuitsvis:not([id])")) {
+      const { element, props } = instead(place);
+      props.attention = props.attention.map((head) =>
+        head.map((row) => row.map((weight) => weight / 10000)));
+      views += 1;
+      place.id = `rv-view-${views}`;
+      window.CircuitsVis.render(place.id, window.CircuitsVis[element], props);
+    }
+  };
+  window.resvalDraw = draw;
+  // Themes that page.css does not know: light words are on a dark page.
+  const look = () => {
+    for (const place of document.querySelectorAll("html:not(.rv-page) .rv")) {
+      const [r, g, b] = getComputedStyle(place).color.match(/[\d.]+/g).map(Number);
+      place.toggleAttribute("data-light-ink", 0.2126 * r + 0.7152 * g + 0.0722 * b > 127);
+    }
+  };
   const watch = () => {
+    look();
+    draw();
     for (const place of document.querySelectorAll(".rv-circuitsvis:not([data-watched])")) {
       place.dataset.watched = "";
       new MutationObserver(() => reach(place)).observe(place, { childList: true, subtree: true });
@@ -77,6 +106,10 @@
   };
   watch();
   new MutationObserver(watch).observe(document.body, { childList: true, subtree: true });
+  const theme = { attributes: true, attributeFilter: ["class", "theme", "data-jp-theme-light"] };
+  for (const part of [document.documentElement, document.body]) {
+    new MutationObserver(look).observe(part, theme);
+  }
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") return hide();
     const head = event.target.closest?.(".rv-circuitsvis figure");

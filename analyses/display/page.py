@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+from base64 import b64encode
 from functools import cache
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
+
+UNSAFE = re.compile(
+    "[^\t\n\r\x20-\x7e\xa0-\u2029\u202f-\u2065\u206a-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
+)
+"""Control characters, lone surrogates, what reverses the direction of words: tokens have them."""
 
 # Nothing may leave a page. CircuitsVis runs TensorFlow.js, which wants blobs for its workers.
 POLICY = (
@@ -30,34 +40,62 @@ def script() -> str:
 
 @cache
 def circuitsvis_script() -> str:
-    """CircuitsVis's bundle as a ``<script>`` that defines ``CircuitsVis`` once in a page."""
+    """CircuitsVis's bundle as a ``<script>``; ``page.js`` draws, whichever of the two is first."""
     bundle = (files("circuitsvis") / "dist" / "cdn" / "iife.js").read_text(encoding="utf-8")
     bundle = bundle.replace("</script", "<\\/script")
-    return f"<script>window.CircuitsVis ??= (() => {{{bundle}\nreturn CircuitsVis;}})();</script>"
+    return (
+        f"<script>window.CircuitsVis ??= (() => {{{bundle}\nreturn CircuitsVis;}})();"
+        "window.resvalDraw?.();</script>"
+    )
 
 
-def circuitsvis(element: str, place: str, name: str, **props: Any) -> str:
-    """One of CircuitsVis's elements, for a page that has :func:`circuitsvis_script` before it.
+def circuitsvis(element: str, name: str, **props: Any) -> str:
+    """One of CircuitsVis's elements, for a page that has :func:`circuitsvis_script`, too.
 
     Args:
-        element: like ``"AttentionHeads"``.
-        place: what the id of the ``<div>`` it is drawn into begins with.
+        element: like ``"AttentionPatterns"``.
         name: its accessible name.
-        props: as JSON types.
+        props: as JSON types; ``attention`` in ten-thousandths.
     """
-    data = json.dumps(props).replace("</", "<\\/").replace("<!--", "<\\!--")
-    # A notebook may hold the same output twice: each <div> gets an id of its own as it is drawn.
-    draw = (
-        f"for (const place of document.querySelectorAll('[data-place=\"{place}\"]')) {{"
-        " if (place.resvalDrawn) continue; place.resvalDrawn = true;"
-        " window.resvalPlaces = (window.resvalPlaces ?? 0) + 1;"
-        " place.id = `${place.dataset.place}-${window.resvalPlaces}`;"
-        f" CircuitsVis.render(place.id, CircuitsVis.{element}, {data}); }}"
-    )
     return (
-        f'<div class="rv-circuitsvis" data-place="{escape(place)}" role="region" tabindex="0" '
-        f'aria-label="{escape(name)}"></div><script>{draw}</script>'
+        f'<div class="rv-circuitsvis" role="region" tabindex="0" aria-label="{words(name)}">'
+        f"{_data({'element': element, 'props': props})}</div>"
     )
+
+
+def later(body: str) -> str:
+    """HTML that ``page.js`` puts here; where no script runs it is not there, not even as words."""
+    return f'<div class="rv-later" hidden>{_data(body)}</div>'
+
+
+def _data(content: Any) -> str:
+    """JSON that scripts read and no browser takes for anything else."""
+    data = json.dumps(content).replace("<", "\\u003c")
+    return f'<script type="application/json">{data}</script>'
+
+
+def still(image: bytes, name: str) -> str:
+    """A PNG inside of HTML, before what ``page.js`` shows in its place."""
+    data = b64encode(image).decode()
+    return f'<img class="rv-still" alt="{words(name)}" src="data:image/png;base64,{data}">'
+
+
+def small(image: bytes) -> bytes:
+    """A PNG in at most 32 colours."""
+    written = io.BytesIO()
+    few = Image.open(io.BytesIO(image)).convert("RGB").quantize(32, Image.Quantize.MAXCOVERAGE)
+    few.save(written, format="png", optimize=True)
+    return written.getvalue()
+
+
+def clean(text: str) -> str:
+    """``text`` with a sign in place of what no document may hold or what turns words around."""
+    return UNSAFE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def words(text: str) -> str:
+    """``text`` as HTML, in an element or in an attribute: everything that is not ours, by this."""
+    return escape(clean(text))
 
 
 def scrolled(svg: str) -> str:
@@ -73,7 +111,7 @@ def page(title: str, body: str, with_circuitsvis: bool = False) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n{style()}\n{bundle}\n'
+        f'<link rel="icon" href="data:,">\n<title>{words(title)}</title>\n{style()}\n{bundle}\n'
         f'</head>\n<body class="rv">\n<main>\n{body}\n</main>\n{script()}\n</body>\n</html>\n'
     )
 

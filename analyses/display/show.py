@@ -16,9 +16,13 @@ from torch import Tensor
 from resval_lens.analyses import circuit_figures, figures, intervention_figures
 from resval_lens.analyses.circuits.circuit import Circuit
 from resval_lens.analyses.circuits.scores import EdgeScores
-from resval_lens.analyses.display.attention import attention_body, attention_figure
+from resval_lens.analyses.display.attention import (
+    attention_body,
+    attention_figure,
+    attention_image,
+)
 from resval_lens.analyses.display.display import Display, show_figure
-from resval_lens.analyses.figures import png
+from resval_lens.analyses.figures import drawn
 from resval_lens.hooks.patching import PatchResult
 
 Patterns = Float[Tensor, "*head query key"]
@@ -53,8 +57,13 @@ def show_attention(
     most = max(len(weights) for weights in checked.values())
     names = [str(i) for i in range(most)] if heads is None else list(heads)
     title = ", ".join(["Attention patterns", *filter(None, checked)])
-    body = attention_body(checked, list(tokens), names)
-    return Display(title, body, png(attention_figure(checked, list(tokens), names)), True)
+    tokens = list(tokens)
+
+    return Display(
+        title, attention_body(checked, tokens, names),
+        lambda kind: drawn(attention_figure(checked, tokens, names), kind),
+        lambda: attention_image(checked, names), with_circuitsvis=True,
+    )  # fmt: skip
 
 
 def show_patching(

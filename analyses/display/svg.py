@@ -9,15 +9,13 @@ from xml.etree import ElementTree
 import matplotlib
 from matplotlib.figure import Figure
 
+from resval_lens.analyses.display.page import clean
 from resval_lens.analyses.marks import TIP
 
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
 ElementTree.register_namespace("", SVG)
 ElementTree.register_namespace("xlink", XLINK)
-
-NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Characters that no XML document may hold; tokens can have them."""
 
 INKS = {
     "#1a1a1a": "currentColor",
@@ -49,7 +47,7 @@ def svg(figure: Figure, name: str, prefix: str) -> str:
         figure.savefig(
             written, format="svg", bbox_inches="tight", transparent=True, metadata=nothing
         )
-    root = ElementTree.fromstring(NOT_XML.sub("\N{REPLACEMENT CHARACTER}", written.getvalue()))
+    root = ElementTree.fromstring(clean(written.getvalue()))
     for child in (*root.findall(f"{{{SVG}}}metadata"), root.find(f"{{{SVG}}}defs")):
         if child is not None:  # its one rule of style would be the whole page's
             root.remove(child)
@@ -61,7 +59,7 @@ def svg(figure: Figure, name: str, prefix: str) -> str:
     root.set("style", f"--rv-width: {width:.0f}px")
     root.set("class", "rv-figure")
     root.set("role", "group")
-    root.set("aria-label", name)
+    root.set("aria-label", clean(name))
     marks = 0
     for element in root.iter():
         _recolour(element)

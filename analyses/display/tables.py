@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from html import escape
-
 from rich.table import Table
 from rich.text import Text
+
+from resval_lens.analyses.display.page import words
 
 
 def html_table(table: Table) -> str:
@@ -15,10 +15,10 @@ def html_table(table: Table) -> str:
     caption stand together above, outside of what scrolls.
     """
     columns = [list(column.cells) for column in table.columns]
-    words = [column.justify not in ("right", "center") for column in table.columns]
+    left_of = [column.justify not in ("right", "center") for column in table.columns]
     head = "".join(
         f'<th scope="col"{_side(left)}>{_heading(column.header)}</th>'
-        for column, left in zip(table.columns, words, strict=True)
+        for column, left in zip(table.columns, left_of, strict=True)
     )
     lines = []
     for number, row in enumerate(table.rows):
@@ -27,15 +27,15 @@ def html_table(table: Table) -> str:
         if group:
             lines.append(
                 f'<tr class="rv-group"><th scope="rowgroup" colspan="{len(columns)}">'
-                f"{escape(first.plain)}</th></tr>"
+                f"{words(first.plain)}</th></tr>"
             )
             continue
         cells = "".join(
-            f"<td{_side(left)}>{escape(text.plain)}</td>"
-            for text, left in zip(rest, words[1:], strict=True)
+            f"<td{_side(left)}>{words(text.plain)}</td>"
+            for text, left in zip(rest, left_of[1:], strict=True)
         )
         last = ' class="rv-section"' if row.end_section else ""
-        lines.append(f'<tr{last}><th scope="row">{escape(first.plain.strip())}</th>{cells}</tr>')
+        lines.append(f'<tr{last}><th scope="row">{words(first.plain.strip())}</th>{cells}</tr>')
     title = _plain(table.title) if table.title else ""
     caption = f"<br>{_plain(table.caption)}" if table.caption else ""
     return (
@@ -60,7 +60,7 @@ def _heading(cell: object) -> str:
 
 
 def _plain(cell: object) -> str:
-    return escape(" ".join(_text(cell).plain.split()))
+    return words(" ".join(_text(cell).plain.split()))
 
 
 def _is_bold(cell: object) -> bool:
