@@ -16,6 +16,7 @@ from matplotlib.patches import FancyArrowPatch
 
 from resval_lens.analyses.figures import STYLE, colour, per_row, plain
 from resval_lens.analyses.marks import points, tip
+from resval_lens.numbers import number
 
 LINK = "#D55E00"
 RESIDUAL = "#555555"
@@ -69,13 +70,14 @@ def _draw(
         writers = groups.get(source, [source.split("<")[0]])
         writers = writers if len(writers) == len(readers) else writers * len(readers)
         for writer, reader in zip(writers, readers, strict=True):
-            arrow = _arrow(axes, places[writer], places[reader], shade, worth)
-            kind = LINKS[source[-2]] if edge in circuit["links"] else "residual stream"
-            tip(arrow, f"{edge} ({kind}): {weight} {weights[edge]:z.3f}")
+            end, gap = places[reader], 13
             if target.endswith(">"):  # q, k and v side by side under the head that reads them
-                x = places[reader][0] + {"q": -0.13, "k": 0.0, "v": 0.13}[target[-2]]
-                y = places[reader][1] - 0.24
-                axes.text(x, y, target[-2], fontsize=7, ha="center", va="center", zorder=3)
+                end = end[0] + {"q": -0.13, "k": 0.0, "v": 0.13}[target[-2]], end[1] - 0.24
+                gap = 5
+                axes.text(*end, target[-2], fontsize=7, ha="center", va="center", zorder=3)
+            arrow = _arrow(axes, places[writer], end, gap, shade, worth)
+            kind = LINKS[source[-2]] if edge in circuit["links"] else "residual stream"
+            tip(arrow, f"{edge} ({kind}): {weight} {number(weights[edge])}")
     for name, (x, y) in places.items():
         face = "#E8F1F8" if name.startswith("a") else "#F4F0E6"
         axes.text(x, y, name, ha="center", va="center", fontsize=9, zorder=3,
@@ -86,10 +88,16 @@ def _draw(
 
 
 def _arrow(
-    axes: Axes, start: tuple[float, float], end: tuple[float, float], shade: str, worth: float
+    axes: Axes,
+    start: tuple[float, float],
+    end: tuple[float, float],
+    gap: float,
+    shade: str,
+    worth: float,
 ) -> FancyArrowPatch:
+    """An arrow that ends ``gap`` points before ``end``."""
     arrow = FancyArrowPatch(
-        start, end, arrowstyle="-|>", mutation_scale=9, shrinkA=13, shrinkB=13,
+        start, end, arrowstyle="-|>", mutation_scale=9, shrinkA=13, shrinkB=gap,
         connectionstyle=f"arc3,rad={_bend(start, end)}", color=shade,
         alpha=0.35 + 0.65 * worth, lw=0.8 + 2.4 * worth, zorder=2 if shade == LINK else 1,
         ls=DASHED if shade == LINK else "-",
@@ -114,7 +122,7 @@ def _places(nodes: Sequence[str]) -> dict[str, tuple[float, float]]:
 
 def _bend(start: tuple[float, float], end: tuple[float, float]) -> float:
     """Arrows over several rows swing around what lies between."""
-    rows = end[1] - start[1]
+    rows = round(end[1] - start[1])
     return 0.0 if rows <= 1 else 0.12 * min(rows, 4) * (1 if end[0] + start[0] >= 0 else -1)
 
 
@@ -145,7 +153,8 @@ def faithfulness(entries: Sequence[Mapping[str, Any]]) -> Figure:
                 )  # fmt: skip
                 pairs = list(zip(curve["sizes"], curve["faithfulness"], strict=True))
                 texts = [
-                    f"{entry['name']}: edges {size:,}, faithfulness {f:z.3f}" for size, f in pairs
+                    f"{entry['name']}: edges {size:,}, faithfulness {number(f)}"
+                    for size, f in pairs
                 ]
                 points(axes, curve["sizes"], curve["faithfulness"], texts, colour(name))
                 seen.add(name)
@@ -176,7 +185,7 @@ def attribution(entries: Sequence[Mapping[str, Any]]) -> Figure:
             for bar, name, share in zip(
                 axes.barh(range(len(names)), shares, color=shades), names, shares, strict=True
             ):
-                tip(bar, f"{name}: {share:.3f}")
+                tip(bar, f"{name}: {number(share)}")
             axes.set_yticks(range(len(names)), names, fontsize=8)
             axes.axvline(0, color="#999999", lw=0.8)
             axes.set(title=plain(entry["title"]), xlabel="share of the logit difference (logits)")

@@ -212,9 +212,10 @@ def _patched(data: Data) -> str:
     what = {"resid_pre": "the residual stream before each layer", "z": "heads' outputs",
             "q_link": "what arrives over the query links", "k_link": "what arrives over the key "
             "links", "v_link": "what arrives over the value links"}  # fmt: skip
+    most = intervention_figures.largest(patched)  # side by side: one scale
     drawn = "".join(
         _figure(
-            intervention_figures.patched(found),
+            intervention_figures.patched(found, most),
             f"{found['model']}: {what.get(found['site'], found['site'])}, patched",
             f"{found['model']}: {what.get(found['site'], found['site'])}, "
             f"by {' and '.join(found['axes'])}.",

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from resval_lens.analyses.marks import cells, points, tip
 from resval_lens.files import write_bytes
+from resval_lens.numbers import number
 from resval_lens.recorded import RecordedRun
 
 TASKS = {"test": "Test", "ic": "IC", "ic2": "IC2", "iw": "IW"}
@@ -143,7 +144,7 @@ def seed_curves(
     at = [step / unit for step in steps]
     mean = [float(np.mean([line[step] for line in lines])) for step in steps]
     axes.plot(at, mean, dashes, color=shade, lw=2, label=plain(name))
-    texts = [f"{name}, step {step:,}: {y:.3f}" for step, y in zip(steps, mean, strict=True)]
+    texts = [f"{name}, step {step:,}: {number(y)}" for step, y in zip(steps, mean, strict=True)]
     points(axes, at, mean, texts, shade)
 
 
@@ -205,13 +206,13 @@ def link_edits(links: dict[str, Any]) -> Figure:
                 accuracies = [study["scale"][c][task] for c in study["scale"]]
                 axes.plot(factors, accuracies, color=shades[task], label=label, lw=2)
                 texts = [
-                    f"{variant}, links scaled by {c:g}: {label} {y:.3f}"
+                    f"{variant}, links scaled by {number(c, 'g')}: {label} {number(y)}"
                     for c, y in zip(factors, accuracies, strict=True)
                 ]
                 points(axes, factors, accuracies, texts, shades[task])
                 ablated = study["mean"][task]
                 (dot,) = axes.plot(0, ablated, "o", color=shades[task], mfc="none", ms=6)
-                tip(dot, f"{variant}, links mean-ablated: {label} {ablated:.3f}")
+                tip(dot, f"{variant}, links mean-ablated: {label} {number(ablated)}")
             axes.axvline(0, color="#999999", lw=0.8, ls=":")
             axes.axvline(1, color="#999999", lw=0.8, ls=":")
             axes.set(
@@ -238,7 +239,7 @@ def link_in_training(study: dict[str, Any]) -> Figure:
             axes.plot(steps, cut, color=shade, lw=2, ls="--", label="links cut")
             for y, how in ((trained, "as trained"), (cut, "links cut")):
                 texts = [
-                    f"step {at:,}, {how}: {TASKS[task]} {value:.3f}"
+                    f"step {at:,}, {how}: {TASKS[task]} {number(value)}"
                     for at, value in zip(steps, y, strict=True)
                 ]
                 points(axes, steps, y, texts, shade)
@@ -268,7 +269,7 @@ def attention(attention: dict[str, Any]) -> Figure:
                 tokens = ["o" if i % 2 == 0 else "l" for i in range(len(pattern) - 1)] + ["q"]
                 texts = [
                     [
-                        f"{tokens[i]} {i} to {tokens[j]} {j}: {weight:.3f}"
+                        f"{tokens[i]} {i} to {tokens[j]} {j}: {number(weight)}"
                         for j, weight in enumerate(row)
                     ]
                     for i, row in enumerate(pattern)
@@ -301,7 +302,7 @@ def bars(models: dict[str, Any]) -> Figure:
                 places, heights, width * 0.92, color=colour(variant), label=plain(variant)
             )
             for bar, task, height in zip(drawn, TASKS, heights, strict=True):
-                tip(bar, f"{variant}, {TASKS[task]} ({MEANING[task]}): {height:.4f}")
+                tip(bar, f"{variant}, {TASKS[task]} ({MEANING[task]}): {number(height, 'z.4f')}")
             axes.bar_label(drawn, [f"{h:.2f}" for h in heights], fontsize=7, padding=1)
         labels = [f"{label}\n{MEANING[task]}" for task, label in TASKS.items()]
         axes.set_xticks(range(len(TASKS)), labels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from resval_lens.analyses.figures import INK, STYLE, legible, plain
 from resval_lens.analyses.intervention_tables import RUNS
 from resval_lens.analyses.marks import cells, points, tip
+from resval_lens.numbers import number
 
 SHADES = {"zero": "#555555", "mean": "#0072B2", "resample": "#D55E00"}
 SCALED = ("#009E73", "#56B4E9", "#CC79A7", "#E69F00")
@@ -25,10 +26,14 @@ WRITTEN = 96
 """Up to so many cells of a heat map have their numbers written in them."""
 
 
-def patched(found: Mapping[str, Any]) -> Figure:
+def patched(found: Mapping[str, Any], most: float = 1.0) -> Figure:
     """Heat maps of the share of the gap that each cell recovers, of ``patch.json``.
 
     One axis is a row, two are rows and columns; of three, each head has a map of its own.
+
+    Args:
+        most: the scale goes to ± this, or to the largest share if that is larger: for several
+            figures side by side, :func:`largest` of them all.
     """
     axes_of, labels = list(found["axes"]), [list(map(str, v)) for v in found["axes"].values()]
     if found["tokens"] is not None and "position" in axes_of:
@@ -53,13 +58,18 @@ def patched(found: Mapping[str, Any]) -> Figure:
     one, other = RUNS[found["direction"]]
     of = f"{found['model']}: " if found["model"] else ""
     with plt.rc_context(STYLE):
-        figure, image = _panels(values, titles, axes_of, labels, floor=1.0)
+        figure, image = _panels(values, titles, axes_of, labels, floor=most)
         figure.suptitle(
             f"{of}{found['site']} of the {one} run taken from the {other} run",
             fontsize=11, x=0.01, ha="left", parse_math=False,
         )  # fmt: skip
         figure.colorbar(image, ax=figure.axes, shrink=0.9, label=f"0 {one}, 1 {other}", pad=0.02)
     return figure
+
+
+def largest(patchings: Iterable[Mapping[str, Any]]) -> float:
+    """The largest absolute share in these, at least 1."""
+    return max([1.0, *(float(np.abs(found["recovered"]).max()) for found in patchings)])
 
 
 def head_scores(study: Mapping[str, Any], titles: Mapping[str, str]) -> Figure:
@@ -120,7 +130,7 @@ def _panels(
 
 def _said(title: str, axes_of: Sequence[str], labels: Sequence[str], value: float) -> str:
     where = [f"{axis} {label}" for axis, label in zip(axes_of, labels, strict=True) if axis]
-    return f"{', '.join(filter(None, [title, *where]))}: {value:z.3f}"
+    return f"{', '.join(filter(None, [title, *where]))}: {number(value)}"
 
 
 def _write(axes: Axes, panel: np.ndarray, shades: ScalarMappable) -> None:
@@ -129,7 +139,7 @@ def _write(axes: Axes, panel: np.ndarray, shades: ScalarMappable) -> None:
         linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
         # Where white and black stand out alike, at 4.6 : 1 (WCAG's relative luminance).
         dark = linear @ [0.2126, 0.7152, 0.0722] < 0.179
-        text = f"{value:z.2f}"
+        text = number(value, "z.2f")
         axes.text(j, i, text, ha="center", va="center", fontsize=7,
                   color="white" if dark else "black")  # fmt: skip
 
@@ -152,7 +162,7 @@ def ablation_curves(study: Mapping[str, Any]) -> Figure:
         for name in names:
             y = [values[name, f"scale {c:g}"] for c in factors]
             axes.plot(factors, y, color=shades[name], lw=2, label=f"links {name}")
-            texts = [f"links {name} scaled by {c:g}: {measure} {at:.3f}"
+            texts = [f"links {name} scaled by {number(c, 'g')}: {measure} {number(at)}"
                      for c, at in zip(factors, y, strict=True)]  # fmt: skip
             points(axes, factors, y, texts, shades[name])
             for edit, marker in (("mean", "o"), ("resample", "x")):
@@ -160,7 +170,7 @@ def ablation_curves(study: Mapping[str, Any]) -> Figure:
                     (dot,) = axes.plot(
                         0, values[name, edit], marker, color=shades[name], mfc="none"
                     )
-                    tip(dot, f"links {name}, {edit}: {measure} {values[name, edit]:.3f}")
+                    tip(dot, f"links {name}, {edit}: {measure} {number(values[name, edit])}")
         axes.axhline(study["clean"][measure], color=INK, lw=1, ls="--")
         axes.axhline(study["corrupted"][measure], color="#999999", lw=1, ls=":")
         axes.axvline(1, color="#999999", lw=0.8, ls=":")
@@ -191,7 +201,7 @@ def ablated(study: Mapping[str, Any]) -> Figure:
             drawn = axes.barh(places, lengths, height * 0.92, label=edit,
                               color={**SHADES, **shades}[edit])  # fmt: skip
             for bar, name, length in zip(drawn, names, lengths, strict=True):
-                tip(bar, f"links {name}, {edit}: {measure} {length:.3f}")
+                tip(bar, f"links {name}, {edit}: {measure} {number(length)}")
         axes.axvline(study["clean"][measure], color=INK, lw=1, ls="--", label="no edit")
         axes.axvline(study["corrupted"][measure], color="#999999", lw=1, ls=":", label="twins")
         axes.axvline(0, color="#999999", lw=0.8)

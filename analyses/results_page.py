@@ -369,7 +369,7 @@ def _spread(numbers: Sequence[float | None], form: str) -> str:
 
 
 def _number(x: float | None, form: str) -> str:
-    return "" if x is None else format(x, form).replace("-", "−")
+    return "" if x is None else number(x, form)
 
 
 def _seeds(seeds: Sequence[int | None]) -> str:

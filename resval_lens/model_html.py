@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from resval_lens.hook_names import handing_point
 from resval_lens.mixing import StreamMix
+from resval_lens.numbers import number
 from resval_lens.streams import AttentionStream, architecture
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def model_html(model: ResValTransformer) -> str:
         if stream.receives(layer)
     )
     return (
-        f'<div class="rv" style="overflow-x: auto">{heading}<table style="border-collapse: collapse; margin: .4em 0">'
+        f'<div class="rv" style="overflow-x: auto">{heading}'
+        '<table style="border-collapse: collapse; margin: .4em 0">'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
@@ -86,9 +88,9 @@ def _own(mix: StreamMix) -> str:
     if mix.stream.mix == "gate":
         return "(1 − g) · "
     if mix.stream.mix == "convex":
-        return f"{1 - float(mix.carried.detach()[0]):.3g} · "
+        return f"{number(1 - float(mix.carried.detach()[0]), '.3g')} · "
     if mix.stream.mix == "learned_pair":
-        return f"{float(mix.own.detach()):.3g} · "
+        return f"{number(float(mix.own.detach()), '.3g')} · "
     return _times(mix.fixed[0])
 
 
@@ -101,12 +103,13 @@ def _carried(mix: StreamMix, sources: int) -> list[str]:
         return [f"[{mix.n_heads} × {mix.n_heads} heads] "] * sources
     if kind == "head":
         return [
-            f"({', '.join(f'{w:.3g}' for w in row)}; per head) · " for row in mix.carried.tolist()
+            f"({', '.join(number(w, '.3g') for w in row)}; per head) · "
+            for row in mix.carried.tolist()
         ]
     if mix.stream.is_learned:
-        return [f"{weight:.3g} · " for weight in mix.carried.tolist()]
+        return [f"{number(weight, '.3g')} · " for weight in mix.carried.tolist()]
     return [_times(mix.fixed[1])] * sources
 
 
 def _times(weight: float) -> str:
-    return "" if weight == 1 else f"{weight:g} · "
+    return "" if weight == 1 else f"{number(weight, 'g')} · "

@@ -159,6 +159,12 @@ def fill(mark: ElementTree.Element) -> str:
     return re.search(r"fill: (#\w+)", next(mark.iter(f"{SVG}path")).attrib["style"])[1]
 
 
+def signed(x: float, digits: int = 3) -> str:
+    """A number with so many digits, with a true minus sign and none before zeros."""
+    text = f"{abs(x):.{digits}f}"
+    return f"−{text}" if x < 0 and float(text) else text
+
+
 def value(text: str) -> float:
     return float(text.rpartition(" ")[2].replace("\N{MINUS SIGN}", "-"))
 

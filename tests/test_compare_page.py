@@ -22,6 +22,7 @@ from resval_lens.recorded_lm import load_lm_runs
 from resval_lens.tasks.ioi import encode
 from resval_lens.tasks.stories import ioi_prompts
 from tests.browser import PHONE, browser, opened  # noqa: F401
+from tests.drawn import signed
 
 FEW = ("--sequences=40", "--link-sequences=20", "--circuit-sequences=8", "--prompts=4")
 DRAWN = "document.querySelectorAll('.rv-circuitsvis canvas').length >= 8"
@@ -116,14 +117,14 @@ def test_nothing_is_fetched_and_the_page_is_small(html: str):
         "http://www.w3.org/1999/xlink",
     }
     assert "default-src 'none'" in html
-    assert not re.search(r"<(script|img|link|iframe)[^>]+src=", outside)
+    assert not re.search(r'<(script|img|link|iframe)[^>]+src=(?!"data:image/png;base64,)', outside)
 
 
 def test_heat_maps_say_the_numbers_of_the_data(read: Reader, data: dict):
     for found in data["language_models"]["patched"]:
         one, other = found["axes"]
         expected = {
-            f"{one} {row}, {other} {column}: {value:z.3f}"
+            f"{one} {row}, {other} {column}: {signed(value)}"
             for row, line in zip(found["axes"][one], found["recovered"], strict=True)
             for column, value in zip(found["axes"][other], line, strict=True)
         }
@@ -137,16 +138,18 @@ def test_circuits_say_the_weights_of_their_edges(read: Reader, data: dict):
             kind = "value link" if edge in circuit["links"] else "residual stream"
             weight = circuit["minimality"][edge]
             assert any(
-                label.startswith(f"{edge} ({kind})") and label.endswith(f" {weight:z.3f}")
+                label.startswith(f"{edge} ({kind})") and label.endswith(f" {signed(weight)}")
                 for label in read.labels
             ), edge
 
 
 def test_attention_is_the_models_own(html: str, data: dict):
     shown = [
-        json.loads(props)
-        for props in re.findall(r"CircuitsVis\.AttentionPatterns, (\{.*?\})\)", html)
+        json.loads(held)["props"]
+        for held in re.findall(r'<script type="application/json">(.*?)</script>', html)
     ]
+    for props in shown:
+        props["attention"] = (torch.tensor(props["attention"]) / 10_000).tolist()
     assert len(shown) == 4
     for props, name in zip(shown, ("classic", "values"), strict=False):
         means = torch.tensor(data["attention"][name]["mean_pattern"])
@@ -344,7 +347,7 @@ def test_hovering_says_the_numbers(browser, folder, data):  # noqa: F811
     found = data["language_models"]["patched"][0]
     one, other = found["axes"]
     row, column = found["axes"][one][1], found["axes"][other][-1]
-    said = f"{one} {row}, {other} {column}: {found['recovered'][1][-1]:z.3f}"
+    said = f"{one} {row}, {other} {column}: {signed(found['recovered'][1][-1])}"
     entry = next(each for each in data["circuits"]["drawn"] if each["circuit"]["links"])
     link = entry["circuit"]["links"][0]
     with opened(browser, folder / "report.html") as page:

@@ -41,6 +41,7 @@ from tests.drawn import (
     patch_result,
     patterns,
     scored_circuit,
+    signed,
 )
 
 # --- show_... -----------------------------------------------------------------------------------
@@ -281,7 +282,7 @@ def test_patching_says_the_share_of_the_gap_that_was_recovered():
     result = patch_result({"layer": 2, "head": 3})
     texts = re.findall(r'class="rv-mark"[^>]*aria-label="([^"]*)"', show_patching(result).body)
     assert texts == [
-        f"layer {i}, head {j}: {(result.values[i, j].item() + 1.5) / (2.5 + 1.5):.3f}"
+        f"layer {i}, head {j}: {signed((result.values[i, j].item() + 1.5) / (2.5 + 1.5))}"
         for i in range(2) for j in range(3)
     ]  # fmt: skip
 
@@ -310,7 +311,7 @@ def test_a_plain_circuit_shows_its_scores_once_for_each_head_of_a_group():
         edge = of.edges[number]
         kind = "value link" if edge.is_link else "residual stream"
         heads = 2 if edge.target.endswith(("<k>", "<v>")) else 1
-        text = f"{edge} ({kind}): eap-ig score {scores.values[number]:.3f}"
+        text = f"{edge} ({kind}): eap-ig score {signed(scores.values[number].item())}"
         expected += [text.replace(">", "&gt;").replace("<", "&lt;")] * heads
     assert sorted(texts) == sorted(expected)
 

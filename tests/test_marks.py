@@ -39,6 +39,7 @@ from tests.drawn import (
     patterns,
     root_of,
     said,
+    signed,
     straight,
     value,
 )
@@ -151,7 +152,7 @@ def test_numbers_stand_out_on_every_shade():
     cells = [(corners(mark), luminance(fill(mark))) for mark in drawn.values()]
     written = 0
     for word in root.iter(f"{SVG}text"):
-        if re.fullmatch(r"-?\d\.\d\d", "".join(word.itertext())):
+        if re.fullmatch(r"−?\d\.\d\d", "".join(word.itertext())):
             ink = 1.0 if "fill: #ffffff" in word.attrib["style"] else 0.0
             x, y = float(word.attrib["x"]), float(word.attrib["y"])
             for (left, top, right, bottom), shade in cells:
@@ -196,7 +197,7 @@ def test_each_cell_is_where_its_value_belongs_and_says_it(sizes, direction):
             text for text in drawn
             if {*re.findall(r"(\w+) (\d+)", text)} == {(name, str(i)) for name, i in at.items()}
         ]  # fmt: skip
-        assert text.endswith(f": {shares[index]:.3f}")
+        assert text.endswith(f": {signed(shares[index])}")
         shade = plt.get_cmap("RdBu")((shares[index] / most + 1) / 2)
         assert fill(drawn[text]) == to_hex(shade)
         left, top, right, bottom = corners(drawn[text])
@@ -258,7 +259,7 @@ def test_attention_and_head_scores_say_their_weights():
         {"scores": dict(zip(titles, scores.tolist(), strict=True))}, titles
     )
     assert said(figure) == [
-        f"{title}, layer {layer}, head {head}: {scores[i, layer, head]:.3f}"
+        f"{title}, layer {layer}, head {head}: {signed(scores[i, layer, head])}"
         for i, title in enumerate(titles.values()) for layer in range(2) for head in range(3)
     ]  # fmt: skip
 
@@ -325,10 +326,11 @@ def test_curves_of_scaled_links_say_and_show_their_values():
     expected = []
     for task in TASKS:
         expected += [
-            f"values, links scaled by {float(c):g}: {NAMES[task]} {accuracies[task]:.3f}"
+            f"values, links scaled by {signed(float(c), 1).removesuffix('.0')}: "
+            f"{NAMES[task]} {signed(accuracies[task])}"
             for c, accuracies in study["scale"].items()
         ]
-        expected.append(f"values, links mean-ablated: {NAMES[task]} {study['mean'][task]:.3f}")
+        expected.append(f"values, links mean-ablated: {NAMES[task]} {signed(study['mean'][task])}")
     assert texts == expected
     assert straight([corners(drawn[text])[1] for text in texts], [value(text) for text in texts])
 
@@ -341,9 +343,9 @@ def test_ablation_curves_say_the_first_measure_of_whole_groups():
     for links in ("all", "v1", "v2"):
         for c in (0.0, 0.5, 2.0):
             y = of[links, f"scale {c:g}"]
-            expected.append(f"links {links} scaled by {c:g}: logit difference {y:.3f}")
+            expected.append(f"links {links} scaled by {c:g}: logit difference {signed(y)}")
         for edit in ("mean", "resample"):
-            expected.append(f"links {links}, {edit}: logit difference {of[links, edit]:.3f}")
+            expected.append(f"links {links}, {edit}: logit difference {signed(of[links, edit])}")
     assert list(drawn) == expected
     assert straight([corners(m)[1] for m in drawn.values()], [value(text) for text in drawn])
 
@@ -358,7 +360,7 @@ def test_bars_say_what_they_are_as_long_as():
     of = {(r["links"], r["edit"]): r["measures"]["logit difference"] for r in study["rows"]}
     edits, links = ("zero", "mean", "resample", "scale 0.5"), ("all", "v1", "v2", "v1.0", "v2.3")
     assert list(drawn) == [
-        f"links {link}, {edit}: logit difference {of[link, edit]:.3f}"
+        f"links {link}, {edit}: logit difference {signed(of[link, edit])}"
         for edit in edits for link in links
     ]  # fmt: skip
     assert straight(lengths(drawn, 0), [abs(value(text)) for text in drawn])
@@ -378,7 +380,7 @@ def test_attribution_says_the_sixteen_largest_shares():
     shares = {f"a0.h{i}": (-1) ** i * 0.1 * i for i in range(1, 20)} | {"v from a0": 5.0}
     figure = circuit_figures.attribution([{"title": "t", "components": shares}])
     drawn = marks_of(root_of(figure))
-    largest = [f"a0.h{i}: {shares[f'a0.h{i}']:.3f}" for i in range(5, 20)]
+    largest = [f"a0.h{i}: {signed(shares[f'a0.h{i}'])}" for i in range(5, 20)]
     assert list(drawn) == [*largest, "v from a0: 5.000"]
     assert straight(lengths(drawn, 0), [abs(value(text)) for text in drawn])
 
@@ -388,7 +390,7 @@ def test_faithfulness_and_links_in_training_say_their_curves():
     entry = {"task": "t", "architecture": "values", "name": "v0",
              "study": {"curve": curve, "least": 0.85}}  # fmt: skip
     assert said(circuit_figures.faithfulness([entry])) == [
-        "v0: edges 1, faithfulness -0.050",
+        "v0: edges 1, faithfulness −0.050",
         "v0: edges 12, faithfulness 0.500",
         "v0: edges 1,200, faithfulness 1.100",
     ]
@@ -412,7 +414,7 @@ def test_edges_say_their_losses_and_links_their_kind():
     assert len(drawn) == len(CIRCUIT)
     for edge, loss in circuit["minimality"].items():
         kind = "value link" if edge == "a0.h0<v>->a1.h0<v>" else "residual stream"
-        assert f"{edge} ({kind}): the metric's loss without it {loss:.3f}" in drawn
+        assert f"{edge} ({kind}): the metric's loss without it {signed(loss)}" in drawn
 
 
 def test_what_no_document_may_hold_is_replaced():

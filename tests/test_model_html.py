@@ -107,7 +107,7 @@ def test_the_printed_equation_is_what_the_model_computes(chosen: dict[str, Any])
 
 def weight_of(text: str) -> float:
     """``"0.5 · "`` is 0.5, nothing is 1."""
-    return float(text.removesuffix(" · ")) if text else 1.0
+    return float(text.removesuffix(" · ").replace("−", "-")) if text else 1.0
 
 
 def weighted(text: str, x: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ def weighted(text: str, x: Tensor) -> Tensor:
     per_head = re.fullmatch(r"\((.*); per head\) · ", text)
     if per_head is None:
         return weight_of(text) * x
-    weights = torch.tensor([float(part) for part in per_head[1].split(", ")])
+    weights = torch.tensor([weight_of(part) for part in per_head[1].split(", ")])
     return weights.repeat_interleave(x.shape[2] // len(weights))[:, None] * x
 
 
@@ -166,7 +166,7 @@ def test_learned_weights_are_those_of_now() -> None:
         mix.carried.fill_(-2.0)
     assert rows_of(model)[0][1:3] == [
         "v = 0.123 · v_local + v_link",
-        "-2 · blocks.0.attn.hook_v (learned)",
+        "−2 · blocks.0.attn.hook_v (learned)",
     ]
     with torch.no_grad():
         mix.carried.fill_(1.0)

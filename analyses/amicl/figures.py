@@ -33,12 +33,16 @@ def figure_6(result: dict[str, Any]) -> Figure:
     readings = result["readings"]
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=(12.4, 8.2), layout="constrained")
+        every = [each["pattern"] for entry in readings.values() for each in entry["combinations"]]
+        low = min(0.0, *(float(np.min(pattern)) for pattern in every))  # one scale for all
+        high = max(float(np.max(pattern)) for pattern in every)
         halves = figure.subfigures(1, len(readings), wspace=0.04, squeeze=False)
         for half, (reading, entry) in zip(halves[0], readings.items(), strict=True):
             half.suptitle(f"{reading}, a = {result['a']:g}", fontsize=12)
             grid = half.subplots(4, 3)
             for axes, each in zip(grid.flat, entry["combinations"], strict=True):
-                axes.imshow(np.array(each["pattern"]), cmap="viridis", interpolation="nearest")
+                axes.imshow(np.array(each["pattern"]), cmap="viridis", vmin=low, vmax=high,
+                            interpolation="nearest")  # fmt: skip
                 axes.set_xticks([])
                 axes.set_yticks([])
                 axes.set_xlabel(f"on the label: {each['weight']:.2f}", fontsize=8)

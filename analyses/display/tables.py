@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from rich.table import Table
 from rich.text import Text
 
@@ -31,7 +33,7 @@ def html_table(table: Table) -> str:
             )
             continue
         cells = "".join(
-            f"<td{_side(left)}>{words(text.plain)}</td>"
+            f"<td{_side(left)}>{words(text.plain if left else _minus(text.plain))}</td>"
             for text, left in zip(rest, left_of[1:], strict=True)
         )
         last = ' class="rv-section"' if row.end_section else ""
@@ -44,6 +46,11 @@ def html_table(table: Table) -> str:
         f'<table aria-label="{title}"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div></div>"
     )
+
+
+def _minus(cell: str) -> str:
+    """Numbers with the minus sign that figures have (U+2212)."""
+    return re.sub(r"(?<![\w-])-(?=\.?\d)", "\N{MINUS SIGN}", cell)
 
 
 def _side(left: bool) -> str:

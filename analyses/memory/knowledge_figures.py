@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from resval_lens.analyses.figures import STYLE, plt
 from resval_lens.analyses.memory.knowledge import ANY_TOKEN
 from resval_lens.analyses.memory.run_figures import POSITIONS
+from resval_lens.numbers import number
 
 GROUPS = {"triggers": "#0072B2", "others": "#D55E00", ANY_TOKEN: "#555555"}
 
@@ -139,7 +140,8 @@ def _scatter(axes: Axes, subject: dict[str, Any]) -> None:
             points[:, 0], points[:, 1], s=5, alpha=0.5, lw=0, color=GROUPS[name], label=name
         )
         fit = group["fit"]
-        notes.append(f"{name}: w = {fit['weight']:.2f}, τ3 = {fit['tau3']:.1f}")
+        weight, strength = number(fit["weight"], "z.2f"), number(fit["tau3"], "z.1f")
+        notes.append(f"{name}: w = {weight}, τ3 = {strength}")
     low, high = axes.get_xlim()
     axes.plot([low, high], [low, high], color="black", lw=0.8, ls=":")
     seed = f", seed {subject['seed']}"

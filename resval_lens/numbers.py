@@ -1,4 +1,4 @@
-"""Numbers as figures, tips and tables write them."""
+"""Numbers as figures, tips and pages write them."""
 
 from __future__ import annotations
 
