@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -24,7 +23,7 @@ from resval_lens.analyses import (
 )
 from resval_lens.analyses.display.attention import attention_body
 from resval_lens.analyses.display.display import figure_html
-from resval_lens.analyses.display.page import page
+from resval_lens.analyses.display.page import page, words
 from resval_lens.analyses.display.tables import html_table
 from resval_lens.recorded import RecordedRun
 from resval_lens.recorded_lm import RecordedLMRun
@@ -60,7 +59,7 @@ def compare_page(data: Data, runs: Sequence[RecordedRun], lm_runs: Sequence[Reco
     contents = "".join(f'<li><a href="#{ids[name]}">{name}</a></li>' for name in sections)
     said = data.get("found", ["The numbers bear no sentence; they are below."])
     body = [
-        f'<h1>{TITLE}</h1><p class="rv-lead">{escape(said[0])}</p>',
+        f'<h1>{TITLE}</h1><p class="rv-lead">{words(said[0])}</p>',
         f'<nav aria-label="Contents"><ul>{contents}</ul></nav>',
         '<p class="rv-quiet">Point at or touch a part of a figure, or Tab to it and go on with the '
         "arrow keys, and it says its number. Wide figures and tables scroll sideways.</p>",
@@ -111,7 +110,7 @@ def _compared(data: Data) -> str:
 
 
 def _found(data: Data) -> str:
-    lines = "".join(f"<li>{escape(sentence)}</li>" for sentence in data.get("found", []))
+    lines = "".join(f"<li>{words(sentence)}</li>" for sentence in data.get("found", []))
     if not lines:
         return "<p>The numbers bear no sentence.</p>"
     return (
@@ -132,7 +131,7 @@ def _emergence(data: Data, runs: Sequence[RecordedRun], lm_runs: Sequence[Record
     ]  # fmt: skip
     study = data["language_models"]["emergence"]
     if "reason" in study:
-        parts.append(f"<p>Curves of language models are not drawn: {escape(study['reason'])}.</p>")
+        parts.append(f"<p>Curves of language models are not drawn: {words(study['reason'])}.</p>")
     elif lm_runs:
         parts += [
             f"<h3>{LANGUAGE_MODELS.capitalize()}</h3>",
@@ -206,7 +205,7 @@ def _patched(data: Data) -> str:
         "the two does it recover (0: as corrupted, 1: as clean)? IO is the recipient's name, S1 "
         "and S2 the giver's first and second mention, S1+1 the token after the first, end the "
         "last. The twins differ in who gives: "
-        f"<q>{escape(example['clean'])}</q>, <q>{escape(example['corrupted'])}</q>.</p>"
+        f"<q>{words(example['clean'])}</q>, <q>{words(example['corrupted'])}</q>.</p>"
     )
     sites = list(dict.fromkeys(found["site"] for found in patched))
     what = {"resid_pre": "the residual stream before each layer", "z": "heads' outputs",
@@ -290,7 +289,7 @@ def _cells(data: Data) -> str:
     every = data["language_models"]["four_cells"]
     for table, pairs in ioi_tables.cells_tables(every):
         parts.append(html_table(table))
-        said = "".join(f"<li>{escape(text)}</li>" for text in ioi_tables.cells_sentences(pairs))
+        said = "".join(f"<li>{words(text)}</li>" for text in ioi_tables.cells_sentences(pairs))
         parts.append(f"<ul>{said}</ul>")
     if len(parts) == 1:
         return "<p>None of these models has a pair: classic and with a stream, of one seed.</p>"
@@ -300,12 +299,12 @@ def _cells(data: Data) -> str:
 def _provenance(data: Data) -> str:
     facts = data["provenance"]
     rows = {
-        "command": f"<code>{escape(facts['command'])}</code>",
-        "created": escape(facts["created"]),
-        "git commit": escape(facts["git_commit"] or "not in a git checkout"),
-        **{name: escape(number) for name, number in facts["versions"].items()},
-        "machine": escape(facts["machine"]),
-        **{name: escape(str(value)) for name, value in data["settings"].items()},
+        "command": f"<code>{words(facts['command'])}</code>",
+        "created": words(facts["created"]),
+        "git commit": words(facts["git_commit"] or "not in a git checkout"),
+        **{words(name): words(number) for name, number in facts["versions"].items()},
+        "machine": words(facts["machine"]),
+        **{words(name): words(str(value)) for name, value in data["settings"].items()},
     }
     lines = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows.items())
     return (

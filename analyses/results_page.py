@@ -25,6 +25,7 @@ from resval_lens.analyses.memory.curves import (
 )
 from resval_lens.analyses.tables import NO_GAIN_CONTROL, when
 from resval_lens.checkpoint import SHIPPED_MODELS
+from resval_lens.numbers import number
 from resval_lens.recorded import load_runs
 from resval_lens.recorded_lm import load_lm_runs
 from resval_lens.recorded_memory import RecordedMemoryRun, load_memory_runs

@@ -180,7 +180,8 @@ def test_paths_of_all_files_are_printed(folder: Path):
 
 
 def test_text_of_models_cannot_break_the_page(data: dict):
-    name = "</script><b>&\"'"
+    name = "</script><b>&\"'\u202e\ud800\x00[/]$"
+    shown = "</script><b>&\"'���[/]$"
     models = data["language_models"]
     scores = {name: next(iter(models["scores"].values()))}
     attention = {"tokens": models["attention"]["tokens"],
@@ -188,13 +189,19 @@ def test_text_of_models_cannot_break_the_page(data: dict):
     links = {name: next(iter(models["links"].values()))}
     changed = models | {"scores": scores, "attention": attention, "links": links}
     found = [f"<i>{name}", *data["found"]]
+    made = data["provenance"] | {"command": f"command {name}", "machine": name}
     page = compare_page(
-        data | {"language_models": changed, "found": found}, paper_runs(load_runs()), load_lm_runs()
+        data | {"language_models": changed, "found": found, "provenance": made},
+        paper_runs(load_runs()),
+        load_lm_runs(),
     )
     reader = Reader()
     reader.feed(page)
     assert reader.open == []
-    assert f"<i>{name}" in unescape(reader.text)
+    page.encode()
+    assert f"<i>{shown}" in unescape(reader.text)
+    assert f"command {shown}" in unescape(reader.text)
+    assert not set("\u202e\ud800\x00") & set(page)
     assert "<b>" not in page
 
 

@@ -3,6 +3,8 @@
 In Chromium: every theme, JupyterLab's own rules, outputs that come late or whose scripts are gone.
 """
 
+# ruff: noqa: F811  # browser is a fixture
+
 import json
 import re
 import sys
@@ -22,7 +24,7 @@ from resval_lens.analyses.display import (
     show_link_ablation,
     show_patching,
 )
-from tests.browser import DESKTOP, PHONE, browser, opened  # noqa: F401  # browser is a fixture
+from tests.browser import DESKTOP, PHONE, browser, opened  # noqa: F401
 from tests.drawn import ablation, evaluated_circuit, patch_result, patterns
 from tests.helpers import tiny_model
 from tests.test_displays_in_browser import DRAWN, FAINT
@@ -195,7 +197,7 @@ def laid_out(to: Path, cells: list[str], theme: str = "JupyterLab", scripts: boo
 
 @pytest.mark.browser
 @pytest.mark.parametrize("theme", THEMES)
-def test_words_stand_out_in_every_theme(browser, outputs, tmp_path, theme):  # noqa: F811
+def test_words_stand_out_in_every_theme(browser, outputs, tmp_path, theme):
     path = laid_out(tmp_path / "x.html", list(outputs.values()), theme)
     for size in (DESKTOP, PHONE):
         with opened(browser, path, size) as page:
@@ -206,7 +208,7 @@ def test_words_stand_out_in_every_theme(browser, outputs, tmp_path, theme):  # n
 
 
 @pytest.mark.browser
-def test_words_stand_out_when_the_theme_changes(browser, outputs, tmp_path):  # noqa: F811
+def test_words_stand_out_when_the_theme_changes(browser, outputs, tmp_path):
     path = laid_out(tmp_path / "x.html", [outputs["circuit"]], "another dark one")
     with opened(browser, path) as page:
         page.evaluate("""() => {
@@ -221,7 +223,7 @@ def test_words_stand_out_when_the_theme_changes(browser, outputs, tmp_path):  # 
 def test_figures_keep_their_size_against_the_rules_of_a_notebook(
     browser,
     outputs,
-    tmp_path,  # noqa: F811
+    tmp_path,
 ):
     path = laid_out(tmp_path / "x.html", [outputs["heat map"], outputs["circuit"]])
     with opened(browser, path) as page:
@@ -236,7 +238,7 @@ def test_figures_keep_their_size_against_the_rules_of_a_notebook(
 def test_without_scripts_an_image_stands_for_each_picture(
     browser,
     outputs,
-    tmp_path,  # noqa: F811
+    tmp_path,
 ):
     """Nothing but images and titles: no word of a figure or of a script is left over."""
     chosen = [outputs[name] for name in ("heat map", "circuit", "attention")]
@@ -253,7 +255,7 @@ def test_without_scripts_an_image_stands_for_each_picture(
 
 
 @pytest.mark.browser
-def test_with_scripts_no_image_is_left(browser, outputs, tmp_path):  # noqa: F811
+def test_with_scripts_no_image_is_left(browser, outputs, tmp_path):
     path = laid_out(tmp_path / "x.html", list(outputs.values()))
     with opened(browser, path) as page:
         page.wait_for_function(DRAWN)
@@ -265,7 +267,7 @@ def test_with_scripts_no_image_is_left(browser, outputs, tmp_path):  # noqa: F81
 def test_the_script_may_come_after_those_that_need_it_or_never(
     browser,
     outputs,
-    tmp_path,  # noqa: F811
+    tmp_path,
 ):
     """A notebook that is scrolled to its end may put its first outputs on the page last."""
     first = outputs["attention"]

@@ -13,8 +13,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from resval_lens.analyses.display.page import circuitsvis, clean, small, still, words
-from resval_lens.analyses.figures import STYLE, drawn, legible
+from resval_lens.analyses.display.page import circuitsvis, small, still, words
+from resval_lens.analyses.figures import STYLE, clean, drawn, legible
 
 Patterns = Mapping[str, Float[Tensor, "head query key"]]
 SHARES = 10_000

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from base64 import b64encode
 from functools import cache
 from html import escape
@@ -14,10 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-UNSAFE = re.compile(
-    "[^\t\n\r\x20-\x7e\xa0-\u2029\u202f-\u2065\u206a-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
-)
-"""Control characters, lone surrogates, what reverses the direction of words: tokens have them."""
+from resval_lens.analyses.figures import clean
 
 # Nothing may leave a page. CircuitsVis runs TensorFlow.js, which wants blobs for its workers.
 POLICY = (
@@ -86,11 +82,6 @@ def small(image: bytes) -> bytes:
     few = Image.open(io.BytesIO(image)).convert("RGB").quantize(32, Image.Quantize.MAXCOVERAGE)
     few.save(written, format="png", optimize=True)
     return written.getvalue()
-
-
-def clean(text: str) -> str:
-    """``text`` with a sign in place of what no document may hold or what turns words around."""
-    return UNSAFE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def words(text: str) -> str:

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import matplotlib
 from matplotlib.figure import Figure
 
-from resval_lens.analyses.display.page import clean
+from resval_lens.analyses.figures import clean, clean_words
 from resval_lens.analyses.marks import TIP
 
 SVG = "http://www.w3.org/2000/svg"
@@ -41,6 +41,7 @@ def svg(figure: Figure, name: str, prefix: str) -> str:
         name: what a screen reader says of it.
         prefix: of all ids, so that several figures can stand on one page.
     """
+    clean_words(figure)
     written = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}):
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from rich.errors import MarkupError
 from rich.table import Table
 from rich.text import Text
 
@@ -58,7 +59,10 @@ def _side(left: bool) -> str:
 
 
 def _text(cell: object) -> Text:
-    return cell if isinstance(cell, Text) else Text.from_markup(str(cell))
+    try:
+        return cell if isinstance(cell, Text) else Text.from_markup(str(cell))
+    except MarkupError:  # rich's own escape lets some names with backslashes through
+        return Text(str(cell))
 
 
 def _heading(cell: object) -> str:
