@@ -20,11 +20,15 @@ from resval_lens.analyses.options import (
     MaybeSeed,
     Model,
     Out,
+    Prepend,
     Prompts,
     Quiet,
     Runs,
     Twins,
     notes,
+    numbers,
+    only_for,
+    tell_left_out,
     writable,
 )
 from resval_lens.analyses.reporting import report
@@ -47,6 +51,25 @@ def circuit_command(
     ] = "eap-ig",
     ig_steps: Annotated[int, typer.Option(help="Runs that eap-ig averages over.")] = 5,
     least: Annotated[float, typer.Option(help="Faithfulness that the circuit must have.")] = 0.85,
+    edges: Annotated[
+        int | None,
+        typer.Option(
+            help="Take so many strongest edges instead.", show_default="the fewest that are enough"
+        ),
+    ] = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            help="Numbers of edges, like 10,100,1000, for faithfulness by size.",
+            show_default="shares of all edges",
+        ),
+    ] = None,
+    minimality: Annotated[
+        int, typer.Option(help="Edges of the circuit tried without, drawn where there are more.")
+    ] = 256,
+    completeness: Annotated[
+        int, typer.Option(help="Heads and MLPs knocked out alone, drawn where there are more.")
+    ] = 64,
     exact: Annotated[
         bool, typer.Option("--exact", help="Also score exactly, and say how far scores agree.")
     ] = False,
@@ -61,6 +84,7 @@ def circuit_command(
     seed: MaybeSeed = None,
     twins: Twins = None,
     general: General = False,
+    prepend: Prepend = "auto",
     device: Device = "cpu",
     to: Out = Path("out"),
     as_json: Json = False,
@@ -69,7 +93,8 @@ def circuit_command(
     """The circuit of a task: the fewest edges, links among them, that stand for the model.
 
     Edges are scored on the prompts; the circuit is chosen by size and evaluated on as many others,
-    with every other edge resampled from the corrupted twins.
+    with every other edge resampled from the corrupted twins. In a model of more than 512 edges not
+    every size is tried: sizes grow by half, and then close in; the JSON has those that were.
 
     Prompts name indirect objects; a classifier's are sequences of its test set.
 
@@ -83,12 +108,20 @@ def circuit_command(
 
     if not 0 < least <= 1:
         raise ValueError(f"least must be above 0 and at most 1; got {least}")
+    for name, count in (("minimality", minimality), ("completeness", completeness)):
+        if count < 0:
+            raise ValueError(f"{name} must be 0 or more; got {count}")
+    if acdc is not None:
+        only_for("circuits by size; ACDC drops edges one by one", edges=edges, sizes=sizes)
+    wanted = None if sizes is None else numbers(sizes, "sizes")
     with notes(quiet) as note, one_thread():
         note("prompts")
-        scored, held_out = on_two_sets(model, prompts, seed, twins, general, device)
+        scored, held_out = on_two_sets(model, prompts, seed, twins, general, device, prepend)
+        tell_left_out(scored.left_out, quiet)
         writable(to)
         if acdc is not None:
-            study = _by_acdc(scored, held_out, acdc, seed or 0, note)
+            most = {"most_edges": minimality, "most_nodes": completeness}
+            study = _by_acdc(scored, held_out, acdc, seed or 0, most, note)
         else:
             study = circuit_study(
                 scored.model,
@@ -97,7 +130,11 @@ def circuit_command(
                 method=method,  # type: ignore[arg-type]
                 steps=ig_steps,
                 least=least,
+                edges=edges,
+                sizes=wanted,
                 exact=exact,
+                most_edges=minimality,
+                most_nodes=completeness,
                 seed=seed or 0,
                 note=note,
             )
@@ -114,7 +151,12 @@ def circuit_command(
 
 
 def _by_acdc(
-    scored: ModelOnTask, held_out: ModelOnTask, tau: float, seed: int, note: Note
+    scored: ModelOnTask,
+    held_out: ModelOnTask,
+    tau: float,
+    seed: int,
+    most: dict[str, int],
+    note: Note,
 ) -> dict[str, Any]:
     """ACDC's circuit on some prompts, pruned, evaluated on others, as JSON."""
     import torch
@@ -132,7 +174,7 @@ def _by_acdc(
             f"acdc={tau:g} leaves no edge from the input to the logits; the metric falls from "
             f"{runs.clean:.3g} to {runs.corrupted:.3g} over all of them: take a smaller one"
         )
-    note("evaluating the circuit")
+    generator = torch.Generator().manual_seed(seed)
     others = EdgeRuns(held_out.model, held_out.pairs, runs.graph)
     check_gap(others)
     return {
@@ -140,7 +182,8 @@ def _by_acdc(
         "tau": tau,
         "prompts": {"scored": len(scored.pairs), "evaluated": len(held_out.pairs)},
         "metric": {"name": scored.metric, "clean": others.clean, "corrupted": others.corrupted},
-        "circuit": evaluate(others, circuit, torch.Generator().manual_seed(seed)),
+        "circuit": evaluate(others, circuit, generator, note=note, **most),
+        "runs": runs.circuits_run + others.circuits_run,
     }
 
 
@@ -152,6 +195,23 @@ def _sentences(chosen: ModelOnTask, study: dict[str, Any]) -> list[str]:
         f"{metric['clean']:.3f}, of their {chosen.kind} twins {metric['corrupted']:.3f}, of the "
         f"circuit {circuit['metric']['circuit']:.3f}."
     ]
+    search = study.get("search", {})
+    if "sizes" not in search and search.get("size", circuit["n_edges"]) != circuit["n_edges"]:
+        said.append(
+            f"Of the {search['size']:,} strongest edges {circuit['n_edges']:,} lie on a way from "
+            "the input to the logits; the others change nothing."
+        )
+    if not search.get("every_smaller_size_tried", True):
+        said.append(
+            f"The circuit is the smallest of the {len(search['sizes'])} sizes tried (up to "
+            f"{search['sizes'][-1]:,} edges), not of all."
+        )
+    measured = circuit["measured"]["minimality"]
+    if measured["edges"] < measured["of"]:
+        said.append(
+            f"Minimality is that of {measured['edges']:,} of its {measured['of']:,} edges, drawn "
+            f"by the seed."
+        )
     if circuit["links"]:
         said.append(
             f"Without its {_count(len(circuit['links']), 'link')} the circuit's faithfulness is "
@@ -182,6 +242,7 @@ def attribute_command(
     prompts: Prompts = 64,
     seed: MaybeSeed = None,
     general: General = False,
+    prepend: Prepend = "auto",
     device: Device = "cpu",
     to: Out = Path("out"),
     as_json: Json = False,
@@ -202,7 +263,8 @@ def attribute_command(
 
     with notes(quiet) as note, one_thread():
         note("prompts")
-        chosen = model_on_task(str(model), prompts, seed, None, general, device)
+        chosen = model_on_task(str(model), prompts, seed, None, general, device, prepend)
+        tell_left_out(chosen.left_out, quiet)
         writable(to)
         asked = chosen.pairs.clean, chosen.pairs.labels, chosen.pairs.last
         note("direct logit attribution")
@@ -275,6 +337,7 @@ def induction_command(
     rows: Annotated[int, typer.Option(help="Rows of random tokens for a language model.")] = 50,
     length: MaybeLength = None,
     seed: MaybeSeed = None,
+    prepend: Prepend = "auto",
     device: Device = "cpu",
     to: Out = Path("out"),
     as_json: Json = False,
@@ -296,7 +359,8 @@ def induction_command(
 
     recorded = _classifier_runs(model, runs)
     if recorded is not None:
-        for option, given in (("--length", length), ("--seed", seed)):
+        led = None if prepend == "auto" else prepend
+        for option, given in (("--length", length), ("--seed", seed), ("--prepend", led)):
             if given is not None:
                 raise ValueError(f"{option} is for language models; these are recorded runs")
         writable(to)
@@ -305,7 +369,7 @@ def induction_command(
     with notes(quiet) as note, one_thread():
         loaded, _ = find_model(str(model), device)
         writable(to)
-        study = _on_repeated_tokens(loaded, rows, length, seed or 0, note)
+        study = _on_repeated_tokens(loaded, rows, length, seed or 0, prepend, note)
     report(
         {"model": model, **study}, to, "induction", as_json=as_json,
         tables=[
@@ -337,12 +401,15 @@ def _classifier_runs(model: str | None, runs: Path | None) -> list[RecordedRun] 
 
 
 def _on_repeated_tokens(
-    model: ResValTransformer, rows: int, length: int | None, seed: int, note: Note
+    model: ResValTransformer, rows: int, length: int | None, seed: int, prepend: str, note: Note
 ) -> dict[str, Any]:
     from resval_lens.analyses.induction import induction_study
+    from resval_lens.tasks.leading import as_json, leading_token
 
-    bos = None if model.tokenizer is None else model.tokenizer.eos_token_id
-    return induction_study(model, n=rows, length=length, seed=seed, bos=bos, note=note)
+    alone = model.tokenizer is None and prepend == "auto"
+    lead = None if alone else leading_token(model, prepend)
+    study = induction_study(model, n=rows, length=length, seed=seed, bos=lead, note=note)
+    return {**study, "leading_token": as_json(model, lead)}
 
 
 def _induction_sentences(study: dict[str, Any]) -> list[str]:

@@ -9,16 +9,63 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from resval_lens.hooks.prompts import PromptPairs, logit_difference, margin
 from resval_lens.tasks.icl import ICLBatch, ICLWorld
 from resval_lens.tasks.icl_twins import Exchanged, exchanged
-from resval_lens.tasks.ioi import IOIPrompt, encode
+from resval_lens.tasks.ioi import (
+    NAMES,
+    IOIPrompt,
+    encode,
+    generate_prompts,
+    sayable,
+    token_ids,
+)
 from resval_lens.tasks.ioi_twins import Kind, encode_twins, twins
+from resval_lens.tasks.leading import AUTO, leading_token
+from resval_lens.tasks.stories import NAMES as STORY_NAMES
+from resval_lens.tasks.stories import ioi_prompts
 from resval_lens.transformer import ResValTransformer
+
+
+class Drawn(NamedTuple):
+    """Prompts, and the names that they do without: those of several tokens."""
+
+    prompts: list[IOIPrompt]
+    left_out: list[str]
+
+
+def draw_ioi(
+    tokenizer: Any, count: int, seed: int, which: Literal["seen", "unseen", "general"] = "unseen"
+) -> Drawn:
+    """``count`` prompts whose names are one token each.
+
+    They are those of :func:`~resval_lens.tasks.ioi.generate_prompts` (general) or of
+    :func:`~resval_lens.tasks.stories.ioi_prompts`, drawn among the names that the tokenizer has.
+    Where it has all of them, leaving names out changes nothing.
+
+    Raises:
+        ValueError: fewer than three names are left, or too few for so many prompts.
+    """
+    known = NAMES if which == "general" else STORY_NAMES
+    left = sayable(tokenizer, known)
+    left_out = [name for name in known if name not in left]
+    if len(left) < 3:
+        raise ValueError(
+            f"of {len(known)} names {len(left)} are one token with this tokenizer, and three are "
+            f"needed; {left_out[0]!r} is {_spelled(tokenizer, left_out[0])}"
+        )
+    if which == "general":
+        return Drawn(generate_prompts(count, seed, left), left_out)
+    return Drawn(ioi_prompts(count, seed, which, which, which, people=left), left_out)
+
+
+def _spelled(tokenizer: Any, name: str) -> str:
+    ids = token_ids(tokenizer, f" {name}")
+    return " + ".join(repr(tokenizer.decode([token])) for token in ids)
 
 
 def ioi_pairs(
@@ -27,21 +74,25 @@ def ioi_pairs(
     kind: Kind = "giver",
     seed: int = 0,
     names: Sequence[str] | None = None,
+    prepend: str = AUTO,
 ) -> PromptPairs:
-    """IO − S of prompts, led by the end of text as in packed training rows, beside their twins.
+    """IO − S of prompts, beside their twins.
 
     Args:
         kind, seed, names: of the twins.
+        prepend: what leads each prompt (:func:`~resval_lens.tasks.leading.leading_token`).
 
     Raises:
-        ValueError: a model without a tokenizer, or what ``encode`` and ``twins`` refuse.
+        ValueError: a model without a tokenizer; what ``leading_token``, ``encode`` and ``twins``
+            refuse.
     """
     tokenizer: Any = model.tokenizer
     if tokenizer is None:
         raise ValueError("this model has no tokenizer; a prompt cannot be put into its tokens")
-    batch = encode(prompts, tokenizer, tokenizer.eos_token_id)
+    lead = leading_token(model, prepend)
+    batch = encode(prompts, tokenizer, lead)
     texts = twins(prompts, kind, seed, names)
-    corrupted = encode_twins(prompts, texts, tokenizer, tokenizer.eos_token_id)
+    corrupted = encode_twins(prompts, texts, tokenizer, lead)
     labels = torch.stack([batch.io, batch.subject], 1)
     name = f"indirect objects, {kind} twins"
     return PromptPairs(batch.tokens, corrupted, logit_difference, labels, batch.last, name)

@@ -13,11 +13,11 @@ import typer
 
 from resval_lens.analyses import completion
 from resval_lens.analyses.options import (
-    Bos,
     Device,
     General,
     Json,
     Out,
+    Prepend,
     Prompts,
     Quiet,
     Runs,
@@ -26,6 +26,7 @@ from resval_lens.analyses.options import (
     notes,
     numbers,
     pairs_by_seed,
+    tell_left_out,
     words,
     writable,
 )
@@ -47,7 +48,7 @@ def ioi_command(
     prompts: Prompts = 500,
     general: General = False,
     seed: Seed = 0,
-    bos: Bos = True,
+    prepend: Prepend = "auto",
     device: Device = "cpu",
     to: Out = Path("out"),
     as_json: Json = False,
@@ -61,11 +62,13 @@ def ioi_command(
     Example: `resval-lens eval ioi stories-small-classic stories-small-values`
     """
     from resval_lens.analyses import ioi_tables
+    from resval_lens.analyses.circuit_tasks import draw_ioi
     from resval_lens.analyses.ioi import check_one_tokenizer, four_cells, ioi_scores, paper_table
     from resval_lens.checkpoint import SHIPPED_MODELS
     from resval_lens.streams import architectures_of
-    from resval_lens.tasks.ioi import encode, generate_prompts
-    from resval_lens.tasks.stories import ioi_prompts
+    from resval_lens.tasks.ioi import encode
+    from resval_lens.tasks.leading import as_json as as_json_token
+    from resval_lens.tasks.leading import leading_token
 
     if prompts < 1:
         raise ValueError(f"prompts must be 1 or more; got {prompts}")
@@ -73,13 +76,15 @@ def ioi_command(
     loaded = {folder: load_language_model(folder, device) for folder in models}
     tokenizer: Any = next(iter(loaded.values())).tokenizer
     check_one_tokenizer(loaded)
-    prepend = tokenizer.eos_token_id if bos else None
-    if general:
-        sets = {"general": generate_prompts(prompts, seed)}
-    else:
-        kinds: tuple[Any, ...] = ("seen", "unseen")
-        sets = {kind: ioi_prompts(prompts, seed, kind, kind, kind) for kind in kinds}
-    batches = {name: encode(drawn, tokenizer, prepend) for name, drawn in sets.items()}
+    leads = {folder: leading_token(model, prepend) for folder, model in loaded.items()}
+    kinds: tuple[Any, ...] = ("general",) if general else ("seen", "unseen")
+    sets = {kind: draw_ioi(tokenizer, prompts, seed, kind) for kind in kinds}
+    left_out = sets[kinds[0]].left_out
+    tell_left_out(left_out, quiet)
+    lead = next(iter(leads.values()))
+    if len(set(leads.values())) > 1:
+        raise ValueError("these models differ in what leads a prompt; say it by --prepend")
+    batches = {name: encode(drawn.prompts, tokenizer, lead) for name, drawn in sets.items()}
     by_kind: dict[str, list[Path]] = {}
     kinds_of = architectures_of([model.cfg.streams for model in loaded.values()])
     for kind, folder in zip(kinds_of, loaded, strict=True):
@@ -89,7 +94,7 @@ def ioi_command(
         note("the paper's sentences")
         table = paper_table(
             {kind: [loaded[f] for f in folders] for kind, folders in by_kind.items()},
-            tokenizer, prepend=prepend,
+            tokenizer, prepend=lead,
         )  # fmt: skip
         scores: dict[str, dict[str, Any]] = {}
         for name, batch in batches.items():
@@ -115,7 +120,13 @@ def ioi_command(
         for kind, pairs in cells.items()
     ]
     said = [line for pairs in cells.values() for line in ioi_tables.cells_sentences(pairs)]
-    data = {"paper": table, "scores": scores, "four_cells": cells}
+    data = {
+        "leading_token": as_json_token(next(iter(loaded.values())), lead),
+        "names_left_out": left_out,
+        "paper": table,
+        "scores": scores,
+        "four_cells": cells,
+    }
     report(data, to, "ioi", as_json=as_json, tables=shown, found=said)
 
 
@@ -141,7 +152,7 @@ def harness_command(
         typer.Option(help="Only the first so many questions.", show_default="all"),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Rows run at once.")] = 16,
-    bos: Bos = False,
+    prepend: Prepend = "none",
     seed: Seed = 0,
     device: Device = "cpu",
     to: Out = Path("out"),
@@ -157,6 +168,7 @@ def harness_command(
     from resval_lens.analyses.lm_tables import harness_table
     from resval_lens.files import write_json
     from resval_lens.provenance import provenance
+    from resval_lens.tasks.leading import as_json as as_json_token
 
     if quiet:
         os.environ["TQDM_DISABLE"] = "1"  # the harness's own bars
@@ -169,13 +181,16 @@ def harness_command(
     loaded = {folder: load_language_model(folder, device) for folder in models}
     writable(to)
     found: dict[str, Any] = {}
+    leads: dict[str, Any] = {}
     with redirect_stdout(sys.stderr):  # the harness prints notes of its own
         for folder, model in loaded.items():
-            lm = HarnessLM(model, batch_size, bos=bos, quiet=quiet)
+            lm = HarnessLM(model, batch_size, prepend=prepend, quiet=quiet)
             found[str(folder)] = evaluate(lm, wanted, examples, limit, seed)
-            write_json(to / "harness.json", {"models": found, "provenance": provenance()})
+            leads[str(folder)] = as_json_token(model, lm.lead)
+            data = {"models": found, "leading_tokens": leads}
+            write_json(to / "harness.json", {**data, "provenance": provenance()})
     shown = [part for name, one in found.items() for part in (name, harness_table(one))]
-    report({"models": found}, to, "harness", as_json=as_json, tables=shown)
+    report({"models": found, "leading_tokens": leads}, to, "harness", as_json=as_json, tables=shown)
 
 
 @eval_app.command("emergence")

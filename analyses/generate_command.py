@@ -11,10 +11,10 @@ import typer
 
 from resval_lens.analyses.completion import STREAMS, one_of
 from resval_lens.analyses.options import (
-    Bos,
     Device,
     Json,
     LanguageModel,
+    Prepend,
     Quiet,
     Seed,
     Temperature,
@@ -57,7 +57,7 @@ def generate_command(
             autocompletion=one_of(*STREAMS),
         ),
     ] = None,
-    bos: Bos = True,
+    prepend: Prepend = "auto",
     device: Device = "cpu",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -72,6 +72,8 @@ def generate_command(
     import torch
 
     from resval_lens.generation import stream_tokens
+    from resval_lens.tasks.leading import as_json as as_json_token
+    from resval_lens.tasks.leading import leading_token
 
     if texts < 1:
         raise ValueError(f"texts must be 1 or more; got {texts}")
@@ -79,8 +81,13 @@ def generate_command(
     if run_with is not None:
         loaded = loaded.with_streams(run_with)
     tokenizer: Any = loaded.tokenizer
-    end = tokenizer.eos_token_id
-    ids = ([end] if bos or not prompt else []) + tokenizer.encode(prompt, add_special_tokens=False)
+    lead = leading_token(loaded, prepend)
+    if lead is None and not prompt:  # something must be there to go on from
+        lead = tokenizer.bos_token_id
+        lead = tokenizer.eos_token_id if lead is None else lead
+    before = [] if lead is None else [lead]
+    given = tokenizer.encode(prompt, add_special_tokens=False)
+    ids = before + given
     room = loaded.cfg.n_ctx - len(ids)
     if room < 1:
         raise ValueError(
@@ -93,7 +100,6 @@ def generate_command(
             loaded, torch.tensor([ids]), room if max_new_tokens is None else max_new_tokens,
             temperature=temperature, top_k=top_k, top_p=top_p,
         )  # fmt: skip
-        given = ids[1:] if ids[0] == end else ids
         text = prompt
         if not as_json:
             sys.stdout.write(prompt)
@@ -106,7 +112,8 @@ def generate_command(
         if not as_json:
             sys.stdout.write("\n" if number == texts - 1 else "\n\n")
     if as_json:
-        data = {"model": str(model), "prompt": prompt, "texts": written}
+        led = as_json_token(loaded, lead)
+        data = {"model": str(model), "prompt": prompt, "leading_token": led, "texts": written}
         report(data, None, "generate", as_json=True)
 
 

@@ -29,6 +29,7 @@ from yaml import YAMLError
 
 from resval_lens.generation import stream_tokens
 from resval_lens.runtime import evaluating
+from resval_lens.tasks.leading import leading_token
 
 Scored = tuple[float, bool]
 """Sum of log P(token | what is before) in nats, and: is each token the likeliest of all?"""
@@ -55,14 +56,15 @@ class HarnessLM(TemplateLM):
         model: HookedTransformer,
         batch_size: int = 16,
         *,
-        bos: bool = False,
+        prepend: str = "none",
         quiet: bool = False,
     ) -> None:
         """
         Args:
             batch_size: rows run at once.
-            bos: put the tokenizer's beginning (or else end) of text before every context, not
-                only before empty ones: what a model trained on packed rows saw before a text.
+            prepend: what leads every context
+                (:func:`~resval_lens.tasks.leading.leading_token`). An empty one is always led: by
+                it, or else by the tokenizer's beginning or end of text.
             quiet: no progress bars.
 
         Raises:
@@ -81,7 +83,8 @@ class HarnessLM(TemplateLM):
                 f"the harness needs causal attention; this model's is {model.cfg.attention_dir!r}"
             )
         self.model, self.tokenizer = model, model.tokenizer
-        self.batch_size, self.bos, self.quiet = batch_size, bos, quiet
+        self.batch_size, self.quiet = batch_size, quiet
+        self.lead = leading_token(model, prepend)
         self.cut = 0
         self.max_length: int = model.cfg.n_ctx
 
@@ -91,8 +94,8 @@ class HarnessLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        bos = self.tokenizer.bos_token_id
-        return self.eot_token_id if bos is None else bos
+        found = (self.lead, self.tokenizer.bos_token_id, self.eot_token_id)
+        return next(token for token in found if token is not None)
 
     @property
     def tokenizer_name(self) -> str:
@@ -101,9 +104,9 @@ class HarnessLM(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        """Tokens of a text; the prefix before them if ``bos``, unless told otherwise."""
+        """Tokens of a text; the prefix before them if there is a lead, unless told otherwise."""
         tokens: list[int] = self.tokenizer.encode(string, add_special_tokens=False)
-        with_prefix = self.bos if add_special_tokens is None else add_special_tokens
+        with_prefix = self.lead is not None if add_special_tokens is None else add_special_tokens
         return [self.prefix_token_id, *tokens] if with_prefix else tokens
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Scored]:

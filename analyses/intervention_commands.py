@@ -21,11 +21,13 @@ from resval_lens.analyses.options import (
     MaybeSeed,
     Model,
     Out,
+    Prepend,
     Prompts,
     Quiet,
     Twins,
     notes,
     numbers,
+    tell_left_out,
     words,
     writable,
 )
@@ -77,6 +79,7 @@ def patch_command(
     seed: MaybeSeed = None,
     twins: Twins = None,
     general: General = False,
+    prepend: Prepend = "auto",
     device: Device = "cpu",
     to: Out = Path("out"),
     as_json: Json = False,
@@ -103,7 +106,8 @@ def patch_command(
             raise ValueError(f"by must name some of {', '.join(AXES)}; got {name!r}")
     chosen_layers, chosen_heads = indices(layers, "layers"), indices(heads, "heads")
     with one_thread():
-        chosen = model_on_task(model, prompts, seed, twins, general, device)
+        chosen = model_on_task(model, prompts, seed, twins, general, device, prepend)
+        tell_left_out(chosen.left_out, quiet)
         if axes is None:
             axes = ("layer", "head") if _has_heads(chosen, site) else ("layer", "position")
         chosen, where, labels = _positions(chosen, positions, "position" in axes)
@@ -177,6 +181,7 @@ def ablate_command(
     seed: MaybeSeed = None,
     twins: Twins = None,
     general: General = False,
+    prepend: Prepend = "auto",
     device: Device = "cpu",
     to: Out = Path("out"),
     as_json: Json = False,
@@ -202,7 +207,8 @@ def ablate_command(
     scales, wanted = _factors(factors), words(edits)
     with notes(quiet) as note, one_thread():
         note("prompts")
-        chosen, others = on_two_sets(model, prompts, seed, twins, general, device)
+        chosen, others = on_two_sets(model, prompts, seed, twins, general, device, prepend)
+        tell_left_out(chosen.left_out, quiet)
         writable(to)
         study = ablation_study(
             chosen.model,

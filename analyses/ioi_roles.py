@@ -47,6 +47,7 @@ from resval_lens.hooks.prompts import PromptPairs, refuse_hooks, right_padding
 from resval_lens.runtime import evaluating
 from resval_lens.tasks.ioi import IOIPrompt
 from resval_lens.tasks.ioi_twins import positions
+from resval_lens.tasks.leading import AUTO, leading_token
 from resval_lens.transformer import ResValTransformer
 
 ATTENTION = 0.2
@@ -100,6 +101,7 @@ def head_roles(
     attention: float = ATTENTION,
     share: float = SHARE,
     seed: int = 0,
+    prepend: str = AUTO,
     note: Note = lambda text: None,
 ) -> dict[str, Any]:
     """Every role with its heads, as JSON-able data.
@@ -108,6 +110,7 @@ def head_roles(
         attention: the least mean attention weight, a.
         share: the least share of the logit difference, s.
         seed: of the corrupted twins, three unrelated names (``abc``).
+        prepend: what leads each prompt (:func:`~resval_lens.tasks.leading.leading_token`).
         note: called with what is being done.
 
     Raises:
@@ -118,7 +121,7 @@ def head_roles(
         if not 0 < value < 1:
             raise ValueError(f"{name} must lie between 0 and 1; got {value!r}")
     refuse_hooks(model)
-    pairs = ioi_pairs(model, prompts, "abc", seed)
+    pairs = ioi_pairs(model, prompts, "abc", seed, prepend=prepend)
     note("noising each head")
     noised = patch(model, pairs, "z", by=("layer", "head"), direction="noise")
     clean, corrupted = noised.base, noised.source
@@ -127,7 +130,8 @@ def head_roles(
             f"the logit difference is {clean:.3g} on the prompts and {corrupted:.3g} on their "
             "twins: this model does not identify the indirect object, and no head has a role in it"
         )
-    measured = _measure(model, prompts, pairs, noised, (attention, share), note)
+    where = positions(prompts, model.tokenizer, leading_token(model, prepend))
+    measured = _measure(model, where, pairs, noised, (attention, share), note)
     found = _judge(measured, attention, share)
     return {
         "logit_difference": {"clean": clean, "corrupted": corrupted},
@@ -141,14 +145,12 @@ def head_roles(
 
 def _measure(
     model: ResValTransformer,
-    prompts: Sequence[IOIPrompt],
+    where: Mapping[str, Int[Tensor, " prompt"]],
     pairs: PromptPairs,
     noised: PatchResult,
     least: tuple[float, float],
     note: Note,
 ) -> HeadMeasures:
-    tokenizer: Any = model.tokenizer
-    where = positions(prompts, tokenizer, tokenizer.eos_token_id)
     clean, gap = noised.base, noised.base - noised.source
     note("attention")
     weights, even = _attention(model, pairs, where)

@@ -24,6 +24,7 @@ from resval_lens.hooks.prompts import refuse_hooks
 from resval_lens.runtime import evaluating
 from resval_lens.tasks.ioi import IOIPrompt
 from resval_lens.tasks.ioi_twins import SIGNALS, Kind
+from resval_lens.tasks.leading import AUTO
 from resval_lens.transformer import ResValTransformer
 
 
@@ -33,6 +34,7 @@ def link_signals(
     prompts: Sequence[IOIPrompt],
     kinds: Sequence[Kind] = get_args(Kind),
     seed: int = 0,
+    prepend: str = AUTO,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """The effect of freezing links to each kind of twin: all together, by layer, one by one.
@@ -40,6 +42,7 @@ def link_signals(
     Args:
         kinds: of twins.
         seed: of the twins' new names.
+        prepend: what leads each prompt (:func:`~resval_lens.tasks.leading.leading_token`).
         note: called with what is being done.
 
     Returns:
@@ -59,7 +62,7 @@ def link_signals(
     clean = 0.0
     for kind in kinds:
         note(f"links of {kind} twins")
-        pairs = ioi_pairs(model, prompts, kind, seed)
+        pairs = ioi_pairs(model, prompts, kind, seed, prepend=prepend)
         with evaluating(model):
             runs = LinkRuns(model, pairs)
             clean = pairs.measure(runs.clean).mean().item()

@@ -21,6 +21,7 @@ from resval_lens.hooks.patching import patch
 from resval_lens.recorded_lm import RecordedLMRun
 from resval_lens.runtime import evaluating
 from resval_lens.tasks.ioi import encode
+from resval_lens.tasks.leading import leading_token
 from resval_lens.tasks.stories import ioi_prompts
 
 Note = Callable[[str], None]
@@ -60,8 +61,7 @@ def compare_language_models(
     found: dict[str, Any] = {"prompts": prompts, "seed": seed, "twins": "giver", "scores": {}}
     for each in models:
         note(f"{each.name}: indirect objects")
-        tokenizer: Any = each.model.tokenizer
-        batch = encode(drawn, tokenizer, tokenizer.eos_token_id)
+        batch = encode(drawn, each.model.tokenizer, leading_token(each.model))
         found["scores"][each.name] = {
             "architecture": each.architecture,
             "seed": each.seed,
@@ -83,8 +83,7 @@ def compare_language_models(
                 continue
             if classic.seed == other.seed and _size(classic) == _size(other):
                 note(f"four cells: {classic.name} and {other.name}")
-                tokenizer = classic.model.tokenizer
-                batch = encode(drawn, tokenizer, tokenizer.eos_token_id)
+                batch = encode(drawn, classic.model.tokenizer, leading_token(classic.model))
                 cells = four_cells(classic.model, other.model, batch)
                 found["four_cells"].append(
                     {

@@ -12,7 +12,7 @@ import typer
 
 from resval_lens.analyses import completion
 from resval_lens.analyses.completion import one_of, some_of
-from resval_lens.analyses.console import err
+from resval_lens.analyses.console import Lines, err
 
 if TYPE_CHECKING:
     from resval_lens.transformer import ResValTransformer
@@ -110,8 +110,13 @@ Twins = Annotated[
 ]
 Layers = Annotated[str | None, typer.Option(help="Layers, like 0,2,-1 or 1-3.", show_default="all")]
 Heads = Annotated[str | None, typer.Option(help="Heads, like 0,2,-1 or 1-3.", show_default="all")]
-Bos = Annotated[
-    bool, typer.Option(help="Put the end of text before each prompt, as packed rows do.")
+Prepend = Annotated[
+    str,
+    typer.Option(
+        help="Token before each prompt: auto (as the model and its tokenizer say), none, bos, eos, "
+        "or one by name.",
+        autocompletion=one_of(*completion.PREPENDED),
+    ),
 ]
 
 # Training runs.
@@ -299,9 +304,27 @@ def _seed(folder: Path) -> int | None:
 
 @contextmanager
 def notes(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A line that says what is being done, while it is; silence if ``quiet``."""
+    """Says what is being done, while it is; silence if ``quiet``.
+
+    One line that is rewritten, or where stderr is no terminal a line every few seconds.
+    """
     if quiet:
         yield lambda text: None
-        return
-    with err.status("") as status:
-        yield status.update
+    elif err.is_terminal:
+        with err.status("") as status:
+            yield status.update
+    else:
+        lines = Lines()
+        with lines:
+            yield lines.say
+
+
+def tell_left_out(names: Sequence[str], quiet: bool) -> None:
+    """Says on stderr which names prompts do without."""
+    if names and not quiet:
+        some = ", ".join(names[:5]) + (", ..." if names[5:] else "")
+        count = f"{len(names)} names are" if len(names) > 1 else "1 name is"
+        err.print(
+            f"note: {count} not one token with this tokenizer and left out of prompts: {some}",
+            highlight=False, markup=False,
+        )  # fmt: skip

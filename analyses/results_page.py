@@ -31,6 +31,7 @@ from resval_lens.recorded_lm import load_lm_runs
 from resval_lens.recorded_memory import RecordedMemoryRun, load_memory_runs
 from resval_lens.runtime import one_thread
 from resval_lens.tasks.ioi import PAPER_SENTENCES, encode
+from resval_lens.tasks.leading import leading_token
 from resval_lens.tasks.stories import ioi_prompts
 from resval_lens.transformer import ResValTransformer
 
@@ -308,9 +309,10 @@ def four_cells(prompts: int = 200, seed: int = 0) -> str:
     ``resval-lens eval ioi --prompts 200``.
     """
     classic, values = (ResValTransformer.from_pretrained(name) for name in SHIPPED_MODELS)
-    tokenizer: Any = classic.tokenizer
     drawn = ioi_prompts(prompts, seed, "unseen", "unseen", "unseen")
-    found = ioi.four_cells(classic, values, encode(drawn, tokenizer, tokenizer.eos_token_id))
+    found = ioi.four_cells(
+        classic, values, encode(drawn, classic.tokenizer, leading_token(classic))
+    )
     rows = [
         [*cell.split(", "), f"{scores['logit_difference']:.2f}", f"{scores['p_io']:.3f}",
          f"{scores['accuracy']:.3f}"]

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from resval_lens.analyses.circuit_tasks import icl_pairs, ioi_pairs
+from resval_lens.analyses.circuit_tasks import draw_ioi, icl_pairs, ioi_pairs
 from resval_lens.checkpoint import SHIPPED_MODELS, read_config
 from resval_lens.classifier import ICLClassifier
 from resval_lens.hooks.prompts import Metric, PromptPairs, logit_difference, margin, probability
@@ -21,9 +21,9 @@ from resval_lens.recorded import RecordedRun, load_runs
 from resval_lens.streams import shorthand
 from resval_lens.tasks.icl import ICLBatch
 from resval_lens.tasks.icl_twins import Exchanged
-from resval_lens.tasks.ioi import IOIPrompt, generate_prompts
+from resval_lens.tasks.ioi import IOIPrompt
 from resval_lens.tasks.ioi_twins import Kind, positions
-from resval_lens.tasks.stories import ioi_prompts
+from resval_lens.tasks.leading import AUTO, as_json, leading_token
 from resval_lens.training.icl_run import draw_world
 from resval_lens.training.run_folder import read_record
 from resval_lens.transformer import ResValTransformer
@@ -71,6 +71,8 @@ class ModelOnTask:
         kind: of the twins.
         seed: that drew the prompts; of a classifier, that of its training run.
         prompts: indirect objects as text; empty for a classifier.
+        lead: the token before each prompt, if there is one.
+        left_out: names that prompts do without, as the tokenizer has no one token for them.
     """
 
     name: str
@@ -80,6 +82,8 @@ class ModelOnTask:
     seed: int
     pairs: PromptPairs
     prompts: tuple[IOIPrompt, ...] = ()
+    lead: int | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def measures(self) -> Mapping[str, Metric]:
@@ -101,6 +105,8 @@ class ModelOnTask:
             "seed": self.seed,
             "prompts": len(self.pairs),
             "metric": self.metric,
+            "leading_token": as_json(self.model, self.lead),
+            "names_left_out": list(self.left_out),
         }
 
     def rows(self, which: slice | Int[Tensor, " some"]) -> ModelOnTask:
@@ -129,7 +135,7 @@ class ModelOnTask:
         if not self.prompts:
             return {}
         tokenizer: Any = self.model.tokenizer
-        return positions(self.prompts, tokenizer, tokenizer.eos_token_id)
+        return positions(self.prompts, tokenizer, self.lead)
 
     def tokens(self) -> list[str]:
         """The first prompt's tokens; of a classifier, o (object), l (label) and q (query)."""
@@ -144,9 +150,9 @@ class ModelOnTask:
         if not self.prompts:
             return None
         tokenizer: Any = self.model.tokenizer
-        end = int(self.pairs.answers[0]) + 1
+        start, end = int(self.lead is not None), int(self.pairs.answers[0]) + 1
         clean, corrupted = (
-            tokenizer.decode(rows[0, 1:end].tolist())
+            tokenizer.decode(rows[0, start:end].tolist())
             for rows in (self.pairs.clean, self.pairs.corrupted)
         )
         return {"clean": clean, "corrupted": corrupted}
@@ -220,6 +226,7 @@ def model_on_task(
     kind: str | None = None,
     general: bool = False,
     device: str | None = None,
+    prepend: str = AUTO,
 ) -> ModelOnTask:
     """The model of that name (:func:`find_model`) on prompts of its task.
 
@@ -232,6 +239,7 @@ def model_on_task(
         kind: of twins: ``KINDS``.
         general: prompts of :func:`~resval_lens.tasks.ioi.generate_prompts` instead of stories.
         device: where the model runs (:func:`find_model`); the prompts go there, too.
+        prepend: what leads each prompt (:func:`~resval_lens.tasks.leading.leading_token`).
 
     Raises:
         ValueError: an unknown model; a kind, seed or prompts that the task does not have; prompts
@@ -244,8 +252,12 @@ def model_on_task(
     if kind not in KINDS[task]:
         raise ValueError(f"twins: {name}, on {task}, has {', '.join(KINDS[task])}; got {kind!r}")
     if recorded is None:
-        return on_indirect_objects(name, model, prompts, seed or 0, kind, general)
-    for given, option in ((seed is not None, "--seed"), (general, "--general")):
+        return on_indirect_objects(name, model, prompts, seed or 0, kind, general, prepend)
+    for given, option in (
+        (seed is not None, "--seed"),
+        (general, "--general"),
+        (prepend != AUTO, "--prepend"),
+    ):
         if given:
             raise ValueError(
                 f"{option} is for indirect objects; {name} is a classifier, whose sequences are "
@@ -282,19 +294,19 @@ def on_indirect_objects(
     seed: int,
     kind: str,
     general: bool = False,
+    prepend: str = AUTO,
 ) -> ModelOnTask:
     """A language model on ``count`` prompts, unseen ones of the stories, or ``general`` ones.
 
     Raises:
-        ValueError: prompts that its tokenizer or its context cannot hold.
+        ValueError: no tokenizer; prompts that it or the context cannot hold.
     """
-    drawn = (
-        generate_prompts(count, seed)
-        if general
-        else ioi_prompts(count, seed, "unseen", "unseen", "unseen")
-    )
+    if model.tokenizer is None:
+        raise ValueError(f"{name} has no tokenizer; a prompt cannot be put into its tokens")
+    lead = leading_token(model, prepend)
     try:
-        pairs = ioi_pairs(model, drawn, kind, seed)  # type: ignore[arg-type]
+        drawn, left_out = draw_ioi(model.tokenizer, count, seed, "general" if general else "unseen")
+        pairs = ioi_pairs(model, drawn, kind, seed, prepend=prepend)  # type: ignore[arg-type]
     except ValueError as error:
         which = "general prompts" if general else "stories' prompts"
         hint = "" if general else "; --general has others"
@@ -304,4 +316,6 @@ def on_indirect_objects(
             f"{name} has a context of {model.cfg.n_ctx} tokens; these prompts need {pairs.length}"
         )
     pairs = pairs.to(model.cfg.device)
-    return ModelOnTask(name, model, INDIRECT_OBJECTS, kind, seed, pairs, tuple(drawn))
+    return ModelOnTask(
+        name, model, INDIRECT_OBJECTS, kind, seed, pairs, tuple(drawn), lead, tuple(left_out)
+    )

@@ -337,6 +337,19 @@ def _name_id(tokenizer: Any, text: str, ids: list[int], name: str) -> int:
     return whole[-1]
 
 
+def sayable(tokenizer: Any, names: Sequence[str]) -> list[str]:
+    """Those of ``names`` that are one token after a space, known to the tokenizer."""
+    ids = token_ids(tokenizer, "to")
+    found = []
+    for name in names:
+        try:
+            _name_id(tokenizer, "to", ids, name)
+        except ValueError:
+            continue
+        found.append(name)
+    return found
+
+
 def _unknown_id(tokenizer: Any) -> int | None:
     if hasattr(tokenizer, "token_to_id"):
         unknown = getattr(tokenizer.model, "unk_token", None)
