@@ -175,8 +175,8 @@ def train_lm_command(
             model = train_lm(
                 run, rows, runs / run.folder_name,
                 evaluate=evaluation(run, valid, sets, found.tokenizer),
-                progress=_progress(bars, task), should_stop=told.is_set, accelerator=accelerator,
-                shard=fsdp,
+                progress=_progress(bars, task, shown), should_stop=told.is_set,
+                accelerator=accelerator, shard=fsdp,
                 keep_snapshots=None if keep_snapshots else 2,
                 tokenizer_json=found.tokenizer.to_str(),
             )  # fmt: skip
@@ -232,7 +232,9 @@ def plan_command(
     report(found, to, "plan", as_json=as_json, tables=shown)
 
 
-def _progress(bars: Progress, task: TaskID) -> Callable[[int, dict[str, Any] | None], None]:
+def _progress(
+    bars: Progress, task: TaskID, shown: bool
+) -> Callable[[int, dict[str, Any] | None], None]:
     """Moves a bar, and prints a line where the model was evaluated."""
 
     def progress(step: int, metrics: dict[str, Any] | None) -> None:
@@ -240,7 +242,7 @@ def _progress(bars: Progress, task: TaskID) -> Callable[[int, dict[str, Any] | N
         if metrics and "train_loss" in metrics:
             speed = f"{metrics['tokens_per_second']:,.0f} tok/s"
             bars.update(task, note=f"loss {metrics['train_loss']:.3f}, {speed}")
-        if metrics and "sample" in metrics and not bars.disable:
+        if metrics and "sample" in metrics and shown:
             bars.console.print(_line(metrics), highlight=False, markup=False)
 
     return progress

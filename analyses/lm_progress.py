@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import dropwhile, takewhile
 from typing import Any
 
 import numpy as np
@@ -63,12 +64,28 @@ def ioi_sets(
     return encoded, unsaid
 
 
+def first_words(rows: Rows, tokenizer: Tokenizer, count: int = 4, most: int = 12) -> list[int]:
+    """The tokens of the first document's first ``count`` words, ``most`` of them at most."""
+    end, tokens = end_of_text(tokenizer), rows.batch(np.arange(1))[0][0].tolist()
+    document = list(takewhile(lambda token: token != end, dropwhile(lambda t: t == end, tokens)))
+    most = min(most, len(document), max(1, len(tokens) // 2))
+    for number in range(1, most + 1):
+        if len(tokenizer.decode(document[:number]).split()) > count:
+            return document[: number - 1]
+    return document[:most]
+
+
 def evaluation(
     run: LMRun, valid: Rows, sets: Mapping[str, IOIBatch], tokenizer: Tokenizer
 ) -> Evaluate:
-    """Validation loss, IOI scores of each set and a sample, for ``train_lm``."""
+    """Validation loss, IOI scores of each set and a sample, for ``train_lm``.
+
+    The sample goes on from the first words of the validation text, ``sample_begins``.
+    """
+    first = first_words(valid, tokenizer)
     beginning = [end_of_text(tokenizer)] if run.rows == "packed" else []
-    beginning += tokenizer.encode("Once upon a time", add_special_tokens=False).ids
+    beginning += first
+    begins = tokenizer.decode(first)
 
     def measure(model: ResValTransformer, step: int) -> dict[str, Any]:
         metrics: dict[str, Any] = {"valid_loss": validation_loss(model, valid)}
@@ -81,6 +98,7 @@ def evaluation(
             temperature=0.7, top_k=50, stop_at_eos=False, return_type="tokens", verbose=False,
         )  # fmt: skip
         metrics["sample"] = tokenizer.decode(tokens[0].tolist())
+        metrics["sample_begins"] = begins  # what of it was given
         return metrics
 
     return measure

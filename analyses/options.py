@@ -43,6 +43,21 @@ def on_device(name: str | None) -> str | None:
     return name
 
 
+def how_many(text: str | int) -> int:
+    """Reads ``--prompts``.
+
+    Raises:
+        typer.BadParameter: no whole number, such as a file of prompts.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is no whole number; it says how many prompts are drawn. Prompts of your own "
+            "are for Python: resval_lens.hooks.prompts.PromptPairs"
+        ) from None
+
+
 # What a command prints and writes.
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr, results only.")]
 Json = Annotated[
@@ -88,7 +103,7 @@ LanguageModel = Annotated[
         autocompletion=one_of(*completion.LANGUAGE_MODELS),
     ),
 ]
-Prompts = Annotated[int, typer.Option(help="How many prompts.")]
+Prompts = Annotated[int, typer.Option(help="How many prompts.", parser=how_many, metavar="INTEGER")]
 Sequences = Annotated[int, typer.Option(help="How many test sequences.")]
 Trials = Annotated[int, typer.Option(help="How many trials.")]
 MaybeTrials = Annotated[int | None, typer.Option(help="How many trials.", show_default="1000")]

@@ -16,6 +16,7 @@ from torch import Tensor
 from resval_lens.analyses.circuit_tasks import draw_ioi, icl_pairs, ioi_pairs
 from resval_lens.checkpoint import SHIPPED_MODELS, read_config
 from resval_lens.classifier import ICLClassifier
+from resval_lens.conversion import TRANSFORMER_LENS_NAMES
 from resval_lens.hooks.prompts import Metric, PromptPairs, logit_difference, margin, probability
 from resval_lens.recorded import RecordedRun, load_runs
 from resval_lens.streams import shorthand
@@ -179,8 +180,8 @@ def find_model(
 
     Args:
         name: of a model that ships: a language model (``SHIPPED_MODELS``) or a classifier
-            (:func:`shipped_classifiers`); the folder of a saved language model, or of a training
-            run.
+            (:func:`shipped_classifiers`); one that TransformerLens knows, or of the Hugging Face
+            hub (user/name); the folder of a saved language model, or of a training run.
         device: where it runs; by default the device it was saved on if there is one here.
 
     Raises:
@@ -194,7 +195,7 @@ def find_model(
     if (folder / "run.json").is_file():  # of a language model
         folder = folder / "model"
     if folder.is_dir() and (folder / "config.json").is_file():
-        if read_config(folder)[0] == "ICLClassifier":
+        if _is_classifier(folder):
             if not is_classifier_run(folder.parent):
                 raise ValueError(
                     f"{name} is a classifier without its training run, which draws the sequences "
@@ -202,7 +203,7 @@ def find_model(
                 )
             return find_model(str(folder.parent), device)
         return ResValTransformer.from_pretrained(folder, device=device), None
-    if name in SHIPPED_MODELS:
+    if name in SHIPPED_MODELS or name in TRANSFORMER_LENS_NAMES or "/" in name:
         return ResValTransformer.from_pretrained(name, device=device), None
     classifiers = shipped_classifiers()
     if name in classifiers:
@@ -210,9 +211,19 @@ def find_model(
     if folder.is_dir():
         raise ValueError(f"{name} holds no saved model; expected its config.json")
     known = [*SHIPPED_MODELS, *classifiers]
-    near = get_close_matches(name, known, n=1)
+    near = get_close_matches(name, [*known, *TRANSFORMER_LENS_NAMES], n=1)
     meant = f"; did you mean {near[0]!r}? There are" if near else "; there are"
-    raise ValueError(f"no model {name!r}{meant} {', '.join(known)}, or a folder")
+    raise ValueError(
+        f"no model {name!r}{meant} {', '.join(known)}, the names that TransformerLens knows, like "
+        "gpt2, or a folder"
+    )
+
+
+def _is_classifier(folder: Path) -> bool:
+    try:
+        return read_config(folder)[0] == "ICLClassifier"
+    except ValueError:  # what it is says whoever loads it
+        return False
 
 
 def _classifier(recorded: RecordedRun, device: str | None) -> ResValTransformer:

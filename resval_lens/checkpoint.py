@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -206,24 +207,32 @@ def check_parameters(
             raise ValueError(f"{path}: {name} must be {tensor.dtype}; got {found[name].dtype}")
 
 
-def fetch(repo_id: str, **hub: Any) -> Path:
+def fetch(repo_id: str, known: Collection[str] = (), **hub: Any) -> Path:
     """The folder of a model on the Hugging Face hub, downloaded or cached.
 
     Only ``FILES`` are fetched. ``hub`` goes to ``huggingface_hub.snapshot_download``
     (revision, token, cache_dir, ...).
 
+    Args:
+        known: names that may have been meant.
+
     Raises:
         ValueError: there is no such model, or the hub does not answer.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(repo_id, allow_patterns=list(FILES), **hub))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
+        if constants.HF_HUB_OFFLINE:
+            reason = "HF_HUB_OFFLINE is set: it was not asked, and its cache has no such model"
+        near = get_close_matches(repo_id, known, n=3, cutoff=0.8)
+        meant = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
         raise ValueError(
-            f"{repo_id!r} is no folder here, and not to be had from the Hugging Face hub ({reason})"
+            f"no model {repo_id!r}: {meant}It is no folder here, no model that ships or that "
+            f"TransformerLens knows, and not to be had from the Hugging Face hub ({reason})"
         ) from error
 
 

@@ -289,7 +289,8 @@ class WeightConversion(StreamCaching):
             if any(steps.values()):  # through the streams, or refused
                 model.process_weights_(**steps)
             return model
-        folder = Path(name) if is_folder else fetch(str(name), **options)
+        known = (*SHIPPED_MODELS, *TRANSFORMER_LENS_NAMES)
+        folder = Path(name) if is_folder else fetch(str(name), known, **options)
         model_class, config = read_config(folder)
         if model_class != cls.__name__:
             raise ValueError(

@@ -251,6 +251,21 @@ class ResValTransformer(WeightConversion):
         if length > cfg.n_ctx:
             raise ValueError(f"{length} tokens do not fit the context, n_ctx={cfg.n_ctx}")
 
+    def to_single_token(self, string: str) -> int:
+        """The number of the one token that ``string`` is.
+
+        Raises:
+            ValueError: it is several tokens, or none, with this tokenizer.
+        """
+        tokens = self.to_tokens(string, prepend_bos=False)[0]
+        if len(tokens) != 1:
+            tokenizer: Any = self.tokenizer
+            parts = " + ".join(repr(tokenizer.decode([token])) for token in tokens.tolist())
+            raise ValueError(
+                f"{string!r} is {len(tokens)} tokens with this tokenizer ({parts}); expected one"
+            )
+        return int(tokens[0])
+
     def _repr_html_(self) -> str:
         return model_html(self)
 

@@ -49,7 +49,9 @@ def test_metrics_hold_losses_ioi_and_a_sample(trained: Path) -> None:
     assert [line["step"] for line in lines] == [0, 6]
     assert set(lines[0]["ioi"]) == {"paper", "seen", "unseen"}
     assert lines[-1]["valid_loss"] < lines[0]["valid_loss"]
-    assert lines[-1]["sample"].startswith("Once upon a time")
+    begins = lines[-1]["sample_begins"]
+    assert len(begins.split()) == 4
+    assert lines[-1]["sample"].startswith(begins)
     start = json.loads((folder / "model" / "provenance.json").read_text())
     assert start["command"].startswith("resval-lens train lm stories-small")
 

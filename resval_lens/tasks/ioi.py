@@ -331,7 +331,10 @@ def _name_id(tokenizer: Any, text: str, ids: list[int], name: str) -> int:
         raise ValueError(f"the tokens of {text!r} change when {name!r} follows")
     if len(whole) != len(ids) + 1:
         count = len(whole) - len(ids)
-        raise ValueError(f"name {name!r} is {count} tokens with this tokenizer; expected one")
+        parts = " + ".join(repr(tokenizer.decode([token])) for token in whole[len(ids) :])
+        raise ValueError(
+            f"name {name!r} is {count} tokens with this tokenizer: {parts}; expected one"
+        )
     if whole[-1] == _unknown_id(tokenizer):
         raise ValueError(f"name {name!r} is unknown to this tokenizer")
     return whole[-1]
