@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -114,10 +115,17 @@ def compare_command(
         )
     check_sizes(found, circuit_sequences, prompts)
     with notes(quiet) as note, one_thread():
+
+        def part(number: int, what: str) -> Callable[[str], None]:
+            return lambda text: note(f"{number} of 3, {what}: {text}")
+
         worlds = Worlds()
-        result = run_comparison(found, sequences, link_sequences, note, worlds)
-        language = compare_language_models(models, prompts, seed, note)
-        circuits = compare_circuits(found, models, circuit_sequences, prompts, seed, note, worlds)
+        of_links, of_circuits = part(1, "classifiers"), part(3, "circuits")
+        result = run_comparison(found, sequences, link_sequences, of_links, worlds)
+        language = compare_language_models(models, prompts, seed, part(2, "language models"))
+        circuits = compare_circuits(
+            found, models, circuit_sequences, prompts, seed, of_circuits, worlds
+        )
     language["emergence"] = emergence(curves)
     by_seed = table_data(found, 0.95)
     settings = {

@@ -6,6 +6,7 @@ from resval_lens import ResValTransformer
 from resval_lens.analyses.circuit_tasks import ioi_pairs
 from resval_lens.hooks import patch
 from resval_lens.tasks.ioi_twins import positions
+from resval_lens.tasks.leading import leading_token
 from resval_lens.tasks.stories import ioi_prompts
 
 model = ResValTransformer.from_pretrained("stories-small-values")
@@ -23,8 +24,7 @@ print(noised.base, noised.values)  # clean; with each layer's links corrupted
 # --8<-- [end:directions]
 
 # --8<-- [start:positions]
-tokenizer = model.tokenizer
-where = positions(prompts, tokenizer, tokenizer.eos_token_id)  # IO, S1, S2, ..., end
+where = positions(prompts, model.tokenizer, leading_token(model))  # IO, S1, S2, ..., end
 by_name = patch(model, pairs, "resid_pre", positions=where, by=("layer", "position"))
 print(by_name.axes["position"], by_name.recovered())
 # --8<-- [end:positions]
