@@ -313,7 +313,7 @@ def on_indirect_objects(
         ValueError: no tokenizer; prompts that it or the context cannot hold.
     """
     if model.tokenizer is None:
-        raise ValueError(f"{name} has no tokenizer; a prompt cannot be put into its tokens")
+        raise ValueError(f"{name}: this model has no tokenizer to put a prompt into its tokens")
     lead = leading_token(model, prepend)
     try:
         drawn, left_out = draw_ioi(model.tokenizer, count, seed, "general" if general else "unseen")

@@ -302,7 +302,6 @@ def test_models_are_found_by_name_and_folder(tmp_path: Path) -> None:
         ("patch values --seed 1", "--seed is for indirect objects; values is a classifier"),
         ("patch values --general", "--general is for indirect objects"),
         ("patch values --prompts 20000", "values has 10,000 sequences; 20,000 are needed"),
-        ("patch --general --prompts 2", "stories-small-values on general prompts: "),
         ("patch --prompts 0", "prompts must be 1 or more; got 0"),
         ("patch --by layer,heads", "by must name some of layer, position, head; got 'heads'"),
         ("patch --layers a", "layers must be numbers like 0,2,-1 or 0-3; got 'a'"),

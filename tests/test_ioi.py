@@ -406,7 +406,7 @@ def test_a_name_of_two_tokens_is_refused_by_name(who: str) -> None:
     # The twin is as long as the prompt: only the name itself is in the way.
     prompt = IOIPrompt(text.format(*names, "Tom"), names[1], names[0], "BABA", text,
                        text.format(*names, "Sam"))  # fmt: skip
-    message = "name 'Johny' is 2 tokens with this tokenizer; expected one"
+    message = "name 'Johny' is 2 tokens with this tokenizer: 'John' . '.*y'; expected one"
     with pytest.raises(ValueError, match=message):
         encode([prompt], tokenizer)
 
