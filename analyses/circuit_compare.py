@@ -229,44 +229,26 @@ def check_models(models: Sequence[Studied], prompts: int, seed: int) -> None:
                 raise ValueError(f"prompts={prompts} are too few: {error}") from None
 
 
-def compare_circuits(
-    runs: Sequence[RecordedRun],
-    models: Sequence[Studied],
-    sequences: int = 256,
-    prompts: int = 64,
-    seed: int = 0,
-    note: Note = lambda text: None,
-    worlds: Worlds | None = None,
+def compared_circuits(
+    circuits: Sequence[dict[str, Any]], heads: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Circuits of classic and values models on both tasks, roles of heads, what links carry.
+    """Circuits on both tasks, roles of heads and what links carry, side by side.
 
     Args:
-        runs: of two-layer classifiers; those named classic or values that have a model are studied.
-        models: language models.
-        sequences, prompts: by which edges are scored.
-        seed: draws prompts and twins.
-        note: called with what is being done.
-        worlds: where the classifiers' worlds are drawn.
+        circuits: of :func:`classifier_circuits` and :func:`ioi_circuits`.
+        heads: of :func:`ioi_heads`.
 
     Returns:
         JSON-able: ``circuits``, each task's and model's study; ``over_seeds``; ``heads``;
         ``drawn``, the first seed's circuits; ``found``, in words; ``least``.
-
-    Raises:
-        ValueError: sizes that :func:`check_sizes` refuses.
     """
-    check_sizes(runs, sequences, prompts)
-    chosen = [each for each in runs if each.has_model and each.run.name in ("classic", "values")]
-    circuits = classifier_circuits(chosen, sequences, note, worlds) if chosen else []
-    circuits += ioi_circuits(models, prompts, seed, note=note)
-    heads = ioi_heads(models, prompts, seed, note)
     first = {(entry["task"], entry["architecture"]): entry for entry in reversed(circuits)}
     return {
         "least": FAITHFUL,
         "found": sentences(circuits, heads),
         "over_seeds": over_seeds(circuits),
-        "circuits": circuits,
-        "heads": heads,
+        "circuits": list(circuits),
+        "heads": list(heads),
         "drawn": [
             {"title": f"{kind}: {task}", "circuit": first[task, kind]["study"]["circuit"]}
             for task, kind in sorted(first)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,6 +46,10 @@ def compare_command(
     ] = 256,
     prompts: Prompts = 64,
     seed: Seed = 0,
+    jobs: Annotated[
+        int,
+        typer.Option(help="Processes at work, 1 or 2, and runs trained at a time; 0: by cores."),
+    ] = 0,
     page: Annotated[
         Path | None,
         typer.Option(
@@ -82,17 +85,17 @@ def compare_command(
         check_counts,
         check_models,
         check_sizes,
-        compare_circuits,
         studied_models,
     )
+    from resval_lens.analyses.compare_parts import Sizes, compare_all
     from resval_lens.analyses.emergence import paper_runs, table_data
-    from resval_lens.analyses.icl import compare as run_comparison
-    from resval_lens.analyses.lm_compare import compare_language_models, emergence
+    from resval_lens.analyses.lm_compare import emergence
     from resval_lens.presets import PAPER_VARIANTS
     from resval_lens.recorded_lm import load_lm_runs
-    from resval_lens.runtime import one_thread
-    from resval_lens.training.icl_run import Worlds
+    from resval_lens.runtime import cores
 
+    if jobs < 0:
+        raise ValueError(f"jobs must be 0 or more; got {jobs}")
     to = to or page or Path("out")
     check_counts(sequences=sequences, link_sequences=link_sequences, prompts=prompts)
     wanted = None if seeds is None else numbers(seeds)
@@ -104,7 +107,7 @@ def compare_command(
     if train:
         runs, wanted = runs or Path("runs/icl"), wanted or [0]
         length = 45_000 if steps is None else steps
-        train_icl_runs(list(PAPER_VARIANTS), wanted, length, "reference", 0, runs, False, quiet)
+        train_icl_runs(list(PAPER_VARIANTS), wanted, length, "reference", jobs, runs, False, quiet)
     else:
         only_with_train(steps=steps)
     found = paper_runs(load_recorded(runs, wanted, length if train else None))
@@ -114,18 +117,9 @@ def compare_command(
             f"{runs or 'what ships'} has no trained model{which} of {', '.join(PAPER_VARIANTS)}"
         )
     check_sizes(found, circuit_sequences, prompts)
-    with notes(quiet) as note, one_thread():
-
-        def part(number: int, what: str) -> Callable[[str], None]:
-            return lambda text: note(f"{number} of 3, {what}: {text}")
-
-        worlds = Worlds()
-        of_links, of_circuits = part(1, "classifiers"), part(3, "circuits")
-        result = run_comparison(found, sequences, link_sequences, of_links, worlds)
-        language = compare_language_models(models, prompts, seed, part(2, "language models"))
-        circuits = compare_circuits(
-            found, models, circuit_sequences, prompts, seed, of_circuits, worlds
-        )
+    sizes = Sizes(sequences, link_sequences, circuit_sequences, prompts, seed)
+    with notes(quiet) as note:
+        result, language, circuits = compare_all(found, models, sizes, jobs or cores(), note)
     language["emergence"] = emergence(curves)
     by_seed = table_data(found, 0.95)
     settings = {

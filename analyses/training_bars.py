@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from rich.progress import Progress
 
 from resval_lens.analyses.console import err, progress_bars
 from resval_lens.analyses.options import writable
+from resval_lens.runtime import cores
 from resval_lens.training.many import Run, train_many
 
 
@@ -55,7 +55,7 @@ def train_with_bars(
     with progress_bars(quiet) as bars:
         shown = TrainingBars(bars, planned)
         try:
-            train_many(planned, folder, jobs or os.cpu_count() or 1, shown.report, keep_snapshots)
+            train_many(planned, folder, jobs or cores(), shown.report, keep_snapshots)
         except KeyboardInterrupt:
             err.print("stopped; the same command goes on from here", style="yellow")
             raise typer.Exit(130) from None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,6 +26,13 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @contextmanager
@@ -52,3 +61,10 @@ def keep_freed_memory() -> None:
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
     mallopt(M_TOP_PAD, 1 << 26)
     mallopt(M_MMAP_THRESHOLD, 2**31 - 1)
+
+
+def die_with(parent: int) -> None:
+    """Ends this process when its parent has died; for a thread."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

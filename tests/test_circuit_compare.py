@@ -15,7 +15,9 @@ from resval_lens.analyses.circuit_compare import (
     check_counts,
     check_models,
     classifier_circuits,
-    compare_circuits,
+    compared_circuits,
+    ioi_circuits,
+    ioi_heads,
     naming,
     over_seeds,
     sentences,
@@ -36,7 +38,12 @@ from tests.hand_built import LINKED_CIRCUIT, linked_model, linked_pairs
 
 @pytest.fixture(scope="module")
 def compared() -> dict[str, Any]:
-    return compare_circuits(load_runs(), studied_models(), sequences=32, prompts=8)
+    runs = [
+        each for each in load_runs() if each.has_model and each.run.name in ("classic", "values")
+    ]
+    models = studied_models()
+    circuits = classifier_circuits(runs, 32) + ioi_circuits(models, 8)
+    return compared_circuits(circuits, ioi_heads(models, 8))
 
 
 def test_the_hand_built_models_effect_runs_through_its_link() -> None:

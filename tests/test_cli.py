@@ -83,6 +83,7 @@ def test_compare_writes_everything(tmp_path):
         (["train", "icl", "--jobs", "-1"], "jobs must be 0 or more; got -1"),
         (["compare", "--sequences", "0"], "sequences must be 1 or more; got 0"),
         (["compare", "--link-sequences", "0"], "link_sequences must be 1 or more; got 0"),
+        (["compare", "--jobs", "-1"], "jobs must be 0 or more; got -1"),
         (["compare", "--prompts", "0"], "prompts must be 1 or more; got 0"),
         (["compare", "--lm-runs", "/nonexistent"], "/nonexistent holds no training runs"),
         (["compare", "--steps", "5"], "--steps 5 is for training: add --train"),
@@ -147,6 +148,21 @@ def test_ctrl_c_while_workers_start_stops_them_too(tmp_path):
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     _wait_for(lambda: not _processes_in(process.pid), seconds=20)
+
+
+def test_ctrl_c_stops_both_halves_of_compare(tmp_path):
+    process = subprocess.Popen(
+        [*PROGRAM, "compare", "--jobs", "2", "--out", str(tmp_path), "--quiet"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, preexec_fn=_hear_ctrl_c,
+    )  # fmt: skip
+    _wait_for(lambda: len(_processes_in(process.pid)) >= 3)  # itself, a tracker, the other half
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors == "stopped\n"
+    _wait_for(lambda: not _processes_in(process.pid), seconds=20)
+    assert not list(tmp_path.iterdir())
 
 
 def test_workers_die_with_a_killed_parent(tmp_path):

@@ -10,9 +10,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from resval_lens.analyses.circuit_compare import Studied, compare_circuits, studied_models
+from resval_lens.analyses.circuit_compare import Studied, studied_models
 from resval_lens.analyses.cli import app
 from resval_lens.analyses.compare_page import compare_page
+from resval_lens.analyses.compare_parts import Sizes, compare_all
 from resval_lens.analyses.emergence import paper_runs
 from resval_lens.analyses.ioi import ioi_scores
 from resval_lens.analyses.lm_compare import GRAFTED, compare_language_models
@@ -318,7 +319,7 @@ def test_links_of_queries_are_patched_and_kinds_stay_apart(data: dict):
 
 def test_classifiers_of_other_streams_alone_are_compared():
     runs = [each for each in load_runs() if each.run.name == "queries" and each.has_model]
-    circuits = compare_circuits(runs, [], sequences=8, prompts=4)
+    circuits = compare_all(runs, [], Sizes(20, 20, 8, 4, 0)).circuits
     assert circuits["circuits"] == circuits["drawn"] == circuits["found"] == []
 
 

@@ -6,13 +6,13 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from queue import Empty
 from typing import Any
 
+from resval_lens.runtime import die_with
 from resval_lens.training.icl import train_icl
 from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.memory import train_memory
@@ -89,7 +89,7 @@ def _drain(queue: Any, runs: dict[str, Run], report: Report) -> None:
 def _start_worker(queue: Any, stop: Any, parent: int) -> None:
     global _queue, _stop
     _queue, _stop = queue, stop
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=die_with, args=(parent,), daemon=True).start()
 
 
 def _train(run: Run, folder: Path, keep_snapshots: bool) -> None:
@@ -103,10 +103,3 @@ def _train(run: Run, folder: Path, keep_snapshots: bool) -> None:
         train_icl(run, folder, progress, _stop.is_set, keep_snapshots)
     else:
         train_memory(run, folder, progress, _stop.is_set, keep_snapshots)
-
-
-def _die_with(parent: int) -> None:
-    """Ends this process when its parent has died; snapshots are whole at any moment."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)

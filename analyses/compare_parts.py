@@ -1,0 +1,134 @@
+"""The two halves of ``resval-lens compare``, side by side: classifiers, and language models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Any, NamedTuple
+
+from resval_lens.analyses.circuit_compare import (
+    Studied,
+    classifier_circuits,
+    compared_circuits,
+    ioi_circuits,
+    ioi_heads,
+)
+from resval_lens.analyses.icl import compare
+from resval_lens.analyses.lm_compare import compare_language_models
+from resval_lens.beside import Beside
+from resval_lens.recorded import RecordedRun
+from resval_lens.runtime import one_thread
+from resval_lens.training.icl_run import Worlds
+
+Note = Callable[[str], None]
+Step = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """On how much is measured: see ``resval-lens compare --help``."""
+
+    sequences: int
+    link_sequences: int
+    circuit_sequences: int
+    prompts: int
+    seed: int
+
+
+class Compared(NamedTuple):
+    """What was measured, as JSON-able data.
+
+    Attributes:
+        classifiers: of :func:`~resval_lens.analyses.icl.compare`.
+        language_models: of :func:`~resval_lens.analyses.lm_compare.compare_language_models`.
+        circuits: of :func:`~resval_lens.analyses.circuit_compare.compared_circuits`.
+    """
+
+    classifiers: dict[str, Any]
+    language_models: dict[str, Any]
+    circuits: dict[str, Any]
+
+
+def compare_all(
+    runs: Sequence[RecordedRun],
+    models: Sequence[Studied],
+    sizes: Sizes,
+    jobs: int = 1,
+    note: Note = lambda text: None,
+) -> Compared:
+    """Everything that is measured live; the same to the bit whatever ``jobs``.
+
+    Args:
+        runs: of classifiers.
+        models: language models.
+        jobs: processes; with more than one the classifiers' half has one of its own.
+        note: called with how far each half is.
+    """
+    said: dict[str, str] = {}
+
+    def telling(half: str) -> Note:
+        def tell(text: str) -> None:
+            said[half] = text
+            note(" | ".join(f"{half} {text}" for half, text in sorted(said.items())))
+
+        return tell
+
+    for_classifiers, for_models = telling("classifiers"), telling("language models")
+    if jobs > 1 and models:
+        with Beside(_classifiers, runs, sizes, told=for_classifiers) as other:
+
+            def tell(text: str) -> None:
+                other.poll()
+                for_models(text)
+
+            language, circuits_of_models, heads = _language_models(models, sizes, tell)
+            classifiers, circuits = other.result()
+    else:
+        classifiers, circuits = _classifiers(runs, sizes, for_classifiers)
+        said.clear()
+        language, circuits_of_models, heads = _language_models(models, sizes, for_models)
+    return Compared(classifiers, language, compared_circuits(circuits + circuits_of_models, heads))
+
+
+@one_thread()
+def _classifiers(
+    runs: Sequence[RecordedRun], sizes: Sizes, note: Note
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    worlds = Worlds()
+    chosen = [each for each in runs if each.has_model and each.run.name in ("classic", "values")]
+    steps: list[Step] = [
+        partial(compare, runs, sizes.sequences, sizes.link_sequences, worlds=worlds),
+        *(
+            partial(classifier_circuits, [each], sizes.circuit_sequences, worlds=worlds)
+            for each in chosen
+        ),
+    ]
+    found, *circuits = _in_steps(steps, note)
+    return found, list(chain(*circuits))
+
+
+@one_thread()
+def _language_models(
+    models: Sequence[Studied], sizes: Sizes, note: Note
+) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    asked = sizes.prompts, sizes.seed
+    steps: list[Step] = [partial(compare_language_models, models, *asked)]
+    for study in (ioi_circuits, ioi_heads):
+        steps += [partial(study, [each], *asked) for each in models]
+    found, *rest = _in_steps(steps, note)
+    circuits, heads = rest[: len(models)], rest[len(models) :]
+    return found, list(chain(*circuits)), list(chain(*heads))
+
+
+def _in_steps(steps: Sequence[Step], note: Note) -> list[Any]:
+    """Does one after the other, and says how many of how many are under way."""
+    found = []
+    for number, step in enumerate(steps, 1):
+
+        def tell(text: str, number: int = number) -> None:
+            note(f"{number} of {len(steps)}: {text}")
+
+        found.append(step(note=tell))
+    return found
