@@ -164,31 +164,44 @@ def paper_table(
     population's standard deviation ``sd`` (ddof = 0), and the sample's, ``sd_sample`` (ddof = 1,
     as published; None for a single seed). ``published`` stands beside the architectures of
     :data:`PUBLISHED_TABLE_2`, "classic" and "values", on the paper's sentences or its script's.
+    ``unsaid`` has the sentences that this tokenizer cannot say, with the reason.
 
     Args:
         models: architecture to models, one for each seed.
         prepend: a token before every prompt; the paper's had none.
 
     Raises:
-        ValueError: an architecture without models; what :func:`encode`,
-            :func:`~resval_lens.tasks.ioi.paper_prompts` and :func:`ioi_per_prompt` refuse.
+        ValueError: an architecture without models; no sentence that the tokenizer can say; what
+            :func:`encode`, :func:`~resval_lens.tasks.ioi.paper_prompts` and
+            :func:`ioi_per_prompt` refuse.
     """
-    prompts = paper_prompts(sentences)
-    batch = encode([prompt for pair in prompts for prompt in pair], tokenizer, prepend)
+    said, unsaid, reasons = [], [], []
+    for number, pair in enumerate(paper_prompts(sentences)):
+        try:
+            encode(pair, tokenizer, prepend)
+        except ValueError as error:  # a name of several tokens
+            unsaid.append({"sentence": number + 1, "text": sentences[number], "why": str(error)})
+            reasons.append(error)
+        else:
+            said.append((number, pair))
+    if reasons and not said:
+        raise reasons[0]
+    batch = encode([prompt for _, pair in said for prompt in pair], tokenizer, prepend)
     rows = []
     for architecture, seeds in models.items():
         if not seeds:
             raise ValueError(f"{architecture!r} has no models")
         scores = [ioi_per_prompt(model, batch) for model in seeds]
-        for number, sentence in enumerate(sentences):
+        for place, (number, _) in enumerate(said):
+            sentence = sentences[number]
             row: dict[str, Any] = {"architecture": architecture, "sentence": number + 1,
                                    "text": sentence, "seeds": len(seeds)}  # fmt: skip
             for name in ("p_io", "p_subject"):
-                both = [getattr(score, name)[2 * number : 2 * number + 2] for score in scores]
+                both = [getattr(score, name)[2 * place : 2 * place + 2] for score in scores]
                 row[name] = _over_seeds([100 * float(pair.double().mean()) for pair in both])
             row["published"] = _published(architecture, number, sentence)
             rows.append(row)
-    return {"unit": "%", "sentences": list(sentences), "rows": rows}
+    return {"unit": "%", "sentences": list(sentences), "unsaid": unsaid, "rows": rows}
 
 
 def _over_seeds(values: list[float]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from resval_lens.analyses.circuit_tasks import draw_ioi, ioi_pairs
+from resval_lens.analyses.ioi import paper_table
 from resval_lens.analyses.ioi_roles import head_roles
 from resval_lens.analyses.link_signals import link_signals
 from resval_lens.analyses.subjects import on_indirect_objects
@@ -143,6 +144,21 @@ def test_stories_do_without_people() -> None:
     for people in ((), pair, few[:1]):
         with pytest.raises(ValueError, match=f"only 0 of 4 unseen prompts .* {len(people)} p"):
             ioi_prompts(4, 0, "unseen", "unseen", "unseen", people=people)
+
+
+def test_the_papers_sentences_that_a_tokenizer_cannot_say_are_named() -> None:
+    sentences = tuple(
+        f"When {first} and {second} went to the zoo, * gave a ball to"
+        for first, second in (("Elena", "Tom"), ("Mary", "John"))
+    )
+    model = model_with(word_tokenizer({"Elena"}))
+    found = paper_table({"classic": [model]}, model.tokenizer, sentences)
+    assert [row["sentence"] for row in found["rows"]] == [2]
+    assert [(each["sentence"], each["text"]) for each in found["unsaid"]] == [(1, sentences[0])]
+    alone = paper_table({"classic": [model]}, model.tokenizer, sentences[1:])
+    assert found["rows"][0]["p_io"] == alone["rows"][0]["p_io"]
+    with pytest.raises(ValueError, match="Elena"):
+        paper_table({"classic": [model]}, model.tokenizer, sentences[:1])
 
 
 def test_too_few_names_are_left() -> None:
