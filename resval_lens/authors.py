@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
 from resval_lens.classifier import ICLClassifier, classifier_config
+from resval_lens.files import MOST_BYTES, check_plain
 from resval_lens.streams import StreamsLike
 from resval_lens.tasks.icl import ICLTask
 
@@ -28,13 +28,15 @@ def load_authors_classifier(path: str | Path, streams: StreamsLike = "") -> ICLC
     """
     path = Path(path)
     expected = f"{path}: expected an .npz file with arr_0 to arr_{len(ARRAYS) - 1}"
+    check_plain(path, "the authors' saved parameters")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+            # Parts of a zip may unfold to any size; their headers may claim more than they hold.
+            if sum(part.file_size for part in saved.zip.infolist()) > MOST_BYTES:
+                raise ValueError(f"more than {MOST_BYTES:,} bytes")
             arrays = {name: np.asarray(saved[f"arr_{i}"]) for i, name in enumerate(ARRAYS)}
             count = len(saved.files)
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing; expected the authors' saved parameters") from None
-    except (OSError, BadZipFile, KeyError, ValueError, TypeError, EOFError) as error:
+    except Exception as error:  # damage has many names here
         raise ValueError(f"{expected} ({error})") from None
     if count != len(ARRAYS):
         raise ValueError(f"{expected}; it holds {count} arrays")
@@ -55,6 +57,8 @@ def load_authors_classifier(path: str | Path, streams: StreamsLike = "") -> ICLC
                 f"{path}: {name} (arr_{i}) must hold floats of shape {wanted}; "
                 f"got {array.dtype} {list(array.shape)}"
             )
+        if not np.isfinite(array).all():
+            raise ValueError(f"{path}: {name} (arr_{i}) holds NaN or infinite numbers")
     task = ICLTask(n_labels=labels, n_classes=16 * labels, n_fresh=4 * labels,
                    content=d - positions)  # fmt: skip
     model = ICLClassifier(classifier_config(streams, "reference", task))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from resval_lens.config import ResValConfig
+from resval_lens.files import check_finite, check_plain
 from resval_lens.language_models import language_model_config
 from resval_lens.streams import Carry, StreamsLike
 from resval_lens.transformer import ResValTransformer
@@ -81,8 +82,7 @@ def load_authors_language_model(
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; expected a checkpoint of the authors' language model")
+    check_plain(path, "a checkpoint of the authors' language model")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damage has many names here
@@ -113,6 +113,10 @@ def _check(path: Path, tensors: dict[str, Tensor], layers: int, sizes: dict[str,
             raise ValueError(f"{path}: {name} must be {shape}; got {list(tensors[name].shape)}")
         if not tensors[name].is_floating_point():
             raise ValueError(f"{path}: {name} must hold floats; got {tensors[name].dtype}")
+        x = tensors[name]
+        if x.layout != torch.strided or x.numel() * x.element_size() > x.untyped_storage().nbytes():
+            raise ValueError(f"{path}: {name} claims more numbers than the file holds")
+    check_finite({name: tensors[name] for name in wanted}, path)
     # Masks and position indices that modules keep are no weights.
     unknown = [n for n, x in tensors.items() if n not in wanted and x.is_floating_point()
                and not n.endswith((".mask", ".bias"))]  # fmt: skip

@@ -2,15 +2,18 @@
 
 A saved model is a folder:
 
-    config.json         the class's name and every field of its configuration
+    config.json         the class's name, every field of its configuration, and SHA-256 of the rest
     model.safetensors   the parameters, by TransformerLens's names
     provenance.json     command, versions, git commit, seed, metrics
-    tokenizer.json      a language model's tokenizer, if it has one of its own
+    tokenizer.json      a language model's tokenizer; tokenizer_config.json its special tokens
+
+All of it is read as data: nothing in a folder is run, and no name in it is looked up elsewhere.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping
@@ -23,12 +26,33 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from resval_lens.files import read_json, read_tensors, write_bytes, write_json, write_tensors
+from resval_lens.files import (
+    check_finite,
+    check_seal,
+    digest,
+    note,
+    read_json,
+    read_tensors,
+    write_bytes,
+    write_json,
+    write_sealed,
+    write_tensors,
+)
 from resval_lens.provenance import provenance
 from resval_lens.tasks.text.vocabulary import end_of_text, load_tokenizer
 
 FORMAT = "resval-lens/1"
-SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+CONFIG_KEYS = ("format", "model_class", "config", "sha256")
+SPECIAL_TOKENS = (
+    "bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token"
+)  # fmt: skip
+TOKENIZER_SETTINGS: dict[str, tuple[Any, ...]] = {
+    "padding_side": ("left", "right"),
+    "truncation_side": ("left", "right"),
+    "clean_up_tokenization_spaces": (False, True),
+    "split_special_tokens": (False, True),
+}
+"""What a tokenizer does beside its tokenizer.json, and the values there are."""
 SHIPPED_MODELS = {
     f"stories-small-{name}": Path(__file__).parent / "data" / "lm" / folder / "model"
     for name, folder in (
@@ -62,23 +86,29 @@ def save_model(
 
     Raises:
         ValueError: the folder holds something, and it is not a saved model or ``overwrite`` is
-            off.
+            off; a parameter that is not finite.
     """
     folder = Path(folder)
+    check_finite(parameters, folder)
     if folder.exists():
         _check_replaceable(folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         new.chmod(0o755)
-        write_json(
-            new / "config.json",
-            {"format": FORMAT, "model_class": model_class, "config": json.loads(config)},
-        )
         write_tensors(new / "model.safetensors", parameters)
         write_json(new / "provenance.json", dict(record or provenance()))
         for name, content in (tokenizer or {}).items():
             write_bytes(new / name, content.encode())
+        write_sealed(
+            new / "config.json",
+            {
+                "format": FORMAT,
+                "model_class": model_class,
+                "config": json.loads(config),
+                "sha256": {path.name: digest(path) for path in sorted(new.iterdir())},
+            },
+        )
         if folder.exists():
             old = new.with_name(f"{new.name}.old")
             folder.rename(old)
@@ -87,7 +117,10 @@ def save_model(
             except BaseException:
                 old.rename(folder)
                 raise
-            shutil.rmtree(old)
+            if old.is_symlink():  # what it leads to is not this model's
+                old.unlink()
+            else:
+                shutil.rmtree(old)
         else:
             new.rename(folder)
     except BaseException:
@@ -119,67 +152,127 @@ def read_config(folder: Path) -> tuple[str, str]:
     Raises:
         ValueError: no readable config.json of this format.
     """
+    content = _config(folder)
+    try:
+        return str(content.get("model_class")), json.dumps(content.get("config"))
+    except RecursionError:
+        raise ValueError(f"{folder / 'config.json'}: nested too deeply") from None
+
+
+def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     content = read_json(path, f"the configuration of a saved model ({FORMAT})")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{path}: expected format {FORMAT!r}; got {found!r}")
-    return str(content.get("model_class")), json.dumps(content.get("config"))
+    return check_seal(path, content, CONFIG_KEYS)
+
+
+def check_files(folder: Path) -> None:
+    """Raises ValueError, naming it, for a file that is not as the saved model's config.json says.
+
+    A file that an older version wrote without checksums is taken as it is.
+    """
+    known = _config(folder).get("sha256", {})
+    if not isinstance(known, dict) or not set(known) <= set(FILES):
+        raise ValueError(f"{folder / 'config.json'} is damaged: expected a SHA-256 of each file")
+    for name, expected in known.items():
+        if digest(folder / name) != expected:
+            raise ValueError(f"{folder / name} is damaged: its SHA-256 is not {expected}")
 
 
 def present_device(saved: str) -> str:
     """``saved`` if this machine has such a device, else ``"cpu"``."""
-    kind = saved.partition(":")[0]
-    backend: Any = getattr(torch, kind, None)  # torch.cuda, torch.mps, torch.xpu
-    available = kind == "cpu" or (hasattr(backend, "is_available") and backend.is_available())
-    return saved if available else "cpu"
+    kind, _, number = saved.partition(":")
+    backend: Any = getattr(torch, kind) if kind in ("cuda", "mps", "xpu") else None
+    if backend is None or not backend.is_available():
+        return "cpu"
+    return saved if not number or number in map(str, range(backend.device_count())) else kind
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
-    """The tokenizer of a saved model, or None if it has none of its own.
+    """The tokenizer of a saved model as it was saved, or None if it has none.
+
+    Without a tokenizer_config.json its end of text is BOS, EOS and padding, as TransformerLens has
+    it. Nothing but the two files is read, and nothing is added to the vocabulary.
 
     Raises:
         ValueError: a damaged file, or a tokenizer without an end of text.
     """
     path = folder / "tokenizer.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
-    tokenizer = load_tokenizer(path)
+    backend = load_tokenizer(path)
+    backend.no_padding()
+    backend.no_truncation()
+    path = folder / "tokenizer_config.json"
     special: dict[str, str] = {}
-    if (folder / "tokenizer_config.json").is_file():
-        content = read_json(folder / "tokenizer_config.json", "a tokenizer's special tokens")
-        special = {name: str(content[name]) for name in SPECIAL_TOKENS if content.get(name)}
-    if "eos_token" not in special:
-        special["eos_token"] = str(tokenizer.id_to_token(end_of_text(tokenizer)))
-    for name in ("bos_token", "pad_token"):  # as TransformerLens sets them
-        special.setdefault(name, special["eos_token"])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, name_or_path=str(folder), **special)
+    settings: dict[str, Any] = {}
+    if os.path.lexists(path):
+        content = read_json(path, "a tokenizer's special tokens")
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} is not a tokenizer's special tokens: no JSON object")
+        special = {name: content[name] for name in SPECIAL_TOKENS if content.get(name) is not None}
+        settings = {name: content[name] for name in TOKENIZER_SETTINGS if name in content}
+        for name, value in (special | settings).items():
+            among = TOKENIZER_SETTINGS.get(name)
+            if not (isinstance(value, str) if among is None else value in among):
+                raise ValueError(f"{path}: {name} must be {among or 'a text'}; got {value!r}")
+    else:
+        end = str(backend.id_to_token(end_of_text(backend)))
+        special = dict.fromkeys(("bos_token", "eos_token", "pad_token"), end)
+    # A name here, or special tokens, would let transformers look elsewhere, or add tokens.
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **settings)
+    tokenizer.name_or_path = str(folder)
+    for name, token in special.items():
+        setattr(tokenizer, name, token)
+    return tokenizer
 
 
 def tokenizer_files(tokenizer: Any) -> dict[str, str]:
     """What :func:`read_tokenizer` reads back, by file name; nothing without a fast tokenizer."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        if tokenizer is not None:
+            note(
+                f"a {type(tokenizer).__name__} cannot be saved as tokenizer.json; pass tokenizer= "
+                "to from_pretrained when the model is loaded"
+            )
         return {}
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     content["padding"] = content["truncation"] = None  # settings of the moment
-    if not (content["post_processor"] or {}).get("special_tokens", True):
-        content["post_processor"] = None  # transformers puts one that adds nothing
-    special = {name: str(getattr(tokenizer, name)) for name in SPECIAL_TOKENS
-               if getattr(tokenizer, name) is not None}  # fmt: skip
+    if content["post_processor"] == _NOTHING_ADDED:
+        content["post_processor"] = None
+    settings = {name: str(getattr(tokenizer, name)) for name in SPECIAL_TOKENS
+                if getattr(tokenizer, name) is not None}  # fmt: skip
+    settings |= {name: getattr(tokenizer, name) for name in TOKENIZER_SETTINGS}
     return {
         "tokenizer.json": Tokenizer.from_str(json.dumps(content)).to_str(),
-        "tokenizer_config.json": json.dumps(special, indent=2) + "\n",
+        "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
     }
+
+
+def _sequence(name: str, type_id: int) -> dict[str, Any]:
+    return {"Sequence": {"id": name, "type_id": type_id}}
+
+
+_NOTHING_ADDED = {  # what transformers puts where there is no post-processor
+    "type": "TemplateProcessing",
+    "single": [_sequence("A", 0)],
+    "pair": [_sequence("A", 0), _sequence("B", 1)],
+    "special_tokens": {},
+}
 
 
 def load_parameters(parameters: Mapping[str, Tensor], path: Path) -> None:
     """Loads ``path`` into ``parameters``; every one must be there with its shape, no other.
 
     Raises:
-        ValueError: what is missing, unknown or of another shape or dtype, with the file's name.
+        ValueError: what is missing, unknown, of another shape or dtype or not finite, with the
+            file's name.
     """
     tensors, _ = read_tensors(path, "a saved model's parameters")
     check_parameters(parameters, tensors, path)
+    check_finite(tensors, path)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])

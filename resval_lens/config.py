@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformer_lens import HookedTransformerConfig
 
+from resval_lens.files import parse_json
 from resval_lens.streams import Streams, StreamsLike, parse_streams
 
 
@@ -114,8 +115,11 @@ class ResValConfig(HookedTransformerConfig):
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The inverse of :meth:`to_json`; unknown fields raise ValueError."""
-        settings = json.loads(text)
+        """The inverse of :meth:`to_json`; unknown fields raise ValueError.
+
+        ``trust_remote_code`` is off whatever the text says: a file is not asked whom to trust.
+        """
+        settings = parse_json(text)
         if not isinstance(settings, dict):
             raise ValueError(f"a {cls.__name__} is a JSON object; got {text[:40]!r}")
         if "dtype" in settings:
@@ -123,6 +127,7 @@ class ResValConfig(HookedTransformerConfig):
             if not isinstance(dtype, torch.dtype):
                 raise ValueError(f"dtype must name a torch dtype; got {settings['dtype']!r}")
             settings["dtype"] = dtype
+        settings["trust_remote_code"] = False
         seed = settings.pop("seed", None)
         config = cls.from_dict(settings)
         config.seed = seed  # recorded, without re-seeding the global generators

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import os
 import tempfile
 import warnings
 from dataclasses import replace
@@ -18,6 +20,8 @@ from resval_lens.block import ResValBlock
 from resval_lens.caching import StreamCaching
 from resval_lens.checkpoint import (
     SHIPPED_MODELS,
+    check_files,
+    check_parameters,
     fetch,
     load_parameters,
     present_device,
@@ -28,6 +32,7 @@ from resval_lens.checkpoint import (
     tokenizer_files,
 )
 from resval_lens.config import ResValConfig
+from resval_lens.files import note, tensor_shapes
 from resval_lens.streams import AttentionStream, StreamsLike
 from resval_lens.unembed import TiedUnembed
 from resval_lens.weights import (
@@ -178,6 +183,20 @@ class WeightConversion(StreamCaching):
         self._use_tokenizer(model.tokenizer)
         return self._take_weights(model, share).train(model.training)
 
+    def set_tokenizer(self, tokenizer: Any, default_padding_side: Any = None) -> None:
+        """HookedTransformer's, for tokenizers without a name, too.
+
+        One that has a BOS is made anew by its name there, to add it; without a name it stays as it
+        is.
+        """
+        given = tokenizer.init_kwargs
+        if not given.get("name_or_path"):
+            tokenizer.init_kwargs = {**given, "name_or_path": "", "add_bos_token": True}
+        try:
+            super().set_tokenizer(tokenizer, default_padding_side)
+        finally:
+            tokenizer.init_kwargs = given
+
     def _use_tokenizer(self, tokenizer: Any) -> None:
         """As ``set_tokenizer``, which makes a new one by its name, and that may lead nowhere."""
         if tokenizer is not None:
@@ -216,8 +235,7 @@ class WeightConversion(StreamCaching):
     ) -> None:
         """Saves into ``folder``: safetensors, config.json, provenance.json; all or nothing.
 
-        A language model's (fast) tokenizer is saved along, unless the configuration has a name to
-        find it by.
+        A language model's (fast) tokenizer is saved along, and checksums, so that damage is seen.
 
         Args:
             record: provenance to keep beside the weights (command, versions, seed, metrics); this
@@ -226,7 +244,7 @@ class WeightConversion(StreamCaching):
 
         Raises:
             ValueError: the folder holds something else, or a model and ``overwrite`` is off; a
-                weight that ``dtype`` cannot hold.
+                weight that is not finite, or that ``dtype`` cannot hold.
         """
         parameters = {name: x.to(dtype or x.dtype) for name, x in self.named_parameters()}
         for name, x in self.named_parameters():
@@ -239,7 +257,7 @@ class WeightConversion(StreamCaching):
             parameters,
             record,
             overwrite,
-            tokenizer=None if self.cfg.tokenizer_name else tokenizer_files(self.tokenizer),
+            tokenizer=tokenizer_files(self.tokenizer),
         )
 
     @classmethod
@@ -296,19 +314,54 @@ class WeightConversion(StreamCaching):
             raise ValueError(
                 f"{folder} holds a {model_class}; load it with that class, not {cls.__name__}"
             )
+        check_files(folder)
+        weights = folder / "model.safetensors"
         try:
             cfg = cls.config_class.from_json(config)
             cfg.device = device or present_device(str(cfg.device))
             wanted, cfg.init_weights = cfg.init_weights, False
+            elsewhere, cfg.tokenizer_name = cfg.tokenizer_name, None
+        except Exception as error:  # a stranger's settings fail in many ways
+            raise ValueError(f"{folder / 'config.json'}: {_first_line(error)}") from None
+        cls._check_size(cfg, weights)
+        try:
             model = cls(cfg, tokenizer=tokenizer)
-            if tokenizer is None:
-                model._use_tokenizer(read_tokenizer(folder))
-        except (TypeError, ValueError, AssertionError) as error:
-            raise ValueError(f"{folder / 'config.json'}: {error}") from None
-        load_parameters(dict(model.named_parameters()), folder / "model.safetensors")
+        except Exception as error:
+            raise ValueError(f"{folder / 'config.json'}: {_first_line(error)}") from None
+        if tokenizer is None:
+            model._use_tokenizer(read_tokenizer(folder))
+            if model.tokenizer is None and elsewhere is not None:
+                note(
+                    f"{folder} names its tokenizer, {elsewhere!r}, and holds none; it was not "
+                    "looked for: pass tokenizer="
+                )
+        load_parameters(dict(model.named_parameters()), weights)
         model.cfg.init_weights = wanted
         model.eval()  # no dropout, where there is any
         return model if streams is None else model.with_streams(streams, share_weights=True)
+
+    @classmethod
+    def _check_size(cls, cfg: ResValConfig, weights: Path) -> None:
+        """Raises ValueError where ``weights`` is not of the model of ``cfg``; takes no memory."""
+        found = tensor_shapes(weights, "a saved model's parameters")
+        shapes = copy.copy(cfg)
+        shapes.device = "meta"
+        try:
+            for name in ("n_layers", "n_readout_layers", "num_experts"):  # are made one by one
+                if (getattr(cfg, name, None) or 0) > len(found):
+                    raise ValueError(f"{name}={getattr(cfg, name)}, for {len(found)} parameters")
+            with torch.device("meta"):
+                model = cls(shapes)
+        except Exception as error:
+            raise ValueError(f"{weights.with_name('config.json')}: {_first_line(error)}") from None
+        check_parameters(dict(model.named_parameters()), found, weights)
+        size = sum(x.numel() * x.element_size() for x in model.buffers())
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if size > memory:
+            raise ValueError(
+                f"{weights.with_name('config.json')}: a model of n_ctx={cfg.n_ctx} keeps tables of "
+                f"{size:,} bytes; this machine has {memory:,}"
+            )
 
     def push_to_hub(self, repo_id: str, *, record: dict[str, Any] | None = None, **hub: Any) -> str:
         """Saves to a temporary folder and uploads it to the Hugging Face hub; the commit's address.
@@ -320,6 +373,10 @@ class WeightConversion(StreamCaching):
             folder = Path(parent) / "model"
             self.save_pretrained(folder, record=record)
             return push(folder, repo_id, **hub)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _mixed_like(stream: AttentionStream) -> AttentionStream:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from resval_lens.classifier import ICLClassifier
-from resval_lens.files import write_bytes, write_json
+from resval_lens.files import write_bytes, write_sealed
 from resval_lens.presets import ICL_VARIANTS
 from resval_lens.training.icl_run import ICLRun, initial_model
 from resval_lens.training.loop import model_record
 from resval_lens.training.run_folder import (
+    CHECK,
+    chained,
     load_snapshot,
     read_metrics,
     read_record,
@@ -134,9 +136,12 @@ def write_record(
 ) -> None:
     """run.json and metrics.jsonl (six digits after the point) of a run."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "run.json", {"run": run, "starts": starts})
-    lines = [json.dumps(rounded(line), ensure_ascii=False) + "\n" for line in metrics]
+    lines, check = [], ""
+    for line in rounded(metrics):
+        check = chained(check, line)
+        lines.append(json.dumps({**line, CHECK: check}, ensure_ascii=False) + "\n")
     write_bytes(folder / "metrics.jsonl", "".join(lines).encode())
+    write_sealed(folder / "run.json", {"run": run, "starts": starts, "metrics": check})
 
 
 def rounded(value: Any) -> Any:

@@ -1,6 +1,8 @@
 """Small models, and what a stream is when written as ordinary hooks on a stock model."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 from zlib import crc32
 
@@ -10,6 +12,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.hook_points import HookPoint
 
 from resval_lens.config import ResValConfig
+from resval_lens.files import digest, write_sealed
 from resval_lens.streams import StreamsLike
 from resval_lens.transformer import ResValTransformer
 
@@ -112,3 +115,15 @@ def adding_hooks(
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def reseal(folder: Path) -> None:
+    """Makes a saved model's checksums fit its files again, after a change on purpose."""
+    path = folder / "config.json"
+    try:
+        content = json.loads(path.read_text())
+        content["sha256"] = {name: digest(folder / name) for name in content["sha256"]}
+    except (OSError, ValueError, TypeError, KeyError):  # damaged beyond that
+        return
+    content.pop("checksum")
+    write_sealed(path, content)

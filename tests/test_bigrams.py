@@ -74,7 +74,7 @@ def test_a_file_is_counted_as_its_text(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_counted_is_named(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
-    with pytest.raises(ValueError, match=re.escape(f"{path} is no text file in UTF-8")):
+    with pytest.raises(ValueError, match=re.escape(f"{path} is missing; expected a text file")):
         Bigrams.count_file(path)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=re.escape(f"{path} is no text file in UTF-8")):
@@ -201,7 +201,7 @@ def test_probabilities_survive_a_file(tmp_path: Path) -> None:
         ({"unigram_counts": 3}, "unigram_counts must be a list; got int"),
         ({"unigram_counts": [1]}, "unigram_counts must be a tensor of shape [2]; got [1]"),
         ({"unigram_counts": [1, -1]}, "unigram_counts must be finite numbers from 0 up; got -1"),
-        ({"unigram_counts": [1, 10**400]}, "unigram_counts must be finite numbers from 0 up"),
+        ({"unigram_counts": [1, 10**400]}, "not JSON (a whole number of 401 digits)"),
         ({"unigram_counts": [0, 0]}, "unigram_counts must not all be 0"),
         ({"counts": []}, "counts must be {u: {v: count}}; got list"),
         ({"counts": {"a": [1]}}, "counts of 'a' must be {v: count}; got list"),
@@ -209,7 +209,7 @@ def test_probabilities_survive_a_file(tmp_path: Path) -> None:
         ({"counts": {"a": {"c": 1}}}, "counts: 'c' is not among the tokens"),
         ({"counts": {"a": {"b": "1"}}}, "counts must be finite numbers from 0 up; got '1'"),
         ({"counts": {"a": {"b": True}}}, "counts must be finite numbers from 0 up; got True"),
-        ({"counts": {"a": {"b": math.nan}}}, "counts must be finite numbers from 0 up; got nan"),
+        ({"counts": {"a": {"b": math.nan}}}, "not JSON (NaN is no finite number)"),
     ],
 )
 def test_a_file_of_something_else_is_refused_by_name(

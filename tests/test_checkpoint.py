@@ -19,7 +19,7 @@ from resval_lens import checkpoint, files, provenance
 from resval_lens.checkpoint import FILES
 from resval_lens.streams import AttentionStream, StreamsLike
 from resval_lens.transformer import ResValTransformer
-from tests.helpers import stock_model, tiny_model, tiny_tokens
+from tests.helpers import reseal, stock_model, tiny_model, tiny_tokens
 
 LEARNED = [AttentionStream("q", mix="gate"), AttentionStream("v", source="all", mix="matrix")]
 
@@ -104,6 +104,7 @@ def test_a_model_saved_on_an_absent_device_loads_on_a_present_one(saved: Path) -
     content = json.loads((saved / "config.json").read_text())
     content["config"]["device"] = "cuda"
     (saved / "config.json").write_text(json.dumps(content))
+    reseal(saved)
     loaded = ResValTransformer.from_pretrained(saved)
     assert str(loaded.cfg.device) == loaded.W_E.device.type == "cpu"
     assert torch.equal(loaded(tiny_tokens()), tiny_model(LEARNED)(tiny_tokens()))
@@ -242,7 +243,8 @@ def test_a_failing_first_save_leaves_nothing(
 
 
 def assert_refused(folder: Path, file: str, *expected: str) -> None:
-    """A ValueError that names the file and says what was expected there."""
+    """A ValueError that names the file and says what was expected there, its checksums apart."""
+    reseal(folder)
     with pytest.raises(ValueError, match=re.escape(str(folder / file))) as error:
         ResValTransformer.from_pretrained(folder)
     for text in expected:
@@ -371,6 +373,7 @@ def test_a_config_without_a_required_field_is_refused(saved: Path) -> None:
 def test_a_model_of_another_class_is_refused(saved: Path) -> None:
     content = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps({**content, "model_class": "ICLClassifier"}))
+    reseal(saved)
     message = f"{saved} holds a ICLClassifier; load it with that class, not ResValTransformer"
     with pytest.raises(ValueError, match=re.escape(message)):
         ResValTransformer.from_pretrained(saved)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from resval_lens.memory.model import MemoryTransformer
 from resval_lens.presets import MEMORY_VARIANTS, memory_variant
+from resval_lens.recorded import write_record
 from resval_lens.recorded_memory import (
     RecordedMemoryRun,
     export_memory_runs,
@@ -296,10 +297,9 @@ def test_a_run_is_exported_as_it_ships(tmp_path: Path, straight: Path) -> None:
 
 @pytest.mark.parametrize("name", ["trained", "longer", "recall", "attention"])
 def test_metrics_without_a_part_are_refused(tmp_path: Path, straight: Path, name: str) -> None:
-    lines = [json.loads(x) for x in (straight / "metrics.jsonl").read_text().splitlines()]
-    del lines[1][name]
-    (tmp_path / "run.json").write_bytes((straight / "run.json").read_bytes())
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    recorded = RecordedMemoryRun.load(straight)
+    del recorded.metrics[1][name]
+    write_record(tmp_path, recorded.run.to_dict(), recorded.starts, recorded.metrics)
     with pytest.raises(ValueError, match=f"step 10 lacks '{name}'"):
         RecordedMemoryRun.load(tmp_path)
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 
+from resval_lens.files import read_bytes
 from resval_lens.tasks.bigrams import MOST_TOKENS, Bigrams
 from resval_lens.tasks.triggers import TriggerTask
 
@@ -44,8 +45,8 @@ def read_pairs(path: str | Path, section: str = "capital-world") -> list[Pair]:
             such section or nothing in it. The line names file, line or sections.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_bytes(Path(path), "a text file in UTF-8").decode().splitlines()
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text file in UTF-8 ({error})") from None
     sections: dict[str, dict[Pair, None]] = {}
     current: dict[Pair, None] | None = None

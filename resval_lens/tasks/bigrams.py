@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from resval_lens.files import read_json, write_json
+from resval_lens.files import read_bytes, read_json, write_json
 
 By = Literal["characters", "words"]
 
@@ -118,9 +118,10 @@ class Bigrams:
             ValueError: as :meth:`count`; a file that is missing or not UTF-8. The line names it.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_bytes(Path(path), "a text file in UTF-8").decode()
+        except UnicodeDecodeError as error:
             raise ValueError(f"{path} is no text file in UTF-8 ({error})") from None
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
         try:
             return cls.count(text, by)
         except ValueError as error:

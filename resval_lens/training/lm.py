@@ -31,6 +31,7 @@ from resval_lens.training.run_folder import (
     check_not_done,
     cut_metrics,
     locked,
+    record_end,
     record_start,
     snapshot_paths,
     write_snapshot,
@@ -136,6 +137,7 @@ def train_lm(
             save_model(
                 folder / "model", name, config, state, record, overwrite=True, tokenizer=tokenizer
             )
+            record_end(folder)
         accelerator.wait_for_everyone()
         return model.eval()
 

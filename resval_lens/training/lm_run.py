@@ -9,6 +9,7 @@ import torch
 
 from resval_lens.config import ResValConfig
 from resval_lens.training.schedule import Schedule, learning_rate
+from resval_lens.training.settings import check_name
 from resval_lens.transformer import ResValTransformer
 
 RowKind = Literal["packed", "story"]
@@ -66,6 +67,7 @@ class LMRun:
     snapshot_every: int = 500
 
     def __post_init__(self) -> None:
+        check_name(self.name)
         object.__setattr__(self, "betas", tuple(self.betas))
         whole = ("steps", "batch", "log_every", "evaluate_every", "snapshot_every")
         for name in whole + (("micro_batch",) if self.micro_batch is not None else ()):
@@ -120,9 +122,12 @@ class LMRun:
         return cls(**settings)
 
     def initial_model(self, device: str | torch.device = "cpu") -> ResValTransformer:
-        """The model before its first step; leaves the global generators as they were."""
+        """The model before its first step; leaves the global generators as they were.
+
+        It has no tokenizer, whatever name its configuration has: that may come from a file.
+        """
         config = self.config
-        config.device = str(device)
+        config.device, config.tokenizer_name = str(device), None
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             return ResValTransformer(config)

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from resval_lens.checkpoint import check_parameters
-from resval_lens.files import read_tensors
+from resval_lens.training.run_folder import read_snapshot
 
 OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True)
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -52,9 +52,7 @@ def restore_state(
     Raises:
         ValueError: it is damaged or of another model.
     """
-    tensors, metadata = read_tensors(path, "a training snapshot")
-    if not metadata.get("step", "").isdigit():
-        raise ValueError(f"{path} is not a training snapshot: it names no step")
+    step, tensors = read_snapshot(path)
     window = tensors.pop(WINDOW, None)
     if window is None or window.shape != (2,):
         raise ValueError(f"{path} is not a training snapshot: it has no {WINDOW!r}")
@@ -81,7 +79,7 @@ def restore_state(
     set_optimizer_state_dict(
         model, optimizer, state, options=StateDictOptions(full_state_dict=True)
     )
-    return int(metadata["step"]), window
+    return step, window
 
 
 def _clean(name: str) -> str:

@@ -19,6 +19,7 @@ from resval_lens.training.run_folder import (
     check_not_done,
     locked,
     read_metrics,
+    record_end,
     record_start,
     restore,
     write_snapshot,
@@ -134,6 +135,7 @@ def train_in_folder(
                 progress(step, None)
         record = model_record(run, start, read_metrics(folder))
         trainee.model.save_pretrained(folder / "model", record=record, overwrite=True)
+        record_end(folder)
         return trainee.model
 
 

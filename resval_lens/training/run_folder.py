@@ -7,13 +7,19 @@
 
 A run that was killed goes on from its newest snapshot and ends with the same weights, to the bit,
 as one that was not. Metrics lines after that snapshot are made again.
+
+Damage is seen: each line of metrics ends with a checksum of all lines up to it, a snapshot holds
+one of its content and that of the last line before it, and run.json its own and, when the run has
+ended, that of the last line.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,10 +29,26 @@ import torch
 from torch import Generator, Tensor
 
 from resval_lens.checkpoint import check_parameters
-from resval_lens.files import read_json, read_tensors, write_bytes, write_json, write_tensors
+from resval_lens.files import (
+    check_finite,
+    check_plain,
+    check_seal,
+    note,
+    parse_json,
+    read_bytes,
+    read_json,
+    read_metadata,
+    read_tensors,
+    write_bytes,
+    write_sealed,
+    write_tensors,
+)
 from resval_lens.provenance import provenance
 
 RECORD = "the record of a training run"
+METRICS = "the metrics of a training run"
+SNAPSHOT = "a training snapshot"
+CHECK = "sha256"  # of all lines up to this one, in a line of metrics
 
 
 @contextmanager
@@ -34,8 +56,16 @@ def locked(folder: Path) -> Iterator[None]:
     """Keeps other processes from training in ``folder``.
 
     Raises:
+        ValueError: something in the folder is a link, or another thing than it should be: training
+            would write or delete elsewhere, or wait for ever.
         RuntimeError: one already does.
     """
+    for name in ("lock", "run.json", "metrics.jsonl", "snapshots", "model"):
+        path = folder / name
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link; a run is trained in a folder of its own")
+        if path.exists() and name not in ("snapshots", "model"):
+            check_plain(path, "a file of a training run")
     with (folder / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -47,6 +77,8 @@ def locked(folder: Path) -> Iterator[None]:
 def read_record(folder: Path) -> dict[str, Any]:
     """``run.json``: what is trained (``run``) and the provenance of each start (``starts``).
 
+    When the run has ended, ``metrics`` is the checksum of its last line of metrics.
+
     Raises:
         ValueError: it is missing or damaged.
     """
@@ -56,7 +88,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     for name, kind in kinds.items():
         if not isinstance(record, dict) or not isinstance(record.get(name), kind):
             raise ValueError(f"{path} is not {RECORD}: it has no {name!r}")
-    return dict(record)
+    return check_seal(path, record, (*kinds, "metrics"))
 
 
 def record_start(
@@ -81,14 +113,20 @@ def record_start(
                 )
         record["run"] = run
     record["starts"].append(provenance())
-    write_json(folder / "run.json", record)
+    record.pop("metrics", None)
+    write_sealed(folder / "run.json", record)
     return dict(record["starts"][-1])
+
+
+def record_end(folder: Path) -> None:
+    """Writes down that the run in ``folder`` has ended, and with which metrics."""
+    write_sealed(folder / "run.json", {**read_record(folder), "metrics": _last_check(folder)})
 
 
 def check_not_done(folder: Path, steps: int) -> None:
     """Raises ValueError if the run in ``folder`` has done more than ``steps`` steps."""
     paths = snapshot_paths(folder)
-    if paths and paths[-1].stem.isdigit() and int(paths[-1].stem) > steps:
+    if paths and int(paths[-1].stem) > steps:
         done = int(paths[-1].stem)
         raise ValueError(f"steps={steps}: the run in {folder} has done {done} already")
 
@@ -97,11 +135,19 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The metrics of a run, a dict a snapshot, oldest first; empty before the first.
 
     Raises:
-        ValueError: a line is damaged.
+        ValueError: a line is damaged, or lines are missing, twice or in another order.
     """
     path = folder / "metrics.jsonl"
-    content = path.read_bytes() if path.exists() else b""
-    return [_metrics(path, number, line) for number, line in enumerate(content.splitlines(), 1)]
+    snapshot = _newest_end(folder)
+    lines = list(_lines(path, _content(path).splitlines()))
+    checks = {"": "", **{check: check for _, check in lines}}
+    if snapshot is not None and snapshot[1] not in checks:
+        raise ValueError(f"{path} is damaged: it lacks lines up to {snapshot[0]}")
+    if (folder / "run.json").exists():
+        end = read_record(folder).get("metrics")
+        if end is not None and end != next(reversed(checks)):
+            raise ValueError(f"{path} is damaged: its last line is not the one the run ended with")
+    return [metrics for metrics, _ in lines]
 
 
 def has_metrics(folder: Path) -> bool:
@@ -112,10 +158,16 @@ def has_metrics(folder: Path) -> bool:
 
 def append_metrics(folder: Path, metrics: dict[str, Any]) -> None:
     """Adds a line of metrics, which must name its ``step``."""
+    line = json.dumps({**metrics, CHECK: chained(_last_check(folder), metrics)})
     with (folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(metrics) + "\n")
+        file.write(line + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def chained(before: str, metrics: dict[str, Any]) -> str:
+    """The checksum of a line and, through the checksum ``before`` it, of all earlier ones."""
+    return hashlib.sha256((before + json.dumps(metrics)).encode()).hexdigest()[:16]
 
 
 def write_snapshot(
@@ -128,7 +180,9 @@ def write_snapshot(
     """
     snapshots = folder / "snapshots"
     snapshots.mkdir(exist_ok=True)
-    write_tensors(snapshots / f"{step:08d}.safetensors", tensors, {"step": str(step)})
+    metadata = {"step": str(step), "metrics": _last_check(folder)}
+    path = snapshots / f"{step:08d}.safetensors"
+    write_tensors(path, tensors, {**metadata, "sha256": _content_sha256(tensors, metadata)})
     if keep is not None:
         for path in snapshot_paths(folder)[:-keep]:
             path.unlink()
@@ -161,25 +215,38 @@ def cut_metrics(folder: Path, done: int | None) -> None:
     """Drops what was measured after step ``done`` (None: all), a torn last line included.
 
     Raises:
-        ValueError: a line before that is damaged.
+        ValueError: what was measured up to the newest snapshot is damaged.
     """
     path = folder / "metrics.jsonl"
-    if path.exists():
-        lines = path.read_bytes().splitlines(keepends=True)
-        kept = []
-        for number, line in enumerate(lines, 1):
-            if done is None or not line.endswith(b"\n"):
+    if done is None:
+        if path.exists():
+            write_bytes(path, b"")
+        return
+    content = _content(path).splitlines(keepends=True)
+    whole = [line for line in content if line.endswith(b"\n")]
+    snapshot = _newest_end(folder)
+    kept, last = 0, ""
+    try:
+        for metrics, check in _lines(path, whole):
+            if metrics["step"] > done:
                 break
-            if _metrics(path, number, line)["step"] > done:
-                break
-            kept.append(line)
-        if len(kept) < len(lines):
-            write_bytes(path, b"".join(kept))
+            kept, last = kept + 1, check
+    except ValueError:
+        if snapshot is None or snapshot[1] != last:  # else they are made again
+            raise
+    if snapshot is not None and snapshot[1] != last:
+        raise ValueError(f"{path} is damaged: its lines up to step {done} do not fit {snapshot[0]}")
+    if kept < len(content):
+        write_bytes(path, b"".join(content[:kept]))
 
 
 def snapshot_paths(folder: Path) -> list[Path]:
     """The snapshots that a run's folder holds, oldest first."""
-    return sorted((folder / "snapshots").glob("*.safetensors"))
+    paths = (folder / "snapshots").glob("*.safetensors")
+    return sorted(
+        (path for path in paths if re.fullmatch("[0-9]{1,18}", path.stem)),
+        key=lambda path: int(path.stem),
+    )
 
 
 def load_snapshot(path: Path, parameters: Mapping[str, Tensor]) -> tuple[int, Tensor]:
@@ -188,21 +255,112 @@ def load_snapshot(path: Path, parameters: Mapping[str, Tensor]) -> tuple[int, Te
     Raises:
         ValueError: it is damaged or of another model.
     """
-    tensors, metadata = read_tensors(path, "a training snapshot")
+    step, tensors = read_snapshot(path)
     state = tensors.pop("generator", None)
     check_parameters(parameters, tensors, path)
-    if state is None or "step" not in metadata:
-        raise ValueError(f"{path} is not a training snapshot: no generator state or step")
+    if state is None:
+        raise ValueError(f"{path} is not {SNAPSHOT}: no generator state or step")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
-    return int(metadata["step"]), state
+    return step, state
 
 
-def _metrics(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def read_snapshot(path: Path) -> tuple[int, dict[str, Tensor]]:
+    """A snapshot's step and tensors.
+
+    Raises:
+        ValueError: it is damaged; a tensor holds NaN or infinite numbers.
+    """
+    tensors, metadata = read_tensors(path, SNAPSHOT)
+    unknown = sorted(set(metadata) - {"format", "step", "metrics", "sha256"})
+    if unknown:
+        raise ValueError(f"{path} is damaged: its metadata have the unknown {unknown[0]!r}")
+    step = metadata.get("step", "")
+    if not re.fullmatch("[0-9]{1,18}", step):
+        raise ValueError(f"{path} is not {SNAPSHOT}: no generator state or step")
+    if int(step) != int(path.stem):
+        raise ValueError(f"{path} is of step {step}, not of that in its name")
+    if "sha256" not in metadata:
+        note(f"{path} has no checksum, as older versions wrote it: damage would not be seen")
+    else:
+        named = {name: text for name, text in metadata.items() if name in ("step", "metrics")}
+        if metadata["sha256"] != _content_sha256(tensors, named):
+            raise ValueError(f"{path} is damaged: its checksum does not fit its content")
+    check_finite(tensors, path)
+    return int(step), tensors
+
+
+def _content_sha256(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of names, kinds, shapes and bytes of ``tensors``, and of ``metadata``."""
+    found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name in sorted(tensors):
+        x = tensors[name].detach().cpu().contiguous()
+        found.update(json.dumps([name, str(x.dtype), list(x.shape)]).encode())
+        found.update(x.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _newest_end(folder: Path) -> tuple[Path, str] | None:
+    """The newest snapshot, and the checksum of the last line of metrics before it.
+
+    None where there is no snapshot, or an older version's, which does not say.
+    """
+    while paths := snapshot_paths(folder):
+        try:
+            end = read_metadata(paths[-1], SNAPSHOT).get("metrics")
+        except ValueError:
+            if paths == snapshot_paths(folder):  # else training has just replaced it
+                raise
+        else:
+            return None if end is None else (paths[-1], end)
+    return None
+
+
+def _content(path: Path) -> bytes:
+    return read_bytes(path, METRICS) if path.exists() else b""
+
+
+def _lines(path: Path, lines: list[bytes]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Metrics of each line without its checksum, and what that checksum must be.
+
+    Raises:
+        ValueError: a line is damaged, is no later than the one before, or does not fit its
+            checksum.
+    """
+    check, step, checked = "", -1, False
+    for number, line in enumerate(lines, 1):
+        try:
+            metrics = parse_json(line, finite=False)
+            found = metrics.pop(CHECK, None)
+            later = type(metrics["step"]) is int and metrics["step"] > step
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise ValueError(
+                f"{path}: line {number} is damaged; expected metrics as JSON"
+            ) from None
+        if not later:
+            raise ValueError(
+                f"{path}: line {number} is damaged; expected a step after {step}; got "
+                f"{metrics['step']!r}"
+            )
+        check, step = chained(check, metrics), metrics["step"]
+        if found != check if checked else found not in (check, None):
+            raise ValueError(
+                f"{path}: line {number} is damaged, or lines before it are: its checksum does not "
+                "fit"
+            )
+        checked = found is not None
+        yield metrics, check
+    if lines and not checked:
+        note(f"{path} has no checksums, as older versions wrote it: damage would not be seen")
+
+
+def _last_check(folder: Path) -> str:
+    """The checksum of the last line of metrics; empty where there is none."""
+    path = folder / "metrics.jsonl"
+    lines = _content(path).splitlines()
     try:
-        metrics = json.loads(line)
-        metrics["step"]
-    except (ValueError, TypeError, KeyError):
-        raise ValueError(f"{path}: line {number} is damaged; expected metrics as JSON") from None
-    return dict(metrics)
+        last = parse_json(lines[-1], finite=False)[CHECK]
+    except (IndexError, ValueError, KeyError, TypeError):
+        return next((check for _, check in reversed(list(_lines(path, lines)))), "")
+    return str(last)

@@ -9,12 +9,23 @@ import numpy as np
 from torch import Generator
 
 
+def check_name(name: Any) -> None:
+    """Raises ValueError unless ``name`` can be a folder's, as the name of a run is."""
+    plain = isinstance(name, str) and name.isprintable() and not set(name) & set("/\\")
+    if not plain or not name or name.startswith(".") or len(name) > 200:
+        raise ValueError(
+            f"name must be one to be a folder's: 1 to 200 printable characters, no slash, no dot "
+            f"at the beginning; got {str(name)[:40]!r}"
+        )
+
+
 def check_sgd_settings(run: Any) -> None:
     """Raises ValueError, naming it with its value, for a setting of ``run`` that cannot be.
 
-    Steps, batch, snapshot_every and test_size are whole numbers above 0, the seed one from 0 up,
-    and lr a finite number above 0.
+    The name is fit for a folder's, steps, batch, snapshot_every and test_size are whole numbers
+    above 0, the seed one from 0 up, and lr a finite number above 0.
     """
+    check_name(run.name)
     for name in ("steps", "batch", "snapshot_every", "test_size"):
         value = getattr(run, name)
         if not isinstance(value, int) or value < 1:

@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from resval_lens.files import check_plain
+
 END_OF_DOCUMENT = "<|endoftext|>"
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -74,6 +76,7 @@ def _chained(parts: Iterable[Iterator[str]]) -> Iterator[str]:
 def _texts(path: Path, field: str) -> Iterator[str]:
     if path.suffix not in _READERS:
         raise ValueError(f"{path} is of no known kind; expected a {_KINDS} file")
+    check_plain(path, f"a {_KINDS} file")
     return _with_content(_READERS[path.suffix](path, field), str(path))
 
 
@@ -112,6 +115,8 @@ def _jsonl(path: Path, field: str) -> Iterator[str]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{where} is not JSON ({error.msg}, column {error.colno})") from None
+        except (ValueError, RecursionError) as error:  # a number, or a nesting, without end
+            raise ValueError(f"{where} is not JSON ({_one_line(error)})") from None
         if not isinstance(row, dict):
             raise ValueError(f"{where} is not a JSON object with a field {field!r}")
         text = _field(row, field, where)

@@ -10,8 +10,6 @@ Numbers are little-endian; tokens are uint16 where the vocabulary is below 65,53
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import numpy as np
 from jaxtyping import Int64, UInt
 from tokenizers import Tokenizer
 
-from resval_lens.files import read_json
+from resval_lens.files import check_plain, checksum, digest, read_json
 from resval_lens.tasks.text.vocabulary import fingerprint, load_tokenizer
 
 FORMAT = "resval-lens/tokens/1"
@@ -89,7 +87,7 @@ class TokenFiles:
         )
         if verify:
             for name, expected in meta["sha256"].items():
-                if _sha256(folder / name) != expected:
+                if digest(folder / name) != expected:
                     raise ValueError(f"{folder / name} is damaged: its SHA-256 is not {expected}")
             _check_offsets(files)
             _check_tokens(files)
@@ -150,32 +148,19 @@ def read_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def checksum(meta: dict[str, Any]) -> str:
-    """SHA-256 of what meta.json says."""
-    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-
-
 def token_dtype(d_vocab: int) -> np.dtype[Any]:
     """What holds tokens below ``d_vocab``: uint16 below 65,536, else uint32."""
     return np.dtype("<u2" if d_vocab < 2**16 else "<u4")
 
 
 def _mapped(path: Path, dtype: str, count: int) -> Any:
-    size = path.stat().st_size if path.is_file() else None
     expected = count * np.dtype(dtype).itemsize
-    if size is None:
-        raise ValueError(f"{path} is missing; expected {expected} bytes of token files")
+    check_plain(path, f"{expected} bytes of token files")
+    size = path.stat().st_size
     if size != expected or count < 1:
         raise ValueError(f"{path} is damaged: expected {expected} bytes, above 0; it has {size}")
     # A plain array on the mapped memory: np.memmap is slow to index.
     return np.memmap(path, dtype, "r").view(np.ndarray)
-
-
-def _sha256(path: Path) -> str:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_offsets(files: TokenFiles) -> None:

@@ -11,6 +11,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from resval_lens.files import check_plain, read_bytes
 from resval_lens.tasks.text.sources import END_OF_DOCUMENT, could_be_on_hub
 
 END_OF_TEXT = (END_OF_DOCUMENT, "</s>", "<eos>", "<|end_of_text|>", "<|eot_id|>")
@@ -112,13 +113,18 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def _read(path: Path) -> Tokenizer:
+    content = read_bytes(path, "a tokenizer")
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises no narrower one
+        return Tokenizer.from_buffer(content)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises no narrower one, or panics
         raise ValueError(f"{path} is not a tokenizer ({error})") from None
 
 
 def _read_gpt2(vocab: Path, merges: Path) -> Tokenizer:
+    for path in (vocab, merges):
+        check_plain(path, "a BPE vocabulary")
     try:
         tokens, pairs = models.BPE.read_file(str(vocab), str(merges))
         tokenizer = _byte_level(models.BPE(tokens, pairs))

@@ -16,13 +16,12 @@ import numpy as np
 from jaxtyping import Int64, UInt
 from tokenizers import Tokenizer
 
-from resval_lens.files import write_json
+from resval_lens.files import checksum, write_json
 from resval_lens.tasks.text.token_files import (
     FILES,
     FORMAT,
     OFFSET,
     TokenFiles,
-    checksum,
     read_meta,
     token_dtype,
 )
