@@ -1,14 +1,15 @@
 """What each edit of the links does to a task: all links, each layer's, each alone.
 
 zero        the link carries nothing
-mean        its mean at that position over other prompts (padding left out)
-resample    what it carries on the prompt's corrupted twin
+mean        its mean at that position over other prompts in which that position means the same
+resample    what it carries on the corrupted prompt
 scale c     c times what it would
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,16 +27,18 @@ from resval_lens.hooks import (
     zero,
 )
 from resval_lens.hooks.ablate import Edit
+from resval_lens.hooks.answers import answer_logits
+from resval_lens.hooks.groups import Groups, alike
 from resval_lens.hooks.link_runs import LinkRuns
 from resval_lens.hooks.links import Numbers
-from resval_lens.hooks.prompts import Metric, PromptPairs, answer_logits
+from resval_lens.hooks.prompts import MAX_TOKENS, Metric, PromptPairs, ready
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
 
 EDITS = {
     "zero": "carries nothing",
     "mean": "carries its mean at that position over others",
-    "resample": "carries what it does on the prompt's twin",
+    "resample": "carries what it does on the corrupted prompt",
 }
 """The edits and what an edited link does."""
 
@@ -52,51 +55,52 @@ def ablation_study(
     of: str | None = None,
     layers: Numbers | None = None,
     heads: Numbers | None = None,
-    chunk: int = 64,
+    max_tokens: int = MAX_TOKENS,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Mean measures on the clean prompts with links edited, as JSON.
 
     Args:
-        others: prompts of the same length, whose clean runs give the means.
+        others: prompts whose clean runs give the means: a prompt's mean is over those of its group
+            (``PromptPairs.groups``; prompts that have none are all one, if all are of one length).
         measures: of the answers' logits and the prompts' labels, by name.
         edits: some of ``EDITS``.
         scales: factors c of further edits.
         of, layers, heads: the links: see :func:`~resval_lens.hooks.links.links`.
-        chunk: prompts run at once.
+        max_tokens: rows × positions of one model call, one prompt at least.
         note: called with what is being done.
 
     Returns:
         ``clean`` and ``corrupted`` hold the measures of the unedited runs; ``rows``, for each group
-        of links (:func:`groups`) and edit, the measures and how many ``links`` it has.
+        of links (:func:`groups`) and edit, the measures and how many ``links`` it has;
+        ``mean_prompts``, how many prompts have others of their group: means are of these alone.
 
     Raises:
         ValueError: a model without links, links that are not there, no edit or an unknown one,
-            a factor that is not finite, or ``others`` of another length.
+            a factor that is not finite, or (for means) no prompt that has others of its group.
     """
     for name in edits:
         if name not in EDITS:
             raise ValueError(f"edits must be among {', '.join(EDITS)}; got {name!r}")
     if not edits and not scales:
         raise ValueError("there is no edit; name one of zero, mean, resample or a scale")
-    if others.clean.shape[1:] != pairs.clean.shape[1:]:
-        raise ValueError(
-            f"the other prompts are {list(others.clean.shape[1:])}, not "
-            f"{list(pairs.clean.shape[1:])} as these"
-        )
     chosen = links(model, of, layers, heads)
+    pairs = ready(model, pairs)
     named = groups(model, chosen)
     changes: dict[str, Edit] = {"zero": zero()} if "zero" in edits else {}
     scaled = {f"scale {c:g}": scale(c) for c in scales}
     changes |= {name: edit for name, edit in scaled.items() if name != "scale 0" or not changes}
     found: dict[tuple[str, str], list[dict[str, Tensor]]] = {}
+
+    def measure(edit: str, change: Edit, runs: LinkRuns) -> None:
+        for name, group in named.items():
+            logits = runs.clean if edit == "scale 1" else runs.edited(change, group)
+            found.setdefault((name, edit), []).append(_measured(logits, runs.pairs, measures))
+
+    mean_prompts = 0
     # Every token counts, even where a tokenizer pads on the left.
     with evaluating(model), LocallyOverridenDefaults(model, padding_side="right"):
-        if "mean" in edits:
-            note("mean links")
-            means_of = mean_link_activations(model, others.clean, chosen, others.answers, chunk)
-            changes["mean"] = freeze(means_of)
-        for part in pairs.split(chunk):
+        for part in pairs.within(max_tokens):
             runs = LinkRuns(model, part)
             clean = _measured(runs.clean, part, measures)
             corrupted = answer_logits(model, part.corrupted, part.answers)
@@ -105,14 +109,20 @@ def ablation_study(
                 _measured(corrupted, part, measures)
             )
             if "resample" in edits:
-                changes["resample"] = freeze(link_activations(model, part.corrupted, chosen))
+                carried = link_activations(model, part.corrupted, chosen, part.mask)
+                changes["resample"] = freeze(carried)
             for edit, change in changes.items():
                 note(f"links: {edit}")
-                for name, group in named.items():
-                    measured = clean
-                    if edit != "scale 1":
-                        measured = _measured(runs.edited(change, group), part, measures)
-                    found.setdefault((name, edit), []).append(measured)
+                measure(edit, change, runs)
+        if "mean" in edits:
+            for own, same in _by_group(pairs, ready(model, others)):
+                note("links: mean")
+                mean_prompts += len(own)
+                means_of = mean_link_activations(
+                    model, same.clean, chosen, mask=same.mask, max_tokens=max_tokens
+                )
+                for part in own.within(max_tokens):
+                    measure("mean", freeze(means_of), LinkRuns(model, part))
     if "zero" in edits:
         found |= {(name, "scale 0"): found[name, "zero"] for name in named}
     means = {
@@ -122,6 +132,7 @@ def ablation_study(
     return {
         "prompts": len(pairs),
         "others": len(others),
+        "mean_prompts": mean_prompts,
         "measures": list(measures),
         "edits": {name: EDITS[name] for name in edits},
         "scales": list(scales),
@@ -134,6 +145,38 @@ def ablation_study(
             for edit in (*edits, *(f"scale {c:g}" for c in scales))
         ],
     }
+
+
+def _by_group(pairs: PromptPairs, others: PromptPairs) -> list[tuple[PromptPairs, PromptPairs]]:
+    """Prompts of a group beside the others of that group, cut to their length."""
+    known: Groups | None = "all" if pairs.groups is None and others.groups is None else None
+    of_pairs, of_others = alike(pairs, known), alike(others, known)
+    found = []
+    for group in of_pairs.unique():
+        own, same = (
+            each.rows((numbers == group).nonzero()[:, 0].to(each.clean.device))
+            for each, numbers in ((pairs, of_pairs), (others, of_others))
+        )
+        if not len(same.clean):
+            continue
+        end, other_end = int(own.answers[0]) + 1, int(same.answers[0]) + 1
+        if end != other_end:
+            raise ValueError(
+                f"others: prompts of one group have {other_end} tokens up to the answer there, and "
+                f"{end} here: a position does not mean the same in them"
+            )
+        found.append((_cut(own, end), _cut(same, end)))
+    if not found:
+        raise ValueError(
+            f"mean: none of the {len(others)} other prompts is of a group of these {len(pairs)}; "
+            "take more prompts, or leave out the edit 'mean'"
+        )
+    return found
+
+
+def _cut(pairs: PromptPairs, end: int) -> PromptPairs:
+    clean, corrupted = pairs.clean[:, :end], pairs.corrupted[:, :end]
+    return replace(pairs, clean=clean, corrupted=corrupted, mask=None)
 
 
 def groups(model: ResValTransformer, chosen: Sequence[Link]) -> dict[str, list[Link]]:

@@ -18,12 +18,15 @@ from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
 from resval_lens.analyses.value_parts import equal, z_parts
 from resval_lens.classifier import ICLClassifier
+from resval_lens.hooks.answers import read_out, right_padding
+from resval_lens.hooks.padding import Mask
 from resval_lens.hooks.prompts import (
+    MAX_TOKENS,
     PromptPairs,
+    check_model,
     logit_difference,
-    read_out,
     ready,
-    right_padding,
+    wide,
 )
 from resval_lens.memory.model import MemoryTransformer
 from resval_lens.runtime import evaluating
@@ -77,7 +80,8 @@ def attribute(
     tokens: Int[Tensor, "prompt pos"],
     labels: Int[Tensor, "prompt 2"],
     last: Int[Tensor, " prompt"] | None = None,
-    chunk: int = 64,
+    mask: Mask | None = None,
+    max_tokens: int = MAX_TOKENS,
 ) -> Attribution:
     """Direct logit attribution of logit(first label) − logit(second label), links told apart.
 
@@ -87,9 +91,9 @@ def attribute(
     final norm's in this run. After ``process_weights_`` the value biases are in b_O.
 
     Args:
-        last: each prompt's answer position, where prompts are padded on the right; by default the
-            last position.
-        chunk: prompts run at once.
+        last, mask: where prompts of unequal length end, and which tokens are theirs; as of
+            :class:`~resval_lens.hooks.prompts.PromptPairs`.
+        max_tokens: rows × positions of one model call, one prompt at least.
 
     Raises:
         ValueError: a readout that is not linear in what the layers write (a classifier's,
@@ -97,9 +101,9 @@ def attribute(
             or labels, tokens or positions that do not fit.
     """
     _check_linear(model)
-    prompts = _prompts(model, tokens, labels, last)
+    prompts = _prompts(model, tokens, labels, last, mask)
     with evaluating(model):
-        parts = [_attribute(model, part) for part in prompts.split(chunk)]
+        parts = [_attribute(model, part) for part in prompts.within(max_tokens)]
     names, *tensors = zip(*parts, strict=True)
     values, total, heads = (torch.cat(part).cpu() for part in tensors)
     for prompt, (found, wanted) in enumerate(zip(values.sum(1), total, strict=True)):
@@ -214,36 +218,45 @@ def logit_lens(
     tokens: Tensor,
     labels: Int[Tensor, "prompt 2"],
     last: Int[Tensor, " prompt"] | None = None,
-    chunk: int = 64,
+    mask: Mask | None = None,
+    max_tokens: int = MAX_TOKENS,
 ) -> LogitLens:
     """The readout (final norm, unembedding) at each prompt's answer, of every layer's residual.
 
     Args:
         tokens: [prompt, pos], or a classifier's [prompt, pos, d_model]: its whole readout is used.
-        last, chunk: as in :func:`attribute`.
+        last, mask, max_tokens: as in :func:`attribute`.
 
     Raises:
         ValueError: labels, tokens or positions that do not fit.
     """
-    prompts, layers = _prompts(model, tokens, labels, last), range(model.cfg.n_layers)
+    prompts, layers = _prompts(model, tokens, labels, last, mask), range(model.cfg.n_layers)
     names = ["blocks.0.hook_resid_pre", *(f"blocks.{i}.hook_resid_post" for i in layers)]
     found = []
     with evaluating(model):
-        for part in prompts.split(chunk):
+        for part in prompts.within(max_tokens):
             _, cache = model.run_with_cache(
                 part.clean, stop_at_layer=len(layers), names_filter=names, **right_padding(model)
             )
-            logits = torch.stack([read_out(model, cache[name], part.answers) for name in names])
-            logits = logits.cpu().to(torch.promote_types(logits.dtype, torch.float32))
-            chosen = part.labels.cpu().expand(len(names), -1, -1)  # [point, prompt, 2]
-            first, second = logits.gather(2, chosen).unbind(-1)
-            p = logits.softmax(-1).gather(2, chosen[..., :1])[..., 0]
-            found.append((first - second, p, (logits > first[..., None]).sum(-1)))
+            looked = [_looked_at(model, cache[name], part) for name in names]
+            found.append([torch.stack(each) for each in zip(*looked, strict=True)])
     points = ("embed", *map(str, layers))
     return LogitLens(points, *(torch.cat(each, 1) for each in zip(*found, strict=True)))
 
 
+def _looked_at(
+    model: ResValTransformer, residual: Tensor, part: PromptPairs
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logit difference, P(first label) and its rank, [prompt], of one residual stream."""
+    logits = wide(read_out(model, residual, part.answers).cpu())
+    chosen = part.labels.cpu()
+    first, second = logits.gather(1, chosen).unbind(1)
+    p = logits.softmax(1).gather(1, chosen[:, :1])[:, 0]
+    return first - second, p, (logits > first[:, None]).sum(1)
+
+
 def _check_linear(model: ResValTransformer) -> None:
+    check_model(model)
     cfg = model.cfg
     if isinstance(model, ICLClassifier):
         raise ValueError(
@@ -266,9 +279,14 @@ def _check_linear(model: ResValTransformer) -> None:
 
 
 def _prompts(
-    model: ResValTransformer, tokens: Tensor, labels: Tensor, last: Tensor | None
+    model: ResValTransformer,
+    tokens: Tensor,
+    labels: Tensor,
+    last: Tensor | None,
+    mask: Tensor | None,
 ) -> PromptPairs:
-    """The prompts as pairs without twins, which knows what fits."""
+    """The prompts as pairs without corrupted prompts, which knows what fits."""
+    check_model(model)
     classifies = isinstance(model, ICLClassifier)
     if labels.ndim != 2 or labels.shape[1] != 2:
         raise ValueError(
@@ -280,4 +298,4 @@ def _prompts(
         raise ValueError(f"labels: {outside[0].item()} is not among 0 to {outputs - 1}")
     if tokens.ndim != (3 if classifies else 2):
         raise ValueError(f"tokens must be [prompt, pos]; got {list(tokens.shape)}")
-    return ready(model, PromptPairs(tokens, tokens, logit_difference, labels, last))
+    return ready(model, PromptPairs(tokens, tokens, logit_difference, labels, last, mask=mask))

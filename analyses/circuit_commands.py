@@ -272,7 +272,7 @@ def attribute_command(
         note("logit lens")
         lens = logit_lens(chosen.model, *asked)
         note("copying scores")
-        copying = _copying(chosen)
+        copying = _copying(chosen, list(shares.means()))
     heads = shares.heads.mean(0)  # [layer, source, head]
     total, means = shares.total.mean().item(), shares.means()
     own = heads.diagonal().sum().item()
@@ -306,16 +306,24 @@ def attribute_command(
     )  # fmt: skip
 
 
-def _copying(chosen: ModelOnTask) -> dict[str, dict[str, float | None]]:
+MOST_COPYING = 200
+"""Heads' parts whose copying scores are told: the largest; each takes a readout of every prompt."""
+
+
+def _copying(chosen: ModelOnTask, components: list[str]) -> dict[str, dict[str, float | None]]:
     """Copying scores of heads' parts by name; none where weights do not tell (gates, matrices)."""
     from copy import deepcopy
 
-    from resval_lens.analyses.weight_circuits import copying_scores, own_token_scores
+    from resval_lens.analyses.weight_circuits import copying_scores, ov_paths, own_token_scores
 
     model = chosen.model
     if any(s.of == "v" and s.mix in ("gate", "matrix") for s in model.cfg.streams):
         return {}
-    names_io = own_token_scores(model, chosen.pairs.clean, chosen.named_positions()["IO"])
+    by_name = {str(path): path for path in ov_paths(model)}
+    paths = [by_name[name] for name in components if name in by_name][:MOST_COPYING]
+    names_io = own_token_scores(
+        model, chosen.pairs.clean, chosen.named_positions()["IO"], which=paths
+    )
     # Weights alone say what a head copies once those of the norms are folded in. Not every device
     # has eigenvalues.
     folded = deepcopy(model).to("cpu", print_details=False)
@@ -327,7 +335,7 @@ def _copying(chosen: ModelOnTask) -> dict[str, dict[str, float | None]]:
             "eigenvalues": None if math.isnan(score) else score,
             "names_io": names_io[path],
         }
-        for path, score in copying_scores(folded).items()
+        for path, score in copying_scores(folded, paths).items()
     }
 
 

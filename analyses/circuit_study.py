@@ -25,7 +25,8 @@ from resval_lens.analyses.circuits.running import EdgeRuns
 from resval_lens.analyses.circuits.scores import EdgeScores, Method, score_edges
 from resval_lens.analyses.circuits.search import smallest
 from resval_lens.hooks import cut_links
-from resval_lens.hooks.prompts import PromptPairs, answer_logits
+from resval_lens.hooks.answers import answer_logits
+from resval_lens.hooks.prompts import PromptPairs
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
 

@@ -1,17 +1,20 @@
 """The two tasks on which circuits are compared, as clean and corrupted prompts with a metric.
 
-- Indirect objects in a language model: logit(IO) − logit(S), twins of any kind of
-  :mod:`resval_lens.tasks.ioi_twins`.
+- Indirect objects in a language model: logit(IO) − logit(S), corrupted prompts of any kind of
+  :mod:`resval_lens.tasks.ioi_twins`. A group has its names and its end at the same positions.
 - Classifying in context in the two-layer classifier: logit(right label) − max logit(wrong labels of
-  the context), twins with exchanged labels or objects (:mod:`resval_lens.tasks.icl_twins`).
+  the context), exchanged labels or objects (:mod:`resval_lens.tasks.icl_twins`). All sequences are
+  one group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from resval_lens.hooks.prompts import PromptPairs, logit_difference, margin
 from resval_lens.tasks.icl import ICLBatch, ICLWorld
@@ -24,7 +27,7 @@ from resval_lens.tasks.ioi import (
     sayable,
     token_ids,
 )
-from resval_lens.tasks.ioi_twins import Kind, encode_twins, twins
+from resval_lens.tasks.ioi_twins import Kind, encode_twins, positions, twins
 from resval_lens.tasks.leading import AUTO, leading_token
 from resval_lens.tasks.stories import NAMES as STORY_NAMES
 from resval_lens.tasks.stories import ioi_prompts
@@ -76,10 +79,10 @@ def ioi_pairs(
     names: Sequence[str] | None = None,
     prepend: str = AUTO,
 ) -> PromptPairs:
-    """IO − S of prompts, beside their twins.
+    """IO − S of prompts, beside their corrupted prompts.
 
     Args:
-        kind, seed, names: of the twins.
+        kind, seed, names: of the corrupted prompts.
         prepend: what leads each prompt (:func:`~resval_lens.tasks.leading.leading_token`).
 
     Raises:
@@ -94,19 +97,40 @@ def ioi_pairs(
     texts = twins(prompts, kind, seed, names)
     corrupted = encode_twins(prompts, texts, tokenizer, lead)
     labels = torch.stack([batch.io, batch.subject], 1)
-    name = f"indirect objects, {kind} twins"
-    return PromptPairs(batch.tokens, corrupted, logit_difference, labels, batch.last, name)
+    where = positions(prompts, tokenizer, lead)
+    return PromptPairs(
+        batch.tokens,
+        corrupted,
+        logit_difference,
+        labels,
+        batch.last,
+        f"indirect objects, {kind} twins",
+        torch.arange(batch.tokens.shape[1]) <= batch.last[:, None],
+        _alike(where),
+    )
+
+
+def _alike(where: Mapping[str, Int[Tensor, " prompt"]]) -> Int[Tensor, " prompt"]:
+    """One number for prompts whose names and ends stand at the same positions, in the same order.
+
+    The positions themselves, as digits: the same in every set of prompts.
+    """
+    found = torch.zeros_like(where["end"])
+    for name in ("IO", "S1", "S2", "end"):
+        found = found * 2**15 + where[name]
+    return found
 
 
 def icl_pairs(world: ICLWorld, batch: ICLBatch, what: Exchanged = "labels") -> PromptPairs:
     """The right label's margin over the best wrong one of the context.
 
     Args:
-        what: is exchanged in the twins.
+        what: is exchanged in the corrupted sequences.
 
     Raises:
         ValueError: sequences that are not bursty.
     """
     found = exchanged(world, batch, what)
     name = f"in-context classification, exchanged {what}"
-    return PromptPairs(found.clean, found.corrupted, margin, found.labels, name=name)
+    groups = torch.zeros(len(found.clean), dtype=torch.long)
+    return PromptPairs(found.clean, found.corrupted, margin, found.labels, name=name, groups=groups)

@@ -23,11 +23,15 @@ from transformer_lens.utilities import LocallyOverridenDefaults
 from resval_lens.classifier import ICLClassifier
 from resval_lens.hooks import freeze, mean_link_activations
 from resval_lens.hooks.ablate import Edit
+from resval_lens.hooks.prompts import prompts_within
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
 
 OLSSON = {"early": 50, "late": 500, "context": 512}
 """Positions of the in-context learning score of arXiv 2209.11895, in a context of 512."""
+
+MAX_TOKENS = 2_048
+"""Fewer than elsewhere: every position's logits, or every head's whole pattern, are held."""
 
 
 @dataclass(frozen=True)
@@ -139,20 +143,22 @@ class HeadScores(NamedTuple):
 
 
 @torch.no_grad()
-def head_scores(model: ResValTransformer, repeated: RepeatedTokens, chunk: int = 16) -> HeadScores:
+def head_scores(
+    model: ResValTransformer, repeated: RepeatedTokens, max_tokens: int = MAX_TOKENS
+) -> HeadScores:
     """:class:`HeadScores` on tokens that come twice, in evaluation mode, on the CPU.
 
     Args:
-        chunk: rows run at once.
+        max_tokens: rows × positions of one model call, one row at least.
 
     Raises:
-        ValueError: ``chunk`` below 1, or a classifier.
+        ValueError: ``max_tokens`` below 1, or a classifier.
     """
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
     first, length = repeated.start, repeated.length
     summed = torch.zeros(3, model.cfg.n_layers, model.cfg.n_heads, dtype=torch.float64)
     with _measuring(model):
-        for rows in _chunks(model, repeated.tokens, chunk):
+        for rows in _chunks(model, repeated.tokens, max_tokens):
             _, cache = model.run_with_cache(rows, names_filter=names, return_type=None)
             for layer, name in enumerate(names):
                 pattern = cache[name].cpu().double()  # [sequence, head, query, key]
@@ -177,17 +183,17 @@ class RepeatedLoss(NamedTuple):
 
 
 def repeated_loss(
-    model: ResValTransformer, repeated: RepeatedTokens, chunk: int = 16
+    model: ResValTransformer, repeated: RepeatedTokens, max_tokens: int = MAX_TOKENS
 ) -> RepeatedLoss:
     """:class:`RepeatedLoss` of a model, through its hooks (so that edits of links count).
 
     Args:
-        chunk: rows run at once.
+        max_tokens: rows × positions of one model call, one row at least.
 
     Raises:
         ValueError: as :func:`token_losses`.
     """
-    losses = token_losses(model, repeated.tokens, chunk).mean(0)
+    losses = token_losses(model, repeated.tokens, max_tokens).mean(0)
     start, length = repeated.start, repeated.length
     # The loss of a row's token i stands at i − 1.
     return RepeatedLoss(losses[start : start + length - 1], losses[start + length :])
@@ -195,18 +201,18 @@ def repeated_loss(
 
 @torch.no_grad()
 def token_losses(
-    model: ResValTransformer, tokens: Int[Tensor, "row pos"], chunk: int = 16
+    model: ResValTransformer, tokens: Int[Tensor, "row pos"], max_tokens: int = MAX_TOKENS
 ) -> Float[Tensor, "row pos-1"]:
     """−log P(token | those before it) in nats, of every token of a row but the first.
 
     In evaluation mode, through the hooked model (so that edits count), on the CPU.
 
     Raises:
-        ValueError: ``chunk`` below 1, rows too long for the context, or a classifier.
+        ValueError: ``max_tokens`` below 1, rows too long for the context, or a classifier.
     """
     parts = []
     with _measuring(model):
-        for rows in _chunks(model, tokens, chunk):
+        for rows in _chunks(model, tokens, max_tokens):
             logits = model(rows)[:, :-1]  # [row, pos − 1, d_vocab]
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             targets = rows[:, 1:].to(logits.device)
@@ -215,15 +221,17 @@ def token_losses(
 
 
 @torch.no_grad()
-def link_means(model: ResValTransformer, tokens: Int[Tensor, "row pos"], chunk: int = 16) -> Edit:
+def link_means(
+    model: ResValTransformer, tokens: Int[Tensor, "row pos"], max_tokens: int = MAX_TOKENS
+) -> Edit:
     """Mean-ablation: a link carries its mean at that position over ``tokens``, in any number.
 
     Raises:
-        ValueError: a model without links, ``chunk`` below 1, or rows too long for the context.
+        ValueError: a model without links, ``max_tokens`` below 1, or rows too long for the context.
     """
-    _check_rows(model, tokens, chunk)
+    _check_rows(model, tokens, max_tokens)
     with _measuring(model):
-        return freeze(mean_link_activations(model, tokens, chunk=chunk))
+        return freeze(mean_link_activations(model, tokens, max_tokens=max_tokens))
 
 
 class ICLScore(NamedTuple):
@@ -241,7 +249,7 @@ def icl_score(
     tokens: Int[Tensor, "row pos"],
     early: int | None = None,
     late: int | None = None,
-    chunk: int = 16,
+    max_tokens: int = MAX_TOKENS,
 ) -> ICLScore:
     """The in-context learning score of arXiv 2209.11895, of rows of text.
 
@@ -251,8 +259,8 @@ def icl_score(
             and 500 of 512, scaled to the rows' length and rounded down.
 
     Raises:
-        ValueError: not 1 ≤ early < late < the rows' length; ``chunk`` below 1, rows too long for
-            the context, or a classifier.
+        ValueError: not 1 ≤ early < late < the rows' length; ``max_tokens`` below 1, rows too long
+            for the context, or a classifier.
     """
     length = tokens.shape[1]
     early, late = (
@@ -264,7 +272,7 @@ def icl_score(
             f"early and late must be tokens 1 to {length - 1} of a row, in this order; got "
             f"early={early}, late={late}"
         )
-    losses = token_losses(model, tokens, chunk).mean(0)
+    losses = token_losses(model, tokens, max_tokens).mean(0)
     before, after = losses[early - 1].item(), losses[late - 1].item()
     return ICLScore(after - before, early, late, before, after)
 
@@ -276,15 +284,14 @@ def _measuring(model: ResValTransformer) -> Iterator[None]:
         yield
 
 
-def _chunks(model: ResValTransformer, tokens: Tensor, chunk: int) -> tuple[Tensor, ...]:
-    _check_rows(model, tokens, chunk)
-    return tokens.split(chunk)
+def _chunks(model: ResValTransformer, tokens: Tensor, max_tokens: int) -> tuple[Tensor, ...]:
+    _check_rows(model, tokens, max_tokens)
+    return tokens.split(prompts_within(max_tokens, tokens.shape[1]))
 
 
-def _check_rows(model: ResValTransformer, tokens: Tensor, chunk: int) -> None:
+def _check_rows(model: ResValTransformer, tokens: Tensor, max_tokens: int) -> None:
     _check_language_model(model)
-    if chunk < 1:
-        raise ValueError(f"chunk must be 1 or more; got {chunk}")
+    prompts_within(max_tokens, 1)
     if tokens.shape[1] > model.cfg.n_ctx:
         raise ValueError(f"rows of {tokens.shape[1]} tokens do not fit n_ctx={model.cfg.n_ctx}")
 

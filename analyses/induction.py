@@ -13,6 +13,7 @@ from torch import Tensor
 
 from resval_lens.analyses.emergence import holm_of_both, two_t_tests
 from resval_lens.analyses.head_scores import (
+    MAX_TOKENS,
     RepeatedLoss,
     RepeatedTokens,
     candidates,
@@ -41,7 +42,7 @@ def induction_study(
     among: Sequence[int] | None = None,
     text: Int[Tensor, "row pos"] | None = None,
     top: int = 5,
-    chunk: int = 16,
+    max_tokens: int = MAX_TOKENS,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Head scores, the loss of repeated tokens with every link as trained and edited, as JSON.
@@ -59,7 +60,7 @@ def induction_study(
         n, length, bos, among: as for :func:`~resval_lens.analyses.head_scores.repeated_tokens`.
         text: rows of text without padding.
         top: heads to list of each score.
-        chunk: rows run at once.
+        max_tokens: rows × positions of one model call, one row at least.
         note: called with what is being done.
 
     Raises:
@@ -70,12 +71,12 @@ def induction_study(
     generator = torch.Generator().manual_seed(seed)
     repeated = repeated_tokens(model, generator, n, length, bos, among)
     note(f"head scores on {n} rows of {repeated.length} tokens, twice")
-    scores = head_scores(model, repeated, chunk)._asdict()
-    whole = repeated_loss(model, repeated, chunk)
+    scores = head_scores(model, repeated, max_tokens)._asdict()
+    whole = repeated_loss(model, repeated, max_tokens)
     edits = []
     if model.cfg.streams:
         reference = repeated_tokens(model, generator, n, repeated.length, bos, among)
-        edits = losses_by_edit(model, repeated, reference, chunk, note)
+        edits = losses_by_edit(model, repeated, reference, max_tokens, note)
         for row in edits:
             row["rise"] = row["second"] - whole.second.mean().item()
     return {
@@ -93,7 +94,7 @@ def induction_study(
             "uniform": math.log(len(candidates(model, bos, among))),
         },
         "edits": edits,
-        "icl": None if text is None else icl_score(model, text, chunk=chunk)._asdict(),
+        "icl": None if text is None else icl_score(model, text, max_tokens=max_tokens)._asdict(),
     }
 
 
@@ -115,7 +116,7 @@ def losses_by_edit(
     model: ResValTransformer,
     repeated: RepeatedTokens,
     reference: RepeatedTokens,
-    chunk: int = 16,
+    max_tokens: int = MAX_TOKENS,
     note: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
     """Mean losses of repeated tokens (nats) with links ablated: all, each layer's, each alone.
@@ -124,7 +125,7 @@ def losses_by_edit(
         reference: rows whose mean, position by position, takes a link's place.
 
     Raises:
-        ValueError: a model without links; rows of another length in ``reference``; ``chunk``
+        ValueError: a model without links; rows of another length in ``reference``; ``max_tokens``
             below 1.
     """
     if reference.tokens.shape[1] != repeated.tokens.shape[1]:
@@ -132,13 +133,13 @@ def losses_by_edit(
             f"reference has rows of {reference.tokens.shape[1]} tokens, not "
             f"{repeated.tokens.shape[1]}"
         )
-    ablations = {"zero": zero(), "mean": link_means(model, reference.tokens, chunk)}
+    ablations = {"zero": zero(), "mean": link_means(model, reference.tokens, max_tokens)}
     rows = []
     for name, selected in link_groups(model).items():
         for ablation, edit in ablations.items():
             note(f"{name}: {ablation}")
             with model.hooks(fwd_hooks=link_hooks(model, edit, selected)):
-                loss = repeated_loss(model, repeated, chunk)
+                loss = repeated_loss(model, repeated, max_tokens)
             rows.append({"links": name, "ablation": ablation, **_means(loss)})
     return rows
 

@@ -21,29 +21,37 @@ After Wang et al. 2022 (arXiv 2211.00593), every head with the numbers that its 
 
 An attention weight counts only where it is twice what even attention would give. A share is of the
 clean logit difference; the gap is clean − corrupted. Noised or knocked out is a
-head whose z comes from the corrupted twin. A head may have several roles, or none. The second and
+head whose z comes from the corrupted prompt. A head may have several roles, or none. The second and
 third are not Wang et al.'s: small models that drop the giver instead of fetching the recipient have
 them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from resval_lens.analyses.attribution import attribute, read_direction, written_along
 from resval_lens.analyses.circuit_tasks import ioi_pairs
-from resval_lens.analyses.weight_circuits import own_token_scores
+from resval_lens.analyses.weight_circuits import ov_paths, own_token_scores
+from resval_lens.hooks.answers import right_padding
 from resval_lens.hooks.patching import PatchResult, patch
 from resval_lens.hooks.path_patching import path_patch_each
-from resval_lens.hooks.prompts import PromptPairs, refuse_hooks, right_padding
+from resval_lens.hooks.prompts import (
+    MAX_TOKENS,
+    PromptPairs,
+    check_model,
+    prompts_within,
+    refuse_hooks,
+    wide,
+)
 from resval_lens.runtime import evaluating
 from resval_lens.tasks.ioi import IOIPrompt
 from resval_lens.tasks.ioi_twins import positions
@@ -75,7 +83,8 @@ class HeadMeasures:
             task needs it.
         direct: share of the clean logit difference that the head writes.
         copies: share of prompts in whose readout of OV(IO) the name is among the top 5, by the
-            head's own values or, if that is more, those of a source layer along links.
+            head's own values or, if that is more, those of a source layer along links; NaN of heads
+            that have no role and could be no name mover.
         direct_along_links: of that, what its values have of earlier layers along links.
         direct_when_movers_are_out: the share with every name mover knocked out.
         into_queries: effect on the metric, as a share of the clean − corrupted gap, of path
@@ -109,17 +118,18 @@ def head_roles(
     Args:
         attention: the least mean attention weight, a.
         share: the least share of the logit difference, s.
-        seed: of the corrupted twins, three unrelated names (``abc``).
+        seed: of the corrupted prompts, three unrelated names (``abc``).
         prepend: what leads each prompt (:func:`~resval_lens.tasks.leading.leading_token`).
         note: called with what is being done.
 
     Raises:
         ValueError: a threshold that is not above 0; the clean prompts' mean logit difference is
-            not above that of their twins (the model does not know the task).
+            not above that of the corrupted ones (the model does not know the task).
     """
     for name, value in (("attention", attention), ("share", share)):
         if not 0 < value < 1:
             raise ValueError(f"{name} must lie between 0 and 1; got {value!r}")
+    check_model(model)
     refuse_hooks(model)
     pairs = ioi_pairs(model, prompts, "abc", seed, prepend=prepend)
     note("noising each head")
@@ -127,12 +137,16 @@ def head_roles(
     clean, corrupted = noised.base, noised.source
     if clean <= corrupted or clean <= 0:
         raise ValueError(
-            f"the logit difference is {clean:.3g} on the prompts and {corrupted:.3g} on their "
-            "twins: this model does not identify the indirect object, and no head has a role in it"
+            f"the logit difference is {clean:.3g} on the prompts and {corrupted:.3g} on the "
+            "corrupted prompts: this model does not identify the indirect object, and no head has "
+            "a role in it"
         )
     where = positions(prompts, model.tokenizer, leading_token(model, prepend))
     measured = _measure(model, where, pairs, noised, (attention, share), note)
     found = _judge(measured, attention, share)
+    note("copying")
+    told = {place for places in found.values() for place in places}
+    _add_copies(model, pairs, where["IO"], measured.copies, told)
     return {
         "logit_difference": {"clean": clean, "corrupted": corrupted},
         "prompts": len(prompts),
@@ -156,25 +170,27 @@ def _measure(
     weights, even = _attention(model, pairs, where)
     total = (noised.values.cpu() - clean) / gap
     note("direct attribution")
-    shares = attribute(model, pairs.clean, pairs.labels, pairs.last).heads.mean(0) / clean
+    shares = attribute(model, pairs.clean, pairs.labels, pairs.answers).heads.mean(0) / clean
     direct = shares.sum(1)  # over source layers
     own = torch.stack([shares[layer, layer] for layer in range(len(shares))])
     along, nothing = direct - own, torch.zeros_like(direct)
-    copies = _copies(model, pairs, where["IO"])
+    copies = torch.full_like(direct, torch.nan)
+    sees_io = _sees_io(weights, even, least[0])
+    might = [(int(a), int(b)) for a, b in ((direct >= least[1]) & sees_io).nonzero()]
+    _add_copies(model, pairs, where["IO"], copies, might)
     first = HeadMeasures(weights, even, total, direct, copies, along, nothing, nothing)
     movers = _judge(first, *least)
     note("direct attribution without the name movers")
-    with model.hooks(fwd_hooks=_knocked_out(model, pairs, movers["name mover"])):
-        backup = _direct_effects(model, pairs) / clean
+    backup = _direct_effects(model, pairs, movers["name mover"]) / clean
     note("path patching into queries")
     readers = movers["name mover"] + movers["subject suppressor"]
-    into = nothing.clone()
-    for layer in range(model.cfg.n_layers):
-        later = [f"a{i}.h{head}<q>" for i, head in readers if i > layer]
-        if later:
-            senders = [f"a{layer}.h{head}" for head in range(model.cfg.n_heads)]
-            effect = path_patch_each(model, pairs, senders, later).effect
-            into[layer] = effect.mean(1).cpu() / gap
+    into, last = nothing.clone(), max((layer for layer, _ in readers), default=0)
+    if last:  # what a head sends reaches the queries of later layers alone
+        heads = [(layer, head) for layer in range(last) for head in range(model.cfg.n_heads)]
+        senders, queries = ([f"a{i}.h{h}{end}" for i, h in several]
+                            for several, end in ((heads, ""), (readers, "<q>")))  # fmt: skip
+        effect = path_patch_each(model, pairs, senders, queries).effect
+        into[:last] = effect.mean(1).cpu().unflatten(0, (last, -1)) / gap
     return HeadMeasures(weights, even, total, direct, copies, along, backup, into)
 
 
@@ -182,32 +198,37 @@ def _attention(
     model: ResValTransformer, pairs: PromptPairs, where: Mapping[str, Int[Tensor, " prompt"]]
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Mean attention weights [layer, head], and what even attention would give."""
-    rows = torch.arange(len(pairs))
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
+    sums = {name: torch.zeros(len(names), model.cfg.n_heads) for name in WEIGHTS}
     with evaluating(model):
-        _, cache = model.run_with_cache(
-            pairs.clean, names_filter=names, return_type=None, **right_padding(model)
-        )
-    weights = {
-        name: torch.stack(
-            [cache[at][rows, :, where[query], where[key]].mean(0).cpu() for at in names]
-        )
-        for name, (query, key) in WEIGHTS.items()
-    }
+        for rows in torch.arange(len(pairs)).split(prompts_within(MAX_TOKENS, pairs.length)):
+            at = {name: where[name][rows] for name in where}
+            _, cache = model.run_with_cache(
+                pairs.clean[rows], names_filter=names, return_type=None, **right_padding(model)
+            )
+            for name, (query, key) in WEIGHTS.items():
+                own = torch.arange(len(rows))
+                weights = [cache[each][own, :, at[query], at[key]].sum(0).cpu() for each in names]
+                sums[name] += wide(torch.stack(weights))
     even = {name: (1 / (where[query] + 1)).mean().item() for name, (query, _) in WEIGHTS.items()}
-    return weights, even
+    return {name: summed / len(pairs) for name, summed in sums.items()}, even
 
 
-def _copies(
-    model: ResValTransformer, pairs: PromptPairs, where: Int[Tensor, " prompt"]
-) -> Float[Tensor, "layer head"]:
-    found = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
+def _add_copies(
+    model: ResValTransformer,
+    pairs: PromptPairs,
+    where: Int[Tensor, " prompt"],
+    copies: Float[Tensor, "layer head"],
+    heads: Iterable[tuple[int, int]],
+) -> None:
+    """Fills in what is missing of these heads in ``copies``."""
+    missing = {place for place in heads if copies[place].isnan()}
     if any(stream.of == "v" and stream.mix == "gate" for stream in model.cfg.streams):
         model = model.with_streams("", share_weights=True)  # a gate depends on the token: own only
-    for path, copied in own_token_scores(model, pairs.clean, where).items():
+    which = [path for path in ov_paths(model) if (path.layer, path.head) in missing]
+    for path, copied in own_token_scores(model, pairs.clean, where, which=which).items():
         place = path.layer, path.head
-        found[place] = max(found[place].item(), copied)
-    return found
+        copies[place] = copies[place].nan_to_num(0.0).clamp(min=copied)
 
 
 def _knocked_out(
@@ -234,22 +255,34 @@ def _knocked_out(
     ]
 
 
-def _direct_effects(model: ResValTransformer, pairs: PromptPairs) -> Float[Tensor, "layer head"]:
-    """What each head writes along IO − S, the final norm's scale held; under hooks, too."""
-    rows, answers = torch.arange(len(pairs)), pairs.answers
-    with evaluating(model):
-        residual, cache = model.run_with_cache(
-            pairs.clean,
-            stop_at_layer=model.cfg.n_layers,
-            **right_padding(model),
-            names_filter=lambda name: name.endswith("attn.hook_z"),
-        )
-    _, direction, _ = read_direction(model, residual, answers, pairs.labels)
-    found = []
-    for layer, block in enumerate(model.blocks):
-        z = cache[f"blocks.{layer}.attn.hook_z"][rows, answers]  # [prompt, head, d_head]
-        found.append(written_along(block.attn.W_O, z, direction).mean(0))
-    return torch.stack(found).cpu()
+def _direct_effects(
+    model: ResValTransformer, pairs: PromptPairs, without: Sequence[tuple[int, int]]
+) -> Float[Tensor, "layer head"]:
+    """What each head writes along IO − S with some heads knocked out, the norm's scale held."""
+    summed = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
+    for part in pairs.within(MAX_TOKENS):
+        rows, answers = torch.arange(len(part)), part.answers
+        with evaluating(model), model.hooks(fwd_hooks=_knocked_out(model, part, without)):
+            residual, cache = model.run_with_cache(
+                part.clean,
+                stop_at_layer=model.cfg.n_layers,
+                **right_padding(model),
+                names_filter=lambda name: name.endswith("attn.hook_z"),
+            )
+            _, direction, _ = read_direction(model, residual, answers, part.labels)
+        for layer, block in enumerate(model.blocks):
+            z = cache[f"blocks.{layer}.attn.hook_z"][rows, answers]  # [prompt, head, d_head]
+            summed[layer] += written_along(block.attn.W_O, z, direction).sum(0).cpu()
+    return summed / len(pairs)
+
+
+def _sees_io(
+    weights: Mapping[str, Tensor], even: Mapping[str, float], attention: float
+) -> Bool[Tensor, "layer head"]:
+    """Whether heads attend from the end to IO, and more than to S."""
+    least = max(attention, 2 * even["end→IO"])
+    to_subject = torch.maximum(weights["end→S1"], weights["end→S2"])
+    return (weights["end→IO"] >= least) & (weights["end→IO"] > to_subject)
 
 
 def _judge(
@@ -259,8 +292,7 @@ def _judge(
     weights, direct = measured.attention, measured.direct
     least = {name: max(attention, 2 * even) for name, even in measured.even.items()}
     sees = {name: weights[name] >= least[name] for name in WEIGHTS}
-    to_subject = torch.maximum(weights["end→S1"], weights["end→S2"])
-    sees_io = sees["end→IO"] & (weights["end→IO"] > to_subject)
+    sees_io = _sees_io(weights, measured.even, attention)
     sees_subject = sees["end→S2"] & (weights["end→S2"] > weights["end→IO"])
     mover = (direct >= share) & sees_io & (measured.copies >= 0.5)
     criteria = {

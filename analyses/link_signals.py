@@ -1,11 +1,11 @@
 """What the links carry in indirect-object prompts: who gave, as a token or as a position.
 
-Links are frozen to what they carry on a twin of each prompt (:mod:`resval_lens.tasks.ioi_twins`),
+Links are frozen to what they carry on the corrupted prompts (:mod:`resval_lens.tasks.ioi_twins`),
 in which the giver's token, position, or both, say otherwise; everything else is the prompt's own.
 How far the logit difference IO − S falls is how much the model heeds what these links say of the
 giver:
 
-    effect = (logit difference, links frozen to the twin) / (logit difference) − 1
+    effect = (logit difference, links frozen) / (logit difference) − 1
 
 0: it does not matter; −1: nothing is left of the preference; −2: the preference is inverted.
 """
@@ -20,7 +20,7 @@ import torch
 from resval_lens.analyses.circuit_tasks import ioi_pairs
 from resval_lens.hooks import freeze, link_activations, link_groups
 from resval_lens.hooks.link_runs import LinkRuns
-from resval_lens.hooks.prompts import refuse_hooks
+from resval_lens.hooks.prompts import MAX_TOKENS, check_model, ready, refuse_hooks
 from resval_lens.runtime import evaluating
 from resval_lens.tasks.ioi import IOIPrompt
 from resval_lens.tasks.ioi_twins import SIGNALS, Kind
@@ -37,11 +37,11 @@ def link_signals(
     prepend: str = AUTO,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """The effect of freezing links to each kind of twin: all together, by layer, one by one.
+    """The effect of freezing links to each kind of corrupted prompt: all, by layer, one by one.
 
     Args:
-        kinds: of twins.
-        seed: of the twins' new names.
+        kinds: of corrupted prompts.
+        seed: of their new names.
         prepend: what leads each prompt (:func:`~resval_lens.tasks.leading.leading_token`).
         note: called with what is being done.
 
@@ -53,6 +53,7 @@ def link_signals(
         ValueError: a model without links, no kinds, hooks on the model, or a logit difference that
             is not above 0.
     """
+    check_model(model)
     if not kinds:
         raise ValueError(f"kinds is empty; name some of {', '.join(get_args(Kind))}")
     refuse_hooks(model)
@@ -62,20 +63,24 @@ def link_signals(
     clean = 0.0
     for kind in kinds:
         note(f"links of {kind} twins")
-        pairs = ioi_pairs(model, prompts, kind, seed, prepend=prepend)
+        pairs = ready(model, ioi_pairs(model, prompts, kind, seed, prepend=prepend))
+        clean, summed = 0.0, dict.fromkeys(groups, 0.0)
         with evaluating(model):
-            runs = LinkRuns(model, pairs)
-            clean = pairs.measure(runs.clean).mean().item()
-            if clean <= 0:
-                raise ValueError(f"the logit difference is {clean:.3g}; expected one above 0")
-            carried = freeze(link_activations(model, pairs.corrupted, names))
-            for group, chosen in groups.items():
-                logits = runs.edited(carried, chosen)
-                effects[group][kind] = pairs.measure(logits).mean().item() / clean - 1
+            for part in pairs.within(MAX_TOKENS):
+                runs = LinkRuns(model, part)
+                clean += part.measure(runs.clean).sum().item() / len(pairs)
+                carried = freeze(link_activations(model, part.corrupted, names, part.mask))
+                for group, chosen in groups.items():
+                    measured = part.measure(runs.edited(carried, chosen))
+                    summed[group] += measured.sum().item() / len(pairs)
+        if clean <= 0:
+            raise ValueError(f"the logit difference is {clean:.3g}; expected one above 0")
+        for group, value in summed.items():
+            effects[group][kind] = value / clean - 1
     return {
         "logit_difference": clean,
         "prompts": len(prompts),
         "signals": {kind: list(SIGNALS[kind]) for kind in kinds},
-        "ablation": "links frozen to the twin's",
+        "ablation": "links frozen to the corrupted prompt's",
         "effects": effects,
     }

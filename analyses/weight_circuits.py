@@ -26,6 +26,14 @@ from transformer_lens.utilities.matrix import composition_scores as composed
 from resval_lens.analyses.attribution import head_name
 from resval_lens.analyses.value_parts import split_by_source
 from resval_lens.classifier import ICLClassifier
+from resval_lens.hooks.padding import (
+    Mask,
+    first_own,
+    moved,
+    own_tokens,
+    refuse_padding_around,
+    refuse_unmasked,
+)
 from resval_lens.memory.model import MemoryTransformer
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
@@ -184,25 +192,33 @@ def composition_scores(model: ResValTransformer, mode: Mode) -> Composition:
 
 
 @torch.no_grad()
-def copying_scores(model: ResValTransformer) -> dict[Path, float]:
+def copying_scores(
+    model: ResValTransformer, which: Sequence[Path] | None = None
+) -> dict[Path, float]:
     """Σ λ / Σ |λ| over the eigenvalues of W_E OV W_U: 1 copies tokens, −1 lowers their logits.
 
     Real: eigenvalues come in conjugate pairs. NaN for a path of weight 0. A MemoryTransformer's
     feed-forward, linear and after every layer, is part of the readout: W_U is (1 + W_F) W_U.
+
+    Args:
+        which: paths of :func:`ov_paths`; by default all.
 
     Raises:
         ValueError: a classifier, or as many logits as there are not tokens; a gated value stream.
     """
     _check_tokens(model)
     weights = paths(model)
-    circuit = _ov(model, tuple(weights), weights)
+    which = tuple(weights) if which is None else which
+    if not which:
+        return {}
+    circuit = _ov(model, which, weights)
     # The eigenvalues other than 0 of W_E (V O) W_U are those of V (O W_U W_E).
     around = model.unembed.W_U @ model.embed.W_E  # [d_model, d_model]
     if isinstance(model, MemoryTransformer):
         around = around + model.feed_forward.W_F @ around
     eigenvalues = FactoredMatrix(circuit.A, circuit.B @ around).eigenvalues  # [path, d_head]
     scores = eigenvalues.sum(-1).real / eigenvalues.abs().sum(-1)
-    return dict(zip(weights, scores.tolist(), strict=True))
+    return dict(zip(which, scores.tolist(), strict=True))
 
 
 @torch.no_grad()
@@ -211,6 +227,8 @@ def own_token_scores(
     tokens: Int[Tensor, "prompt pos"],
     positions: Int[Tensor, " prompt"] | None = None,
     top: int = 5,
+    which: Sequence[Path] | None = None,
+    mask: Mask | None = None,
 ) -> dict[Path, float]:
     """The share of tokens that a head, attending to them alone, would name among its top ``top``.
 
@@ -226,9 +244,12 @@ def own_token_scores(
         tokens: prompts.
         positions: the token of each prompt that is looked at; by default the last.
         top: how many of the largest logits count.
+        which: paths of :func:`ov_paths`; by default all. Each takes a readout of every prompt.
+        mask: of prompts that are padded on the left; True at their own tokens.
 
     Raises:
-        ValueError: as :func:`copying_scores`; a position or ``top`` that is not there.
+        ValueError: as :func:`copying_scores`; a position or ``top`` that is not there; rows that
+            look padded without a mask.
     """
     _check_tokens(model)
     count, length = tokens.shape
@@ -240,6 +261,13 @@ def own_token_scores(
         )
     if not 1 <= top <= model.cfg.d_vocab:
         raise ValueError(f"top must lie between 1 and {model.cfg.d_vocab}; got {top}")
+    if mask is None:
+        refuse_unmasked(model, tokens, "tokens")
+    else:
+        mask = own_tokens(mask, tokens)
+        refuse_padding_around(model, mask)
+        first = first_own(mask)
+        tokens, at = moved(tokens, first), at - first.to(at.device)
     with evaluating(model):
         _, cache = model.run_with_cache(
             tokens, stop_at_layer=1, padding_side="right",
@@ -249,7 +277,8 @@ def own_token_scores(
     at = at.to(cache["hook_embed"].device)
     own = tokens.to(at.device)[rows, at]
     scores = {}
-    for path, weight in weights.items():
+    for path in weights if which is None else which:
+        weight = weights[path]
         direct = path.source == 0 or model.cfg.attn_only
         x = cache["hook_embed" if direct else "blocks.0.hook_resid_post"][rows, at][:, None]
         ln1 = model.blocks[path.source].ln1

@@ -19,8 +19,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from resval_lens.hooks.answers import right_padding
 from resval_lens.hooks.links import Link, Numbers, links, whole_numbers
-from resval_lens.hooks.prompts import right_padding
+from resval_lens.hooks.padding import (
+    Mask,
+    first_own,
+    moved,
+    own_tokens,
+    refuse_padding_around,
+    refuse_unmasked,
+)
+from resval_lens.hooks.prompts import MAX_TOKENS, check_model, prompts_within, wide
 from resval_lens.transformer import ResValTransformer
 
 Heads = Float[Tensor, "batch pos head d_head"]
@@ -41,15 +50,28 @@ def scale(factor: float) -> Edit:
     return lambda link, name: factor * link
 
 
-def mean(reference: Mapping[str, Tensor], per_position: bool = True) -> Edit:
+def mean(
+    reference: Mapping[str, Tensor], per_position: bool = True, mask: Mask | None = None
+) -> Edit:
     """The link carries its mean over a reference run (:func:`link_activations`).
 
     Args:
-        per_position: a mean for each position; otherwise one over all positions.
+        per_position: a mean for each position; otherwise one over all positions. A position should
+            mean the same in every row.
+        mask: True at the reference's own tokens, [row, pos]; what padding carries is left out.
     """
     axes = (0,) if per_position else (0, 1)
-    means = {name: x.mean(axes, keepdim=True) for name, x in reference.items()}
+    means = {name: _mean(x, axes, mask) for name, x in reference.items()}
     return lambda link, name: _known(means, name)
+
+
+def _mean(x: Heads, axes: tuple[int, ...], mask: Mask | None) -> Tensor:
+    if mask is None:
+        return x.mean(axes, keepdim=True)
+    own = own_tokens(mask, x)[..., None, None].to(x.device)
+    totals, counts = (x * own).sum(axes, keepdim=True), own.sum(axes, keepdim=True)
+    overall = (x * own).sum((0, 1), keepdim=True) / own.sum()
+    return torch.where(counts > 0, totals / counts.clamp(min=1), overall)
 
 
 def freeze(reference: Mapping[str, Tensor]) -> Edit:
@@ -88,14 +110,35 @@ def _known(reference: Mapping[str, Tensor], name: str) -> Tensor:
 
 @torch.no_grad()
 def link_activations(
-    model: ResValTransformer, inputs: Any, selected: Sequence[Link] | None = None
+    model: ResValTransformer,
+    inputs: Any,
+    selected: Sequence[Link] | None = None,
+    mask: Mask | None = None,
 ) -> dict[str, Tensor]:
-    """What each link carries on ``inputs``: hook point name to [batch, pos, head, d_head]."""
+    """What each link carries on ``inputs``: hook point name to [batch, pos, head, d_head].
+
+    Args:
+        inputs: tokens, text, or a classifier's vectors.
+        mask: of tokens that are padded, True at a row's own, as a tokenizer's ``attention_mask``:
+            there each row carries what it does alone. Positions are those of ``inputs``.
+
+    Raises:
+        ValueError: rows that look padded on the left without a mask, or a mask that does not fit.
+    """
+    check_model(model)
     names = _heads(model, selected)
+    back = None
+    if mask is not None:
+        mask = own_tokens(mask, inputs)
+        refuse_padding_around(model, mask)
+        back = first_own(mask)
+        inputs = moved(inputs, back)
+    elif isinstance(inputs, Tensor) and not inputs.is_floating_point():
+        refuse_unmasked(model, inputs, "inputs")
     _, cache = model.run_with_cache(
         inputs, names_filter=lambda name: name in names, **right_padding(model)
     )
-    return dict(cache.cache_dict)
+    return {name: x if back is None else moved(x, -back) for name, x in cache.items()}
 
 
 @torch.no_grad()
@@ -104,29 +147,36 @@ def mean_link_activations(
     inputs: Tensor,
     selected: Sequence[Link] | None = None,
     last: Int[Tensor, " row"] | None = None,
-    chunk: int = 64,
+    mask: Mask | None = None,
+    max_tokens: int = MAX_TOKENS,
 ) -> dict[str, Float[Tensor, "1 pos head d_head"]]:
-    """What each link carries at each position, averaged over the rows that reach it.
+    """What each link carries at each position, averaged over the rows that have it.
 
     :func:`link_activations`, then the mean, of any number of rows; for :func:`freeze`. A position
-    that none of them reaches has the mean over all positions.
+    that none of them has gets the mean over all positions. A position should mean the same in every
+    row: take rows of one template.
 
     Args:
         inputs: rows, padded on the right where they have a ``last`` position.
-        chunk: rows run at once.
+        mask: of rows that are padded on either side, True at their own tokens.
+        max_tokens: rows × positions of one model call, one row at least.
     """
     length = inputs.shape[1]
     last = torch.full((len(inputs),), length - 1) if last is None else last.cpu()
-    reached = torch.arange(length) <= last[:, None]  # [row, pos]
+    own = torch.arange(length) <= last[:, None]  # [row, pos]
+    own = own if mask is None else own_tokens(mask, inputs).cpu()
+    size = prompts_within(max_tokens, length)
+    masks: Sequence[Any] = [None] * len(inputs) if mask is None else own.split(size)
     sums: dict[str, Tensor] = {}
-    for rows, own in zip(inputs.split(chunk), reached.split(chunk), strict=True):
-        for name, x in link_activations(model, rows, selected).items():
-            part = (x * own[..., None, None].to(x)).sum(0)
+    for rows, reached, masked in zip(inputs.split(size), own.split(size), masks, strict=False):
+        for name, x in link_activations(model, rows, selected, masked).items():
+            part = (wide(x) * reached[..., None, None].to(x.device)).sum(0)
             sums[name] = sums[name] + part if name in sums else part
-    counts, means = reached.sum(0), {}
+    counts, means = own.sum(0), {}
     for name, total in sums.items():
         n = counts.to(total)[:, None, None]
-        means[name] = torch.where(n > 0, total / n.clamp(min=1), total.sum(0) / n.sum())[None]
+        found = torch.where(n > 0, total / n.clamp(min=1), total.sum(0) / n.sum())[None]
+        means[name] = found.to(model.cfg.dtype)
     return means
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from resval_lens.hook_names import handing_point
 from resval_lens.hooks.ablate import Edit, link_hooks
+from resval_lens.hooks.answers import answer_logits, resumed_logits
 from resval_lens.hooks.links import Link
-from resval_lens.hooks.prompts import PromptPairs, answer_logits, resumed_logits
+from resval_lens.hooks.prompts import PromptPairs
 from resval_lens.norm import is_watched
 from resval_lens.transformer import ResValTransformer
 

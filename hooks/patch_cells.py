@@ -22,7 +22,7 @@ from torch import Tensor
 from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
 from transformer_lens.hook_points import HookPoint
 
-from resval_lens.hooks.prompts import read_out, right_padding
+from resval_lens.hooks.answers import layer_device, read_out, right_padding
 from resval_lens.norm import is_watched
 from resval_lens.transformer import ResValTransformer
 
@@ -235,7 +235,8 @@ class PatchedRuns:
         for part in residual.split(size * prompts):
             repeats = len(part) // prompts
             logits = read_out(self.model, part, answers.clamp(min=0).repeat(repeats))
-            early = (answers < 0).repeat(repeats)[:, None]  # answered before anything is patched
+            # Answered before anything is patched.
+            early = (answers < 0).repeat(repeats)[:, None].to(logits.device)
             yield torch.where(early, self.base_logits.repeat(repeats, 1), logits)
 
     def _enter(self, layer: int, cells: Cells, first: int, end: int) -> tuple[Tensor, Carried]:
@@ -293,12 +294,14 @@ class PatchedRuns:
         if cells is not None:
             patch = partial(self._patch, cells, end)
             hooks = self.model.hooks(fwd_hooks=[(self.site.names[layer], patch)])
+        device = layer_device(self.model, layer)
+        offsets = None if self.offsets is None else self.offsets[:, first:end].to(device)
         with hooks:
             return self.model.blocks[layer](
-                residual,
+                residual.to(device),
                 carried=carried,
                 past_kv_cache_entry=entry,
-                shortformer_pos_embed=None if self.offsets is None else self.offsets[:, first:end],
+                shortformer_pos_embed=offsets,
             )
 
     def _patch(self, cells: Cells, end: int, activation: Tensor, hook: HookPoint) -> Tensor:
@@ -311,7 +314,8 @@ class PatchedRuns:
         if axis == 2:
             other = other[..., :end]
         rows = activation.unflatten(0, (len(cells), -1))
-        patched = torch.where(self.site.mask(cells, start, end), other, rows)
+        mask = self.site.mask(cells, start, end).to(rows.device)
+        patched = torch.where(mask, other, rows)
         return patched.flatten(0, 1)
 
     def _before(self, layer: int, first: int) -> KeysValues:

@@ -21,9 +21,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from resval_lens.hook_names import full_hook_name
+from resval_lens.hooks.answers import answer_logits
 from resval_lens.hooks.links import Numbers, among, whole_numbers
+from resval_lens.hooks.padding import first_own, moved
 from resval_lens.hooks.patch_cells import LOCAL, PatchedRuns, Site
-from resval_lens.hooks.prompts import PromptPairs, answer_logits, ready, vanishes
+from resval_lens.hooks.prompts import MAX_TOKENS, PromptPairs, ready, vanishes
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
 
@@ -81,7 +83,7 @@ def patch(
     heads: Numbers | None = None,
     by: Sequence[str] | None = None,
     direction: str = "denoise",
-    max_tokens: int = 16384,
+    max_tokens: int = MAX_TOKENS,
     progress: Callable[[int, int], None] | None = None,
 ) -> PatchResult:
     """The metric of every run that takes one cell of ``site`` from the other run.
@@ -95,31 +97,34 @@ def patch(
             ``"pattern"``) or the streams' (``"v_link"``, ``"v_local"``), or one layer's in full.
             The position of scores and patterns is the query's; k and v have key-value heads.
         layers: by default all that have the site.
-        positions: by default each position of the prompts, padding included.
+        positions: columns of the prompts as given, by default each, padding included (where a
+            patch changes nothing).
         heads: by default all of the site's.
         by: what a cell has one of: layer, position, head; by default all that the site has. What
             is left out is patched together, all that is chosen of it; layer may be left out where
             one is chosen.
-        max_tokens: rows × positions computed at a time, which bounds memory.
+        max_tokens: rows × positions of one model call; prompts beyond it are taken in parts, one
+            at least.
         progress: called with the cells done and those there are; where ``max_tokens`` makes it
             take the prompts in parts, cells count once for each part.
 
     Raises:
-        ValueError: a site, layer, position, head, axis or direction that is not there.
+        ValueError: a site, layer, position, head, axis or direction that is not there; what
+            :func:`~resval_lens.hooks.prompts.ready` refuses.
     """
+    given, pairs = pairs, ready(model, pairs)
     if direction not in DIRECTIONS:
         raise ValueError(f"direction must be 'denoise' or 'noise'; got {direction!r}")
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens must be at least 1; got {max_tokens!r}")
+    parts = pairs.within(max_tokens)
     names = _hook_points(model, site, layers)
-    pairs = ready(model, pairs)
-    pairs = pairs if direction == "noise" else pairs.flipped()  # `clean` is what is patched
+    # `clean` is what is patched
+    parts = parts if direction == "noise" else [part.flipped() for part in parts]
     with evaluating(model):
-        wanted, labels, kept = _wanted(model, pairs, site, names, positions, heads, by)
+        where = _positions(given, positions)
+        wanted, labels, kept = _wanted(model, parts[0], site, names, where, heads, by)
         sizes = [len(labels[axis]) if axis in kept else 1 for axis in AXES if axis in labels]
         grid = torch.cartesian_prod(*(torch.arange(n) for n in [*sizes, 1][:3]))
         cells = torch.stack([torch.tensor(labels["layer"])[grid[:, 0]], grid[:, 1], grid[:, 2]], 1)
-        parts = pairs.split(max(1, max_tokens // pairs.length))
         results = []
         for number, part in enumerate(parts):
             rows = slice(number * len(parts[0]), number * len(parts[0]) + len(part))
@@ -165,7 +170,7 @@ def _patched(
 ) -> tuple[Float[Tensor, "cell prompt"], Float[Tensor, " prompt"], Float[Tensor, " prompt"]]:
     """The metric of each cell, of the clean prompts and of those they take activations from."""
     runs = PatchedRuns(model, pairs.clean, pairs.corrupted, pairs.answers, site)
-    base, source = (_floating(pairs.measure(x)[0]) for x in (runs.base_logits, runs.source_logits))
+    base, source = (pairs.measure(x)[0] for x in (runs.base_logits, runs.source_logits))
     found = base.repeat(len(cells), 1)
     batches = list(runs.batches(cells, max_tokens))
     done = len(cells) - sum(map(len, batches))  # these are base
@@ -173,15 +178,11 @@ def _patched(
         progress(done, len(cells))
     for which in batches:
         measured = [pairs.measure(logits) for logits in runs.logits(cells[which])]
-        found[which] = _floating(torch.cat(measured))
+        found[which] = torch.cat(measured)
         done += len(which)
         if progress is not None:
             progress(done, len(cells))
     return found, base, source
-
-
-def _floating(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _hook_points(model: ResValTransformer, site: str, layers: Numbers | None) -> dict[int, str]:
@@ -222,7 +223,7 @@ def _why_missing(model: ResValTransformer, site: str) -> str:
     parts = [name.partition(".")[2].partition(".")[2] for name in model.hook_dict]
     short = {re.sub(r"(attn|mlp)\.", "", part).removeprefix("hook_") for part in parts}
     known = sorted(name for name in short if name and "." not in name)
-    near = get_close_matches(site, known, cutoff=0.4)
+    near = get_close_matches(site.removeprefix("hook_"), known, cutoff=0.4)
     return f"the blocks have no such hook point; near it are {', '.join(near or known)}"
 
 
@@ -231,7 +232,7 @@ def _wanted(
     pairs: PromptPairs,
     site: str,
     names: dict[int, str],
-    positions: Positions | None,
+    positions: tuple[list[Any], Bool[Tensor, "label prompt pos"]],
     heads: Numbers | None,
     by: Sequence[str] | None,
 ) -> tuple[Site, dict[str, list[Any]], list[str]]:
@@ -245,7 +246,7 @@ def _wanted(
     shape, axis = cache[first].shape, model.position_axis(first)
     assert axis is not None
     labels: dict[str, list[Any]] = {"layer": list(names)}
-    labels["position"], where = _positions(pairs, positions)
+    labels["position"], where = positions
     which = None
     if len(shape) == 4:
         count = shape[1 if axis == 2 else 2]
@@ -279,7 +280,7 @@ def _positions(
     every = torch.eye(pairs.length, dtype=torch.bool)
     if not isinstance(positions, Mapping):
         chosen = among(whole_numbers(positions, "positions"), pairs.length, "positions")
-        return chosen, every[chosen][:, None].expand(-1, len(pairs), -1)
+        return chosen, _aligned(pairs, every[chosen][:, None].expand(-1, len(pairs), -1))
     if not positions:
         raise ValueError("positions: the selection is empty; name one or more, or None for all")
     for name, where in positions.items():
@@ -293,4 +294,23 @@ def _positions(
             raise ValueError(
                 f"positions[{name!r}]: {beyond[0].item()} is not among 0 to {pairs.length - 1}"
             )
-    return list(positions), torch.stack([every[where.cpu()] for where in positions.values()])
+    at = [every[where.cpu()] for where in positions.values()]
+    found = _aligned(pairs, torch.stack(at))
+    for name, own in zip(positions, found.any(-1), strict=True):
+        if not own.all():
+            row = int((~own).int().argmax())
+            raise ValueError(
+                f"positions[{name!r}]: {positions[name][row].item()} is padding in prompt {row}"
+            )
+    return list(positions), found
+
+
+def _aligned(
+    pairs: PromptPairs, where: Bool[Tensor, "label prompt pos"]
+) -> Bool[Tensor, "label prompt own"]:
+    """Of columns of the rows as given, those of the aligned prompts; no padding among them."""
+    if pairs.mask is None:
+        return where
+    mask = pairs.mask.cpu()
+    found = torch.stack([moved(columns & mask, first_own(mask)) for columns in where])
+    return found[..., : int(mask.sum(1).max())]

@@ -39,9 +39,16 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from resval_lens.hooks.answers import read_out, right_padding
 from resval_lens.hooks.links import links as links_of
 from resval_lens.hooks.path_nodes import Node, Nodes, check_reach, entered_heads, parse_nodes
-from resval_lens.hooks.prompts import PromptPairs, read_out, ready, refuse_hooks, right_padding
+from resval_lens.hooks.prompts import (
+    MAX_TOKENS,
+    PromptPairs,
+    check_model,
+    ready,
+    refuse_hooks,
+)
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
 
@@ -79,7 +86,7 @@ def path_patch(
     senders: Nodes,
     receivers: Nodes,
     links: LinkMode = "frozen",
-    max_tokens: int = 16384,
+    max_tokens: int = MAX_TOKENS,
 ) -> PathEffects:
     """One path patch from all senders together; ``patched`` is [prompt].
 
@@ -87,13 +94,14 @@ def path_patch(
         senders, receivers: names or links, one or several; see the module.
         links: hold the links that do not send "frozen" to the clean run in run C, or let them
             "through".
-        max_tokens: rows × positions in one model call.
+        max_tokens: rows × positions of one model call; one prompt at least.
 
     Raises:
         ValueError: a sender or receiver that the model does not have; one from or into which
-            nothing flows; "logits" beside other receivers; another word for ``links``;
-            ``max_tokens`` below one prompt.
+            nothing flows; "logits" beside other receivers; another word for ``links``; what
+            :func:`~resval_lens.hooks.prompts.ready` refuses.
     """
+    check_model(model)
     sending = parse_nodes(model, senders, "senders")
     effects = _path_effects(model, pairs, [sending], receivers, links, max_tokens)
     return PathEffects(**{**effects.__dict__, "patched": effects.patched[0]})
@@ -105,13 +113,14 @@ def path_patch_each(
     senders: Nodes,
     receivers: Nodes,
     links: LinkMode = "frozen",
-    max_tokens: int = 16384,
+    max_tokens: int = MAX_TOKENS,
 ) -> PathEffects:
     """A path patch for each sender alone, to the same receivers; ``patched`` is [sender, prompt].
 
     Runs A and B are made once; C and D hold many senders at a time, and begin at the first layer
     that is not as in B. Arguments and errors are :func:`path_patch`'s.
     """
+    check_model(model)
     groups = [[sender] for sender in parse_nodes(model, senders, "senders")]
     return _path_effects(model, pairs, groups, receivers, links, max_tokens)
 
@@ -126,23 +135,19 @@ def _path_effects(
     max_tokens: int,
 ) -> PathEffects:
     """A path patch for each group of senders."""
+    pairs = ready(model, pairs)
     receiving = parse_nodes(model, receivers, "receivers")
     senders = [node for group in groups for node in group]
     if links not in get_args(LinkMode):
         raise ValueError(f"links must be 'frozen' or 'through'; got {links!r}")
-    if max_tokens < pairs.length:
-        raise ValueError(
-            f"max_tokens must hold one prompt of {pairs.length} tokens; got {max_tokens!r}"
-        )
     check_reach(model, senders, receiving)
     refuse_hooks(model, "hook_resid_pre")
-    pairs = ready(model, pairs)
     clean, patched = [], []
     with evaluating(model):
-        for part in pairs.split(max_tokens // pairs.length):
+        for part in pairs.within(max_tokens):
             runs = _Runs(model, part, senders, links == "frozen")
             clean.append(runs.clean_metric)
-            size = max_tokens // (len(part) * part.length)
+            size = max(1, max_tokens // (len(part) * part.length))
             patched.append(_each(runs, groups, receiving, size))
     return PathEffects(
         senders=tuple(node.name for node in senders),

@@ -76,7 +76,7 @@ def model() -> ResValTransformer:
 
 @pytest.fixture(scope="module")
 def study(model: ResValTransformer) -> dict[str, Any]:
-    return ablation_study(model, PAIRS, OTHERS, MEASURES, scales=(-1.5, 1), chunk=2)
+    return ablation_study(model, PAIRS, OTHERS, MEASURES, scales=(-1.5, 1), max_tokens=14)
 
 
 def row_of(study: dict[str, Any], name: str, edit: str) -> dict[str, float]:

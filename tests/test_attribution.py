@@ -354,7 +354,7 @@ def test_means_are_over_prompts_and_the_largest_comes_first() -> None:
 
 def test_chunks_and_padding_change_nothing() -> None:
     model = double("v")
-    whole, one_by_one = (attribute(model, TOKENS, LABELS, LAST, chunk=n) for n in (64, 1))
+    whole, one_by_one = (attribute(model, TOKENS, LABELS, LAST, max_tokens=n) for n in (4096, 1))
     close(one_by_one.values, whole.values)
     close(one_by_one.heads, whole.heads)
     for prompt, last in enumerate(LAST.tolist()):
@@ -438,7 +438,7 @@ def test_a_classifier_is_referred_to_the_parts_that_it_has() -> None:
         ({"labels": LABELS + 1}, "labels: 13 is not among 0 to 12"),
         ({"labels": -LABELS}, "labels: -1 is not among 0 to 12"),
         ({"last": LAST + 1}, "last: 7 is beyond the prompts' 7 tokens"),
-        ({"chunk": 0}, "a part holds at least 1 prompt; got size=0"),
+        ({"max_tokens": 0}, "max_tokens must be 1 or more; got 0"),
         ({"tokens": TOKENS[0]}, r"tokens must be \[prompt, pos\]; got \[7\]"),
         ({"tokens": TOKENS.repeat(1, 2)}, "prompts of 14 tokens do not fit n_ctx=12"),
     ],
@@ -458,7 +458,7 @@ def test_prompts_that_do_not_fit_are_refused(
 @torch.no_grad()
 def test_the_lens_reads_out_a_model_that_ends_there(architecture: str) -> None:
     model = double("v", **ARCHITECTURES[architecture])
-    found = logit_lens(model, TOKENS, LABELS, LAST, chunk=2)
+    found = logit_lens(model, TOKENS, LABELS, LAST, max_tokens=14)
     assert found.points == ("embed", "0", "1", "2")
     for point in range(4):
         # A model whose later layers write nothing says what the lens says.

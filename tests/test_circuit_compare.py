@@ -29,7 +29,7 @@ from resval_lens.analyses.circuits.circuit import Circuit
 from resval_lens.analyses.circuits.running import EdgeRuns
 from resval_lens.analyses.circuits.scores import EdgeScores, score_edges
 from resval_lens.hooks import PromptPairs, cut_links
-from resval_lens.hooks.prompts import answer_logits
+from resval_lens.hooks.answers import answer_logits
 from resval_lens.recorded import load_runs
 from resval_lens.tasks.stories import ioi_prompts
 from resval_lens.transformer import ResValTransformer

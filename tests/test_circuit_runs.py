@@ -10,7 +10,8 @@ from torch import Tensor
 from resval_lens.analyses.circuits.graph import Graph
 from resval_lens.analyses.circuits.running import EdgeRuns
 from resval_lens.analyses.circuits.scores import score_edges
-from resval_lens.hooks.prompts import PromptPairs, answer_logits, logit_difference
+from resval_lens.hooks.answers import answer_logits
+from resval_lens.hooks.prompts import PromptPairs, logit_difference
 from resval_lens.streams import AttentionStream
 from resval_lens.transformer import ResValTransformer
 from tests.helpers import ARCHITECTURES, tiny_model, tiny_tokens
@@ -93,7 +94,7 @@ def test_eap_is_the_derivative_of_the_metric_in_each_edges_corrupted_share(name:
 def test_exact_scores_corrupt_one_edge_at_a_time(name: str) -> None:
     model = model_of(name)
     pairs, graph = tiny_pairs(model, 2), Graph.of(model)
-    scores = score_edges(model, pairs, "exact", chunk=1).values
+    scores = score_edges(model, pairs, "exact", max_tokens=1).values
     clean = loop_metric(model, pairs, {})
     generator = torch.Generator().manual_seed(4)
     residual = torch.randperm(graph.n_residual, generator=generator)[:12].tolist()

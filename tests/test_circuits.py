@@ -61,7 +61,7 @@ def test_classic_scores_are_those_of_the_published_method(
 def test_scores_do_not_depend_on_how_prompts_are_divided(method: Method) -> None:
     model = tiny_model("v", dtype=torch.float64)
     pairs = tiny_pairs(model)
-    whole, parts = (score_edges(model, pairs, method, chunk=n).values for n in (3, 1))
+    whole, parts = (score_edges(model, pairs, method, max_tokens=7 * n).values for n in (3, 1))
     torch.testing.assert_close(whole, parts)
 
 
@@ -480,7 +480,7 @@ def test_a_metric_without_a_gradient_needs_exact_scores() -> None:
             lambda runs: score_edges(runs.model, runs.pairs, steps=0),
             r"steps must be a whole number from 1 up; got 0",
         ),
-        (lambda runs: score_edges(runs.model, runs.pairs, chunk=0), r"at least 1 prompt"),
+        (lambda runs: score_edges(runs.model, runs.pairs, max_tokens=0), "max_tokens must be 1"),
         (
             lambda runs: completeness(runs, Circuit.whole(runs.graph), [["a7.h0"]]),
             r"'a7.h0' is no head or MLP of this model",

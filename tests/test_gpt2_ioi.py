@@ -11,7 +11,8 @@ import torch
 
 from resval_lens import ResValTransformer
 from resval_lens.analyses.attribution import attribute
-from resval_lens.hooks.prompts import answer_logits, logit_difference
+from resval_lens.hooks.answers import answer_logits
+from resval_lens.hooks.prompts import logit_difference
 from resval_lens.tasks.ioi import IOIBatch, encode, generate_prompts
 
 TEMPLATES = (
@@ -66,7 +67,7 @@ def test_the_logit_difference_is_the_published_one(gpt2: ResValTransformer, batc
 
 def test_the_name_movers_are_on_top(gpt2: ResValTransformer, batch: Any) -> None:
     labels = torch.stack([batch.io, batch.subject], 1)
-    means = attribute(gpt2, batch.tokens, labels, batch.last, chunk=50).means()
+    means = attribute(gpt2, batch.tokens, labels, batch.last, max_tokens=1024).means()
     heads = {name: share for name, share in means.items() if name.startswith("a")}
     by_share = sorted(heads, key=lambda name: -heads[name])
     assert set(by_share[:3]) == {"a9.h9", "a10.h0", "a9.h6"}

@@ -158,8 +158,8 @@ def test_a_model_of_another_kind_is_refused(model: ResValTransformer, message: s
     "use", [head_scores, repeated_loss], ids=["scores", "loss"]
 )  # fmt: skip
 def test_a_chunk_below_one_and_rows_beyond_the_context_are_refused(use: Any) -> None:
-    with pytest.raises(ValueError, match="chunk must be 1 or more; got 0"):
-        use(tiny_model(), repeated(), chunk=0)
+    with pytest.raises(ValueError, match="max_tokens must be 1 or more; got 0"):
+        use(tiny_model(), repeated(), max_tokens=0)
     with pytest.raises(ValueError, match="rows of 10 tokens do not fit n_ctx=8"):
         use(tiny_model(n_ctx=8), repeated())
 
@@ -186,7 +186,7 @@ def test_scores_are_those_of_a_plain_loop(bos: int | None, changes: dict[str, An
                         weights[2].append(pattern[head, query, earlier + 1])
                 assert len(weights[1]) == 5
                 sums[:, layer, head] += [np.mean(x) for x in weights]
-    found = head_scores(model, rows, chunk=4)
+    found = head_scores(model, rows, max_tokens=4 * rows.tokens.shape[1])
     for name, expected in zip(HeadScores._fields, sums / len(rows.tokens), strict=True):
         np.testing.assert_allclose(getattr(found, name), expected, atol=1e-6, err_msg=name)
     assert len({round(x, 4) for x in torch.stack(found).flatten().tolist()}) > 30
@@ -249,8 +249,10 @@ def test_a_head_that_does_one_thing_alone_has_that_score(bos: int | None, score:
 
 def test_edits_count_and_chunks_do_not() -> None:
     model, rows = tiny_model("v"), repeated(n=7)
-    whole = head_scores(model, rows, chunk=7)
-    for one, other in zip(whole, head_scores(model, rows, chunk=2), strict=True):
+    whole = head_scores(model, rows, max_tokens=7 * rows.tokens.shape[1])
+    for one, other in zip(
+        whole, head_scores(model, rows, max_tokens=2 * rows.tokens.shape[1]), strict=True
+    ):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
     with cut_links(model):
         cut = head_scores(model, rows)
@@ -278,7 +280,7 @@ def test_losses_are_those_of_a_stock_model_token_by_token(bos: int | None, strea
                 told = logits[at - 1]
                 surprise = np.log(np.exp(told).sum()) - told[row[at].item()]
                 sums[number - 1] += surprise / len(rows.tokens)
-    found = repeated_loss(model, rows, chunk=4)
+    found = repeated_loss(model, rows, max_tokens=4 * rows.tokens.shape[1])
     np.testing.assert_allclose(found.first, first, rtol=1e-5)
     np.testing.assert_allclose(found.second, second, rtol=1e-5)
 
@@ -287,7 +289,7 @@ def test_losses_are_the_models_own() -> None:
     model, tokens = tiny_model("v"), tiny_tokens(5)
     with torch.no_grad():
         own = model(tokens, return_type="loss", loss_per_token=True)
-    torch.testing.assert_close(token_losses(model, tokens, chunk=2), own)
+    torch.testing.assert_close(token_losses(model, tokens, max_tokens=2 * tokens.shape[1]), own)
 
 
 def test_a_model_that_copies_loses_nothing_the_second_time() -> None:
@@ -311,7 +313,7 @@ def test_mean_ablation_puts_the_mean_at_each_position(changes: dict[str, Any]) -
     model, tokens = tiny_model(**changes), tiny_tokens(6)
     with torch.no_grad():
         _, cache = model.run_with_cache(tokens)
-    edit = link_means(model, tokens, chunk=4)
+    edit = link_means(model, tokens, max_tokens=4 * tokens.shape[1])
     for layer in (1, 2):
         expected = cache["v_link", layer].double().mean(0, keepdim=True).float()
         name = f"blocks.{layer}.attn.hook_v_link"
@@ -326,7 +328,7 @@ def test_mean_ablation_puts_the_mean_at_each_position(changes: dict[str, Any]) -
 def test_the_icl_score_is_late_minus_early(length: int, early: int, late: int) -> None:
     model = tiny_model(n_ctx=512)
     tokens = tiny_tokens(3, length)
-    found = icl_score(model, tokens, chunk=2)
+    found = icl_score(model, tokens, max_tokens=2 * tokens.shape[1])
     losses = []
     for at in (early, late):
         with torch.no_grad():

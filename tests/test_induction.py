@@ -49,7 +49,8 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 @pytest.fixture(scope="module")
 def study() -> dict[str, Any]:
-    return induction_study(tiny_model("qv"), **ROWS, seed=3, text=tiny_tokens(4), top=2, chunk=4)
+    text = tiny_tokens(4)
+    return induction_study(tiny_model("qv"), **ROWS, seed=3, text=text, top=2, max_tokens=50)
 
 
 def test_the_study_holds_the_scores_and_losses(study: dict[str, Any]) -> None:

@@ -20,7 +20,8 @@ from resval_lens.analyses.weight_circuits import (
 )
 from resval_lens.generation import stream_tokens
 from resval_lens.hooks import PromptPairs, cut_links, edit_links, patch, path_patch, zero
-from resval_lens.hooks.prompts import answer_logits, logit_difference
+from resval_lens.hooks.answers import answer_logits
+from resval_lens.hooks.prompts import logit_difference
 from resval_lens.memory import MemoryTransformer
 from tests.test_memory_model import KINDS, TOKENS, model_of
 

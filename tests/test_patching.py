@@ -352,7 +352,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "by twice": ({}, {"site": "z", "by": ["head", "head"]}, "one each of layer, position, head"),
     "layers": ({}, {"site": "z", "by": ["head"]}, r"needs one layer; got layers \[0, 1, 2\]"),
     "direction": ({}, {"site": "z", "direction": "up"}, "'denoise' or 'noise'; got 'up'"),
-    "memory": ({}, {"site": "z", "max_tokens": 0}, "max_tokens must be at least 1; got 0"),
+    "memory": ({}, {"site": "z", "max_tokens": 0}, "max_tokens must be 1 or more; got 0"),
     "no name": ({}, {"site": "z", "positions": {}}, "positions: the selection is empty"),
     "named": (
         {},

@@ -345,7 +345,7 @@ def test_a_model_in_training_mode_is_patched_without_dropout() -> None:
         ({"senders": "a1.h0", "receivers": "v2.h0"}, "nothing flows from a1.h0 into v2.h0"),
         ({"senders": "v1.h0", "receivers": "v2.h1"}, "nothing flows from v1.h0 into v2.h1"),
         ({"links": "free"}, "links must be 'frozen' or 'through'; got 'free'"),
-        ({"max_tokens": 6}, "max_tokens must hold one prompt of 7 tokens; got 6"),
+        ({"max_tokens": 0}, "max_tokens must be 1 or more; got 0"),
     ],
     ids=str,
 )  # fmt: skip

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from resval_lens.classifier import ICLClassifier, classifier_config
+from resval_lens.hooks.answers import answer_logits
 from resval_lens.hooks.prompts import (
     PromptPairs,
-    answer_logits,
     logit_difference,
     margin,
     negative_kl,

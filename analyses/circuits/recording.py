@@ -15,7 +15,7 @@ from transformer_lens.hook_points import HookPoint
 from resval_lens.analyses.circuits.graph import Graph, Receiver
 from resval_lens.attention import StreamAttention
 from resval_lens.hook_names import handing_point
-from resval_lens.hooks.prompts import answer_logits
+from resval_lens.hooks.answers import answer_logits
 from resval_lens.transformer import ResValTransformer
 
 Parts = Float[Tensor, "slot row pos head d_head"]
@@ -26,18 +26,24 @@ class Recording:
     """One run.
 
     Attributes:
-        writers: what each writer adds to the residual stream, without b_O.
+        writers: what each writer adds to the residual stream, without b_O, where its layer is.
         links: hook point of each receiver to what each of its slots brings.
         handed: what each layer hands on, by stream.
         residual: the residual stream before each layer, and after the last.
         logits: at the answers.
     """
 
-    writers: Float[Tensor, "writer row pos d_model"]
+    writers: list[Float[Tensor, "row pos d_model"]]
     links: dict[str, Parts]
     handed: dict[str, Tensor]
     residual: list[Float[Tensor, "row pos d_model"]]
     logits: Float[Tensor, "row d_vocab"]
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers it holds."""
+        held = [*self.writers, *self.links.values(), *self.handed.values(), *self.residual]
+        return sum(x.numel() for x in held)
 
 
 class Recorder:
@@ -67,8 +73,7 @@ class Recorder:
 
     def recording(self, logits: Float[Tensor, "row d_vocab"]) -> Recording:
         """What was kept; ``logits`` are the run's."""
-        writers = torch.stack(self.writers)
-        return Recording(writers, self.links, self.handed, self.residual, logits.detach())
+        return Recording(self.writers, self.links, self.handed, self.residual, logits.detach())
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ computed: what an edge that is kept carries follows from what happened before it
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from typing import Any, Literal, get_args
@@ -21,24 +21,27 @@ from transformer_lens.hook_points import HookPoint
 from resval_lens.analyses.circuits.graph import Graph, Reader, Receiver, graph_of
 from resval_lens.analyses.circuits.recording import (
     Parts,
+    Recording,
     inputs_per_head,
     link_hooks,
     record,
     writing_hooks,
 )
+from resval_lens.hooks.answers import read_out, resumed_logits
+from resval_lens.hooks.groups import Groups, alike
 from resval_lens.hooks.prompts import (
+    MAX_TOKENS,
     PromptPairs,
-    read_out,
+    prompts_within,
     ready,
     refuse_hooks,
-    resumed_logits,
+    wide,
 )
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
 
-MAX_TOKENS = 8_192
 MOST_NUMBERS = 2**27
-"""Numbers that are held at once of what writers write."""
+"""Numbers that are held at once of what writers write and readers read (half a gigabyte)."""
 
 Ablation = Literal["resample", "mean"]
 
@@ -46,8 +49,13 @@ Ablation = Literal["resample", "mean"]
 class EdgeRuns:
     """Prompts, ready to be run with any edges corrupted.
 
+    Prompts are run in parts. What edges carry on a part is recorded once and held as long as all
+    that is held stays within ``MOST_NUMBERS``; a part beyond it is recorded anew each time that it
+    is run. So memory does not grow with the number of prompts.
+
     Attributes:
         clean, corrupted: mean metric of the two runs.
+        clean_values, corrupted_values: of each prompt.
     """
 
     def __init__(
@@ -57,45 +65,52 @@ class EdgeRuns:
         graph: Graph | None = None,
         max_tokens: int = MAX_TOKENS,
         ablation: Ablation = "resample",
-        groups: Int[Tensor, " prompt"] | None = None,
+        groups: Groups | None = None,
     ) -> None:
-        """Runs the prompts and their twins once.
+        """Runs the prompts and the corrupted prompts once.
 
         Args:
-            max_tokens: so many positions are run together, of several circuits; one circuit runs
-                all prompts.
-            ablation: what a corrupted edge carries: what it does on the prompt's twin (resample),
-                or the mean of that over twins, position by position (mean).
-            groups: the group of each prompt, such as its template; the mean is over the twins of
-                one group. By default all are one.
+            max_tokens: rows × positions of one model call, of several prompts and circuits; one
+                prompt at least; fewer where writers would write more than ``MOST_NUMBERS``.
+            ablation: what a corrupted edge carries: what it does on the corrupted prompt
+                (resample), or the mean of that over the corrupted prompts of a group, position by
+                position (mean).
+            groups: for means, a number for each prompt: in prompts of one number, such as a
+                template's, a position means the same. "all": in all prompts. By default those of
+                the pairs. The mean of a prompt that is alone in its group is its own: resampling.
 
         Raises:
             ValueError: hooks on the model, another model's graph, prompts that the model cannot
-                read, an unknown ablation, groups without means, ``max_tokens`` below 1.
+                read, an unknown ablation, groups without means, means without groups or of prompts
+                of unequal length, ``max_tokens`` below 1.
         """
-        if max_tokens < 1:
-            raise ValueError(f"max_tokens must be 1 or more; got {max_tokens!r}")
         if ablation not in get_args(Ablation):
             raise ValueError(f"ablation must be 'resample' or 'mean'; got {ablation!r}")
-        if groups is not None and (ablation != "mean" or groups.shape != (len(pairs),)):
-            raise ValueError(
-                f"groups are one of each of the {len(pairs)} prompts, for ablation='mean'; got "
-                f"{list(groups.shape)} and {ablation!r}"
-            )
-        refuse_hooks(model)
+        if groups is not None and ablation != "mean":
+            raise ValueError(f"groups are for ablation='mean'; got {ablation!r}")
         pairs = ready(model, pairs)
+        refuse_hooks(model)
         self.model, self.pairs, self.max_tokens = model, pairs, max_tokens
         self.graph, self.ablation = graph_of(model, graph), ablation
         self._known: dict[bytes, Tensor] = {}  # values of circuits by a digest of their edges
+        self.groups = alike(pairs, groups) if ablation == "mean" else None
+        numbers = len(self.graph.writers) * model.cfg.d_model * pairs.length  # of one prompt
+        size = min(prompts_within(max_tokens, pairs.length), max(1, MOST_NUMBERS // numbers))
+        several = [torch.arange(len(pairs))]
+        if self.groups is not None:
+            several = [(self.groups == g).nonzero()[:, 0] for g in self.groups.unique()]
+        self.parts = [part for rows in several for part in rows.split(size)]
+        self._held: dict[int, _Part] = {}
+        self._mean: tuple[int, Recording] | None = None
+        found = []
         with evaluating(model):
-            self.clean_run, self.corrupted_run = (
-                record(model, self.graph, inputs, pairs.answers)
-                for inputs in (pairs.clean, pairs.corrupted)
-            )
-        self.clean_values = pairs.measure(self.clean_run.logits)[0]
-        self.corrupted_values = pairs.measure(self.corrupted_run.logits)[0]
+            for number in range(len(self.parts)):
+                part = self._part(number)
+                logits = part.clean.logits, part.corrupted.logits
+                found.append(torch.stack([part.pairs.measure(x)[0] for x in logits]))
+        order = torch.cat(self.parts).argsort().to(found[0].device)
+        self.clean_values, self.corrupted_values = torch.cat(found, 1)[:, order]
         if ablation == "mean":
-            self._take_means(torch.zeros(len(pairs)).long() if groups is None else groups)
             self.corrupted_values = self.values(torch.zeros(1, len(self.graph)).bool())[0]
         self.clean, self.corrupted = (
             values.mean().item() for values in (self.clean_values, self.corrupted_values)
@@ -109,22 +124,56 @@ class EdgeRuns:
     @property
     def measured_by(self) -> dict[str, str]:
         """What is to be named beside every number: ablation, granularity, data set."""
-        how = {"resample": "resample from the corrupted twin", "mean": "mean over corrupted twins"}
-        return {"ablation": how[self.ablation], "granularity": "edges", "data": self.pairs.name}
+        how = "resample from the corrupted prompt"
+        if self.groups is not None:
+            sizes = self.groups.unique(return_counts=True)[1]
+            how = f"mean over the corrupted prompts of a group ({_count(sizes)})"
+        return {"ablation": how, "granularity": "edges", "data": self.pairs.name}
 
-    def _take_means(self, groups: Int[Tensor, " prompt"]) -> None:
-        """What edges carry on the twins, averaged over each group."""
+    def _part(self, number: int) -> _Part:
+        """Some of the prompts, and what edges carry on them."""
+        if number in self._held:
+            return self._held[number]
+        rows = self.parts[number]
+        pairs = self.pairs.rows(rows.to(self.pairs.clean.device))
+        clean, corrupted = (
+            record(self.model, self.graph, inputs, pairs.answers)
+            for inputs in (pairs.clean, pairs.corrupted)
+        )
+        # Of the clean run the parts of links, of the other all but these and writers are not used.
+        clean = replace(clean, links={})
+        corrupted = replace(corrupted, handed={}, residual=[])
+        if self.groups is not None:
+            corrupted = self._mean_of(int(self.groups[rows[0]]), corrupted)
+        part = _Part(pairs, clean, corrupted)
+        if part.numbers + sum(held.numbers for held in self._held.values()) <= MOST_NUMBERS:
+            self._held[number] = part
+        return part
 
-        def means(x: Tensor) -> Tensor:  # [writer or slot, prompt, ...]
-            averaged = x.clone()
-            for group in groups.unique():
-                own = groups == group
-                averaged[:, own] = x[:, own].mean(1, keepdim=True)
-            return averaged
-
-        run = self.corrupted_run
-        links = {name: means(x) for name, x in run.links.items()}
-        self.corrupted_run = replace(run, writers=means(run.writers), links=links)
+    def _mean_of(self, group: int, of: Recording) -> Recording:
+        """``of``, with what edges carry on the corrupted prompts of its group, averaged."""
+        assert self.groups is not None
+        if self._mean is None or self._mean[0] != group:
+            rows = [part for part in self.parts if self.groups[part[0]] == group]
+            writers: list[Tensor] = []
+            links: dict[str, Tensor] = {}
+            for own in rows:
+                pairs = self.pairs.rows(own.to(self.pairs.clean.device))
+                run = (
+                    of
+                    if len(rows) == 1
+                    else record(self.model, self.graph, pairs.corrupted, pairs.answers)
+                )
+                sums = [wide(x).sum(0, keepdim=True) for x in run.writers]
+                writers = [a + b for a, b in zip(writers, sums, strict=True)] if writers else sums
+                for name, x in run.links.items():  # [slot, row, ...]
+                    added = wide(x).sum(1, keepdim=True)
+                    links[name] = links[name] + added if name in links else added
+            count, dtype = sum(map(len, rows)), of.logits.dtype
+            means = [(x / count).to(dtype) for x in writers]
+            of_links = {name: (x / count).to(dtype) for name, x in links.items()}
+            self._mean = group, Recording(means, of_links, {}, [], of.logits)
+        return replace(self._mean[1], logits=of.logits)
 
     @torch.no_grad()
     def values(
@@ -137,7 +186,8 @@ class EdgeRuns:
         Only layers from the first corrupted edge on are run, and no set is run twice.
 
         Args:
-            progress: called with how many sets are done.
+            progress: called with how many sets are done, all of their prompts or as many of them
+                in part.
 
         Raises:
             ValueError: another number of edges, no booleans, hooks that came on the model since.
@@ -163,20 +213,21 @@ class EdgeRuns:
     def _run(
         self, kept: Bool[Tensor, "circuit edge"], progress: Callable[[int], None]
     ) -> Float[Tensor, "circuit prompt"]:
-        kept = kept.to(self.pairs.clean.device)
+        kept = kept.cpu()
         first = torch.tensor([self._first_layer(circuit) for circuit in kept])
         found = self.clean_values.new_empty(len(kept), len(self.pairs))
-        tokens = len(self.pairs) * self.pairs.length
-        at_once = min(self.max_tokens // tokens, MOST_NUMBERS // self.clean_run.writers.numel())
-        at_once = max(1, at_once)
         done = 0
         with evaluating(self.model), inputs_per_head(self.model):
-            for layer in first.unique().tolist():
-                for part in (first == layer).nonzero()[:, 0].split(at_once):
-                    run = _Run(self, kept[part], layer)
-                    found[part] = self.pairs.measure(run.logits())
-                    done += len(part)
-                    progress(done)
+            for number, rows in enumerate(self.parts):
+                part = self._part(number)
+                size = self.max_tokens // (len(rows) * self.pairs.length)
+                size = max(1, min(size, MOST_NUMBERS // sum(x.numel() for x in part.clean.writers)))
+                for layer in first.unique().tolist():
+                    for some in (first == layer).nonzero()[:, 0].split(size):
+                        run = _Run(self, part, kept[some], layer)
+                        found[some[:, None], rows] = part.pairs.measure(run.logits())
+                        done += len(some) * len(rows)
+                        progress(done // len(self.pairs))
         return found
 
     def means(
@@ -200,23 +251,51 @@ def _depth(group: Reader | Receiver) -> int:
     return group.layer + is_last
 
 
+def _count(sizes: Int[Tensor, " group"]) -> str:
+    alone = int((sizes == 1).sum())
+    return f"{len(sizes)} groups of {sizes.min()} to {sizes.max()}" + (
+        f"; {alone} prompts are alone in theirs, whose mean is their own" if alone else ""
+    )
+
+
+@dataclass
+class _Part:
+    """Some prompts, and what edges carry on them."""
+
+    pairs: PromptPairs
+    clean: Recording
+    corrupted: Recording
+
+    @property
+    def numbers(self) -> int:
+        return self.clean.numbers + self.corrupted.numbers
+
+
 class _Run:
     """One forward pass of several circuits, stacked in the batch: rows are (circuit, prompt)."""
 
-    def __init__(self, runs: EdgeRuns, kept: Bool[Tensor, "circuit edge"], layer: int) -> None:
-        self.runs, self.graph, self.kept, self.layer = runs, runs.graph, kept, layer
+    def __init__(
+        self, runs: EdgeRuns, part: _Part, kept: Bool[Tensor, "circuit edge"], layer: int
+    ) -> None:
+        self.model, self.graph, self.part = runs.model, runs.graph, part
+        self.kept, self.layer = kept, layer
         self.changed = {
             group.hook: group for group in self.graph.groups if not kept[:, group.edges].all()
         }
-        clean, corrupted = runs.clean_run.writers, runs.corrupted_run.writers
+        clean, corrupted = part.clean.writers, part.corrupted.writers
         self.written = 1 + layer * ((len(clean) - 1) // self.graph.cfg.n_layers)
-        # What each writer writes now, less what it writes in the corrupted run.
-        self.difference = clean.new_empty(len(kept), len(clean), *clean.shape[1:])
-        self.difference[:, : self.written] = (clean - corrupted)[: self.written]
+        # What each writer writes now, less what it writes in the corrupted run; where its readers
+        # are, which moves on with the layers.
+        self.difference = part.clean.residual[layer].new_empty(
+            len(kept), len(clean), *clean[0].shape
+        )
+        for number in range(self.written):
+            difference = clean[number] - corrupted[number]
+            self.difference[:, number] = difference.to(self.difference.device)
 
     def logits(self) -> Float[Tensor, "row d_vocab"]:
-        model, clean, n_layers = self.runs.model, self.runs.clean_run, self.graph.cfg.n_layers
-        answers = self.runs.pairs.answers.repeat(len(self.kept))
+        model, clean, n_layers = self.model, self.part.clean, self.graph.cfg.n_layers
+        answers = self.part.pairs.answers.repeat(len(self.kept))
         residual = self._rows(clean.residual[self.layer])
         if self.layer == n_layers:
             return read_out(model, self._without(self.graph.readers[-1], residual), answers)
@@ -238,7 +317,8 @@ class _Run:
 
     def _wrote(self, layer: int, outputs: list[Tensor]) -> None:
         for output in outputs:
-            corrupted = self.runs.corrupted_run.writers[self.written]
+            corrupted = self.part.corrupted.writers[self.written]
+            self.difference = self.difference.to(output.device)
             self.difference[:, self.written] = output.unflatten(0, (len(self.kept), -1)) - corrupted
             self.written += 1
 
@@ -249,8 +329,9 @@ class _Run:
         """``x`` with the corrupted edges' part exchanged."""
         heads = len(reader.names)
         dropped = ~self.kept[:, reader.edges].unflatten(1, (heads, reader.writers))
+        self.difference = self.difference.to(x.device)
         removed = torch.einsum(
-            "chw,cwbpd->cbphd", dropped.to(x.dtype), self.difference[:, : reader.writers]
+            "chw,cwbpd->cbphd", dropped.to(x), self.difference[:, : reader.writers]
         )
         removed = removed.flatten(0, 1)  # [row, pos, head, d_model]
         return x - (removed if x.ndim == 4 else removed[:, :, 0])
@@ -260,9 +341,9 @@ class _Run:
     ) -> Tensor | None:
         if receiver.hook not in self.changed:
             return None
-        corrupted = self.runs.corrupted_run.links[receiver.hook]
+        corrupted = self.part.corrupted.links[receiver.hook]
         dropped = ~self.kept[:, receiver.edges].unflatten(1, (len(receiver.slots), receiver.heads))
         now = parts().unflatten(1, (len(self.kept), -1))  # [slot, circuit, prompt, pos, head, d]
         difference = now - corrupted[:, None]
-        removed = torch.einsum("csh,scbphd->cbphd", dropped.to(link.dtype), difference)
+        removed = torch.einsum("csh,scbphd->cbphd", dropped.to(link), difference)
         return link - removed.flatten(0, 1)

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -24,11 +25,12 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from resval_lens.analyses.circuits.graph import Graph, graph_of
+from resval_lens.analyses.circuits.graph import Graph, Reader, graph_of
 from resval_lens.analyses.circuits.recording import Recorder, inputs_per_head, record
-from resval_lens.analyses.circuits.running import MAX_TOKENS, EdgeRuns
+from resval_lens.analyses.circuits.running import MOST_NUMBERS, EdgeRuns
 from resval_lens.attention import StreamAttention
-from resval_lens.hooks.prompts import PromptPairs, answer_logits, ready, refuse_hooks
+from resval_lens.hooks.answers import answer_logits, layer_device
+from resval_lens.hooks.prompts import MAX_TOKENS, PromptPairs, ready, refuse_hooks, wide
 from resval_lens.mixing import StreamMix
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
@@ -75,7 +77,7 @@ def score_edges(
     *,
     graph: Graph | None = None,
     steps: int = 5,
-    chunk: int = 64,
+    max_tokens: int = MAX_TOKENS,
     progress: Progress = lambda done, total: None,
 ) -> EdgeScores:
     """The score of every edge.
@@ -85,7 +87,8 @@ def score_edges(
     for each edge.
 
     Args:
-        chunk: prompts at a time.
+        max_tokens: rows × positions of one model call, one prompt at least; fewer where what is
+            held of a call would be more than ``MOST_NUMBERS``.
         progress: called with how much is done, of how much.
 
     Raises:
@@ -96,17 +99,22 @@ def score_edges(
         raise ValueError(f"method must be one of {', '.join(get_args(Method))}; got {method!r}")
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be a whole number from 1 up; got {steps}")
-    graph, pairs = graph_of(model, graph), ready(model, pairs)
+    pairs, graph = ready(model, pairs), graph_of(model, graph)
     refuse_hooks(model)
-    parts = pairs.split(chunk)
-    total = torch.zeros(len(graph), dtype=model.cfg.dtype, device=pairs.clean.device)
+    if method != "exact":
+        max_tokens = min(max_tokens, max(1, MOST_NUMBERS // _numbers_per_token(graph)))
+    parts = pairs.within(max_tokens)
+    dtype = torch.promote_types(model.cfg.dtype, torch.float32)
+    total = torch.zeros(len(graph), dtype=dtype, device=layer_device(model, -1))
     for number, part in enumerate(parts):
         if method == "exact":
 
             def shown(done: int, number: int = number) -> None:
                 progress(number * len(graph) + done, len(parts) * len(graph))
 
-            total += _exact(model, part, graph, shown)
+            runs = EdgeRuns(model, part, graph, max_tokens)
+            alone = ~torch.eye(len(graph), dtype=torch.bool)
+            total += (runs.values(alone, shown) - runs.clean_values).sum(1)
         else:
             total += _approximate(model, part, graph, 1 if method == "eap" else steps)
             progress(number + 1, len(parts))
@@ -114,12 +122,10 @@ def score_edges(
     return EdgeScores(graph, total / len(pairs), method, of_steps, len(pairs))
 
 
-def _exact(
-    model: ResValTransformer, pairs: PromptPairs, graph: Graph, progress: Callable[[int], None]
-) -> Float[Tensor, " edge"]:
-    runs = EdgeRuns(model, pairs, graph, MAX_TOKENS)
-    alone = ~torch.eye(len(graph), dtype=torch.bool, device=pairs.clean.device)
-    return (runs.values(alone, progress) - runs.clean_values).sum(1)
+def _numbers_per_token(graph: Graph) -> int:
+    """What is held of one position: two runs' writers, and each reader's input through a norm."""
+    readers = sum(len(reader.names) for reader in graph.readers)
+    return graph.cfg.d_model * (3 * len(graph.writers) + 5 * readers)
 
 
 def _approximate(
@@ -128,50 +134,82 @@ def _approximate(
     """Σ over prompts of difference · mean gradient, over ``steps`` inputs up to the clean ones.
 
     The last of these is the clean run itself, in whose pass what edges carry is recorded.
+    Differences and sums are those of :func:`~resval_lens.hooks.prompts.wide` numbers, on the device
+    of the last layer.
     """
+    device = layer_device(model, -1)
+    groups = {group.hook: group for group in graph.groups}
+    recorder = Recorder(model, graph)
+
     with evaluating(model):
         corrupted = record(model, graph, pairs.corrupted, pairs.answers)
-        recorder = Recorder(model, graph)
-        gradients, logits = _gradients(model, pairs, graph, recorder.hooks)
-        clean = recorder.recording(logits)
-        written = (corrupted.writers - clean.writers).flatten(1)  # [writer, row * pos * d_model]
-        scores = written.new_zeros(len(graph))
-        for step in range(steps, 0, -1):
-            if step < steps:
-                inputs = torch.lerp(corrupted.residual[0], clean.residual[0], step / steps)
-                gradients, _ = _gradients(model, pairs, graph, embedding=inputs)
-            for reader in graph.readers:
-                gradient = gradients[reader.hook]
+        start = corrupted.residual[0]
+        written = torch.empty(0)
+        scores = torch.zeros(
+            len(graph), dtype=torch.promote_types(start.dtype, torch.float32), device=device
+        )
+
+        def scored(hook: str, gradient: Tensor) -> None:
+            nonlocal written
+            gradient = wide(gradient).to(device)
+            if not len(written):  # the forward pass is done
+                written = _differences(corrupted.writers, recorder.writers, device)
+            group = groups[hook]
+            if isinstance(group, Reader):
                 heads = gradient if gradient.ndim == 4 else gradient[:, :, None]
                 flat = heads.movedim(2, 0).flatten(1)  # [head, row * pos * d_model]
-                scores[reader.edges] += (flat @ written[: reader.writers].T).flatten()
-            for receiver in graph.receivers:
-                difference = corrupted.links[receiver.hook] - clean.links[receiver.hook]
-                along = torch.einsum("sbphd,bphd->sh", difference, gradients[receiver.hook])
-                scores[receiver.edges] += along.flatten()
+                found = flat @ written[: group.writers].T
+            else:
+                difference = wide(corrupted.links[hook]) - wide(recorder.links[hook])
+                found = torch.einsum("sbphd,bphd->sh", difference.to(device), gradient)
+            scores[group.edges] += found.flatten()
+
+        _backward(model, pairs, graph, scored, recorder.hooks)
+        clean = recorder.residual[0]
+        for step in range(1, steps):
+            inputs = torch.lerp(start, clean, step / steps)
+            _backward(model, pairs, graph, scored, embedding=inputs)
     return scores / steps
 
 
-def _gradients(
+def _differences(
+    corrupted: list[Tensor], clean: list[Tensor], device: torch.device
+) -> Float[Tensor, "writer row_pos_d_model"]:
+    """What each writer writes in the corrupted run, less what it does in the clean one.
+
+    Both lists are emptied: one of the two, and this, are all that is held.
+    """
+    corrupted.reverse()
+    clean.reverse()
+    rows = []
+    while clean:
+        rows.append((wide(corrupted.pop()) - wide(clean.pop())).flatten().to(device))
+    return torch.stack(rows)
+
+
+def _backward(
     model: ResValTransformer,
     pairs: PromptPairs,
     graph: Graph,
+    scored: Callable[[str, Tensor], None],
     recording: Sequence[Any] = (),
     embedding: Tensor | None = None,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """∂(Σ metric)/∂x at every reader's input and wherever a link arrives; the run's logits.
+) -> None:
+    """Calls ``scored`` with ∂(Σ metric)/∂x at every reader's input and wherever a link arrives, one
+    after the other, as the backward pass of the prompts' run comes to them.
 
     Args:
         recording: further hooks of the forward pass.
         embedding: what layer 0 reads, instead of the clean prompts' embeddings.
     """
-    points: dict[str, Tensor] = {}
+    inputs: list[Tensor] = []
 
     def put_in(x: Tensor, hook: HookPoint) -> Tensor:
-        return (x if embedding is None else embedding).detach().requires_grad_()
+        inputs.append((x if embedding is None else embedding).detach().requires_grad_())
+        return inputs[0]
 
     def keep(x: Tensor, hook: HookPoint) -> None:
-        points[str(hook.name)] = x
+        x.register_hook(partial(scored, str(hook.name)))
 
     hooks: list[Any] = [("blocks.0.hook_resid_pre", put_in), *recording]
     hooks += [(group.hook, keep) for group in graph.groups]
@@ -182,16 +220,10 @@ def _gradients(
         _links_differentiable(model),
         model.hooks(fwd_hooks=hooks),
     ):
-        logits = answer_logits(model, pairs.clean, pairs.answers)
-        metric = pairs.measure(logits).sum()
+        metric = pairs.measure(answer_logits(model, pairs.clean, pairs.answers)).sum()
         if not metric.requires_grad:
             raise ValueError('this metric has no gradient; score edges by method="exact"')
-        found = torch.autograd.grad(metric, list(points.values()), allow_unused=True)
-    gradients = {
-        name: torch.zeros_like(points[name]) if gradient is None else gradient
-        for name, gradient in zip(points, found, strict=True)
-    }
-    return gradients, logits
+        torch.autograd.grad(metric, inputs, allow_unused=True)
 
 
 @contextmanager

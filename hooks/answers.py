@@ -1,0 +1,73 @@
+"""Logits at each prompt's answer, of a whole run or of one that is resumed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.utilities import apply_softcap
+
+from resval_lens.attention import Carried
+from resval_lens.classifier import ICLClassifier
+from resval_lens.transformer import ResValTransformer
+
+
+def layer_device(model: ResValTransformer, layer: int) -> torch.device:
+    """Where a layer is: a model may be spread over several devices, its layers in their order."""
+    return model.blocks[layer].attn.W_O.device
+
+
+def right_padding(model: ResValTransformer) -> dict[str, Any]:
+    """What a model call needs so that nothing that leads a row is taken for padding.
+
+    A tokenizer that pads on the left would have TransformerLens mask it.
+    """
+    return {} if isinstance(model, ICLClassifier) else {"padding_side": "right"}
+
+
+def answer_logits(
+    model: ResValTransformer, inputs: Tensor, answers: Int[Tensor, " row"]
+) -> Float[Tensor, "row d_vocab"]:
+    """Logits at each row's answer position; the others are not computed.
+
+    Args:
+        inputs: tokens, or a classifier's continuous tokens (it answers at the last position).
+    """
+    if isinstance(model, ICLClassifier):
+        return model(inputs)
+    residual = model(inputs, stop_at_layer=model.cfg.n_layers, **right_padding(model))
+    return read_out(model, residual, answers)
+
+
+def resumed_logits(
+    model: ResValTransformer,
+    residual: Float[Tensor, "row pos d_model"],
+    layer: int,
+    carried: Carried,
+    answers: Int[Tensor, " row"],
+    **kwargs: Any,
+) -> Float[Tensor, "row d_vocab"]:
+    """:func:`answer_logits` from the residual stream before ``layer``."""
+    if model.cfg.positional_embedding_type == "shortformer":  # added in every layer
+        shape = torch.zeros(residual.shape[:2], dtype=torch.long, device=residual.device)
+        kwargs = {"shortformer_pos_embed": model.pos_embed(shape), **kwargs}
+    residual = model.run_blocks(residual, layer, None, carried, **kwargs)
+    return read_out(model, residual, answers)
+
+
+def read_out(
+    model: ResValTransformer,
+    residual: Float[Tensor, "row pos d_model"],
+    answers: Int[Tensor, " row"],
+) -> Float[Tensor, "row d_vocab"]:
+    """Logits at each row's answer position, from the residual stream after the last layer."""
+    if isinstance(model, ICLClassifier):
+        return model.readout(residual[:, -1])
+    rows = torch.arange(len(residual), device=residual.device)
+    last = residual[rows, answers.to(residual.device)][:, None]  # [row, 1, d_model]
+    logits = apply_softcap(
+        model.unembed(model.unembed_input(last)), model.cfg.output_logits_soft_cap
+    )
+    return logits[:, 0]
