@@ -130,7 +130,8 @@ def _attribute(
     total, direction, biases = read_direction(model, residual, answers, prompts.labels)
 
     def share(name: str) -> Tensor:
-        return (cache[name][rows, answers] * direction).sum(-1)
+        x = cache[name]
+        return (x[rows, answers.to(x.device)].to(direction.device) * direction).sum(-1)
 
     values = {"embed": share("hook_embed")}
     if cfg.positional_embedding_type == "standard":
@@ -139,10 +140,12 @@ def _attribute(
     for layer, parts in enumerate(z_parts(model, cache, answers)):
         attn = model.blocks[layer].attn
         for source, z in parts.items():
-            heads[:, layer, source] = written_along(attn.W_O, z[:, 0], direction)
+            heads[:, layer, source] = written_along(
+                attn.W_O, z[:, 0].to(direction.device), direction
+            )
             for head in range(cfg.n_heads):
                 values[head_name(layer, head, source)] = heads[:, layer, source, head]
-        values[f"b_O {layer}"] = direction @ attn.b_O.to(direction.dtype)
+        values[f"b_O {layer}"] = direction @ attn.b_O.to(direction)
         if not cfg.attn_only:
             values[f"m{layer}"] = share(f"blocks.{layer}.hook_mlp_out")
     if isinstance(model, MemoryTransformer):
@@ -157,7 +160,7 @@ def written_along(
     direction: Float[Tensor, "prompt d_model"],
 ) -> Float[Tensor, "prompt head"]:
     """z W_O · direction: what each head writes along a direction of :func:`read_direction`."""
-    return (z * torch.einsum("hdm,pm->phd", W_O.to(direction.dtype), direction)).sum(-1)
+    return (z * torch.einsum("hdm,pm->phd", W_O.to(direction), direction)).sum(-1)
 
 
 def written_last(

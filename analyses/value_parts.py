@@ -53,7 +53,8 @@ def split_by_source(
             parts[layer] = mix.own_part(own, gate)
             for source in sorted(set().union(*arriving)):
                 alone = tuple(
-                    by_source.get(source, torch.zeros_like(own)) for by_source in arriving
+                    by_source.get(source, torch.zeros_like(own)).to(own.device)
+                    for by_source in arriving
                 )
                 first, *others = mix.parts(alone, gate)
                 parts[source] = sum(others, start=first)
@@ -117,7 +118,8 @@ def z_parts(
     for layer, parts in enumerate(value_parts(model, cache)):
         pattern = cache[f"blocks.{layer}.attn.hook_pattern"]  # [batch, head, query, key]
         if positions is not None:
-            pattern = pattern[torch.arange(len(pattern)), :, positions][:, :, None]
+            rows = torch.arange(len(pattern))
+            pattern = pattern[rows, :, positions.to(pattern.device)][:, :, None]
         by_source = {}
         for source, part in parts.items():
             per_head = part.repeat_interleave(model.cfg.n_heads // part.shape[2], dim=2)

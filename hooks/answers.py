@@ -65,6 +65,7 @@ def read_out(
     """Logits at each row's answer position, from the residual stream after the last layer."""
     if isinstance(model, ICLClassifier):
         return model.readout(residual[:, -1])
+    residual = residual.to(layer_device(model, -1))
     rows = torch.arange(len(residual), device=residual.device)
     last = residual[rows, answers.to(residual.device)][:, None]  # [row, 1, d_model]
     logits = apply_softcap(

@@ -11,6 +11,7 @@ from resval_lens.analyses.circuits.graph import Graph
 from resval_lens.analyses.circuits.running import EdgeRuns
 from resval_lens.analyses.circuits.scores import score_edges
 from resval_lens.hooks.answers import answer_logits
+from resval_lens.hooks.groups import alike
 from resval_lens.hooks.prompts import PromptPairs, logit_difference
 from resval_lens.streams import AttentionStream
 from resval_lens.transformer import ResValTransformer
@@ -141,3 +142,81 @@ def test_eap_scores_of_a_small_difference_are_exact_scores(architecture: str) ->
     eap, exact = (score_edges(model, pairs, method).values for method in ("eap", "exact"))
     assert exact.abs().max() > 1e-7
     torch.testing.assert_close(eap, exact, rtol=1e-3, atol=1e-11)
+
+
+def test_scores_in_few_bits_are_summed_in_float32_whatever_the_parts() -> None:
+    """Each prompt twice over: as many, the same score, near that of float32."""
+    model = tiny_model("v")
+    clean, corrupted = tiny_tokens(8, seed=2).repeat(16, 1), tiny_tokens(8, seed=3).repeat(16, 1)
+    labels = tiny_tokens(8, 2, seed=4).repeat(16, 1)
+    pairs = PromptPairs(clean, corrupted, logit_difference, labels)
+    methods: tuple[Any, ...] = ("eap", "eap-ig")
+    wanted = {method: score_edges(model, pairs, method).values for method in methods}
+    values = EdgeRuns(model, pairs).clean_values
+    model.to(torch.bfloat16)
+    for method, whole in wanted.items():
+        parts = [score_edges(model, pairs, method, max_tokens=n).values for n in (896, 56, 14)]
+        assert all(part.dtype == torch.float32 for part in parts)
+        size = whole.abs().max()
+        for part in parts[1:]:
+            assert (part - parts[0]).abs().max() < 1e-4 * size
+        assert (parts[0] - whole).abs().max() < 0.05 * size
+    runs = EdgeRuns(model, pairs)
+    assert runs.clean_values.dtype == torch.float32
+    torch.testing.assert_close(runs.clean_values, values, rtol=0.1, atol=0.1)
+    model.to(torch.float64)
+    assert score_edges(model, pairs.rows(slice(0, 2)), "eap").values.dtype == torch.float64
+
+
+def grouped_pairs() -> PromptPairs:
+    """Two templates of unequal length: rows 0, 2 and 4 have 7 tokens, 1 and 3 have 5."""
+    clean, corrupted = tiny_tokens(5, seed=2), tiny_tokens(5, seed=3)
+    last, groups = torch.tensor([6, 4, 6, 4, 6]), torch.tensor([8, 3, 8, 3, 8])
+    labels = tiny_tokens(5, 2, seed=4)
+    return PromptPairs(clean, corrupted, logit_difference, labels, last, groups=groups)
+
+
+def test_means_are_over_prompts_in_which_a_position_means_the_same() -> None:
+    """Every edge corrupted: the logits read the mean, over its group, of the last residual."""
+    model, pairs = model_of("values"), grouped_pairs()
+    with torch.no_grad():
+        _, cache = model.run_with_cache(pairs.corrupted)
+        residual = cache["blocks.2.hook_resid_post"]
+        means = torch.stack(
+            [residual[[j for j in range(5) if j % 2 == i % 2], end].mean(0)
+             for i, end in enumerate(pairs.answers.tolist())]
+        )  # fmt: skip
+        wanted = pairs.measure(model.unembed(model.ln_final(means[:, None]))[:, 0])[0]
+    for max_tokens in (7, 1000):
+        runs = EdgeRuns(model, pairs, ablation="mean", max_tokens=max_tokens)
+        torch.testing.assert_close(runs.corrupted_values, wanted)
+        assert "(2 groups of 2 to 3)" in runs.measured_by["ablation"]
+    kept = some_circuits(runs.graph, 3)
+    alone = [
+        EdgeRuns(model, pairs.rows(rows), ablation="mean", groups="all").values(kept)
+        for rows in ([0, 2, 4], [1, 3])
+    ]
+    torch.testing.assert_close(runs.values(kept)[:, [0, 2, 4, 1, 3]], torch.cat(alone, 1))
+
+
+@pytest.mark.parametrize(
+    ("groups", "says"),
+    [
+        (None, "give groups=, a number for each prompt"),
+        ("all", "prompts 0 and 1 are of one group, and answer at their tokens 6 and 4"),
+        ("some", "groups must be numbers or 'all'; got 'some'"),
+        (torch.zeros(4, dtype=torch.long), r"a number for each of the 5 prompts; got \[4\]"),
+    ],
+    ids=["none", "unequal", "word", "count"],
+)
+def test_means_over_what_does_not_mean_the_same_are_refused(
+    groups: Any, says: str, unchecked_annotations: None
+) -> None:
+    pairs = grouped_pairs()
+    pairs = PromptPairs(pairs.clean, pairs.corrupted, logit_difference, pairs.labels, pairs.last)
+    with pytest.raises(ValueError, match=says):
+        EdgeRuns(model_of("values"), pairs, ablation="mean", groups=groups)
+    with pytest.raises(ValueError, match=says):
+        alike(pairs, groups)
+    with pytest.raises(ValueError, match="groups are for ablation='mean'"):
+        EdgeRuns(model_of("values"), pairs, groups="all")

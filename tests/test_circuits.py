@@ -393,8 +393,11 @@ def test_mean_ablation_is_the_mean_over_twins_of_a_group() -> None:
     resampled = EdgeRuns(model, alike)
     averaged = EdgeRuns(model, alike, ablation="mean", groups=groups)
     torch.testing.assert_close(averaged.values(kept), resampled.values(kept))
-    assert averaged.measured_by["ablation"] == "mean over corrupted twins"
-    one = EdgeRuns(model, pairs, ablation="mean")
+    assert averaged.measured_by["ablation"] == (
+        "mean over the corrupted prompts of a group (2 groups of 1 to 2; 1 prompts are alone in "
+        "theirs, whose mean is their own)"
+    )
+    one = EdgeRuns(model, pairs, ablation="mean", groups="all")
     _, cache = model.run_with_cache(pairs.corrupted)
     mean = cache["blocks.2.hook_resid_post"].mean(0, keepdim=True)[:, -1:]
     nothing = pairs.measure(model.unembed(model.ln_final(mean))[:, 0].expand(3, -1))[0]

@@ -33,3 +33,18 @@ def test_commands_run_on_another_device() -> None:
     differences = json.loads(done.stdout)
     assert list(differences) == COMMANDS
     assert max(differences.values()) < 1e-5, differences
+
+
+@pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this torch cannot be given a device in Python",
+)
+def test_analyses_run_on_a_model_that_is_spread_over_two_devices() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.two_devices"],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    differences = json.loads(done.stdout)
+    assert len(differences) == 42
+    assert max(differences.values()) < 1e-5, differences

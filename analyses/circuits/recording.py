@@ -140,7 +140,9 @@ def link_hooks(
             attention: StreamAttention = attention,
         ) -> Tensor | None:
             def parts() -> Parts:
-                return _parts(attention, to, link, tuple(handed[name] for name in names))
+                return _parts(
+                    attention, to, link, tuple(handed[name].to(link.device) for name in names)
+                )
 
             return arrived(to, link, parts)
 
