@@ -1,5 +1,5 @@
 # ruff: noqa: E402  # sections of pages import what they need
-"""A task of one's own: prompts with twins and a metric, and a task to train on."""
+"""A task of one's own: prompts, corrupted prompts and a metric, and a task to train on."""
 
 # --8<-- [start:pairs]
 import torch
@@ -10,12 +10,14 @@ from resval_lens.hooks import PromptPairs, logit_difference, patch
 model = ResValTransformer.from_pretrained("stories-small-values")
 names = [("Tom", "Mary"), ("Anna", "Ben"), ("Jack", "Lucy"), ("Emma", "Paul")]
 frame = "When {} and {} went to the park, {} gave a ball to"
-clean = model.to_tokens([frame.format(a, b, a) for a, b in names])
-twins = model.to_tokens([frame.format(a, b, b) for a, b in names])  # the other gives
-labels = torch.tensor(
-    [[model.to_single_token(f" {b}"), model.to_single_token(f" {a}")] for a, b in names]
+pairs = PromptPairs.from_text(
+    model,
+    [frame.format(a, b, a) for a, b in names],
+    [frame.format(a, b, b) for a, b in names],  # the other gives
+    [(f" {b}", f" {a}") for a, b in names],
+    logit_difference,
+    name="who receives",
 )
-pairs = PromptPairs(clean, twins, logit_difference, labels, name="who receives")
 print(patch(model, pairs, "z", by=("layer", "head")).recovered())
 # --8<-- [end:pairs]
 
