@@ -152,13 +152,11 @@ def _by_group(pairs: PromptPairs, others: PromptPairs) -> list[tuple[PromptPairs
     known: Groups | None = "all" if pairs.groups is None and others.groups is None else None
     of_pairs, of_others = alike(pairs, known), alike(others, known)
     found = []
-    for group in of_pairs.unique():
+    for group in of_pairs[torch.isin(of_pairs, of_others)].unique():
         own, same = (
             each.rows((numbers == group).nonzero()[:, 0].to(each.clean.device))
             for each, numbers in ((pairs, of_pairs), (others, of_others))
         )
-        if not len(same.clean):
-            continue
         end, other_end = int(own.answers[0]) + 1, int(same.answers[0]) + 1
         if end != other_end:
             raise ValueError(

@@ -231,7 +231,8 @@ def link_means(
     """
     _check_rows(model, tokens, max_tokens)
     with _measuring(model):
-        return freeze(mean_link_activations(model, tokens, max_tokens=max_tokens))
+        own = torch.ones_like(tokens, dtype=torch.bool)
+        return freeze(mean_link_activations(model, tokens, mask=own, max_tokens=max_tokens))
 
 
 class ICLScore(NamedTuple):

@@ -123,7 +123,11 @@ class ModelOnTask:
         found = self.rows(torch.tensor([i for i, each in enumerate(last) if each == commonest]))
         pairs, end = found.pairs, commonest + 1
         unpadded = replace(
-            pairs, clean=pairs.clean[:, :end], corrupted=pairs.corrupted[:, :end], last=None
+            pairs,
+            clean=pairs.clean[:, :end],
+            corrupted=pairs.corrupted[:, :end],
+            last=None,
+            mask=None,
         )
         return replace(found, pairs=unpadded)
 

@@ -1,7 +1,8 @@
 """Editing links on a task: every number against plain hooks and loops."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,16 +23,21 @@ MEASURES = {"logit difference": logit_difference, "P": probability}
 LABELS = torch.tensor([[3, 5], [1, 2], [7, 4], [0, 6], [2, 9]])
 PAIRS = PromptPairs(
     tiny_tokens(5, seed=1), tiny_tokens(5, seed=2), logit_difference, LABELS,
-    torch.tensor([6, 4, 5, 6, 3]),
+    torch.tensor([6, 4, 5, 6, 3]), groups=torch.tensor([60, 40, 50, 60, 30]),
 )  # fmt: skip
 OTHERS = PromptPairs(
     tiny_tokens(4, seed=3), tiny_tokens(4, seed=4), logit_difference, LABELS[:4],
-    torch.tensor([4, 3, 5, 5]),
+    torch.tensor([4, 3, 5, 5]), groups=torch.tensor([40, 30, 50, 50]),
 )  # fmt: skip
+ALIKE = {1: [0], 2: [2, 3], 4: [1]}
+"""The others of each prompt's group; prompts 0 and 3 have none."""
 
 
 def by_hand(
-    model: ResValTransformer, edits: dict[str, Callable[[Tensor], None]], pairs: PromptPairs = PAIRS
+    model: ResValTransformer,
+    edits: dict[str, Callable[[Tensor], None]],
+    pairs: PromptPairs = PAIRS,
+    rows: Collection[int] = range(5),
 ) -> dict[str, float]:
     """Mean measures with functions that write into each named hook point's activation."""
 
@@ -46,6 +52,8 @@ def by_hand(
     for row, (last, (first, second)) in enumerate(
         zip(pairs.answers.tolist(), pairs.labels.tolist(), strict=True)
     ):
+        if row not in rows:
+            continue
         answer = logits[row, last].numpy()
         differences.append(answer[first] - answer[second])
         shares.append(np.exp(answer[first]) / np.exp(answer).sum())
@@ -57,16 +65,12 @@ def hook_of(layer: int) -> str:
 
 
 def means_by_hand(model: ResValTransformer, layer: int) -> Tensor:
-    """A link's mean at each position, of rows that are not padding there; else of all positions."""
-    cache = model.run_with_cache(OTHERS.clean)[1]
-    link = cache[hook_of(layer)].detach()
-    reached = [[row for row in range(4) if OTHERS.answers[row] >= p] for p in range(7)]
-    assert not reached[6]  # what the fallback is for
-    everything = torch.stack([link[row, p] for p in range(7) for row in reached[p]]).mean(0)
-    return torch.stack([
-        torch.stack([link[row, p] for row in rows]).mean(0) if rows else everything
-        for p, rows in enumerate(reached)
-    ])  # fmt: skip
+    """A link's mean at each position, over the others of each prompt's group."""
+    link = model.run_with_cache(OTHERS.clean)[1][hook_of(layer)].detach()
+    means = torch.zeros(5, *link.shape[1:])
+    for row, others in ALIKE.items():
+        means[row] = torch.stack([link[other] for other in others]).mean(0)
+    return means
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +113,10 @@ def test_each_edit_is_plain_hooks_by_hand(
                 x[:, :, head] = replacement[:, :, head]
 
         edits[hook_of(layer)] = write
-    assert row_of(study, name, edit) == pytest.approx(by_hand(model, edits), abs=1e-5)
+    rows = ALIKE if edit == "mean" else range(5)
+    expected = by_hand(model, edits, rows=rows)
+    assert row_of(study, name, edit) == pytest.approx(expected, abs=1e-5)
+    assert study["mean_prompts"] == 3
 
 
 def test_hooks_on_the_model_stay_and_count_once(model: ResValTransformer) -> None:
@@ -241,7 +248,21 @@ def test_bad_input_is_refused(model: ResValTransformer, options: Any, message: s
 
 def test_other_prompts_must_be_as_long_and_links_there(model: ResValTransformer) -> None:
     shorter = PromptPairs(tiny_tokens(3, 6), tiny_tokens(3, 6), logit_difference, LABELS[:3])
-    with pytest.raises(ValueError, match=r"the other prompts are \[6\], not \[7\]"):
+    with pytest.raises(ValueError, match="a mean over prompts needs to know"):
         ablation_study(model, PAIRS, shorter, MEASURES)
     with pytest.raises(ValueError, match="this model has no links"):
         ablation_study(tiny_model(), PAIRS, OTHERS, MEASURES)
+
+
+def test_means_of_prompts_that_are_not_alike_are_refused(model: ResValTransformer) -> None:
+    """Of no common group; of unequal length where no groups are known; the other edits go on."""
+    others = replace(OTHERS, groups=OTHERS.groups + 1)
+    with pytest.raises(ValueError, match="mean: none of the 4 other prompts is of a group"):
+        ablation_study(model, PAIRS, others, MEASURES)
+    pairs = replace(PAIRS, groups=None)
+    with pytest.raises(ValueError, match="prompts 0 and 1 are of one group, and answer at"):
+        ablation_study(model, pairs, replace(OTHERS, groups=None), MEASURES)
+    shorter = replace(OTHERS.rows([0, 0]), groups=torch.tensor([60, 60]))
+    with pytest.raises(ValueError, match=r"prompts of one group have 5 tokens .* and 7 here"):
+        ablation_study(model, PAIRS, shorter, MEASURES)
+    assert ablation_study(model, pairs, OTHERS, MEASURES, edits=["zero"])["mean_prompts"] == 0

@@ -155,7 +155,7 @@ def test_path_patching_into_queries_is_what_s_inhibition_is_judged_by(
 def test_direct_effects_are_attributions(values: ResValTransformer) -> None:
     pairs = ioi_pairs(values, PROMPTS)
     with torch.no_grad():
-        ours = _direct_effects(values, pairs)
+        ours = _direct_effects(values, pairs, [])
     wanted = attribute(values, pairs.clean, pairs.labels, pairs.last).heads.mean(0).sum(1)
     torch.testing.assert_close(ours, wanted, rtol=1e-3, atol=1e-4)
 

@@ -94,7 +94,8 @@ class EdgeRuns:
         self.graph, self.ablation = graph_of(model, graph), ablation
         self._known: dict[bytes, Tensor] = {}  # values of circuits by a digest of their edges
         self.groups = alike(pairs, groups) if ablation == "mean" else None
-        numbers = len(self.graph.writers) * model.cfg.d_model * pairs.length  # of one prompt
+        # Of a prompt: what is written in two runs, and twice the difference that a run is at.
+        numbers = 4 * len(self.graph.writers) * model.cfg.d_model * pairs.length
         size = min(prompts_within(max_tokens, pairs.length), max(1, MOST_NUMBERS // numbers))
         several = [torch.arange(len(pairs))]
         if self.groups is not None:
@@ -108,6 +109,7 @@ class EdgeRuns:
                 part = self._part(number)
                 logits = part.clean.logits, part.corrupted.logits
                 found.append(torch.stack([part.pairs.measure(x)[0] for x in logits]))
+                del part  # before the next is recorded
         order = torch.cat(self.parts).argsort().to(found[0].device)
         self.clean_values, self.corrupted_values = torch.cat(found, 1)[:, order]
         if ablation == "mean":
@@ -221,13 +223,15 @@ class EdgeRuns:
             for number, rows in enumerate(self.parts):
                 part = self._part(number)
                 size = self.max_tokens // (len(rows) * self.pairs.length)
-                size = max(1, min(size, MOST_NUMBERS // sum(x.numel() for x in part.clean.writers)))
+                written = sum(x.numel() for x in part.clean.writers)
+                size = max(1, min(size, MOST_NUMBERS // (4 * written)))
                 for layer in first.unique().tolist():
                     for some in (first == layer).nonzero()[:, 0].split(size):
-                        run = _Run(self, part, kept[some], layer)
-                        found[some[:, None], rows] = part.pairs.measure(run.logits())
+                        logits = _Run(self, part, kept[some], layer).logits()
+                        found[some[:, None], rows] = part.pairs.measure(logits)
                         done += len(some) * len(rows)
                         progress(done // len(self.pairs))
+                del part
         return found
 
     def means(
