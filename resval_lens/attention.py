@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -205,6 +206,10 @@ class StreamAttention(AbstractAttention):
         if self.training and self.cfg.dropout:
             pattern = F.dropout(pattern, self.cfg.dropout)
         return super().calculate_z_scores(v, pattern)
+
+    @torch.inference_mode(False)  # in which `generate` runs; training needs these tables, too
+    def _extend_rotary_embeddings(self, new_size: int) -> None:
+        super()._extend_rotary_embeddings(new_size)
 
     def _may_fuse(self) -> bool:
         cfg = self.cfg

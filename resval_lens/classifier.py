@@ -139,6 +139,7 @@ class ICLClassifier(ResValTransformer):
     cfg: ClassifierConfig
     config_class = ClassifierConfig
 
+    @torch.inference_mode(False)
     def __init__(
         self, cfg: ClassifierConfig, tokenizer: None = None, *, generator: Generator | None = None
     ) -> None:

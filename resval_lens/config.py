@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformer_lens import HookedTransformerConfig
 
+from resval_lens.config_checks import check_fields
 from resval_lens.files import parse_json
 from resval_lens.streams import Streams, StreamsLike, parse_streams
 
@@ -55,20 +56,31 @@ class ResValConfig(HookedTransformerConfig):
     refactored_heads: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         self.streams: Streams = parse_streams(self.streams, self.n_layers)
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except AssertionError as error:
+            raise ValueError(str(error)) from None
+        if self.n_heads % (self.n_key_value_heads or 1):
+            raise ValueError(
+                f"n_key_value_heads={self.n_key_value_heads} must divide n_heads={self.n_heads}"
+            )
+        if self.use_local_attn and len(self.attn_types or ()) < self.n_layers:
+            raise ValueError(
+                f"attn_types={self.attn_types} must have one for each of {self.n_layers} layers"
+            )
         if self.streams and self.load_in_4bit:
             raise ValueError("load_in_4bit=True: streams need the projections' unquantised weights")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be a share from 0 to below 1; got {self.dropout!r}")
         if self.tied_embedding and self.d_vocab_out != self.d_vocab:
             raise ValueError(
                 f"tied_embedding=True: d_vocab_out={self.d_vocab_out} must equal "
                 f"d_vocab={self.d_vocab}"
             )
-        if isinstance(self.frozen, str):
-            raise ValueError(f"frozen must be a tuple of patterns; got the text {self.frozen!r}")
-        self.frozen = tuple(self.frozen)
+        patterns = self.frozen if isinstance(self.frozen, list | tuple) else (None,)
+        if not all(isinstance(pattern, str) for pattern in patterns):
+            raise ValueError(f"frozen must be a tuple of patterns; got {self.frozen!r}")
+        self.frozen = tuple(patterns)
 
     def n_heads_of(self, projection: str) -> int:
         """Heads of q, k or v as hook points have them: key-value heads of k and v, if grouped."""

@@ -6,6 +6,7 @@ import copy
 import os
 import tempfile
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -57,6 +58,23 @@ class WeightConversion(StreamCaching):
 
     blocks: TypedModuleList[ResValBlock]  # type: ignore[assignment]
     config_class: type[ResValConfig] = ResValConfig
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """torch.nn.Module.load_state_dict.
+
+        Raises:
+            ValueError: names that a wrapper (DDP, torch.compile) has prefixed.
+        """
+        for name in state_dict:
+            prefix = next((p for p in ("module.", "_orig_mod.") if name.startswith(p)), None)
+            if prefix is not None:
+                raise ValueError(
+                    f"state_dict has {name!r}: it is of a wrapper, whose parameters start with "
+                    f"{prefix!r}; take the state_dict of the model inside, or remove the prefix"
+                )
+        return super().load_state_dict(state_dict, strict, assign)
 
     def load_and_process_state_dict(
         self,

@@ -36,6 +36,13 @@ def cores() -> int:
 
 
 @contextmanager
+def gradients_on() -> Iterator[None]:
+    """Gradients on, even where the caller has switched them off globally; also a decorator."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode, each module in its own mode again afterwards."""
     modes = {module: module.training for module in model.modules()}

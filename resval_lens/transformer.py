@@ -49,6 +49,7 @@ class ResValTransformer(WeightConversion):
     cfg: ResValConfig
     block_class: type[ResValBlock] = ResValBlock
 
+    @torch.inference_mode(False)  # parameters that were made inside it could never be trained
     def __init__(
         self,
         cfg: ResValConfig | HookedTransformerConfig | dict[str, Any],

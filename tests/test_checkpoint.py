@@ -340,7 +340,7 @@ def test_json_of_another_format_is_refused(saved: Path, content: Any) -> None:
         ({"streams": [{"of": "w"}]}, "AttentionStream.of must be one of q, k, v; got 'w'"),
         ({"streams": [{"of": "v", "layers": [7]}]}, "names layer 7"),
         ({"streams": 3}, ""),
-        ({"act_fn": "none"}, "act_fn=none"),
+        ({"act_fn": "none"}, "act_fn must be one of"),
         ({"n_layers": "three"}, ""),
         ({"d_model": None}, ""),
     ],

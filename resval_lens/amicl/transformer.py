@@ -155,6 +155,7 @@ class RecallTransformer(ResValTransformer):
     cfg: RecallConfig
     config_class = RecallConfig
 
+    @torch.inference_mode(False)
     def __init__(self, cfg: RecallConfig, tokenizer: None = None) -> None:
         """Builds the model and sets its weights.
 

@@ -62,7 +62,7 @@ class MemoryConfig(ResValConfig):
     initial_std: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.positions not in get_args(Positions):
+        if not isinstance(self.positions, str) or self.positions not in get_args(Positions):
             raise ValueError(
                 f"positions must be one of {', '.join(get_args(Positions))}; got {self.positions!r}"
             )
@@ -72,11 +72,12 @@ class MemoryConfig(ResValConfig):
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if not is_number or not isfinite(value) or value < 0 or (value == 0 and not may_be_0):
                 raise ValueError(f"{name} must be a finite number {least}; got {value!r}")
-        if isinstance(self.position_layers, str) or not isinstance(self.position_layers, Iterable):
+        layers = self.position_layers if isinstance(self.position_layers, Iterable) else "none"
+        if not all(isinstance(layer, int) and not isinstance(layer, bool) for layer in layers):
             raise ValueError(
                 f"position_layers must be layer numbers, like (0,); got {self.position_layers!r}"
             )
-        self.position_layers = tuple(self.position_layers)
+        self.position_layers = tuple(layers)
         # Scores and embeddings of the kinds that TransformerLens has are its own, of the others
         # ours: MemoryAttention.
         self.positional_embedding_type = "standard" if self.in_the_stream else "alibi"

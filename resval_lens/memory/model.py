@@ -59,6 +59,7 @@ class MemoryTransformer(ResValTransformer):
     config_class = MemoryConfig
     block_class = MemoryBlock
 
+    @torch.inference_mode(False)
     def __init__(
         self, cfg: MemoryConfig, tokenizer: Any = None, *, generator: Generator | None = None
     ) -> None:

@@ -110,6 +110,7 @@ def one_step(
     return OneStep((before_o2, before_k2, before_k1, after), gradients, written)
 
 
+@torch.inference_mode(False)
 def _loss_and_gradient(
     model: MemoryTransformer, batch: RecallBatch, W: Tensor | None, chunk: int
 ) -> tuple[float, Tensor]:

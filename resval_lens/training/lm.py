@@ -23,6 +23,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from resval_lens.checkpoint import save_model
+from resval_lens.runtime import gradients_on
 from resval_lens.tasks.text.order import RowOrder
 from resval_lens.training.lm_run import LMRun
 from resval_lens.training.lm_state import WINDOW, full_state, restore_state
@@ -55,6 +56,7 @@ class Rows(Protocol):
     ) -> tuple[Int[Tensor, "row pos"], Int[Tensor, "row pos"]]: ...
 
 
+@gradients_on()
 def train_lm(
     run: LMRun,
     rows: Rows,

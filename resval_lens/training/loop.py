@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from resval_lens.runtime import gradients_on
 from resval_lens.streams import shorthand
 from resval_lens.training.run_folder import (
     append_metrics,
@@ -60,6 +61,7 @@ class Trainee(Generic[Model]):
         return state
 
 
+@gradients_on()
 def train_in_folder(
     folder: Path,
     run: Any,
