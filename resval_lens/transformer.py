@@ -168,6 +168,8 @@ class ResValTransformer(WeightConversion):
                 return logits
             if tokens is None:
                 raise ValueError(f"return_type={return_type!r} with start_at_layer needs `tokens`")
+            if attention_mask is not None:
+                attention_mask = attention_mask.to(logits.device)
             loss = self.loss_fn(logits, tokens, attention_mask, per_token=loss_per_token)
             return loss if return_type == "loss" else Output(logits, loss)
 
@@ -191,6 +193,8 @@ class ResValTransformer(WeightConversion):
             device = get_device_for_block_index(layer, self.cfg)
             if shortformer_pos_embed is not None:
                 shortformer_pos_embed = shortformer_pos_embed.to(device)
+            if attention_mask is not None:
+                attention_mask = attention_mask.to(device)
             block = partial(
                 self.blocks[layer],
                 past_kv_cache_entry=None if past_kv_cache is None else past_kv_cache[layer],

@@ -70,7 +70,7 @@ def loss_sum(
     32-bit runs in which nobody looks at them. That loss has no second derivative; with
     ``use_fused=False`` they are always held.
     """
-    wanted = targets.flatten()
+    wanted = targets.flatten().to(x.device)
     if not _in_parts(unembed, x):
         logits = apply_softcap(unembed(x), unembed.cfg.output_logits_soft_cap)
         return F.cross_entropy(

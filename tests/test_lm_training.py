@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -298,6 +298,7 @@ def test_two_processes_end_as_one(tmp_path: Path, kind: str) -> None:
 # Learning rates and settings
 
 
+@settings(deadline=None)
 @given(
     steps=st.integers(1, 60),
     warmup=st.integers(0, 20),
