@@ -74,7 +74,7 @@ def compare_command(
     objects: activations patched, links ablated, the four cells. Of every classic and values model
     there is: circuits, heads by role, what the links carry. Accuracies are on --sequences of each
     test set, edges of language models are scored on --prompts and circuits evaluated on as many
-    others. About two minutes on 2 cores, on the CPU. Writes compare.json and figures; with --report
+    others. About a minute on 2 cores, on the CPU. Writes compare.json and figures; with --report
     also a page that shows it all. --seeds are of the classifiers: only their runs are compared, or
     trained (0, for 45,000 steps); --seed draws prompts and twins.
 
@@ -152,7 +152,7 @@ def compare_command(
     def html(document: Any) -> str:
         from resval_lens.analyses.compare_page import compare_page
 
-        return compare_page(document, found, curves)
+        return compare_page(document, found, curves, drawn)
 
     report(
         {**result, "emergence": by_seed, "language_models": language, "circuits": circuits,

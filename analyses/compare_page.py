@@ -29,12 +29,18 @@ from resval_lens.recorded import RecordedRun
 from resval_lens.recorded_lm import RecordedLMRun
 
 Data = Mapping[str, Any]
+Drawn = Mapping[str, Figure | None]
 TITLE = "Classic and residual-value transformers, compared"
 CLASSIFIERS = "two-layer classifiers"
 LANGUAGE_MODELS = "language models"
 
 
-def compare_page(data: Data, runs: Sequence[RecordedRun], lm_runs: Sequence[RecordedLMRun]) -> str:
+def compare_page(
+    data: Data,
+    runs: Sequence[RecordedRun],
+    lm_runs: Sequence[RecordedLMRun],
+    ready: Drawn | None = None,
+) -> str:
     """The page, of what ``compare.json`` holds and the runs whose curves are drawn.
 
     Everything is inside: style, script, CircuitsVis once. A policy in the page forbids it to
@@ -42,15 +48,17 @@ def compare_page(data: Data, runs: Sequence[RecordedRun], lm_runs: Sequence[Reco
 
     Args:
         lm_runs: of language models; empty if there are none to draw.
+        ready: figures that are images beside the page, too, by file name; they are laid out once.
     """
+    ready = ready or {}
     sections: dict[str, Callable[[], str]] = {
         "What was compared": lambda: _compared(data),
         "What was found": lambda: _found(data),
-        "Accuracy and emergence": lambda: _emergence(data, runs, lm_runs),
+        "Accuracy and emergence": lambda: _emergence(data, runs, lm_runs, ready),
         "Attention": lambda: _attention(data),
-        "Links ablated": lambda: _links(data),
+        "Links ablated": lambda: _links(data, ready),
         "Activations patched": lambda: _patched(data),
-        "Circuits": lambda: _circuits(data),
+        "Circuits": lambda: _circuits(data, ready),
         "What links carry": lambda: _carried(data),
         "The four cells": lambda: _cells(data),
         "Provenance": lambda: _provenance(data),
@@ -119,13 +127,17 @@ def _found(data: Data) -> str:
     )
 
 
-def _emergence(data: Data, runs: Sequence[RecordedRun], lm_runs: Sequence[RecordedLMRun]) -> str:
+def _emergence(
+    data: Data, runs: Sequence[RecordedRun], lm_runs: Sequence[RecordedLMRun], ready: Drawn
+) -> str:
     parts = [
         f"<h3>{CLASSIFIERS.capitalize()}</h3>",
-        _figure(figures.bars(data["models"]), "Accuracy of each model on each task",
+        _figure(ready.get("accuracy.png") or figures.bars(data["models"]),
+                 "Accuracy of each model on each task",
                 "Accuracy at the end of training, of one seed. Test: as in training; IC: fresh "
                 "classes; IC2: known classes with new labels; IW: only memory helps."),
-        _figure(figures.emergence(runs), "Accuracy and loss of classifiers in training",
+        _figure(ready.get("emergence.png") or figures.emergence(runs),
+                 "Accuracy and loss of classifiers in training",
                 "Thin: single seeds; thick: their mean."),
         html_table(tables.emergence_table(data["emergence"])),
     ]  # fmt: skip
@@ -169,12 +181,13 @@ def _attention(data: Data) -> str:
     return "".join(parts)
 
 
-def _links(data: Data) -> str:
+def _links(data: Data, ready: Drawn) -> str:
     parts = []
     if data["links"]:
         parts += [
             f"<h3>{CLASSIFIERS.capitalize()}</h3>",
-            _figure(figures.link_edits(data["links"]), "Accuracy against the scale of the links",
+            _figure(ready.get("link_edits.png") or figures.link_edits(data["links"]),
+                     "Accuracy against the scale of the links",
                     "Every link of a model scaled by c; ○: replaced by its mean over other "
                     "sequences."),
         ]  # fmt: skip
@@ -224,7 +237,7 @@ def _patched(data: Data) -> str:
     return f'{said}<div class="rv-pairs">{drawn}</div>'
 
 
-def _circuits(data: Data) -> str:
+def _circuits(data: Data, ready: Drawn) -> str:
     circuits = data["circuits"]
     parts = [
         "<p>Tasks: IC, classifying in context, on twins with other labels or other objects; IOI, "
@@ -246,7 +259,8 @@ def _circuits(data: Data) -> str:
         html_table(
             circuit_tables.compared_table(circuits["over_seeds"], circuits["least"])
         ),
-        _figure(circuit_figures.faithfulness(circuits["circuits"]), "Faithfulness by size",
+        _figure(ready.get("faithfulness.png")
+                or circuit_figures.faithfulness(circuits["circuits"]), "Faithfulness by size",
                 "Faithfulness of the highest-scored edges, before any is pruned that leads nowhere "
                 "(the table's are pruned); 1: as the whole model. It may pass 1: edges that work "
                 "against the answer are left out. CPR is the area under such a curve over the "
@@ -322,5 +336,6 @@ def _pair(names: Mapping[str, Any]) -> list[str]:
 
 def _figure(figure: Figure, name: str, caption: str) -> str:
     body = figure_html(figure, name, caption)
+    figure.set_layout_engine("none")  # an image of it is laid out as the page is
     plt.close(figure)
     return body
