@@ -13,9 +13,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from transformer_lens.utilities import LocallyOverridenDefaults
 
+from resval_lens.analyses.story_loss import story_loss
 from resval_lens.hooks import (
     Link,
     freeze,
@@ -56,6 +58,7 @@ def ablation_study(
     layers: Numbers | None = None,
     heads: Numbers | None = None,
     max_tokens: int = MAX_TOKENS,
+    text: Int[Tensor, "row pos"] | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Mean measures on the clean prompts with links edited, as JSON.
@@ -68,12 +71,14 @@ def ablation_study(
         scales: factors c of further edits.
         of, layers, heads: the links: see :func:`~resval_lens.hooks.links.links`.
         max_tokens: rows × positions of one model call, one prompt at least.
+        text: rows of stories, on which the loss with each group of links cut stands beside.
         note: called with what is being done.
 
     Returns:
         ``clean`` and ``corrupted`` hold the measures of the unedited runs; ``rows``, for each group
         of links (:func:`groups`) and edit, the measures and how many ``links`` it has;
         ``mean_prompts``, how many prompts have others of their group: means are of these alone.
+        ``story_loss`` is that of :func:`~resval_lens.analyses.story_loss.story_loss`, or None.
 
     Raises:
         ValueError: a model without links, links that are not there, no edit or an unknown one,
@@ -125,6 +130,10 @@ def ablation_study(
                     measure("mean", freeze(means_of), LinkRuns(model, part))
     if "zero" in edits:
         found |= {(name, "scale 0"): found[name, "zero"] for name in named}
+    losses = None
+    if text is not None:
+        note("loss on stories, links cut")
+        losses = story_loss(model, text, named)
     means = {
         key: {name: torch.cat([x[name] for x in parts]).mean().item() for name in measures}
         for key, parts in found.items()
@@ -137,6 +146,7 @@ def ablation_study(
         "edits": {name: EDITS[name] for name in edits},
         "scales": list(scales),
         "links": len(chosen),
+        "story_loss": losses,
         "clean": means["no links", "clean"],
         "corrupted": means["no links", "corrupted"],
         "rows": [

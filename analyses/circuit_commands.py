@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resval_lens.analyses.completion import METHODS, one_of
+from resval_lens.analyses.completion import METHODS, METRICS, one_of
 from resval_lens.analyses.options import (
     Device,
     General,
@@ -80,6 +80,16 @@ def circuit_command(
             show_default="no ACDC",
         ),
     ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="That edges are scored and the circuit is chosen by: logit-difference (IO − S), "
+            "log-probability, names (IO − mean of all other names), probability; of a classifier "
+            "margin, log-probability, probability.",
+            show_default="logit-difference; of a classifier margin",
+            autocompletion=one_of(*METRICS),
+        ),
+    ] = None,
     prompts: Prompts = 64,
     seed: MaybeSeed = None,
     twins: Twins = None,
@@ -95,6 +105,9 @@ def circuit_command(
     Edges are scored on the prompts; the circuit is chosen by size and evaluated on as many others,
     with every other edge resampled from the corrupted twins. In a model of more than 512 edges not
     every size is tried: sizes grow by half, and then close in; the JSON has those that were.
+    with every other edge resampled from the corrupted twins. What it keeps of the other metrics is
+    measured, too, with other edges resampled or at means over twins that are aligned with theirs: a
+    difference like IO − S is the same whether a model would name the two or anything else.
 
     Prompts name indirect objects; a classifier's are sequences of its test set.
 
@@ -118,6 +131,8 @@ def circuit_command(
         note("prompts")
         scored, held_out = on_two_sets(model, prompts, seed, twins, general, device, prepend)
         tell_left_out(scored.left_out, quiet)
+        if metric is not None:
+            scored, held_out = scored.by(metric), held_out.by(metric)
         writable(to)
         if acdc is not None:
             most = {"most_edges": minimality, "most_nodes": completeness}
@@ -136,10 +151,11 @@ def circuit_command(
                 most_edges=minimality,
                 most_nodes=completeness,
                 seed=seed or 0,
+                metrics=held_out.metrics,
                 note=note,
             )
     facts = {**scored.facts(), "general": general, "example": scored.example()}
-    shown = [circuit_tables.circuit_table(study)]
+    shown = [circuit_tables.circuit_table(study), circuit_tables.measured_table(study)]
     if "strongest" in study:
         shown.append(circuit_tables.scores_table(study))
     title = f"{model}: {scored.task}, {scored.kind} twins"
@@ -161,6 +177,7 @@ def _by_acdc(
     """ACDC's circuit on some prompts, pruned, evaluated on others, as JSON."""
     import torch
 
+    from resval_lens.analyses.circuit_study import by_each_metric
     from resval_lens.analyses.circuits.acdc import acdc
     from resval_lens.analyses.circuits.evaluation import check_gap, evaluate
     from resval_lens.analyses.circuits.running import EdgeRuns
@@ -177,7 +194,9 @@ def _by_acdc(
     generator = torch.Generator().manual_seed(seed)
     others = EdgeRuns(held_out.model, held_out.pairs, runs.graph)
     check_gap(others)
+    (measured,) = by_each_metric(held_out.model, held_out.pairs, [circuit], held_out.metrics)
     return {
+        "measured": measured,
         "method": "acdc",
         "tau": tau,
         "prompts": {"scored": len(scored.pairs), "evaluated": len(held_out.pairs)},
@@ -191,10 +210,16 @@ def _sentences(chosen: ModelOnTask, study: dict[str, Any]) -> list[str]:
     circuit, metric = study["circuit"], study["metric"]
     evaluated = study["prompts"]["evaluated"]
     said = [
-        f"{chosen.metric.capitalize()} on {evaluated} prompts that edges were not scored on: "
-        f"{metric['clean']:.3f}, of their {chosen.kind} twins {metric['corrupted']:.3f}, of the "
-        f"circuit {circuit['metric']['circuit']:.3f}."
+        f"{chosen.metric[:1].upper()}{chosen.metric[1:]} on {evaluated} prompts that edges were "
+        f"not scored on: {metric['clean']:.3f}, of their {chosen.kind} twins "
+        f"{metric['corrupted']:.3f}, of the circuit {circuit['metric']['circuit']:.3f}."
     ]
+    name, own = list(study["measured"].items())[-1]  # a probability
+    said.append(
+        f"{name} is {own['clean']:.3f} on these prompts; the circuit alone gives "
+        f"{own['resample']['circuit']:.3f}, with other edges at their means "
+        f"{own['mean']['circuit']:.3f}."
+    )
     search = study.get("search", {})
     if "sizes" not in search and search.get("size", circuit["n_edges"]) != circuit["n_edges"]:
         said.append(

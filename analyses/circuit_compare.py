@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from resval_lens.analyses.circuit_study import FAITHFUL, circuit_study
-from resval_lens.analyses.circuit_tasks import icl_pairs, ioi_pairs
+from resval_lens.analyses.circuit_findings import SIGNALS, over_seeds, sentences
+from resval_lens.analyses.circuit_study import FAITHFUL, circuit_study, metric_matrix
+from resval_lens.analyses.circuit_tasks import (
+    ICL_METRICS,
+    NAMING,
+    icl_pairs,
+    ioi_metrics,
+    ioi_pairs,
+)
 from resval_lens.analyses.ioi import check_one_tokenizer
 from resval_lens.analyses.ioi_roles import head_roles
 from resval_lens.analyses.link_signals import link_signals
 from resval_lens.checkpoint import SHIPPED_MODELS
+from resval_lens.hooks.groups import alike
 from resval_lens.recorded import RecordedRun
 from resval_lens.recorded_lm import load_lm_runs
 from resval_lens.streams import architecture, architectures_of
@@ -30,23 +36,6 @@ Note = Callable[[str], None]
 
 IOI_TWINS: tuple[Kind, ...] = ("giver", "abc")
 ICL_TWINS: tuple[Exchanged, ...] = ("labels", "objects")
-SIGNALS: tuple[Kind, ...] = ("token", "position", "random")
-
-# What is compared over seeds: its heading, and where it lies in a study.
-MEASURES: dict[str, tuple[str, ...]] = {
-    "edges": ("circuit", "n_edges"),
-    "of": ("circuit", "n_edges_of_model"),
-    "links in it": ("links", "in_circuit"),
-    "faithfulness": ("circuit", "faithfulness"),
-    "share through links": ("links", "share_of_circuit"),
-    "model, links corrupted": ("links", "faithfulness_of_model_with_links_corrupted"),
-    "path length": ("circuit", "path_length"),
-    "CPR": ("curve", "cpr"),
-    "CMD": ("curve", "cmd"),
-}
-
-ENOUGH_EDGES = 100
-"""In smaller graphs one edge is a large share, and areas over shares say little."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +106,9 @@ def classifier_circuits(
                 note(f"{about}: {text}")
 
             first, second = pairs.split(sequences)
-            study = circuit_study(model, first, second, exact=True, note=said)
-            found.append(_entry(f"IC ({what})", run.name, run.seed, run.folder_name, study))
+            study = circuit_study(model, first, second, exact=True, metrics=ICL_METRICS, note=said)
+            task = f"IC ({what})"
+            found.append(_entry(task, "margin", run.name, run.seed, run.folder_name, study))
     return found
 
 
@@ -131,6 +121,9 @@ def ioi_circuits(
 ) -> list[dict[str, Any]]:
     """Circuits of language models on indirect objects of stories, for both kinds of twins.
 
+    Edges are scored, and circuits chosen, by log P(IO); for what they keep of other metrics, and
+    for circuits chosen by those, see :func:`ioi_matrices`.
+
     Args:
         prompts: unseen ones by which edges are scored; circuits are evaluated on as many others.
         seed: draws the prompts.
@@ -142,6 +135,7 @@ def ioi_circuits(
     for each in models:
         for kind in IOI_TWINS:
             pairs = ioi_pairs(each.model, drawn, kind, seed)
+            pairs = replace(pairs, metric=ioi_metrics(each.model)[NAMING])
 
             def said(text: str, about: str = f"{each.name}, {kind} twins") -> None:
                 note(f"{about}: {text}")
@@ -150,7 +144,59 @@ def ioi_circuits(
             with naming(each.name):
                 study = circuit_study(each.model, first, second, exact=exact, note=said)
             task = f"IOI ({kind})"
-            found.append(_entry(task, each.architecture, each.seed, each.name, study))
+            found.append(_entry(task, NAMING, each.architecture, each.seed, each.name, study))
+    return found
+
+
+def ioi_matrices(
+    models: Sequence[Studied],
+    prompts: int = 64,
+    seed: int = 0,
+    found_already: Sequence[dict[str, Any]] = (),
+    note: Note = lambda text: None,
+) -> list[dict[str, Any]]:
+    """A circuit by each metric of indirect objects, evaluated by all, of each model; abc twins.
+
+    In these twins all three names are others, so that a circuit must move the names, too, not only
+    say which of two is meant.
+
+    Args:
+        found_already: of :func:`ioi_circuits` with these prompts and seed; their circuits are not
+            searched for again.
+    """
+    known = {
+        each["name"]: {each["metric"]: each["study"]["circuit"]["edges"]}
+        for each in found_already
+        if each["task"] == "IOI (abc)"
+    }
+    drawn = ioi_prompts(2 * prompts, seed, "unseen", "unseen", "unseen")
+    found = []
+    for each in models:
+        first, second = ioi_pairs(each.model, drawn, "abc", seed).split(prompts)
+
+        def said(text: str, about: str = each.name) -> None:
+            note(f"{about}: {text}")
+
+        with naming(each.name):
+            chosen = metric_matrix(
+                each.model,
+                first,
+                second,
+                ioi_metrics(each.model),
+                known=known.get(each.name, {}),
+                note=said,
+            )
+        found.append(
+            {
+                "name": each.name,
+                "architecture": each.architecture,
+                "seed": each.seed,
+                "twins": "abc",
+                "prompts": {"scored": len(first), "evaluated": len(second)},
+                "groups": len(alike(second).unique()),
+                "circuits": chosen,
+            }
+        )
     return found
 
 
@@ -163,8 +209,17 @@ def naming(name: str) -> Iterator[None]:
         raise ValueError(f"{name}: {error}") from None
 
 
-def _entry(task: str, kind: str, seed: int | None, name: str, study: Any) -> dict[str, Any]:
-    return {"task": task, "architecture": kind, "seed": seed, "name": name, "study": study}
+def _entry(
+    task: str, metric: str, kind: str, seed: int | None, name: str, study: Any
+) -> dict[str, Any]:
+    return {
+        "task": task,
+        "metric": metric,
+        "architecture": kind,
+        "seed": seed,
+        "name": name,
+        "study": study,
+    }
 
 
 def ioi_heads(
@@ -230,24 +285,28 @@ def check_models(models: Sequence[Studied], prompts: int, seed: int) -> None:
 
 
 def compared_circuits(
-    circuits: Sequence[dict[str, Any]], heads: Sequence[dict[str, Any]]
+    circuits: Sequence[dict[str, Any]],
+    heads: Sequence[dict[str, Any]],
+    matrices: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """Circuits on both tasks, roles of heads and what links carry, side by side.
 
     Args:
         circuits: of :func:`classifier_circuits` and :func:`ioi_circuits`.
         heads: of :func:`ioi_heads`.
+        matrices: of :func:`ioi_matrices`.
 
     Returns:
-        JSON-able: ``circuits``, each task's and model's study; ``over_seeds``; ``heads``;
-        ``drawn``, the first seed's circuits; ``found``, in words; ``least``.
+        JSON-able: ``circuits``, each task's and model's study; ``over_seeds``; ``matrices``;
+        ``heads``; ``drawn``, the first seed's circuits; ``found``, in words; ``least``.
     """
     first = {(entry["task"], entry["architecture"]): entry for entry in reversed(circuits)}
     return {
         "least": FAITHFUL,
-        "found": sentences(circuits, heads),
+        "found": sentences(circuits, heads, matrices),
         "over_seeds": over_seeds(circuits),
         "circuits": list(circuits),
+        "matrices": list(matrices),
         "heads": list(heads),
         "drawn": [
             {"title": f"{kind}: {task}", "circuit": first[task, kind]["study"]["circuit"]}
@@ -255,90 +314,3 @@ def compared_circuits(
             if task.startswith("IOI")
         ],
     }
-
-
-def over_seeds(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each measure of ``MEASURES`` by task and architecture: by seed, mean, population sd."""
-    rows = []
-    for task, kind in dict.fromkeys((e["task"], e["architecture"]) for e in entries):
-        own = [e for e in entries if (e["task"], e["architecture"]) == (task, kind)]
-        measures = {}
-        few = own[0]["study"]["circuit"]["n_edges_of_model"] < ENOUGH_EDGES
-        for name, path in MEASURES.items():
-            if few and name in ("CPR", "CMD"):
-                continue
-            values = [_at(e["study"], path) for e in own]
-            if all(value is not None for value in values):
-                measures[name] = _over(values)
-        rows.append(
-            {
-                "task": task,
-                "architecture": kind,
-                "seeds": [e["seed"] for e in own],
-                "measures": measures,
-            }
-        )
-    return rows
-
-
-def _at(study: dict[str, Any], path: tuple[str, ...]) -> Any:
-    value: Any = study
-    for step in path:
-        value = None if value is None else value[step]
-    return value
-
-
-def sentences(circuits: Sequence[dict[str, Any]], heads: Sequence[dict[str, Any]]) -> list[str]:
-    """What the value link does, in words, from what corrupting and cutting it does."""
-    said = []
-    found = over_seeds(circuits)
-    rows = {(row["task"], row["architecture"]): row["measures"] for row in found}
-    seeds = {(row["task"], row["architecture"]): row["seeds"] for row in found}
-    for task, kind in rows:
-        if "share through links" not in rows[task, kind]:
-            continue
-        own, classic = rows[task, kind], rows.get((task, "classic"))
-        beside = f" ({classic['edges']['mean']:.3g} without the stream)" if classic else ""
-        links, kept = own["links in it"]["mean"], own["model, links corrupted"]
-        inside = "none of them a link"
-        if links:
-            count = "1 of them a link" if links == 1 else f"{links:.3g} of them links"
-            inside = f"{count}; {_percent(own['share through links'])} of its effect runs there"
-        several = seeds[task, kind]
-        whose = "model's circuit has" if len(several) == 1 else "models' circuits have"
-        said.append(
-            f"{task}, {_of(several)}: the {kind} {whose} {own['edges']['mean']:.3g} edges"
-            f"{beside}, {inside}; with every link corrupted the whole model keeps {_percent(kept)} "
-            "of the task."
-        )
-    kinds = dict.fromkeys(each["architecture"] for each in heads if each["signals"])
-    for kind in kinds:
-        own = [each["signals"]["effects"] for each in heads if each["architecture"] == kind]
-        seeds_of = [each["seed"] for each in heads if each["architecture"] == kind]
-        token, position = (_over([effect["all"][of] for effect in own]) for of in SIGNALS[:2])
-        carried = "a token" if token["mean"] < position["mean"] else "a position"
-        said.append(
-            f"What the links of the {kind} model ({_of(seeds_of)}) carry of who gave is {carried}: "
-            "frozen to prompts in which the other person's token gives they change the logit "
-            f"difference by {_percent(token)}, frozen to prompts in which the giver stood "
-            f"elsewhere by {_percent(position)} (−200%: inverted)."
-        )
-    return said
-
-
-def _of(seeds: Sequence[int | None]) -> str:
-    """``seed 0``, ``seeds 0, 1``; how many, where seeds are unknown."""
-    if None in seeds:
-        return "1 model" if len(seeds) == 1 else f"{len(seeds)} models"
-    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-
-
-def _over(values: list[float]) -> dict[str, Any]:
-    return {"by_seed": values, "mean": float(np.mean(values)), "sd": float(np.std(values))}
-
-
-def _percent(measure: dict[str, Any]) -> str:
-    """The mean; of several seeds each, too."""
-    several = measure["by_seed"]
-    each = f" (by seed {', '.join(f'{value:z.0%}' for value in several)})" if several[1:] else ""
-    return f"{measure['mean']:z.0%}{each}".replace("-", "−")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -21,12 +22,12 @@ from resval_lens.analyses.circuits.evaluation import (
     faithfulness,
 )
 from resval_lens.analyses.circuits.graph import Graph
-from resval_lens.analyses.circuits.running import EdgeRuns
+from resval_lens.analyses.circuits.running import Ablation, EdgeRuns
 from resval_lens.analyses.circuits.scores import EdgeScores, Method, score_edges
 from resval_lens.analyses.circuits.search import smallest
 from resval_lens.hooks import cut_links
 from resval_lens.hooks.answers import answer_logits
-from resval_lens.hooks.prompts import PromptPairs
+from resval_lens.hooks.prompts import Metric, PromptPairs
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
 
@@ -52,6 +53,7 @@ def circuit_study(
     most_edges: int = MOST_EDGES,
     most_nodes: int = MOST_NODES,
     seed: int = 0,
+    metrics: Mapping[str, Metric] | None = None,
     note: Note = lambda text: None,
 ) -> dict[str, Any]:
     """Scores every edge, takes the fewest that are faithful enough, and evaluates them.
@@ -68,6 +70,7 @@ def circuit_study(
         most_edges, most_nodes: of the circuit that minimality and completeness are measured of;
             drawn where there are more.
         seed: of the random circuits, and of what is drawn.
+        metrics: that the circuit is also evaluated by.
         note: called with what is being done.
 
     Returns:
@@ -75,6 +78,7 @@ def circuit_study(
         ``search`` has its size before pruning and, where it was searched for, the sizes tried and
         whether they are all (:class:`~resval_lens.analyses.circuits.search.Smallest`); ``runs``,
         how many circuits were run;
+        ``measured``, its faithfulness by each of ``metrics`` (:func:`by_each_metric`);
         ``links`` has what links do: the share of the circuit's effect that runs through them,
         1 − f(circuit without its links) / f(circuit); f of the whole model with every link
         corrupted; the clean metric with every link cut (zero). None for a model without links.
@@ -109,6 +113,7 @@ def circuit_study(
     evaluated = evaluate(
         runs, circuit, generator, most_edges=most_edges, most_nodes=most_nodes, note=note
     )
+    (measured,) = by_each_metric(model, runs.pairs, [circuit], metrics or {})
     found = {
         "method": method,
         "steps": scores.steps,
@@ -119,6 +124,7 @@ def circuit_study(
         "least": least if edges is None else None,
         "search": search,
         "circuit": evaluated | {"path_length": _mean_length(circuit)},
+        "measured": measured,
         "links": _links(model, runs, evaluated),
     }
     found["runs"] = runs.circuits_run
@@ -127,6 +133,83 @@ def circuit_study(
         oracle = score_edges(model, pairs, "exact", graph=graph)
         found["agreement"] = agreement(scores, oracle)
     return found
+
+
+def by_each_metric(
+    model: ResValTransformer,
+    pairs: PromptPairs,
+    circuits: Sequence[Circuit],
+    metrics: Mapping[str, Metric],
+) -> list[dict[str, Any]]:
+    """What each circuit keeps, by every metric and under both ablations, as JSON.
+
+    The "mean" ablation takes its means over the corrupted prompts of each group.
+
+    Returns:
+        Of each circuit {metric: {"clean", "resample", "mean"}}, the latter two with the metric
+        ``corrupted`` (no edge kept), the ``circuit``'s and its ``faithfulness``.
+    """
+    found: list[dict[str, Any]] = [{} for _ in circuits]
+    for name, metric in metrics.items():
+        for ablation in get_args(Ablation):
+            runs = EdgeRuns(model, replace(pairs, metric=metric), ablation=ablation)
+            for own, each in zip(found, faithfulness(runs, circuits), strict=True):
+                own.setdefault(name, {"clean": runs.clean})[ablation] = {
+                    "corrupted": runs.corrupted,
+                    "circuit": each.metric,
+                    "faithfulness": each.value,
+                }
+    return found
+
+
+def metric_matrix(
+    model: ResValTransformer,
+    pairs: PromptPairs,
+    held_out: PromptPairs,
+    metrics: Mapping[str, Metric],
+    *,
+    known: Mapping[str, Sequence[str]] | None = None,
+    method: Method = "eap-ig",
+    least: float = FAITHFUL,
+    note: Note = lambda text: None,
+) -> list[dict[str, Any]]:
+    """A circuit by each metric, evaluated by all of them, as JSON.
+
+    Edges are scored, and the circuit chosen (the smallest of faithfulness ``least``), by one
+    metric; what that circuit keeps of the others says what the metric does not see.
+
+    Args:
+        pairs, held_out: as of :func:`circuit_study`.
+        known: edges of circuits that were chosen before, by their metric.
+
+    Raises:
+        ValueError: what choosing refuses, with the metric's name.
+    """
+    graph, chosen, known = Graph.of(model), {}, known or {}
+    for name, metric in metrics.items():
+        if name in known:
+            chosen[name] = Circuit.of(graph, known[name])
+            continue
+        note(f"a circuit by {name}")
+        scores = score_edges(model, replace(pairs, metric=metric), method, graph=graph)
+        runs = EdgeRuns(model, replace(held_out, metric=metric), graph)
+        try:
+            chosen[name] = smallest(runs, scores.values, least).circuit
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    note("every circuit by every metric")
+    measured = by_each_metric(model, held_out, list(chosen.values()), metrics)
+    return [
+        {
+            "by": name,
+            "n_edges": len(circuit),
+            "n_edges_of_model": len(graph),
+            "edges": list(circuit.edges),
+            "links": list(circuit.links),
+            "measured": own,
+        }
+        for (name, circuit), own in zip(chosen.items(), measured, strict=True)
+    ]
 
 
 def agreement(scores: EdgeScores, oracle: EdgeScores) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from resval_lens.analyses.tables import STYLE as WIDE
@@ -22,16 +23,17 @@ COMPARED = {
     "CMD": ("CMD", "{:.2f}"),
 }
 NUMBERS = {
-    "total": "noised", "direct": "direct", "direct_along_links": "by links",
-    "into_queries": "queries", "end→IO": "to IO", "end→S2": "to S2",
+    "total": "noised", "p_io": "P(IO)", "direct": "direct", "direct_on_io": "on IO",
+    "direct_on_s": "on S", "into_queries": "queries", "end→IO": "to IO", "end→S1": "to S1",
+    "end→S2": "to S2",
 }  # fmt: skip
 
 
 def compared_table(rows: Sequence[Mapping[str, Any]], least: float) -> Table:
     """Circuits by task and architecture, of ``circuit_compare.over_seeds``."""
     table = Table(
-        title=f"Circuits: the fewest edges with a faithfulness f of {least:g}\n"
-        "(what is not in the circuit is resampled from the corrupted twins)",
+        title=f"Circuits: the fewest highest-scored edges with a faithfulness f of {least:g}\n"
+        "by the metric named (what is not in the circuit is resampled from the twins)",
         **STYLE,
     )
     table.add_column("model", no_wrap=True)
@@ -42,7 +44,7 @@ def compared_table(rows: Sequence[Mapping[str, Any]], least: float) -> Table:
         if row["task"] != previous:
             if previous is not None:
                 table.add_section()
-            table.add_row(f"[bold]{row['task']}[/bold]")
+            table.add_row(f"[bold]{row['task']}[/bold], {row['metric']}")
             previous = row["task"]
         several = len(row["seeds"]) > 1
         cells, deviations = [], []
@@ -57,6 +59,58 @@ def compared_table(rows: Sequence[Mapping[str, Any]], least: float) -> Table:
         "path: mean edges from input to logits; by links: share of f lost without the "
         "circuit's links; f, corr.: of the whole model with every link corrupted"
     )
+    return table
+
+
+def matrix_table(matrices: Sequence[Mapping[str, Any]]) -> Table:
+    """Circuits by every metric, evaluated by every metric, of ``circuit_compare.ioi_matrices``."""
+    names = [circuit["by"] for circuit in matrices[0]["circuits"]]
+    table = Table(
+        title="Circuits of indirect objects by each metric (abc twins): what they keep of all\n"
+        "(f: others resampled | at the mean of the twins aligned with theirs)",
+        **STYLE,
+    )
+    table.add_column("chosen by", no_wrap=True)
+    for heading in ("edges", "links", *names, "P(IO) is"):
+        table.add_column(heading, justify="right")
+    for number, matrix in enumerate(matrices):
+        if number:
+            table.add_section()
+        clean = matrix["circuits"][0]["measured"]["P(IO)"]["clean"]
+        table.add_row(
+            f"[bold]{escape(_title(matrix))}[/bold]", *[""] * (2 + len(names)), f"{clean:.3f}"
+        )
+        for circuit in matrix["circuits"]:
+            own = circuit["measured"]
+            kept = [
+                " | ".join(f"{own[name][how]['faithfulness']:z.2f}" for how in ("resample", "mean"))
+                for name in names
+            ]
+            cells = (str(circuit["n_edges"]), str(len(circuit["links"])), *kept)
+            table.add_row(
+                f"  {circuit['by']}", *cells, f"{own['P(IO)']['resample']['circuit']:.3f}"
+            )
+    table.caption = (
+        "P(IO) is: of the whole model, and of each circuit with all else resampled. "
+        "IO − S does not see whether either is named."
+    )
+    return table
+
+
+def measured_table(study: Mapping[str, Any]) -> Table:
+    """What the circuit of one study keeps of every metric."""
+    table = Table(title="The circuit by every metric", **STYLE)
+    for name in ("metric", "edges outside it"):
+        table.add_column(name, no_wrap=True)
+    for name in ("clean", "corrupted", "circuit", "f"):
+        table.add_column(name, justify="right")
+    for metric, own in study["measured"].items():
+        for how, label in (("resample", "as on the twins"), ("mean", "mean over twins")):
+            numbers = (own["clean"], own[how]["corrupted"], own[how]["circuit"])
+            f = own[how]["faithfulness"]
+            table.add_row(
+                metric, label, *(f"{x:z.3f}" for x in numbers), "" if f is None else f"{f:z.2f}"
+            )
     return table
 
 
@@ -115,16 +169,18 @@ def roles_table(heads: Sequence[Mapping[str, Any]]) -> Table:
     for number, each in enumerate(heads):
         if number:
             table.add_section()
-        table.add_row(f"[bold]{_title(each)}[/bold]")
+        p_io = each["roles"]["p_io"]
+        table.add_row(f"[bold]{_title(each)}[/bold]", "", "", f"of {p_io['clean']:.2f}")
         for role, found in each["roles"]["roles"].items():
             for head in found:
                 cells = (f"{head[name]:+z.2f}" for name in NUMBERS)
                 table.add_row(f"  {role}", head["head"], *cells)
                 role = ""
     table.caption = (
-        "noised: effect on IO − S of its z from the twin, in parts of the gap; direct: share "
-        "of IO − S that it writes, by links: of that, with values of earlier layers; "
-        "queries: path patched into those of movers; to IO, to S2: attention from the end"
+        "noised: effect on IO − S of its z from the twin, in parts of the gap; P(IO): with it "
+        "noised; direct: share of IO − S that it writes; on IO, on S: what it writes for each name "
+        "against the twin's in its place, in parts of IO's; queries: path patched into those of "
+        "movers; to IO, S1, S2: attention from the end"
     )
     return table
 

@@ -1,7 +1,9 @@
 """The two tasks on which circuits are compared, as clean and corrupted prompts with a metric.
 
 - Indirect objects in a language model: logit(IO) − logit(S), corrupted prompts of any kind of
-  :mod:`resval_lens.tasks.ioi_twins`. A group has its names and its end at the same positions.
+  :mod:`resval_lens.tasks.ioi_twins`. A group has its names and its end at the same positions. That
+  difference is the same whether the model would name the two or anything else, so there are three
+  more metrics (:func:`ioi_metrics`).
 - Classifying in context in the two-layer classifier: logit(right label) − max logit(wrong labels of
   the context), exchanged labels or objects (:mod:`resval_lens.tasks.icl_twins`). All sequences are
   one group.
@@ -16,7 +18,15 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from resval_lens.hooks.prompts import PromptPairs, logit_difference, margin
+from resval_lens.hooks.prompts import (
+    Metric,
+    PromptPairs,
+    against,
+    log_probability,
+    logit_difference,
+    margin,
+    probability,
+)
 from resval_lens.tasks.icl import ICLBatch, ICLWorld
 from resval_lens.tasks.icl_twins import Exchanged, exchanged
 from resval_lens.tasks.ioi import (
@@ -32,6 +42,43 @@ from resval_lens.tasks.leading import AUTO, leading_token
 from resval_lens.tasks.stories import NAMES as STORY_NAMES
 from resval_lens.tasks.stories import ioi_prompts
 from resval_lens.transformer import ResValTransformer
+
+NAMING = "log P(IO)"
+"""The metric by which circuits of indirect objects are compared: it asks for the name itself."""
+ICL_METRICS: dict[str, Metric] = {
+    "margin": margin,
+    "log P(right)": log_probability,
+    "P(right)": probability,
+}
+
+
+def ioi_metrics(model: ResValTransformer) -> dict[str, Metric]:
+    """Metrics of indirect objects, by name; labels are (IO, S).
+
+    "IO − S", "log P(IO)" in nats, "IO − other names" (the mean logit of all names that the prompts
+    draw from and are one token), "P(IO)".
+
+    Raises:
+        ValueError: a model without a tokenizer, or that has no names.
+    """
+    return {
+        "IO − S": logit_difference,
+        NAMING: log_probability,
+        "IO − other names": against(name_tokens(_tokenizer(model))),
+        "P(IO)": probability,
+    }
+
+
+def name_tokens(tokenizer: Any) -> Int[Tensor, " name"]:
+    """Every name of the stories and the general prompts that is one token in a sentence."""
+    names = sayable(tokenizer, sorted({*STORY_NAMES, *NAMES}))
+    return torch.tensor(sorted({token_ids(tokenizer, f"to {name}")[-1] for name in names}))
+
+
+def _tokenizer(model: ResValTransformer) -> Any:
+    if model.tokenizer is None:
+        raise ValueError("this model has no tokenizer; a prompt cannot be put into its tokens")
+    return model.tokenizer
 
 
 class Drawn(NamedTuple):
@@ -89,9 +136,7 @@ def ioi_pairs(
         ValueError: a model without a tokenizer; what ``leading_token``, ``encode`` and ``twins``
             refuse.
     """
-    tokenizer: Any = model.tokenizer
-    if tokenizer is None:
-        raise ValueError("this model has no tokenizer; a prompt cannot be put into its tokens")
+    tokenizer = _tokenizer(model)
     lead = leading_token(model, prepend)
     batch = encode(prompts, tokenizer, lead)
     texts = twins(prompts, kind, seed, names)

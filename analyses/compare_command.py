@@ -140,9 +140,11 @@ def compare_command(
     }
     shown = [
         tables.compare_table(result),
+        *([tables.controls_table(result["controls"])] if "controls" in result else []),
         tables.attention_table(result),
         tables.emergence_table(by_seed),
         circuit_tables.compared_table(circuits["over_seeds"], circuits["least"]),
+        circuit_tables.matrix_table(circuits["matrices"]),
         circuit_tables.roles_table(circuits["heads"]),
     ]
     if any(each["signals"] for each in circuits["heads"]):

@@ -16,6 +16,7 @@ from resval_lens.analyses import (
     circuit_tables,
     figures,
     intervention_figures,
+    intervention_tables,
     ioi_tables,
     lm_figures,
     lm_tables,
@@ -191,6 +192,8 @@ def _links(data: Data, ready: Drawn) -> str:
                     "Every link of a model scaled by c; ○: replaced by its mean over other "
                     "sequences."),
         ]  # fmt: skip
+    if "controls" in data:
+        parts.append(html_table(tables.controls_table(data["controls"])))
     studies = data["language_models"]["links"]
     if studies:
         parts.append(f"<h3>{LANGUAGE_MODELS.capitalize()}</h3>")
@@ -200,6 +203,8 @@ def _links(data: Data, ready: Drawn) -> str:
                     "v1 are the links that arrive in layer 1, all heads. At c = 0 also "
                     "mean-ablated (○) and resampled from the twins (×)."),
         ]  # fmt: skip
+        if study.get("story_loss"):
+            parts.append(html_table(intervention_tables.story_loss_table(study["story_loss"])))
         if name in data["language_models"]["scores"]:  # its own links, not grafted ones
             own = [row for row in study["rows"] if row["edit"] in study["edits"]]
             alone = intervention_figures.ablated({**study, "scales": [], "rows": own})
@@ -242,13 +247,17 @@ def _circuits(data: Data, ready: Drawn) -> str:
     parts = [
         "<p>Tasks: IC, classifying in context, on twins with other labels or other objects; IOI, "
         "naming the indirect object, on twins in which someone else gives (giver) or with three "
-        "other names (abc).</p>"
+        "other names (abc). Metrics: IO − S is the same whether the model would name the two or "
+        "anything else; log P(IO), P(IO) and IO less the mean of all other names ask for the name "
+        "itself. f is faithfulness, the share of the clean − corrupted gap that a circuit "
+        "keeps.</p>"
     ]
     if circuits["drawn"]:
         said = (
-            f"The fewest edges that keep {circuits['least']:.0%} of the task. Every other edge "
-            "carries what it carries on the twin. The stronger an edge is drawn, the more the "
-            "metric loses without it. Of several seeds, the first is drawn."
+            "The fewest highest-scored edges with a faithfulness of "
+            f"{circuits['least']:g} by log P(IO). Every other edge carries what it carries on the "
+            "twin. The stronger an edge is drawn, the more the metric loses without it. Of several "
+            "seeds, the first is drawn."
         )
         drawn = circuits["drawn"]
         for task in dict.fromkeys(each["title"].split(": ")[1] for each in drawn):
@@ -259,6 +268,8 @@ def _circuits(data: Data, ready: Drawn) -> str:
         html_table(
             circuit_tables.compared_table(circuits["over_seeds"], circuits["least"])
         ),
+        *([html_table(circuit_tables.matrix_table(circuits["matrices"]))]
+          if circuits["matrices"] else []),
         _figure(ready.get("faithfulness.png")
                 or circuit_figures.faithfulness(circuits["circuits"]), "Faithfulness by size",
                 "Faithfulness of the highest-scored edges, before any is pruned that leads nowhere "
@@ -275,8 +286,8 @@ def _carried(data: Data) -> str:
         return "<p>No language model was compared.</p>"
     parts = [
         "<p>Roles after Wang et al. (arXiv 2211.00593), measured on abc twins: movers attend from "
-        "the end to a name and write it (negative: against it), suppressors write it off, "
-        "inhibiting heads tell movers which to leave out.</p>",
+        "the end to a name and write it (negative: against it; of both names: the giver's, too), "
+        "suppressors write it off, inhibiting heads tell movers which to leave out.</p>",
         html_table(circuit_tables.roles_table(heads)),
     ]
     if any(each["signals"] for each in heads):

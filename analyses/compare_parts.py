@@ -14,6 +14,7 @@ from resval_lens.analyses.circuit_compare import (
     compared_circuits,
     ioi_circuits,
     ioi_heads,
+    ioi_matrices,
 )
 from resval_lens.analyses.icl import compare
 from resval_lens.analyses.lm_compare import compare_language_models
@@ -83,13 +84,15 @@ def compare_all(
                 other.poll()
                 for_models(text)
 
-            language, circuits_of_models, heads = _language_models(models, sizes, tell)
+            language, *of_names = _language_models(models, sizes, tell)
             classifiers, circuits = other.result()
     else:
         classifiers, circuits = _classifiers(runs, sizes, for_classifiers)
         said.clear()
-        language, circuits_of_models, heads = _language_models(models, sizes, for_models)
-    return Compared(classifiers, language, compared_circuits(circuits + circuits_of_models, heads))
+        language, *of_names = _language_models(models, sizes, for_models)
+    circuits_of_models, heads, matrices = of_names
+    circuits += circuits_of_models
+    return Compared(classifiers, language, compared_circuits(circuits, heads, matrices))
 
 
 @one_thread()
@@ -112,14 +115,24 @@ def _classifiers(
 @one_thread()
 def _language_models(
     models: Sequence[Studied], sizes: Sizes, note: Note
-) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
     asked = sizes.prompts, sizes.seed
     steps: list[Step] = [partial(compare_language_models, models, *asked)]
-    for study in (ioi_circuits, ioi_heads):
+    for study in (_circuits, ioi_heads):
         steps += [partial(study, [each], *asked) for each in models]
     found, *rest = _in_steps(steps, note)
-    circuits, heads = rest[: len(models)], rest[len(models) :]
-    return found, list(chain(*circuits)), list(chain(*heads))
+    circuits = [own for own, _ in rest[: len(models)]]
+    matrices = [own for _, own in rest[: len(models)]]
+    heads = rest[len(models) :]
+    return found, list(chain(*circuits)), list(chain(*heads)), list(chain(*matrices))
+
+
+def _circuits(
+    models: Sequence[Studied], prompts: int, seed: int, note: Note
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Circuits, and those by each metric, which need not be searched for twice."""
+    circuits = ioi_circuits(models, prompts, seed, note=note)
+    return circuits, ioi_matrices(models, prompts, seed, circuits, note)
 
 
 def _in_steps(steps: Sequence[Step], note: Note) -> list[Any]:

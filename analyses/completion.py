@@ -22,6 +22,7 @@ SIMPLIFIED_VARIANTS = tuple(MEMORY_VARIANTS)
 TWINS = ("giver", "abc", "position", "token", "token+position", "random", "random+position",
          "labels", "objects")  # fmt: skip
 METHODS = ("eap", "eap-ig", "exact")
+METRICS = ("logit-difference", "log-probability", "names", "probability", "margin")
 EDITS = ("zero", "mean", "resample")
 AXES = ("layer", "position", "head")
 DIRECTIONS = ("denoise", "noise")

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from resval_lens.analyses.link_controls import first_of, link_controls
 from resval_lens.answer import can_answer_fast, edited_answers
 from resval_lens.classifier import ICLClassifier
 from resval_lens.hooks import edit_links, link_activations, links
@@ -26,6 +27,7 @@ from resval_lens.training.icl import evaluate, score
 from resval_lens.training.icl_run import Worlds
 
 GRAFTED = "classic + link"
+CONTROL_SEQUENCES = 500
 SCALES = tuple(round(c, 2) for c in np.arange(-1, 2.01, 0.25))
 Note = Callable[[str], None]
 Results = dict[str, dict[str, float]]
@@ -267,6 +269,18 @@ def compare(
         studies[GRAFTED] = link_study(classic, link_sequences, grafted)
         results["classic"] = studies[GRAFTED].without
         cells = {"four_cells": four_cells(studies[GRAFTED], studies["values"])}
+    controls = {}
+    if "values" in studies:
+        note("values: the cut beside changes of gain")
+        values = by_name["values"]
+        some = first_of(values.tests, min(link_sequences, CONTROL_SEQUENCES))
+        controls = {
+            "controls": {
+                "model": "values",
+                "sequences": len(some["test"].targets),
+                "accuracy": link_controls(values.model, some, values.seed),
+            }
+        }
     return {
         "models": {
             subject.name: {
@@ -279,4 +293,5 @@ def compare(
         "links": {name: study.to_dict() for name, study in studies.items()},
         "attention": attention,
         **cells,
+        **controls,
     }

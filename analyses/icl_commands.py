@@ -141,7 +141,9 @@ def link_in_training_command(
 ) -> None:
     """Cut the links at every snapshot of a run: when in training does the model need them?
 
-    On the first --sequences of each of the run's own test sets, on the CPU. The run comes from
+    On the first --sequences of each of the run's own test sets, on the CPU. Beside the cut, on the
+    first 500: links at their means and resampled, layer 1's own part cut, and the links cut while
+    the own part is larger, since a cut takes gain away, too. The run comes from
     `resval-lens train icl --variants values --seeds 0 --steps 45000 --keep-snapshots`.
 
     Example: `resval-lens link-in-training runs/icl/values-seed0`
@@ -153,10 +155,10 @@ def link_in_training_command(
 
     writable(to)
     with notes(quiet) as note, one_thread():
-        study = link_in_training(RecordedRun.load(run), sequences, note)
+        study = link_in_training(RecordedRun.load(run), sequences, note=note)
     report(
         study, to, "link-in-training", as_json=as_json,
-        tables=[tables.link_in_training_table(study)],
+        tables=[tables.link_in_training_table(study), tables.controls_in_training_table(study)],
         figures={"link-in-training.png": figures.link_in_training(study)},
     )  # fmt: skip
 

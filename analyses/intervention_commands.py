@@ -193,13 +193,15 @@ def ablate_command(
     mean at that position over as many other prompts (mean), or by what they carry on the corrupted
     twin (resample).
 
-    Prompts name indirect objects; a classifier's are sequences of its test set.
+    Prompts name indirect objects; a classifier's are sequences of its test set. Beside stories'
+    prompts stands the loss on validation stories: a cut may ruin all text, not the task alone.
 
     Example: `resval-lens ablate values --scale -1,0.5,2`
     """
     from resval_lens.analyses.ablation_study import ablation_study
     from resval_lens.analyses.intervention_figures import ablated
-    from resval_lens.analyses.intervention_tables import ablation_table
+    from resval_lens.analyses.intervention_tables import ablation_table, story_loss_table
+    from resval_lens.analyses.story_loss import story_rows
     from resval_lens.analyses.subjects import on_two_sets
     from resval_lens.runtime import one_thread
 
@@ -220,11 +222,15 @@ def ablate_command(
             of=of,
             layers=chosen_layers,
             heads=chosen_heads,
+            text=story_rows(chosen.model) if chosen.prompts and not general else None,
             note=note,
         )
     found = {**chosen.facts(), "general": general, **study, "example": chosen.example()}
     figures = {"ablate.png": ablated(found)}
-    report(found, to, "ablate", as_json=as_json, tables=[ablation_table(found)], figures=figures)
+    tables = [ablation_table(found)]
+    if found["story_loss"]:
+        tables.append(story_loss_table(found["story_loss"]))
+    report(found, to, "ablate", as_json=as_json, tables=tables, figures=figures)
 
 
 def indices(text: str | None, name: str) -> list[int] | None:

@@ -109,6 +109,23 @@ def ablation_table(study: Mapping[str, Any], most: int = 32) -> Table:
     return table
 
 
+def story_loss_table(losses: Mapping[str, Any]) -> Table:
+    """Of ``story_loss.story_loss``: links cut, and layers' own parts."""
+    table = Table(
+        title=f"Loss on {losses['rows']} × {losses['tokens']} tokens of validation stories: "
+        f"{losses['clean']:.3f} nats",
+        **STYLE,
+    )
+    table.add_column("cut", no_wrap=True)
+    table.add_column("loss", justify="right")
+    for name, loss in losses["cut"].items():
+        table.add_row(f"links: {name}", f"{loss:.3f}")
+    for name, loss in losses["own cut"].items():
+        table.add_row(f"own: {name}", f"{loss:.3f}")
+    table.caption = "own: a layer's own values (queries, keys) at 0, its link as it was"
+    return table
+
+
 def attribution_table(found: Mapping[str, Any], most: int = 14) -> Table:
     """What writes the logit difference, of ``attribute.json``."""
     total = found["total"]

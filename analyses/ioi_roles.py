@@ -7,6 +7,10 @@ After Wang et al. 2022 (arXiv 2211.00593), every head with the numbers that its 
 
     name mover          adds to IO − S directly (share ≥ s), attends end → IO (≥ a, more than to S),
                         copies: attending to it alone, IO is among its top 5 (in half the prompts)
+    mover of both       attends end → IO and end → S1 (each ≥ a) and adds directly to both names,
+                        each against the name in its place on the abc twin, which is not in the
+                        prompt (logit(IO) − logit(IO′) and logit(S) − logit(S′): each ≥ s of the
+                        former's clean value): it brings both names, and something else chooses
     negative            takes from IO − S directly (share ≤ −s), attends end → IO
     subject mover       attends end → S2 (≥ a, more than to IO); noising it lowers IO − S by ≥ s of
                         the gap: it tells the end who gave
@@ -20,16 +24,16 @@ After Wang et al. 2022 (arXiv 2211.00593), every head with the numbers that its 
     previous token      attends S1+1 → S1 (≥ a)
 
 An attention weight counts only where it is twice what even attention would give. A share is of the
-clean logit difference; the gap is clean − corrupted. Noised or knocked out is a
-head whose z comes from the corrupted prompt. A head may have several roles, or none. The second and
-third are not Wang et al.'s: small models that drop the giver instead of fetching the recipient have
-them.
+clean logit difference; the gap is clean − corrupted. Noised or knocked out is a head whose z comes
+from the corrupted prompt. A head may have several roles, or none. Movers of both, of the subject and
+suppressors are not Wang et al.'s. All but movers of both are judged by IO − S, which is the same
+whether a model would name the two or anything else; so every head has P(IO) with it noised, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -48,6 +52,7 @@ from resval_lens.hooks.prompts import (
     MAX_TOKENS,
     PromptPairs,
     check_model,
+    probability,
     prompts_within,
     refuse_hooks,
     wide,
@@ -61,8 +66,8 @@ from resval_lens.transformer import ResValTransformer
 ATTENTION = 0.2
 SHARE = 0.05
 ROLES = (
-    "name mover", "negative", "subject mover", "subject suppressor", "backup", "S-inhibition",
-    "induction", "duplicate token", "previous token",
+    "name mover", "mover of both", "negative", "subject mover", "subject suppressor", "backup",
+    "S-inhibition", "induction", "duplicate token", "previous token",
 )  # fmt: skip
 WEIGHTS = {
     "end→IO": ("end", "IO"), "end→S1": ("end", "S1"), "end→S2": ("end", "S2"),
@@ -81,7 +86,11 @@ class HeadMeasures:
         even: what each would be if attention were even.
         total: effect on the metric of noising the head, as a share of the gap; below 0 where the
             task needs it.
+        p_io: P(IO) with the head noised.
         direct: share of the clean logit difference that the head writes.
+        direct_on_io, direct_on_s: what it writes along logit(IO) − logit(IO′) and logit(S) −
+            logit(S′), IO′ and S′ being the twin's names, as shares of the clean value of the
+            former.
         copies: share of prompts in whose readout of OV(IO) the name is among the top 5, by the
             head's own values or, if that is more, those of a source layer along links; NaN of heads
             that have no role and could be no name mover.
@@ -95,7 +104,10 @@ class HeadMeasures:
     attention: dict[str, Float[Tensor, "layer head"]]
     even: dict[str, float]
     total: Float[Tensor, "layer head"]
+    p_io: Float[Tensor, "layer head"]
     direct: Float[Tensor, "layer head"]
+    direct_on_io: Float[Tensor, "layer head"]
+    direct_on_s: Float[Tensor, "layer head"]
     copies: Float[Tensor, "layer head"]
     direct_along_links: Float[Tensor, "layer head"]
     direct_when_movers_are_out: Float[Tensor, "layer head"]
@@ -141,14 +153,22 @@ def head_roles(
             "corrupted prompts: this model does not identify the indirect object, and no head has "
             "a role in it"
         )
+    naming = patch(
+        model,
+        replace(pairs, metric=probability),
+        "z",
+        by=("layer", "head"),
+        direction="noise",
+    )
     where = positions(prompts, model.tokenizer, leading_token(model, prepend))
-    measured = _measure(model, where, pairs, noised, (attention, share), note)
+    measured = _measure(model, where, pairs, (noised, naming), (attention, share), note)
     found = _judge(measured, attention, share)
     note("copying")
     told = {place for places in found.values() for place in places}
     _add_copies(model, pairs, where["IO"], measured.copies, told)
     return {
         "logit_difference": {"clean": clean, "corrupted": corrupted},
+        "p_io": {"clean": naming.base, "corrupted": naming.source},
         "prompts": len(prompts),
         "criteria": {"attention": attention, "share": share, "twins": "abc", "links": "frozen"},
         "roles": {
@@ -161,10 +181,11 @@ def _measure(
     model: ResValTransformer,
     where: Mapping[str, Int[Tensor, " prompt"]],
     pairs: PromptPairs,
-    noised: PatchResult,
+    noising: tuple[PatchResult, PatchResult],
     least: tuple[float, float],
     note: Note,
 ) -> HeadMeasures:
+    noised, naming = noising
     clean, gap = noised.base, noised.base - noised.source
     note("attention")
     weights, even = _attention(model, pairs, where)
@@ -178,8 +199,21 @@ def _measure(
     sees_io = _sees_io(weights, even, least[0])
     might = [(int(a), int(b)) for a, b in ((direct >= least[1]) & sees_io).nonzero()]
     _add_copies(model, pairs, where["IO"], copies, might)
-    first = HeadMeasures(weights, even, total, direct, copies, along, nothing, nothing)
-    movers = _judge(first, *least)
+    on_io, on_s = _direct_on_names(model, pairs, where)
+    measured = HeadMeasures(
+        attention=weights,
+        even=even,
+        total=total,
+        p_io=naming.values.cpu(),
+        direct=direct,
+        direct_on_io=on_io,
+        direct_on_s=on_s,
+        copies=copies,
+        direct_along_links=along,
+        direct_when_movers_are_out=nothing,
+        into_queries=nothing,
+    )
+    movers = _judge(measured, *least)
     note("direct attribution without the name movers")
     backup = _direct_effects(model, pairs, movers["name mover"]) / clean
     note("path patching into queries")
@@ -191,7 +225,22 @@ def _measure(
                             for several, end in ((heads, ""), (readers, "<q>")))  # fmt: skip
         effect = path_patch_each(model, pairs, senders, queries).effect
         into[:last] = effect.mean(1).cpu().unflatten(0, (last, -1)) / gap
-    return HeadMeasures(weights, even, total, direct, copies, along, backup, into)
+    return replace(measured, direct_when_movers_are_out=backup, into_queries=into)
+
+
+def _direct_on_names(
+    model: ResValTransformer, pairs: PromptPairs, where: Mapping[str, Int[Tensor, " prompt"]]
+) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
+    """What each head writes for IO and for S, each against the twin's name in its place."""
+    rows = torch.arange(len(pairs))
+    found, clean = [], []
+    for name, label in (("IO", 0), ("S1", 1)):
+        absent = pairs.corrupted[rows, where[name]]
+        labels = torch.stack([pairs.labels[:, label], absent], 1)
+        shares = attribute(model, pairs.clean, labels, pairs.answers)
+        found.append(shares.heads.mean(0).sum(1))  # over source layers
+        clean.append(shares.total.mean())
+    return found[0] / clean[0], found[1] / clean[0]
 
 
 def _attention(
@@ -295,8 +344,10 @@ def _judge(
     sees_io = _sees_io(weights, measured.even, attention)
     sees_subject = sees["end→S2"] & (weights["end→S2"] > weights["end→IO"])
     mover = (direct >= share) & sees_io & (measured.copies >= 0.5)
+    of_both = torch.minimum(measured.direct_on_io, measured.direct_on_s)
     criteria = {
         "name mover": (mover, direct),
+        "mover of both": ((of_both >= share) & sees["end→IO"] & sees["end→S1"], of_both),
         "negative": ((direct <= -share) & sees_io, -direct),
         "subject mover": (sees_subject & (measured.total <= -share), -measured.total),
         "subject suppressor": ((direct >= share) & sees_subject, direct),
@@ -324,7 +375,10 @@ def _numbers(measured: HeadMeasures, layer: int, head: int) -> dict[str, Any]:
     return {
         "head": f"a{layer}.h{head}",
         "total": measured.total[place].item(),
+        "p_io": measured.p_io[place].item(),
         "direct": measured.direct[place].item(),
+        "direct_on_io": measured.direct_on_io[place].item(),
+        "direct_on_s": measured.direct_on_s[place].item(),
         "copies": measured.copies[place].item(),
         "direct_along_links": measured.direct_along_links[place].item(),
         "direct_when_movers_are_out": measured.direct_when_movers_are_out[place].item(),

@@ -16,6 +16,7 @@ from resval_lens.analyses.ablation_study import ablation_study
 from resval_lens.analyses.circuit_compare import Studied, check_counts
 from resval_lens.analyses.ioi import four_cells, ioi_scores
 from resval_lens.analyses.lm_emergence import lm_study
+from resval_lens.analyses.story_loss import story_rows
 from resval_lens.analyses.subjects import ModelOnTask, on_indirect_objects
 from resval_lens.hooks.patching import patch
 from resval_lens.recorded_lm import RecordedLMRun
@@ -148,6 +149,7 @@ def _link_study(each: Studied, prompts: int, seed: int, note: Note) -> dict[str,
         others.pairs,
         chosen.measures,
         scales=SCALES,
+        text=story_rows(chosen.model),
         note=lambda text: note(f"{each.name}: {text}"),
     )
     return {**chosen.facts(), **study}
@@ -193,5 +195,14 @@ def sentences(found: dict[str, Any]) -> list[str]:
         }
         clean = study["clean"][measure]
         parts = ", ".join(f"{_called(links)} {value:.2f}" for links, value in cut.items())
-        said.append(f"{name}: {measure} {clean:.2f}; with links cut, {parts}.")
+        sentence = f"{name}: {measure} {clean:.2f}; with links cut, {parts}."
+        losses = study.get("story_loss")
+        if losses:
+            beside = ", ".join(f"{_called(links)} {losses['cut'][links]:.2f}" for links in cut)
+            own = ", ".join(f"{layer} {loss:.2f}" for layer, loss in losses["own cut"].items())
+            sentence += (
+                f" Loss on stories {losses['clean']:.2f} nats; with the same links cut, {beside}; "
+                f"with layers' own values cut instead, {own}."
+            )
+        said.append(sentence)
     return said

@@ -13,8 +13,10 @@ from typing import Any
 
 from resval_lens.analyses import ioi
 from resval_lens.analyses.amicl.recall import PUBLISHED_COUNTS, figure_7
+from resval_lens.analyses.circuit_findings import over_seeds, sentences
 from resval_lens.analyses.emergence import TABLES, paper_runs, table_data
 from resval_lens.analyses.ioi import PUBLISHED_TABLE_2
+from resval_lens.analyses.link_controls import first_of, link_controls
 from resval_lens.analyses.lm_emergence import lm_study
 from resval_lens.analyses.memory.curves import (
     LABELS,
@@ -22,6 +24,7 @@ from resval_lens.analyses.memory.curves import (
     TWO_LAYERS,
     curve_study,
     shown,
+    told_order,
 )
 from resval_lens.analyses.tables import NO_GAIN_CONTROL, when
 from resval_lens.checkpoint import SHIPPED_MODELS
@@ -33,6 +36,7 @@ from resval_lens.runtime import one_thread
 from resval_lens.tasks.ioi import PAPER_SENTENCES, encode
 from resval_lens.tasks.leading import leading_token
 from resval_lens.tasks.stories import ioi_prompts
+from resval_lens.training.icl_run import draw_world
 from resval_lens.transformer import ResValTransformer
 
 NAMES = {"ic": "IC", "ic2": "IC2"}
@@ -51,11 +55,13 @@ def section(name: str, folder: Path) -> str:
         "further-variants": further_variants,
         "final-accuracy": final_accuracy,
         "link-in-training": lambda: link_in_training(_read(folder, "link-in-training")),
+        "link-controls": link_controls_table,
         "language-models": language_models,
         "loss-matched": loss_matched,
         "published-table-2": published_table_2,
         "four-cells": four_cells,
         "circuits": lambda: circuits(_read(folder, "circuits")),
+        "circuits-by-metric": lambda: circuits_by_metric(_read(folder, "circuits-by-metric")),
         "memory": memory,
         "amicl": amicl,
         "provenance-icl": lambda: provenance_table(load_runs()),
@@ -166,6 +172,21 @@ def link_in_training(study: Mapping[str, Any], every: int = 3_000) -> str:
     return f"{said}\n\n{table}\n{_made(study['provenance'])}"
 
 
+def link_controls_table(sequences: int = 1_000) -> str:
+    """The cut of each shipped model with a link beside changes of gain; seed 0, run now."""
+    rows = []
+    for recorded in load_runs():
+        if recorded.has_model and recorded.run.streams:
+            _, tests = draw_world(recorded.run)
+            found = link_controls(recorded.model(), first_of(tests, sequences), recorded.run.seed)
+            rows += [
+                [recorded.run.name, name, *(f"{row[task]:.3f}" for task in ("ic", "ic2", "iw"))]
+                for name, row in found.items()
+            ]
+    table = markdown_table(["stream", "edit", "IC", "IC2", "IW"], rows, 2)
+    return f"One seed of each (0), {sequences:,} sequences of each test, run now.\n\n{table}"
+
+
 def language_models() -> str:
     """Loss, indirect objects and the steps at which they emerge, classic beside values."""
     study = lm_study(load_lm_runs())
@@ -224,15 +245,44 @@ def circuits(report: Mapping[str, Any]) -> str:
         "share through links": ".0%", "model, links corrupted": ".0%",
     }  # fmt: skip
     rows = []
-    for row in report["over_seeds"]:
+    for row in over_seeds(report["circuits"]):
         cells = []
         for name, form in columns.items():
             measure = row["measures"].get(name)
             cells.append("" if measure is None else _spread(measure["by_seed"], form))
-        rows.append([row["task"], row["architecture"], _seeds(row["seeds"]), *cells])
-    table = markdown_table(["task", "model", "seeds", *columns], rows, 2)
-    said = "\n".join(f"- {sentence}" for sentence in report["found"])
+        rows.append([row["task"], row["metric"], row["architecture"], _seeds(row["seeds"]), *cells])
+    table = markdown_table(["task", "metric", "model", "seeds", *columns], rows, 3)
+    said = "\n".join(f"- {sentence}" for sentence in sentences(report["circuits"], report["heads"]))
     return f"{table}\n{said}\n\n{_made(report['provenance'])}"
+
+
+def circuits_by_metric(report: Mapping[str, Any]) -> str:
+    """Circuits chosen by each metric, and what each keeps of all."""
+    rows = []
+    for matrix in report["matrices"]:
+        for circuit in matrix["circuits"]:
+            kept = [
+                " / ".join(f"{own[how]['faithfulness']:.2f}" for how in ("resample", "mean"))
+                for own in circuit["measured"].values()
+            ]
+            p_io = circuit["measured"]["P(IO)"]
+            rows.append(
+                [
+                    matrix["architecture"],
+                    circuit["by"],
+                    str(circuit["n_edges"]),
+                    str(len(circuit["links"])),
+                    *kept,
+                    f"{p_io['resample']['circuit']:.3f} of {p_io['clean']:.3f}",
+                ]
+            )
+    names = [f"f, {name}" for name in report["matrices"][0]["circuits"][0]["measured"]]
+    columns = ["model", "chosen by", "edges", "links", *names, "P(IO)"]
+    table = markdown_table(columns, rows, 2)
+    return (
+        f"f: all other edges resampled / at means. P(IO): resampled, of the whole model’s.\n\n"
+        f"{table}\n{_made(report['provenance'])}"
+    )
 
 
 def memory() -> str:
@@ -258,7 +308,30 @@ def memory() -> str:
         "where no seed got there. The last columns are in-context accuracies at the end. "
         f"Published, about: {TWO_LAYERS:g} for two layers, {ONE_LAYER:g} for one.\n\n"
         + markdown_table(["variant", "seeds", *heads, "128 tokens", "256 tokens"], rows)
+        + "\n"
+        + memory_order()
     )
+
+
+MEMORY_KINDS = {
+    "triggers fixed": "",
+    "triggers drawn in each sequence": "drawn",
+    "some outputs held out": "held-out",
+}
+"""What the shipped runs were trained on, and how their names end."""
+
+
+def memory_order() -> str:
+    """In how many runs of each kind one memory passes before another, as a list."""
+    every = load_memory_runs()
+    lines = []
+    for what, ending in MEMORY_KINDS.items():
+        runs = [run for run in every if run.run.name.endswith(ending)] if ending else (
+            plain_memory_runs()
+        )  # fmt: skip
+        seeds = "one seed" if len({run.run.seed for run in runs}) == 1 else "two or three seeds"
+        lines.append(f"- {what} ({seeds} a variant): {told_order(curve_study(runs))}.")
+    return "\n".join(lines) + "\n"
 
 
 def plain_memory_runs() -> list[RecordedMemoryRun]:

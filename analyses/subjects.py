@@ -13,7 +13,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from resval_lens.analyses.circuit_tasks import draw_ioi, icl_pairs, ioi_pairs
+from resval_lens.analyses.circuit_tasks import (
+    ICL_METRICS,
+    draw_ioi,
+    icl_pairs,
+    ioi_metrics,
+    ioi_pairs,
+)
 from resval_lens.checkpoint import SHIPPED_MODELS, read_config
 from resval_lens.classifier import ICLClassifier
 from resval_lens.conversion import TRANSFORMER_LENS_NAMES
@@ -59,7 +65,22 @@ MEASURES: dict[str, dict[str, Metric]] = {
     },
     IN_CONTEXT: {"margin": margin, "accuracy": is_right},
 }
-"""What is measured in each task; the first is its prompts' metric."""
+"""What is measured in each task; the first is its prompts' metric, if no other is asked for."""
+METRICS: dict[str, dict[str, str]] = {
+    INDIRECT_OBJECTS: {
+        "logit-difference": "IO − S",
+        "log-probability": "log P(IO)",
+        "names": "IO − other names",
+        "probability": "P(IO)",
+    },
+    IN_CONTEXT: {
+        "margin": "margin",
+        "log-probability": "log P(right)",
+        "probability": "P(right)",
+    },
+}
+"""Metrics that circuits are chosen by, as they are asked for and as they are called
+(:func:`~resval_lens.analyses.circuit_tasks.ioi_metrics`)."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +95,7 @@ class ModelOnTask:
         prompts: indirect objects as text; empty for a classifier.
         lead: the token before each prompt, if there is one.
         left_out: names that prompts do without, as the tokenizer has no one token for them.
+        asked: the name of the metric that was asked for, if any (:meth:`by`).
     """
 
     name: str
@@ -85,6 +107,7 @@ class ModelOnTask:
     prompts: tuple[IOIPrompt, ...] = ()
     lead: int | None = None
     left_out: tuple[str, ...] = ()
+    asked: str = ""
 
     @property
     def measures(self) -> Mapping[str, Metric]:
@@ -94,7 +117,26 @@ class ModelOnTask:
     @property
     def metric(self) -> str:
         """The name of the prompts' metric."""
-        return next(iter(self.measures))
+        return self.asked or next(iter(self.measures))
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """Metrics that circuits are chosen and evaluated by, by name."""
+        return ioi_metrics(self.model) if self.prompts else ICL_METRICS
+
+    def by(self, metric: str) -> ModelOnTask:
+        """The same by another of ``METRICS``.
+
+        Raises:
+            ValueError: this task has no such metric.
+        """
+        names = METRICS[self.task]
+        if metric not in names:
+            raise ValueError(
+                f"metric: {self.task} is measured by {', '.join(names)}; got {metric!r}"
+            )
+        name = names[metric]
+        return replace(self, pairs=replace(self.pairs, metric=self.metrics[name]), asked=name)
 
     def facts(self) -> dict[str, Any]:
         """What every report says of it, as JSON."""

@@ -134,6 +134,37 @@ def link_in_training_table(study: dict[str, Any], most: int = 16) -> Table:
     return table
 
 
+def controls_in_training_table(study: dict[str, Any], most: int = 16) -> Table:
+    """IC under each control, of at most ``most`` snapshots."""
+    rows = study["snapshots"]
+    every = -(-len(rows) // most)
+    shown = rows[(len(rows) - 1) % every :: every]
+    names = list(shown[0]["controls"])
+    table = Table(title=f"IC, beside other edits (first {study['control_sequences']:,})", **STYLE)
+    table.add_column("step", justify="right")
+    for name in names:
+        table.add_column(name, justify="right")
+    for line in shown:
+        table.add_row(str(line["step"]), *(f"{line['controls'][name]['ic']:.3f}" for name in names))
+    return table
+
+
+def controls_table(controls: Mapping[str, Any]) -> Table:
+    """The cut beside changes of gain, of ``resval_lens.analyses.icl.compare``."""
+    table = Table(
+        title=f"{controls['model']}: the links cut, beside other edits "
+        f"({controls['sequences']:,} sequences)",
+        **STYLE,
+    )
+    table.add_column("edit", no_wrap=True)
+    for label in TASKS.values():
+        table.add_column(label, justify="right")
+    for name, row in controls["accuracy"].items():
+        table.add_row(name, *(f"{row[task]:.3f}" for task in TASKS))
+    table.caption = "own: layer 1's own values; a cut takes gain away, too, which × 2 gives back"
+    return table
+
+
 def attention_table(result: dict[str, Any]) -> Table:
     """Reddy's measures on fresh classes."""
     table = Table(title="Attention on IC (mean weights; CLA: share of answers)", **STYLE)
@@ -191,6 +222,15 @@ def sentences(result: dict[str, Any], emergence: dict[str, Any] | None) -> Seque
             f"Cutting the V₁→V₂ link of the values model (seed {seed}) takes IC from "
             f"{trained['ic']:.2f} to {cut['ic']:.2f} and IW from {trained['iw']:.2f} to "
             f"{cut['iw']:.2f}."
+        )
+    if "controls" in result:
+        accuracy, n = result["controls"]["accuracy"], result["controls"]["sequences"]
+        doubled = accuracy["own × 2, links cut"]
+        said.append(
+            f"On {n:,} sequences, IC of the same model is {accuracy['links cut']['ic']:.2f} with "
+            f"the link cut, {doubled['ic']:.2f} with the link cut and layer 1's own values "
+            f"doubled (IW {doubled['iw']:.2f}), and {accuracy['own cut']['ic']:.2f} with those cut "
+            "instead: one seed, at the end of training."
         )
     if "four_cells" in result:
         cells, seed = result["four_cells"]["cells"], result["models"]["classic"]["seed"]

@@ -19,6 +19,8 @@ from resval_lens.hooks.patching import PatchResult, patch
 from resval_lens.hooks.path_patching import PathEffects, path_patch, path_patch_each
 from resval_lens.hooks.prompts import (
     PromptPairs,
+    against,
+    log_probability,
     logit_difference,
     margin,
     negative_kl,
@@ -30,6 +32,7 @@ __all__ = [
     "PatchResult",
     "PathEffects",
     "PromptPairs",
+    "against",
     "cut_links",
     "edit_links",
     "freeze",
@@ -39,6 +42,7 @@ __all__ = [
     "link_groups",
     "link_hooks",
     "links",
+    "log_probability",
     "logit_difference",
     "margin",
     "mean",

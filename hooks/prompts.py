@@ -64,6 +64,42 @@ def probability(
     return logits.softmax(-1).gather(1, labels[:, :1])[:, 0]
 
 
+def log_probability(
+    logits: Float[Tensor, "prompt d_vocab"], labels: Int[Tensor, "prompt label"]
+) -> Float[Tensor, " prompt"]:
+    """log of :func:`probability`, in nats: log P(IO), with labels (IO, S)."""
+    _check_labels(logits, labels, 1)
+    return logits.log_softmax(-1).gather(1, labels[:, :1])[:, 0]
+
+
+def against(others: Int[Tensor, " other"]) -> Metric:
+    """The metric logit(first label) − mean over the other tokens: IO − all other names.
+
+    IO − S is as large where the model would say neither; this one and :func:`log_probability` say
+    whether it names anyone.
+
+    Args:
+        others: tokens; a prompt's first label, if it is among them, is left out of its mean.
+
+    Raises:
+        ValueError: nothing but a prompt's first label to compare with, or no numbers of logits.
+    """
+    if others.ndim != 1 or others.is_floating_point() or not len(others):
+        raise ValueError(f"others must be tokens [other]; got {others.dtype} {list(others.shape)}")
+
+    def first_against_others(logits: Tensor, labels: Tensor) -> Tensor:
+        _check_labels(logits, labels, 1)
+        tokens = others.to(logits.device)
+        _check_labels(logits, tokens[None], 1)
+        counted = tokens != labels[:, :1]  # [prompt, other]
+        if not counted.any(1).all():
+            raise ValueError(f"others holds only the first label of a prompt: {others.tolist()}")
+        first = logits.gather(1, labels[:, :1])[:, 0]
+        return first - (logits[:, tokens] * counted).sum(1) / counted.sum(1)
+
+    return first_against_others
+
+
 def margin(
     logits: Float[Tensor, "prompt d_vocab"], labels: Int[Tensor, "prompt label"]
 ) -> Float[Tensor, " prompt"]:

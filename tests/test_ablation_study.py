@@ -12,8 +12,10 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from resval_lens.analyses.ablation_study import ablation_study, groups
+from resval_lens.analyses.story_loss import story_loss, story_rows
 from resval_lens.hooks import Link, links, mean_link_activations
 from resval_lens.hooks.prompts import PromptPairs, logit_difference, margin, probability
+from resval_lens.tasks import stories
 from resval_lens.transformer import ResValTransformer
 from tests.classifiers import model_of
 from tests.classifiers import tokens as icl_tokens
@@ -117,6 +119,46 @@ def test_each_edit_is_plain_hooks_by_hand(
     expected = by_hand(model, edits, rows=rows)
     assert row_of(study, name, edit) == pytest.approx(expected, abs=1e-5)
     assert study["mean_prompts"] == 3
+
+
+@pytest.mark.parametrize("what", ["clean", "all", "v1", "v2.h1", "own v1", "own v2"])
+def test_loss_on_stories_is_that_of_plain_hooks(what: str) -> None:
+    model = ResValTransformer.from_pretrained("stories-small-values")
+    text = story_rows(model, 2)
+    named = groups(model, links(model))
+    found = story_loss(model, text, named)
+    kind, _, name = what.rpartition(" ")
+    hooks: list[Any] = []
+    for layer in (1, 2, 3):
+        if kind and name == f"v{layer}":
+            hooks.append((f"blocks.{layer}.attn.hook_v_local", lambda x, hook: x * 0))
+        elif name == "all" or (not kind and name.startswith(f"v{layer}")):
+            heads = [int(name.split(".h")[1])] if ".h" in name else [0, 1, 2, 3]
+
+            def cut(x: Tensor, hook: HookPoint, heads: list[int] = heads) -> Tensor:
+                return x * torch.tensor([0.0 if i in heads else 1.0 for i in range(4)])[:, None]
+
+            hooks.append((f"blocks.{layer}.attn.hook_v_link", cut))
+    with torch.no_grad():
+        logits = model.run_with_hooks(text, fwd_hooks=hooks, padding_side="right")
+    p = logits[:, :-1].log_softmax(-1)
+    expected = -p.gather(2, text[:, 1:, None]).mean().item()
+    loss = found["clean"] if what == "clean" else found["own cut" if kind else "cut"][name]
+    assert loss == pytest.approx(expected, abs=1e-4)
+
+
+def test_stories_are_those_that_training_is_validated_on() -> None:
+    model = ResValTransformer.from_pretrained("stories-small-values")
+    tokenizer: Any = model.tokenizer
+    rows = story_rows(model, 3)
+    assert rows.shape == (3, 128)
+    first = next(stories.stories(seed=1))
+    assert tokenizer.decode(rows[0].tolist()[1:]).startswith(first[:60])
+    assert rows[0, 0] == tokenizer.eos_token_id
+    with pytest.raises(ValueError, match="rows must be 1 or more; got 0"):
+        story_rows(model, 0)
+    with pytest.raises(ValueError, match="this model has no tokenizer"):
+        story_rows(tiny_model("v"))
 
 
 def test_hooks_on_the_model_stay_and_count_once(model: ResValTransformer) -> None:

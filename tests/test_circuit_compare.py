@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import torch
 
 from resval_lens.analyses import circuit_figures, circuit_tables, figures
 from resval_lens.analyses.circuit_compare import (
-    MEASURES,
     Studied,
     check_counts,
     check_models,
@@ -18,19 +18,24 @@ from resval_lens.analyses.circuit_compare import (
     compared_circuits,
     ioi_circuits,
     ioi_heads,
+    ioi_matrices,
     naming,
-    over_seeds,
-    sentences,
     studied_models,
 )
+from resval_lens.analyses.circuit_findings import MEASURES, over_seeds, sentences
 from resval_lens.analyses.circuit_study import agreement, circuit_study
-from resval_lens.analyses.circuit_tasks import ioi_pairs
+from resval_lens.analyses.circuit_tasks import (
+    ioi_metrics,
+    ioi_pairs,
+    name_tokens,
+)
 from resval_lens.analyses.circuits.circuit import Circuit
 from resval_lens.analyses.circuits.running import EdgeRuns
 from resval_lens.analyses.circuits.scores import EdgeScores, score_edges
 from resval_lens.hooks import PromptPairs, cut_links
 from resval_lens.hooks.answers import answer_logits
 from resval_lens.recorded import load_runs
+from resval_lens.tasks import stories
 from resval_lens.tasks.stories import ioi_prompts
 from resval_lens.transformer import ResValTransformer
 from tests.hand_built import LINKED_CIRCUIT, linked_model, linked_pairs
@@ -42,8 +47,10 @@ def compared() -> dict[str, Any]:
         each for each in load_runs() if each.has_model and each.run.name in ("classic", "values")
     ]
     models = studied_models()
-    circuits = classifier_circuits(runs, 32) + ioi_circuits(models, 8)
-    return compared_circuits(circuits, ioi_heads(models, 8))
+    of_names = ioi_circuits(models, 8)
+    circuits = classifier_circuits(runs, 32) + of_names
+    matrices = ioi_matrices(models, 8, found_already=of_names)
+    return compared_circuits(circuits, ioi_heads(models, 8), matrices)
 
 
 def test_the_hand_built_models_effect_runs_through_its_link() -> None:
@@ -115,21 +122,62 @@ def test_both_tasks_and_both_models_are_compared(compared: dict[str, Any]) -> No
 
 
 def test_what_is_said_is_what_was_measured(compared: dict[str, Any]) -> None:
-    said = sentences(compared["circuits"], compared["heads"])
+    said = sentences(compared["circuits"], compared["heads"], compared["matrices"])
     assert said == compared["found"]
     by_task = {row["task"]: row["measures"] for row in compared["over_seeds"]
                if row["architecture"] == "values"}  # fmt: skip
     for sentence, (task, measures) in zip(said, by_task.items(), strict=False):
-        assert sentence.startswith(f"{task}, seed 0: the values model's circuit has ")
+        metric = "margin" if task.startswith("IC") else "log P(IO)"
+        start = f"{task}, seed 0, by {metric}: the values model's circuit has "
+        assert sentence.startswith(start)
         assert f"{measures['edges']['mean']:.3g} edges" in sentence
         kept = measures["model, links corrupted"]["mean"]
-        assert sentence.endswith(f"the whole model keeps {kept:.0%} of the task.")
+        assert sentence.endswith(f"the whole model keeps {kept:.0%} of the clean − corrupted gap.")
     assert "of who gave is a token" in said[-1]
+    assert said[-1].endswith("IO − S does not say whether either is named.")
     twice = [*compared["circuits"], *compared["circuits"]]
     assert "(by seed " in sentences(twice, compared["heads"])[0]
     assert sentences(twice, [])[0].startswith(
-        "IC (labels), seeds 0, 0: the values models' circuits"
+        "IC (labels), seeds 0, 0, by margin: the values models' circuits"
     )
+
+
+def test_circuits_by_each_metric_are_evaluated_by_all(compared: dict[str, Any]) -> None:
+    matrix = compared["matrices"][1]
+    assert (matrix["architecture"], matrix["twins"], matrix["seed"]) == ("values", "abc", 0)
+    assert [each["by"] for each in matrix["circuits"]] == [
+        "IO − S", "log P(IO)", "IO − other names", "P(IO)",
+    ]  # fmt: skip
+    (own,) = (e for e in compared["circuits"] if (e["task"], e["architecture"]) ==
+              ("IOI (abc)", "values"))  # fmt: skip
+    assert matrix["circuits"][1]["edges"] == own["study"]["circuit"]["edges"]
+    model = ResValTransformer.from_pretrained("stories-small-values")
+    drawn = ioi_prompts(16, 0, "unseen", "unseen", "unseen")
+    pairs = ioi_pairs(model, drawn, "abc", 0).rows(slice(8, 16))
+    assert pairs.groups is not None
+    assert len(pairs.groups.unique()) == matrix["groups"]
+    for name, metric in ioi_metrics(model).items():
+        for ablation in ("resample", "mean"):
+            runs = EdgeRuns(model, replace(pairs, metric=metric), ablation=ablation)
+            for each in matrix["circuits"]:
+                kept = Circuit.of(runs.graph, each["edges"]).kept
+                told = each["measured"][name]
+                found = told[ablation]
+                assert found["circuit"] == pytest.approx(runs.means(kept[None]).item(), abs=1e-4)
+                f = (found["circuit"] - found["corrupted"]) / (told["clean"] - found["corrupted"])
+                assert found["faithfulness"] == pytest.approx(f, abs=1e-4)
+                if ablation == "resample" and each["by"] == name:
+                    assert f >= 0.85
+    by_difference = matrix["circuits"][0]["measured"]
+    assert by_difference["IO − S"]["resample"]["faithfulness"] >= 0.85
+    assert by_difference["P(IO)"]["resample"]["circuit"] < 0.5 * by_difference["P(IO)"]["clean"]
+    assert circuit_tables.matrix_table(compared["matrices"]).row_count == 10
+
+
+def test_names_are_those_of_the_stories() -> None:
+    tokenizer: Any = ResValTransformer.from_pretrained("stories-small-values").tokenizer
+    tokens = name_tokens(tokenizer).tolist()
+    assert sorted(tokenizer.decode([t]).strip() for t in tokens) == sorted(stories.NAMES)
 
 
 def test_over_seeds_takes_means_and_population_deviations(compared: dict[str, Any]) -> None:

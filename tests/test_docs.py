@@ -101,7 +101,7 @@ def test_circuits(run, capsys):
     text = page("how-to/find-circuits")
     circuit, edges = found["circuit"], len(found["runs"].graph.edges)
     assert len(circuit) == 7
-    assert f"Seven edges of {edges} keep {found['found']['faithfulness']:.0%} of the task" in text
+    assert f"Seven edges of {edges} keep {found['found']['faithfulness']:.0%} of IO − S" in text
     shares = found["shares"]
     own, linked = (shares[name].mean().item() for name in ("a1.h2", "a1.h2 from 0"))
     assert f"writes {own:.1f}".replace("0.", ".") in text
@@ -277,9 +277,45 @@ def test_circuits_over_seeds():
         for entry in report["circuits"]
         if (entry["task"], entry["architecture"]) == ("IOI (abc)", "values")
     ]
-    shown = next(row for row in rows(part) if row[:2] == ["IOI (abc)", "values"])
-    assert shown[3] == f"{np.mean(own):.1f} ± {np.std(own):.1f}"
+    shown = next(row for row in rows(part) if row[0:3:2] == ["IOI (abc)", "values"])
+    assert shown[1] == "IO − S"
+    assert shown[4] == f"{np.mean(own):.1f} ± {np.std(own):.1f}"
     assert f"- {report['found'][0]}" in part
+    assert "of the task" not in part
+
+
+def test_circuits_by_metric():
+    part = results_page.section("circuits-by-metric", DOCS)
+    report = json.loads((DOCS / "circuits-by-metric.json").read_text())
+    found = {tuple(row[:2]): row for row in rows(part)}
+    assert len(found) == 8
+    for matrix in report["matrices"]:
+        for circuit in matrix["circuits"]:
+            row = found[matrix["architecture"], circuit["by"]]
+            p_io = circuit["measured"]["P(IO)"]
+            assert row[2] == str(circuit["n_edges"]) == str(len(circuit["edges"]))
+            told = f"{p_io['resample']['circuit']:.3f} of {p_io['clean']:.3f}"
+            assert row[-1] == told
+            if circuit["by"] == "IO − S":
+                assert told.replace("0.", ".", 2) in (DOCS / "results.md").read_text()
+
+
+def test_the_cut_beside_changes_of_gain():
+    found = {tuple(row[:2]): row for row in rows(results_page.link_controls_table(200))}
+    assert len(found) == 21
+    ic = {edit: float(found["values", edit][2]) for edit in ("as trained", "links cut", "own cut")}
+    doubled = float(found["values", "own × 2, links cut"][2])
+    assert doubled == pytest.approx(ic["as trained"], abs=0.02)
+    assert ic["own cut"] < 0.3 < ic["links cut"]
+
+
+def test_at_equal_loss():
+    part = results_page.section("loss-matched", DOCS)
+    assert "Of 25 paired t-tests" in part
+    assert "1 after Holm's correction: loss: P(IO) &gt; 0.5 (seen)" in part
+    part = results_page.section("language-models", DOCS)
+    assert "Of 21 paired t-tests" in part
+    assert "none after Holm's correction" in part
 
 
 def test_memories():
@@ -322,7 +358,7 @@ def test_seeds_without_a_number_are_counted():
 
 def test_the_page_asks_for_parts_that_there_are():
     asked = re.findall(r"^<!-- results: (.+) -->$", (DOCS / "results.md").read_text(), re.M)
-    assert len(asked) == len(set(asked)) == 15
+    assert len(asked) == len(set(asked)) == 18
     with pytest.raises(ValueError, match="no part 'table-2'; it has table-1"):
         results_page.section("table-2", DOCS)
 

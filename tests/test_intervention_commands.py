@@ -42,6 +42,7 @@ COMMANDS = {
     "ablate": "ablate --prompts 6 --layers 1 --edits zero,mean",
     "ablate classifier": "ablate values --prompts 20 --scale 1,0",
     "circuit": "circuit --prompts 4 --method eap --least 0.5",
+    "circuit by name": "circuit --prompts 4 --method eap --least 0.5 --metric log-probability",
     "circuit classifier": "circuit values --prompts 16 --exact --least 0.95",
     "circuit acdc": "circuit values --prompts 8 --acdc 0.5",
     "attribute": "attribute --prompts 6",
@@ -213,6 +214,19 @@ def test_circuits_are_evaluated_on_other_prompts(done: dict[str, Done]) -> None:
     assert "a0.h2<v>->a1.h2<v>" in report["circuit"]["links"]
     chosen, others = on_two_sets("stories-small-values", 4)
     assert not {p.text for p in chosen.prompts} & {p.text for p in others.prompts}
+
+
+def test_a_circuit_is_chosen_by_the_metric_that_is_asked_for(done: dict[str, Done]) -> None:
+    output, report, _ = done["circuit by name"]
+    assert report["metric"]["clean"] == report["measured"]["log P(IO)"]["clean"] < 0
+    own = report["measured"]["log P(IO)"]["resample"]
+    assert own["faithfulness"] == pytest.approx(report["circuit"]["faithfulness"])
+    assert "Log P(IO) on 4 prompts" in output
+    assert f"P(IO) is {report['measured']['P(IO)']['clean']:.3f} on these prompts" in output
+    with pytest.raises(
+        ValueError, match=r"metric: indirect objects is measured by .*; got 'margin'"
+    ):
+        on_two_sets("stories-small-values", 4)[0].by("margin")
 
 
 def test_scores_are_compared_with_exact_ones(done: dict[str, Done]) -> None:

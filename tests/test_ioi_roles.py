@@ -35,7 +35,9 @@ def measures(**changes: Any) -> HeadMeasures:
     """A layer of two heads that do nothing, but for ``changes``: of head 1, or by name both's."""
     nothing = torch.zeros(1, 2)
     fields: dict[str, Any] = {
-        "total": nothing.clone(), "direct": nothing.clone(), "copies": nothing.clone() + 1,
+        "total": nothing.clone(), "p_io": nothing.clone(), "direct": nothing.clone(),
+        "direct_on_io": nothing.clone(), "direct_on_s": nothing.clone(),
+        "copies": nothing.clone() + 1,
         "direct_along_links": nothing.clone(), "direct_when_movers_are_out": nothing.clone(),
         "into_queries": nothing.clone(), "attention": {name: nothing.clone() for name in WEIGHTS},
         "even": {name: 0.2 if name == "S1+1→S1" else 0.05 for name in WEIGHTS},
@@ -54,6 +56,12 @@ def measures(**changes: Any) -> HeadMeasures:
         ({"direct": 0.3, "end→IO": 0.3, "end→S1": 0.4}, set()),
         ({"direct": 0.02, "end→IO": 0.5}, set()),
         ({"direct": 0.3, "end→IO": 0.5, "copies": 0.4}, set()),
+        (
+            {"direct_on_io": 0.3, "direct_on_s": 0.1, "end→IO": 0.3, "end→S1": 0.3},
+            {"mover of both"},
+        ),
+        ({"direct_on_io": 0.3, "direct_on_s": 0.01, "end→IO": 0.3, "end→S1": 0.3}, set()),
+        ({"direct_on_io": 0.3, "direct_on_s": 0.3, "end→IO": 0.3, "end→S1": 0.1}, set()),
         ({"direct": -0.3, "end→IO": 0.5}, {"negative"}),
         ({"total": -0.3, "end→S2": 0.5}, {"subject mover"}),
         ({"total": -0.3, "end→S2": 0.5, "end→IO": 0.6}, set()),
@@ -121,6 +129,49 @@ def test_what_roles_are_judged_by_is_measured(values: ResValTransformer) -> None
     own = shares["a1.h2"].mean().item()
     assert head["direct_along_links"] == pytest.approx(along / metric["clean"], rel=1e-3)
     assert head["direct"] == pytest.approx((along + own) / metric["clean"], rel=1e-3)
+
+
+def test_the_mover_of_both_names_is_found_and_needed(values: ResValTransformer) -> None:
+    """By plain hooks: it looks at both names, writes for both, and without it neither is named."""
+    tokenizer: Any = values.tokenizer
+    found = head_roles(values, PROMPTS)
+    (head,) = found["roles"]["mover of both"]
+    assert head["head"] == "a1.h1"
+    pairs = ioi_pairs(values, PROMPTS, "abc", 0)
+    where = positions(PROMPTS, tokenizer, tokenizer.eos_token_id)
+    rows = torch.arange(len(PROMPTS))
+    with torch.no_grad():
+        _, twin = values.run_with_cache(pairs.corrupted, padding_side="right")
+
+        def noise(z: torch.Tensor, hook: Any) -> torch.Tensor:
+            z[:, :, 1] = twin["z", 1][:, :, 1]
+            return z
+
+        hooks: list[Any] = [("blocks.1.attn.hook_z", noise)]
+        noised = values.run_with_hooks(pairs.clean, padding_side="right", fwd_hooks=hooks)
+        clean, cache = values.run_with_cache(pairs.clean, padding_side="right")
+    p = [
+        out[rows, pairs.answers].softmax(-1)[rows, pairs.labels[:, 0]].mean().item()
+        for out in (clean, noised)
+    ]
+    assert (found["p_io"]["clean"], head["p_io"]) == pytest.approx(tuple(p), rel=1e-3)
+    assert p[0] > 0.9
+    assert p[1] < 0.1
+    # What it writes for each name, by the weights; of pre-LN models the final scale is a number.
+    final = values.ln_final
+    written = (cache["z", 1][rows, pairs.answers, 1] @ values.blocks[1].attn.W_O[1]).double()
+    scale = cache["ln_final.hook_scale"][rows, pairs.answers].double()
+    weight = (final.w if hasattr(final, "w") else torch.ones(values.cfg.d_model)).double()
+    centred = (written - written.mean(-1, keepdim=True)) / scale * weight
+    logits = centred @ values.unembed.W_U.double()
+    told = clean[rows, pairs.answers].double()
+    absent = {name: pairs.corrupted[rows, where[name]] for name in ("IO", "S1")}
+    io, subject = pairs.labels.unbind(1)
+    whole = (told[rows, io] - told[rows, absent["IO"]]).mean()
+    for key, name, token in (("direct_on_io", "IO", io), ("direct_on_s", "S1", subject)):
+        share = (logits[rows, token] - logits[rows, absent[name]]).mean() / whole
+        assert head[key] == pytest.approx(share.item(), rel=1e-3)
+        assert head[key] > 0.05
 
 
 def _judge_all(judge: Any, measured: HeadMeasures, *least: float) -> Any:

@@ -1,5 +1,6 @@
 """The links, cut at every snapshot of a run."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -7,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from resval_lens.analyses.link_controls import CONTROLS, first_of, link_controls
 from resval_lens.analyses.link_in_training import link_in_training
+from resval_lens.classifier import ICLClassifier
 from resval_lens.hooks import cut_links
-from resval_lens.recorded import RecordedRun
+from resval_lens.recorded import RecordedRun, load_runs
+from resval_lens.tasks.icl import ICLBatch
 from resval_lens.training import draw_world, train_icl
 from tests.runs import RUN
 
@@ -39,8 +43,60 @@ def test_every_snapshot_is_measured_with_and_without_its_links(kept: Path) -> No
                     cut = (model(inputs).argmax(-1) == targets).double().mean()
             assert line["trained"][task] == pytest.approx(float(trained), abs=1e-12)
             assert line["cut"][task] == pytest.approx(float(cut), abs=1e-12)
+        some = first_of(tests, 100)
+        assert line["controls"] == link_controls(model, some, recorded.run.seed)
     assert study["snapshots"][-1]["trained"] != study["snapshots"][-1]["cut"]
     json.dumps(study, allow_nan=False)
+
+
+@pytest.mark.parametrize("name", ["values", "queries"])
+def test_each_control_is_the_model_with_other_weights_or_links(name: str) -> None:
+    """Own parts by their projection, links by hand, sequence by sequence where they differ."""
+    (recorded,) = (r for r in load_runs() if r.run.folder_name == f"{name}-seed0")
+    model, of = recorded.model(), name[0]
+    _, tests = draw_world(recorded.run)
+    tests = {"ic": ICLBatch(*(x[:60] for x in tests["ic"]))}
+    found = link_controls(model, tests, seed=3)
+    inputs, targets = tests["ic"].inputs, tests["ic"].targets
+    assert tuple(found) == CONTROLS
+
+    def accuracy(run: ICLClassifier) -> float:
+        with torch.no_grad():
+            return float((run(inputs).argmax(-1) == targets).double().mean())
+
+    def scaled(factor: float) -> ICLClassifier:
+        changed = copy.deepcopy(model)
+        with torch.no_grad():
+            getattr(changed.blocks[1].attn, f"W_{of.upper()}").mul_(factor)
+        return changed
+
+    expected = {"as trained": accuracy(model), "own cut": accuracy(scaled(0))}
+    for key, factor in (("links cut", 1), ("own × √2, links cut", 2**0.5),
+                        ("own × 2, links cut", 2)):  # fmt: skip
+        expected[key] = accuracy(scaled(factor).with_streams("", share_weights=True))
+    with torch.no_grad():
+        _, cache = model.run_with_cache(inputs)
+        link = cache[f"{of}_link", 1]
+        order = torch.randperm(60, generator=torch.Generator().manual_seed(3)).tolist()
+        for key in ("link at its mean", "link resampled"):
+            other = link.mean(0, keepdim=True).expand_as(link).clone()
+            if key == "link resampled":
+                for place, row in enumerate(order):
+                    other[row] = link[order[place - 1]]
+            hook = [(f"blocks.1.attn.hook_{of}_link", lambda x, hook, other=other: other)]
+            answers = model.run_with_hooks(inputs, fwd_hooks=hook).argmax(-1)
+            expected[key] = float((answers == targets).double().mean())
+    assert {key: row["ic"] for key, row in found.items()} == pytest.approx(expected, abs=1e-9)
+    assert len(set(expected.values())) > 3
+
+
+def test_without_links_or_others_nothing_is_controlled() -> None:
+    runs = {r.run.folder_name: r for r in load_runs() if r.has_model}
+    _, tests = draw_world(runs["classic-seed0"].run)
+    with pytest.raises(ValueError, match="has no links"):
+        link_controls(runs["classic-seed0"].model(), first_of(tests, 10))
+    with pytest.raises(ValueError, match="test has 1 sequences; expected 2 or more"):
+        link_controls(runs["values-seed0"].model(), first_of(tests, 1))
 
 
 def test_the_last_snapshot_is_the_trained_model(kept: Path) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +10,8 @@ from resval_lens.classifier import ICLClassifier, classifier_config
 from resval_lens.hooks.answers import answer_logits
 from resval_lens.hooks.prompts import (
     PromptPairs,
+    against,
+    log_probability,
     logit_difference,
     margin,
     negative_kl,
@@ -43,6 +46,43 @@ def test_metrics_are_what_they_say() -> None:
     kl = (p * (p / q).log()).sum(-1)
     torch.testing.assert_close(negative_kl(LOGITS, other).double(), -kl, rtol=1e-5, atol=1e-6)
     assert negative_kl(LOGITS, LOGITS).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("others", [[1, 3, 5, 7, 9], [2, 4], [12]], ids=str)
+def test_metrics_that_ask_for_the_name_are_numpys(others: list[int]) -> None:
+    logits = LOGITS.double().numpy()
+    for row, (first, _) in enumerate(LABELS.tolist()):
+        p = np.exp(logits[row]) / np.exp(logits[row]).sum()
+        assert log_probability(LOGITS, LABELS)[row].item() == pytest.approx(np.log(p[first]))
+        mean = np.mean([logits[row, token] for token in others if token != first])
+        found = against(torch.tensor(others))(LOGITS, LABELS)[row].item()
+        assert found == pytest.approx(logits[row, first] - mean, rel=1e-5)
+
+
+def test_a_difference_of_two_names_does_not_see_whether_either_is_said() -> None:
+    """Both names' logits raised together: IO − S stays, and what asks for the name rises."""
+    raised = LOGITS.scatter_add(1, LABELS, torch.full((3, 2), 5.0))
+    others = against(torch.arange(6, 13))
+    torch.testing.assert_close(logit_difference(raised, LABELS), logit_difference(LOGITS, LABELS))
+    assert (log_probability(raised, LABELS) > log_probability(LOGITS, LABELS) + 1).all()
+    torch.testing.assert_close(others(raised, LABELS), others(LOGITS, LABELS) + 5)
+
+
+@pytest.mark.parametrize(
+    ("others", "says"),
+    [
+        (torch.tensor([]).long(), r"others must be tokens \[other\]; got torch.int64 \[0\]"),
+        (torch.tensor([1.0]), r"others must be tokens \[other\]; got torch.float32"),
+        (torch.tensor([3]), r"others holds only the first label of a prompt: \[3\]"),
+        (torch.tensor([1, 13]), "13 is not among 0 to 12"),
+    ],
+    ids=["none", "float", "itself", "beyond"],
+)
+def test_names_that_cannot_be_compared_with_are_refused(
+    others: torch.Tensor, says: str, unchecked_annotations: None
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        against(others)(LOGITS, LABELS)
 
 
 def test_answers_are_those_of_the_whole_run() -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from resval_lens.analyses.memory.curves import curve_study
+from resval_lens.analyses.results_page import memory_order
 from resval_lens.presets import ENCODINGS, MEMORY_VARIANTS
 from resval_lens.recorded_memory import load_memory_runs
 from resval_lens.training.memory import evaluate, measure
@@ -69,3 +70,40 @@ def test_the_document_has_the_numbers_of_the_runs(row: str, name: str) -> None:
     ends = [r.metrics[-1]["trained"]["accuracy"] for r in RUNS if r.run.name == name]
     told = [float(x) for x in re.findall(r"[\d.]+", line.split("|")[-1])]
     assert told == pytest.approx([np.mean(ends), np.std(ends)], abs=6e-4)
+
+
+def firsts(name: str, measure: str, above: float = 0.9) -> list[int | None]:
+    """The step of each seed's first snapshot above, read from the records alone."""
+    return [
+        next((x["step"] for x in r.metrics if (x["recall"].get(measure) or 0) > above), None)
+        for r in RUNS
+        if r.run.name == name
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "total"), [("drawn", 3, 3), ("held-out", 0, 3), ("", 0, 24)], ids=str
+)
+def test_which_memory_is_first_is_said_as_recorded(kind: str, first: int, total: int) -> None:
+    """W_O² is before W_K² in every run with drawn triggers, and in none of the others."""
+    names = {r.run.name for r in RUNS if r.run.name.endswith(kind) and r.run.n_layers == 2}
+    if not kind:
+        names = {name for name in names if not name.endswith(("drawn", "held-out"))}
+    pairs = [
+        pair
+        for name in names
+        for pair in zip(firsts(name, "W_O2_read"), firsts(name, "W_K2"), strict=True)
+        if pair != (None, None)
+    ]
+    earlier = [o for o, k in pairs if o is not None and (k is None or o < k)]
+    assert (len(earlier), len(pairs)) == (first, total)
+    line = next(x for x in memory_order().splitlines() if ("drawn" in x, "held" in x) ==
+                (kind == "drawn", kind == "held-out"))  # fmt: skip
+    assert f"W_O² before W_K² in {first} of {total} runs" in line
+
+
+@pytest.mark.parametrize("page", ["associative-memory", "limits", "paper-and-code"])
+def test_no_page_says_that_it_never_is(page: str) -> None:
+    text = " ".join((Path(__file__).parent.parent / "docs" / f"{page}.md").read_text().split())
+    assert "3 of 3 runs with drawn triggers" in text
+    assert not re.search("in no run|W_K² in none", text)

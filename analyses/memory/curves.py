@@ -232,16 +232,7 @@ def curve_sentences(data: Mapping[str, Any]) -> list[str]:
     ]
     for name, study in variants.items():
         said.append(f"{name}{'' if study['ended'] else ' (still in training)'}: {_order(study)}.")
-    two = [study for study in variants.values() if study["n_layers"] == 2]
-    counts = [
-        (f"{LABELS[a]} before {LABELS[b]}", *_before(two, a, b))
-        for a, b in (("W_O2", "W_K2"), ("W_O2", "W_K1"), ("W_K2", "W_K1"))
-    ]
-    told = ", ".join(
-        f"{what} in {k} of {n} runs" + (f" ({same} at the same snapshot)" if same else "")
-        for what, k, same, n in counts
-        if n
-    )
+    told = told_order(data)
     if told:
         said.append(f"Known is that W_O² comes first and W_K² is easier than W_K¹. Here {told}.")
     for name, study in variants.items():
@@ -267,6 +258,20 @@ def curve_sentences(data: Mapping[str, Any]) -> list[str]:
         each = ", ".join(f"{name} {shown(end)}" for name, end in ends_of_two.items())
         said.append(f"In-context accuracy of two layers at the last step: {each}.")
     return said
+
+
+def told_order(data: Mapping[str, Any]) -> str:
+    """In how many of the two-layer runs one memory passes before another; "" if none passes."""
+    two = [study for study in data["variants"].values() if study["n_layers"] == 2]
+    counts = [
+        (f"{LABELS[a]} before {LABELS[b]}", *_before(two, a, b))
+        for a, b in (("W_O2", "W_K2"), ("W_O2", "W_K1"), ("W_K2", "W_K1"))
+    ]
+    return ", ".join(
+        f"{what} in {k} of {n} runs" + (f" ({same} at the same snapshot)" if same else "")
+        for what, k, same, n in counts
+        if n
+    )
 
 
 def _order(study: Mapping[str, Any]) -> str:
