@@ -23,9 +23,8 @@ COMPARED = {
     "CMD": ("CMD", "{:.2f}"),
 }
 NUMBERS = {
-    "total": "noised", "p_io": "P(IO)", "direct": "direct", "direct_on_io": "on IO",
-    "direct_on_s": "on S", "into_queries": "queries", "end→IO": "to IO", "end→S1": "to S1",
-    "end→S2": "to S2",
+    "total": "noise", "p_io": "P(IO)", "direct_on_io": "on IO", "direct_on_s": "on S",
+    "end→IO": "to IO", "end→S1": "to S1", "end→S2": "to S2",
 }  # fmt: skip
 
 
@@ -67,32 +66,34 @@ def matrix_table(matrices: Sequence[Mapping[str, Any]]) -> Table:
     names = [circuit["by"] for circuit in matrices[0]["circuits"]]
     table = Table(
         title="Circuits of indirect objects by each metric (abc twins): what they keep of all\n"
-        "(f: others resampled | at the mean of the twins aligned with theirs)",
+        "(f: others resampled|at the mean of the twins aligned with theirs)",
         **STYLE,
     )
     table.add_column("chosen by", no_wrap=True)
-    for heading in ("edges", "links", *names, "P(IO) is"):
-        table.add_column(heading, justify="right")
+    for heading in ("edges", *names, "P(IO) is"):
+        table.add_column(heading.replace("other names", "others"), justify="right")
     for number, matrix in enumerate(matrices):
         if number:
             table.add_section()
         clean = matrix["circuits"][0]["measured"]["P(IO)"]["clean"]
         table.add_row(
-            f"[bold]{escape(_title(matrix))}[/bold]", *[""] * (2 + len(names)), f"{clean:.3f}"
+            f"[bold]{escape(_title(matrix))}[/bold]", *[""] * (1 + len(names)), f"{clean:.3f}"
         )
         for circuit in matrix["circuits"]:
             own = circuit["measured"]
             kept = [
-                " | ".join(f"{own[name][how]['faithfulness']:z.2f}" for how in ("resample", "mean"))
+                "|".join(f"{own[name][how]['faithfulness']:z.2f}" for how in ("resample", "mean"))
                 for name in names
             ]
-            cells = (str(circuit["n_edges"]), str(len(circuit["links"])), *kept)
+            cells = (f"{circuit['n_edges']} ({len(circuit['links'])})", *kept)
             table.add_row(
-                f"  {circuit['by']}", *cells, f"{own['P(IO)']['resample']['circuit']:.3f}"
+                f"  {circuit['by'].replace('other names', 'others')}",
+                *cells,
+                f"{own['P(IO)']['resample']['circuit']:.3f}",
             )
     table.caption = (
-        "P(IO) is: of the whole model, and of each circuit with all else resampled. "
-        "IO − S does not see whether either is named."
+        "edges (links among them); others: all other names; P(IO) is: of the whole model, of each "
+        "circuit with all else resampled. IO − S does not see whether either is named."
     )
     return table
 
@@ -170,17 +171,16 @@ def roles_table(heads: Sequence[Mapping[str, Any]]) -> Table:
         if number:
             table.add_section()
         p_io = each["roles"]["p_io"]
-        table.add_row(f"[bold]{_title(each)}[/bold]", "", "", f"of {p_io['clean']:.2f}")
+        table.add_row(f"[bold]{_title(each)}[/bold]", "", "", f"{p_io['clean']:.2f}")
         for role, found in each["roles"]["roles"].items():
             for head in found:
                 cells = (f"{head[name]:+z.2f}" for name in NUMBERS)
                 table.add_row(f"  {role}", head["head"], *cells)
                 role = ""
     table.caption = (
-        "noised: effect on IO − S of its z from the twin, in parts of the gap; P(IO): with it "
-        "noised; direct: share of IO − S that it writes; on IO, on S: what it writes for each name "
-        "against the twin's in its place, in parts of IO's; queries: path patched into those of "
-        "movers; to IO, S1, S2: attention from the end"
+        "noise: effect on IO − S of its z from the twin, in parts of the gap; P(IO): of the model, "
+        "and with the head noised; on IO, on S: what it writes for each name against the twin's in "
+        "its place, in parts of IO's; to IO, S1, S2: attention from the end (more in the JSON)"
     )
     return table
 
