@@ -15,7 +15,6 @@ from resval_lens.analyses.amicl.commands import amicl_app
 from resval_lens.analyses.circuit_commands import (
     attribute_command,
     circuit_command,
-    induction_command,
 )
 from resval_lens.analyses.compare_command import compare_command
 from resval_lens.analyses.console import err
@@ -26,6 +25,7 @@ from resval_lens.analyses.icl_commands import (
     reproduce_command,
     train_icl_command,
 )
+from resval_lens.analyses.induction_command import induction_command
 from resval_lens.analyses.intervention_commands import ablate_command, patch_command
 from resval_lens.analyses.lm_commands import plan_command, train_lm_command
 from resval_lens.analyses.memory.commands import memory_app

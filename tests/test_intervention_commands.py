@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from resval_lens.analyses.circuit_commands import (
     attribute_command,
     circuit_command,
-    induction_command,
 )
 from resval_lens.analyses.circuit_tasks import ioi_pairs
+from resval_lens.analyses.induction_command import induction_command
 from resval_lens.analyses.intervention_commands import ablate_command, indices, patch_command
 from resval_lens.analyses.subjects import find_model, model_on_task, on_two_sets
 from resval_lens.checkpoint import SHIPPED_MODELS

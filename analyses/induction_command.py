@@ -1,0 +1,133 @@
+"""``resval-lens induction``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from resval_lens.analyses.options import (
+    Device,
+    Json,
+    MaybeLength,
+    MaybeModel,
+    MaybeSeed,
+    Out,
+    Quiet,
+    Runs,
+    notes,
+    writable,
+)
+from resval_lens.analyses.reporting import report
+
+if TYPE_CHECKING:
+    from resval_lens.recorded import RecordedRun
+    from resval_lens.transformer import ResValTransformer
+
+Note = Callable[[str], None]
+
+
+def induction_command(
+    model: MaybeModel = None,
+    runs: Runs = None,
+    rows: Annotated[int, typer.Option(help="Rows of random tokens for a language model.")] = 50,
+    length: MaybeLength = None,
+    seed: MaybeSeed = None,
+    prepend: Prepend = "auto",
+    device: Device = "cpu",
+    to: Out = Path("out"),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Induction: which heads copy from the context, and do they need the links?
+
+    A language model reads --length random tokens twice over: scores of its heads, and the loss
+    where tokens come again, as trained and with links ablated. Classifiers (a variant beside
+    classic, a run's folder, or all of --runs): what attention did in training (Reddy's measures),
+    and when it came to do so, variant by variant; no model is run.
+
+    Example: `resval-lens induction stories-small-values`
+    """
+    from resval_lens.analyses import intervention_tables
+    from resval_lens.analyses.intervention_figures import head_scores
+    from resval_lens.analyses.subjects import find_model
+    from resval_lens.runtime import one_thread
+
+    recorded = _classifier_runs(model, runs)
+    if recorded is not None:
+        led = None if prepend == "auto" else prepend
+        for option, given in (("--length", length), ("--seed", seed), ("--prepend", led)):
+            if given is not None:
+                raise ValueError(f"{option} is for language models; these are recorded runs")
+        writable(to)
+        _in_training(recorded, to, as_json)
+        return
+    with notes(quiet) as note, one_thread():
+        loaded, _ = find_model(str(model), device)
+        writable(to)
+        study = _on_repeated_tokens(loaded, rows, length, seed or 0, prepend, note)
+    report(
+        {"model": model, **study}, to, "induction", as_json=as_json,
+        tables=[
+            intervention_tables.head_scores_table(study),
+            intervention_tables.repeated_loss_table(study),
+        ],
+        found=_induction_sentences(study),
+        figures={"induction.png": head_scores(study, intervention_tables.SCORES)},
+    )  # fmt: skip
+
+
+def _classifier_runs(model: str | None, runs: Path | None) -> list[RecordedRun] | None:
+    """The training runs that are asked for; None for a language model."""
+    from resval_lens.analyses.emergence import paper_runs
+    from resval_lens.analyses.subjects import is_classifier_run
+    from resval_lens.recorded import SHIPPED, RecordedRun, load_runs
+
+    if model is not None and is_classifier_run(Path(model)):
+        return [RecordedRun.load(Path(model))]
+    every = load_runs(runs or SHIPPED)
+    if model is None:
+        return paper_runs(every) if runs is None else every
+    names = list(dict.fromkeys(recorded.run.name for recorded in every))
+    if model in names:
+        return [recorded for recorded in every if recorded.run.name in ("classic", model)]
+    if runs is not None:
+        raise ValueError(f"{runs} holds no runs of {model!r}; there are {', '.join(names)}")
+    return None
+
+
+def _on_repeated_tokens(
+    model: ResValTransformer, rows: int, length: int | None, seed: int, prepend: str, note: Note
+) -> dict[str, Any]:
+    from resval_lens.analyses.induction import induction_study
+    from resval_lens.tasks.leading import as_json, leading_token
+
+    alone = model.tokenizer is None and prepend == "auto"
+    lead = None if alone else leading_token(model, prepend)
+    study = induction_study(model, n=rows, length=length, seed=seed, bos=lead, note=note)
+    return {**study, "leading_token": as_json(model, lead)}
+
+
+def _induction_sentences(study: dict[str, Any]) -> list[str]:
+    best, even = study["top"]["prefix_matching"][0], study["even"]["prefix_matching"]
+    loss = study["loss"]
+    found = "an induction head" if best["score"] > 2 * even else "no induction head on such tokens"
+    return [
+        f"The best prefix matching, of a{best['layer']}.h{best['head']}, is {best['score']:.3f}; "
+        f"even attention has {even:.3f}: {found}.",
+        f"Tokens cost {loss['first']:.3f} nats where they come first and {loss['second']:.3f} "
+        "where they come again.",
+    ]
+
+
+def _in_training(recorded: list[RecordedRun], to: Path, as_json: bool) -> None:
+    from resval_lens.analyses import induction_figures, intervention_tables
+    from resval_lens.analyses.induction import measures_over_training
+
+    study = measures_over_training(recorded)
+    report(
+        study, to, "induction", as_json=as_json, tables=[intervention_tables.rises_table(study)],
+        figures={"induction.png": induction_figures.measures_over_training(study)},
+    )  # fmt: skip
