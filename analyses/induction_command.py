@@ -15,6 +15,7 @@ from resval_lens.analyses.options import (
     MaybeModel,
     MaybeSeed,
     Out,
+    Prepend,
     Quiet,
     Runs,
     notes,

@@ -26,8 +26,8 @@ After Wang et al. 2022 (arXiv 2211.00593), every head with the numbers that its 
 An attention weight counts only where it is twice what even attention would give. A share is of the
 clean logit difference; the gap is clean − corrupted. Noised or knocked out is a head whose z comes
 from the corrupted prompt. A head may have several roles, or none. Movers of both, subject movers
-and suppressors are not Wang et al.'s. All but movers of both are judged by IO − S, which is the same
-whether a model would name the two or anything else; so every head has P(IO) with it noised, too.
+and suppressors are not Wang et al.'s. All but movers of both are judged by IO − S, the same whether
+a model would name the two or anything else; so every head has P(IO) with it noised, too.
 """
 
 from __future__ import annotations
