@@ -1,5 +1,6 @@
 """Runs with corrupted edges, beside a model that is run edge by edge from the definition."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from resval_lens.analyses.circuits import running
 from resval_lens.analyses.circuits.graph import Graph
 from resval_lens.analyses.circuits.running import EdgeRuns
 from resval_lens.analyses.circuits.scores import score_edges
 from resval_lens.hooks.answers import answer_logits
 from resval_lens.hooks.groups import alike
-from resval_lens.hooks.prompts import PromptPairs, logit_difference
+from resval_lens.hooks.prompts import PromptPairs, logit_difference, probability
 from resval_lens.streams import AttentionStream
 from resval_lens.transformer import ResValTransformer
 from tests.helpers import ARCHITECTURES, tiny_model, tiny_tokens
@@ -220,3 +222,27 @@ def test_means_over_what_does_not_mean_the_same_are_refused(
         alike(pairs, groups)
     with pytest.raises(ValueError, match="groups are for ablation='mean'"):
         EdgeRuns(model_of("values"), pairs, groups="all")
+
+
+@pytest.mark.parametrize("ablation", ["resample", "mean"])
+def test_the_same_runs_serve_every_metric(ablation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("values")
+    pairs = grouped_pairs()
+    kept = some_circuits(Graph.of(model), 4)
+    metrics = {"difference": logit_difference, "P": probability}
+    runs = EdgeRuns(model, pairs, ablation=ablation, max_tokens=40)
+    starts: list[Any] = []
+    made = running._Run.__init__
+
+    def counted(self: Any, *given: Any) -> None:
+        starts.append(given)
+        made(self, *given)
+
+    monkeypatch.setattr(running._Run, "__init__", counted)
+    found = runs.by_metrics(kept, metrics)
+    together = len(starts)
+    for name, metric in metrics.items():
+        alone = EdgeRuns(model, replace(pairs, metric=metric), ablation=ablation, max_tokens=40)
+        starts.clear()
+        torch.testing.assert_close(found[name], alone.values(kept))
+        assert len(starts) == together

@@ -7,7 +7,7 @@ computed: what an edge that is kept carries follows from what happened before it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
@@ -31,6 +31,7 @@ from resval_lens.hooks.answers import read_out, resumed_logits
 from resval_lens.hooks.groups import Groups, alike
 from resval_lens.hooks.prompts import (
     MAX_TOKENS,
+    Metric,
     PromptPairs,
     prompts_within,
     ready,
@@ -212,12 +213,33 @@ class EdgeRuns:
             return self.clean_values.new_empty(0, len(self.pairs))
         return torch.stack([self._known[key] for key in keys])
 
+    @torch.no_grad()
+    def by_metrics(
+        self, kept: Bool[Tensor, "circuit edge"], metrics: Mapping[str, Metric]
+    ) -> dict[str, Float[Tensor, "circuit prompt"]]:
+        """:meth:`values` by other metrics, for each of which the same runs serve."""
+        refuse_hooks(self.model)
+        shape = len(kept), len(self.pairs)
+        found = {name: self.clean_values.new_empty(shape) for name in metrics}
+        for where, pairs, logits in self._answers(kept, lambda done: None):
+            for name, metric in metrics.items():
+                found[name][where] = replace(pairs, metric=metric).measure(logits)
+        return found
+
     def _run(
         self, kept: Bool[Tensor, "circuit edge"], progress: Callable[[int], None]
     ) -> Float[Tensor, "circuit prompt"]:
+        found = self.clean_values.new_empty(len(kept), len(self.pairs))
+        for where, pairs, logits in self._answers(kept, progress):
+            found[where] = pairs.measure(logits)
+        return found
+
+    def _answers(
+        self, kept: Bool[Tensor, "circuit edge"], progress: Callable[[int], None]
+    ) -> Iterator[tuple[tuple[Tensor, Tensor], PromptPairs, Tensor]]:
+        """Logits of some circuits and prompts at a time, which they are, and those prompts."""
         kept = kept.cpu()
         first = torch.tensor([self._first_layer(circuit) for circuit in kept])
-        found = self.clean_values.new_empty(len(kept), len(self.pairs))
         done = 0
         with evaluating(self.model), inputs_per_head(self.model):
             for number, rows in enumerate(self.parts):
@@ -228,11 +250,10 @@ class EdgeRuns:
                 for layer in first.unique().tolist():
                     for some in (first == layer).nonzero()[:, 0].split(size):
                         logits = _Run(self, part, kept[some], layer).logits()
-                        found[some[:, None], rows] = part.pairs.measure(logits)
+                        yield (some[:, None], rows), part.pairs, logits
                         done += len(some) * len(rows)
                         progress(done // len(self.pairs))
                 del part
-        return found
 
     def means(
         self,
