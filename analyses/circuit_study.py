@@ -27,7 +27,7 @@ from resval_lens.analyses.circuits.scores import EdgeScores, Method, score_edges
 from resval_lens.analyses.circuits.search import smallest
 from resval_lens.hooks import cut_links
 from resval_lens.hooks.answers import answer_logits
-from resval_lens.hooks.prompts import Metric, PromptPairs
+from resval_lens.hooks.prompts import Metric, PromptPairs, vanishes
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
 
@@ -150,14 +150,22 @@ def by_each_metric(
         ``corrupted`` (no edge kept), the ``circuit``'s and its ``faithfulness``.
     """
     found: list[dict[str, Any]] = [{} for _ in circuits]
-    for name, metric in metrics.items():
-        for ablation in get_args(Ablation):
-            runs = EdgeRuns(model, replace(pairs, metric=metric), ablation=ablation)
-            for own, each in zip(found, faithfulness(runs, circuits), strict=True):
-                own.setdefault(name, {"clean": runs.clean})[ablation] = {
-                    "corrupted": runs.corrupted,
-                    "circuit": each.metric,
-                    "faithfulness": each.value,
+    if not metrics or not circuits:
+        return found
+    graph = circuits[0].graph
+    ends = Circuit.of(graph, []), Circuit.whole(graph)
+    kept = torch.stack([each.kept for each in (*ends, *circuits)])
+    for ablation in get_args(Ablation):
+        runs = EdgeRuns(model, pairs, graph, ablation=ablation)
+        for name, values in runs.by_metrics(kept, metrics).items():
+            corrupted, clean, *own = values.mean(1).tolist()
+            for entry, metric in zip(found, own, strict=True):
+                vanishing = vanishes(clean, corrupted)
+                f = None if vanishing else (metric - corrupted) / (clean - corrupted)
+                entry.setdefault(name, {"clean": clean})[ablation] = {
+                    "corrupted": corrupted,
+                    "circuit": metric,
+                    "faithfulness": f,
                 }
     return found
 
