@@ -25,6 +25,7 @@ from resval_lens.training.icl_run import Worlds
 
 Note = Callable[[str], None]
 Step = Callable[..., Any]
+Entries = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,12 @@ def compare_all(
     Args:
         runs: of classifiers.
         models: language models.
-        jobs: processes; with more than one the classifiers' half has one of its own.
+        jobs: processes; with more than one, classifiers have one of their own, which also finds
+            the circuits of half the language models.
         note: called with how far each half is.
     """
     said: dict[str, str] = {}
+    matrices: list[dict[str, Any]] = []
 
     def telling(half: str) -> Note:
         def tell(text: str) -> None:
@@ -78,27 +81,29 @@ def compare_all(
 
     for_classifiers, for_models = telling("classifiers"), telling("language models")
     if jobs > 1 and models:
-        with Beside(_classifiers, runs, sizes, told=for_classifiers) as other:
+        half = len(models) // 2
+        with Beside(_classifiers, runs, models[:half], sizes, told=for_classifiers) as other:
 
             def tell(text: str) -> None:
                 other.poll()
                 for_models(text)
 
-            language, *of_names = _language_models(models, sizes, tell)
-            classifiers, circuits = other.result()
+            language, of_rest, heads = _language_models(models, models[half:], sizes, tell)
+            classifiers, circuits, of_models = other.result()
     else:
-        classifiers, circuits = _classifiers(runs, sizes, for_classifiers)
+        classifiers, circuits, of_models = _classifiers(runs, [], sizes, for_classifiers)
         said.clear()
-        language, *of_names = _language_models(models, sizes, for_models)
-    circuits_of_models, heads, matrices = of_names
-    circuits += circuits_of_models
+        language, of_rest, heads = _language_models(models, models, sizes, for_models)
+    for own, by_metric in (*of_models, *of_rest):
+        circuits += own
+        matrices += by_metric
     return Compared(classifiers, language, compared_circuits(circuits, heads, matrices))
 
 
 @one_thread()
 def _classifiers(
-    runs: Sequence[RecordedRun], sizes: Sizes, note: Note
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    runs: Sequence[RecordedRun], models: Sequence[Studied], sizes: Sizes, note: Note
+) -> tuple[dict[str, Any], Entries, list[tuple[Entries, Entries]]]:
     worlds = Worlds()
     chosen = [each for each in runs if each.has_model and each.run.name in ("classic", "values")]
     steps: list[Step] = [
@@ -107,29 +112,28 @@ def _classifiers(
             partial(classifier_circuits, [each], sizes.circuit_sequences, worlds=worlds)
             for each in chosen
         ),
+        *(partial(_circuits, [each], sizes.prompts, sizes.seed) for each in models),
     ]
-    found, *circuits = _in_steps(steps, note)
-    return found, list(chain(*circuits))
+    found, *rest = _in_steps(steps, note)
+    return found, list(chain(*rest[: len(chosen)])), rest[len(chosen) :]
 
 
 @one_thread()
 def _language_models(
-    models: Sequence[Studied], sizes: Sizes, note: Note
-) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+    models: Sequence[Studied], with_circuits: Sequence[Studied], sizes: Sizes, note: Note
+) -> tuple[dict[str, Any], list[tuple[Entries, Entries]], Entries]:
     asked = sizes.prompts, sizes.seed
     steps: list[Step] = [partial(compare_language_models, models, *asked)]
-    for study in (_circuits, ioi_heads):
-        steps += [partial(study, [each], *asked) for each in models]
+    for study, several in ((_circuits, with_circuits), (ioi_heads, models)):
+        steps += [partial(study, [each], *asked) for each in several]
     found, *rest = _in_steps(steps, note)
-    circuits = [own for own, _ in rest[: len(models)]]
-    matrices = [own for _, own in rest[: len(models)]]
-    heads = rest[len(models) :]
-    return found, list(chain(*circuits)), list(chain(*heads)), list(chain(*matrices))
+    count = len(with_circuits)
+    return found, rest[:count], list(chain(*rest[count:]))
 
 
 def _circuits(
     models: Sequence[Studied], prompts: int, seed: int, note: Note
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[Entries, Entries]:
     """Circuits, and those by each metric, which need not be searched for twice."""
     circuits = ioi_circuits(models, prompts, seed, note=note)
     return circuits, ioi_matrices(models, prompts, seed, circuits, note)
