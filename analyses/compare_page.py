@@ -192,8 +192,8 @@ def _links(data: Data, ready: Drawn) -> str:
                     "Every link of a model scaled by c; ○: replaced by its mean over other "
                     "sequences."),
         ]  # fmt: skip
-    if "controls" in data:
-        parts.append(html_table(tables.controls_table(data["controls"])))
+        if "controls" in data:
+            parts.append(html_table(tables.controls_table(data["controls"])))
     studies = data["language_models"]["links"]
     if studies:
         parts.append(f"<h3>{LANGUAGE_MODELS.capitalize()}</h3>")
