@@ -79,8 +79,8 @@ def test_a_file_of_something_else_is_refused_by_line(path: Path, text: str, line
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_bytes(b": a\n\xff")
-    for name in ("words.txt", "missing.txt"):
-        with pytest.raises(ValueError, match=re.escape(f"{tmp_path / name} is no text file")):
+    for name, wrong in (("words.txt", "is no text file"), ("missing.txt", "is missing")):
+        with pytest.raises(ValueError, match=re.escape(f"{tmp_path / name} {wrong}")):
             read_pairs(tmp_path / name)
 
 

@@ -70,6 +70,7 @@ class EdgeScores:
         return [(str(self.graph.edges[i]), self.values[i].item()) for i in order.tolist()]
 
 
+@torch.inference_mode(False)  # what is made here is differentiated, or added to, in place
 def score_edges(
     model: ResValTransformer,
     pairs: PromptPairs,
@@ -214,7 +215,6 @@ def _backward(
     hooks: list[Any] = [("blocks.0.hook_resid_pre", put_in), *recording]
     hooks += [(group.hook, keep) for group in graph.groups]
     with (
-        torch.inference_mode(False),
         torch.enable_grad(),
         inputs_per_head(model),
         _links_differentiable(model),
