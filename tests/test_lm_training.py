@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from resval_lens import ResValTransformer
-from resval_lens.files import read_tensors, write_tensors
+from resval_lens.files import read_tensors
 from resval_lens.tasks.text import RowOrder
 from resval_lens.training.lm import train_lm
 from resval_lens.training.lm_run import LMRun
-from resval_lens.training.run_folder import read_metrics, snapshot_paths
+from resval_lens.training.run_folder import read_metrics, snapshot_paths, write_snapshot
 from resval_lens.training.schedule import learning_rate
 from tests import crashing
 from tests.crashing import PROCESSES
@@ -211,10 +211,9 @@ def test_a_run_killed_at_any_change_of_a_file_ends_as_one_that_was_not(
 
 def test_a_loss_that_is_not_finite_spares_the_last_snapshot(tmp_path: Path) -> None:
     train_lm(replace(RUN, schedule="constant", steps=4), Noise(), tmp_path)
-    path = snapshot_paths(tmp_path)[-1]
-    tensors, metadata = read_tensors(path, "snapshot")
-    tensors["embed.W_E"][:] = float("nan")
-    write_tensors(path, tensors, metadata)
+    tensors, _ = read_tensors(snapshot_paths(tmp_path)[-1], "snapshot")
+    tensors["embed.W_E"][:] = 3e38  # finite, but not its square
+    write_snapshot(tmp_path, 4, tensors)
     with pytest.raises(RuntimeError, match=r"the loss is nan at step 6; the snapshot of step 4 is"):
         train_lm(replace(RUN, schedule="constant", steps=8), Noise(), tmp_path)
     assert [int(path.stem) for path in snapshot_paths(tmp_path)] == [4]
@@ -261,9 +260,9 @@ def test_a_folder_of_another_run_is_refused(
 def test_a_snapshot_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
     train_lm(RUN, Noise(), tmp_path, should_stop=stop_before(2))
     path = snapshot_paths(tmp_path)[-1]
-    tensors, metadata = read_tensors(path, "snapshot")
+    tensors, _ = read_tensors(path, "snapshot")
     for name, said in [("optimizer.embed.W_E.exp_avg", "lacks optimizer"), ("window", "window")]:
-        write_tensors(path, {k: x for k, x in tensors.items() if k != name}, metadata)
+        write_snapshot(tmp_path, 2, {k: x for k, x in tensors.items() if k != name})
         with pytest.raises(ValueError, match=rf"{path.name}.*{said}"):
             train_lm(RUN, Noise(), tmp_path)
 
