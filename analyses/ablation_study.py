@@ -184,7 +184,8 @@ def _by_group(pairs: PromptPairs, others: PromptPairs) -> list[tuple[PromptPairs
 
 def _cut(pairs: PromptPairs, end: int) -> PromptPairs:
     clean, corrupted = pairs.clean[:, :end], pairs.corrupted[:, :end]
-    return replace(pairs, clean=clean, corrupted=corrupted, mask=None)
+    mask = None if pairs.mask is None else pairs.mask[:, :end]
+    return replace(pairs, clean=clean, corrupted=corrupted, mask=mask)
 
 
 def groups(model: ResValTransformer, chosen: Sequence[Link]) -> dict[str, list[Link]]:
@@ -205,4 +206,7 @@ def groups(model: ResValTransformer, chosen: Sequence[Link]) -> dict[str, list[L
 def _measured(
     logits: Tensor, part: PromptPairs, measures: Mapping[str, Metric]
 ) -> dict[str, Tensor]:
-    return {name: measure(logits, part.labels).cpu().double() for name, measure in measures.items()}
+    return {
+        name: replace(part, metric=measure).measure(logits)[0].cpu().double()
+        for name, measure in measures.items()
+    }

@@ -18,6 +18,7 @@ from resval_lens.analyses.ioi import four_cells, ioi_scores
 from resval_lens.analyses.lm_emergence import lm_study
 from resval_lens.analyses.story_loss import story_rows
 from resval_lens.analyses.subjects import ModelOnTask, on_indirect_objects
+from resval_lens.hooks.answers import right_padding
 from resval_lens.hooks.patching import patch
 from resval_lens.recorded_lm import RecordedLMRun
 from resval_lens.runtime import evaluating
@@ -165,7 +166,9 @@ def _attention(models: Sequence[Studied], seed: int) -> dict[str, Any]:
         layers = range(each.model.cfg.n_layers)
         names = [f"blocks.{layer}.attn.hook_pattern" for layer in layers]
         with evaluating(each.model):
-            _, cache = each.model.run_with_cache(chosen.pairs.clean, names_filter=names)
+            _, cache = each.model.run_with_cache(
+                chosen.pairs.clean, names_filter=names, **right_padding(each.model)
+            )
         patterns = torch.cat([cache[name][0, :, :end, :end] for name in names])
         shown["tokens"] = chosen.tokens()[:end]
         shown["models"][each.name] = {

@@ -29,6 +29,7 @@ from resval_lens.classifier import ICLClassifier
 from resval_lens.hooks.padding import (
     Mask,
     first_own,
+    last_own,
     moved,
     own_tokens,
     refuse_padding_around,
@@ -242,10 +243,10 @@ def own_token_scores(
 
     Args:
         tokens: prompts.
-        positions: the token of each prompt that is looked at; by default the last.
+        positions: the token of each prompt that is looked at; by default the last of its own.
         top: how many of the largest logits count.
         which: paths of :func:`ov_paths`; by default all. Each takes a readout of every prompt.
-        mask: of prompts that are padded on the left; True at their own tokens.
+        mask: of prompts that are padded on either side; True at their own tokens.
 
     Raises:
         ValueError: as :func:`copying_scores`; a position or ``top`` that is not there; rows that
@@ -253,7 +254,8 @@ def own_token_scores(
     """
     _check_tokens(model)
     count, length = tokens.shape
-    at = torch.full((count,), length - 1) if positions is None else positions
+    kept = torch.ones(count, length).bool() if mask is None else own_tokens(mask, tokens)
+    at = last_own(kept) if positions is None else positions
     if at.shape != (count,) or bool(((at < 0) | (at >= length)).any()):
         raise ValueError(
             f"positions must be one of 0 to {length - 1} for each of the {count} prompts; got "
@@ -264,9 +266,12 @@ def own_token_scores(
     if mask is None:
         refuse_unmasked(model, tokens, "tokens")
     else:
-        mask = own_tokens(mask, tokens)
-        refuse_padding_around(model, mask)
-        first = first_own(mask)
+        refuse_padding_around(model, kept)
+        padding = ~kept[torch.arange(count, device=kept.device), at.to(kept.device)]
+        if padding.any():
+            row = int(padding.int().argmax())
+            raise ValueError(f"positions: {at[row].item()} is padding in prompt {row}")
+        first = first_own(kept)
         tokens, at = moved(tokens, first), at - first.to(at.device)
     with evaluating(model):
         _, cache = model.run_with_cache(

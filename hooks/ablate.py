@@ -69,9 +69,10 @@ def _mean(x: Heads, axes: tuple[int, ...], mask: Mask | None) -> Tensor:
     if mask is None:
         return x.mean(axes, keepdim=True)
     own = own_tokens(mask, x)[..., None, None].to(x.device)
-    totals, counts = (x * own).sum(axes, keepdim=True), own.sum(axes, keepdim=True)
-    overall = (x * own).sum((0, 1), keepdim=True) / own.sum()
-    return torch.where(counts > 0, totals / counts.clamp(min=1), overall)
+    kept = wide(x) * own
+    totals, counts = kept.sum(axes, keepdim=True), own.sum(axes, keepdim=True)
+    overall = kept.sum((0, 1), keepdim=True) / own.sum()
+    return torch.where(counts > 0, totals / counts.clamp(min=1), overall).to(x.dtype)
 
 
 def freeze(reference: Mapping[str, Tensor]) -> Edit:

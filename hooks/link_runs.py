@@ -12,7 +12,7 @@ from resval_lens.hook_names import handing_point
 from resval_lens.hooks.ablate import Edit, link_hooks
 from resval_lens.hooks.answers import answer_logits, resumed_logits
 from resval_lens.hooks.links import Link
-from resval_lens.hooks.prompts import PromptPairs
+from resval_lens.hooks.prompts import PromptPairs, ready
 from resval_lens.norm import is_watched
 from resval_lens.transformer import ResValTransformer
 
@@ -23,6 +23,8 @@ class LinkRuns:
     Under hooks on the model, which may change what a layer reads, every run is a whole one.
 
     Attributes:
+        pairs: the prompts as they are run, each beginning at position 0; so must what an edit takes
+            from other runs.
         clean: logits at the answers, no link edited.
     """
 
@@ -30,7 +32,12 @@ class LinkRuns:
 
     @torch.no_grad()
     def __init__(self, model: ResValTransformer, pairs: PromptPairs) -> None:
-        self.model, self.pairs = model, pairs
+        """
+        Raises:
+            ValueError: what :func:`~resval_lens.hooks.prompts.ready` refuses.
+        """
+        self.model, self.pairs = model, ready(model, pairs)
+        pairs = self.pairs
         self._whole = any(is_watched(point) for point in model.hook_points())
         layers = range(model.cfg.n_layers)
         names = [f"blocks.{layer}.hook_resid_pre" for layer in layers]

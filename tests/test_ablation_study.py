@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,26 @@ def row_of(study: dict[str, Any], name: str, edit: str) -> dict[str, float]:
 
 
 WHERE = {"all": {1: range(4), 2: range(4)}, "v2": {2: range(4)}, "v1.h3": {1: [3]}}
+
+
+def test_measures_see_no_narrower_logits_than_float32() -> None:
+    model = tiny_model("v", dtype=torch.bfloat16)
+    found = ablation_study(model, PAIRS, OTHERS, {"P": probability}, edits=["zero"])
+    with torch.no_grad():
+        logits = model(PAIRS.clean)[torch.arange(5), PAIRS.answers].double()
+    wanted = logits.softmax(1)[torch.arange(5), LABELS[:, 0]].mean().item()
+    assert found["clean"]["P"] == pytest.approx(wanted, rel=1e-5)  # bfloat16 has 4e-3
+
+
+def test_a_mask_says_that_what_looks_like_padding_is_none() -> None:
+    model = tiny_model("v")
+    tokens, labels = tiny_tokens(3, seed=1), LABELS[:3]
+    tokens[0, :2] = 0
+    mask, groups = torch.ones_like(tokens), torch.zeros(3, dtype=torch.long)
+    pairs = PromptPairs(tokens, tokens, logit_difference, labels, mask=mask, groups=groups)
+    expected = ablation_study(model, pairs, pairs, MEASURES)
+    model.tokenizer = SimpleNamespace(padding_side="left", pad_token_id=0)
+    assert ablation_study(model, pairs, pairs, MEASURES) == expected
 
 
 @pytest.mark.parametrize("edit", ["zero", "mean", "resample", "scale -1.5"])

@@ -437,6 +437,8 @@ def test_another_models_graph_or_circuit_is_refused(unchecked_annotations: None)
     for kept in (torch.ones(1, n), torch.ones(n).bool(), torch.ones(1, n - 1).bool()):
         with pytest.raises(ValueError, match=f"kept must be booleans .circuit, {n}."):
             runs.values(kept)
+        with pytest.raises(ValueError, match=f"kept must be booleans .circuit, {n}."):
+            runs.by_metrics(kept, {})
     with pytest.raises(ValueError, match=f"{n} edges need as many scores; got .5."):
         top_n(runs.graph, torch.ones(5), 2)
     with pytest.raises(ValueError, match=r"the score of input->a0\.h0<q> is NaN"):

@@ -97,6 +97,16 @@ def test_a_mean_over_all_positions_fits_a_prompt_of_any_length() -> None:
         model(TOKENS[:, :3])
 
 
+def test_a_mean_in_half_precision_is_not_lost_in_its_sum() -> None:
+    reference = {"x": torch.full((400, 300, 1, 1), 5, dtype=torch.float16)}  # 600,000 in all
+    own = torch.ones(400, 300).bool()
+    own[:, -1] = False  # this column gets the mean over all
+    for per_position in (True, False):
+        found = mean(reference, per_position, own)(reference["x"], "x")
+        assert found.dtype == torch.float16
+        assert bool((found == 5).all())
+
+
 def test_freezing_is_patching_from_another_run_by_hand() -> None:
     model, other = tiny_model("kv"), tiny_tokens(seed=5)
     reference = link_activations(model, other)

@@ -18,12 +18,15 @@ from resval_lens.hooks import (
     edit_links,
     freeze,
     link_activations,
+    links,
     logit_difference,
     mean,
     mean_link_activations,
     patch,
     path_patch,
+    scale,
 )
+from resval_lens.hooks.link_runs import LinkRuns
 from resval_lens.hooks.prompts import ready
 from resval_lens.transformer import ResValTransformer
 from tests.helpers import tiny_model
@@ -142,6 +145,11 @@ def test_attribution_and_lens_are_those_of_each_prompt_alone(side: str) -> None:
     close(lens.probability, torch.cat([each.probability for each in lenses], 1))
     scores = own_token_scores(model, pairs.clean, pairs.answers, mask=pairs.mask)
     each_alone = [own_token_scores(model, one.clean) for one in alone]
+    assert scores == own_token_scores(model, pairs.clean, mask=pairs.mask)
+    beyond = pairs.answers.clone()
+    beyond[0] = 7 if side != "left" else 0
+    with pytest.raises(ValueError, match=r"positions: \d is padding in prompt 0"):
+        own_token_scores(model, pairs.clean, beyond, mask=pairs.mask)
     for path, score in scores.items():
         assert score == pytest.approx(sum(one[path] for one in each_alone) / 3)
 
@@ -180,6 +188,16 @@ def test_links_carry_what_they_carry_in_each_prompt_alone(side: str) -> None:
             expected = torch.stack(rows or every).mean(0)
             close(x[0, column], expected)
             close(edits(found[name], name)[0, column], expected)
+
+
+@each_side
+def test_runs_with_links_edited_are_those_of_each_prompt_alone(side: str) -> None:
+    model = model_of("rotary")
+    pairs, alone, _ = pairs_of(side)
+    runs, some = LinkRuns(model, pairs), links(model, layers=1)
+    close(runs.clean, torch.cat([LinkRuns(model, one).clean for one in alone]))
+    wanted = [LinkRuns(model, one).edited(scale(2), some) for one in alone]
+    close(runs.edited(scale(2), some), torch.cat(wanted))
 
 
 @settings(max_examples=20, deadline=None)

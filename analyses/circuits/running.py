@@ -195,12 +195,7 @@ class EdgeRuns:
         Raises:
             ValueError: another number of edges, no booleans, hooks that came on the model since.
         """
-        if kept.dtype != torch.bool or kept.ndim != 2 or kept.shape[1] != len(self.graph):
-            raise ValueError(
-                f"kept must be booleans [circuit, {len(self.graph)}]; got {kept.dtype} "
-                f"{list(kept.shape)}"
-            )
-        refuse_hooks(self.model)
+        self._check(kept)
         keys = [blake2b(row.numpy().tobytes(), digest_size=16).digest() for row in kept.cpu()]
         news = {key: row for row, key in enumerate(keys) if key not in self._known}
         known = len(kept) - len(news)
@@ -218,13 +213,21 @@ class EdgeRuns:
         self, kept: Bool[Tensor, "circuit edge"], metrics: Mapping[str, Metric]
     ) -> dict[str, Float[Tensor, "circuit prompt"]]:
         """:meth:`values` by other metrics, for each of which the same runs serve."""
-        refuse_hooks(self.model)
+        self._check(kept)
         shape = len(kept), len(self.pairs)
         found = {name: self.clean_values.new_empty(shape) for name in metrics}
         for where, pairs, logits in self._answers(kept, lambda done: None):
             for name, metric in metrics.items():
                 found[name][where] = replace(pairs, metric=metric).measure(logits)
         return found
+
+    def _check(self, kept: Tensor) -> None:
+        if kept.dtype != torch.bool or kept.ndim != 2 or kept.shape[1] != len(self.graph):
+            raise ValueError(
+                f"kept must be booleans [circuit, {len(self.graph)}]; got {kept.dtype} "
+                f"{list(kept.shape)}"
+            )
+        refuse_hooks(self.model)
 
     def _run(
         self, kept: Bool[Tensor, "circuit edge"], progress: Callable[[int], None]
