@@ -105,8 +105,9 @@ def ablation_study(
     mean_prompts = 0
     # Every token counts, even where a tokenizer pads on the left.
     with evaluating(model), LocallyOverridenDefaults(model, padding_side="right"):
-        for part in pairs.within(max_tokens):
-            runs = LinkRuns(model, part)
+        for some in pairs.within(max_tokens):
+            runs = LinkRuns(model, some)
+            part = runs.pairs  # as wide as their longest
             clean = _measured(runs.clean, part, measures)
             corrupted = answer_logits(model, part.corrupted, part.answers)
             found.setdefault(("no links", "clean"), []).append(clean)

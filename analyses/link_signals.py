@@ -66,8 +66,9 @@ def link_signals(
         pairs = ready(model, ioi_pairs(model, prompts, kind, seed, prepend=prepend))
         clean, summed = 0.0, dict.fromkeys(groups, 0.0)
         with evaluating(model):
-            for part in pairs.within(MAX_TOKENS):
-                runs = LinkRuns(model, part)
+            for some in pairs.within(MAX_TOKENS):
+                runs = LinkRuns(model, some)
+                part = runs.pairs  # as wide as their longest
                 clean += part.measure(runs.clean).sum().item() / len(pairs)
                 carried = freeze(link_activations(model, part.corrupted, names, part.mask))
                 for group, chosen in groups.items():

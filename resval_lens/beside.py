@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import traceback
@@ -105,6 +106,15 @@ def _work(end: Connection, parent: int, function: Callable[..., Any], args: Any)
     except BrokenPipeError:  # nobody waits for it any more
         os._exit(1)
     except Exception as error:
-        end.send(("error", error, traceback.format_exc()))
+        end.send(("error", _sendable(error), traceback.format_exc()))
     else:
         end.send(("result", found, ""))
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error as it is, or, if it does not come whole through a pipe, what it says."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

@@ -23,6 +23,15 @@ def failing(note: Note) -> None:
     raise ValueError("seed=-1: expected 0 or more")
 
 
+class Two(Exception):
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+def failing_in_two(note: Note) -> None:
+    raise Two(3, 4)
+
+
 def dying(note: Note) -> None:
     os._exit(7)
 
@@ -54,6 +63,15 @@ def test_an_error_is_raised_here_as_what_it_is(polled: bool) -> None:
     with pytest.raises(ValueError, match="seed=-1: expected 0 or more") as caught:
         wait()
     assert "in failing" in str(caught.value.__cause__)
+
+
+def test_an_error_that_a_pipe_would_spoil_still_says_what_it_says() -> None:
+    with (
+        Beside(failing_in_two, told=print) as other,
+        pytest.raises(RuntimeError, match="Two: 3 and 4") as caught,
+    ):
+        other.result()
+    assert "in failing_in_two" in str(caught.value.__cause__)
 
 
 def test_a_process_that_is_gone_is_said() -> None:

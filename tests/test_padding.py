@@ -1,6 +1,7 @@
 """Padded prompts, on either side: every number is that of each prompt run alone."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from resval_lens.analyses.ablation_study import ablation_study
 from resval_lens.analyses.attribution import attribute, logit_lens
 from resval_lens.analyses.circuits.running import EdgeRuns
 from resval_lens.analyses.circuits.scores import score_edges
@@ -198,6 +200,23 @@ def test_runs_with_links_edited_are_those_of_each_prompt_alone(side: str) -> Non
     close(runs.clean, torch.cat([LinkRuns(model, one).clean for one in alone]))
     wanted = [LinkRuns(model, one).edited(scale(2), some) for one in alone]
     close(runs.edited(scale(2), some), torch.cat(wanted))
+
+
+@each_side
+@pytest.mark.parametrize("max_tokens", [1, 12, 99])
+def test_ablated_links_are_those_of_each_prompt_alone(side: str, max_tokens: int) -> None:
+    model = model_of("rotary")
+    pairs, alone, _ = pairs_of(side)
+    pairs = replace(pairs, groups=torch.arange(3))
+    edits: dict[str, Any] = {"edits": ("zero", "mean", "resample"), "scales": (2.0,)}
+    measures = {"d": logit_difference}
+    found = ablation_study(model, pairs, pairs, measures, max_tokens=max_tokens, **edits)
+    each = [ablation_study(model, one, one, measures, **edits) for one in alone]
+    for name in ("clean", "corrupted"):
+        assert found[name]["d"] == pytest.approx(sum(one[name]["d"] for one in each) / 3)
+    for i, row in enumerate(found["rows"]):
+        wanted = sum(one["rows"][i]["measures"]["d"] for one in each) / 3
+        assert row["measures"]["d"] == pytest.approx(wanted), (row["links"], row["edit"])
 
 
 @settings(max_examples=20, deadline=None)
