@@ -9,6 +9,7 @@ import typer
 
 from resval_lens.analyses.icl_commands import load_recorded, train_icl_runs
 from resval_lens.analyses.options import (
+    Jobs,
     Json,
     MaybeSeeds,
     MaybeSteps,
@@ -46,10 +47,7 @@ def compare_command(
     ] = 256,
     prompts: Prompts = 64,
     seed: Seed = 0,
-    jobs: Annotated[
-        int,
-        typer.Option(help="Processes at work, 1 or 2, and runs trained at a time; 0: by cores."),
-    ] = 0,
+    jobs: Jobs = 0,
     page: Annotated[
         Path | None,
         typer.Option(

@@ -135,7 +135,7 @@ Prepend = Annotated[
 ]
 
 # Training runs.
-_STEPS, _JOBS = "Training steps.", "Runs trained at a time, a core each; 0: as many as cores."
+_STEPS, _JOBS = "Training steps.", "Processes at a time, a core each; 0: as many as cores."
 _SEEDS, _RUNS = "Seeds of runs, like 0,1,2 or 0-3.", "Folder of training runs."
 _VARIANTS = "Variants by name, comma-separated."
 Seeds = Annotated[str, typer.Option(help=_SEEDS)]

@@ -40,6 +40,7 @@ from resval_lens.tasks.triggers import TriggerTask
 from resval_lens.training import many
 from resval_lens.training.memory import train_memory
 from resval_lens.training.memory_run import MemoryRun
+from resval_lens.training.run_folder import record_start
 from tests.test_memory_knowledge import assert_fits, some_bigrams
 
 PAIRS = generated_pairs(6, 0)
@@ -290,11 +291,11 @@ def test_only_a_finished_run_that_is_just_what_is_planned_is_read(runs, tmp_path
         finished_run(runs, replace(run, task=capitals_task(PAIRS, 2, 16, zipf=0.5)))
     folder = tmp_path / run.folder_name
     folder.mkdir()
-    for name in ("run.json", "metrics.jsonl"):  # stopped before its first snapshot; no model
-        (folder / name).write_bytes((runs / run.folder_name / name).read_bytes())
-    assert finished_run(tmp_path, run) is None
-    (folder / "metrics.jsonl").write_bytes(b"")
-    assert finished_run(tmp_path, run) is None
+    record_start(folder, run.to_dict())
+    assert finished_run(tmp_path, run) is None  # stopped before its first metrics
+    lines = (runs / run.folder_name / "metrics.jsonl").read_bytes()
+    (folder / "metrics.jsonl").write_bytes(lines)
+    assert finished_run(tmp_path, run) is None  # before its first snapshot; no model
 
 
 def test_runs_of_several_settings_are_not_averaged(runs):
