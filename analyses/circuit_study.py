@@ -80,8 +80,9 @@ def circuit_study(
         how many circuits were run;
         ``measured``, its faithfulness by each of ``metrics`` (:func:`by_each_metric`);
         ``links`` has what links do: the share of the circuit's effect that runs through them,
-        1 − f(circuit without its links) / f(circuit); f of the whole model with every link
-        corrupted; the clean metric with every link cut (zero). None for a model without links.
+        1 − f(circuit without its links) / f(circuit), None where f(circuit) is 0; f of the whole
+        model with every link corrupted; the clean metric with every link cut (zero). None for a
+        model without links.
 
     Raises:
         ValueError: the metric's gap between clean and corrupted prompts vanishes, no circuit is
@@ -245,13 +246,14 @@ def _links(
     if not model.cfg.streams:
         return None
     own, without = circuit["faithfulness"], circuit["faithfulness_without_links"]
+    none = vanishes(circuit["metric"]["circuit"], runs.corrupted)  # it has no effect to share
     corrupted = faithfulness(runs, [Circuit.whole(runs.graph).without_links()])[0]
     pairs = runs.pairs
     with torch.no_grad(), evaluating(model), cut_links(model):
         cut = pairs.measure(answer_logits(model, pairs.clean, pairs.answers)).mean().item()
     return {
         "in_circuit": len(circuit["links"]),
-        "share_of_circuit": 1 - without / own,
+        "share_of_circuit": None if none else 1 - without / own,
         "faithfulness_of_model_with_links_corrupted": corrupted.value,
         "clean_metric_with_links_cut": cut,
     }

@@ -257,8 +257,8 @@ def _attention(
             )
             for name, (query, key) in WEIGHTS.items():
                 own = torch.arange(len(rows))
-                weights = [cache[each][own, :, at[query], at[key]].sum(0).cpu() for each in names]
-                sums[name] += wide(torch.stack(weights))
+                weights = [cache[each][own, :, at[query], at[key]] for each in names]
+                sums[name] += torch.stack([wide(weight).sum(0).cpu() for weight in weights])
     even = {name: (1 / (where[query] + 1)).mean().item() for name, (query, _) in WEIGHTS.items()}
     return {name: summed / len(pairs) for name, summed in sums.items()}, even
 

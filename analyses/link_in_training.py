@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
+from resval_lens.analyses.icl import edited_logits
 from resval_lens.analyses.link_controls import first_of, link_controls
 from resval_lens.recorded import RecordedRun
-from resval_lens.training.icl import evaluate
+from resval_lens.training.icl import score
 from resval_lens.training.icl_run import draw_world
 
 
@@ -47,18 +50,13 @@ def link_in_training(
     rows = []
     for step, model in recorded.snapshots():
         note(f"{recorded.run.folder_name}: step {step}")
-        cells = {"trained": model, "cut": model.with_streams("", share_weights=True)}
-        measured = {name: evaluate(cell, tests) for name, cell in cells.items()}
-        rows.append(
-            {
-                "step": step,
-                **{
-                    name: {task: result["accuracy"] for task, result in results.items()}
-                    for name, results in measured.items()
-                },
-                "controls": link_controls(model, some, recorded.run.seed),
-            }
-        )
+        cells: dict[str, dict[str, float]] = {"trained": {}, "cut": {}}
+        for task, batch in tests.items():
+            both = edited_logits(model, batch.inputs, torch.tensor([1.0, 0.0]))
+            for cell, logits in zip(cells.values(), both, strict=True):
+                cell[task] = score(logits, batch.targets)["accuracy"]
+        controls = link_controls(model, some, recorded.run.seed)
+        rows.append({"step": step, **cells, "controls": controls})
     if len(rows) < 2:
         raise ValueError(
             f"{recorded.folder} holds {len(rows)} snapshots; train it with --keep-snapshots"

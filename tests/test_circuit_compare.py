@@ -53,6 +53,12 @@ def compared() -> dict[str, Any]:
     return compared_circuits(circuits, ioi_heads(models, 8), matrices)
 
 
+def test_a_circuit_without_effect_has_no_share_of_it() -> None:
+    study = circuit_study(linked_model(), linked_pairs(), edges=1)  # pruned, nothing
+    assert study["circuit"]["n_edges"] == 0
+    assert study["links"]["share_of_circuit"] is None
+
+
 def test_the_hand_built_models_effect_runs_through_its_link() -> None:
     study = circuit_study(linked_model(), linked_pairs(), exact=True)
     assert set(study["circuit"]["edges"]) == LINKED_CIRCUIT

@@ -13,16 +13,17 @@ from resval_lens.analyses.link_in_training import link_in_training
 from resval_lens.classifier import ICLClassifier
 from resval_lens.hooks import cut_links
 from resval_lens.recorded import RecordedRun, load_runs
+from resval_lens.streams import AttentionStream
 from resval_lens.tasks.icl import ICLBatch
 from resval_lens.training import draw_world, train_icl
 from tests.runs import RUN
 
 
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["v", AttentionStream("v", mix="convex", carried=0.7)])
+def kept(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """A run of three snapshots, all kept; fast enough to change what the model answers."""
     folder = tmp_path_factory.mktemp("kept")
-    train_icl(replace(RUN, lr=0.2, steps=20), folder, keep_snapshots=True)
+    train_icl(replace(RUN, streams=request.param, lr=0.2, steps=20), folder, keep_snapshots=True)
     return folder
 
 
