@@ -155,10 +155,10 @@ def ioi_matrices(
     found_already: Sequence[dict[str, Any]] = (),
     note: Note = lambda text: None,
 ) -> list[dict[str, Any]]:
-    """A circuit by each metric of indirect objects, evaluated by all, of each model; abc twins.
+    """A circuit by each metric of indirect objects, evaluated by all, of each model.
 
-    In these twins all three names are others, so that a circuit must move the names, too, not only
-    say which of two is meant.
+    In the corrupted prompts (abc) all three names are others, so that a circuit must move the
+    names, too, not only say which of two is meant.
 
     Args:
         found_already: of :func:`ioi_circuits` with these prompts and seed; their circuits are not

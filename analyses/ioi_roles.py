@@ -8,9 +8,9 @@ After Wang et al. 2022 (arXiv 2211.00593), every head with the numbers that its 
     name mover          adds to IO − S directly (share ≥ s), attends end → IO (≥ a, more than to S),
                         copies: attending to it alone, IO is among its top 5 (in half the prompts)
     mover of both       attends end → IO and end → S1 (each ≥ a) and adds directly to both names,
-                        each against the name in its place on the abc twin, which is not in the
-                        prompt (logit(IO) − logit(IO′) and logit(S) − logit(S′): each ≥ s of the
-                        former's clean value): it brings both names, and something else chooses
+                        each against the name in its place in the corrupted prompt
+                        (logit(IO) − logit(IO′) and logit(S) − logit(S′): each ≥ s of the former's
+                        clean value): it brings both names, and something else chooses
     negative            takes from IO − S directly (share ≤ −s), attends end → IO
     subject mover       attends end → S2 (≥ a, more than to IO); noising it lowers IO − S by ≥ s of
                         the gap: it tells the end who gave
@@ -89,7 +89,7 @@ class HeadMeasures:
         p_io: P(IO) with the head noised.
         direct: share of the clean logit difference that the head writes.
         direct_on_io, direct_on_s: what it writes along logit(IO) − logit(IO′) and logit(S) −
-            logit(S′), IO′ and S′ being the twin's names, as shares of the clean value of the
+            logit(S′), IO′ and S′ being the corrupted prompt's, as shares of the clean value of the
             former.
         copies: share of prompts in whose readout of OV(IO) the name is among the top 5, by the
             head's own values or, if that is more, those of a source layer along links; NaN of heads
@@ -231,7 +231,7 @@ def _measure(
 def _direct_on_names(
     model: ResValTransformer, pairs: PromptPairs, where: Mapping[str, Int[Tensor, " prompt"]]
 ) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
-    """What each head writes for IO and for S, each against the twin's name in its place."""
+    """What each head writes for IO and S, each against the corrupted prompt's name in its place."""
     rows = torch.arange(len(pairs))
     found, clean = [], []
     for name, label in (("IO", 0), ("S1", 1)):

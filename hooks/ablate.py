@@ -87,7 +87,7 @@ def resample(reference: Mapping[str, Tensor], rows: Int[Tensor, " batch"]) -> Ed
         rows = torch.randint(len(others), (len(inputs),), generator=generator)
 
     Every link takes from the same rows: together they carry what belongs together. On corrupted
-    twins with ``rows = arange`` it is :func:`freeze`: each prompt takes from its own twin.
+    prompts with ``rows = arange`` it is :func:`freeze`: each prompt takes from its own.
 
     Args:
         reference: from :func:`link_activations`, of any number of rows.
