@@ -121,6 +121,8 @@ def main() -> None:
     except (ValueError, RuntimeError, OSError) as error:
         if "--debug" in sys.argv:
             raise
-        line = " ".join(str(error).split())
+        # A name from a file could hold what a terminal obeys.
+        words = " ".join(str(error).split())
+        line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words)
         err.print(f"resval-lens: {line}", style="red", highlight=False, markup=False)
         sys.exit(1)

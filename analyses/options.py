@@ -273,10 +273,11 @@ def load_language_model(folder: Path, device: str = "cpu") -> ResValTransformer:
     Raises:
         ValueError: there is none, or it has no tokenizer.
     """
+    from resval_lens.training.run_folder import trained_model
     from resval_lens.transformer import ResValTransformer
 
     if (folder / "run.json").is_file():
-        folder = folder / "model"
+        folder = trained_model(folder)
     model = ResValTransformer.from_pretrained(folder, device=device)
     if model.tokenizer is None:
         raise ValueError(f"{folder} has no tokenizer.json; a prompt cannot be put into its tokens")

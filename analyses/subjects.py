@@ -32,7 +32,7 @@ from resval_lens.tasks.ioi import IOIPrompt
 from resval_lens.tasks.ioi_twins import Kind, positions
 from resval_lens.tasks.leading import AUTO, as_json, leading_token
 from resval_lens.training.icl_run import draw_world
-from resval_lens.training.run_folder import read_record
+from resval_lens.training.run_folder import read_record, trained_model
 from resval_lens.transformer import ResValTransformer
 
 INDIRECT_OBJECTS = "indirect objects"
@@ -239,7 +239,7 @@ def find_model(
         recorded = RecordedRun.load(folder)
         return _classifier(recorded, device), recorded
     if (folder / "run.json").is_file():  # of a language model
-        folder = folder / "model"
+        folder = trained_model(folder)
     if folder.is_dir() and (folder / "config.json").is_file():
         if _is_classifier(folder):
             if not is_classifier_run(folder.parent):
@@ -273,7 +273,7 @@ def _is_classifier(folder: Path) -> bool:
 
 
 def _classifier(recorded: RecordedRun, device: str | None) -> ResValTransformer:
-    return ICLClassifier.from_pretrained(recorded.folder / "model", device=device)
+    return ICLClassifier.from_pretrained(trained_model(recorded.folder), device=device)
 
 
 def model_on_task(

@@ -29,6 +29,7 @@ from transformers import PreTrainedTokenizerFast
 from resval_lens.files import (
     check_finite,
     check_seal,
+    check_small,
     digest,
     note,
     read_json,
@@ -177,6 +178,8 @@ def check_files(folder: Path) -> None:
     if not isinstance(known, dict) or not set(known) <= set(FILES):
         raise ValueError(f"{folder / 'config.json'} is damaged: expected a SHA-256 of each file")
     for name, expected in known.items():
+        if name.endswith(".json"):  # a sparse file of any size would be read for ever
+            check_small(folder / name, "a file of a saved model")
         if digest(folder / name) != expected:
             raise ValueError(f"{folder / name} is damaged: its SHA-256 is not {expected}")
 
@@ -271,11 +274,27 @@ def load_parameters(parameters: Mapping[str, Tensor], path: Path) -> None:
             file's name.
     """
     tensors, _ = read_tensors(path, "a saved model's parameters")
-    check_parameters(parameters, tensors, path)
-    check_finite(tensors, path)
+    tensors = fitting(parameters, tensors, path)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
+
+
+def fitting(
+    wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], path: str | Path
+) -> dict[str, Tensor]:
+    """``found`` in the dtypes of ``wanted``.
+
+    Raises:
+        ValueError: other names or shapes; an entry that is not finite, or not in its new dtype.
+    """
+    check_parameters(wanted, found, path)
+    check_finite(found, path)
+    fitted = {name: x.to(wanted[name].dtype) for name, x in found.items()}
+    for name, x in fitted.items():
+        if x.dtype != found[name].dtype and not bool(x.isfinite().all()):
+            raise ValueError(f"{path}: {name} holds numbers too large for {x.dtype}")
+    return fitted
 
 
 def check_parameters(
@@ -286,7 +305,7 @@ def check_parameters(
     unknown = sorted(set(found) - set(wanted))
     if missing or unknown:
         parts = [f"lacks {missing[0]}"] if missing else []
-        parts += [f"has the unknown {unknown[0]}"] if unknown else []
+        parts += [f"has the unknown {unknown[0]!r}"] if unknown else []
         raise ValueError(
             f"{path}: {' and '.join(parts)} ({len(wanted)} parameters expected, {len(found)} found)"
         )

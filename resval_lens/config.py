@@ -143,6 +143,7 @@ class ResValConfig(HookedTransformerConfig):
         seed = settings.pop("seed", None)
         config = cls.from_dict(settings)
         config.seed = seed  # recorded, without re-seeding the global generators
+        check_fields(config)
         return config
 
     def __repr__(self) -> str:

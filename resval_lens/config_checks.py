@@ -81,6 +81,8 @@ def _refused(name: str, value: Any, kinds: tuple[type, ...]) -> str | None:
         return None
     if name in LEAST and value < LEAST[name]:
         return f"{NAMES[int]} from {LEAST[name]} up"
+    if name in LEAST and name != "seed" and value >= 2**31:
+        return f"{NAMES[int]} below 2**31"
     if name == "seed" and value >= 2**32:
         return f"{NAMES[int]} below 2**32"
     if name in POSITIVE and value <= 0:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -33,7 +32,7 @@ from resval_lens.checkpoint import (
     tokenizer_files,
 )
 from resval_lens.config import ResValConfig
-from resval_lens.files import note, tensor_shapes
+from resval_lens.files import check_room, note, tensor_shapes
 from resval_lens.streams import AttentionStream, StreamsLike
 from resval_lens.unembed import TiedUnembed
 from resval_lens.weights import (
@@ -50,6 +49,7 @@ PROCESSING = (
     "fold_value_biases",
     "refactor_factored_attn_matrices",
 )
+_ONE_BY_ONE = ("n_layers", "n_readout_layers", "num_experts")  # of them modules are made
 TRANSFORMER_LENS_NAMES = frozenset(OFFICIAL_MODEL_NAMES).union(*MODEL_ALIASES.values())
 
 
@@ -332,7 +332,6 @@ class WeightConversion(StreamCaching):
             raise ValueError(
                 f"{folder} holds a {model_class}; load it with that class, not {cls.__name__}"
             )
-        check_files(folder)
         weights = folder / "model.safetensors"
         try:
             cfg = cls.config_class.from_json(config)
@@ -341,7 +340,8 @@ class WeightConversion(StreamCaching):
             elsewhere, cfg.tokenizer_name = cfg.tokenizer_name, None
         except Exception as error:  # a stranger's settings fail in many ways
             raise ValueError(f"{folder / 'config.json'}: {_first_line(error)}") from None
-        cls._check_size(cfg, weights)
+        cls.check_size(cfg, weights, folder / "config.json")
+        check_files(folder)  # now that the weights are known to be no larger than they should be
         try:
             model = cls(cfg, tokenizer=tokenizer)
         except Exception as error:
@@ -359,27 +359,44 @@ class WeightConversion(StreamCaching):
         return model if streams is None else model.with_streams(streams, share_weights=True)
 
     @classmethod
-    def _check_size(cls, cfg: ResValConfig, weights: Path) -> None:
-        """Raises ValueError where ``weights`` is not of the model of ``cfg``; takes no memory."""
+    def check_size(
+        cls, cfg: ResValConfig, weights: Path, source: Path, beside: Collection[str] = ()
+    ) -> None:
+        """Raises ValueError where ``weights`` is not of the model of ``cfg``; takes no memory.
+
+        Args:
+            source: the file that ``cfg`` is from, to name it.
+            beside: what ``weights`` may hold beside the parameters.
+        """
         found = tensor_shapes(weights, "a saved model's parameters")
-        shapes = copy.copy(cfg)
-        shapes.device = "meta"
+        found = {name: x for name, x in found.items() if name not in beside}
         try:
-            for name in ("n_layers", "n_readout_layers", "num_experts"):  # are made one by one
+            for name in _ONE_BY_ONE:
                 if (getattr(cfg, name, None) or 0) > len(found):
                     raise ValueError(f"{name}={getattr(cfg, name)}, for {len(found)} parameters")
-            with torch.device("meta"):
-                model = cls(shapes)
+            model = cls._without_memory(cfg)
         except Exception as error:
-            raise ValueError(f"{weights.with_name('config.json')}: {_first_line(error)}") from None
+            raise ValueError(f"{source}: {_first_line(error)}") from None
         check_parameters(dict(model.named_parameters()), found, weights)
-        size = sum(x.numel() * x.element_size() for x in model.buffers())
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if size > memory:
-            raise ValueError(
-                f"{weights.with_name('config.json')}: a model of n_ctx={cfg.n_ctx} keeps tables of "
-                f"{size:,} bytes; this machine has {memory:,}"
-            )
+        tables = f"{source}: what a model of n_ctx={cfg.n_ctx} keeps in tables"
+        check_room(_bytes_of(model.buffers()), tables)
+
+    @classmethod
+    def check_memory(cls, cfg: ResValConfig) -> None:
+        """Raises ValueError for a model that is larger than this machine's memory."""
+        for name in _ONE_BY_ONE:
+            number = getattr(cfg, name, None) or 0
+            check_room(number * 2**14, f"a model of {name}={number}")  # modules, however narrow
+        model = cls._without_memory(cfg)
+        size = _bytes_of([*model.parameters(), *model.buffers()])
+        check_room(size, f"a model of d_model={cfg.d_model}, n_ctx={cfg.n_ctx}")
+
+    @classmethod
+    def _without_memory(cls, cfg: ResValConfig) -> Self:
+        shapes = copy.copy(cfg)
+        shapes.device, shapes.init_weights = "meta", False
+        with torch.device("meta"):
+            return cls(shapes)
 
     def push_to_hub(self, repo_id: str, *, record: dict[str, Any] | None = None, **hub: Any) -> str:
         """Saves to a temporary folder and uploads it to the Hugging Face hub; the commit's address.
@@ -391,6 +408,10 @@ class WeightConversion(StreamCaching):
             folder = Path(parent) / "model"
             self.save_pretrained(folder, record=record)
             return push(folder, repo_id, **hub)
+
+
+def _bytes_of(tensors: Iterable[Tensor]) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors)
 
 
 def _first_line(error: Exception) -> str:

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import stat
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -24,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 MOST_BYTES = 2**30  # of a file that is read into memory as text or JSON
+MOST_NESTED = 100  # brackets in one another, in JSON
 _DTYPES = {
     **{f"F{bits}": getattr(torch, f"float{bits}") for bits in (16, 32, 64)},
     **{f"I{bits}": getattr(torch, f"int{bits}") for bits in (8, 16, 32, 64)},
@@ -51,19 +53,31 @@ def check_plain(path: Path, what: str) -> None:
         raise ValueError(f"{path} is no plain file; expected {what}")
 
 
+def check_small(path: Path, what: str) -> None:
+    """Raises ValueError unless ``path`` is a plain file of at most ``MOST_BYTES``."""
+    check_plain(path, what)
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"{path} is larger than {MOST_BYTES:,} bytes; expected {what}")
+
+
 def read_bytes(path: Path, what: str) -> bytes:
     """The content of a plain file of at most ``MOST_BYTES``.
 
     Raises:
         ValueError: it is missing, too large or not to be read, named with what was expected.
     """
-    check_plain(path, what)
+    check_small(path, what)
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"{path} is larger than {MOST_BYTES:,} bytes; expected {what}")
         return path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error}); expected {what}") from None
+
+
+def check_room(size: int, what: str) -> None:
+    """Raises ValueError if ``what``, of ``size`` bytes, is larger than this machine's memory."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise ValueError(f"{what} takes {size:,} bytes; this machine has {memory:,}")
 
 
 def digest(path: Path) -> str:
@@ -90,8 +104,9 @@ def write_bytes(path: Path, content: bytes) -> None:
 def _replacing(path: Path) -> Iterator[Path]:
     """A sibling of ``path`` to write, which takes its place at the end, or goes if that fails."""
     partial = path.with_name(f".{path.name}.partial")
-    if partial.is_symlink():  # it would be written through, into another file
-        partial.unlink()
+    if partial.is_dir() and not partial.is_symlink():
+        raise ValueError(f"{partial} is a folder; {path} is written there first")
+    partial.unlink(missing_ok=True)  # a link is written through, a pipe never takes anything
     try:
         yield partial
         partial.replace(path)
@@ -121,16 +136,23 @@ def parse_json(text: str | bytes, finite: bool = True) -> Any:
     """
     numbers: dict[str, Any] = {"parse_float": _finite, "parse_constant": _finite} if finite else {}
     try:
-        return json.loads(text, object_pairs_hook=_distinct, parse_int=_whole, **numbers)
+        content = json.loads(text, object_pairs_hook=_distinct, parse_int=_whole, **numbers)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    level = [content]
+    for _ in range(MOST_NESTED):
+        level = [inner for x in level if isinstance(x, dict | list)
+                 for inner in (x.values() if isinstance(x, dict) else x)]  # fmt: skip
+        if not level:
+            return content
+    raise ValueError("nested too deeply")
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} is there twice")
+        ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {key!r} is there twice")
     return content
 
 
@@ -211,6 +233,10 @@ def _opened(path: Path, what: str) -> Iterator[Any]:
     check_plain(path, f"{what} in safetensors format")
     try:
         with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                kind = file.get_slice(name).get_dtype()
+                if kind not in _DTYPES:  # eight bits or fewer, which torch hardly computes with
+                    raise ValueError(f"{path}: {name!r} is of the unknown kind {kind}")
             yield file
     except (SafetensorError, OSError) as error:
         raise ValueError(
@@ -236,9 +262,6 @@ def tensor_shapes(path: Path, what: str) -> dict[str, Tensor]:
     """
     with _opened(path, what) as file:
         parts = [(name, file.get_slice(name)) for name in file.keys()]  # noqa: SIM118
-    for name, part in parts:
-        if part.get_dtype() not in _DTYPES:
-            raise ValueError(f"{path}: {name} is of the unknown kind {part.get_dtype()}")
     return {
         name: torch.empty(part.get_shape(), dtype=_DTYPES[part.get_dtype()], device="meta")
         for name, part in parts

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from resval_lens.checks import is_number
 from resval_lens.classifier import ICLClassifier
 from resval_lens.files import write_bytes, write_sealed
 from resval_lens.presets import ICL_VARIANTS
-from resval_lens.training.icl_run import ICLRun, initial_model
+from resval_lens.training.icl_run import ICLRun, initial_model, model_config
 from resval_lens.training.loop import model_record
 from resval_lens.training.run_folder import (
     CHECK,
@@ -19,7 +20,9 @@ from resval_lens.training.run_folder import (
     load_snapshot,
     read_metrics,
     read_record,
+    record_end,
     snapshot_paths,
+    trained_model,
 )
 
 SHIPPED = Path(__file__).parent / "data" / "icl"
@@ -58,7 +61,9 @@ class RecordedRun:
             raise ValueError(f"{folder / 'metrics.jsonl'} holds no metrics; train the run first")
         for line in metrics:
             for task in ("test", "ic", "ic2", "iw"):
-                if not {"accuracy", "loss"} <= set(line.get(task, ())):
+                found = line.get(task)
+                found = found if isinstance(found, dict) else {}
+                if not all(is_number(found.get(name)) for name in ("accuracy", "loss")):
                     raise ValueError(
                         f"{folder / 'metrics.jsonl'}: step {line['step']} lacks the accuracy or "
                         f"loss of {task!r}"
@@ -71,7 +76,7 @@ class RecordedRun:
         Raises:
             ValueError: it was not kept, or the run has not ended.
         """
-        return ICLClassifier.from_pretrained(self.folder / "model")
+        return ICLClassifier.from_pretrained(trained_model(self.folder))
 
     def snapshots(self) -> Iterator[tuple[int, ICLClassifier]]:
         """Step and model of each snapshot that was kept, oldest first.
@@ -80,6 +85,9 @@ class RecordedRun:
             ValueError: a damaged file.
         """
         for path in snapshot_paths(self.folder):
+            ICLClassifier.check_size(
+                model_config(self.run), path, self.folder / "run.json", ("generator",)
+            )
             model = initial_model(self.run)
             step, _ = load_snapshot(path, dict(model.named_parameters()))
             yield step, model
@@ -129,6 +137,7 @@ def export_runs(source: Path, target: Path, with_model: Iterable[str] = ()) -> N
                 record=rounded(model_record(run, recorded.starts[-1], recorded.metrics)),
                 overwrite=True,
             )
+            record_end(folder)
 
 
 def write_record(

@@ -12,7 +12,12 @@ import torch
 from resval_lens.recorded import rounded, write_record
 from resval_lens.streams import architecture
 from resval_lens.training.lm_run import LMRun
-from resval_lens.training.run_folder import read_metrics, read_record
+from resval_lens.training.run_folder import (
+    read_metrics,
+    read_record,
+    record_end,
+    trained_model,
+)
 from resval_lens.transformer import ResValTransformer
 
 SHIPPED_RUNS = Path(__file__).parent / "data" / "lm"
@@ -76,7 +81,7 @@ class RecordedLMRun:
         Raises:
             ValueError: it was not kept, or the run has not ended.
         """
-        return ResValTransformer.from_pretrained(self.folder / "model")
+        return ResValTransformer.from_pretrained(trained_model(self.folder))
 
 
 def load_lm_runs(folder: Path = SHIPPED_RUNS) -> list[RecordedLMRun]:
@@ -123,3 +128,4 @@ def export_lm_runs(source: Path, target: Path, with_model: Iterable[str] = ()) -
                 overwrite=True,
                 dtype=torch.float16,
             )
+            record_end(folder)

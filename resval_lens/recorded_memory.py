@@ -14,7 +14,13 @@ from resval_lens.presets import MEMORY_VARIANTS
 from resval_lens.recorded import rounded, write_record
 from resval_lens.training.loop import model_record
 from resval_lens.training.memory_run import MemoryRun
-from resval_lens.training.run_folder import has_metrics, read_metrics, read_record
+from resval_lens.training.run_folder import (
+    has_metrics,
+    read_metrics,
+    read_record,
+    record_end,
+    trained_model,
+)
 
 SHIPPED_MEMORY = Path(__file__).parent / "data" / "memory"
 
@@ -76,7 +82,7 @@ class RecordedMemoryRun:
         Raises:
             ValueError: it was not kept, or the run has not ended.
         """
-        return MemoryTransformer.from_pretrained(self.folder / "model")
+        return MemoryTransformer.from_pretrained(trained_model(self.folder))
 
 
 def load_memory_runs(folder: Path = SHIPPED_MEMORY) -> list[RecordedMemoryRun]:
@@ -130,3 +136,4 @@ def export_memory_runs(source: Path, target: Path, with_model: Iterable[str] = (
                 overwrite=True,
                 dtype=torch.float16,
             )
+            record_end(folder)

@@ -289,7 +289,7 @@ W_V = "blocks.1.attn.W_V"
     ("change", "expected"),
     [
         (lambda tensors: tensors.pop(W_V), f"lacks {W_V}"),
-        (lambda tensors: tensors.update(extra=torch.zeros(1)), "has the unknown extra"),
+        (lambda tensors: tensors.update(extra=torch.zeros(1)), "has the unknown 'extra'"),
         (
             lambda tensors: tensors.update({W_V: torch.zeros(4, 4, 16)}),
             f"{W_V} must have shape [4, 16, 4]; got [4, 4, 16]",

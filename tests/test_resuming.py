@@ -186,7 +186,7 @@ def change_snapshot(folder: Path, change: Callable[[dict[str, Tensor]], Any]) ->
     [
         (lambda tensors: tensors.pop("generator"), "no generator state or step"),
         (lambda tensors: tensors.pop("readout.W_U"), r"lacks readout\.W_U"),
-        (lambda tensors: tensors.update(more=torch.zeros(1)), "has the unknown more"),
+        (lambda tensors: tensors.update(more=torch.zeros(1)), "has the unknown 'more'"),
         (
             lambda tensors: tensors.update({"readout.W_U": torch.zeros(3)}),
             r"readout\.W_U must have shape \[150, 32\]; got \[3\]",

@@ -7,7 +7,8 @@ from typing import Any, Self
 
 from torch import Generator
 
-from resval_lens.classifier import ICLClassifier, Spec, classifier_config
+from resval_lens.classifier import ClassifierConfig, ICLClassifier, Spec, classifier_config
+from resval_lens.files import check_room
 from resval_lens.streams import AttentionStream, parse_streams
 from resval_lens.tasks.icl import ICLBatch, ICLTask, ICLWorld
 from resval_lens.training.settings import check_sgd_settings, seeded_generators
@@ -72,6 +73,13 @@ class ICLRun:
 
 def draw_world(run: ICLRun) -> tuple[ICLWorld, dict[str, ICLBatch]]:
     """The vectors and test sets of a run; the same for every variant of one seed."""
+    task = run.task
+    a_sequence = task.n_tokens * task.d_input + task.n_labels
+    vectors = (task.n_classes + task.n_labels + task.n_fresh) * task.content
+    check_room(
+        4 * (4 * run.test_size * a_sequence + vectors),
+        f"what test_size={run.test_size}, n_classes={task.n_classes}, content={task.content} draw",
+    )
     generators = run.generators()
     world = ICLWorld(run.task, generators["world"])
     tests = {
@@ -99,7 +107,13 @@ class Worlds:
         return self._last[1]
 
 
+def model_config(run: ICLRun) -> ClassifierConfig:
+    """The configuration of a run's model."""
+    return classifier_config(run.streams, run.spec, run.task)
+
+
 def initial_model(run: ICLRun) -> ICLClassifier:
     """The model of a run before its first step."""
-    config = classifier_config(run.streams, run.spec, run.task)
+    config = model_config(run)
+    ICLClassifier.check_memory(config)
     return ICLClassifier(config, generator=run.generators()["weights"])

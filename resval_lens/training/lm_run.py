@@ -128,6 +128,7 @@ class LMRun:
         """
         config = self.config
         config.device, config.tokenizer_name = str(device), None
+        ResValTransformer.check_memory(config)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             return ResValTransformer(config)

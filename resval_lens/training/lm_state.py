@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from resval_lens.checkpoint import check_parameters
+from resval_lens.checkpoint import fitting
 from resval_lens.training.run_folder import read_snapshot
 
 OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -59,14 +59,14 @@ def restore_state(
     moments = {name: x for name, x in tensors.items() if name.startswith(PREFIX)}
     weights = {name: x for name, x in tensors.items() if name not in moments}
     wanted = {_clean(name): p for name, p in model.named_parameters()}
-    check_parameters(wanted, weights, path)
+    weights = fitting(wanted, weights, path)
     trained = {name: p for name, p in wanted.items() if p.requires_grad}
     expected = {
         f"{PREFIX}{name}.{key}": p.new_empty(()) if key == "step" else p
         for name, p in trained.items()
         for key in MOMENTS
     }
-    check_parameters(expected, moments, path)
+    moments = fitting(expected, moments, path)
     set_model_state_dict(
         model, dict[str, Any](weights), options=StateDictOptions(full_state_dict=True, strict=False)
     )

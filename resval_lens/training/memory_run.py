@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from torch import Generator
 
+from resval_lens.files import check_room
 from resval_lens.memory.config import Positions, memory_config
 from resval_lens.memory.model import MemoryTransformer
 from resval_lens.streams import AttentionStream, parse_streams
@@ -106,6 +107,11 @@ class MemoryRun:
 def draw_tests(run: MemoryRun) -> dict[str, TriggerBatch]:
     """The test sets of a run: sequences of the trained length and twice as long."""
     generator, length = run.generators()["tests"], run.task.length
+    # Tokens of 8 bytes, drawn from as many numbers, and what is known of each.
+    check_room(
+        8 * run.test_size * (5 * 3 * length + run.task.bigrams.d_vocab),
+        f"what test_size={run.test_size}, length={length} draw",
+    )
     return {
         name: run.task.batch(run.test_size, generator, times * length)
         for name, times in (("trained", 1), ("longer", 2))
@@ -118,4 +124,5 @@ def initial_memory(run: MemoryRun) -> MemoryTransformer:
         run.task.bigrams.d_vocab, run.positions, run.streams,
         d_model=run.d_model, n_ctx=run.n_ctx, n_layers=run.n_layers,
     )  # fmt: skip
+    MemoryTransformer.check_memory(config)
     return MemoryTransformer(config, generator=run.generators()["weights"])

@@ -10,7 +10,7 @@ as one that was not. Metrics lines after that snapshot are made again.
 
 Damage is seen: each line of metrics ends with a checksum of all lines up to it, a snapshot holds
 one of its content and that of the last line before it, and run.json its own and, when the run has
-ended, that of the last line.
+ended, those of the last line and of the model.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from resval_lens.checkpoint import check_parameters
+from resval_lens.checkpoint import fitting
 from resval_lens.files import (
     check_finite,
     check_plain,
     check_seal,
+    digest,
     note,
     parse_json,
     read_bytes,
@@ -66,7 +67,9 @@ def locked(folder: Path) -> Iterator[None]:
             raise ValueError(f"{path} is a link; a run is trained in a folder of its own")
         if path.exists() and name not in ("snapshots", "model"):
             check_plain(path, "a file of a training run")
-    with (folder / "lock").open("w") as file:
+            if path.stat().st_nlink > 1:
+                raise ValueError(f"{path} is another file, too (a hard link); copy it, to train")
+    with (folder / "lock").open("a") as file:  # "w" would empty it, were it a link's other end
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -77,7 +80,8 @@ def locked(folder: Path) -> Iterator[None]:
 def read_record(folder: Path) -> dict[str, Any]:
     """``run.json``: what is trained (``run``) and the provenance of each start (``starts``).
 
-    When the run has ended, ``metrics`` is the checksum of its last line of metrics.
+    When the run has ended, ``metrics`` is the checksum of its last line of metrics, and ``model``
+    that of the trained model's config.json, which has those of its other files.
 
     Raises:
         ValueError: it is missing or damaged.
@@ -88,7 +92,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     for name, kind in kinds.items():
         if not isinstance(record, dict) or not isinstance(record.get(name), kind):
             raise ValueError(f"{path} is not {RECORD}: it has no {name!r}")
-    return check_seal(path, record, (*kinds, "metrics"))
+    return check_seal(path, record, (*kinds, "metrics", "model"))
 
 
 def record_start(
@@ -113,14 +117,31 @@ def record_start(
                 )
         record["run"] = run
     record["starts"].append(provenance())
-    record.pop("metrics", None)
+    for name in ("metrics", "model"):
+        record.pop(name, None)
     write_sealed(folder / "run.json", record)
     return dict(record["starts"][-1])
 
 
 def record_end(folder: Path) -> None:
-    """Writes down that the run in ``folder`` has ended, and with which metrics."""
-    write_sealed(folder / "run.json", {**read_record(folder), "metrics": _last_check(folder)})
+    """Writes down that the run in ``folder`` has ended, with which metrics and which model."""
+    ended = {"metrics": _last_check(folder), "model": digest(folder / "model" / "config.json")}
+    write_sealed(folder / "run.json", {**read_record(folder), **ended})
+
+
+def trained_model(folder: Path) -> Path:
+    """The folder of the trained model of the run in ``folder``.
+
+    Raises:
+        ValueError: there is none, or it is not the one that the run ended with.
+    """
+    model = folder / "model"
+    if not model.is_dir():  # its name could be one of the hub
+        raise ValueError(f"{model} is missing: the run has not ended, or its model was not kept")
+    known = read_record(folder).get("model")
+    if known is not None and known != digest(model / "config.json"):
+        raise ValueError(f"{model / 'config.json'} is not of the model that this run ended with")
+    return model
 
 
 def check_not_done(folder: Path, steps: int) -> None:
@@ -257,7 +278,7 @@ def load_snapshot(path: Path, parameters: Mapping[str, Tensor]) -> tuple[int, Te
     """
     step, tensors = read_snapshot(path)
     state = tensors.pop("generator", None)
-    check_parameters(parameters, tensors, path)
+    tensors = fitting(parameters, tensors, path)
     if state is None:
         raise ValueError(f"{path} is not {SNAPSHOT}: no generator state or step")
     with torch.no_grad():

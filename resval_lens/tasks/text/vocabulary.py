@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -15,6 +17,8 @@ from resval_lens.files import check_plain, read_bytes
 from resval_lens.tasks.text.sources import END_OF_DOCUMENT, could_be_on_hub
 
 END_OF_TEXT = (END_OF_DOCUMENT, "</s>", "<eos>", "<|end_of_text|>", "<|eot_id|>")
+MOST_ADDED = 1_000  # special tokens that a tokenizer puts around a text
+MOST_GROWTH = 1_000  # times as long as it was, which a text may become in one of its parts
 
 _ONE_FILE = "tokenizer.json"
 _TWO_FILES = ("vocab.json", "merges.txt")
@@ -115,11 +119,40 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 def _read(path: Path) -> Tokenizer:
     content = read_bytes(path, "a tokenizer")
     try:
-        return Tokenizer.from_buffer(content)
+        tokenizer = Tokenizer.from_buffer(content)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the library raises no narrower one, or panics
         raise ValueError(f"{path} is not a tokenizer ({error})") from None
+    # A few bytes can ask for more memory than there is, at which the library ends the process.
+    added = max(tokenizer.num_special_tokens_to_add(pair) for pair in (False, True))
+    if added > MOST_ADDED:
+        raise ValueError(f"{path} adds {added:,} tokens to a text; expected at most {MOST_ADDED}")
+    for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        part = getattr(tokenizer, name)
+        times = 1.0 if part is None else _growth(json.loads(part.__getstate__()))
+        if times > MOST_GROWTH:
+            raise ValueError(
+                f"{path}: its {name} may make a text {times:.3g} times as long; expected at most "
+                f"{MOST_GROWTH}"
+            )
+    return tokenizer
+
+
+def _growth(part: Any) -> float:
+    """How many times as long a text may become in a part of a tokenizer, given as JSON."""
+    if isinstance(part, list):
+        return math.prod(map(_growth, part))
+    if not isinstance(part, dict):
+        return 1.0
+    if part.get("type") == "Replace":
+        ((kind, pattern),) = part["pattern"].items()
+        shortest = len(pattern) if kind == "String" else 0
+        return max(1.0, len(part["content"]) / shortest if shortest else 1 + len(part["content"]))
+    if part.get("type") == "TemplateProcessing":
+        templates = (part["single"], part["pair"])
+        return float(max(1, *(sum("Sequence" in piece for piece in each) for each in templates)))
+    return math.prod(map(_growth, part.values()))
 
 
 def _read_gpt2(vocab: Path, merges: Path) -> Tokenizer:
