@@ -28,6 +28,7 @@ from resval_lens.analyses.display import (
     show_patching,
 )
 from resval_lens.analyses.display.tables import html_table
+from resval_lens.analyses.icl import LinkStudy
 from resval_lens.hooks.patching import PatchResult
 from tests.drawn import (
     NASTY,
@@ -72,6 +73,8 @@ def test_every_input_that_is_offered_is_shown():
         show_link_ablation(ablation([0.5])),
         show_link_ablation(ablation([0.0, 1.0])),
         show_link_ablation({"values": link_study(), "keys": link_study(1)}),
+        show_link_ablation({"values": LinkStudy(links=[], sequences=1, whole={}, cut={},
+                                                without={}, **link_study())}),
         show_attention(patterns(), list("abcde")),
         show_attention(patterns()[0], list("abcde")),
         show_attention({"a": patterns(2), "b": patterns(3)[None][0].double()}, list("abcde")),
@@ -83,7 +86,8 @@ def test_every_input_that_is_offered_is_shown():
         "Activation patching of v_link by layer, position (noise)",
         "Activation patching of v_link by layer, head (denoise)",
         "Circuit", "Circuit: alone", "Circuit: one, two",
-        "Links edited", "Links edited", "Links scaled by c", "Links scaled by c: values, keys",
+        "Links edited", "Links edited", "Links scaled by c",
+        "Links scaled by c: values, keys", "Links scaled by c: values",
         "Attention patterns", "Attention patterns", "Attention patterns, a, b",
         "Attention patterns", 'any "figure"',
     ]  # fmt: skip

@@ -7,6 +7,7 @@ a notebook shows it, ``save`` writes it as a page or an image.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import torch
@@ -150,7 +151,7 @@ def show_link_ablation(study: Mapping[str, Any]) -> Display:
 
     Args:
         study: of :func:`~resval_lens.analyses.ablation_study.ablation_study`; or
-            {name: :class:`~resval_lens.analyses.icl.LinkStudy` as a dict}.
+            {name: :class:`~resval_lens.analyses.icl.LinkStudy`}, as such or as a dict.
 
     Raises:
         ValueError: neither of these.
@@ -159,10 +160,12 @@ def show_link_ablation(study: Mapping[str, Any]) -> Display:
         if len(study["scales"]) > 1:
             return show_figure(intervention_figures.ablation_curves(study), "Links scaled by c")
         return show_figure(intervention_figures.ablated(study), "Links edited")
-    if study and all(isinstance(each, Mapping) and "scale" in each for each in study.values()):
-        return show_figure(
-            figures.link_edits(dict(study)), f"Links scaled by c: {', '.join(study)}"
-        )
+    studies = {
+        name: asdict(each) if is_dataclass(each) and not isinstance(each, type) else each
+        for name, each in study.items()
+    }
+    if studies and all(isinstance(each, Mapping) and "scale" in each for each in studies.values()):
+        return show_figure(figures.link_edits(studies), f"Links scaled by c: {', '.join(studies)}")
     raise ValueError("study must be an ablation_study or {name: link_study}")
 
 
