@@ -100,9 +100,10 @@ def circuit_command(
     Edges are scored on the prompts; the circuit is chosen by size and evaluated on as many others,
     with every other edge resampled from the corrupted twins. In a model of more than 512 edges not
     every size is tried: sizes grow by half, and then close in; the JSON has those that were.
-    with every other edge resampled from the corrupted twins. What it keeps of the other metrics is
-    measured, too, with other edges resampled or at means over twins that are aligned with theirs: a
-    difference like IO − S is the same whether a model would name the two or anything else.
+
+    What the circuit keeps of the other metrics is measured, too, with other edges resampled or at
+    means over twins that are aligned with theirs: a difference like IO − S is the same whether a
+    model would name the two or anything else.
 
     Prompts name indirect objects; a classifier's are sequences of its test set.
 
@@ -206,7 +207,7 @@ def _sentences(chosen: ModelOnTask, study: dict[str, Any]) -> list[str]:
     evaluated = study["prompts"]["evaluated"]
     said = [
         f"{chosen.metric[:1].upper()}{chosen.metric[1:]} on {evaluated} prompts that edges were "
-        f"not scored on: {metric['clean']:.3f}, of their {chosen.kind} twins "
+        f"not scored on: {metric['clean']:.3f}, of their twins ({chosen.kind}) "
         f"{metric['corrupted']:.3f}, of the circuit {circuit['metric']['circuit']:.3f}."
     ]
     name, own = list(study["measured"].items())[-1]  # a probability

@@ -8,17 +8,16 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from resval_lens.analyses.tables import STYLE as WIDE
+from resval_lens.analyses.tables import NARROW as STYLE
 
-STYLE: Any = WIDE | {"pad_edge": False, "padding": (0, 1, 0, 0), "caption_justify": "left"}
 # Measures of resval_lens.analyses.circuit_compare.MEASURES: heading and form.
 COMPARED = {
     "edges": ("edges", "{:.3g}"),
     "faithfulness": ("f", "{:.2f}"),
     "path length": ("path", "{:.1f}"),
     "links in it": ("links", "{:.2g}"),
-    "share through links": ("by links", "{:.0%}"),
-    "model, links corrupted": ("f, corr.", "{:.2f}"),
+    "share through links": ("by\nlinks", "{:.0%}"),
+    "model, links corrupted": ("f,\ncorr.", "{:.2f}"),
     "CPR": ("CPR", "{:.2f}"),
     "CMD": ("CMD", "{:.2f}"),
 }
@@ -50,10 +49,10 @@ def compared_table(rows: Sequence[Mapping[str, Any]], least: float) -> Table:
         for name, (_, form) in COMPARED.items():
             measure = row["measures"].get(name)
             cells.append("" if measure is None else form.format(measure["mean"]))
-            deviations.append("" if measure is None else f"± {form.format(measure['sd'])}")
+            deviations.append("" if measure is None else form.format(measure["sd"]))
         table.add_row(f"  {row['architecture']}", *cells)
         if several:
-            table.add_row(f"  ({len(row['seeds'])} seeds)", *deviations, style="dim")
+            table.add_row(f"  ± sd, {len(row['seeds'])} seeds", *deviations, style="dim")
     table.caption = (
         "path: mean edges from input to logits; by links: share of f lost without the "
         "circuit's links; f, corr.: of the whole model with every link corrupted"
@@ -123,7 +122,7 @@ def circuit_table(study: Mapping[str, Any], most: int = 30) -> Table:
     table = Table(
         title=f"{circuit['n_edges']:,} of {circuit['n_edges_of_model']:,} edges: "
         f"faithfulness {own:.3f}\n"
-        f"(random circuits of this size: {circuit['random']['mean']:.3f})",
+        f"(random ones of this size: {circuit['random']['mean']:.3f})",
         **STYLE,
     )
     table.add_column("edge", no_wrap=True)

@@ -79,10 +79,11 @@ def compare_all(
 
         return tell
 
-    for_classifiers, for_models = telling("classifiers"), telling("language models")
+    for_models = telling("language models")
     if jobs > 1 and models:
         half = len(models) // 2
-        with Beside(_classifiers, runs, models[:half], sizes, told=for_classifiers) as other:
+        told = telling("classifiers and circuits" if half else "classifiers")
+        with Beside(_classifiers, runs, models[:half], sizes, told=told) as other:
 
             def tell(text: str) -> None:
                 other.poll()
@@ -91,7 +92,7 @@ def compare_all(
             language, of_rest, heads = _language_models(models, models[half:], sizes, tell)
             classifiers, circuits, of_models = other.result()
     else:
-        classifiers, circuits, of_models = _classifiers(runs, [], sizes, for_classifiers)
+        classifiers, circuits, of_models = _classifiers(runs, [], sizes, telling("classifiers"))
         said.clear()
         language, of_rest, heads = _language_models(models, models, sizes, for_models)
     for own, by_metric in (*of_models, *of_rest):

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from resval_lens.analyses import tables
 
-STYLE: Any = {**tables.STYLE, "caption_justify": "left", "min_width": 64}
+STYLE: Any = {**tables.STYLE, "min_width": 64}
 RUNS = {"denoise": ("corrupted", "clean"), "noise": ("clean", "corrupted")}
 """The run that is patched, and the one that activations are taken from, by direction."""
 SCORES = {

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from resval_lens.analyses.tables import STYLE
+from resval_lens.analyses.tables import NARROW, STYLE
 
 FORMULAS = {
     "matrices": "6 · weights that multiply",
@@ -111,8 +111,7 @@ def matched_table(study: dict[str, Any]) -> Table:
 
 def _compared(study: dict[str, Any], found: dict[str, Any], title: str, caption: str) -> Table:
     first, *others = study["architectures"]
-    style = STYLE | {"pad_edge": False, "padding": (0, 1, 0, 0), "caption_justify": "left"}
-    table = Table(title=title, caption=caption, **style)
+    table = Table(title=title, caption=caption, **NARROW)
     for name in ("prompts", ""):
         table.add_column(name, no_wrap=True)
     for name in (first, *others):

@@ -14,7 +14,8 @@ NO_GAIN_CONTROL = (
     "Among these runs is no classic model whose second layer's values are merely larger: how much "
     "of the difference the stream's route makes, and how much the gain, they do not tell."
 )
-STYLE: Any = {"title_justify": "left", "box": box.SIMPLE_HEAD}
+STYLE: Any = {"title_justify": "left", "caption_justify": "left", "box": box.SIMPLE_HEAD}
+NARROW: Any = STYLE | {"pad_edge": False, "padding": (0, 1, 0, 0)}
 
 
 def emergence_table(data: dict[str, Any]) -> Table:
@@ -59,12 +60,13 @@ def t_test_table(data: dict[str, Any], against: Sequence[str] | None = None) -> 
     table = Table(
         title="t-tests, also paired by seed (t < 0: the first is earlier)",
         caption=f"Holm: the p to its left, corrected for the {len(data['t_tests'])} tests.",
+        padding=0,
         **STYLE,
     )
     for name in ("task", "first", "second"):
         table.add_column(name, no_wrap=True)
-    for name in ("t", "p", "Holm", "paired t", "paired p", "Holm"):
-        table.add_column(name, justify="right")
+    for name in ("t", "p", "Holm", "paired\nt", "paired\np", "Holm"):
+        table.add_column(name, justify="right", no_wrap=True)
 
     def shown(number: float | None, form: str) -> str:
         return "" if number is None else format(number, form)
@@ -152,7 +154,7 @@ def controls_in_training_table(study: dict[str, Any], most: int = 16) -> Table:
 def controls_table(controls: Mapping[str, Any]) -> Table:
     """The cut beside changes of gain, of ``resval_lens.analyses.icl.compare``."""
     table = Table(
-        title=f"{controls['model']}: the links cut, beside other edits "
+        title=f"{controls['model']}: the links cut, beside other edits\n"
         f"({controls['sequences']:,} sequences)",
         **STYLE,
     )

@@ -455,3 +455,14 @@ def test_brackets_in_a_folders_name_are_no_markup(tmp_path):
     assert done.exit_code == 0, done.output
     assert str(folder / "plan.json") in done.stdout
     assert "[bold]" not in done.stdout
+
+
+@pytest.mark.parametrize("what", ["table-1", "further-variants"])
+def test_p_values_are_whole_in_80_columns(what, tmp_path):
+    done = RUN.invoke(app, ["reproduce", what, "--quiet", "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    tables = done.output.split(str(tmp_path))[0]
+    assert "…" not in tables
+    for test in json.loads((tmp_path / f"{what}.json").read_text())["t_tests"][:7]:
+        assert f"{test['t']:.2f}" in tables
+        assert f" {test['p']:.2g} " in tables

@@ -60,10 +60,10 @@ def test_two_processes_find_what_one_finds_to_the_bit(alone: Alone) -> None:
     notes: list[str] = []
     found = compare_all(paper_runs(load_runs()), studied_models(), FEW, 2, notes.append)
     assert json.dumps(found) == json.dumps(alone.found)
-    for half in ("classifiers", "language models"):
-        said = "\n".join(notes)
-        assert f"{half} 1 of" in said
-        assert f"{half} 1 of" in "\n".join(alone.notes)
+    said, by_one = "\n".join(notes), "\n".join(alone.notes)
+    for half, where in (("classifiers", by_one), ("classifiers and circuits", said)):
+        assert f"{half} 1 of" in where
+        assert "language models 1 of" in where
     assert any("classifiers" in text and "language models" in text for text in notes)
 
 

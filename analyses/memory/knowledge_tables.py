@@ -15,7 +15,7 @@ from resval_lens.analyses.tables import STYLE
 def _table(title: str, columns: Sequence[str], words: int = 1, caption: str = "") -> Table:
     """Where 80 characters are too few, names of models fold; numbers lose no digit."""
     # One space between two columns, as seven of them stand side by side.
-    table = Table(title=title, caption=caption or None, caption_justify="left", padding=0, **STYLE)
+    table = Table(title=title, caption=caption or None, padding=0, **STYLE)
     for i, name in enumerate(columns):
         table.add_column(
             name, justify="left" if i < words else "right", no_wrap=i > 0, overflow="fold"
