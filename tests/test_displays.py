@@ -73,8 +73,13 @@ def test_every_input_that_is_offered_is_shown():
         show_link_ablation(ablation([0.5])),
         show_link_ablation(ablation([0.0, 1.0])),
         show_link_ablation({"values": link_study(), "keys": link_study(1)}),
-        show_link_ablation({"values": LinkStudy(links=[], sequences=1, whole={}, cut={},
-                                                without={}, **link_study())}),
+        show_link_ablation(
+            {
+                "values": LinkStudy(
+                    links=[], sequences=1, whole={}, cut={}, without={}, **link_study()
+                )
+            }
+        ),
         show_attention(patterns(), list("abcde")),
         show_attention(patterns()[0], list("abcde")),
         show_attention({"a": patterns(2), "b": patterns(3)[None][0].double()}, list("abcde")),
