@@ -293,7 +293,6 @@ def table(study: dict[str, Any]) -> Table:
         caption="coefficients: of small steps, in units of the classic model's with the same\n"
         "positions; recall: accuracy in fresh sequences by length, chance "
         f"{1 / settings['d_vocab']:.3f}, with\nonly the memories of each step kept, or all of it",
-        caption_justify="left",
         **tables.STYLE,
     )
     grid.add_column("positions, stream", no_wrap=True)

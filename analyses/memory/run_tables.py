@@ -19,7 +19,7 @@ HEADS = {
 
 def _table(title: str, columns: Sequence[str], words: int = 1) -> Table:
     # Eight columns fit into 80 characters with one space, the box's own, between two of them.
-    table = Table(title=title, padding=0, caption_justify="left", **STYLE)
+    table = Table(title=title, padding=0, **STYLE)
     for i, name in enumerate(columns):
         table.add_column(name, justify="left" if i < words else "right", no_wrap=True)
     return table
