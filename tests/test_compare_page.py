@@ -181,6 +181,13 @@ def test_paths_of_all_files_are_printed(folder: Path):
         assert str(folder / name) in said
 
 
+def test_every_table_is_whole_in_a_terminal_of_80_columns(folder: Path):
+    tables = (folder / "stdout.txt").read_text().split("•")[0]
+    assert "Circuits:" in tables
+    assert "…" not in tables
+    assert all(len(line) <= 80 for line in tables.splitlines())
+
+
 def test_text_of_models_cannot_break_the_page(data: dict):
     name = "</script><b>&\"'\u202e\ud800\x00[/]$"
     shown = "</script><b>&\"'���[/]$"
