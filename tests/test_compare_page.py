@@ -10,7 +10,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from resval_lens.analyses import lm_compare
 from resval_lens.analyses.circuit_compare import Studied, studied_models
 from resval_lens.analyses.cli import app
 from resval_lens.analyses.compare_page import compare_page
@@ -297,13 +296,6 @@ def test_scores_are_those_of_the_prompts(compared: dict):
         expected = ioi_scores(each.model, encode(drawn, tokenizer, tokenizer.eos_token_id))
         own = compared["scores"][each.name]
         assert {name: own[name] for name in expected} == pytest.approx(expected, abs=1e-5)
-
-
-def test_a_tokenizer_that_pads_on_the_left_changes_no_pattern(compared: dict):
-    models = studied_models()
-    for each in models:  # the end of text leads each prompt, and pads
-        each.model.tokenizer.padding_side = "left"
-    assert lm_compare._attention(models, 3) == compared["attention"]
 
 
 def test_no_prompts_are_refused():
