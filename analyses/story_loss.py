@@ -44,7 +44,7 @@ def story_rows(model: ResValTransformer, rows: int = ROWS) -> Int[Tensor, "row p
         stream += [tokenizer.eos_token_id, *token_ids(tokenizer, text)]
         if len(stream) >= rows * length:
             break
-    return torch.tensor(stream[: rows * length], device=model.cfg.device).view(rows, length)
+    return torch.tensor(stream[: rows * length]).view(rows, length).to(model.cfg.device)
 
 
 @torch.no_grad()
