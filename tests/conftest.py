@@ -1,6 +1,7 @@
 """What every test runs under: one thread, checked annotations, errors for warnings, no network."""
 
 import os
+import sys
 from collections.abc import Iterator
 
 import jaxtyping
@@ -32,6 +33,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if online:
         config.hook.pytest_deselected(items=online)
         items[:] = [item for item in items if item not in online]
+
+
+@pytest.fixture(autouse=True)
+def figures_of_its_own() -> Iterator[None]:
+    """What a test leaves open is not found open by one that looks whether the package did."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture
