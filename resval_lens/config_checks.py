@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from transformer_lens.utilities import SUPPORTED_ACTIVATIONS
 
+from resval_lens.checks import is_number
+
 NAMES = {
     bool: "True or False",
     int: "a whole number",
@@ -96,8 +98,7 @@ def _refused(name: str, value: Any, kinds: tuple[type, ...]) -> str | None:
 
 def _is(value: Any, kind: type) -> bool:
     if kind is float:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return is_number and math.isfinite(value)
+        return is_number(value) and math.isfinite(value)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 

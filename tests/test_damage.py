@@ -152,23 +152,40 @@ def mutations(folder: Path, draw: np.random.Generator, count: int) -> list[tuple
     return found
 
 
-@pytest.mark.parametrize("kind", READERS)
-def test_damage_to_a_run_that_has_ended_is_refused_or_changes_nothing(
-    kind: str, runs: dict[str, tuple[Path, Path]], tmp_path: Path
-) -> None:
-    whole, _ = runs[kind]
-    expected, draw, refused = seen(kind, whole), np.random.default_rng(1), 0
-    for number, (file, name, change) in enumerate(mutations(whole, draw, 4)):
+def refusals(
+    kind: str,
+    run: Path,
+    expected: Any,
+    tmp_path: Path,
+    seed: int,
+    count: int,
+    ending: Callable[[str, Path], Any] = lambda kind, folder: None,
+) -> int:
+    """How many mutations of ``run`` are refused in one line that names it.
+
+    After ``ending`` all others must read as ``expected``.
+    """
+    draw, refused = np.random.default_rng(seed), 0
+    for number, (file, name, change) in enumerate(mutations(run, draw, count)):
         folder = tmp_path / str(number)
-        shutil.copytree(whole, folder)
+        shutil.copytree(run, folder)
         change(folder / file, draw)
         try:
+            ending(kind, folder)
             assert seen(kind, folder) == expected, (file, name)
         except ValueError as error:
             assert str(folder) in str(error), (file, name)  # noqa: PT017
             assert "\n" not in str(error), (file, name)  # noqa: PT017
             refused += 1
-    assert refused > 60
+    return refused
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_damage_to_a_run_that_has_ended_is_refused_or_changes_nothing(
+    kind: str, runs: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    whole, _ = runs[kind]
+    assert refusals(kind, whole, seen(kind, whole), tmp_path, seed=1, count=4) > 60
 
 
 @pytest.mark.parametrize("kind", READERS)
@@ -176,19 +193,8 @@ def test_a_run_that_goes_on_from_damage_is_refused_or_ends_as_without(
     kind: str, runs: dict[str, tuple[Path, Path]], tmp_path: Path
 ) -> None:
     ended, stopped = runs[kind]
-    expected, draw, refused = seen(kind, ended), np.random.default_rng(2), 0
-    for number, (file, name, change) in enumerate(mutations(stopped, draw, 3)):
-        folder = tmp_path / str(number)
-        shutil.copytree(stopped, folder)
-        change(folder / file, draw)
-        try:
-            train(kind, folder)
-            assert seen(kind, folder) == expected, (file, name)
-        except ValueError as error:
-            assert str(folder) in str(error), (file, name)  # noqa: PT017
-            assert "\n" not in str(error), (file, name)  # noqa: PT017
-            refused += 1
-    assert refused > 15
+    expected = seen(kind, ended)
+    assert refusals(kind, stopped, expected, tmp_path, seed=2, count=3, ending=train) > 15
 
 
 def test_weights_of_another_model_are_refused(
