@@ -41,6 +41,11 @@ def note(text: str) -> None:
     logging.getLogger("resval_lens").warning(text)
 
 
+def note_unsealed(path: Path) -> None:
+    """Notes that a file has no checksum."""
+    note(f"{path} has no checksum, as older versions wrote it: damage would not be seen")
+
+
 def check_plain(path: Path, what: str) -> None:
     """Raises ValueError unless ``path`` is a plain file, or a link to one; nothing is opened."""
     try:
@@ -194,7 +199,7 @@ def check_seal(path: Path, content: dict[str, Any], known: Collection[str]) -> d
         raise ValueError(f"{path} is damaged: it has the unknown {unknown[0]!r}")
     rest = {key: value for key, value in content.items() if key != "checksum"}
     if "checksum" not in content:
-        note(f"{path} has no checksum, as older versions wrote it: damage would not be seen")
+        note_unsealed(path)
     elif content["checksum"] != checksum(rest):
         raise ValueError(
             f"{path} is damaged: its checksum does not fit its content (if it was edited on "

@@ -35,6 +35,7 @@ from resval_lens.files import (
     check_seal,
     digest,
     note,
+    note_unsealed,
     parse_json,
     read_bytes,
     read_json,
@@ -303,7 +304,7 @@ def read_snapshot(path: Path) -> tuple[int, dict[str, Tensor]]:
     if int(step) != int(path.stem):
         raise ValueError(f"{path} is of step {step}, not of that in its name")
     if "sha256" not in metadata:
-        note(f"{path} has no checksum, as older versions wrote it: damage would not be seen")
+        note_unsealed(path)
     else:
         named = {name: text for name, text in metadata.items() if name in ("step", "metrics")}
         if metadata["sha256"] != _content_sha256(tensors, named):
