@@ -56,8 +56,10 @@ def train_icl_command(
 
     Every variant is trained with every seed, in steps of 128 sequences; variants of one seed share
     vectors, batches and initial weights. Variants: classic, queries, keys, values, values-detached,
-    queries-values, queries-keys-values, values-half. A snapshot's weights take 1 MB. Killed or
-    stopped, the same command goes on from the newest snapshots. Training is a CPU program.
+    queries-values, queries-keys-values, values-half; own-half, own-root-2 and own-2 (layer 1's
+    values scaled, no link), values-norm-matched, values-no-own. A snapshot's weights take 1 MB.
+    Killed or stopped, the same command goes on from the newest snapshots. Training is a CPU
+    program.
 
     Example: `resval-lens train icl --variants classic,values --seeds 0,1 --steps 45000`
     """

@@ -23,7 +23,23 @@ FURTHER_VARIANTS: dict[str, Streams] = {
 """Checks that the paper leaves open: the values flow but their gradient does not (do the extra
 gradient signals matter?), several streams at once, and the even mix of ResFormer."""
 
-ICL_VARIANTS: dict[str, Streams] = PAPER_VARIANTS | FURTHER_VARIANTS
+
+def _pair(own: float, carried: float) -> Streams:
+    return (AttentionStream(of="v", mix="pair", own=own, carried=carried),)
+
+
+GAIN_VARIANTS: dict[str, Streams] = {
+    "own-half": _pair(0.5, 0.0),
+    "own-root-2": _pair(2**0.5, 0.0),
+    "own-2": _pair(2.0, 0.0),
+    "values-norm-matched": _pair(0.5**0.5, 0.5**0.5),
+    "values-no-own": _pair(0.0, 1.0),
+}
+"""Gain or stream? The stream also makes layer 1's values larger. Here they are larger or smaller
+without any link, or the link is there and their norm as without it (two independent parts of equal
+norm, each over √2); the last has the link alone: no W_V of layer 1's own."""
+
+ICL_VARIANTS: dict[str, Streams] = PAPER_VARIANTS | FURTHER_VARIANTS | GAIN_VARIANTS
 
 
 def icl_variant(name: str) -> Streams:
