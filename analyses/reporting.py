@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from resval_lens.analyses.console import out
+from resval_lens.analyses.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def report(
-    data: Mapping[str, Any],
+    data: Result | Mapping[str, Any],
     to: Path | None,
     name: str,
     *,
@@ -34,6 +35,7 @@ def report(
     ``found`` first and ``provenance`` last.
 
     Args:
+        data: a study's result, whose own tables, sentences and figures come first.
         to: the folder; None writes nothing.
         tables: tables, or lines of text between them.
         found: sentences.
@@ -45,6 +47,10 @@ def report(
     from resval_lens.provenance import provenance
 
     made = provenance()
+    if isinstance(data, Result):
+        tables, found = (*data.tables(), *tables), (*data.sentences(), *found)
+        figures = {**(data.figures() if to is not None else {}), **(figures or {})}
+        data = data.to_dict()
     head = {"found": list(found)} if found else {}
     document = {**head, **data, "provenance": made}
     text = as_text(document)

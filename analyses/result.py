@@ -1,0 +1,49 @@
+"""What every study returns: a frozen dataclass that is written as JSON and shown to people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Result:
+    """Base of what studies return: its fields are what was found, in the order of the document.
+
+    A study overrides what it has: ``tables`` for a terminal, ``sentences`` that say what was found,
+    ``figures`` by file name.
+    """
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document: :func:`plain` of every field."""
+        return {field.name: plain(getattr(self, field.name)) for field in fields(self)}
+
+    def tables(self) -> Sequence[Table | str]:
+        """Tables, or lines of text between them."""
+        return ()
+
+    def sentences(self) -> Sequence[str]:
+        """What was found, a sentence each."""
+        return ()
+
+    def figures(self) -> Mapping[str, Figure]:
+        """Pictures by file name."""
+        return {}
+
+
+def plain(value: Any) -> Any:
+    """``value`` in JSON's types: dataclasses are dicts of their fields, keys are text."""
+    if isinstance(value, Result):
+        return value.to_dict()
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value

@@ -1,0 +1,64 @@
+"""Typed results: their document, and what a command does with one."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from resval_lens.analyses.reporting import report
+from resval_lens.analyses.result import Result, plain
+
+
+@dataclass(frozen=True)
+class Inner:
+    head: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Study(Result):
+    zebra: float
+    apple: dict[int, Inner]
+
+    def tables(self) -> list[Table | str]:
+        return [f"zebra is {self.zebra}"]
+
+    def sentences(self) -> list[str]:
+        return ["it was found"]
+
+    def figures(self) -> dict[str, Figure]:
+        return {"study.svg": Figure()}
+
+
+STUDY = Study(0.5, {3: Inner((1, 2))})
+
+
+def test_the_document_has_the_fields_in_order_and_only_json_types() -> None:
+    document = STUDY.to_dict()
+    assert document == {"zebra": 0.5, "apple": {"3": {"head": [1, 2]}}}
+    assert list(document) == ["zebra", "apple"]
+    assert plain([STUDY, (None, "x", True)]) == [document, [None, "x", True]]
+
+
+def test_a_command_prints_and_writes_a_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report(STUDY, tmp_path, "study", as_json=False)
+    shown = capsys.readouterr().out
+    assert "zebra is 0.5" in shown
+    assert "• it was found" in shown
+    assert (tmp_path / "study.svg").is_file()
+    written = json.loads((tmp_path / "study.json").read_text())
+    assert written.pop("provenance")
+    assert written == {"found": ["it was found"], **STUDY.to_dict()}
+
+
+def test_no_figure_is_drawn_where_nothing_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    class Undrawable(Study):
+        def figures(self) -> dict[str, Figure]:
+            raise AssertionError
+
+    report(Undrawable(0.5, {}), None, "study", as_json=True)
+    assert json.loads(capsys.readouterr().out)["zebra"] == 0.5
