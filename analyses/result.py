@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
+
+
+FLAT = {"flat": True}
+"""Metadata of a field whose own members stand in its place: ``field(metadata=FLAT)``."""
+OPTIONAL = {"optional": True}
+"""Metadata of a field that is left out where it is None."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,7 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document: :func:`plain` of every field."""
-        return {field.name: plain(getattr(self, field.name)) for field in fields(self)}
+        return dict(_members(self))
 
     def tables(self) -> Sequence[Table | str]:
         """Tables, or lines of text between them."""
@@ -41,9 +47,18 @@ def plain(value: Any) -> Any:
     if isinstance(value, Result):
         return value.to_dict()
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        return dict(_members(value))
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value
+
+
+def _members(value: Any) -> Iterator[tuple[str, Any]]:
+    for field in fields(value):
+        own = plain(getattr(value, field.name))
+        if field.metadata.get("flat"):
+            yield from own.items()
+        elif own is not None or not field.metadata.get("optional"):
+            yield field.name, own

@@ -1,7 +1,7 @@
 """Typed results: their document, and what a command does with one."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from resval_lens.analyses.reporting import report
-from resval_lens.analyses.result import Result, plain
+from resval_lens.analyses.result import FLAT, OPTIONAL, Result, plain
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,22 @@ def test_the_document_has_the_fields_in_order_and_only_json_types() -> None:
     assert document == {"zebra": 0.5, "apple": {"3": {"head": [1, 2]}}}
     assert list(document) == ["zebra", "apple"]
     assert plain([STUDY, (None, "x", True)]) == [document, [None, "x", True]]
+
+
+def test_members_of_a_flat_field_stand_in_its_place_and_none_may_be_left_out() -> None:
+    @dataclass(frozen=True)
+    class Row:
+        first: int
+        inner: Inner = field(metadata=FLAT)
+        named: dict[int, float] = field(metadata=FLAT)
+        absent: int | None = field(default=None, metadata=OPTIONAL)
+        last: int | None = None
+
+    row = Row(1, Inner((2, 3)), {7: 0.5})
+    document = {"first": 1, "head": [2, 3], "7": 0.5, "last": None}
+    assert plain(row) == document
+    assert list(plain(row)) == list(document)
+    assert plain(Row(1, Inner((2, 3)), {}, absent=0))["absent"] == 0
 
 
 def test_a_command_prints_and_writes_a_result(
