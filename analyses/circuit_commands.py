@@ -29,6 +29,7 @@ from resval_lens.analyses.options import (
     writable,
 )
 from resval_lens.analyses.reporting import report
+from resval_lens.analyses.result import plain
 
 if TYPE_CHECKING:
     from resval_lens.analyses.subjects import ModelOnTask
@@ -150,7 +151,7 @@ def circuit_command(
                 metrics=held_out.metrics,
                 note=note,
             )
-    facts = {**scored.facts(), "general": general, "example": scored.example()}
+    facts = {**plain(scored.facts()), "general": general, "example": plain(scored.example())}
     shown = [circuit_tables.circuit_table(study), circuit_tables.measured_table(study)]
     if "strongest" in study:
         shown.append(circuit_tables.scores_table(study))
@@ -298,7 +299,7 @@ def attribute_command(
     total, means = shares.total.mean().item(), shares.means()
     own = heads.diagonal().sum().item()
     found = {
-        **chosen.facts(),
+        **plain(chosen.facts()),
         "general": general,
         "total": total,
         "components": means,
@@ -314,7 +315,7 @@ def attribute_command(
             }
             for i, point in enumerate(lens.points)
         ],
-        "example": chosen.example(),
+        "example": plain(chosen.example()),
     }
     figure = attribution([{"title": str(model), "components": found["components"]}])
     report(

@@ -31,6 +31,7 @@ from resval_lens.analyses.options import (
     writable,
 )
 from resval_lens.analyses.reporting import report
+from resval_lens.analyses.result import plain
 
 eval_app = typer.Typer(no_args_is_help=True, help="Evaluate language models.")
 
@@ -67,8 +68,7 @@ def ioi_command(
     from resval_lens.checkpoint import SHIPPED_MODELS
     from resval_lens.streams import architectures_of
     from resval_lens.tasks.ioi import encode
-    from resval_lens.tasks.leading import as_json as as_json_token
-    from resval_lens.tasks.leading import leading_token
+    from resval_lens.tasks.leading import leading_token, named_token
 
     if prompts < 1:
         raise ValueError(f"prompts must be 1 or more; got {prompts}")
@@ -121,7 +121,7 @@ def ioi_command(
     ]
     said = [line for pairs in cells.values() for line in ioi_tables.cells_sentences(pairs)]
     data = {
-        "leading_token": as_json_token(next(iter(loaded.values())), lead),
+        "leading_token": plain(named_token(next(iter(loaded.values())), lead)),
         "names_left_out": left_out,
         "paper": table,
         "scores": scores,
@@ -168,7 +168,7 @@ def harness_command(
     from resval_lens.analyses.lm_tables import harness_table
     from resval_lens.files import write_json
     from resval_lens.provenance import provenance
-    from resval_lens.tasks.leading import as_json as as_json_token
+    from resval_lens.tasks.leading import named_token
 
     if quiet:
         os.environ["TQDM_DISABLE"] = "1"  # the harness's own bars
@@ -186,7 +186,7 @@ def harness_command(
         for folder, model in loaded.items():
             lm = HarnessLM(model, batch_size, prepend=prepend, quiet=quiet)
             found[str(folder)] = evaluate(lm, wanted, examples, limit, seed)
-            leads[str(folder)] = as_json_token(model, lm.lead)
+            leads[str(folder)] = plain(named_token(model, lm.lead))
             data = {"models": found, "leading_tokens": leads}
             write_json(to / "harness.json", {**data, "provenance": provenance()})
     shown = [part for name, one in found.items() for part in (name, harness_table(one))]

@@ -21,6 +21,7 @@ from resval_lens.analyses.options import (
     load_language_model,
 )
 from resval_lens.analyses.reporting import report
+from resval_lens.analyses.result import plain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,8 +73,7 @@ def generate_command(
     import torch
 
     from resval_lens.generation import stream_tokens
-    from resval_lens.tasks.leading import as_json as as_json_token
-    from resval_lens.tasks.leading import leading_token
+    from resval_lens.tasks.leading import leading_token, named_token
 
     if texts < 1:
         raise ValueError(f"texts must be 1 or more; got {texts}")
@@ -112,7 +112,7 @@ def generate_command(
         if not as_json:
             sys.stdout.write("\n" if number == texts - 1 else "\n\n")
     if as_json:
-        led = as_json_token(loaded, lead)
+        led = plain(named_token(loaded, lead))
         data = {"model": str(model), "prompt": prompt, "leading_token": led, "texts": written}
         report(data, None, "generate", as_json=True)
 

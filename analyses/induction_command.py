@@ -22,6 +22,7 @@ from resval_lens.analyses.options import (
     writable,
 )
 from resval_lens.analyses.reporting import report
+from resval_lens.analyses.result import plain
 
 if TYPE_CHECKING:
     from resval_lens.recorded import RecordedRun
@@ -103,12 +104,12 @@ def _on_repeated_tokens(
     model: ResValTransformer, rows: int, length: int | None, seed: int, prepend: str, note: Note
 ) -> dict[str, Any]:
     from resval_lens.analyses.induction import induction_study
-    from resval_lens.tasks.leading import as_json, leading_token
+    from resval_lens.tasks.leading import leading_token, named_token
 
     alone = model.tokenizer is None and prepend == "auto"
     lead = None if alone else leading_token(model, prepend)
     study = induction_study(model, n=rows, length=length, seed=seed, bos=lead, note=note)
-    return {**study, "leading_token": as_json(model, lead)}
+    return {**study, "leading_token": plain(named_token(model, lead))}
 
 
 def _induction_sentences(study: dict[str, Any]) -> list[str]:

@@ -32,6 +32,7 @@ from resval_lens.analyses.options import (
     writable,
 )
 from resval_lens.analyses.reporting import report
+from resval_lens.analyses.result import plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -127,7 +128,7 @@ def patch_command(
             )
         recovered = result.recovered()
     found = {
-        **chosen.facts(),
+        **plain(chosen.facts()),
         "drawn": prompts,
         "general": general,
         "site": site,
@@ -140,7 +141,7 @@ def patch_command(
         "values": result.values.tolist(),
         "recovered": recovered.tolist(),
         "tokens": chosen.tokens() if isinstance(where, list) else None,
-        "example": chosen.example(),
+        "example": plain(chosen.example()),
     }
     shown: list[Table | str] = [patch_table(found)]
     if len(chosen.pairs) < prompts:
@@ -225,7 +226,12 @@ def ablate_command(
             text=story_rows(chosen.model) if chosen.prompts and not general else None,
             note=note,
         )
-    found = {**chosen.facts(), "general": general, **study, "example": chosen.example()}
+    found = {
+        **plain(chosen.facts()),
+        "general": general,
+        **study,
+        "example": plain(chosen.example()),
+    }
     figures = {"ablate.png": ablated(found)}
     tables = [ablation_table(found)]
     if found["story_loss"]:

@@ -16,6 +16,7 @@ from resval_lens.analyses.ablation_study import ablation_study
 from resval_lens.analyses.circuit_compare import Studied, check_counts
 from resval_lens.analyses.ioi import four_cells, ioi_scores
 from resval_lens.analyses.lm_emergence import lm_study
+from resval_lens.analyses.result import plain
 from resval_lens.analyses.story_loss import story_rows
 from resval_lens.analyses.subjects import ModelOnTask, on_indirect_objects
 from resval_lens.hooks.answers import right_padding
@@ -129,7 +130,7 @@ def _patched(chosen: ModelOnTask, site: str, note: Note) -> dict[str, Any]:
     where = chosen.named_positions() if "position" in by else None
     result = patch(chosen.model, chosen.pairs, site, positions=where, by=by)
     return {
-        **chosen.facts(),
+        **plain(chosen.facts()),
         "site": site,
         "direction": result.direction,
         "axes": result.axes,
@@ -137,7 +138,7 @@ def _patched(chosen: ModelOnTask, site: str, note: Note) -> dict[str, Any]:
         "source": result.source,
         "recovered": result.recovered().tolist(),
         "tokens": None,
-        "example": chosen.example(),
+        "example": plain(chosen.example()),
     }
 
 
@@ -153,7 +154,7 @@ def _link_study(each: Studied, prompts: int, seed: int, note: Note) -> dict[str,
         text=story_rows(chosen.model),
         note=lambda text: note(f"{each.name}: {text}"),
     )
-    return {**chosen.facts(), **study}
+    return {**plain(chosen.facts()), **study}
 
 
 @torch.no_grad()

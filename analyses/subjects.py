@@ -30,7 +30,7 @@ from resval_lens.tasks.icl import ICLBatch
 from resval_lens.tasks.icl_twins import Exchanged
 from resval_lens.tasks.ioi import IOIPrompt
 from resval_lens.tasks.ioi_twins import Kind, positions
-from resval_lens.tasks.leading import AUTO, as_json, leading_token
+from resval_lens.tasks.leading import AUTO, NamedToken, leading_token, named_token
 from resval_lens.training.icl_run import draw_world
 from resval_lens.training.run_folder import read_record, trained_model
 from resval_lens.transformer import ResValTransformer
@@ -81,6 +81,36 @@ METRICS: dict[str, dict[str, str]] = {
 }
 """Metrics that circuits are chosen by, as they are asked for and as they are called
 (:func:`~resval_lens.analyses.circuit_tasks.ioi_metrics`)."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What every report says of a model on its task (:class:`ModelOnTask`).
+
+    Attributes:
+        streams: as :func:`~resval_lens.streams.shorthand` writes them.
+        twins: their kind.
+        prompts: how many.
+        metric: its name.
+    """
+
+    model: str
+    streams: str
+    task: str
+    twins: str
+    seed: int
+    prompts: int
+    metric: str
+    leading_token: NamedToken | None
+    names_left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and its twin, as text."""
+
+    clean: str
+    corrupted: str
 
 
 @dataclass(frozen=True)
@@ -138,19 +168,19 @@ class ModelOnTask:
         name = names[metric]
         return replace(self, pairs=replace(self.pairs, metric=self.metrics[name]), asked=name)
 
-    def facts(self) -> dict[str, Any]:
-        """What every report says of it, as JSON."""
-        return {
-            "model": self.name,
-            "streams": shorthand(self.model.cfg.streams),
-            "task": self.task,
-            "twins": self.kind,
-            "seed": self.seed,
-            "prompts": len(self.pairs),
-            "metric": self.metric,
-            "leading_token": as_json(self.model, self.lead),
-            "names_left_out": list(self.left_out),
-        }
+    def facts(self) -> Facts:
+        """What every report says of it."""
+        return Facts(
+            self.name,
+            shorthand(self.model.cfg.streams),
+            self.task,
+            self.kind,
+            self.seed,
+            len(self.pairs),
+            self.metric,
+            named_token(self.model, self.lead),
+            self.left_out,
+        )
 
     def rows(self, which: slice | Int[Tensor, " some"]) -> ModelOnTask:
         """On some of the prompts."""
@@ -192,17 +222,18 @@ class ModelOnTask:
         tokenizer: Any = self.model.tokenizer
         return [tokenizer.decode([token]) for token in self.pairs.clean[0].tolist()]
 
-    def example(self) -> dict[str, str] | None:
-        """The first prompt and its twin, as text; None for a classifier."""
+    def example(self) -> Example | None:
+        """The first prompt and its twin; None for a classifier."""
         if not self.prompts:
             return None
         tokenizer: Any = self.model.tokenizer
         start, end = int(self.lead is not None), int(self.pairs.answers[0]) + 1
-        clean, corrupted = (
-            tokenizer.decode(rows[0, start:end].tolist())
-            for rows in (self.pairs.clean, self.pairs.corrupted)
+        return Example(
+            *(
+                tokenizer.decode(rows[0, start:end].tolist())
+                for rows in (self.pairs.clean, self.pairs.corrupted)
+            )
         )
-        return {"clean": clean, "corrupted": corrupted}
 
 
 def shipped_classifiers() -> dict[str, RecordedRun]:

@@ -16,7 +16,7 @@ from resval_lens.analyses.ioi_roles import head_roles
 from resval_lens.analyses.link_signals import link_signals
 from resval_lens.analyses.subjects import on_indirect_objects
 from resval_lens.tasks.ioi import NAMES, OBJECTS, PLACES, TEMPLATES, generate_prompts, sayable
-from resval_lens.tasks.leading import leading_token
+from resval_lens.tasks.leading import NamedToken, leading_token
 from resval_lens.tasks.stories import NAMES as STORY_NAMES
 from resval_lens.tasks.stories import ioi_prompts, load_tokenizer, words
 from resval_lens.transformer import ResValTransformer
@@ -84,15 +84,15 @@ def test_every_reader_of_prompts_is_led_alike() -> None:
         first = chosen.pairs.clean[:, 0].tolist()
         assert chosen.lead == lead
         assert (first == [lead] * 6) is (lead is not None)
-        assert chosen.facts()["leading_token"] == (
-            None if lead is None else {"id": lead, "token": tokenizer.decode([lead])}
+        assert chosen.facts().leading_token == (
+            None if lead is None else NamedToken(lead, tokenizer.decode([lead]))
         )
         where = chosen.named_positions()
         io = chosen.pairs.clean[torch.arange(6), where["IO"]]
         assert io.tolist() == chosen.pairs.labels[:, 0].tolist()
         example = chosen.example()
         assert example is not None
-        assert example["clean"].strip() == chosen.prompts[0].text
+        assert example.clean.strip() == chosen.prompts[0].text
     prompts = generate_prompts(6, 0)
     wanted = ioi_pairs(model, prompts, "token", 0, prepend="eos").clean
 
@@ -118,7 +118,7 @@ def test_names_of_several_tokens_are_left_out(missing: set[str], seed: int) -> N
     model = model_with(tokenizer)
     chosen = on_indirect_objects("some", model, 20, seed, "random" if len(names) > 4 else "giver",
                                  general=True)  # fmt: skip
-    assert chosen.facts()["names_left_out"] == left_out
+    assert chosen.facts().names_left_out == tuple(left_out)
     said = {word for prompt in chosen.prompts for word in prompt.text.replace(".", "").split()}
     assert not said & missing
 

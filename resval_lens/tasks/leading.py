@@ -6,6 +6,7 @@ decide, unless they are overruled.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from transformer_lens import HookedTransformer
@@ -50,9 +51,15 @@ def leading_token(model: HookedTransformer, prepend: str = AUTO) -> int | None:
     return None if found is None else int(found)
 
 
-def as_json(model: HookedTransformer, token: int | None) -> dict[str, Any] | None:
-    """The leading token's number and name, for a report."""
+@dataclass(frozen=True)
+class NamedToken:
+    """A token's number and its name in a vocabulary."""
+
+    id: int
+    token: str
+
+
+def named_token(model: HookedTransformer, token: int | None) -> NamedToken | None:
+    """The leading token as reports have it; None without one."""
     tokenizer: Any = model.tokenizer
-    if token is None:
-        return None
-    return {"id": token, "token": tokenizer.convert_ids_to_tokens(token)}
+    return None if token is None else NamedToken(token, tokenizer.convert_ids_to_tokens(token))
