@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from resval_lens.analyses import ioi
-from resval_lens.analyses.amicl.recall import PUBLISHED_COUNTS, figure_7
+from resval_lens.analyses.amicl.figure_7 import PUBLISHED_COUNTS, figure_7
 from resval_lens.analyses.circuit_findings import over_seeds, sentences
 from resval_lens.analyses.emergence import TABLES, paper_runs, table_data
 from resval_lens.analyses.ioi import PUBLISHED_TABLE_2
@@ -349,11 +349,15 @@ def amicl(trials: int = 1_000, points: int = 100, seed: int = 0) -> str:
     The numbers of ``resval-lens reproduce figure-7``, six seconds of one core.
     """
     data = figure_7(seed, trials, points)
-    chosen = [data["a"].index(a) for a in PUBLISHED_COUNTS]
+    chosen = [data.a.index(a) for a in PUBLISHED_COUNTS]
+    by_similarity = {
+        "dot": {reading: curves.dot for reading, curves in data.readings.items()},
+        "pearson": {reading: curves.pearson for reading, curves in data.readings.items()},
+    }
     columns = {
-        f"{similarity}, {reading}": [f"{found[similarity][i]['share']:.3f}" for i in chosen]
-        for similarity in ("dot", "pearson")
-        for reading, found in data["readings"].items()
+        f"{similarity}, {reading}": [f"{counted[i].share:.3f}" for i in chosen]
+        for similarity, readings in by_similarity.items()
+        for reading, counted in readings.items()
     }
     columns["dot, published"] = [
         f"{low / 1000:.3f}" if low == high else f"{low / 1000:.3f} to {high / 1000:.3f}"

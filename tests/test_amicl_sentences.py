@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from resval_lens.amicl import AMICL, AMICLConfig, PairTask
-from resval_lens.analyses.amicl.recall import generators, share
-from resval_lens.analyses.amicl.sweep import SweepTask, sentences, sweep
-from resval_lens.analyses.amicl.tables import figure_7_sentence, judged, sweep_table
+from resval_lens.analyses.amicl.counting import generators, share
+from resval_lens.analyses.amicl.figure_7 import Curves, Figure7
+from resval_lens.analyses.amicl.sweep import Sweep, SweepTask, TaskCurve, sweep
 from resval_lens.analyses.amicl.theory import threshold
 
 VALUES = [0.0, 1.0, 2.0, 4.0, 32.0]
@@ -21,26 +21,23 @@ def row(
     group: str = "gap",
     task: PairTask | None = None,
     scattered: tuple[float, ...] = (),
-) -> dict[str, Any]:
+) -> TaskCurve:
     """A task of a sweep with what was found; ``scattered`` are as good outside of the run, too."""
     task = task or PairTask()
     run = [a for a in VALUES if as_good[0] <= a <= as_good[1]]
-    return {
-        "name": name,
-        "group": group,
-        "task": task.to_dict(),
-        "reach": 1,
-        "judge": "exact",
-        "curve": [share(n, 100) for n in right],
-        "best": VALUES[int(np.argmax(right))],
-        "as_good": list(as_good),
-        "as_good_values": sorted({*run, *scattered}),
-        "threshold": threshold(task) if group == "noise" else None,
-    }
+    return TaskCurve(
+        SweepTask(name, group, task),
+        "exact",
+        [share(n, 100) for n in right],
+        VALUES[int(np.argmax(right))],
+        as_good,
+        sorted({*run, *scattered}),
+        threshold=threshold(task) if group == "noise" else None,
+    )
 
 
-def said_of(*rows: dict[str, Any]) -> list[str]:
-    return sentences({"tasks": list(rows), "a": VALUES, "trials": 100, "level": 0.05})
+def said_of(*rows: TaskCurve) -> list[str]:
+    return Sweep(0, AMICLConfig(), VALUES, 100, 0.05, list(rows)).sentences()
 
 
 UP = row("up", (2, 32), (0, 20, 98, 100, 99))
@@ -126,9 +123,9 @@ def test_what_counts_as_right_is_recorded(separation: Any, learned: bool, judge:
     cfg = AMICLConfig(separation=separation, temperature=0.3)
     chosen = [SweepTask("x", "gap", PairTask(d=8, length=10), learned=learned)]
     result = sweep(chosen, [2.0], trials=30, cfg=cfg)
-    assert result["tasks"][0]["judge"] == judge
-    assert result["memory"]["temperature"] == 0.3
-    assert sweep_table(result).caption == judged(result)
+    assert result.tasks[0].judge == judge
+    assert result.memory.temperature == 0.3
+    assert result.tables()[0].caption == result.judged
 
 
 def test_identity_is_judged_by_the_angle() -> None:
@@ -144,17 +141,13 @@ def test_identity_is_judged_by_the_angle() -> None:
         cosines = labels @ output / np.linalg.norm(labels, axis=1)
         right["angle"] += hit[cosines.argmax()]
         right["distance"] += hit[np.linalg.norm(labels - output, axis=1).argmin()]
-    assert result["tasks"][0]["curve"][0]["right"] == right["angle"] != right["distance"]
+    assert result.tasks[0].curve[0].right == right["angle"] != right["distance"]
 
 
 def test_figure_7_says_how_many_of_the_same_trials_went_where() -> None:
-    entry = {
-        "pearson": [share(0, 50), share(43, 50)],
-        "pearson_to_first": share(7, 50),
-        "pearson_limit": 0.871,
-    }
-    assert figure_7_sentence({"a": [0.0, 2.0], "readings": {"paper": entry}}) == (
+    curves = Curves([], [share(0, 50), share(43, 50)], [], 0.871, share(7, 50))
+    assert Figure7(0, PairTask(), 50, [0.0, 2.0], {"paper": curves}).sentences() == [
         "Pearson's correlation with argmax at a = 2, paper: of 50 trials 43 are right and 7 go to "
         "the first token, whose key (index 0 wraps to the masked token) is that object alone. The "
         "first pair is of the right class with probability 0.129."
-    )
+    ]

@@ -14,19 +14,12 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from resval_lens.amicl import AMICL, AMICLConfig, PairTask, Trials, exact
-from resval_lens.analyses.amicl.recall import (
-    PUBLISHED_COUNTS,
-    SWEEP,
-    batches,
-    combinations,
-    count,
-    figure_6,
-    figure_7,
-    figure_8,
-    generators,
-    share,
-)
-from resval_lens.analyses.amicl.sweep import SweepTask, sentences, sweep, tasks
+from resval_lens.analyses.amicl.combinations import combinations
+from resval_lens.analyses.amicl.counting import SWEEP, batches, count, generators, share
+from resval_lens.analyses.amicl.figure_6 import figure_6
+from resval_lens.analyses.amicl.figure_7 import PUBLISHED_COUNTS, figure_7
+from resval_lens.analyses.amicl.figure_8 import figure_8
+from resval_lens.analyses.amicl.sweep import SweepTask, sweep, tasks
 from resval_lens.analyses.amicl.theory import (
     _best_right,
     _largest,
@@ -35,7 +28,7 @@ from resval_lens.analyses.amicl.theory import (
     share_of_first,
     threshold,
 )
-from resval_lens.analyses.amicl.transformer_figure import transformer_study
+from resval_lens.analyses.amicl.transformer import transformer_study
 from resval_lens.analyses.cli import app
 from tests.reference import amicl as reference
 
@@ -70,26 +63,26 @@ def test_the_notebooks_counts_come_out(a):
 
 def test_figure_7_says_what_the_paper_says():
     result = figure_7(seed=1, trials=200, points=9)
-    assert result["a"] == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2]
+    assert result.a == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2]
     for reading in ("paper", "notebook"):
-        entry = result["readings"][reading]
-        late = [point["share"] for point in entry["dot"][6:]]
+        entry = result.readings[reading]
+        late = [point.share for point in entry.dot[6:]]
         assert min(late) > 0.96  # "practically perfect" from 1.5
-        assert entry["dot"][8]["right"] == 200
-        assert all(point["right"] == 0 for point in entry["dot"][:3])
-        pearson = sum(point["right"] for point in entry["pearson"][6:])
-        assert within(pearson, 600, entry["pearson_limit"])
+        assert entry.dot[8].right == 200
+        assert all(point.right == 0 for point in entry.dot[:3])
+        pearson = sum(point.right for point in entry.pearson[6:])
+        assert within(pearson, 600, entry.pearson_limit)
         # What Pearson gets wrong goes to the first token.
-        last, first = entry["pearson"][8], entry["pearson_to_first"]
-        assert within(first["right"], 200, 1 - entry["pearson_limit"])
-        assert last["trials"] == first["trials"] == 200
-        assert last["right"] + first["right"] <= 200
+        last, first = entry.pearson[8], entry.pearson_to_first
+        assert within(first.right, 200, 1 - entry.pearson_limit)
+        assert last.trials == first.trials == 200
+        assert last.right + first.right <= 200
 
 
 @pytest.mark.parametrize("i", [0, 1], ids=["paper", "notebook"])
 def test_what_pearson_gets_right_and_what_goes_to_the_first_token_are_of_the_same_trials(i):
     reading = ("paper", "notebook")[i]
-    entry = figure_7(seed=1, trials=300, points=3)["readings"][reading]
+    entry = figure_7(seed=1, trials=300, points=3).readings[reading]
     generator = generators(2 + i, 6)[-1]  # of the last of 0, 1, 1.25, 1.5, 1.75 and 2
     trials = replace(PAPER, reading=reading).draw(300, generator)
     outputs = [
@@ -98,10 +91,10 @@ def test_what_pearson_gets_right_and_what_goes_to_the_first_token_are_of_the_sam
         )
         for similarity in ("dot", "pearson")
     ]
-    assert entry["dot"][-1]["right"] == int(exact(outputs[0], trials).sum())
-    assert entry["pearson"][-1]["right"] == int(exact(outputs[1], trials).sum())
+    assert entry.dot[-1].right == int(exact(outputs[0], trials).sum())
+    assert entry.pearson[-1].right == int(exact(outputs[1], trials).sum())
     to_first = (outputs[1] == trials.inputs[:, 0]).all(1)
-    assert entry["pearson_to_first"]["right"] == int(to_first.sum()) > 10
+    assert entry.pearson_to_first.right == int(to_first.sum()) > 10
 
 
 def test_pearson_fails_where_the_first_pair_is_of_the_class_and_nowhere_else():
@@ -116,35 +109,35 @@ def test_pearson_fails_where_the_first_pair_is_of_the_class_and_nowhere_else():
 
 def test_figure_8_does_not_depend_on_length_and_needs_dimensions():
     result = figure_8(seed=0, trials=60, lengths=(10, 1000), dimensions=(10, 50, 1000))
-    for entry in result["readings"].values():
-        assert min(point["right"] for point in entry["length"]) >= 58
-        d = [point["share"] for point in entry["d"]]
+    for entry in result.readings.values():
+        assert min(point.found.right for point in entry.length) >= 58
+        d = [point.found.share for point in entry.d]
         assert d[0] < 0.9 < d[1] <= d[2] == 1
-        assert [point["value"] for point in entry["d"]] == [10, 50, 1000]
+        assert [point.value for point in entry.d] == [10, 50, 1000]
 
 
 def test_figure_6_shows_every_combination_and_argmax_on_the_label():
     result = figure_6(seed=0, trials=100)
-    for reading, entry in result["readings"].items():
-        assert len(entry["combinations"]) == 12
-        for each in entry["combinations"]:
-            pattern = np.array(each["pattern"])
+    for reading, entry in result.readings.items():
+        assert len(entry.combinations) == 12
+        for each in entry.combinations:
+            pattern = np.array(each.pattern)
             assert pattern.shape == (20, 20)
-            if each["separation"] == "argmax":
+            if each.separation == "argmax":
                 assert (pattern.sum(1) == 1).all()
-                label = 2 * entry["classes"].index(entry["classes"][-1]) + 1
-                if (each["similarity"], reading) == ("dot", "paper"):
+                label = 2 * entry.classes.index(entry.classes[-1]) + 1
+                if (each.similarity, reading) == ("dot", "paper"):
                     assert pattern[-1, label] == 1
-                    assert each["weight"] > 0.99
-            elif each["separation"] == "softmax":
+                    assert each.weight > 0.99
+            elif each.separation == "softmax":
                 np.testing.assert_allclose(pattern.sum(1), 1, atol=1e-3)
 
 
 @pytest.mark.parametrize("held", [1, 2, 1_000])
 def test_the_weight_on_the_label_is_its_share_of_the_pattern(held, monkeypatch):
     """One trial a time, label by label; however many are held at a time."""
-    monkeypatch.setattr("resval_lens.analyses.amicl.recall.FLOATS", held * 100 * 20)
-    (entry,) = (figure_6(seed=4, trials=3)["readings"]["paper"],)
+    monkeypatch.setattr("resval_lens.analyses.amicl.counting.FLOATS", held * 100 * 20)
+    (entry,) = (figure_6(seed=4, trials=3).readings["paper"],)
     generator = seeded(4)
     PairTask().draw(1, generator)
     torch.randn(100, generator=generator)
@@ -156,11 +149,11 @@ def test_the_weight_on_the_label_is_its_share_of_the_pattern(held, monkeypatch):
     for p, classes, query in zip(pattern, trials.classes, trials.query, strict=True):
         on = sum(abs(float(p[2 * i + 1])) for i, c in enumerate(classes) if c == classes[query])
         shares.append(on / sum(abs(float(x)) for x in p))
-    assert entry["combinations"][0]["weight"] == pytest.approx(np.mean(shares), rel=1e-5)
+    assert entry.combinations[0].weight == pytest.approx(np.mean(shares), rel=1e-5)
 
 
 def test_figure_6_holds_few_trials_at_a_time(monkeypatch):
-    monkeypatch.setattr("resval_lens.analyses.amicl.recall.FLOATS", 2 * 100 * 20)
+    monkeypatch.setattr("resval_lens.analyses.amicl.counting.FLOATS", 2 * 100 * 20)
     draw, alive, most = PairTask.draw, [], [0]
 
     def drawn(*given):
@@ -179,7 +172,7 @@ def test_softmax_recalls_as_the_loop_does_at_any_temperature():
     task, found = PairTask(d=20, length=10, classes=9), {}
     for temperature in (1.0, 0.05):
         result = combinations(seed=3, trials=60, task=task, temperature=temperature)
-        assert result["temperature"] == temperature
+        assert result.temperature == temperature
         trials = task.draw(60, generators(3, 2)[0])
         right = {"euclidean": 0, "cosine": 0}
         for x, labels, hit in zip(trials.inputs, trials.labels, trials.right, strict=True):
@@ -198,9 +191,9 @@ def test_softmax_recalls_as_the_loop_does_at_any_temperature():
             }
             for name, far in by.items():
                 right[name] += bool(hit[far.argmin()])
-        row = next(r for r in result["rows"] if r["separation"] == "softmax")
-        assert (row["reading"], row["similarity"]) == ("paper", "dot")
-        assert {name: row[name]["right"] for name in right} == right
+        row = next(r for r in result.rows if r.separation == "softmax")
+        assert (row.reading, row.similarity) == ("paper", "dot")
+        assert {name: row.right[name].right for name in right} == right
         found[temperature] = right
     assert found[1.0] != found[0.05]
 
@@ -214,16 +207,16 @@ def test_a_task_that_one_reading_cannot_draw_is_refused_before_any_trial(monkeyp
 
 def test_all_combinations_in_both_readings():
     result = combinations(trials=300)
-    rows = {(r["reading"], r["similarity"], r["separation"]): r for r in result["rows"]}
+    rows = {(r.reading, r.similarity, r.separation): r.right for r in result.rows}
     assert len(rows) == 24
     for reading in ("paper", "notebook"):
-        assert rows[reading, "dot", "argmax"]["exact"]["right"] == 300
-        assert 0.8 < rows[reading, "pearson", "argmax"]["exact"]["share"] < 0.95
+        assert rows[reading, "dot", "argmax"]["exact"].right == 300
+        assert 0.8 < rows[reading, "pearson", "argmax"]["exact"].share < 0.95
         for similarity in ("dot", "pearson"):
-            assert rows[reading, similarity, "identity"]["cosine"]["share"] > 0.98
+            assert rows[reading, similarity, "identity"]["cosine"].share > 0.98
     for similarity in ("manhattan", "euclidean"):
-        assert rows["paper", similarity, "argmax"]["exact"]["share"] > 0.88
-        assert rows["notebook", similarity, "argmax"]["exact"]["share"] < 0.02
+        assert rows["paper", similarity, "argmax"]["exact"].share > 0.88
+        assert rows["notebook", similarity, "argmax"]["exact"].share < 0.02
 
 
 # Theory
@@ -345,7 +338,7 @@ def test_the_interval_is_wilsons():
         p, z = right / n, stats.norm.ppf(0.975)
         middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
         half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-        assert share(right, n)["interval"] == pytest.approx([middle - half, middle + half])
+        assert share(right, n).interval == pytest.approx([middle - half, middle + half])
 
 
 def test_points_of_a_curve_are_drawn_independently():
@@ -361,17 +354,17 @@ def test_the_best_a_depends_on_the_task():
     values = (0.0, 1.0, 1.4, 2.0, 4.0, 16.0)
     chosen = [each for each in tasks((0.1, 1.0)) if "8 look" not in each.name]
     result = sweep(chosen, values, trials=400)
-    rows = {row["name"]: row for row in result["tasks"]}
-    assert rows["pairs, ε = 0.1"]["as_good"][0] <= 2
-    assert rows["pairs, ε = 1"]["as_good"][0] > 2
-    assert rows["gap of 4, reach 5"]["curve"][3]["share"] > 0.98
-    assert max(point["share"] for point in rows["gap of 4, reach 1"]["curve"]) < 0.1
-    assert rows["2 look-alikes (ρ = .9)"]["best"] > 2
-    assert rows["3 labels, of 9 pairs"]["best"] == 0
-    assert rows["3 labels, of 39 pairs"]["best"] in (1.4, 2.0)
-    assert rows["learned value map"]["curve"][3]["share"] > 0.95
-    assert rows["learned value map"]["predicted"] is None
-    said = sentences(result)
+    rows = {row.of.name: row for row in result.tasks}
+    assert rows["pairs, ε = 0.1"].as_good[0] <= 2
+    assert rows["pairs, ε = 1"].as_good[0] > 2
+    assert rows["gap of 4, reach 5"].curve[3].share > 0.98
+    assert max(point.share for point in rows["gap of 4, reach 1"].curve) < 0.1
+    assert rows["2 look-alikes (ρ = .9)"].best > 2
+    assert rows["3 labels, of 9 pairs"].best == 0
+    assert rows["3 labels, of 39 pairs"].best in (1.4, 2.0)
+    assert rows["learned value map"].curve[3].share > 0.95
+    assert rows["learned value map"].predicted is None
+    said = result.sentences()
     assert said[0].startswith("No a is as good as the best on every task")
     assert any(each.startswith("Not counted: gap of 4, reach 1 (at most") for each in said)
 
@@ -380,13 +373,13 @@ def test_as_good_is_what_a_paired_test_does_not_tell_apart():
     """Against the binomial tail of the discordant trials, drawn anew from the same seed."""
     task = PairTask(classes=450, distractors=2, likeness=1.0, cue=0.2)
     values = [0.5, 1.4, 2.0, 2.4, 2.8, 16.0]
-    row = sweep([SweepTask("x", "shared object", task)], values, seed=3, trials=300)["tasks"][0]
+    row = sweep([SweepTask("x", "shared object", task)], values, seed=3, trials=300).tasks[0]
     (generator,) = generators(3, 1)
     trials = task.draw(300, generator)
     hits = [exact(AMICL(AMICLConfig(a=a))(trials.inputs), trials).numpy() for a in values]
-    assert [point["right"] for point in row["curve"]] == [int(h.sum()) for h in hits]
+    assert [point.right for point in row.curve] == [int(h.sum()) for h in hits]
     best = int(np.argmax([h.sum() for h in hits]))
-    assert row["best"] == values[best]
+    assert row.best == values[best]
     good, disputed = [], []
     for a, h in zip(values, hits, strict=True):
         wins, losses = int((hits[best] & ~h).sum()), int((h & ~hits[best]).sum())
@@ -394,17 +387,17 @@ def test_as_good_is_what_a_paired_test_does_not_tell_apart():
         tail = sum(math.comb(wins + losses, k) for k in range(min(wins, losses) + 1))
         if min(1.0, 2 * tail / 2 ** (wins + losses)) >= 0.05:
             good.append(a)
-    assert row["as_good_values"] == good
-    assert row["as_good"] == [good[0], good[-1]]
+    assert row.as_good_values == good
+    assert row.as_good == (good[0], good[-1])
     assert 1 < len(good) < len(values)
     assert max(disputed) > 5
 
 
 def test_a_map_learned_from_examples_recalls_what_was_never_seen():
     chosen = [SweepTask("map", "hetero", PairTask(d=30, noise=0.0), learned=True)]
-    row = sweep(chosen, [0.3, 3.0], trials=200)["tasks"][0]
-    assert row["curve"][1]["share"] > 0.9
-    assert row["curve"][0]["share"] < 0.3  # it was taught with what it recalled wrongly
+    row = sweep(chosen, [0.3, 3.0], trials=200).tasks[0]
+    assert row.curve[1].share > 0.9
+    assert row.curve[0].share < 0.3  # it was taught with what it recalled wrongly
 
 
 # Commands
@@ -464,7 +457,7 @@ def test_commands_print_and_write_what_they_found(arguments, name, words, tmp_pa
 
 
 def test_figure_8_from_the_command(tmp_path, monkeypatch):
-    monkeypatch.setattr("resval_lens.analyses.amicl.recall.LENGTHS", (10, 20))
+    monkeypatch.setattr("resval_lens.analyses.amicl.figure_8.LENGTHS", (10, 20))
     said = invoke("reproduce", "figure-8", "--trials", "2", "--out", str(tmp_path), "--quiet")
     assert "practically perfect from 50" in said
     assert (tmp_path / "figure-8.png").is_file()
@@ -472,7 +465,7 @@ def test_figure_8_from_the_command(tmp_path, monkeypatch):
 
 def test_the_transformer_from_the_command(tmp_path, monkeypatch):
     small = partial(transformer_study, weights=(1.0, 2.0), fit_trials=300)
-    monkeypatch.setattr("resval_lens.analyses.amicl.transformer_figure.transformer_study", small)
+    monkeypatch.setattr("resval_lens.analyses.amicl.transformer.transformer_study", small)
     said = invoke("amicl", "transformer", "--trials", "5", "--out", str(tmp_path), "--quiet")
     assert "Largest difference from AMICL's output" in said
     assert max(len(line) for line in said.splitlines() if str(tmp_path) not in line) <= 80

@@ -23,7 +23,8 @@ from resval_lens.amicl.transformer import (
     recall_transformer,
 )
 from resval_lens.amicl.trials import PairTask
-from resval_lens.analyses.amicl import recall, transformer_figure
+from resval_lens.analyses.amicl import counting, transformer
+from resval_lens.analyses.amicl.transformer import TransformerStudy
 from resval_lens.analyses.figures import save
 from resval_lens.hooks import cut_links, edit_links, freeze, link_activations, links, scale_links
 from resval_lens.streams import AttentionStream
@@ -444,22 +445,22 @@ def test_tokens_that_do_not_fit_are_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def study() -> dict[str, Any]:
+def study() -> TransformerStudy:
     said: list[str] = []
-    found = transformer_figure.transformer_study(
+    found = transformer.transformer_study(
         40, 3, said.append, task=PAIRS, weights=(0.5, 2.0, 4.0), fit_trials=600
     )
     assert said == ["a = 0.5", "a = 2", "a = 4"]
     return found
 
 
-def test_the_study_finds_the_model_equal_to_the_memory(study: dict[str, Any]) -> None:
-    for row in study["rows"]:
+def test_the_study_finds_the_model_equal_to_the_memory(study: TransformerStudy) -> None:
+    for row in study.rows:
         for name in ("values", "classic_slot"):
-            assert row[name]["difference"] < 1e-12
-            assert row[name]["nearest"] == row["amicl"]["nearest"]
-        assert row["cut"]["error"] == 1
-        assert row["cut"]["cosine"] == 0
+            assert row.models[name].difference < 1e-12
+            assert row.models[name].nearest == row.models["amicl"].nearest
+        assert row.models["cut"].error == 1
+        assert row.models["cut"].cosine == 0
 
 
 @pytest.mark.parametrize("held", [7, 1000])
@@ -467,7 +468,7 @@ def test_a_study_holds_few_trials_at_a_time_and_all_count(
     held: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against measures of all trials, drawn anew in the same parts."""
-    monkeypatch.setattr(recall, "FLOATS", held * PAIRS.d * PAIRS.length)
+    monkeypatch.setattr(counting, "FLOATS", held * PAIRS.d * PAIRS.length)
     drawn, alive = PairTask.draw, []
     most = [0]
 
@@ -479,35 +480,33 @@ def test_a_study_holds_few_trials_at_a_time_and_all_count(
         return trials
 
     monkeypatch.setattr(PairTask, "draw", draw)
-    found = transformer_figure.transformer_study(
-        40, 3, task=PAIRS, weights=(2.0, 4.0), fit_trials=600
-    )
+    found = transformer.transformer_study(40, 3, task=PAIRS, weights=(2.0, 4.0), fit_trials=600)
     assert most[0] <= 3  # those to fit on, a part, and the next
     generator = torch.Generator().manual_seed(3)
     drawn(PAIRS, 600, generator, torch.float64)
-    parts = list(recall.batches(PAIRS, 40, generator, torch.float64))
+    parts = list(counting.batches(PAIRS, 40, generator, torch.float64))
     assert len(parts) == -(-40 // held)
     inputs, labels, targets = (
         torch.cat(x) for x in zip(*((p.inputs, p.labels, p.targets) for p in parts), strict=True)
     )
     right = torch.cat([p.right for p in parts])
     chance = [1 / len(set(row)) for p in parts for row in p.classes.tolist()]
-    assert found["chance"] == pytest.approx(np.mean(chance), abs=1e-12)
-    for row in found["rows"]:
-        output = expected(inputs, row["a"], 0.02)[0]
+    assert found.chance == pytest.approx(np.mean(chance), abs=1e-12)
+    for row in found.rows:
+        output = expected(inputs, row.a, 0.02)[0]
         far = np.linalg.norm(labels.numpy() - output[:, None], axis=-1)
-        assert row["amicl"]["nearest"] == float(right[range(40), far.argmin(1)].double().mean())
+        assert row.models["amicl"].nearest == float(right[range(40), far.argmin(1)].double().mean())
         wrong = ((output - targets.numpy()) ** 2).sum() / (targets.numpy() ** 2).sum()
-        assert row["amicl"]["error"] == pytest.approx(wrong, rel=1e-9)
+        assert row.models["amicl"].error == pytest.approx(wrong, rel=1e-9)
         shortest = labels.norm(dim=-1).argmin(1)
-        assert row["cut"]["nearest"] == float(right[range(40), shortest].double().mean())
+        assert row.models["cut"].nearest == float(right[range(40), shortest].double().mean())
 
 
-def test_the_study_measures_what_it_says(study: dict[str, Any]) -> None:
+def test_the_study_measures_what_it_says(study: TransformerStudy) -> None:
     generator = torch.Generator().manual_seed(3)
     PAIRS.draw(600, generator, torch.float64)
     trials = PAIRS.draw(40, generator, torch.float64)
-    row = next(row for row in study["rows"] if row["a"] == 2)
+    row = next(row for row in study.rows if row.a == 2)
     right, wrong, total = 0, 0.0, 0.0
     for x, labels, classes, q in zip(
         trials.inputs.numpy(), trials.labels.numpy(), trials.classes, trials.query, strict=True
@@ -517,53 +516,55 @@ def test_the_study_measures_what_it_says(study: dict[str, Any]) -> None:
         right += int(classes[best] == classes[q])
         wrong += float(((output - labels[q]) ** 2).sum())
         total += float((labels[q] ** 2).sum())
-    assert row["amicl"]["nearest"] == pytest.approx(right / 40)
-    assert row["amicl"]["error"] == pytest.approx(wrong / total, abs=1e-10)
-    assert row["classic"]["expected_error"] == pytest.approx(0.8)
+    assert row.models["amicl"].nearest == pytest.approx(right / 40)
+    assert row.models["amicl"].error == pytest.approx(wrong / total, abs=1e-10)
+    assert row.models["classic"].expected_error == pytest.approx(0.8)
     rho = 1 / 1.16
     unlike = 4 * (1 - rho**2)
-    assert row["classic_readout"]["expected_error"] == pytest.approx(unlike / (1 + unlike))
+    assert row.models["classic_readout"].expected_error == pytest.approx(unlike / (1 + unlike))
 
 
 def test_values_read_from_shared_space_get_worse_as_matching_gets_better(
-    study: dict[str, Any],
+    study: TransformerStudy,
 ) -> None:
-    two, four = study["rows"][1:]
-    assert four["amicl"]["nearest"] >= two["amicl"]["nearest"]
-    assert four["classic"]["nearest"] < two["classic"]["nearest"] < two["amicl"]["nearest"]
-    assert two["classic_readout"]["error"] < two["classic"]["error"]
+    two, four = study.rows[1:]
+    assert four.models["amicl"].nearest >= two.models["amicl"].nearest
+    assert (
+        four.models["classic"].nearest < two.models["classic"].nearest < two.models["amicl"].nearest
+    )
+    assert two.models["classic_readout"].error < two.models["classic"].error
 
 
-def test_the_study_shows_one_trials_attention(study: dict[str, Any]) -> None:
-    shown = study["attention"]
-    assert len(shown["tokens"]) == len(shown["right"]) == len(shown["amicl"]) == 12
-    assert shown["tokens"][:2] == ["o1", "l1"]
-    assert shown["tokens"][-1] == "?"
-    bos, *seen, own = shown["model"]
+def test_the_study_shows_one_trials_attention(study: TransformerStudy) -> None:
+    shown = study.attention
+    assert len(shown.tokens) == len(shown.right) == len(shown.amicl) == 12
+    assert shown.tokens[:2] == ["o1", "l1"]
+    assert shown.tokens[-1] == "?"
+    bos, *seen, own = shown.model
     assert own == 0
-    np.testing.assert_allclose([*seen, bos], shown["amicl"], rtol=0, atol=1e-12)
-    asked = shown["tokens"][-2][1:]
-    marked = {t for t, right in zip(shown["tokens"], shown["right"], strict=True) if right}
+    np.testing.assert_allclose([*seen, bos], shown.amicl, rtol=0, atol=1e-12)
+    asked = shown.tokens[-2][1:]
+    marked = {t for t, right in zip(shown.tokens, shown.right, strict=True) if right}
     assert marked == {f"l{asked}"}
 
 
-def test_the_study_is_data_a_picture_and_a_table(study: dict[str, Any], tmp_path: Path) -> None:
-    assert json.loads(json.dumps(study)) == study
-    figure = transformer_figure.draw(study)
+def test_the_study_is_data_a_picture_and_a_table(study: TransformerStudy, tmp_path: Path) -> None:
+    assert json.loads(json.dumps(study.to_dict())) == study.to_dict()
+    figure = study.figures()["amicl-transformer.png"]
     assert len(figure.axes) == 4
     assert save(figure, tmp_path / "figure.png").stat().st_size > 10_000
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(transformer_figure.table(study))
+    console.print(*study.tables())
     text = console.export_text()
-    assert f"{study['rows'][1]['classic']['nearest']:.3f}" in text
+    assert f"{study.rows[1].models['classic'].nearest:.3f}" in text
     assert all(len(line) <= 80 for line in text.splitlines())
     assert "…\n" not in text
-    assert f"(chance {study['chance']:.3f}); nothing is" in " ".join(text.split())
+    assert f"(chance {study.chance:.3f}); nothing is" in " ".join(text.split())
     assert "d = 12" in text
 
 
 def test_a_study_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="trials must be 1 or more; got 0"):
-        transformer_figure.transformer_study(0)
+        transformer.transformer_study(0)
     with pytest.raises(ValueError, match="weights must hold one value of a or more"):
-        transformer_figure.transformer_study(1, weights=())
+        transformer.transformer_study(1, weights=())

@@ -176,3 +176,69 @@ def test_a_missing_docstring_is_found() -> None:
 @each_module
 def test_no_file_is_long(path: Path, module: str) -> None:
     assert len(path.read_text().splitlines()) <= LONGEST
+
+
+# What studies return
+
+UNTYPED = re.compile(r"\b(dict|Mapping)\[str, (Any|dict\[str, Any\])\]")
+NOT_YET = {
+    "ablation_study",
+    "circuit_compare",
+    "circuit_findings",
+    "circuit_study",
+    "circuits.evaluation",
+    "emergence",
+    "harness",
+    "icl",
+    "induction",
+    "ioi",
+    "ioi_roles",
+    "ioi_tables",
+    "link_in_training",
+    "link_signals",
+    "lm_compare",
+    "lm_emergence",
+    "memory.analogies",
+    "memory.construction",
+    "memory.curves",
+    "memory.encodings",
+    "memory.held_out",
+    "memory.knowledge",
+    "memory.lengths",
+    "memory.one_step_study",
+    "story_loss",
+}
+"""Modules of ``resval_lens.analyses`` with studies whose results have no type yet."""
+
+
+def untyped(source: str) -> list[str]:
+    """Public functions of a module that return what only string keys tell apart."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    public = (
+        node
+        for node in ast.parse(source).body
+        if isinstance(node, functions) and not node.name.startswith("_") and node.returns
+    )
+    return [node.name for node in public if UNTYPED.search(ast.unparse(node.returns))]
+
+
+def test_no_public_study_returns_a_dict_of_anything() -> None:
+    found = {
+        module.removeprefix("resval_lens.analyses.")
+        for path, module in MODULES.items()
+        if within(module, "resval_lens.analyses") and untyped(path.read_text())
+    }
+    assert found == NOT_YET
+
+
+def test_a_study_without_a_type_is_found() -> None:
+    source = """
+def a() -> dict[str, Any]: ...
+def b() -> list[dict[str, Any]]: ...
+def c() -> Mapping[str, Any]: ...
+def d() -> tuple[Result, dict[str, dict[str, Any]]]: ...
+def e() -> dict[str, float]: ...
+def f() -> Result: ...
+def _g() -> dict[str, Any]: ...
+"""
+    assert untyped(source) == ["a", "b", "c", "d"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from resval_lens.analyses.options import (
     writable,
 )
 from resval_lens.analyses.reporting import report
+from resval_lens.analyses.result import Result
 
 FIGURES = ("figure-6", "figure-7", "figure-8")
 
@@ -43,26 +45,20 @@ def reproduce_figure(
     Raises:
         ValueError: trials below 1, a seed outside 0 to 2⁶³ − 1, a folder that cannot be written to.
     """
-    from resval_lens.analyses.amicl import figures, recall, tables
     from resval_lens.runtime import one_thread
 
     _check(trials, seed)
     writable(to)
+    study: Callable[..., Result]
+    if what == "figure-6":
+        from resval_lens.analyses.amicl.figure_6 import figure_6 as study
+    elif what == "figure-7":
+        from resval_lens.analyses.amicl.figure_7 import figure_7 as study
+    else:
+        from resval_lens.analyses.amicl.figure_8 import figure_8 as study
     with notes(quiet) as note, one_thread():
-        if what == "figure-6":
-            result = recall.figure_6(seed, trials, note=note)
-            shown, figure = [tables.figure_6_table(result)], figures.figure_6(result)
-        elif what == "figure-7":
-            result = recall.figure_7(seed, trials, note=note)
-            shown, figure = tables.figure_7_tables(result), figures.figure_7(result)
-        else:
-            result = recall.figure_8(seed, trials, note=note)
-            shown, figure = tables.figure_8_tables(result), figures.figure_8(result)
-    report(
-        {"seed": seed, **result}, to, what, as_json=as_json, tables=shown,
-        found=[tables.figure_7_sentence(result)] if what == "figure-7" else [],
-        figures={f"{what}.png": figure},
-    )  # fmt: skip
+        result = study(seed, trials, note=note)
+    report(result, to, what, as_json=as_json)
 
 
 @amicl_app.command("combinations")
@@ -89,7 +85,7 @@ def combinations_command(
     Example: `resval-lens amicl combinations --a 2`
     """
     from resval_lens.amicl import AMICLConfig, PairTask
-    from resval_lens.analyses.amicl import recall, tables
+    from resval_lens.analyses.amicl.combinations import combinations
     from resval_lens.runtime import one_thread
 
     _check(trials, seed)
@@ -97,11 +93,8 @@ def combinations_command(
     task = PairTask(d=d, length=length, classes=classes, noise=noise)
     writable(to)
     with notes(quiet) as note, one_thread():
-        result = recall.combinations(a, seed, trials, task, note, temperature)
-    report(
-        {"seed": seed, **result}, to, "amicl-combinations", as_json=as_json,
-        tables=[tables.combinations_table(result)],
-    )  # fmt: skip
+        result = combinations(a, seed, trials, task, note, temperature)
+    report(result, to, "amicl-combinations", as_json=as_json)
 
 
 @amicl_app.command("sweep")
@@ -143,8 +136,7 @@ def sweep_command(
     Example: `resval-lens amicl sweep --trials 2000`
     """
     from resval_lens.amicl import AMICLConfig
-    from resval_lens.analyses.amicl import figures, tables
-    from resval_lens.analyses.amicl.sweep import sentences, sweep
+    from resval_lens.analyses.amicl.sweep import sweep
     from resval_lens.runtime import one_thread
 
     _check(trials, seed)
@@ -157,11 +149,7 @@ def sweep_command(
     writable(to)
     with notes(quiet) as note, one_thread():
         result = sweep(seed=seed, trials=trials, cfg=cfg, note=note)
-    report(
-        {"seed": seed, **result}, to, "amicl-sweep", as_json=as_json,
-        tables=[tables.sweep_table(result)], found=sentences(result),
-        figures={"amicl-sweep.png": figures.sweep(result)},
-    )  # fmt: skip
+    report(result, to, "amicl-sweep", as_json=as_json)
 
 
 @amicl_app.command("transformer")
@@ -180,17 +168,14 @@ def transformer_command(
 
     Example: `resval-lens amicl transformer`
     """
-    from resval_lens.analyses.amicl.transformer_figure import draw, table, transformer_study
+    from resval_lens.analyses.amicl.transformer import transformer_study
     from resval_lens.runtime import one_thread
 
     _check(trials, seed)
     writable(to)
     with notes(quiet) as note, one_thread():
         result = transformer_study(trials, seed, note)
-    report(
-        {"seed": seed, **result}, to, "amicl-transformer", as_json=as_json,
-        tables=[table(result)], figures={"amicl-transformer.png": draw(result)},
-    )  # fmt: skip
+    report(result, to, "amicl-transformer", as_json=as_json)
 
 
 def _check(trials: int, seed: int) -> None:

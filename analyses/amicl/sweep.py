@@ -7,23 +7,38 @@ pair: the best a, and around it those that are not significantly worse (exact Mc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool
+from matplotlib.figure import Figure
+from rich.table import Table
 from scipy import stats
 from torch import Generator, Tensor
 
 from resval_lens.amicl import AMICL, AMICLConfig, PairTask, exact, fit_value_map, nearest
-from resval_lens.analyses.amicl.recall import Note, batches, generators, share
+from resval_lens.analyses.amicl.counting import (
+    Judge,
+    Note,
+    Share,
+    batches,
+    generators,
+    share,
+    table,
+)
 from resval_lens.analyses.amicl.theory import predicted, threshold
+from resval_lens.analyses.result import FLAT, Result
 
 VALUES = (0.0, *(round(0.25 * 2 ** (k / 4), 6) for k in range(29)))  # 0, then 0.25 to 32
 LEVEL = 0.05
-Judge = Literal["exact", "euclidean", "cosine"]
 EXAMPLES = 1_000  # by which a value map is learned
+JUDGES: dict[Judge, str] = {
+    "exact": "the label, to the last bit",
+    "euclidean": "the right label of the context is the nearest, by distance",
+    "cosine": "the right label of the context is the nearest, by angle",
+}
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,186 @@ class SweepTask:
     task: PairTask
     reach: int = 1
     learned: bool = False
+
+
+@dataclass(frozen=True)
+class TaskCurve:
+    """A task at every a.
+
+    Attributes:
+        judge: what is right: ``exact``, the label to the last bit, with argmax; else the label is
+            the nearest in the context, by distance (``euclidean``) or, with identity, whose output
+            has any length, by angle (``cosine``). A learned map is never exact: with argmax, by
+            distance.
+        best: the first a with most right trials.
+        as_good: lowest and highest of the run of a around it that is not significantly worse.
+        as_good_values: all a that are not.
+        predicted, threshold: P(right) and the a at which the label's place matches best, in
+            theory; None where it does not cover the task.
+    """
+
+    of: SweepTask = field(metadata=FLAT)
+    judge: Judge
+    curve: list[Share]
+    best: float
+    as_good: tuple[float, float]
+    as_good_values: list[float]
+    predicted: list[float] | None = None
+    threshold: float | None = None
+
+    def tells(self, values: Sequence[float]) -> bool:
+        """Whether it tells a good a from a bad one: some a solves it, and not all do."""
+        most = max(point.share for point in self.curve)
+        return self.as_good != (values[0], values[-1]) and most > self.random
+
+    @property
+    def random(self) -> float:
+        """How often a label of the context drawn at random is right, at least: 1/m."""
+        return 1 / self.of.task.n_pairs
+
+
+@dataclass(frozen=True)
+class Sweep(Result):
+    """Right trials against a for each task; ``memory`` but for its a and reach."""
+
+    seed: int
+    memory: AMICLConfig
+    a: list[float]
+    trials: int
+    level: float
+    tasks: list[TaskCurve]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields; of the memory what is the same everywhere."""
+        kept = {k: x for k, x in self.memory.to_dict().items() if k not in ("a", "reach")}
+        return {**super().to_dict(), "memory": kept}
+
+    @property
+    def memory_name(self) -> str:
+        """Similarity, separation and reading of the memory; T where it counts."""
+        own = self.memory
+        hot = f", T = {own.temperature:g}" if own.separation == "softmax" else ""
+        return f"{own.similarity}, {own.separation}{hot}, {own.reading}"
+
+    @property
+    def judged(self) -> str:
+        """What counts as right, task by task where they differ."""
+        names: dict[Judge, list[str]] = {}
+        for row in self.tasks:
+            names.setdefault(row.judge, []).append(row.of.name)
+        common = max(names, key=lambda judge: len(names[judge]))
+        said = [f"Right: {JUDGES[common]}"]
+        said += [f"{', '.join(n)}: {JUDGES[j]}" for j, n in names.items() if j != common]
+        return "; ".join(said) + "."
+
+    def tables(self) -> list[Table]:
+        """Each task at a few a, its best a and the range of a that is as good."""
+        near = (min(self.a, key=lambda x: abs(x - a)) for a in (1, 2, 8))
+        some = list(dict.fromkeys(near))
+        found = table(
+            f"{self.memory_name}\n"
+            f"Right of {self.trials:,} trials; the best a, and those not significantly worse",
+            ["task", *(f"a = {a:.3g}" for a in some), "best", "best a", "as good"],
+        )
+        group = None
+        for row in self.tasks:
+            if group not in (None, row.of.group):
+                found.add_section()
+            group = row.of.group
+            low, high = row.as_good
+            end = "" if high == self.a[-1] else f" to {high:.3g}"
+            found.add_row(
+                row.of.name,
+                *(f"{self._share(row, a):.3f}" for a in (*some, row.best)),
+                f"{row.best:.3g}",
+                f"{low:.3g}" if low == high else f"{'' if end else '≥ '}{low:.3g}{end}",
+            )
+        found.caption = self.judged
+        return [found]
+
+    def _share(self, row: TaskCurve, a: float) -> float:
+        return row.curve[self.a.index(a)].share
+
+    def figures(self) -> dict[str, Figure]:
+        """Right trials against a, a panel for each kind of task; last, the best a of each."""
+        from resval_lens.analyses.amicl.sweep_figure import draw
+
+        return {"amicl-sweep.png": draw(self)}
+
+    def sentences(self) -> list[str]:
+        """The answer in words, with the numbers that bear it.
+
+        As good as the best is what the run ``as_good`` holds. Tasks that no a solves or on which
+        all a are as good say nothing about a: they are named and not counted.
+        """
+        values, rows = self.a, [row for row in self.tasks if row.tells(self.a)]
+        said = self._counted(rows) if rows else ["No task tells one a from another."]
+        noisy = [row for row in rows if row.of.group == "noise"]
+        if len(noisy) > 1:
+            said.append(_of_noise(noisy))
+        for row in rows:
+            if row.of.group == "shared object" and row.as_good[1] != values[-1]:
+                first, best, last = (self._share(row, a) for a in (values[0], row.best, values[-1]))
+                low, high = (f"{a:.3g}" for a in row.as_good)
+                said.append(
+                    f"{row.of.name}, the last label dimly seen: the best a is {row.best:.3g} "
+                    f"({f'{low} alone' if row.as_good[0] == row.as_good[1] else f'{low} to {high}'}"
+                    f"), {best:.1%} right, against {first:.1%} at a = {values[0]:.3g} "
+                    f"and {last:.1%} at a = {values[-1]:.3g}."
+                )
+        for row in self.tasks:
+            if row in rows:
+                continue
+            shares = [point.share for point in row.curve]
+            why = (
+                f"at most {max(shares):.1%} right, fewer than a label of the context at random"
+                if max(shares) <= row.random
+                else f"all a are as good, {min(shares):.1%} to {max(shares):.1%} right"
+            )
+            said.append(f"Not counted: {row.of.name} ({why}).")
+        return said
+
+    def _counted(self, rows: Sequence[TaskCurve]) -> list[str]:
+        values, n = self.a, len(rows)
+        wins = [sum(row.as_good[0] <= a <= row.as_good[1] for row in rows) for a in values]
+        means = [np.mean([row.curve[i].share for row in rows]) for i in range(len(values))]
+        top = max(range(len(values)), key=lambda i: (wins[i], means[i]))
+        two = min(range(len(values)), key=lambda i: abs(values[i] - 2))
+        two_said = "" if top == two else f", a = {values[two]:.3g} on {wins[two]}"
+        every = "the one task" if n == 1 else f"all {n} tasks"
+        said = [
+            f"No a is as good as the best on every task: a = {values[top]:.3g} is on {wins[top]} "
+            f"of {n}{two_said}."
+            if wins[top] < n
+            else f"a = {values[top]:.3g} is as good as the best on {every}{two_said}."
+        ]
+        if wins[-1]:
+            said.append(
+                f"On {every if wins[-1] == n else f'{wins[-1]} of {n} tasks'} a = {values[-1]:.3g} "
+                "is not significantly worse than the best (exact McNemar test, "
+                f"p ≥ {self.level:g}, uncorrected, n = {self.trials:,})."
+            )
+        return said
+
+
+def _of_noise(rows: Sequence[TaskCurve]) -> str:
+    """The smallest a as good as the best, by the noise of objects."""
+    rows = sorted(rows, key=lambda row: row.of.task.noise)
+    least = [row.as_good[0] for row in rows]
+    grows = least == sorted(least) and least[0] < least[-1]
+    listed = ", ".join(
+        f"{a:.3g} at ε = {row.of.task.noise:g}" for a, row in zip(least, rows, strict=True)
+    )
+    said = (
+        f"{'Noisier objects need a larger a' if grows else 'As good as the best'}: from {listed}."
+    )
+    if any(row.threshold is None for row in rows):
+        return said
+    low, high = (f"{row.threshold:.3g}" for row in (rows[0], rows[-1]))
+    return (
+        f"{said} In theory the label's place matches best above a = {low} at the least noise and "
+        f"{high} at the most, the object itself below."
+    )
 
 
 def tasks(noises: Sequence[float] = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)) -> list[SweepTask]:
@@ -67,12 +262,8 @@ def sweep(
     trials: int = 2_000,
     cfg: AMICLConfig | None = None,
     note: Note = lambda text: None,
-) -> dict[str, Any]:
+) -> Sweep:
     """Share of right trials against a, for each task; the best a and those as good.
-
-    ``judge`` says what is right: ``exact``, the label to the last bit, with argmax; else the label
-    is the nearest in the context, by distance (``euclidean``) or, with identity, whose output has
-    any length, by angle (``cosine``). A learned map is never exact: with argmax, by distance.
 
     Args:
         cfg: the memory, but for its a and reach; its reading is also that of the tasks.
@@ -89,26 +280,21 @@ def sweep(
         note(each.name)
         own = replace(cfg, reach=each.reach)
         right = _right(each, own, values, trials, generator)
+        best, as_good, alike = _best(right, values)
+        covered = _covered(each, own)
         rows.append(
-            {
-                "name": each.name,
-                "group": each.group,
-                "task": each.task.to_dict(),
-                "reach": each.reach,
-                "learned": each.learned,
-                "judge": _judge(each, cfg),
-                "curve": [share(int(hits.sum()), trials) for hits in right],
-                **_best(right, values),
-                **_theory(each, own, values),
-            }
+            TaskCurve(
+                each,
+                _judge(each, cfg),
+                [share(int(hits.sum()), trials) for hits in right],
+                best,
+                as_good,
+                alike,
+                [predicted(a, each.task) if a else 0.0 for a in values] if covered else None,
+                threshold(each.task) if covered else None,
+            )
         )
-    return {
-        "memory": {key: x for key, x in cfg.to_dict().items() if key not in ("a", "reach")},
-        "a": list(values),
-        "trials": trials,
-        "level": LEVEL,
-        "tasks": rows,
-    }
+    return Sweep(seed, cfg, list(values), trials, LEVEL, rows)
 
 
 @torch.no_grad()
@@ -151,8 +337,10 @@ def _judge(each: SweepTask, cfg: AMICLConfig) -> Judge:
     return "euclidean" if each.learned or cfg.separation == "softmax" else "exact"
 
 
-def _best(right: Bool[Tensor, "a trial"], values: Sequence[float]) -> dict[str, Any]:
-    """The first a with most right trials, and the run of a around it that is not worse."""
+def _best(
+    right: Bool[Tensor, "a trial"], values: Sequence[float]
+) -> tuple[float, tuple[float, float], list[float]]:
+    """``best``, ``as_good`` and ``as_good_values`` of a :class:`TaskCurve`."""
     best = int(right.sum(1).argmax())
     alike = [p >= LEVEL for p in (_mcnemar(right[best], other) for other in right)]
     low = high = best
@@ -160,11 +348,8 @@ def _best(right: Bool[Tensor, "a trial"], values: Sequence[float]) -> dict[str, 
         low -= 1
     while high + 1 < len(values) and alike[high + 1]:
         high += 1
-    return {
-        "best": values[best],
-        "as_good": [values[low], values[high]],
-        "as_good_values": [a for a, same in zip(values, alike, strict=True) if same],
-    }
+    as_good_values = [a for a, same in zip(values, alike, strict=True) if same]
+    return values[best], (values[low], values[high]), as_good_values
 
 
 def _mcnemar(first: Tensor, second: Tensor) -> float:
@@ -174,107 +359,8 @@ def _mcnemar(first: Tensor, second: Tensor) -> float:
     return float(stats.binomtest(only_first, n).pvalue) if n else 1.0
 
 
-def _theory(each: SweepTask, cfg: AMICLConfig, values: Sequence[float]) -> dict[str, Any]:
+def _covered(each: SweepTask, cfg: AMICLConfig) -> bool:
+    """Whether theory covers the task as this memory meets it."""
     task = each.task
     simple = (cfg.similarity, cfg.separation) == ("dot", "argmax") and not each.learned
-    if not simple or task.distractors or task.cue or each.reach != task.gap + 1:
-        return {"predicted": None, "threshold": None}
-    return {
-        "predicted": [predicted(a, task) if a else 0.0 for a in values],
-        "threshold": threshold(task),
-    }
-
-
-def sentences(result: dict[str, Any]) -> list[str]:
-    """The answer in words, with the numbers that bear it.
-
-    As good as the best is what the run ``as_good`` holds. Tasks that no a solves or on which all a
-    are as good say nothing about a: they are named and not counted.
-    """
-    values, rows = result["a"], [row for row in result["tasks"] if _tells(row, result["a"])]
-    left_out = [row for row in result["tasks"] if row not in rows]
-    said = _counted(result, rows) if rows else ["No task tells one a from another."]
-    noisy = [row for row in rows if row["group"] == "noise"]
-    if len(noisy) > 1:
-        said.append(_of_noise(noisy))
-    for row in rows:
-        if row["group"] == "shared object" and row["as_good"][1] != values[-1]:
-            first, best, last = (
-                row["curve"][values.index(a)]["share"] for a in (values[0], row["best"], values[-1])
-            )
-            said.append(
-                f"{row['name']}, the last label dimly seen: the best a is {row['best']:.3g} "
-                f"({_range(row)}), {best:.1%} right, against {first:.1%} at a = {values[0]:.3g} "
-                f"and {last:.1%} at a = {values[-1]:.3g}."
-            )
-    for row in left_out:
-        shares = [point["share"] for point in row["curve"]]
-        why = (
-            f"at most {max(shares):.1%} right, fewer than a label of the context at random"
-            if max(shares) <= _random(row)
-            else f"all a are as good, {min(shares):.1%} to {max(shares):.1%} right"
-        )
-        said.append(f"Not counted: {row['name']} ({why}).")
-    return said
-
-
-def _tells(row: dict[str, Any], values: Sequence[float]) -> bool:
-    """Whether the task tells a good a from a bad one: some a solves it, and not all do."""
-    most = max(point["share"] for point in row["curve"])
-    return row["as_good"] != [values[0], values[-1]] and most > _random(row)
-
-
-def _random(row: dict[str, Any]) -> float:
-    """How often a label of the context drawn at random is right, at least: 1/m."""
-    return 1 / PairTask(**row["task"]).n_pairs
-
-
-def _counted(result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
-    values, n = result["a"], len(rows)
-    wins = [sum(row["as_good"][0] <= a <= row["as_good"][1] for row in rows) for a in values]
-    means = [np.mean([row["curve"][i]["share"] for row in rows]) for i in range(len(values))]
-    top = max(range(len(values)), key=lambda i: (wins[i], means[i]))
-    two = min(range(len(values)), key=lambda i: abs(values[i] - 2))
-    two_said = "" if top == two else f", a = {values[two]:.3g} on {wins[two]}"
-    said = [
-        f"No a is as good as the best on every task: a = {values[top]:.3g} is on {wins[top]} of "
-        f"{n}{two_said}."
-        if wins[top] < n
-        else f"a = {values[top]:.3g} is as good as the best on {_all(n)}{two_said}."
-    ]
-    if wins[-1]:
-        said.append(
-            f"On {_all(n) if wins[-1] == n else f'{wins[-1]} of {n} tasks'} a = {values[-1]:.3g} "
-            "is not significantly worse than the best (exact McNemar test, "
-            f"p ≥ {result['level']:g}, uncorrected, n = {result['trials']:,})."
-        )
-    return said
-
-
-def _of_noise(rows: Sequence[dict[str, Any]]) -> str:
-    """The smallest a as good as the best, by the noise of objects."""
-    rows = sorted(rows, key=lambda row: row["task"]["noise"])
-    least = [row["as_good"][0] for row in rows]
-    grows = least == sorted(least) and least[0] < least[-1]
-    listed = ", ".join(
-        f"{a:.3g} at ε = {row['task']['noise']:g}" for a, row in zip(least, rows, strict=True)
-    )
-    said = (
-        f"{'Noisier objects need a larger a' if grows else 'As good as the best'}: from {listed}."
-    )
-    if any(row["threshold"] is None for row in rows):
-        return said
-    low, high = (f"{row['threshold']:.3g}" for row in (rows[0], rows[-1]))
-    return (
-        f"{said} In theory the label's place matches best above a = {low} at the least noise and "
-        f"{high} at the most, the object itself below."
-    )
-
-
-def _all(n: int) -> str:
-    return "the one task" if n == 1 else f"all {n} tasks"
-
-
-def _range(row: dict[str, Any]) -> str:
-    low, high = row["as_good"]
-    return f"{low:.3g} alone" if low == high else f"{low:.3g} to {high:.3g}"
+    return simple and not task.distractors and not task.cue and each.reach == task.gap + 1

@@ -5,9 +5,9 @@ Every number in the picture and the table is in the study's data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from matplotlib.axes import Axes
@@ -18,14 +18,16 @@ from torch import Generator, Tensor
 from resval_lens.amicl.memory import AMICL, AMICLConfig
 from resval_lens.amicl.transformer import best_classic, recall_transformer
 from resval_lens.amicl.trials import PairTask, Trials, nearest
-from resval_lens.analyses.amicl.recall import Note, batches
+from resval_lens.analyses.amicl.counting import Note, batches
 from resval_lens.analyses.figures import COLOURS, STYLE, plt
+from resval_lens.analyses.result import FLAT, OPTIONAL, Result
 from resval_lens.analyses.tables import STYLE as TABLE_STYLE
 from resval_lens.hooks import cut_links
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0)
 """Values of a."""
-MODELS = {
+Model = Literal["amicl", "values", "cut", "classic", "classic_readout", "classic_slot"]
+MODELS: dict[Model, str] = {
     "amicl": "AMICL",
     "values": "value stream",
     "cut": "link cut",
@@ -33,7 +35,7 @@ MODELS = {
     "classic_readout": "classic, best values and readout",
     "classic_slot": "classic, a slot more",
 }
-SHADES = {
+SHADES: dict[Model, str] = {
     "amicl": "#000000",
     "values": COLOURS["values"],
     "cut": COLOURS["values-detached"],
@@ -42,6 +44,106 @@ SHADES = {
     "classic_slot": COLOURS["keys"],
 }
 Recall = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Measures:
+    """How well a model recalls.
+
+    Attributes:
+        nearest, cosine: share of trials in which the output is nearest to the right one of the
+            context's labels, by distance and by angle. Nothing recalled, the zero vector, is
+            nearest to the shortest, and by angle wrong.
+        error: Σ‖output − label‖² / Σ‖label‖² over trials.
+        difference: the largest |output − AMICL's output| of any entry.
+        expected_error: what ``error`` would be if attention were all on the right label and the
+            fit the population's: a²/(1 + a²), and for the readout a²(1 − ρ²)/(1 + a²(1 − ρ²)),
+            where ρ is the correlation of two instances of an object.
+    """
+
+    nearest: float
+    cosine: float
+    error: float
+    difference: float
+    expected_error: float | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True)
+class AtWeight:
+    """Every model of ``MODELS`` at one a."""
+
+    a: float
+    models: Mapping[Model, Measures] = field(metadata=FLAT)
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What the last token of one trial attends to: AMICL's, and layer 2's with BOS before."""
+
+    a: float
+    temperature: float
+    tokens: list[str]
+    right: list[bool]
+    amicl: list[float]
+    model: list[float]
+
+
+@dataclass(frozen=True)
+class TransformerStudy(Result):
+    """AMICL (dot product, softmax) beside five transformers, over weights a.
+
+    Attributes:
+        chance: how often a label of the context that knows nothing of the query is right: the mean
+            over trials of 1/(its distinct labels).
+    """
+
+    seed: int
+    task: PairTask
+    temperature: float
+    trials: int
+    fit_trials: int
+    chance: float
+    attention: Attended
+    rows: list[AtWeight]
+
+    def figures(self) -> dict[str, Figure]:
+        """Attention of one trial, accuracy over a, error over a."""
+        return {"amicl-transformer.png": _draw(self)}
+
+    def tables(self) -> list[Table]:
+        """Share of trials with the right label nearest, and relative squared errors, over a."""
+        found = Table(
+            title=f"Share of {self.trials:,} trials with the right label nearest; relative errors",
+            **TABLE_STYLE,
+        )
+        nearest: dict[Model, str] = {
+            "amicl": "AMICL",
+            "values": "value\nstream",
+            "cut": "link\ncut",
+            "classic": "classic",
+            "classic_readout": "with\nreadout",
+        }
+        errors: dict[Model, str] = {
+            "classic": "error,\nclassic",
+            "classic_readout": "error,\nreadout",
+        }
+        for head in ("a", *nearest.values(), *errors.values()):
+            found.add_column(head, justify="right")
+        for row in self.rows:
+            numbers = [row.models[name].nearest for name in nearest]
+            numbers += [row.models[name].error for name in errors]
+            found.add_row(f"{row.a:g}", *(f"{x:.3f}" for x in numbers))
+        stream, slot = (
+            max(row.models[name].difference for row in self.rows)
+            for name in ("values", "classic_slot")
+        )
+        found.caption = (
+            f"T = {self.temperature:g}, s = {self.task.length}, d = {self.task.d}. Largest "
+            f"difference from AMICL's output: {stream:.0e} (value stream), {slot:.0e} (classic, a "
+            "slot more). Link cut: the output is 0, whatever is asked for, and the shortest label "
+            f"the nearest (chance {self.chance:.3f}); nothing is recalled."
+        )
+        return [found]
 
 
 @torch.no_grad()
@@ -55,25 +157,13 @@ def transformer_study(
     weights: Sequence[float] = WEIGHTS,
     shown: tuple[float, float] = (2.0, 0.2),
     fit_trials: int = 2000,
-) -> dict[str, Any]:
-    """Recall of AMICL (dot product, softmax) and of five transformers, over weights a; JSON-able.
+) -> TransformerStudy:
+    """Recall of AMICL (dot product, softmax) and of five transformers, over weights a.
 
     ``values``: :func:`~resval_lens.amicl.transformer.recall_transformer`. ``cut``: the same with
     its link cut. ``classic``, ``classic_readout``: without a stream, layer 2's values (and the
     readout) fitted on other trials, by :func:`~resval_lens.amicl.transformer.best_classic`.
-    ``classic_slot``: without a stream, layer 1 in a slot of its own. For each:
-
-    * ``nearest``, ``cosine``: share of trials in which the output is nearest to the right one of
-      the context's labels, by distance and by angle. Nothing recalled, the zero vector, is nearest
-      to the shortest, and by angle wrong.
-    * ``error``: Σ‖output − label‖² / Σ‖label‖² over trials.
-    * ``difference``: the largest |output − AMICL's output| of any entry.
-
-    ``expected_error`` is what ``error`` would be if attention were all on the right label and the
-    fit the population's: a²/(1 + a²), and for the readout a²(1 − ρ²)/(1 + a²(1 − ρ²)), where ρ is
-    the correlation of two instances of an object. ``chance`` is how often a label of the context
-    that knows nothing of the query is right: the mean over trials of 1/(its distinct labels).
-    float64.
+    ``classic_slot``: without a stream, layer 1 in a slot of its own. float64.
 
     Args:
         trials: to measure on, for each a the same.
@@ -105,21 +195,14 @@ def transformer_study(
     for a in weights:
         note(f"a = {a:g}")
         rows.append(_row(a, temperature, fitted, tested(), task))
-    return {
-        "task": task.to_dict(),
-        "temperature": temperature,
-        "trials": trials,
-        "fit_trials": fit_trials,
-        "seed": seed,
-        "chance": sum(_chances(drawn) for drawn in tested()) / trials,
-        "attention": _attention(*shown, next(tested())),
-        "rows": rows,
-    }
+    chance = sum(_chances(drawn) for drawn in tested()) / trials
+    attention = _attention(*shown, next(tested()))
+    return TransformerStudy(seed, task, temperature, trials, fit_trials, chance, attention, rows)
 
 
 def _row(
     a: float, temperature: float, fitted: Trials, tested: Iterable[Trials], task: PairTask
-) -> dict[str, Any]:
+) -> AtWeight:
     length, d = task.length, task.d
     settings: dict[str, Any] = {"a": a, "temperature": temperature, "dtype": torch.float64}
     model = recall_transformer(length, d, **settings)
@@ -128,7 +211,7 @@ def _row(
     readout = best_classic(model, fitted.inputs, fitted.targets)
     classic = readout.with_streams("")
     classic.unembed.W_U.copy_(model.unembed.W_U)
-    recalls: dict[str, Recall] = {
+    recalls: dict[Model, Recall] = {
         "amicl": memory,
         "values": model.recall,
         "classic": classic.recall,
@@ -143,10 +226,12 @@ def _row(
         for name, so_far in sums.items():
             so_far.add(outputs[name], outputs["amicl"], drawn)
     unlike = 1 - (1 + task.noise_variance) ** -2  # 1 − ρ²
-    own: dict[str, Any] = {"a": a} | {name: so_far.measures() for name, so_far in sums.items()}
-    own["classic"]["expected_error"] = a**2 / (1 + a**2)
-    own["classic_readout"]["expected_error"] = a**2 * unlike / (1 + a**2 * unlike)
-    return own
+    expected: dict[Model, float] = {
+        "classic": a**2 / (1 + a**2),
+        "classic_readout": a**2 * unlike / (1 + a**2 * unlike),
+    }
+    found = {name: so_far.measures(expected.get(name)) for name, so_far in sums.items()}
+    return AtWeight(a, found)
 
 
 def _in_parts(recall: Recall, x: Tensor) -> Tensor:
@@ -173,14 +258,12 @@ class _Sums:
         self.square += float(trials.targets.square().sum())
         self.difference = max(self.difference, float((output - memory).abs().max()))
 
-    def measures(self) -> dict[str, float]:
+    def measures(self, expected_error: float | None) -> Measures:
         """Shares, the relative error and the largest difference."""
-        return {
-            "nearest": self.nearest / self.n,
-            "cosine": self.cosine / self.n,
-            "error": self.wrong / self.square,
-            "difference": self.difference,
-        }
+        return Measures(
+            self.nearest / self.n, self.cosine / self.n, self.wrong / self.square,
+            self.difference, expected_error,
+        )  # fmt: skip
 
 
 def _chances(trials: Trials) -> float:
@@ -189,8 +272,7 @@ def _chances(trials: Trials) -> float:
     return float((1 / (1 / same.sum(-1).double()).sum(-1)).sum())
 
 
-def _attention(a: float, temperature: float, trials: Trials) -> dict[str, Any]:
-    """What the last token of the first trial attends to: AMICL's, and layer 2's with BOS."""
+def _attention(a: float, temperature: float, trials: Trials) -> Attended:
     x = trials.inputs[:1]
     length, d = x.shape[1:]
     memory = AMICL(AMICLConfig(a=a, separation="softmax", temperature=temperature))
@@ -204,50 +286,39 @@ def _attention(a: float, temperature: float, trials: Trials) -> dict[str, Any]:
     parts = ["o", *"·" * (step - 2), "l"]
     tokens = [f"{part}{number[c]}" for c in classes for part in parts]
     tokens += [f"{part}{number[asked]}" for part in parts[:-1]] + ["?"]
-    return {
-        "a": a,
-        "temperature": temperature,
-        "tokens": tokens,
-        "right": [token == f"l{number[asked]}" for token in tokens],
-        "amicl": seen["hook_pattern"][0, -1].tolist(),
-        "model": cache["pattern", 1][0, 0, -1].tolist(),
-    }
+    right = [token == f"l{number[asked]}" for token in tokens]
+    own, model_s = seen["hook_pattern"][0, -1], cache["pattern", 1][0, 0, -1]
+    return Attended(a, temperature, tokens, right, own.tolist(), model_s.tolist())
 
 
-def draw(study: dict[str, Any]) -> Figure:
-    """Attention of one trial, accuracy over a, error over a."""
+def _draw(study: TransformerStudy) -> Figure:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplot_mosaic(
             [["amicl", "accuracy", "error"], ["model", "accuracy", "error"]],
             figsize=(13.5, 4.6), width_ratios=(1.5, 1, 1), layout="constrained",
         )  # fmt: skip
-        shown = study["attention"]
-        _weights(axes["amicl"], shown["amicl"], shown["tokens"], shown["right"])
-        at = f"a = {shown['a']:g}, T = {shown['temperature']:g}"
+        shown = study.attention
+        _weights(axes["amicl"], shown.amicl, shown.tokens, shown.right)
+        at = f"a = {shown.a:g}, T = {shown.temperature:g}"
         axes["amicl"].set_title(f"AMICL: attention of the last token ({at})")
-        _weights(axes["model"], shown["model"], ["BOS", *shown["tokens"]], [False, *shown["right"]])
+        _weights(axes["model"], shown.model, ["BOS", *shown.tokens], [False, *shown.right])
         axes["model"].set_title("the model: layer 2's attention of the last token")
         axes["model"].set_xlabel("o object, l label, ? asked for; blue: the right label")
 
-        a = [row["a"] for row in study["rows"]]
+        a = [row.a for row in study.rows]
         for name, label in MODELS.items():
-            for panel, quantity in (("accuracy", "nearest"), ("error", "error")):
-                heights = [row[name][quantity] for row in study["rows"]]
-                axes[panel].plot(a, heights, label=label, **_line(name))
+            found = [row.models[name] for row in study.rows]
+            axes["accuracy"].plot(a, [x.nearest for x in found], label=label, **_line(name))
+            axes["error"].plot(a, [x.error for x in found], label=label, **_line(name))
         for name in ("classic", "classic_readout"):
-            heights = [row[name]["expected_error"] for row in study["rows"]]
-            axes["error"].plot(a, heights, ":", color=SHADES[name], lw=1.2)
-        heights = [row["classic"]["cosine"] for row in study["rows"]]
+            expected: Any = [row.models[name].expected_error for row in study.rows]
+            axes["error"].plot(a, expected, ":", color=SHADES[name], lw=1.2)
         axes["accuracy"].plot(
-            a,
-            heights,
-            "--",
-            color=SHADES["classic"],
-            lw=1.4,
-            label="classic, best values; by angle",
-        )
+            a, [row.models["classic"].cosine for row in study.rows], "--",
+            color=SHADES["classic"], lw=1.4, label="classic, best values; by angle",
+        )  # fmt: skip
         axes["accuracy"].set(
-            title=f"the right label is the nearest (T = {study['temperature']:g})",
+            title=f"the right label is the nearest (T = {study.temperature:g})",
             ylim=(0, 1.04),
             ylabel="share of trials",
         )
@@ -270,7 +341,7 @@ def draw(study: dict[str, Any]) -> Figure:
     return figure
 
 
-def _line(name: str) -> dict[str, Any]:
+def _line(name: Model) -> dict[str, Any]:
     """AMICL as a broad grey line, what equals it on top."""
     if name == "amicl":
         return {"color": "#BBBBBB", "lw": 7, "solid_capstyle": "round"}
@@ -288,36 +359,3 @@ def _weights(
     axes.set_xticks(places, tokens, fontsize=7 if len(tokens) <= 24 else 4)
     axes.tick_params(axis="x", length=0)
     axes.set(ylim=(0, 1.02), ylabel="weight")
-
-
-def table(study: dict[str, Any]) -> Table:
-    """Share of trials with the right label nearest, and relative squared errors, over a."""
-    task = study["task"]
-    found = Table(
-        title=f"Share of {study['trials']:,} trials with the right label nearest; relative errors",
-        **TABLE_STYLE,
-    )
-    columns = {
-        "AMICL": ("amicl", "nearest"),
-        "value\nstream": ("values", "nearest"),
-        "link\ncut": ("cut", "nearest"),
-        "classic": ("classic", "nearest"),
-        "with\nreadout": ("classic_readout", "nearest"),
-        "error,\nclassic": ("classic", "error"),
-        "error,\nreadout": ("classic_readout", "error"),
-    }
-    for head in ("a", *columns):
-        found.add_column(head, justify="right")
-    for row in study["rows"]:
-        cells = (f"{row[name][quantity]:.3f}" for name, quantity in columns.values())
-        found.add_row(f"{row['a']:g}", *cells)
-    stream, slot = (
-        max(row[name]["difference"] for row in study["rows"]) for name in ("values", "classic_slot")
-    )
-    found.caption = (
-        f"T = {study['temperature']:g}, s = {task['length']}, d = {task['d']}. Largest difference "
-        f"from AMICL's output: {stream:.0e} (value stream), {slot:.0e} (classic, a slot more). "
-        "Link cut: the output is 0, whatever is asked for, and the shortest label the nearest "
-        f"(chance {study['chance']:.3f}); nothing is recalled."
-    )
-    return found
