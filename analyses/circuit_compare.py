@@ -241,7 +241,7 @@ def ioi_heads(
         }
         if each.model.cfg.streams:
             note(f"{each.name}: what its links carry")
-            entry["signals"] = link_signals(each.model, drawn, SIGNALS, seed)
+            entry["signals"] = link_signals(each.model, drawn, SIGNALS, seed).to_dict()
         found.append(entry)
     return found
 

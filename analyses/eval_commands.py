@@ -165,10 +165,10 @@ def harness_command(
 
     Example: `resval-lens eval harness stories-small-values --tasks piqa,hellaswag --shots 0,5`
     """
-    from resval_lens.analyses.lm_tables import harness_table
+    from resval_lens.analyses.harness_scores import HarnessScore, HarnessScores
     from resval_lens.files import write_json
     from resval_lens.provenance import provenance
-    from resval_lens.tasks.leading import named_token
+    from resval_lens.tasks.leading import NamedToken, named_token
 
     if quiet:
         os.environ["TQDM_DISABLE"] = "1"  # the harness's own bars
@@ -180,17 +180,17 @@ def harness_command(
     wanted, examples = words(tasks), numbers(shots, "shots")
     loaded = {folder: load_language_model(folder, device) for folder in models}
     writable(to)
-    found: dict[str, Any] = {}
-    leads: dict[str, Any] = {}
+    scores: dict[str, list[HarnessScore]] = {}
+    leads: dict[str, NamedToken | None] = {}
+    found = HarnessScores(scores, leads)
     with redirect_stdout(sys.stderr):  # the harness prints notes of its own
         for folder, model in loaded.items():
             lm = HarnessLM(model, batch_size, prepend=prepend, quiet=quiet)
-            found[str(folder)] = evaluate(lm, wanted, examples, limit, seed)
-            leads[str(folder)] = plain(named_token(model, lm.lead))
-            data = {"models": found, "leading_tokens": leads}
-            write_json(to / "harness.json", {**data, "provenance": provenance()})
-    shown = [part for name, one in found.items() for part in (name, harness_table(one))]
-    report({"models": found, "leading_tokens": leads}, to, "harness", as_json=as_json, tables=shown)
+            scores[str(folder)] = evaluate(lm, wanted, examples, limit, seed)
+            leads[str(folder)] = named_token(model, lm.lead)
+            document = {**found.to_dict(), "provenance": provenance()}
+            write_json(to / "harness.json", document)
+    report(found, to, "harness", as_json=as_json)
 
 
 @eval_app.command("emergence")

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from transformer_lens import HookedTransformer
 from yaml import YAMLError
 
+from resval_lens.analyses.harness_scores import HarnessScore
 from resval_lens.generation import stream_tokens
 from resval_lens.runtime import evaluating
 from resval_lens.tasks.leading import leading_token
@@ -242,8 +243,8 @@ def evaluate(
     shots: Sequence[int] = (1, 5),
     limit: int | None = None,
     seed: int = 0,
-) -> list[dict[str, Any]]:
-    """A row for each task, number of examples and metric: ``value``, ``stderr``, ``n``, ``cut``.
+) -> list[HarnessScore]:
+    """A score for each task, number of examples and metric.
 
     Args:
         tasks: names that lm-evaluation-harness knows (groups too), or YAML files of one's own.
@@ -265,7 +266,7 @@ def evaluate(
             raise ValueError(f"shots must be 0 or more; got {number}")
     own = all(Path(task).suffix in (".yaml", ".yml") for task in tasks)
     manager = TaskManager(include_defaults=not own)  # reading what all 10,000 are takes seconds
-    rows: list[dict[str, Any]] = []
+    rows: list[HarnessScore] = []
     for task in tasks:
         try:
             loaded: Any = manager.load([task])
@@ -294,15 +295,14 @@ def evaluate(
     return rows
 
 
-def _rows(found: dict[str, Any], cut: int) -> Iterator[dict[str, Any]]:
+def _rows(found: dict[str, Any], cut: int) -> Iterator[HarnessScore]:
     for name, scores in found["results"].items():
         for metric, value in scores.items():
             kind, comma, which = metric.partition(",")
             if comma and not kind.endswith("_stderr"):
                 stderr = scores.get(f"{kind}_stderr,{which}")
-                yield {
-                    "task": name, "shots": found["n-shot"].get(name), "metric": kind,
-                    "filter": which, "value": float(value),
-                    "stderr": stderr if isinstance(stderr, float) else None,
-                    "n": found["n-samples"].get(name, {}).get("effective"), "cut": cut,
-                }  # fmt: skip
+                yield HarnessScore(
+                    name, found["n-shot"].get(name), kind, which, float(value),
+                    stderr if isinstance(stderr, float) else None,
+                    found["n-samples"].get(name, {}).get("effective"), cut,
+                )  # fmt: skip

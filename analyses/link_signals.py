@@ -12,20 +12,41 @@ giver:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import get_args
 
 import torch
 
 from resval_lens.analyses.circuit_tasks import ioi_pairs
+from resval_lens.analyses.result import Result
 from resval_lens.hooks import freeze, link_activations, link_groups
 from resval_lens.hooks.link_runs import LinkRuns
 from resval_lens.hooks.prompts import MAX_TOKENS, check_model, ready, refuse_hooks
 from resval_lens.runtime import evaluating
 from resval_lens.tasks.ioi import IOIPrompt
-from resval_lens.tasks.ioi_twins import SIGNALS, Kind
+from resval_lens.tasks.ioi_twins import SIGNALS, Kind, Signal
 from resval_lens.tasks.leading import AUTO
 from resval_lens.transformer import ResValTransformer
+
+
+@dataclass(frozen=True)
+class LinkSignals(Result):
+    """What freezing links to corrupted prompts does to the logit difference IO − S.
+
+    Attributes:
+        logit_difference: of the model as it is.
+        prompts: how many.
+        signals: what each kind of corrupted prompt makes of (token, position).
+        ablation: what is done to the links.
+        effects: by names of links (all, a layer's, each alone) and kind.
+    """
+
+    logit_difference: float
+    prompts: int
+    signals: Mapping[Kind, tuple[Signal, Signal]]
+    ablation: str
+    effects: Mapping[str, Mapping[Kind, float]]
 
 
 @torch.no_grad()
@@ -36,7 +57,7 @@ def link_signals(
     seed: int = 0,
     prepend: str = AUTO,
     note: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
+) -> LinkSignals:
     """The effect of freezing links to each kind of corrupted prompt: all, by layer, one by one.
 
     Args:
@@ -44,10 +65,6 @@ def link_signals(
         seed: of their new names.
         prepend: what leads each prompt (:func:`~resval_lens.tasks.leading.leading_token`).
         note: called with what is being done.
-
-    Returns:
-        JSON-able: ``logit_difference``; ``signals``, what each kind makes of (token, position);
-        ``effects``, {name of the links: {kind: effect}}.
 
     Raises:
         ValueError: a model without links, no kinds, hooks on the model, or a logit difference that
@@ -59,7 +76,7 @@ def link_signals(
     refuse_hooks(model)
     groups = link_groups(model)
     names = groups["all"]
-    effects: dict[str, dict[str, float]] = {group: {} for group in groups}
+    effects: dict[str, dict[Kind, float]] = {group: {} for group in groups}
     clean = 0.0
     for kind in kinds:
         note(f"links of {kind} twins")
@@ -78,10 +95,6 @@ def link_signals(
             raise ValueError(f"the logit difference is {clean:.3g}; expected one above 0")
         for group, value in summed.items():
             effects[group][kind] = value / clean - 1
-    return {
-        "logit_difference": clean,
-        "prompts": len(prompts),
-        "signals": {kind: list(SIGNALS[kind]) for kind in kinds},
-        "ablation": "links frozen to the corrupted prompt's",
-        "effects": effects,
-    }
+    signals = {kind: SIGNALS[kind] for kind in kinds}
+    ablation = "links frozen to the corrupted prompt's"
+    return LinkSignals(clean, len(prompts), signals, ablation, effects)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
@@ -54,33 +54,6 @@ def plan_tables(name: str, gpus: int, found: dict[str, Any]) -> list[Table]:
     run.add_row("tokens", f"{found['tokens'] / 1e9:,.2f} billion")
     run.add_row("days", f"{found['days']:,.2f}")
     return [parameters, flops, memory, run]
-
-
-def harness_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Rows of ``resval_lens.analyses.harness.evaluate``, all of one model."""
-    table = Table(**STYLE)
-    for name in ("task", "shots", "metric"):
-        table.add_column(name)
-    for name in ("value", "± stderr", "questions", "cut"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        metric = row["metric"] if row["filter"] == "none" else f"{row['metric']} ({row['filter']})"
-        stderr = "" if row["stderr"] is None else f"{row['stderr']:.4f}"
-        table.add_row(
-            row["task"],
-            _or_nothing(row["shots"]),
-            metric,
-            f"{row['value']:.4f}",
-            stderr,
-            _or_nothing(row["n"]),
-            str(row["cut"]),
-        )
-    if any(row["cut"] for row in rows):
-        table.caption = (
-            "(cut: texts, a question with each of its answers, that were over the context\n"
-            "and lost their beginnings)"
-        )
-    return table
 
 
 def study_table(study: dict[str, Any]) -> Table:
@@ -152,7 +125,3 @@ def _mean_and_sd(row: Mapping[str, Any]) -> str:
         text += f" ± {row['sd']:{form}}"
     never = sum(number is None for number in row["by_seed"].values())
     return f"{text}\n({never} never)" if never else text
-
-
-def _or_nothing(number: int | None) -> str:
-    return "" if number is None else str(number)

@@ -293,11 +293,9 @@ def test_a_task_of_choices_equals_the_same_by_hand(tmp_path: Path) -> None:
         shares = [s / len(c) for s, c in zip(scores, question["choices"], strict=True)]
         right["acc"] += scores.index(max(scores)) == question["answer"]
         right["acc_norm"] += shares.index(max(shares)) == question["answer"]
-    values = {row["metric"]: row["value"] for row in found}
+    values = {row.metric: row.value for row in found}
     assert values == {name: count / len(QUESTIONS) for name, count in right.items()}
-    assert {(row["task"], row["shots"], row["n"], row["cut"]) for row in found} == {
-        ("giving", 0, 4, 0)
-    }
+    assert {(row.task, row.shots, row.n, row.cut) for row in found} == {("giving", 0, 4, 0)}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -311,7 +309,7 @@ def test_examples_are_put_before_the_questions(tmp_path: Path) -> None:
 
     lm = Listening(model(), quiet=True)
     rows = evaluate(lm, [multiple_choice(tmp_path)], shots=[0, 1])
-    assert [row["shots"] for row in rows] == [0, 0, 1, 1]
+    assert [row.shots for row in rows] == [0, 0, 1, 1]
     first = QUESTIONS[0]
     assert f"{first['q']} Amy\n\n{QUESTIONS[1]['q']}" in lm.heard
 
@@ -328,7 +326,7 @@ def test_perplexity_equals_the_same_by_hand(tmp_path: Path) -> None:
     texts = [question["q"] for question in QUESTIONS]
     total = sum(by_hand(lm, [0], lm.tokenizer.encode(text)) for text in texts)
     expected = math.exp(-total / sum(len(text.encode()) for text in texts))
-    assert row["value"] == pytest.approx(expected, rel=1e-5)
+    assert row.value == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -344,7 +342,7 @@ def test_written_answers_are_compared(tmp_path: Path) -> None:
         generation_kwargs=how, metric_list=[{"metric": "exact_match"}],
     )  # fmt: skip
     (row,) = evaluate(ours, [path], shots=[0])
-    assert row["value"] == 0.25
+    assert row.value == 0.25
 
 
 def test_from_the_command_line(tmp_path: Path) -> None:
@@ -365,6 +363,6 @@ def test_from_the_command_line(tmp_path: Path) -> None:
 @pytest.mark.network
 def test_the_papers_tasks_are_found(tmp_path: Path) -> None:
     rows = evaluate(HarnessLM(model(), quiet=True), shots=[0], limit=2)
-    assert {row["task"] for row in rows} == {
+    assert {row.task for row in rows} == {
         "arc_easy", "arc_challenge", "piqa", "openbookqa", "hellaswag"
     }  # fmt: skip

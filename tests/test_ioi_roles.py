@@ -213,7 +213,7 @@ def test_direct_effects_are_attributions(values: ResValTransformer) -> None:
 
 def test_links_frozen_to_a_twin_carry_what_it_carries(values: ResValTransformer) -> None:
     found = link_signals(values, PROMPTS, kinds=("token", "position"))
-    assert set(found["effects"]) == {
+    assert set(found.effects) == {
         "all", "v1", "v2", "v3", *(f"v{i}.h{head}" for i in (1, 2, 3) for head in range(4))
     }  # fmt: skip
     for kind in ("token", "position"):
@@ -232,9 +232,9 @@ def test_links_frozen_to_a_twin_carry_what_it_carries(values: ResValTransformer)
         metric, clean = (
             pairs.measure(out[rows, pairs.answers]).mean().item() for out in (logits, plain)
         )
-        assert found["effects"]["v1.h2"][kind] == pytest.approx(metric / clean - 1, abs=1e-4)
-    assert found["effects"]["v1.h2"]["token"] < -1.5
-    assert abs(found["effects"]["v1.h2"]["position"]) < 0.05
+        assert found.effects["v1.h2"][kind] == pytest.approx(metric / clean - 1, abs=1e-4)
+    assert found.effects["v1.h2"]["token"] < -1.5
+    assert abs(found.effects["v1.h2"]["position"]) < 0.05
 
 
 def test_a_classic_model_carries_nothing() -> None:
