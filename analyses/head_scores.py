@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,9 @@ OLSSON = {"early": 50, "late": 500, "context": 512}
 
 MAX_TOKENS = 2_048
 """Fewer than elsewhere: every position's logits, or every head's whole pattern, are held."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -128,8 +131,9 @@ def candidates(
     return [token for token in range(size) if token not in special]
 
 
-class HeadScores(NamedTuple):
-    """Mean attention weights of each head, between 0 and 1.
+@dataclass(frozen=True)
+class HeadScores(Generic[T]):
+    """Something of each head score: a mean attention weight, between 0 and 1.
 
     - ``previous``: from a token to the one before it, A[i, i − 1] (all tokens but the first);
     - ``duplicate``: from a token's second occurrence to its first;
@@ -137,16 +141,19 @@ class HeadScores(NamedTuple):
       induction score.
     """
 
-    previous: Float[Tensor, "layer head"]
-    duplicate: Float[Tensor, "layer head"]
-    prefix_matching: Float[Tensor, "layer head"]
+    previous: T
+    duplicate: T
+    prefix_matching: T
+
+    def __iter__(self) -> Iterator[T]:
+        return iter((self.previous, self.duplicate, self.prefix_matching))
 
 
 @torch.no_grad()
 def head_scores(
     model: ResValTransformer, repeated: RepeatedTokens, max_tokens: int = MAX_TOKENS
-) -> HeadScores:
-    """:class:`HeadScores` on tokens that come twice, in evaluation mode, on the CPU.
+) -> HeadScores[Float[Tensor, "layer head"]]:
+    """:class:`HeadScores` of every head on tokens that come twice, in evaluation mode, on the CPU.
 
     Args:
         max_tokens: rows × positions of one model call, one row at least.
@@ -172,20 +179,24 @@ def head_scores(
     return HeadScores(*(summed / len(repeated.tokens)).float())
 
 
-class RepeatedLoss(NamedTuple):
-    """Mean loss in nats of the tokens r₂ … r_n, where they come first and again.
+@dataclass(frozen=True)
+class RepeatedLoss(Generic[T]):
+    """Loss in nats of the tokens r₂ … r_n, where they come first and again (second).
 
     r₁ is left out: when it comes again, nothing has told that the sequence starts anew.
     """
 
-    first: Float[Tensor, " token"]
-    second: Float[Tensor, " token"]
+    first: T
+    second: T
+
+    def __iter__(self) -> Iterator[T]:
+        return iter((self.first, self.second))
 
 
 def repeated_loss(
     model: ResValTransformer, repeated: RepeatedTokens, max_tokens: int = MAX_TOKENS
-) -> RepeatedLoss:
-    """:class:`RepeatedLoss` of a model, through its hooks (so that edits of links count).
+) -> RepeatedLoss[Float[Tensor, " token"]]:
+    """Each token's mean :class:`RepeatedLoss`, through the model's hooks (edits of links count).
 
     Args:
         max_tokens: rows × positions of one model call, one row at least.

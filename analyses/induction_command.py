@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,13 +21,9 @@ from resval_lens.analyses.options import (
     writable,
 )
 from resval_lens.analyses.reporting import report
-from resval_lens.analyses.result import plain
 
 if TYPE_CHECKING:
     from resval_lens.recorded import RecordedRun
-    from resval_lens.transformer import ResValTransformer
-
-Note = Callable[[str], None]
 
 
 def induction_command(
@@ -52,10 +47,10 @@ def induction_command(
 
     Example: `resval-lens induction stories-small-values`
     """
-    from resval_lens.analyses import intervention_tables
-    from resval_lens.analyses.intervention_figures import head_scores
+    from resval_lens.analyses.induction import induction_study
     from resval_lens.analyses.subjects import find_model
     from resval_lens.runtime import one_thread
+    from resval_lens.tasks.leading import leading_token
 
     recorded = _classifier_runs(model, runs)
     if recorded is not None:
@@ -69,16 +64,12 @@ def induction_command(
     with notes(quiet) as note, one_thread():
         loaded, _ = find_model(str(model), device)
         writable(to)
-        study = _on_repeated_tokens(loaded, rows, length, seed or 0, prepend, note)
-    report(
-        {"model": model, **study}, to, "induction", as_json=as_json,
-        tables=[
-            intervention_tables.head_scores_table(study),
-            intervention_tables.repeated_loss_table(study),
-        ],
-        found=_induction_sentences(study),
-        figures={"induction.png": head_scores(study, intervention_tables.SCORES)},
-    )  # fmt: skip
+        alone = loaded.tokenizer is None and prepend == "auto"
+        bos = None if alone else leading_token(loaded, prepend)
+        study = induction_study(
+            loaded, name=str(model), n=rows, length=length, seed=seed or 0, bos=bos, note=note
+        )
+    report(study, to, "induction", as_json=as_json)
 
 
 def _classifier_runs(model: str | None, runs: Path | None) -> list[RecordedRun] | None:
@@ -98,30 +89,6 @@ def _classifier_runs(model: str | None, runs: Path | None) -> list[RecordedRun] 
     if runs is not None:
         raise ValueError(f"{runs} holds no runs of {model!r}; there are {', '.join(names)}")
     return None
-
-
-def _on_repeated_tokens(
-    model: ResValTransformer, rows: int, length: int | None, seed: int, prepend: str, note: Note
-) -> dict[str, Any]:
-    from resval_lens.analyses.induction import induction_study
-    from resval_lens.tasks.leading import leading_token, named_token
-
-    alone = model.tokenizer is None and prepend == "auto"
-    lead = None if alone else leading_token(model, prepend)
-    study = induction_study(model, n=rows, length=length, seed=seed, bos=lead, note=note)
-    return {**study, "leading_token": plain(named_token(model, lead))}
-
-
-def _induction_sentences(study: dict[str, Any]) -> list[str]:
-    best, even = study["top"]["prefix_matching"][0], study["even"]["prefix_matching"]
-    loss = study["loss"]
-    found = "an induction head" if best["score"] > 2 * even else "no induction head on such tokens"
-    return [
-        f"The best prefix matching, of a{best['layer']}.h{best['head']}, is {best['score']:.3f}; "
-        f"even attention has {even:.3f}: {found}.",
-        f"Tokens cost {loss['first']:.3f} nats where they come first and {loss['second']:.3f} "
-        "where they come again.",
-    ]
 
 
 def _in_training(recorded: list[RecordedRun], to: Path, as_json: bool) -> None:

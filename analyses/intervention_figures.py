@@ -16,6 +16,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from resval_lens.analyses.figures import INK, STYLE, legible, plain
+from resval_lens.analyses.head_scores import HeadScores
 from resval_lens.analyses.intervention_tables import RUNS
 from resval_lens.analyses.marks import cells, points, tip
 from resval_lens.numbers import number
@@ -72,13 +73,13 @@ def largest(patchings: Iterable[Mapping[str, Any]]) -> float:
     return max([1.0, *(float(np.abs(found["recovered"]).max()) for found in patchings)])
 
 
-def head_scores(study: Mapping[str, Any], titles: Mapping[str, str]) -> Figure:
-    """Each head score of ``induction_study``, layers × heads."""
-    values = np.array([study["scores"][name] for name in titles])
+def head_scores(scores: HeadScores[list[list[float]]], titles: HeadScores[str]) -> Figure:
+    """Each head score, layers × heads."""
+    values = np.array(list(scores))
     labels = [list(map(str, range(n))) for n in values.shape[1:]]
     with plt.rc_context(STYLE):
         most = max(0.1, float(np.ceil(values.max() * 10)) / 10)
-        figure, image = _panels(values, list(titles.values()), ["layer", "head"], labels, most)
+        figure, image = _panels(values, list(titles), ["layer", "head"], labels, most)
         figure.colorbar(image, ax=figure.axes, shrink=0.9, label="mean attention weight", pad=0.02)
     return figure
 

@@ -13,12 +13,6 @@ from resval_lens.analyses import tables
 STYLE: Any = {**tables.STYLE, "min_width": 64}
 RUNS = {"denoise": ("corrupted", "clean"), "noise": ("clean", "corrupted")}
 """The run that is patched, and the one that activations are taken from, by direction."""
-SCORES = {
-    "previous": "previous token",
-    "duplicate": "duplicate token",
-    "prefix_matching": "prefix matching",
-}
-"""Head scores by their names in ``induction_study``."""
 RISES = {
     "ila1_labels": "label → object (1)",
     "tla2": "query → labels (2)",
@@ -166,45 +160,6 @@ def lens_table(lens: list[Mapping[str, Any]]) -> Table:
             after, f"{row['logit_difference']:+.3f}", f"{row['probability']:.3f}",
             f"{row['median_rank']:g}",
         )  # fmt: skip
-    return table
-
-
-def head_scores_table(study: Mapping[str, Any]) -> Table:
-    """The best heads of each score, of ``induction_study``."""
-    table = Table(
-        title=f"Heads on {study['rows']} rows of {study['length']} random tokens, twice over",
-        **STYLE,
-    )
-    for name, title in SCORES.items():
-        table.add_column(f"{title}\n(even: {study['even'][name]:.3f})", no_wrap=True)
-    best = [study["top"][name] for name in SCORES]
-    for heads in zip(*best, strict=True):
-        table.add_row(*(f"a{h['layer']}.h{h['head']}  {h['score']:.3f}" for h in heads))
-    return table
-
-
-def repeated_loss_table(study: Mapping[str, Any], most: int = 32) -> Table:
-    """The loss of tokens that come again, whole and with links edited, of ``induction_study``."""
-    loss = study["loss"]
-    table = Table(
-        title="Loss (nats) of tokens that come again, links edited\n"
-        f"(where they come first {loss['first']:.3f}, guessing {loss['uniform']:.3f})",
-        **STYLE,
-    )
-    table.add_column("links", no_wrap=True)
-    for name in ("cut", "rise", "mean-ablated", "rise"):
-        table.add_column(name, justify="right")
-    table.add_row("as trained", f"{loss['second']:.3f}")
-    rows: dict[str, dict[str, Any]] = {}
-    for row in study["edits"]:
-        rows.setdefault(row["links"], {})[row["ablation"]] = row
-    ranked = sorted(rows, key=lambda name: -max(abs(e["rise"]) for e in rows[name].values()))
-    for name in (name for name in rows if name in ranked[:most]):
-        edits = [rows[name][ablation] for ablation in ("zero", "mean")]
-        cells = (cell for e in edits for cell in (f"{e['second']:.3f}", f"{e['rise']:+.3f}"))
-        table.add_row(name, *cells)
-    if len(rows) > most:
-        table.caption = f"(and {len(rows) - most} that matter less, in the JSON)"
     return table
 
 

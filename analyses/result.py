@@ -43,11 +43,13 @@ class Result:
 
 
 def plain(value: Any) -> Any:
-    """``value`` in JSON's types: dataclasses are dicts of their fields, keys are text."""
+    """``value`` in JSON's types: dataclasses and named tuples are dicts, keys are text."""
     if isinstance(value, Result):
         return value.to_dict()
     if is_dataclass(value) and not isinstance(value, type):
         return dict(_members(value))
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return plain(value._asdict())
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

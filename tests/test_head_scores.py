@@ -11,7 +11,6 @@ from transformer_lens.head_detector import compute_head_attention_similarity_sco
 
 from resval_lens import ResValTransformer
 from resval_lens.analyses.head_scores import (
-    HeadScores,
     RepeatedTokens,
     candidates,
     head_scores,
@@ -32,6 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rotary": {"streams": "v", "positional_embedding_type": "rotary"},
 }
 settings = pytest.mark.parametrize("changes", SETTINGS.values(), ids=SETTINGS)
+SCORES = ("previous", "duplicate", "prefix_matching")
 leading = pytest.mark.parametrize("bos", [None, 0], ids=["alone", "led"])
 
 
@@ -187,9 +187,9 @@ def test_scores_are_those_of_a_plain_loop(bos: int | None, changes: dict[str, An
                 assert len(weights[1]) == 5
                 sums[:, layer, head] += [np.mean(x) for x in weights]
     found = head_scores(model, rows, max_tokens=4 * rows.tokens.shape[1])
-    for name, expected in zip(HeadScores._fields, sums / len(rows.tokens), strict=True):
-        np.testing.assert_allclose(getattr(found, name), expected, atol=1e-6, err_msg=name)
-    assert len({round(x, 4) for x in torch.stack(found).flatten().tolist()}) > 30
+    for name, ours, expected in zip(SCORES, found, sums / len(rows.tokens), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-6, err_msg=name)
+    assert len({round(x, 4) for x in torch.stack(list(found)).flatten().tolist()}) > 30
 
 
 @leading
@@ -226,7 +226,7 @@ def test_scores_agree_with_detect_head_on_text() -> None:
         torch.testing.assert_close(ours, their * 11 / queries, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("score", range(3), ids=HeadScores._fields)
+@pytest.mark.parametrize("score", range(3), ids=SCORES)
 @leading
 def test_a_head_that_does_one_thing_alone_has_that_score(bos: int | None, score: int) -> None:
     """A pattern put in by hand; the second layer's heads attend to themselves."""

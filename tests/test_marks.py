@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 
 from resval_lens.analyses import circuit_figures, figures, intervention_figures, lm_figures, marks
 from resval_lens.analyses.display.svg import svg
+from resval_lens.analyses.head_scores import HeadScores
+from resval_lens.analyses.induction import TITLES
 from resval_lens.recorded_lm import RecordedLMRun
 from resval_lens.training.lm_run import LMRun
 from tests.drawn import (
@@ -253,14 +255,11 @@ def test_attention_and_head_scores_say_their_weights():
         for layer in range(2) for i in range(17) for j in range(17)
     ]  # fmt: skip
     assert [mark.get("aria-label") for mark in drawn] == expected
-    scores = np.random.default_rng(0).random((2, 2, 3))
-    titles = {"previous": "previous token", "prefix_matching": "prefix matching"}
-    figure = intervention_figures.head_scores(
-        {"scores": dict(zip(titles, scores.tolist(), strict=True))}, titles
-    )
+    scores = np.random.default_rng(0).random((3, 2, 3))
+    figure = intervention_figures.head_scores(HeadScores(*scores.tolist()), TITLES)
     assert said(figure) == [
         f"{title}, layer {layer}, head {head}: {signed(scores[i, layer, head])}"
-        for i, title in enumerate(titles.values()) for layer in range(2) for head in range(3)
+        for i, title in enumerate(TITLES) for layer in range(2) for head in range(3)
     ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from matplotlib.figure import Figure
@@ -10,6 +11,11 @@ from rich.table import Table
 
 from resval_lens.analyses.reporting import report
 from resval_lens.analyses.result import FLAT, OPTIONAL, Result, plain
+
+
+class Pair(NamedTuple):
+    first: int
+    second: dict[int, int]
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,11 @@ def test_the_document_has_the_fields_in_order_and_only_json_types() -> None:
     document = STUDY.to_dict()
     assert document == {"zebra": 0.5, "apple": {"3": {"head": [1, 2]}}}
     assert list(document) == ["zebra", "apple"]
-    assert plain([STUDY, (None, "x", True)]) == [document, [None, "x", True]]
+    assert plain([STUDY, (None, "x", True), Pair(1, {2: 3})]) == [
+        document,
+        [None, "x", True],
+        {"first": 1, "second": {"2": 3}},
+    ]
 
 
 def test_members_of_a_flat_field_stand_in_its_place_and_none_may_be_left_out() -> None:
