@@ -88,8 +88,9 @@ def compare_command(
         studied_models,
     )
     from resval_lens.analyses.compare_parts import Sizes, compare_all
-    from resval_lens.analyses.emergence import paper_runs, table_data
-    from resval_lens.analyses.lm_compare import emergence
+    from resval_lens.analyses.icl_emergence import emergence, paper_runs
+    from resval_lens.analyses.lm_compare import emergence as emergence_of_language_models
+    from resval_lens.analyses.result import plain
     from resval_lens.presets import PAPER_VARIANTS
     from resval_lens.recorded_lm import load_lm_runs
     from resval_lens.runtime import cores
@@ -120,8 +121,8 @@ def compare_command(
     sizes = Sizes(sequences, link_sequences, circuit_sequences, prompts, seed)
     with notes(quiet) as note:
         result, language, circuits = compare_all(found, models, sizes, jobs or cores(), note)
-    language["emergence"] = emergence(curves)
-    by_seed = table_data(found, 0.95)
+    by_seed, of_models = emergence(found, 0.95), emergence_of_language_models(curves)
+    language["emergence"] = plain(of_models)
     settings = {
         "sequences": sequences,
         "link sequences": link_sequences,
@@ -142,7 +143,7 @@ def compare_command(
         tables.compare_table(result),
         *([tables.controls_table(result["controls"])] if "controls" in result else []),
         tables.attention_table(result),
-        tables.emergence_table(by_seed),
+        by_seed.table(),
         circuit_tables.compared_table(circuits["over_seeds"], circuits["least"]),
         circuit_tables.matrix_table(circuits["matrices"]),
         circuit_tables.roles_table(circuits["heads"]),
@@ -154,16 +155,16 @@ def compare_command(
     def html(document: Any) -> str:
         from resval_lens.analyses.compare_page import compare_page
 
-        return compare_page(document, found, curves, drawn)
+        return compare_page(document, by_seed, of_models, found, curves, drawn)
 
     report(
-        {**result, "emergence": by_seed, "language_models": language, "circuits": circuits,
+        {**result, "emergence": plain(by_seed), "language_models": language, "circuits": circuits,
          "settings": settings},
         to,
         "compare",
         as_json=as_json,
         tables=shown,
-        found=[*tables.sentences(result, by_seed), *circuits["found"], *language["found"]],
+        found=[*by_seed.told(), *tables.sentences(result), *circuits["found"], *language["found"]],
         figures={name: figure for name, figure in drawn.items() if figure},
         pages={page / "report.html": html} if page else None,
     )  # fmt: skip

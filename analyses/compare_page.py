@@ -19,13 +19,15 @@ from resval_lens.analyses import (
     intervention_tables,
     ioi_tables,
     lm_figures,
-    lm_tables,
     tables,
 )
 from resval_lens.analyses.display.attention import attention_body
 from resval_lens.analyses.display.display import figure_html
 from resval_lens.analyses.display.page import page, words
 from resval_lens.analyses.display.tables import html_table
+from resval_lens.analyses.icl_emergence import Emergence
+from resval_lens.analyses.lm_compare import NotCompared
+from resval_lens.analyses.lm_emergence import LMEmergence
 from resval_lens.recorded import RecordedRun
 from resval_lens.recorded_lm import RecordedLMRun
 
@@ -38,6 +40,8 @@ LANGUAGE_MODELS = "language models"
 
 def compare_page(
     data: Data,
+    by_seed: Emergence,
+    of_models: LMEmergence | NotCompared,
     runs: Sequence[RecordedRun],
     lm_runs: Sequence[RecordedLMRun],
     ready: Drawn | None = None,
@@ -53,9 +57,11 @@ def compare_page(
     """
     ready = ready or {}
     sections: dict[str, Callable[[], str]] = {
-        "What was compared": lambda: _compared(data),
+        "What was compared": lambda: _compared(data, by_seed, of_models),
         "What was found": lambda: _found(data),
-        "Accuracy and emergence": lambda: _emergence(data, runs, lm_runs, ready),
+        "Accuracy and emergence": lambda: _emergence(
+            data, by_seed, of_models, runs, lm_runs, ready
+        ),
         "Attention": lambda: _attention(data),
         "Links ablated": lambda: _links(data, ready),
         "Activations patched": lambda: _patched(data),
@@ -80,7 +86,7 @@ def compare_page(
     return page(TITLE, "\n".join(body), with_circuitsvis=True)
 
 
-def _compared(data: Data) -> str:
+def _compared(data: Data, by_seed: Emergence, of_models: LMEmergence | NotCompared) -> str:
     names = {"classic": "no stream", "queries": "queries flow", "keys": "keys flow",
              "values": "values flow"}  # fmt: skip
     table = Table(title="Models")
@@ -88,7 +94,7 @@ def _compared(data: Data) -> str:
         table.add_column(heading)
     for heading in ("seed", "seeds of its curves", "evaluated on"):
         table.add_column(heading, justify="right")
-    seeds = {row["variant"]: row["seeds"] for row in data["emergence"]["rows"]}
+    seeds = {row.variant: row.snapshots for row in by_seed.rows}
     for name, study in data["models"].items():
         table.add_row(
             name, CLASSIFIERS, names.get(name, name),
@@ -97,7 +103,7 @@ def _compared(data: Data) -> str:
         )  # fmt: skip
     table.add_section()
     models = data["language_models"]
-    curves = models["emergence"].get("seeds", {})
+    curves = of_models.seeds if isinstance(of_models, LMEmergence) else {}
     for name, scores in models["scores"].items():
         kind = scores["architecture"]
         seed = "" if scores["seed"] is None else str(scores["seed"])
@@ -129,7 +135,12 @@ def _found(data: Data) -> str:
 
 
 def _emergence(
-    data: Data, runs: Sequence[RecordedRun], lm_runs: Sequence[RecordedLMRun], ready: Drawn
+    data: Data,
+    by_seed: Emergence,
+    of_models: LMEmergence | NotCompared,
+    runs: Sequence[RecordedRun],
+    lm_runs: Sequence[RecordedLMRun],
+    ready: Drawn,
 ) -> str:
     parts = [
         f"<h3>{CLASSIFIERS.capitalize()}</h3>",
@@ -140,19 +151,17 @@ def _emergence(
         _figure(ready.get("emergence.png") or figures.emergence(runs),
                  "Accuracy and loss of classifiers in training",
                 "Thin: single seeds; thick: their mean."),
-        html_table(tables.emergence_table(data["emergence"])),
+        html_table(by_seed.table()),
     ]  # fmt: skip
-    study = data["language_models"]["emergence"]
-    if "reason" in study:
-        parts.append(f"<p>Curves of language models are not drawn: {words(study['reason'])}.</p>")
+    if isinstance(of_models, NotCompared):
+        parts.append(f"<p>Curves of language models are not drawn: {words(of_models.reason)}.</p>")
     elif lm_runs:
         parts += [
             f"<h3>{LANGUAGE_MODELS.capitalize()}</h3>",
             _figure(lm_figures.training(lm_runs), "Language models in training",
                     "Thin: single seeds; thick: their mean. Unseen: pairs of names that never "
                     "meet in training text, frames and objects that never occur in it."),
-            html_table(lm_tables.study_table(study)),
-            html_table(lm_tables.matched_table(study)),
+            *(html_table(table) for table in of_models.tables()),
         ]  # fmt: skip
     return "".join(parts)
 

@@ -208,17 +208,14 @@ def emergence_command(
 
     Example: `resval-lens eval emergence --runs runs/lm`
     """
-    from resval_lens.analyses import lm_figures, lm_tables
-    from resval_lens.analyses.lm_emergence import lm_study
+    from resval_lens.analyses.lm_emergence import lm_emergence
+    from resval_lens.analyses.lm_figures import training
     from resval_lens.recorded_lm import SHIPPED_RUNS, load_lm_runs
 
     writable(to)
     with notes(quiet) as note:
         note("training runs")
         found = load_lm_runs(runs or SHIPPED_RUNS)
-        study = lm_study(found)
-    report(
-        study, to, "lm-emergence", as_json=as_json,
-        tables=[lm_tables.study_table(study), lm_tables.matched_table(study)],
-        figures={"lm-emergence.png": lm_figures.training(found)},
-    )  # fmt: skip
+        study = lm_emergence(found)
+    figures = {"lm-emergence.png": training(found)}
+    report(study, to, "lm-emergence", as_json=as_json, figures=figures)

@@ -100,8 +100,8 @@ def reproduce_command(
 
     Example: `resval-lens reproduce table-1`
     """
-    from resval_lens.analyses import figures, tables
-    from resval_lens.analyses.emergence import TABLES, paper_runs, table_data
+    from resval_lens.analyses import figures
+    from resval_lens.analyses.icl_emergence import TABLES, emergence, paper_runs
     from resval_lens.presets import FURTHER_VARIANTS, PAPER_VARIANTS
 
     known = [*TABLES, "figure-3", "further-variants", *FIGURES]
@@ -128,10 +128,9 @@ def reproduce_command(
         pictures = {"figure-3.png": figures.emergence(drawn)}
         report(_curves(drawn), to, what, as_json=as_json, figures=pictures)
         return
-    data = table_data(found if further else paper_runs(found), TABLES.get(what, 0.95))
-    against = ("classic", "values") if further else None
-    shown = [tables.emergence_table(data), tables.t_test_table(data, against)]
-    report(data, to, what, as_json=as_json, tables=shown)
+    study = emergence(found if further else paper_runs(found), TABLES.get(what, 0.95))
+    shown = study.table(), study.test_table(("classic", "values") if further else None)
+    report(study.to_dict(), to, what, as_json=as_json, tables=shown)
 
 
 def link_in_training_command(

@@ -74,7 +74,7 @@ def induction_command(
 
 def _classifier_runs(model: str | None, runs: Path | None) -> list[RecordedRun] | None:
     """The training runs that are asked for; None for a language model."""
-    from resval_lens.analyses.emergence import paper_runs
+    from resval_lens.analyses.icl_emergence import paper_runs
     from resval_lens.analyses.subjects import is_classifier_run
     from resval_lens.recorded import SHIPPED, RecordedRun, load_runs
 

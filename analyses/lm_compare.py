@@ -7,7 +7,7 @@ the twins differ in who gives.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ import torch
 from resval_lens.analyses.ablation_study import ablation_study
 from resval_lens.analyses.circuit_compare import Studied, check_counts
 from resval_lens.analyses.ioi import four_cells, ioi_scores
-from resval_lens.analyses.lm_emergence import lm_study
+from resval_lens.analyses.lm_emergence import LMEmergence, lm_emergence
 from resval_lens.analyses.result import plain
 from resval_lens.analyses.story_loss import story_rows
 from resval_lens.analyses.subjects import ModelOnTask, on_indirect_objects
@@ -101,12 +101,19 @@ def compare_language_models(
     return found
 
 
-def emergence(runs: Sequence[RecordedLMRun]) -> dict[str, Any]:
-    """:func:`~resval_lens.analyses.lm_emergence.lm_study`, or the ``reason`` why there is none."""
+@dataclass(frozen=True)
+class NotCompared:
+    """Why runs are not compared."""
+
+    reason: str
+
+
+def emergence(runs: Sequence[RecordedLMRun]) -> LMEmergence | NotCompared:
+    """:func:`~resval_lens.analyses.lm_emergence.lm_emergence`, or why there is none."""
     try:
-        return lm_study(runs)
+        return lm_emergence(runs)
     except ValueError as error:
-        return {"reason": str(error)}
+        return NotCompared(str(error))
 
 
 def _with_links(models: Sequence[Studied]) -> list[Studied]:

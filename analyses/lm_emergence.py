@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resval_lens.analyses.emergence import holm_of_both, two_t_tests
+from resval_lens.analyses.emergence import first_above
+from resval_lens.analyses.result import FLAT, Result
+from resval_lens.analyses.seeds import Spread, TTests, corrected, present, spread, t_tests
 from resval_lens.recorded_lm import RecordedLMRun
 from resval_lens.streams import architectures_of
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Line = dict[str, Any]
 
@@ -25,28 +31,147 @@ THRESHOLDS = (("accuracy", 0.95), ("accuracy_top1", 0.95), ("p_io", 0.5), ("p_io
 """Scores and what they must exceed to count as emerged."""
 
 
-def first_step(line_of: Sequence[Line], score: Callable[[Line], float], above: float) -> int | None:
-    """The step of the first evaluation whose score exceeds ``above``; None if none does."""
-    return next((int(line["step"]) for line in line_of if score(line) > above), None)
+@dataclass(frozen=True)
+class Measured:
+    """One measure of one architecture; ``prompts``: of which set ("": of text)."""
+
+    prompts: str
+    measure: str
+    architecture: str
+    spread: Spread = field(metadata=FLAT)
+
+    def told(self) -> str:
+        """Mean ± sd, and how many seeds never got there."""
+        numbers, form = self.spread, ",.0f" if self.measure.startswith("step:") else ".3f"
+        if numbers.mean is None:
+            return "never"
+        text = f"{numbers.mean:{form}}"
+        if len(numbers.by_seed) > 1:
+            text += f" ± {numbers.sd:{form}}"
+        never = len(numbers.by_seed) - len(numbers.there)
+        return f"{text}\n({never} never)" if never else text
 
 
-def lm_study(runs: Sequence[RecordedLMRun]) -> dict[str, Any]:
-    """Final losses and IOI scores, the steps at which they emerge, and both at equal loss, as JSON.
+@dataclass(frozen=True)
+class Difference:
+    """Tests of one measure of two architectures."""
 
-    ``rows`` hold, for each set of prompts, measure and architecture, the numbers ``by_seed``,
-    their ``mean`` and ``sd`` (the population's) over the seeds that have one; ``tests`` compare
-    every architecture with the first by t-tests, independent and paired by seed, each also
-    corrected for the tests of its table (:func:`~resval_lens.analyses.emergence.two_t_tests`,
-    :func:`~resval_lens.analyses.emergence.holm`; all None where a seed has no number).
+    prompts: str
+    measure: str
+    first: str
+    second: str
+    tests: TTests = field(metadata=FLAT)
 
-    ``matched`` is a second table of ``rows`` and ``tests``: what is left of a difference between
-    models once the one that learns faster is not ahead. For each set and threshold the validation
-    loss of the first evaluation above it; and, at ``loss``, the mean over all runs of the loss at
-    which the last set passes the first threshold, the scores (:func:`at_loss`) and the step. None
-    where a run never passes it.
+
+@dataclass(frozen=True)
+class Compared:
+    """Measures over seeds and, of every architecture with the first, tests; corrected together."""
+
+    rows: tuple[Measured, ...]
+    tests: tuple[Difference, ...]
+
+    def lines(self) -> list[tuple[list[Measured], list[TTests]]]:
+        """Of each set of prompts and measure, all architectures and the tests of all but one."""
+        by: dict[tuple[str, str], tuple[list[Measured], list[TTests]]] = {}
+        for row in self.rows:
+            by.setdefault((row.prompts, row.measure), ([], []))[0].append(row)
+        for test in self.tests:
+            by[test.prompts, test.measure][1].append(test.tests)
+        return list(by.values())
+
+    def table(self, architectures: Sequence[str], title: str, caption: str) -> Table:
+        """Mean ± sd of each architecture, and p of their tests."""
+        from rich.table import Table
+
+        from resval_lens.analyses.tables import NARROW
+
+        first, *others = architectures
+        table = Table(title=title, caption=caption, **NARROW)
+        for name in ("prompts", ""):
+            table.add_column(name, no_wrap=True)
+        for name in (first, *others):
+            table.add_column(name, justify="right", no_wrap=True)
+        for name in others:
+            whose = f" ({name})" if len(others) > 1 else ""
+            for heading in ("p", "pairs", "Holm"):
+                table.add_column(heading + whose, justify="right")
+        previous = None
+        for rows, tests in self.lines():
+            prompts, measure = rows[0].prompts, rows[0].measure
+            cells = [row.told() for row in rows]
+            for each in tests:
+                cells += [_told_p(p) for p in (each.p, each.p_paired, each.p_paired_holm)]
+            if previous not in (None, prompts):
+                table.add_section()
+            table.add_row("" if previous == prompts else prompts, measure, *cells)
+            previous = prompts
+        return table
+
+
+def _told_p(p: float | None) -> str:
+    if p is None:
+        return ""
+    return "<.001" if p < 0.0005 else f"{p:.3f}".removeprefix("0")
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What is left of a difference once the model that learns faster is not ahead.
+
+    Attributes:
+        loss: the mean over all runs of the validation loss at which the last set passes the first
+            threshold; None where a run never passes it.
+        compared: for each set and threshold the loss of the first evaluation above it; and, where
+            the loss falls to ``loss``, the scores (:func:`at_loss`) and the step.
+    """
+
+    loss: float | None
+    compared: Compared = field(metadata=FLAT)
+
+
+@dataclass(frozen=True)
+class LMEmergence(Result):
+    """Final losses and IOI scores, the steps at which they emerge, and both at equal loss.
 
     A step is that of the first evaluation above the threshold: it is known no better than the
     steps between evaluations.
+
+    Attributes:
+        seeds: how many, by architecture.
+        evaluate_every: steps between evaluations.
+    """
+
+    architectures: tuple[str, ...]
+    seeds: Mapping[str, int]
+    steps: int
+    evaluate_every: int
+    compared: Compared = field(metadata=FLAT)
+    matched: Matched
+
+    def tables(self) -> tuple[Table, Table]:
+        """By step, and at equal validation loss."""
+        seeds = ", ".join(f"{name} {count}" for name, count in self.seeds.items())
+        return (
+            self.compared.table(
+                self.architectures,
+                f"After {self.steps:,} steps, evaluated every {self.evaluate_every:,}\n"
+                f"(seeds: {seeds})",
+                "(mean ± population sd over seeds; loss in nats; accuracy: share of prompts with\n"
+                "P(IO) > P(S); top-1: whose likeliest token is IO; p: t-test of independent runs;\n"
+                "pairs: by seed; Holm: pairs, corrected for the tests of this table)",
+            ),
+            self.matched.compared.table(
+                self.architectures,
+                "At equal validation loss\n(loss: that of the first evaluation above the "
+                f"threshold; at {self.matched.loss or 0:.3f}: where the\nloss falls to that, its "
+                "mean at the first threshold of the last prompts)",
+                "(Holm: pairs, corrected for the tests of this table)",
+            ),
+        )
+
+
+def lm_emergence(runs: Sequence[RecordedLMRun]) -> LMEmergence:
+    """What training recorded, by architecture over seeds.
 
     Raises:
         ValueError: runs that differ in more than seed and streams, two of one seed and
@@ -54,48 +179,34 @@ def lm_study(runs: Sequence[RecordedLMRun]) -> dict[str, Any]:
     """
     _check_alike(runs)
     labels = architectures_of([recorded.run.config.streams for recorded in runs])
-    architectures = list(dict.fromkeys(labels))
+    architectures = tuple(dict.fromkeys(labels))
     sets = list(runs[0].evaluations[-1].get("ioi", {}))
     loss = _emerging_loss(runs, sets)
-    return {
-        "architectures": architectures,
-        "seeds": {name: labels.count(name) for name in architectures},
-        "steps": runs[0].run.steps,
-        "evaluate_every": runs[0].run.evaluate_every,
-        **_table(runs, labels, _measures(sets)),
-        "matched": {"loss": loss, **_table(runs, labels, _matched(sets, loss))},
-    }
+    return LMEmergence(
+        architectures,
+        {name: labels.count(name) for name in architectures},
+        runs[0].run.steps,
+        runs[0].run.evaluate_every,
+        _compared(runs, labels, _measures(sets)),
+        Matched(loss, _compared(runs, labels, _matched(sets, loss))),
+    )
 
 
-def _table(
+def _compared(
     runs: Sequence[RecordedLMRun], labels: Sequence[str], measures: dict[tuple[str, str], Measure]
-) -> dict[str, Any]:
-    """``rows`` and ``tests`` of some measures, corrected for being so many."""
-    architectures = list(dict.fromkeys(labels))
-    rows, tests = [], []
-    for (prompts, measure), of in measures.items():
-        numbers: dict[str, dict[int, float | None]] = {name: {} for name in architectures}
+) -> Compared:
+    """Some measures of every architecture, and tests that are corrected for being so many."""
+    rows: list[Measured] = []
+    tests: dict[tuple[str, str, str, str], TTests] = {}
+    for what, of in measures.items():
+        numbers: dict[str, dict[int, float | None]] = {name: {} for name in labels}
         for label, recorded in zip(labels, runs, strict=True):
             numbers[label][recorded.run.seed] = of(recorded.evaluations)
-        what = {"prompts": prompts, "measure": measure}
-        for name, by_seed in numbers.items():
-            reached = [number for number in by_seed.values() if number is not None]
-            rows.append(
-                {
-                    **what,
-                    "architecture": name,
-                    "by_seed": {str(seed): number for seed, number in by_seed.items()},
-                    "mean": float(np.mean(reached)) if reached else None,
-                    "sd": float(np.std(reached)) if reached else None,
-                }
-            )
-        base, *others = ({s: n for s, n in x.items() if n is not None} for x in numbers.values())
-        for name, other in zip(architectures[1:], others, strict=True):
-            whole = len(base) + len(other) == len(numbers[architectures[0]]) + len(numbers[name])
-            found = two_t_tests(*((other, base) if whole else ({}, {})))
-            tests.append({**what, "first": name, "second": architectures[0], **found})
-    both = zip(tests, holm_of_both(tests), strict=True)
-    return {"rows": rows, "tests": [test | corrected for test, corrected in both]}
+        rows += [Measured(*what, name, spread(by_seed)) for name, by_seed in numbers.items()]
+        base, *others = numbers
+        tests |= {(*what, each, base): t_tests(numbers[each], numbers[base]) for each in others}
+    found = (Difference(*pair, each) for pair, each in corrected(tests).items())
+    return Compared(tuple(rows), tuple(found))
 
 
 def at_loss(lines: Sequence[Line], loss: float, of: Callable[[Line], float]) -> float | None:
@@ -117,7 +228,7 @@ def at_loss(lines: Sequence[Line], loss: float, of: Callable[[Line], float]) -> 
 def _emerging_loss(runs: Sequence[RecordedLMRun], sets: Sequence[str]) -> float | None:
     """The mean over runs of the loss at which the last set passes the first threshold."""
     found = [_loss(sets[-1], *THRESHOLDS[0], run.evaluations) for run in runs] if sets else []
-    there = [loss for loss in found if loss is not None]
+    there = present(found)
     return float(np.mean(there)) if there and len(there) == len(runs) else None
 
 
@@ -157,8 +268,9 @@ def _score(prompts: str, score: str, line: Line) -> float:
 
 def _loss(prompts: str, score: str, above: float, lines: Sequence[Line]) -> float | None:
     """The validation loss of the first evaluation whose score exceeds ``above``."""
-    found = (line for line in lines if _score(prompts, score, line) > above)
-    return next((float(line["valid_loss"]) for line in found), None)
+    return first_above(
+        ((float(line["valid_loss"]), _score(prompts, score, line)) for line in lines), above
+    )
 
 
 def _last(prompts: str, score: str, lines: Sequence[Line]) -> float:
@@ -166,7 +278,7 @@ def _last(prompts: str, score: str, lines: Sequence[Line]) -> float:
 
 
 def _first(prompts: str, score: str, above: float, lines: Sequence[Line]) -> float | None:
-    return first_step(lines, partial(_score, prompts, score), above)
+    return first_above(((line["step"], _score(prompts, score, line)) for line in lines), above)
 
 
 def _check_alike(runs: Sequence[RecordedLMRun]) -> None:

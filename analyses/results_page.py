@@ -14,10 +14,19 @@ from typing import Any
 from resval_lens.analyses import ioi
 from resval_lens.analyses.amicl.figure_7 import PUBLISHED_COUNTS, figure_7
 from resval_lens.analyses.circuit_findings import over_seeds, sentences
-from resval_lens.analyses.emergence import TABLES, paper_runs, table_data
+from resval_lens.analyses.icl_emergence import (
+    NO_GAIN_CONTROL,
+    PUBLISHED,
+    TABLES,
+    TASKS,
+    Crossing,
+    Emergence,
+    paper_runs,
+)
+from resval_lens.analyses.icl_emergence import emergence as emergence_study
 from resval_lens.analyses.ioi import PUBLISHED_TABLE_2
 from resval_lens.analyses.link_controls import first_of, link_controls
-from resval_lens.analyses.lm_emergence import lm_study
+from resval_lens.analyses.lm_emergence import Compared, lm_emergence
 from resval_lens.analyses.memory.curves import (
     LABELS,
     ONE_LAYER,
@@ -26,7 +35,7 @@ from resval_lens.analyses.memory.curves import (
     shown,
     told_order,
 )
-from resval_lens.analyses.tables import NO_GAIN_CONTROL, when
+from resval_lens.analyses.seeds import present, spread
 from resval_lens.checkpoint import SHIPPED_MODELS
 from resval_lens.numbers import number
 from resval_lens.recorded import load_runs
@@ -39,7 +48,6 @@ from resval_lens.tasks.stories import ioi_prompts
 from resval_lens.training.icl_run import draw_world
 from resval_lens.transformer import ResValTransformer
 
-NAMES = {"ic": "IC", "ic2": "IC2"}
 FOLLOWED = ("W_F", "W_K2", "W_O2", "W_K1", "accuracy")
 """Measures of :mod:`~resval_lens.analyses.memory.curves` that the page has."""
 
@@ -86,51 +94,46 @@ def emergence(threshold: float) -> str:
 
     Ours beside the published, mean ± population sd over seeds, in snapshots of 500 steps.
     """
-    data = table_data(paper_runs(load_runs()), threshold)
-    found = _emergence_rows(data) + "\n" + _tests(data, "classic")
-    saved = data["saving_against_classic"]["ic"]["values"]
-    published = {
-        row["variant"]: row["published"]["mean"] for row in data["rows"] if row["task"] == "ic"
-    }
+    study = emergence_study(paper_runs(load_runs()), threshold)
+    theirs = PUBLISHED[threshold]["ic"]
     return (
-        f"Values pass {threshold:g} on IC after {saved:.0%} fewer steps than classic; published: "
-        f"{1 - published['values'] / published['classic']:.0%}. {NO_GAIN_CONTROL}\n\n{found}"
+        f"Values pass {threshold:g} on IC after {study.saving('ic', 'values'):.0%} fewer steps "
+        f"than classic; published: {1 - theirs['values'][0] / theirs['classic'][0]:.0%}. "
+        f"{NO_GAIN_CONTROL}\n\n{_emergence_rows(study, study.rows)}\n{_tests(study, 'classic')}"
     )
 
 
 def further_variants() -> str:
     """What the paper leaves open, at .95: gradient blocked, several streams, an even mix."""
-    data = table_data(load_runs(), 0.95)
-    ours = {**data, "rows": [row for row in data["rows"] if row["published"] is None]}
-    return _emergence_rows(ours, published=False)
+    study = emergence_study(load_runs(), 0.95)
+    return _emergence_rows(study, [row for row in study.rows if row.published is None])
 
 
-def _emergence_rows(data: Mapping[str, Any], published: bool = True) -> str:
+def _emergence_rows(study: Emergence, chosen: Sequence[Crossing]) -> str:
     rows = []
-    for row in data["rows"]:
-        paper = row["published"]
-        saved = data["saving_against_classic"][row["task"]].get(row["variant"])
-        cells = [NAMES[row["task"]], row["variant"], _seeds(row["seeds"]), when(row)]
-        if published:
-            cells.append("" if paper is None else f"{paper['mean']:.2f} ± {paper['sd']:.2f}")
-        rows.append([*cells, "" if saved is None else _number(saved, ".0%")])
-    theirs = ["published"] if published else []
+    for row in chosen:
+        cells = [TASKS[row.task], row.variant, str(len(row.snapshots)), row.told()]
+        cells += ["{:.2f} ± {:.2f}".format(*row.published)] if row.published else []
+        rows.append([*cells, _number(study.saving(row.task, row.variant), ".0%")])
+    theirs = ["published"] if chosen[0].published else []
     return markdown_table(["task", "stream", "seeds", "ours", *theirs, "steps saved"], rows, 2)
 
 
-def _tests(data: Mapping[str, Any], against: str) -> str:
+def _tests(study: Emergence, against: str) -> str:
+    forms = (".2f", ".2g", ".2g") * 2
     rows = [
-        [NAMES[test["task"]], f"{test['first']} − {test['second']}"]
-        + [_number(test[name], form) for name, form in
-           (("t", ".2f"), ("p", ".2g"), ("p_holm", ".2g"), ("t_paired", ".2f"),
-            ("p_paired", ".2g"), ("p_paired_holm", ".2g"))]
-        for test in data["t_tests"]
-        if against in (test["first"], test["second"])
-    ]  # fmt: skip
+        [
+            TASKS[each.task],
+            f"{each.first} − {each.second}",
+            *map(_number, each.tests.in_order, forms),
+        ]
+        for each in study.t_tests
+        if against in (each.first, each.second)
+    ]
     columns = ["task", "pair", "t", "p", "Holm", "t, paired by seed", "p, paired", "Holm"]
     said = (
         "t-tests of independent runs, and paired by seed. *Holm*: the p to its left, corrected "
-        f"for the {len(data['t_tests'])} tests of the four streams on both tasks, of which those "
+        f"for the {len(study.t_tests)} tests of the four streams on both tasks, of which those "
         f"against {against} are shown."
     )
     return f"{said}\n\n{markdown_table(columns, rows, 2)}"
@@ -147,7 +150,7 @@ def final_accuracy() -> str:
         for task in tasks:
             cells.append(_spread([each.metrics[-1][task]["accuracy"] for each in own], ".3f"))
         steps = ", ".join(sorted({f"{each.run.steps:,}" for each in own}))
-        rows.append([name, _seeds([each.run.seed for each in own]), steps, *cells])
+        rows.append([name, str(len(own)), steps, *cells])
     return markdown_table(["stream", "seeds", "steps", "Test", "IC", "IC2", "IW"], rows)
 
 
@@ -189,53 +192,52 @@ def link_controls_table(sequences: int = 1_000) -> str:
 
 def language_models() -> str:
     """Loss, indirect objects and the steps at which they emerge, classic beside values."""
-    study = lm_study(load_lm_runs())
-    seeds = ", ".join(f"{count} of {name}" for name, count in study["seeds"].items())
+    study = lm_emergence(load_lm_runs())
+    seeds = ", ".join(f"{count} of {name}" for name, count in study.seeds.items())
     return (
-        f"Seeds: {seeds}; {study['steps']:,} steps, evaluated every {study['evaluate_every']}. "
-        f"{_survivors(study['tests'])}\n\n{_lm_table(study, study)}"
+        f"Seeds: {seeds}; {study.steps:,} steps, evaluated every {study.evaluate_every}. "
+        f"{_lm_table(study.compared)}"
     )
 
 
 def loss_matched() -> str:
     """The same models where their validation losses are equal."""
-    study = lm_study(load_lm_runs())
-    return f"{_survivors(study['matched']['tests'])}\n\n{_lm_table(study, study['matched'])}"
+    return _lm_table(lm_emergence(load_lm_runs()).matched.compared)
 
 
-def _survivors(tests: Sequence[Mapping[str, Any]]) -> str:
+def _survivors(found: Compared) -> str:
     """Which differences stand once the tests of their table are counted."""
+    kinds = {
+        "independent": [(test.tests.p, test.tests.p_holm, test) for test in found.tests],
+        "paired": [(test.tests.p_paired, test.tests.p_paired_holm, test) for test in found.tests],
+    }
     said = []
-    for kind, p in (("independent", "p"), ("paired", "p_paired")):
-        made = [test for test in tests if test[p] is not None]
-        kept = [test for test in made if test[f"{p}_holm"] < 0.05]
-        which = ", ".join(f"{test['measure']} ({test['prompts'] or 'text'})" for test in kept)
+    for kind, tests in kinds.items():
+        made = present(p for p, _, _ in tests)
+        kept = [test for _, corrected, test in tests if corrected is not None and corrected < 0.05]
+        which = ", ".join(f"{test.measure} ({test.prompts or 'text'})" for test in kept)
         said.append(
-            f"Of {len(made)} {kind} t-tests {sum(test[p] < 0.05 for test in made)} have p < .05, "
+            f"Of {len(made)} {kind} t-tests {sum(p < 0.05 for p in made)} have p < .05, "
             f"and {len(kept) or 'none'} after Holm's correction{f': {which}' * bool(kept)}."
         )
     return " ".join(said).replace(">", "&gt;")
 
 
-def _lm_table(study: Mapping[str, Any], table: Mapping[str, Any]) -> str:
-    first, *others = study["architectures"]
-    found = {(row["prompts"], row["measure"], row["architecture"]): row for row in table["rows"]}
-    tests = {(test["prompts"], test["measure"], test["first"]): test for test in table["tests"]}
+def _lm_table(found: Compared) -> str:
+    """What survives Holm's correction, and the table."""
     rows = []
-    for prompts, measure in dict.fromkeys((p, m) for p, m, _ in found):
+    for own, tests in found.lines():
+        measure = own[0].measure
         form = ",.0f" if measure.startswith("step") else ".4f"
-        cells = [
-            _spread(list(found[prompts, measure, name]["by_seed"].values()), form)
-            for name in (first, *others)
-        ]
+        cells = [row.spread.told(form) for row in own]
         p = [
-            _number(tests[prompts, measure, name][key], ".2g")
-            for name in others
-            for key in ("p", "p_paired", "p_paired_holm")
+            _number(x, ".2g") for each in tests for x in (each.p, each.p_paired, each.p_paired_holm)
         ]
-        rows.append([prompts, measure, *cells, *p])
+        rows.append([own[0].prompts, measure, *cells, *p])
+    first, *others = (row.architecture for row in own)
     heads = [f"{p} ({name})" for name in others for p in ("p", "p, paired", "Holm, paired")]
-    return markdown_table(["prompts", "measure", first, *others, *heads], rows, 2)
+    table = markdown_table(["prompts", "measure", first, *others, *heads], rows, 2)
+    return f"{_survivors(found)}\n\n{table}"
 
 
 def circuits(report: Mapping[str, Any]) -> str:
@@ -250,7 +252,9 @@ def circuits(report: Mapping[str, Any]) -> str:
         for name, form in columns.items():
             measure = row["measures"].get(name)
             cells.append("" if measure is None else _spread(measure["by_seed"], form))
-        rows.append([row["task"], row["metric"], row["architecture"], _seeds(row["seeds"]), *cells])
+        rows.append(
+            [row["task"], row["metric"], row["architecture"], str(len(row["seeds"])), *cells]
+        )
     table = markdown_table(["task", "metric", "model", "seeds", *columns], rows, 3)
     said = "\n".join(f"- {sentence}" for sentence in sentences(report["circuits"], report["heads"]))
     return f"{table}\n{said}\n\n{_made(report['provenance'])}"
@@ -300,7 +304,7 @@ def memory() -> str:
         cells[-1] = cells[-1] or "never"
         for where in ("trained", "longer"):
             cells.append(_spread([each.metrics[-1][where]["accuracy"] for each in own], ".3f"))
-        rows.append([name, _seeds([each.run.seed for each in own]), *cells])
+        rows.append([name, str(len(own)), *cells])
     heads = [f"{LABELS[measure]}" for measure in FOLLOWED]
     return (
         f"Steps of the first snapshot, of one in {study['run']['snapshot_every']}, above "
@@ -436,21 +440,8 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _spread(numbers: Sequence[float | None], form: str) -> str:
-    """Mean ± population sd of the numbers that are there, and how many are if some are not."""
-    there = [number for number in numbers if number is not None]
-    if not there:
-        return "never"
-    mean = sum(there) / len(there)
-    text = format(mean, form)
-    if len(there) > 1:
-        sd = (sum((x - mean) ** 2 for x in there) / len(there)) ** 0.5
-        text += f" ± {sd:{form}}"
-    return text if len(there) == len(numbers) else f"{text} ({len(there)} of {len(numbers)})"
+    return spread(dict(enumerate(numbers))).told(form)
 
 
 def _number(x: float | None, form: str) -> str:
     return "" if x is None else number(x, form)
-
-
-def _seeds(seeds: Sequence[int | None]) -> str:
-    return str(len(seeds))

@@ -10,82 +10,8 @@ from rich.table import Table
 
 from resval_lens.analyses.figures import TASKS
 
-NO_GAIN_CONTROL = (
-    "Among these runs is no classic model whose second layer's values are merely larger: how much "
-    "of the difference the stream's route makes, and how much the gain, they do not tell."
-)
 STYLE: Any = {"title_justify": "left", "caption_justify": "left", "box": box.SIMPLE_HEAD}
 NARROW: Any = STYLE | {"pad_edge": False, "padding": (0, 1, 0, 0)}
-
-
-def emergence_table(data: dict[str, Any]) -> Table:
-    """Ours beside the paper's: first snapshot above the threshold."""
-    table = Table(
-        title=f"First snapshot (of 500 steps) above {data['threshold']} accuracy",
-        **STYLE,
-    )
-    columns = ("task", "variant", "seeds", "ours (± sd)", "published", "saved")
-    for name in columns:
-        words = name in ("task", "variant")
-        table.add_column(name, justify="left" if words else "right", no_wrap=words)
-    previous = None
-    for row in data["rows"]:
-        if previous not in (None, row["task"]):
-            table.add_section()
-        previous = row["task"]
-        paper = row["published"]
-        saved = data["saving_against_classic"].get(row["task"], {}).get(row["variant"])
-        table.add_row(
-            TASKS[row["task"]],
-            row["variant"],
-            str(len(row["seeds"])),
-            when(row),
-            "" if paper is None else f"{paper['mean']:.2f} ± {paper['sd']:.2f}",
-            "" if saved is None else f"{saved:.1%}",
-        )
-    return table
-
-
-def when(row: Mapping[str, Any]) -> str:
-    """A row of ``table_data``: the mean snapshot ± sd, and how many seeds got there if not all."""
-    reached = [number for number in row["snapshots"] if number is not None]
-    said = f"{row['mean']:.2f} ± {row['sd']:.2f}" if reached else "never"
-    if len(reached) < len(row["snapshots"]):
-        said += f" ({len(reached)} of {len(row['snapshots'])} got there)"
-    return said
-
-
-def t_test_table(data: dict[str, Any], against: Sequence[str] | None = None) -> Table:
-    """The tests of every pair of variants, or only those ``against`` some."""
-    table = Table(
-        title="t-tests, also paired by seed (t < 0: the first is earlier)",
-        caption=f"Holm: the p to its left, corrected for the {len(data['t_tests'])} tests.",
-        padding=0,
-        **STYLE,
-    )
-    for name in ("task", "first", "second"):
-        table.add_column(name, no_wrap=True)
-    for name in ("t", "p", "Holm", "paired\nt", "paired\np", "Holm"):
-        table.add_column(name, justify="right", no_wrap=True)
-
-    def shown(number: float | None, form: str) -> str:
-        return "" if number is None else format(number, form)
-
-    for test in data["t_tests"]:
-        if against is not None and test["second"] not in against:
-            continue
-        table.add_row(
-            TASKS[test["task"]],
-            test["first"],
-            test["second"],
-            shown(test["t"], ".2f"),
-            shown(test["p"], ".2g"),
-            shown(test["p_holm"], ".2g"),
-            shown(test["t_paired"], ".2f"),
-            shown(test["p_paired"], ".2g"),
-            shown(test["p_paired_holm"], ".2g"),
-        )
-    return table
 
 
 def compare_table(result: dict[str, Any]) -> Table:
@@ -185,37 +111,9 @@ def attention_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def sentences(result: dict[str, Any], emergence: dict[str, Any] | None) -> Sequence[str]:
-    """What was found, in words with numbers; only what the numbers bear."""
+def sentences(result: dict[str, Any]) -> Sequence[str]:
+    """What was found of classifiers, in words with numbers; only what the numbers bear."""
     said = []
-    if emergence:
-        saved = emergence["saving_against_classic"].get("ic", {}).get("values")
-        published = {
-            row["variant"]: row["published"]["mean"]
-            for row in emergence["rows"]
-            if row["task"] == "ic" and row["published"]
-        }
-        test = next(
-            (t for t in emergence["t_tests"]
-             if t["task"] == "ic" and {t["first"], t["second"]} == {"classic", "values"}),
-            None,
-        )  # fmt: skip
-        if saved is not None and test and test["p"] is not None:
-            n = min(len(row["seeds"]) for row in emergence["rows"]
-                    if row["task"] == "ic" and row["variant"] in ("classic", "values"))  # fmt: skip
-            paired = ""
-            if test["p_paired"] is not None:
-                paired = (
-                    f"; paired by seed t = {test['t_paired']:.1f}, p = {test['p_paired']:.2g}, "
-                    f"corrected {test['p_paired_holm']:.2g}"
-                )
-            said.append(
-                f"The values stream reaches {emergence['threshold']} on IC with {saved:.0%} fewer "
-                f"training steps than the classic model ({n} seeds; t-test of independent runs: "
-                f"t = {test['t']:.1f}, p = {test['p']:.2g}, corrected by Holm for "
-                f"{len(emergence['t_tests'])} tests {test['p_holm']:.2g}{paired}; published: "
-                f"{1 - published['values'] / published['classic']:.0%}). {NO_GAIN_CONTROL}"
-            )
     if "values" in result["links"]:
         cut, seed = result["links"]["values"]["cut"], result["models"]["values"]["seed"]
         tasks = result["models"]["values"]["tasks"]
@@ -241,4 +139,4 @@ def sentences(result: dict[str, Any], emergence: dict[str, Any] | None) -> Seque
             f"{cells['trained classic, run without']['ic']:.2f} to "
             f"{cells['trained classic, run with']['ic']:.2f}."
         )
-    return [sentence.replace("= -", "= −") for sentence in said]
+    return said

@@ -22,7 +22,7 @@ from resval_lens.analyses import cli, completion
 from resval_lens.analyses.ablation_study import EDITS
 from resval_lens.analyses.amicl.commands import FIGURES
 from resval_lens.analyses.circuits.scores import Method
-from resval_lens.analyses.emergence import TABLES
+from resval_lens.analyses.icl_emergence import TABLES
 from resval_lens.analyses.options import on_device, words
 from resval_lens.analyses.reporting import as_text, report, report_runs
 from resval_lens.analyses.subjects import KINDS, shipped_classifiers

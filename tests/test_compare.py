@@ -10,7 +10,6 @@ import torch
 
 from resval_lens import AttentionStream
 from resval_lens.analyses import figures, tables
-from resval_lens.analyses.emergence import paper_runs, table_data
 from resval_lens.analyses.icl import (
     GRAFTED,
     accuracies,
@@ -20,6 +19,7 @@ from resval_lens.analyses.icl import (
     link_study,
     subjects,
 )
+from resval_lens.analyses.icl_emergence import emergence, paper_runs
 from resval_lens.classifier import ICLClassifier
 from resval_lens.hooks import cut_links
 from resval_lens.recorded import SHIPPED, RecordedRun, export_runs, load_runs, write_record
@@ -173,8 +173,8 @@ def test_attention_patterns_are_distributions(shipped):
 def test_the_study_is_json_and_every_figure_draws(tmp_path):
     runs = paper_runs(load_runs())
     result = compare(runs, sequences=60, link_sequences=40)
-    emergence = table_data(runs, 0.95)
-    text = json.dumps({**result, "emergence": emergence}, allow_nan=False)
+    by_seed = emergence(runs, 0.95)
+    text = json.dumps({**result, "emergence": by_seed.to_dict()}, allow_nan=False)
     assert set(json.loads(text)["models"]) == set(PAPER)
     drawn = [
         figures.bars(result["models"]),
@@ -187,7 +187,9 @@ def test_the_study_is_json_and_every_figure_draws(tmp_path):
         assert path.read_bytes().startswith(b"\x89PNG")
     assert len(list(tmp_path.iterdir())) == len(drawn)
     assert tables.compare_table(result).row_count == 4 + 3 + 4 * 6 + 4
-    assert any("Cutting the V₁→V₂ link" in line for line in tables.sentences(result, emergence))
+    assert any("Cutting the V₁→V₂ link" in line for line in tables.sentences(result))
+    saved = f"{by_seed.saving('ic', 'values'):.0%}"
+    assert by_seed.told()[0].startswith(f"The values stream reaches 0.95 on IC with {saved} fewer")
 
 
 def test_no_models_is_said():

@@ -14,9 +14,10 @@ from resval_lens.analyses.circuit_compare import Studied, studied_models
 from resval_lens.analyses.cli import app
 from resval_lens.analyses.compare_page import compare_page
 from resval_lens.analyses.compare_parts import Sizes, compare_all
-from resval_lens.analyses.emergence import paper_runs
+from resval_lens.analyses.icl_emergence import emergence, paper_runs
 from resval_lens.analyses.ioi import ioi_scores
-from resval_lens.analyses.lm_compare import GRAFTED, compare_language_models
+from resval_lens.analyses.lm_compare import GRAFTED, NotCompared, compare_language_models
+from resval_lens.analyses.lm_emergence import lm_emergence
 from resval_lens.analyses.subjects import on_indirect_objects
 from resval_lens.recorded import load_runs
 from resval_lens.recorded_lm import load_lm_runs
@@ -200,6 +201,8 @@ def test_text_of_models_cannot_break_the_page(data: dict):
     made = data["provenance"] | {"command": f"command {name}", "machine": name}
     page = compare_page(
         data | {"language_models": changed, "found": found, "provenance": made},
+        emergence(paper_runs(load_runs()), 0.95),
+        lm_emergence(load_lm_runs()),
         paper_runs(load_runs()),
         load_lm_runs(),
     )
@@ -222,7 +225,6 @@ def test_models_without_links_or_sentences_make_a_page(data: dict):
         "patched": [],
         "four_cells": [],
         "attention": {"tokens": None, "models": {}},
-        "emergence": {"reason": "they differ"},
     }
     few = data | {
         "language_models": models | none,
@@ -231,7 +233,8 @@ def test_models_without_links_or_sentences_make_a_page(data: dict):
     }
     few.pop("found")
     few.pop("four_cells")
-    page = compare_page(few, paper_runs(load_runs()), [])
+    runs = paper_runs(load_runs())
+    page = compare_page(few, emergence(runs, 0.95), NotCompared("they differ"), runs, [])
     assert "None of these models has links." in page
     assert "are not drawn: they differ." in page
     Reader().feed(page)
@@ -315,10 +318,9 @@ def test_links_of_queries_are_patched_and_kinds_stay_apart(data: dict):
     assert {("mine-q", "q_link"), ("mine-qv", "q_link"), ("mine-qv", "v_link")} <= sites
     assert not any(site.endswith("_link") for name, site in sites if name == classic.name)
     assert [pair["architecture"] for pair in found["four_cells"]] == ["queries", "qv"]
-    emergence = data["language_models"]["emergence"]
-    page = compare_page(
-        data | {"language_models": found | {"emergence": emergence}}, paper_runs(load_runs()), []
-    )
+    runs = paper_runs(load_runs())
+    curves = lm_emergence(load_lm_runs())
+    page = compare_page(data | {"language_models": found}, emergence(runs, 0.95), curves, runs, [])
     for kind in ("queries", "qv"):
         assert f"Language models, classic and {kind}: the same weights" in page
     assert "what arrives over the query links" in page

@@ -10,7 +10,7 @@ import torch
 from resval_lens import answer
 from resval_lens.analyses.circuit_compare import studied_models
 from resval_lens.analyses.compare_parts import Sizes, compare_all
-from resval_lens.analyses.emergence import paper_runs
+from resval_lens.analyses.icl_emergence import paper_runs
 from resval_lens.recorded import load_runs
 from resval_lens.training import icl_run
 from resval_lens.training.icl_run import ICLRun, Worlds

@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from resval_lens.analyses import results_page
+from resval_lens.analyses.seeds import spread
 
 matplotlib.use("Agg")
 ROOT = Path(__file__).parent.parent
@@ -350,10 +351,12 @@ def test_provenance_names_every_start(kind, folder):
 
 
 def test_seeds_without_a_number_are_counted():
-    spread = results_page._spread
-    assert spread([1.0, None, 3.0], ".1f") == "2.0 ± 1.0 (2 of 3)"
-    assert spread([None], ".1f") == "never"
-    assert spread([2.0], ".1f") == "2.0"
+    for numbers, told in (
+        ({0: 1.0, 1: None, 2: 3.0}, "2.0 ± 1.0 (2 of 3)"),
+        ({0: None}, "never"),
+        ({5: 2.0}, "2.0"),
+    ):
+        assert spread(numbers).told(".1f") == told
 
 
 def test_the_page_asks_for_parts_that_there_are():

@@ -14,18 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from resval_lens.analyses.emergence import (
+from resval_lens.analyses.emergence import first_above, saved
+from resval_lens.analyses.icl_emergence import (
     PUBLISHED,
     TABLES,
+    Comparison,
     Crossing,
-    crossings,
-    first_above,
-    holm,
+    emergence,
     paper_runs,
-    saving,
-    t_tests,
-    table_data,
 )
+from resval_lens.analyses.seeds import holm
 from resval_lens.presets import ICL_VARIANTS, PAPER_VARIANTS
 from resval_lens.recorded import RecordedRun
 from resval_lens.training.icl_run import ICLRun
@@ -52,11 +50,30 @@ def crossing_at(name: str, snapshots: Sequence[int]) -> list[RecordedRun]:
     ]
 
 
-def of_task(found: Sequence[Crossing], task: str, variant: str) -> Crossing:
-    return next(c for c in found if (c.task, c.variant) == (task, variant))
+def row(runs: Sequence[RecordedRun], task: str, threshold: float = 0.5) -> Crossing:
+    """Of runs of values."""
+    found = emergence(runs, threshold).row(task, "values")
+    assert found is not None
+    return found
 
 
-# The first snapshot above a threshold
+def first_of(run: RecordedRun, task: str, threshold: float) -> float | None:
+    return row([run], task, threshold).snapshots[run.run.seed]
+
+
+# The first step or snapshot above a level
+
+
+@given(st.lists(st.none() | st.floats(0, 1), max_size=8), st.floats(0.01, 0.99))
+def test_the_first_step_is_the_first_that_exceeds(
+    values: list[float | None], threshold: float
+) -> None:
+    steps = [7 * i + 1 for i in range(len(values))]
+    expected = None
+    for step, value in reversed(list(zip(steps, values, strict=True))):
+        if value is not None and value > threshold:
+            expected = step
+    assert first_above(zip(steps, values, strict=True), threshold) == expected
 
 
 @pytest.mark.parametrize(
@@ -71,18 +88,18 @@ def of_task(found: Sequence[Crossing], task: str, variant: str) -> Crossing:
     ],
 )
 def test_the_first_snapshot_above_a_threshold(accuracies: list[float], first: int | None) -> None:
-    assert first_above(recorded("values", ic=accuracies), "ic", 0.95) == first
+    assert first_of(recorded("values", ic=accuracies), "ic", 0.95) == first
 
 
 def test_each_task_is_read_on_its_own() -> None:
     run = recorded("values", ic=[0.0, 0.0, 1.0], ic2=[0.0, 1.0, 0.0])
-    assert (first_above(run, "ic", 0.5), first_above(run, "ic2", 0.5)) == (2, 1)
+    assert (first_of(run, "ic", 0.5), first_of(run, "ic2", 0.5)) == (2, 1)
 
 
 @pytest.mark.parametrize(("every", "first"), [(250, 1.5), (500, 3.0), (1000, 6.0)])
 def test_crossings_are_counted_in_snapshots_of_500_steps(every: int, first: float) -> None:
     run = recorded("values", ic=[0.0, 0.0, 0.0, 1.0], every=every)
-    assert first_above(run, "ic", 0.5) == first
+    assert first_of(run, "ic", 0.5) == first
 
 
 # Crossings of variants
@@ -90,51 +107,57 @@ def test_crossings_are_counted_in_snapshots_of_500_steps(every: int, first: floa
 
 def test_a_crossing_gathers_the_seeds_of_a_variant() -> None:
     runs = [*crossing_at("classic", [64, 70]), *crossing_at("values", [48, 49, 53])]
-    found = crossings(runs, 0.95)
-    assert [(c.task, c.variant) for c in found] == [
+    found = emergence(runs, 0.95)
+    assert [(c.task, c.variant) for c in found.rows] == [
         ("ic", "classic"), ("ic", "values"), ("ic2", "classic"), ("ic2", "values"),
     ]  # fmt: skip
-    values = of_task(found, "ic", "values")
-    assert (values.snapshots, values.seeds) == ((48, 49, 53), (0, 1, 2))
-    assert values.threshold == 0.95
+    values = found.row("ic", "values")
+    assert values is not None
+    assert values.snapshots == {0: 48, 1: 49, 2: 53}
+    assert found.threshold == 0.95
 
 
 def test_mean_and_deviation_of_the_population() -> None:
-    values = of_task(crossings(crossing_at("values", [48, 49, 53]), 0.5), "ic", "values")
+    values = row(crossing_at("values", [48, 49, 53]), "ic").first
     assert values.mean == 50
     assert values.sd == pytest.approx(math.sqrt((2**2 + 1**2 + 3**2) / 3))
 
 
 def test_seeds_that_never_got_there_are_kept_and_left_out_of_the_mean() -> None:
-    values = of_task(crossings(crossing_at("values", [48, NEVER, 52]), 0.5), "ic", "values")
-    assert values.snapshots == (48, None, 52)
-    assert values.reached == [48, 52]
+    values = row(crossing_at("values", [48, NEVER, 52]), "ic").first
+    assert values.by_seed == {0: 48, 1: None, 2: 52}
+    assert values.there == [48, 52]
     assert (values.mean, values.sd) == (50, 2)
 
 
 def test_a_variant_that_never_got_there_has_no_mean() -> None:
-    values = of_task(crossings(crossing_at("values", [NEVER, NEVER]), 0.5), "ic", "values")
-    assert values.reached == []
-    assert math.isnan(values.mean)
-    assert math.isnan(values.sd)
+    values = row(crossing_at("values", [NEVER, NEVER]), "ic").first
+    assert values.there == []
+    assert values.mean is None
+    assert values.sd is None
 
 
 @pytest.mark.parametrize("threshold", [0, 1, -0.5, 95, float("nan")])
 def test_a_threshold_that_is_no_share_is_refused(threshold: float) -> None:
     with pytest.raises(ValueError, match=f"threshold must lie between 0 and 1; got {threshold}"):
-        crossings(crossing_at("values", [3]), threshold)
+        emergence(crossing_at("values", [3]), threshold)
 
 
 # t-tests
 
 
-def compared(first: Sequence[int], second: Sequence[int]) -> tuple[float | None, float | None]:
-    """t and p of ``first`` against ``second`` on IC."""
+def on_ic(first: Sequence[int], second: Sequence[int]) -> Comparison:
     runs = [*crossing_at("classic", second), *crossing_at("values", first)]
-    comparison = t_tests(crossings(runs, 0.5))[0]
+    comparison = emergence(runs, 0.5).t_tests[0]
     assert (comparison.first, comparison.second) == ("values", "classic")
     assert comparison.task == "ic"
-    return comparison.t, comparison.p
+    return comparison
+
+
+def compared(first: Sequence[int], second: Sequence[int]) -> tuple[float | None, float | None]:
+    """t and p of ``first`` against ``second`` on IC."""
+    tests = on_ic(first, second).tests
+    return tests.t, tests.p
 
 
 def test_a_case_computed_by_hand() -> None:
@@ -180,9 +203,8 @@ def test_without_any_spread_there_is_no_t_test(second: list[int]) -> None:
 
 def paired(first: Sequence[int], second: Sequence[int]) -> tuple[float | None, float | None]:
     """t and p of ``first`` against ``second`` on IC, seed by seed."""
-    runs = [*crossing_at("classic", second), *crossing_at("values", first)]
-    comparison = t_tests(crossings(runs, 0.5))[0]
-    return comparison.t_paired, comparison.p_paired
+    tests = on_ic(first, second).tests
+    return tests.t_paired, tests.p_paired
 
 
 def test_a_paired_case_computed_by_hand() -> None:
@@ -243,16 +265,16 @@ def test_a_tables_tests_are_corrected_together_each_kind_on_its_own() -> None:
     names = ["classic", "keys", "values"]
     steps = ([60, 64, 65], [61, 63, 66], [50, 51, 50])
     runs = [run for each in zip(names, steps, strict=True) for run in crossing_at(*each)]
-    tests = table_data(runs, 0.5)["t_tests"]
-    for kind in ("p", "p_paired"):
-        assert [t[f"{kind}_holm"] for t in tests] == holm([t[kind] for t in tests])
-    assert any(t["p_holm"] > t["p"] for t in tests)
+    tests = [each.tests for each in emergence(runs, 0.5).t_tests]
+    assert [t.p_holm for t in tests] == holm([t.p for t in tests])
+    assert [t.p_paired_holm for t in tests] == holm([t.p_paired for t in tests])
+    assert any(t.p_holm > t.p for t in tests if t.p_holm is not None and t.p is not None)
 
 
 def test_every_pair_is_compared_on_every_task() -> None:
     names = ["classic", "keys", "values"]
     runs = [run for i, name in enumerate(names) for run in crossing_at(name, [40 + i, 50 - i])]
-    found = [(c.task, c.first, c.second) for c in t_tests(crossings(runs, 0.5))]
+    found = [(c.task, c.first, c.second) for c in emergence(runs, 0.5).t_tests]
     pairs = [("keys", "classic"), ("values", "classic"), ("values", "keys")]
     assert found == [(task, *pair) for task in ("ic", "ic2") for pair in pairs]
 
@@ -262,14 +284,15 @@ def test_every_pair_is_compared_on_every_task() -> None:
 
 def test_saving_is_the_share_of_steps_not_needed() -> None:
     runs = [*crossing_at("classic", [60, 70]), *crossing_at("values", [50, 54])]
-    assert saving(crossings(runs, 0.5), "values", "ic") == pytest.approx(1 - 52 / 65)
-    assert saving(crossings(runs, 0.5), "values", "ic", baseline="values") == 0
-    assert saving(crossings(runs, 0.5), "classic", "ic2", "values") == pytest.approx(1 - 65 / 52)
+    assert emergence(runs, 0.5).saving("ic", "values") == pytest.approx(1 - 52 / 65)
+    values, classic = {0: 50, 1: 54}, {0: 60, 1: 70}
+    assert saved(values, values) == 0
+    assert saved(classic, values) == pytest.approx(1 - 65 / 52)
 
 
 def test_a_variant_that_never_got_there_saves_nothing_that_is_known() -> None:
     runs = [*crossing_at("classic", [60, 70]), *crossing_at("values", [NEVER])]
-    assert math.isnan(saving(crossings(runs, 0.5), "values", "ic"))
+    assert emergence(runs, 0.5).saving_against_classic["ic"] == {"values": None}
 
 
 # The published numbers
@@ -311,16 +334,14 @@ def seeds_with(mean: float, sd: float) -> list[int]:
 @pytest.fixture(scope="module")
 def papers_t_tests() -> dict[tuple[str, str, str], tuple[float, float]]:
     """(t, p) of (task, first, second), from seeds that have the means and deviations of Table 1."""
-    found = []
+    found = {}
     for task in ("ic", "ic2"):
         cells = PUBLISHED[0.95][task].items()
         runs = [run for name, cell in cells for run in crossing_at(name, seeds_with(*cell))]
-        found += [crossing for crossing in crossings(runs, 0.95) if crossing.task == task]
-    return {
-        (c.task, c.first, c.second): (c.t, c.p)
-        for c in t_tests(found)
-        if c.t is not None and c.p is not None
-    }
+        for c in emergence(runs, 0.95).t_tests:
+            if c.task == task and c.tests.t is not None and c.tests.p is not None:
+                found[task, c.first, c.second] = (c.tests.t, c.tests.p)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -361,11 +382,10 @@ def test_the_differences_that_the_paper_calls_insignificant_are(
 
 def test_values_save_the_24_percent_of_steps_that_the_paper_states() -> None:
     published = PUBLISHED[0.95]["ic"]
-    found = [
-        Crossing(name, "ic", 0.95, (published[name][0],), (0,)) for name in ("classic", "values")
-    ]
-    assert saving(found, "values", "ic") == pytest.approx(1 - 49 / 64.5)
-    assert round(100 * saving(found, "values", "ic")) == 24
+    saving = saved({0: published["values"][0]}, {0: published["classic"][0]})
+    assert saving == pytest.approx(1 - 49 / 64.5)
+    assert saving is not None
+    assert round(100 * saving) == 24
 
 
 @pytest.mark.parametrize("threshold", PUBLISHED)
@@ -388,9 +408,9 @@ def test_a_higher_published_threshold_is_crossed_later(task: str, variant: str) 
 
 def test_a_table_holds_ours_and_the_published_numbers() -> None:
     runs = [*crossing_at("classic", [60, 70]), *crossing_at("values", [50, 54])]
-    data = json.loads(json.dumps(table_data(runs, 0.95)))
-    row = next(row for row in data["rows"] if (row["task"], row["variant"]) == ("ic", "values"))
-    assert row == {
+    data = emergence(runs, 0.95).to_dict()
+    own = next(row for row in data["rows"] if (row["task"], row["variant"]) == ("ic", "values"))
+    assert json.loads(json.dumps(own)) == {
         "task": "ic", "variant": "values", "seeds": [0, 1], "snapshots": [50, 54], "mean": 52,
         "sd": 2, "published": {"mean": 49.0, "sd": 2.12},
     }  # fmt: skip
@@ -401,24 +421,23 @@ def test_a_table_holds_ours_and_the_published_numbers() -> None:
 
 
 def test_what_the_paper_has_not_measured_has_no_published_number() -> None:
-    rows = table_data(crossing_at("values-half", [40, 50]), 0.95)["rows"]
-    assert [row["published"] for row in rows] == [None, None]
-    rows = table_data(crossing_at("values", [40, 50]), 0.8)["rows"]
-    assert [row["published"] for row in rows] == [None, None]
+    for name, threshold in (("values-half", 0.95), ("values", 0.8)):
+        rows = emergence(crossing_at(name, [40, 50]), threshold).rows
+        assert [row.published for row in rows] == [None, None]
 
 
 def test_without_a_baseline_there_are_no_savings() -> None:
-    assert table_data(crossing_at("values", [40, 50]), 0.95)["saving_against_classic"] == {}
+    assert emergence(crossing_at("values", [40, 50]), 0.95).saving_against_classic == {}
 
 
 def test_a_table_is_json_even_where_a_variant_never_got_there() -> None:
     runs = [*crossing_at("classic", [60, 70]), *crossing_at("values", [NEVER, NEVER])]
-    json.dumps(table_data(runs, 0.95), allow_nan=False)  # NaN is no JSON
+    json.dumps(emergence(runs, 0.95).to_dict(), allow_nan=False)  # NaN is no JSON
 
 
 def test_savings_stand_in_the_order_of_the_runs() -> None:
     runs = [run for name in ICL_VARIANTS for run in crossing_at(name, [40, 41])]
-    savings = table_data(runs, 0.95)["saving_against_classic"]
+    savings = emergence(runs, 0.95).saving_against_classic
     assert list(savings["ic"]) == [name for name in ICL_VARIANTS if name != "classic"]
 
 
@@ -430,4 +449,4 @@ def test_the_papers_runs_are_those_of_its_four_variants() -> None:
 
 def test_savings_compare_the_same_seeds() -> None:
     runs = [*crossing_at("classic", [60, 70, 90, 90]), *crossing_at("values", [30, 35])]
-    assert saving(crossings(runs, 0.5), "values", "ic") == pytest.approx(0.5)
+    assert emergence(runs, 0.5).saving("ic", "values") == pytest.approx(0.5)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from resval_lens.analyses.emergence import crossings, paper_runs, saving, t_tests
+from resval_lens.analyses.icl_emergence import emergence, paper_runs
 from resval_lens.presets import FURTHER_VARIANTS, PAPER_VARIANTS
 from resval_lens.recorded import load_runs
 from resval_lens.tasks.icl import ICLBatch
@@ -64,9 +64,9 @@ def test_the_table_in_the_readme_is_what_the_records_say(label: str, variant: st
     row = next(line for line in (ROOT / "README.md").read_text().splitlines()
                if line.startswith(f"| {label} |"))  # fmt: skip
     seeds, ours = (cell.strip() for cell in row.split("|")[2:4])
-    found = next(c for c in crossings(load_runs(), 0.95) if (c.variant, c.task) == (variant, "ic"))
-    assert int(seeds) == len(found.seeds)
-    assert ours == f"{found.mean:.2f} ± {found.sd:.2f}"
+    found = emergence(load_runs(), 0.95).row("ic", variant)
+    assert int(seeds) == len(found.snapshots)
+    assert ours == f"{found.first.mean:.2f} ± {found.first.sd:.2f}"
     if variant in PAPER_VARIANTS:
         (last,) = (r.metrics[-1] for r in load_runs() if r.run.folder_name == f"{variant}-seed0")
         accuracies = [cell.strip() for cell in row.split("|")[5:9]]
@@ -77,15 +77,13 @@ def test_the_table_in_the_readme_is_what_the_records_say(label: str, variant: st
 
 def test_the_words_in_the_readme_are_what_the_records_say() -> None:
     runs = paper_runs(load_runs())
-    saved = {level: saving(crossings(runs, level), "values", "ic") for level in (0.95, 0.9, 0.5)}
+    saved = {level: emergence(runs, level).saving("ic", "values") for level in (0.95, 0.9, 0.5)}
     assert (
         f"saves {saved[0.95]:.0%} of the steps to .95, {saved[0.9]:.0%} to .9 and {saved[0.5]:.0%}"
         in README
     )
-    test = next(
-        t for t in t_tests(crossings(runs, 0.95))
-        if (t.first, t.second, t.task) == ("values", "classic", "ic")
-    )  # fmt: skip
+    study = emergence(runs, 0.95)
+    test = study.test("ic", "values", "classic")
     said = re.search(
         r"t = −([\d.]+), p = (\.\d+) \(paired by seed: t = −([\d.]+), p = (\.\d+)\)", README
     )
@@ -93,7 +91,7 @@ def test_the_words_in_the_readme_are_what_the_records_say() -> None:
     corrected = re.search(r"correction for the table's (\d+) tests \((\.\d+) and (\.\d+)\)", README)
     assert corrected is not None
     assert [float(number) for number in corrected.groups()] == [
-        len(t_tests(crossings(runs, 0.95))),
+        len(study.t_tests),
         pytest.approx(test.p_holm, abs=0.0005),
         pytest.approx(test.p_paired_holm, abs=0.0005),
     ]

@@ -12,14 +12,13 @@ import torch
 from scipy import stats
 
 from resval_lens import ResValTransformer
-from resval_lens.analyses.emergence import holm
 from resval_lens.analyses.ioi import CELLS, four_cells, ioi_scores
 from resval_lens.analyses.ioi_tables import cells_sentences, cells_table
-from resval_lens.analyses.lm_emergence import at_loss, lm_study
+from resval_lens.analyses.lm_emergence import at_loss, lm_emergence
 from resval_lens.analyses.lm_figures import training
 from resval_lens.analyses.lm_progress import ioi_sets
-from resval_lens.analyses.lm_tables import matched_table, study_table
 from resval_lens.analyses.options import pairs_by_seed
+from resval_lens.analyses.seeds import TTests, holm
 from resval_lens.checkpoint import SHIPPED_MODELS
 from resval_lens.language_models import language_model_config
 from resval_lens.provenance import provenance
@@ -83,9 +82,9 @@ def test_steps_means_and_tests_equal_scipys(tmp_path: Path) -> None:
     for streams, steps in at.items():
         for seed, step in enumerate(steps):
             folder_of(tmp_path, streams, seed, step, losses[streams][seed])
-    study = lm_study(load_lm_runs(tmp_path))
-    rows = {(row["measure"], row["architecture"]): row for row in study["rows"]}
-    tests = {test["measure"]: test for test in study["tests"]}
+    study = lm_emergence(load_lm_runs(tmp_path))
+    rows = {(row.measure, row.architecture): row.spread for row in study.compared.rows}
+    tests = {test.measure: test for test in study.compared.tests}
     for measure, numbers in (
         ("step: accuracy > 0.95", at),
         ("step: P(IO) > 0.5", at),
@@ -93,24 +92,26 @@ def test_steps_means_and_tests_equal_scipys(tmp_path: Path) -> None:
     ):
         for name, streams in (("classic", ""), ("values", "v")):
             row = rows[measure, name]
-            assert list(row["by_seed"].values()) == numbers[streams]
-            assert row["mean"] == pytest.approx(np.mean(numbers[streams]))
-            assert row["sd"] == pytest.approx(np.std(numbers[streams]))
-        test = tests[measure]
-        assert (test["first"], test["second"]) == ("values", "classic")
+            assert list(row.by_seed.values()) == numbers[streams]
+            assert row.mean == pytest.approx(np.mean(numbers[streams]))
+            assert row.sd == pytest.approx(np.std(numbers[streams]))
+        test, found = tests[measure], tests[measure].tests
+        assert (test.first, test.second) == ("values", "classic")
         independent = stats.ttest_ind(numbers["v"], numbers[""])
         paired = stats.ttest_rel(numbers["v"], numbers[""])
-        assert (test["t"], test["p"]) == pytest.approx(tuple(independent))
-        assert (test["t_paired"], test["p_paired"]) == pytest.approx(tuple(paired))
+        assert (found.t, found.p) == pytest.approx(tuple(independent))
+        assert (found.t_paired, found.p_paired) == pytest.approx(tuple(paired))
 
 
 def test_tests_are_corrected_for_being_many_each_table_on_its_own() -> None:
-    study = lm_study(load_lm_runs())
-    for table, many in ((study, 25), (study["matched"], 25)):
-        assert len(table["tests"]) == many
-        for p in ("p", "p_paired"):
-            assert [t[f"{p}_holm"] for t in table["tests"]] == holm([t[p] for t in table["tests"]])
-    assert all(t["p_paired_holm"] is None or t["p_paired_holm"] > 0.05 for t in study["tests"])
+    study = lm_emergence(load_lm_runs())
+    for table, many in ((study.compared, 25), (study.matched.compared, 25)):
+        tests = [test.tests for test in table.tests]
+        assert len(tests) == many
+        assert [t.p_holm for t in tests] == holm([t.p for t in tests])
+        assert [t.p_paired_holm for t in tests] == holm([t.p_paired for t in tests])
+    kept = [test.tests.p_paired_holm for test in study.compared.tests]
+    assert all(p is None or p > 0.05 for p in kept)
 
 
 def test_at_equal_loss_a_score_lies_between_two_evaluations() -> None:
@@ -123,40 +124,40 @@ def test_at_equal_loss_a_score_lies_between_two_evaluations() -> None:
 def test_the_matched_loss_is_where_the_last_prompts_are_answered() -> None:
     """Recorded: both kinds of model pass .95 at about the same loss, values in fewer steps."""
     runs = load_lm_runs()
-    study, firsts = lm_study(runs), {}
+    study, firsts = lm_emergence(runs), {}
     for recorded in runs:
         lines = recorded.evaluations
         first = next(line for line in lines if line["ioi"]["unseen"]["accuracy"] > 0.95)
         firsts.setdefault(recorded.architecture, []).append(first["valid_loss"])
-    rows = {(r["prompts"], r["measure"], r["architecture"]): r for r in study["matched"]["rows"]}
+    rows = {(r.prompts, r.measure, r.architecture): r for r in study.matched.compared.rows}
     for name, losses in firsts.items():
         row = rows["unseen", "loss: accuracy > 0.95", name]
-        assert list(row["by_seed"].values()) == losses
-    assert study["matched"]["loss"] == pytest.approx(np.mean(list(firsts.values())))
-    assert matched_table(study).row_count == 25
+        assert list(row.spread.by_seed.values()) == losses
+    assert study.matched.loss == pytest.approx(np.mean(list(firsts.values())))
+    assert study.tables()[1].row_count == 25
 
 
 def test_what_never_emerges_is_said_and_not_tested(tmp_path: Path) -> None:
     for seed, step in enumerate((200, None)):
         folder_of(tmp_path, "v", seed, step)
         folder_of(tmp_path, "", seed, 300)
-    study = lm_study(load_lm_runs(tmp_path))
+    study = lm_emergence(load_lm_runs(tmp_path))
     row = next(
-        row for row in study["rows"]
-        if (row["measure"], row["architecture"]) == ("step: P(IO) > 0.9", "values")
+        row.spread for row in study.compared.rows
+        if (row.measure, row.architecture) == ("step: P(IO) > 0.9", "values")
     )  # fmt: skip
-    assert row["by_seed"] == {"0": 200, "1": None}
-    assert (row["mean"], row["sd"]) == (200, 0)
-    test = next(test for test in study["tests"] if test["measure"] == "step: P(IO) > 0.9")
-    assert [test[name] for name in ("t", "p", "t_paired", "p_paired")] == [None] * 4
-    assert "(1 never)" in shown(study_table(study))
+    assert row.by_seed == {0: 200, 1: None}
+    assert (row.mean, row.sd) == (200, 0)
+    test = next(test for test in study.compared.tests if test.measure == "step: P(IO) > 0.9")
+    assert test.tests == TTests()  # all None
+    assert "(1 never)" in shown(study.tables()[0])
 
 
 def test_one_architecture_alone_has_no_tests(tmp_path: Path) -> None:
     folder_of(tmp_path, "v", 0, 200)
-    study = lm_study(load_lm_runs(tmp_path))
-    assert study["tests"] == []
-    text = shown(study_table(study))
+    study = lm_emergence(load_lm_runs(tmp_path))
+    assert study.compared.tests == ()
+    text = shown(study.tables()[0])
     assert " 200 " in text
     assert "±" not in text.partition("(mean")[0]
 
@@ -175,7 +176,7 @@ def test_runs_that_differ_are_not_compared(tmp_path: Path, changes: Any, message
     folder_of(tmp_path, "", 0, 300)
     folder_of(tmp_path, "v", 0, 300, **changes)
     with pytest.raises(ValueError, match=message):
-        lm_study(load_lm_runs(tmp_path))
+        lm_emergence(load_lm_runs(tmp_path))
 
 
 def test_models_that_differ_are_not_compared(tmp_path: Path) -> None:
@@ -183,7 +184,7 @@ def test_models_that_differ_are_not_compared(tmp_path: Path) -> None:
     path = folder_of(tmp_path, "v", 0, 300) / "run.json"
     path.write_text(path.read_text().replace('\\"d_mlp\\": 32', '\\"d_mlp\\": 48'))
     with pytest.raises(ValueError, match=r"has d_mlp=48, .* 32"):
-        lm_study(load_lm_runs(tmp_path))
+        lm_emergence(load_lm_runs(tmp_path))
 
 
 def test_two_runs_of_one_seed_are_not_mixed_and_two_carries_not_pooled(tmp_path: Path) -> None:
@@ -193,14 +194,16 @@ def test_two_runs_of_one_seed_are_not_mixed_and_two_carries_not_pooled(tmp_path:
             text = (folder / "run.json").read_text().replace("raw", carry)
             (folder / "run.json").write_text(text)
             folder.rename(tmp_path / f"{carry}{seed}")
-    study = lm_study(load_lm_runs(tmp_path))
-    rows = {
-        row["architecture"]: row for row in study["rows"] if "step: P(IO) > 0.5" in row["measure"]
+    study = lm_emergence(load_lm_runs(tmp_path))
+    means = {
+        row.architecture: row.spread.mean
+        for row in study.compared.rows
+        if "step: P(IO) > 0.5" in row.measure
     }
-    assert {name: row["mean"] for name, row in rows.items()} == {"v(carry=raw)": 100, "v": 300}
+    assert means == {"v(carry=raw)": 100, "v": 300}
     shutil.copytree(tmp_path / "raw0", tmp_path / "again")
     with pytest.raises(ValueError, match="have the same streams and seed"):
-        lm_study(load_lm_runs(tmp_path))
+        lm_emergence(load_lm_runs(tmp_path))
 
 
 @pytest.mark.parametrize("sets", [{}, {"paper": line(0, 1.0, 0.5)["ioi"]["unseen"]}])
@@ -209,7 +212,7 @@ def test_runs_without_generated_prompts_are_drawn_too(tmp_path: Path, sets: dict
     lines = [{"step": step, "valid_loss": 1.0, "ioi": sets} for step in (0, 250, 500)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
     runs = load_lm_runs(tmp_path)
-    assert study_table(lm_study(runs)).row_count == 1 + 8 * len(sets)
+    assert lm_emergence(runs).tables()[0].row_count == 1 + 8 * len(sets)
     assert len(training(runs).axes) == (3 if sets else 1)
     plt.close("all")
 
@@ -217,7 +220,7 @@ def test_runs_without_generated_prompts_are_drawn_too(tmp_path: Path, sets: dict
 def test_an_unfinished_run_is_neither_compared_nor_exported(tmp_path: Path) -> None:
     folder_of(tmp_path / "runs", "", 0, 300, steps=700)
     with pytest.raises(ValueError, match="has not reached step 700"):
-        lm_study(load_lm_runs(tmp_path / "runs"))
+        lm_emergence(load_lm_runs(tmp_path / "runs"))
     with pytest.raises(ValueError, match="has not reached step 700"):
         export_lm_runs(tmp_path / "runs", tmp_path / "out")
     assert not (tmp_path / "out").exists()

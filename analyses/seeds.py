@@ -1,0 +1,128 @@
+"""Statistics over seeds: mean and deviation, t-tests of one variant against another, Holm."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+from scipy import stats
+
+Key = TypeVar("Key", bound=Hashable)
+BySeed = Mapping[Any, float | None]
+"""A number of each seed; None where it has none."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Numbers ``by_seed``; ``mean`` and population ``sd`` (ddof = 0) of those that are there."""
+
+    by_seed: BySeed
+    mean: float | None
+    sd: float | None
+
+    @property
+    def there(self) -> list[float]:
+        """The numbers of the seeds that have one."""
+        return present(self.by_seed.values())
+
+    def told(self, form: str) -> str:
+        """Mean ± sd, of one number itself, and how many are there if some are not."""
+        if self.mean is None:
+            return "never"
+        count, every = len(self.there), len(self.by_seed)
+        text = f"{self.mean:{form}}" + (f" ± {self.sd:{form}}" if count > 1 else "")
+        return text if count == every else f"{text} ({count} of {every})"
+
+
+def present(numbers: Iterable[float | None]) -> list[float]:
+    """Those that are not None."""
+    return [number for number in numbers if number is not None]
+
+
+def spread(by_seed: BySeed) -> Spread:
+    """The :class:`Spread` of numbers by seed; without any, mean and sd are None."""
+    there = present(by_seed.values())
+    return Spread(
+        dict(by_seed),
+        float(np.mean(there)) if there else None,
+        float(np.std(there)) if there else None,
+    )
+
+
+@dataclass(frozen=True)
+class TTests:
+    """Two-sided t-tests of two variants; t is negative where the first has less.
+
+    Attributes:
+        t, p: Student's test of independent samples with equal variances.
+        t_paired, p_paired: numbers of the same seed paired (runs of one seed share what is drawn,
+            which the independent test counts as noise); seeds of one variant only are left out.
+        p_holm, p_paired_holm: the same, :func:`corrected` for the tests of one table.
+
+    None where a seed has no number, there are fewer than two, or all differences are equal.
+    """
+
+    t: float | None = None
+    p: float | None = None
+    t_paired: float | None = None
+    p_paired: float | None = None
+    p_holm: float | None = None
+    p_paired_holm: float | None = None
+
+    @property
+    def in_order(self) -> tuple[float | None, ...]:
+        """As tables have them: t, p and its correction, then the same of the paired test."""
+        return self.t, self.p, self.p_holm, self.t_paired, self.p_paired, self.p_paired_holm
+
+
+def t_tests(first: BySeed, second: BySeed) -> TTests:
+    """:class:`TTests` of numbers by seed.
+
+    None of them where a seed has no number: of runs that never got there, a test of the others
+    would say too little or too much.
+    """
+    both = [np.array(list(numbers.values())) for numbers in (first, second)]
+    if None in (*first.values(), *second.values()) or min(map(len, both)) < 2:
+        return TTests()
+    found = TTests()
+    if any(map(np.ptp, both)):
+        with warnings.catch_warnings():  # of a variant without spread: the other's is enough
+            warnings.filterwarnings("ignore", message="Precision loss", category=RuntimeWarning)
+            t, p = map(float, stats.ttest_ind(*both))
+        found = replace(found, t=t, p=p)
+    pairs = np.array([(number, second[seed]) for seed, number in first.items() if seed in second])
+    if len(pairs) > 1 and np.ptp(pairs[:, 0] - pairs[:, 1]):
+        t, p = map(float, stats.ttest_rel(*pairs.T))
+        found = replace(found, t_paired=t, p_paired=p)
+    return found
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """p values of m tests, corrected for being m, so that the chance that any errs keeps its size.
+
+    The i-th smallest becomes max over j ≤ i of min(1, (m − j + 1) p_j) (Holm 1979). None stays
+    None, and is no test.
+
+    >>> [round(x, 3) for x in holm([0.01, 0.04, 0.03, 0.005])]
+    [0.03, 0.06, 0.06, 0.02]
+    """
+    there = sorted((value, place) for place, value in enumerate(p) if value is not None)
+    found: list[float | None] = [None] * len(p)
+    largest = 0.0
+    for rank, (value, place) in enumerate(there):
+        largest = max(largest, min(1.0, (len(there) - rank) * value))
+        found[place] = largest
+    return found
+
+
+def corrected(tests: Mapping[Key, TTests]) -> dict[Key, TTests]:
+    """The tests of one table with Holm's correction, each kind (independent, paired) on its own."""
+    single = holm([test.p for test in tests.values()])
+    paired = holm([test.p_paired for test in tests.values()])
+    return {
+        key: replace(test, p_holm=one, p_paired_holm=other)
+        for (key, test), one, other in zip(tests.items(), single, paired, strict=True)
+    }
