@@ -16,13 +16,14 @@ from typing import Any
 def provenance(**facts: Any) -> dict[str, Any]:
     """A JSON-able record of this process, with ``facts`` (seed, metrics, ...) added.
 
-    The command names no folders but the program's own name, so that a record can be published.
+    The command names no folder that lies elsewhere, so that a record can be published: of such a
+    path only the last part.
     """
     program = Path(sys.argv[0]).name or "python"
     if program == "__main__.py":  # python -m resval_lens.analyses
         program = "resval-lens"
     return {
-        "command": shlex.join([program, *sys.argv[1:]]),
+        "command": shlex.join([program, *map(_named, sys.argv[1:])]),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
         "versions": {
@@ -32,6 +33,14 @@ def provenance(**facts: Any) -> dict[str, Any]:
         "machine": platform.machine(),
         **facts,
     }
+
+
+def _named(argument: str) -> str:
+    """An argument, without the folders that lead out of the one that the command runs in."""
+    option, equals, value = argument.rpartition("=") if argument[:2] == "--" else ("", "", argument)
+    path = Path(value)
+    outside = path.is_absolute() or ".." in path.parts
+    return option + equals + (path.name if outside else value)
 
 
 @cache

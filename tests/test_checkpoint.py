@@ -389,6 +389,10 @@ def test_the_record_says_what_made_the_model(
     tiny_model().save_pretrained(tmp_path / "model")
     record = json.loads((tmp_path / "model" / "provenance.json").read_text())
     assert record["command"] == "train.py --seed 1"
+    folders = ["--data", "../private/train.txt", "--runs=/home/someone/runs", "--out", "out/one"]
+    monkeypatch.setattr("sys.argv", ["train.py", *folders, "--streams", "v(own=2)"])
+    command = "train.py --data train.txt --runs=runs --out out/one --streams 'v(own=2)'"
+    assert provenance.provenance()["command"] == command
     assert set(record["versions"]) == {"python", "resval-lens", "torch", "transformer-lens"}
     assert record["versions"]["torch"] == torch.__version__
     assert record["git_commit"] == provenance.git_commit()

@@ -1,5 +1,7 @@
 """Text to train on, by name."""
 
+import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import pytest
 
 from resval_lens.tasks import stories
 from resval_lens.tasks.text import fingerprint, load_tokenizer, train_bpe, vocabulary_size
+from resval_lens.tasks.text.sources import named
 from resval_lens.training.lm_data import prepare
 from tests.text_files import documents_of
 
@@ -86,6 +89,30 @@ def test_what_does_not_fit_is_refused_and_nothing_is_lost(
     with pytest.raises(ValueError, match=message):
         prepare(**settings)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_text_is_known_by_its_content_wherever_it_lies(text: Path, tmp_path: Path) -> None:
+    made = prepare(str(text), tmp_path / "tokens", "bpe:300")
+    sha256 = hashlib.sha256(text.read_bytes()).hexdigest()
+    assert made.train.source == f"own.txt (sha256 {sha256}), None, bpe:300, train"
+    (tmp_path / "elsewhere").mkdir()
+    moved = text.rename(tmp_path / "elsewhere" / "own.txt")
+    assert prepare(str(moved), tmp_path / "tokens", "bpe:300").train.source == made.train.source
+    moved.write_text(moved.read_text().replace("a", "b"))
+    with pytest.raises(ValueError, match=r"holds tokens of 'own\.txt"):
+        prepare(str(moved), tmp_path / "tokens", "bpe:300")
+
+
+def test_a_folder_of_texts_is_known_by_its_files(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in ("train.txt", "valid.txt"):
+        (folder / name).write_text(name)
+    before = named(folder)
+    assert re.fullmatch("texts \\(sha256 [0-9a-f]{64}\\)", before)
+    (folder / "valid.txt").write_text("else")
+    assert named(folder) != before
+    assert named("owner/dataset") == "owner/dataset"
 
 
 def test_generated_stories_are_told_apart_by_number_and_tokenizer(tmp_path: Path) -> None:

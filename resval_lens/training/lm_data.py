@@ -21,6 +21,7 @@ from resval_lens.tasks.text import (
     vocabulary_size,
     write_token_files,
 )
+from resval_lens.tasks.text.sources import named
 from resval_lens.training.lm_run import RowKind
 
 Note = Callable[[str], None]
@@ -67,7 +68,7 @@ def prepare(
 
     Raises:
         ValueError: data or tokenizer missing, empty or damaged; token files of another tokenizer
-            or another text in ``folder``.
+            or another text in ``folder``. A text is known by its name and checksum, not its folder.
     """
     if data != GENERATED and tokenizer is None:
         raise ValueError(
@@ -76,9 +77,10 @@ def prepare(
         )
     # What the files are made of; the validation text first, as its lack shows sooner.
     of = [str(n_stories)] if data == GENERATED else []
-    of += [str(validation)] if validation or not of else []
+    of += [named(validation) if validation else "None"] if validation or not of else []
     of += [tokenizer] if tokenizer and tokenizer.startswith(LEARN) else []
-    sources = {part: ", ".join((data, *of, part)) for part in ("valid", "train")}
+    text = data if data in (GENERATED, *NAMES) else named(data)
+    sources = {part: ", ".join((text, *of, part)) for part in ("valid", "train")}
 
     def texts(part: str) -> Iterable[str]:
         if data == GENERATED:

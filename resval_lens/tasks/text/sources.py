@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from resval_lens.files import check_plain
+from resval_lens.files import check_plain, checksum, digest
 
 END_OF_DOCUMENT = "<|endoftext|>"
 
@@ -49,17 +49,38 @@ def read_texts(source: str | Path, split: str = "train", field: str = "text") ->
     return _hub_texts(source, split, field)
 
 
+def named(source: str | Path) -> str:
+    """A source without its folder: a file's or folder's name and the SHA-256 of what it holds.
+
+    A name on the hub is as it is. Of a folder the checksum is of the names and checksums of its
+    files of documents.
+
+    Raises:
+        ValueError: a folder without documents; a file that is no plain one.
+    """
+    path = Path(source)
+    if path.is_dir():
+        found = checksum({file.name: digest(file) for file in _files(path, "train", all_of=True)})
+    elif path.exists():
+        found = digest(path)
+    else:
+        return str(source)
+    return f"{path.resolve().name} (sha256 {found})"
+
+
 def could_be_on_hub(name: str) -> bool:
     """Whether ``name`` is written as hub names are, ``name`` or ``owner/name``."""
     return _HUB_NAME.fullmatch(name) is not None
 
 
-def _files(folder: Path, split: str) -> list[Path]:
+def _files(folder: Path, split: str, all_of: bool = False) -> list[Path]:
     found = sorted(
         file for file in folder.iterdir() if file.suffix in _READERS and file.name[0] != "."
     )
     if not found:
         raise ValueError(f"{folder} holds no {_KINDS} file; expected documents")
+    if all_of:
+        return found
     named = [file for file in found if re.match(re.escape(split) + r"(?![^\W_])", file.name)]
     if not named and split != "train":
         raise ValueError(
