@@ -14,6 +14,7 @@ from resval_lens.analyses.options import (
     Jobs,
     Json,
     KeepSnapshots,
+    LearningRate,
     MaybeJobs,
     MaybeSeed,
     MaybeSeeds,
@@ -46,6 +47,7 @@ def train_icl_command(
     seeds: Seeds = "0-3",
     steps: Steps = 75_000,
     spec: Spec = "reference",
+    lr: LearningRate = 0.01,
     jobs: Jobs = 0,
     runs: RunsFolder = Path("runs/icl"),
     keep_snapshots: KeepSnapshots = False,
@@ -64,7 +66,7 @@ def train_icl_command(
     Example: `resval-lens train icl --variants classic,values --seeds 0,1 --steps 45000`
     """
     planned = train_icl_runs(
-        words(variants), numbers(seeds), steps, spec, jobs, runs, keep_snapshots, quiet
+        words(variants), numbers(seeds), steps, spec, jobs, runs, keep_snapshots, quiet, lr
     )
     report_runs([runs / name for name in planned], as_json)
 
@@ -173,6 +175,7 @@ def train_icl_runs(
     folder: Path,
     keep_snapshots: bool,
     quiet: bool,
+    lr: float = 0.01,
 ) -> list[str]:
     """Trains the variants with every seed, with bars; the names of the runs' folders.
 
@@ -186,7 +189,7 @@ def train_icl_runs(
     if spec not in completion.SPECS:
         raise ValueError(f"spec must be 'reference' or 'paper'; got {spec!r}")
     planned = [
-        ICLRun(name.strip(), icl_variant(name.strip()), seed, spec, steps=steps)  # type: ignore[arg-type]
+        ICLRun(name.strip(), icl_variant(name.strip()), seed, spec, steps=steps, lr=lr)  # type: ignore[arg-type]
         for seed in seeds
         for name in names
     ]

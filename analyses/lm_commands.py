@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -24,6 +26,7 @@ from resval_lens.analyses.options import (
     MaybeLearningRate,
     MaybeMicroBatch,
     MaybeOut,
+    MaybeWidth,
     MicroBatch,
     Preset,
     Quiet,
@@ -45,11 +48,20 @@ def train_lm_command(
     carry: Annotated[
         str,
         typer.Option(
-            help="raw (the authors' language-model code) or sum (the formula).",
+            help="raw (the authors' language-model code) or sum (the formula), where --streams "
+            "does not say it.",
             autocompletion=one_of(*CARRIES),
         ),
     ] = "raw",
     spec: Spec = "reference",
+    n_layers: Annotated[
+        int | None, typer.Option(help="Layers.", show_default="the preset's")
+    ] = None,
+    d_model: MaybeWidth = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Of the runs' folders.", show_default="preset and streams"),
+    ] = None,
     seeds: Seeds = "0",
     data: Annotated[
         str,
@@ -81,6 +93,12 @@ def train_lm_command(
     steps: Annotated[
         int | None, typer.Option(help="Training steps.", show_default="the preset's")
     ] = None,
+    until: Annotated[
+        int | None,
+        typer.Option(
+            help="Stop after this step, on the schedule of --steps.", show_default="the last"
+        ),
+    ] = None,
     batch: MaybeBatch = None,
     micro_batch: MaybeMicroBatch = None,
     lr: MaybeLearningRate = None,
@@ -111,7 +129,8 @@ def train_lm_command(
 ) -> None:
     """Train a language model, classic or with a stream, on stories, TinyStories or your own text.
 
-    Seeds are trained one after the other. Killed or stopped (Ctrl-C, SIGTERM), the same command
+    Seeds are trained one after the other. --d-model changes the number of heads, not their width,
+    and the MLP's width along. Killed or stopped (Ctrl-C, SIGTERM), the same command
     goes on from the newest snapshot. accelerate chooses the device: a GPU if there is one; several
     by `accelerate launch -m resval_lens.analyses train lm ...`.
 
@@ -121,10 +140,9 @@ def train_lm_command(
     from accelerate import PartialState
 
     from resval_lens.analyses.lm_progress import evaluation, ioi_sets
-    from resval_lens.language_models import language_model_config
+    from resval_lens.language_models import language_model_config, resized
     from resval_lens.language_models import preset as find_preset
     from resval_lens.runtime import keep_freed_memory
-    from resval_lens.streams import parse_streams
     from resval_lens.tasks.text.token_files import checksum, read_meta
     from resval_lens.tasks.text.vocabulary import vocabulary_size
     from resval_lens.training.lm import train_lm
@@ -134,7 +152,9 @@ def train_lm_command(
     processes = PartialState(cpu=not torch.accelerator.is_available())
     chosen = find_preset(preset, spec)
     planned = numbers(seeds)
-    parse_streams(streams, chosen.model["n_layers"])
+    changes = {} if d_model is None else resized(chosen.model, d_model)
+    changes |= {} if n_layers is None else {"n_layers": n_layers}
+    language_model_config(preset, streams, spec, cast("Any", carry), **changes)
     _check_tracker(tracker)
     writable(runs)
     if threads:
@@ -151,18 +171,17 @@ def train_lm_command(
     if steps is not None:  # a short run warms up for a tenth of it
         settings["warmup"] = min(settings["warmup"], steps // 10)
     config = language_model_config(
-        preset, streams, spec, cast("Any", carry), d_vocab=vocabulary_size(found.tokenizer)
-    )
-    flowing = "".join(stream.of for stream in config.streams)
-    name = f"{preset}-{flowing}-{carry}" if flowing else f"{preset}-classic"
-    if spec != "reference":
-        name += f"-{spec}"
+        preset, streams, spec, cast("Any", carry),
+        **changes, d_vocab=vocabulary_size(found.tokenizer),
+    )  # fmt: skip
+    name = name or _name(preset, spec, config, bool(changes))
     finished = []
     for seed in planned:
         run = LMRun(
             name, config.to_json(), checksum(read_meta(found.train.folder)), seed,
             micro_batch=micro_batch, compile=compile, snapshot_every=snapshot_every,
-            evaluate_every=evaluate_every, **settings,
+            evaluate_every=evaluate_every, until=until,
+            text=None if data == GENERATED else found.train.source, **settings,
         )  # fmt: skip
         rows, valid = found.rows(run.rows, config.n_ctx)
         sets, unsaid = ioi_sets(found.tokenizer, run.rows, data == GENERATED)
@@ -171,7 +190,7 @@ def train_lm_command(
         accelerator = _accelerator(run, runs, tracker)
         shown = not quiet and accelerator.is_main_process
         with progress_bars(not shown) as bars, _told_to_stop() as told:
-            task = bars.add_task(run.folder_name, total=run.steps, note="")
+            task = bars.add_task(run.folder_name, total=run.last_step, note="")
             model = train_lm(
                 run, rows, runs / run.folder_name,
                 evaluate=evaluation(run, valid, sets, found.tokenizer),
@@ -188,6 +207,24 @@ def train_lm_command(
         accelerator.end_training()
     if processes.is_main_process:
         report_runs(finished, as_json)
+
+
+def _name(preset: str, spec: str, config: Any, resized: bool) -> str:
+    """Of a run: preset, size if it is another, streams, spec if it is another."""
+    from resval_lens.streams import shorthand
+
+    size = f"-{config.n_layers}x{config.d_model}" if resized else ""
+    carries = {stream.carry for stream in config.streams}
+    flowing = "".join(stream.of for stream in config.streams)
+    if len(carries) == 1:  # at the end of the name
+        shown = shorthand(tuple(replace(stream, carry="sum") for stream in config.streams))
+    else:
+        shown = shorthand(config.streams)
+    if shown != flowing:
+        shown = re.sub(r"[^\w.]+", "-", shown).strip("-")
+    carry = f"-{carries.pop()}" if len(carries) == 1 else ""
+    end = f"-{spec}" if spec != "reference" else ""
+    return f"{preset}{size}-{shown}{carry}{end}" if flowing else f"{preset}{size}-classic{end}"
 
 
 def plan_command(

@@ -179,7 +179,11 @@ Batch = Annotated[int, typer.Option(help=_BATCH)]
 MaybeBatch = Annotated[int | None, typer.Option(help=_BATCH, show_default="the preset's")]
 LearningRate = Annotated[float, typer.Option(help=_LR)]
 MaybeLearningRate = Annotated[float | None, typer.Option(help=_LR, show_default="the preset's")]
-Width = Annotated[int, typer.Option("--d-model", help="Width of the residual stream.")]
+_WIDTH = "Width of the residual stream."
+Width = Annotated[int, typer.Option("--d-model", help=_WIDTH)]
+MaybeWidth = Annotated[
+    int | None, typer.Option("--d-model", help=_WIDTH, show_default="the preset's")
+]
 Triggers = Annotated[int, typer.Option("--n-triggers", help="Triggers of a sequence.")]
 
 # Language models' presets.
@@ -200,7 +204,8 @@ Spec = Annotated[
 Streams = Annotated[
     str,
     typer.Option(
-        help="Which of q, k, v flow, like v or qk; none if empty.",
+        help="Which of q, k, v flow, like v or qk; none if empty; in brackets how, like "
+        "'v(mix=pair, own=2, carried=0)'.",
         autocompletion=one_of(*completion.STREAMS),
     ),
 ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from resval_lens.config import ResValConfig
-from resval_lens.streams import AttentionStream, Carry, StreamsLike, parse_streams
+from resval_lens.streams import Carry, StreamsLike, parse_streams
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,34 @@ def preset(name: str, spec: str = "reference") -> LanguageModelPreset:
     raise ValueError(f"preset {name!r} has the specs {', '.join(specs)}; got {spec!r}")
 
 
+def resized(model: dict[str, Any], d_model: int) -> dict[str, Any]:
+    """What changes in a preset's ``model`` at another width.
+
+    Heads stay as wide as they are, so there are more or fewer of them; the MLP keeps its proportion
+    to ``d_model``, and the standard deviation of initial weights its proportion to 1/√d_model, so
+    that what they give of an input of norm √d_model stays as large.
+
+    Raises:
+        ValueError: a width that heads, or groups of them, do not divide.
+    """
+    before, heads = model["d_model"], model["n_heads"]
+    groups = model.get("n_key_value_heads", heads)
+    unit = model["d_head"] * heads // groups
+    if d_model < 1 or d_model % unit:
+        raise ValueError(
+            f"d_model must be a multiple of {unit}, as the preset's heads are; got {d_model}"
+        )
+    changed = {
+        "d_model": d_model,
+        "n_heads": heads * d_model // before,
+        "d_mlp": model["d_mlp"] * d_model // before,
+        "initializer_range": model["initializer_range"] * (before / d_model) ** 0.5,
+    }
+    if "n_key_value_heads" in model:
+        changed["n_key_value_heads"] = groups * d_model // before
+    return changed
+
+
 def language_model_config(
     name: str,
     streams: StreamsLike = "",
@@ -162,14 +190,16 @@ def language_model_config(
 
     Args:
         streams: as in ResValConfig.
-        carry: for every stream: ``"raw"`` (the authors' language-model code) or ``"sum"``.
-        changes: other fields of ResValConfig (``d_vocab``, ``device``, ...), which win.
+        carry: ``"raw"`` (the authors' language-model code) or ``"sum"``, for every stream; where
+            ``streams`` is a string, for those that do not say it.
+        changes: other fields of ResValConfig (``d_vocab``, ``n_layers``, those of :func:`resized`,
+            ...), which win.
 
     Raises:
         ValueError: an unknown preset, or a setting that ResValConfig refuses.
     """
     settings = preset(name, spec).model | {"device": "cpu"} | changes
-    parsed: tuple[AttentionStream, ...] = parse_streams(streams, settings["n_layers"])
-    if carry is not None:
+    parsed = parse_streams(streams, settings["n_layers"], carry or "sum")
+    if carry is not None and not isinstance(streams, str):
         parsed = tuple(replace(stream, carry=carry) for stream in parsed)
     return ResValConfig(**settings, streams=parsed)

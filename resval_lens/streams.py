@@ -11,6 +11,7 @@ arXiv 2412.15113, section 3.2 and footnote 2: same head index, no new parameters
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
@@ -198,29 +199,30 @@ Streams = tuple[AttentionStream, ...]
 StreamsLike = str | AttentionStream | Iterable[AttentionStream | Mapping[str, Any]] | None
 
 
-def parse_streams(streams: StreamsLike, n_layers: int | None = None) -> Streams:
+def parse_streams(
+    streams: StreamsLike, n_layers: int | None = None, carry: Carry = "sum"
+) -> Streams:
     """Streams in full from any accepted way of writing them, in the order q, k, v.
 
-    A string is shorthand: each letter is a stream with the defaults; ``""`` and ``None`` are the
-    classic transformer.
+    A string is what :func:`shorthand` writes: each letter is a stream with the defaults, but for
+    the fields in brackets after it; ``""`` and ``None`` are the classic transformer.
+
+    Args:
+        carry: of the streams of a string that does not say it.
 
     Raises:
-        ValueError: an unknown letter, two streams of the same projection, or a receiving layer
-            that a model of ``n_layers`` does not have.
+        ValueError: an unknown letter, field or value, two streams of the same projection, or a
+            receiving layer that a model of ``n_layers`` does not have.
 
     >>> [stream.of for stream in parse_streams("vq")]
     ['q', 'v']
+    >>> parse_streams("v(mix=pair, own=2, carried=0)")[0].own
+    2.0
     """
     if streams is None:
         streams = ""
     if isinstance(streams, str):
-        for letter in streams:
-            if letter not in get_args(Projection):
-                raise ValueError(
-                    f"streams={streams!r} has {letter!r}; write letters of q, k, v, "
-                    "or '' for the classic transformer"
-                )
-        parsed = [AttentionStream(of=letter) for letter in streams]  # type: ignore[arg-type]
+        parsed = _written(streams, carry)
     elif isinstance(streams, AttentionStream):
         parsed = [streams]
     else:
@@ -248,6 +250,50 @@ def parse_streams(streams: StreamsLike, n_layers: int | None = None) -> Streams:
                     f"has layers 0 to {n_layers - 1}"
                 )
     return tuple(sorted(parsed, key=lambda stream: "qkv".index(stream.of)))
+
+
+_STREAM = re.compile(r"([a-z])\s*(?:\(((?:[^()]|\([^()]*\))*)\))?[\s,]*")
+_FIELD = re.compile(r"\s*(\w+)\s*=\s*(\([^()]*\)|[^,()]+?)\s*(?:,|$)")
+
+
+def _written(text: str, carry: Carry) -> list[AttentionStream]:
+    """The streams of a string, as :func:`shorthand` writes them."""
+
+    def wrong(part: str) -> ValueError:
+        return ValueError(
+            f"streams={text!r} has {part!r}; write letters of q, k, v, or '' for the classic "
+            "transformer; in brackets after a letter what is not as usual, like "
+            "'v(mix=pair, own=2, carried=0)'"
+        )
+
+    parsed, at, text_ = [], 0, text.strip()
+    while at < len(text_):
+        found = _STREAM.match(text_, at)
+        if found is None or found[1] not in get_args(Projection):
+            raise wrong(text_[at])
+        settings, inner = {"carry": carry}, found[2] or ""
+        end = 0
+        while end < len(inner.rstrip()):
+            field = _FIELD.match(inner, end)
+            if field is None:
+                raise wrong(inner[end:].strip())
+            settings[field[1]] = _value(field[1], field[2])
+            end = field.end()
+        parsed.append(AttentionStream.from_dict({"of": found[1], **settings}))
+        at = found.end()
+    return parsed
+
+
+def _value(field: str, text: str) -> Any:
+    """What a field of a stream is set to: numbers, True, False, None and layers are read."""
+    try:
+        if field in ("own", "carried"):
+            return float(text)
+        if field == "layers" and text != "None":
+            return tuple(int(part) for part in text.strip("()").split(",") if part.strip())
+    except ValueError:
+        return text  # refused by the field's own check
+    return {"True": True, "False": False, "None": None}.get(text, text)
 
 
 def shorthand(streams: Streams) -> str:

@@ -21,7 +21,13 @@ from resval_lens.files import read_tensors
 from resval_lens.tasks.text import RowOrder
 from resval_lens.training.lm import train_lm
 from resval_lens.training.lm_run import LMRun
-from resval_lens.training.run_folder import read_metrics, snapshot_paths, write_snapshot
+from resval_lens.training.run_folder import (
+    read_metrics,
+    read_record,
+    snapshot_paths,
+    trained_model,
+    write_snapshot,
+)
 from resval_lens.training.schedule import learning_rate
 from tests import crashing
 from tests.crashing import PROCESSES
@@ -181,6 +187,33 @@ def test_a_stopped_run_ends_as_one_that_was_not(
         train_lm(DROPOUT, Noise(), tmp_path, should_stop=stop_before(step))
     assert train_lm(DROPOUT, Noise(), tmp_path) is not None
     assert_same_outcome(tmp_path, straight)
+
+
+def test_a_run_that_ends_early_has_the_schedule_of_the_whole_and_can_go_on(
+    tmp_path: Path, straight: Path
+) -> None:
+    early = replace(DROPOUT, until=6)  # where it is evaluated
+    train_lm(early, Noise(), tmp_path)
+    assert metrics(tmp_path) == [line for line in metrics(straight) if line["step"] <= 6]
+    recorded = read_record(tmp_path)
+    assert recorded["run"]["until"] == LMRun.from_dict(recorded["run"]).last_step == 6
+    assert trained_model(tmp_path).is_dir()
+    with pytest.raises(ValueError, match=r"steps=4: the run in .* has done 6 already"):
+        train_lm(replace(DROPOUT, until=4), Noise(), tmp_path)
+    train_lm(DROPOUT, Noise(), tmp_path, should_stop=lambda: True)
+    with pytest.raises(ValueError, match="model is missing"):  # it was not that of the last step
+        trained_model(tmp_path)
+    train_lm(DROPOUT, Noise(), tmp_path)
+    assert_same_outcome(tmp_path, straight)
+
+
+@pytest.mark.parametrize(("until", "message"), [
+    (0, "until must be a whole number above 0; got 0"),
+    (13, "until=13 is after the last of steps=12"),
+])  # fmt: skip
+def test_an_end_that_cannot_be_is_refused(until: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(RUN, until=until)
 
 
 def train_and_die(run: LMRun, folder: Path, dies_at: int | None) -> None:

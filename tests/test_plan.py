@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from resval_lens import AttentionStream, ResValTransformer
-from resval_lens.language_models import PRESETS, language_model_config
+from resval_lens.language_models import PRESETS, language_model_config, resized
 from resval_lens.training.plan import (
     flops_per_token,
     kept_for_backward,
@@ -81,6 +81,46 @@ def test_activations_are_what_a_real_step_keeps(name: str, checkpoint_blocks: bo
         F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
     total = sum(x.untyped_storage().nbytes() for x in kept.values())
     assert kept_for_backward(cfg, 3, checkpoint_blocks) == total
+
+
+@pytest.mark.parametrize(
+    ("name", "d_model"),
+    [
+        ("stories-small", 64),
+        ("stories-small", 256),
+        ("tinystories-8m", 512),
+        ("llama-1b", 1024),
+    ],
+)
+def test_another_width_keeps_the_width_of_heads_and_the_proportions(
+    name: str, d_model: int
+) -> None:
+    before = language_model_config(name)
+    after = language_model_config(name, **resized(PRESETS[name, "reference"].model, d_model))
+    assert (after.d_model, after.d_head) == (d_model, before.d_head)
+    assert after.n_heads * after.d_head == d_model
+    assert after.d_mlp * before.d_model == before.d_mlp * d_model
+    if before.n_key_value_heads is not None:
+        assert after.n_key_value_heads is not None
+        groups = before.n_heads // before.n_key_value_heads
+        assert after.n_heads == groups * after.n_key_value_heads
+    # The variance of a sum over d_model inputs of one size stays: d_model · σ².
+    assert after.d_model * after.initializer_range**2 == pytest.approx(
+        before.d_model * before.initializer_range**2
+    )
+    assert (
+        resized(PRESETS[name, "reference"].model, before.d_model).items()
+        <= {**PRESETS[name, "reference"].model}.items()
+    )
+
+
+@pytest.mark.parametrize(("name", "d_model", "unit"), [
+    ("stories-small", 48, 32), ("stories-small", 0, 32), ("stories-small", -32, 32),
+    ("llama-1b", 64, 256),
+])  # fmt: skip
+def test_a_width_that_heads_do_not_fill_is_named(name: str, d_model: int, unit: int) -> None:
+    with pytest.raises(ValueError, match=f"d_model must be a multiple of {unit}.*; got {d_model}"):
+        resized(PRESETS[name, "reference"].model, d_model)
 
 
 def test_spreading_divides_what_a_model_holds() -> None:

@@ -1,6 +1,7 @@
 """Streams as settings: what is accepted, what is refused by name, what survives JSON."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -250,6 +251,45 @@ def attention_streams(draw: st.DrawFn, n_layers: int = 4) -> AttentionStream:
         layers=draw(st.none() | receivers.map(tuple)),
         detach=draw(st.booleans()),
     )
+
+
+@given(st.lists(attention_streams(), unique_by=lambda stream: stream.of, max_size=3))
+@settings(max_examples=80, deadline=None)
+def test_what_shorthand_writes_is_read_as_it_was(streams: list[AttentionStream]) -> None:
+    expected = parse_streams(streams)
+    for text in (shorthand(expected), shorthand(expected).replace(" ", "")):
+        for one, other in zip(parse_streams(text), expected, strict=True):
+            # 1 − own is not always the carried that it was made of, to the last bit.
+            assert (one.own, one.carried) == pytest.approx((other.own, other.carried))
+            assert one.mix == other.mix
+            same = {"mix": "pair", "own": 0, "carried": 0}
+            assert replace(one, **same) == replace(other, **same)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x", "has 'x'; write letters of q, k, v"),
+        ("v)", "has ')'"),
+        ("v(mix=pair", "has '('"),
+        ("v(mix pair)", "has 'mix pair'"),
+        ("v(detach=True)(", "has '('"),
+        ("v(mix=pair, own=x, carried=1)", "AttentionStream.own must be a finite number; got 'x'"),
+        ("v(weight=2)", "AttentionStream has no field 'weight'"),
+        ("v(source=last)", "source must be one of previous, first, all; got 'last'"),
+        ("v(layers=(1, x))", "layers must be None or distinct layer numbers"),
+        ("v(detach=yes)", "detach must be True or False; got 'yes'"),
+        ("v v(carry=raw)", "2 streams of 'v'"),
+    ],
+)
+def test_what_shorthand_does_not_write_is_named(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse_streams(text)
+
+
+def test_a_carry_is_of_streams_that_do_not_say_it() -> None:
+    q, v = parse_streams("q(carry=sum)v", carry="raw")
+    assert (q.carry, v.carry) == ("sum", "raw")
 
 
 @given(attention_streams())

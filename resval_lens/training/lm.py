@@ -6,6 +6,7 @@ snapshot needs weights and optimiser alone: a run that was killed goes on as one
 
 from __future__ import annotations
 
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -94,12 +95,16 @@ def train_lm(
     with locked(folder) if accelerator.is_main_process else nullcontext():
         start: Metrics = {}
         if accelerator.is_main_process:
-            check_not_done(folder, run.steps)
+            check_not_done(folder, run.last_step)
             # The schedule of a constant rate does not know how long the run is.
             longer = run.schedule == "constant" and not run.cooldown
-            start = record_start(folder, run.to_dict(), ("steps",) if longer else ())
+            start = record_start(
+                folder, run.to_dict(), ("steps", "until") if longer else ("until",)
+            )
         accelerator.wait_for_everyone()
         done = trainer.restore()
+        if accelerator.is_main_process and done != run.last_step:  # not the model of its end
+            shutil.rmtree(folder / "model", ignore_errors=True)
 
         def line(step: int, metrics: Metrics) -> None:
             if accelerator.is_main_process:
@@ -111,9 +116,9 @@ def train_lm(
             line(0, trainer.evaluated(evaluate, 0))
             done = 0
         trainer.started = time.perf_counter()
-        for step in range(done + 1, run.steps + 1):
+        for step in range(done + 1, run.last_step + 1):
             trainer.step(step)
-            last = step == run.steps
+            last = step == run.last_step
             metrics: Metrics = {}
             if step % run.log_every == 0 or step % run.evaluate_every == 0 or last:
                 metrics = trainer.end_window(step)

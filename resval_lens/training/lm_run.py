@@ -8,6 +8,7 @@ from typing import Any, Literal, Self, get_args
 import torch
 
 from resval_lens.config import ResValConfig
+from resval_lens.streams import Streams
 from resval_lens.training.schedule import Schedule, learning_rate
 from resval_lens.training.settings import check_name
 from resval_lens.transformer import ResValTransformer
@@ -25,9 +26,13 @@ class LMRun:
         model: the configuration, as ``ResValConfig.to_json`` writes it.
         data: fingerprint of the training tokens (their checksum), so that a run goes on with the
             text it began with.
+        text: for people, what the tokens are made of, where it is not generated: of files the names
+            and checksums.
         seed: draws initial weights, the order of rows, and dropout.
         rows: ``packed`` (the text cut in rows of n_ctx tokens) or ``story`` (a document a row,
             cut or padded; padding does not count in the loss).
+        steps: what the schedule is laid out for.
+        until: stop after this step, the schedule's being what it is; None: after the last.
         batch: rows a step, over all processes and accumulated parts.
         micro_batch: rows that one process takes at a time; None: its whole share.
         lr, betas, eps, weight_decay: AdamW. Decay only touches matrices, not biases or norms.
@@ -65,12 +70,15 @@ class LMRun:
     log_every: int = 20
     evaluate_every: int = 500
     snapshot_every: int = 500
+    until: int | None = None
+    text: str | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name)
         object.__setattr__(self, "betas", tuple(self.betas))
-        whole = ("steps", "batch", "log_every", "evaluate_every", "snapshot_every")
-        for name in whole + (("micro_batch",) if self.micro_batch is not None else ()):
+        whole = ["steps", "batch", "log_every", "evaluate_every", "snapshot_every"]
+        whole += [name for name in ("micro_batch", "until") if getattr(self, name) is not None]
+        for name in whole:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number above 0; got {value!r}")
@@ -83,6 +91,8 @@ class LMRun:
             if not (value >= 0 if least else value > 0) or value == float("inf"):
                 bound = "from 0 up" if least else "above 0"
                 raise ValueError(f"{name} must be a finite number {bound}; got {value!r}")
+        if self.until is not None and self.until > self.steps:
+            raise ValueError(f"until={self.until} is after the last of steps={self.steps}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be two numbers from 0 to below 1; got {self.betas!r}")
         if self.clip is not None and not 0 < self.clip < float("inf"):
@@ -100,8 +110,18 @@ class LMRun:
         return ResValConfig.from_json(self.model)
 
     @property
+    def streams(self) -> Streams:
+        """The model's streams."""
+        return self.config.streams
+
+    @property
     def folder_name(self) -> str:
         return f"{self.name}-seed{self.seed}"
+
+    @property
+    def last_step(self) -> int:
+        """The step after which training ends."""
+        return self.steps if self.until is None else self.until
 
     def learning_rate(self, step: int) -> float:
         """Of ``step``, counted from 1."""
