@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self, runtime_checkable
+
+import torch
 
 from resval_lens.checks import is_number
 from resval_lens.classifier import ICLClassifier
@@ -24,6 +26,7 @@ from resval_lens.training.run_folder import (
     snapshot_paths,
     trained_model,
 )
+from resval_lens.transformer import ResValTransformer
 
 SHIPPED = Path(__file__).parent / "data" / "icl"
 
@@ -93,6 +96,11 @@ class RecordedRun:
             yield step, model
 
     @property
+    def done(self) -> bool:
+        """Whether it has reached its last step."""
+        return bool(self.metrics and self.metrics[-1]["step"] == self.run.last_step)
+
+    @property
     def has_model(self) -> bool:
         return (self.folder / "model").is_dir()
 
@@ -115,29 +123,45 @@ def load_runs(folder: Path = SHIPPED) -> list[RecordedRun]:
     return sorted(runs, key=rank)
 
 
-def export_runs(source: Path, target: Path, with_model: Iterable[str] = ()) -> None:
-    """Copies finished runs in the form in which they ship: records, metrics and chosen models.
+@runtime_checkable
+class Recorded(Protocol):
+    """What recorded runs of every kind have."""
 
-    Args:
-        with_model: folder names of the runs whose model goes along.
+    @property
+    def run(self) -> Any: ...
+    @property
+    def starts(self) -> list[dict[str, Any]]: ...
+    @property
+    def metrics(self) -> list[dict[str, Any]]: ...
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def done(self) -> bool: ...
+    def model(self) -> ResValTransformer: ...
+
+
+def export_run(recorded: Recorded, target: Path, with_model: bool = False) -> Path:
+    """Copies a finished run in the form in which it ships: record, metrics and, if asked, model.
+
+    Weights are rounded to 16 bits, half the bytes; they load as the 32 bits they were trained in.
+
+    Returns:
+        Its folder, in ``target``.
 
     Raises:
-        ValueError: a run in ``source`` has not reached its last step.
+        ValueError: it has not reached its last step; it has no model.
     """
-    chosen = set(with_model)
-    for recorded in load_runs(source):
-        run = recorded.run
-        if not recorded.metrics or recorded.metrics[-1]["step"] != run.steps:
-            raise ValueError(f"{recorded.folder} has not reached step {run.steps}")
-        folder = target / run.folder_name
-        write_record(folder, run.to_dict(), recorded.starts, recorded.metrics)
-        if run.folder_name in chosen:
-            recorded.model().save_pretrained(
-                folder / "model",
-                record=rounded(model_record(run, recorded.starts[-1], recorded.metrics)),
-                overwrite=True,
-            )
-            record_end(folder)
+    run = recorded.run
+    if not recorded.done:
+        raise ValueError(f"{recorded.folder} has not reached step {run.last_step}")
+    model = recorded.model() if with_model else None
+    folder = target / run.folder_name
+    write_record(folder, run.to_dict(), recorded.starts, recorded.metrics)
+    if model is not None:
+        record = rounded(model_record(run, recorded.starts[-1], recorded.metrics))
+        model.save_pretrained(folder / "model", record=record, overwrite=True, dtype=torch.float16)
+        record_end(folder)
+    return folder
 
 
 def write_record(

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-
-from resval_lens.recorded import rounded, write_record
 from resval_lens.streams import architecture
 from resval_lens.training.lm_run import LMRun
 from resval_lens.training.run_folder import (
     read_metrics,
     read_record,
-    record_end,
     trained_model,
 )
 from resval_lens.transformer import ResValTransformer
@@ -73,7 +68,8 @@ class RecordedLMRun:
 
     @property
     def done(self) -> bool:
-        return bool(self.metrics[-1]["step"] == self.run.steps)
+        """Whether it has reached its last step."""
+        return bool(self.metrics[-1]["step"] == self.run.last_step)
 
     def model(self) -> ResValTransformer:
         """The trained model.
@@ -98,34 +94,3 @@ def load_lm_runs(folder: Path = SHIPPED_RUNS) -> list[RecordedLMRun]:
         return (recorded.architecture != "classic", recorded.run.name, recorded.run.seed)
 
     return sorted(runs, key=rank)
-
-
-def export_lm_runs(source: Path, target: Path, with_model: Iterable[str] = ()) -> None:
-    """Copies finished runs in the form in which they ship: records, metrics and chosen models.
-
-    Weights are rounded to 16 bits, half the bytes; they load as the 32 bits they were trained in.
-
-    Args:
-        with_model: folder names of the runs whose model goes along.
-
-    Raises:
-        ValueError: a run in ``source`` has not reached its last step; ``with_model`` names none.
-    """
-    chosen, runs = set(with_model), load_lm_runs(source)
-    for name in chosen - {recorded.run.folder_name for recorded in runs}:
-        raise ValueError(f"with_model: {source} holds no run {name!r}")
-    for recorded in runs:
-        run = recorded.run
-        if not recorded.done:
-            raise ValueError(f"{recorded.folder} has not reached step {run.steps}")
-        folder = target / run.folder_name
-        write_record(folder, run.to_dict(), recorded.starts, recorded.metrics)
-        if run.folder_name in chosen:
-            final = {"run": run.to_dict(), "metrics": rounded(recorded.metrics[-1])}
-            recorded.model().save_pretrained(
-                folder / "model",
-                record=recorded.starts[-1] | final,
-                overwrite=True,
-                dtype=torch.float16,
-            )
-            record_end(folder)

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-
 from resval_lens.memory.model import MemoryTransformer
 from resval_lens.presets import MEMORY_VARIANTS
-from resval_lens.recorded import rounded, write_record
-from resval_lens.training.loop import model_record
 from resval_lens.training.memory_run import MemoryRun
 from resval_lens.training.run_folder import (
     has_metrics,
     read_metrics,
     read_record,
-    record_end,
     trained_model,
 )
 
@@ -69,7 +63,7 @@ class RecordedMemoryRun:
     @property
     def done(self) -> bool:
         """Whether it has reached its last step."""
-        return bool(self.metrics[-1]["step"] == self.run.steps)
+        return bool(self.metrics[-1]["step"] == self.run.last_step)
 
     @property
     def has_model(self) -> bool:
@@ -107,33 +101,3 @@ def load_memory_runs(folder: Path = SHIPPED_MEMORY) -> list[RecordedMemoryRun]:
         return (order.index(name) if name in order else len(order), name, recorded.run.seed)
 
     return sorted(runs, key=rank)
-
-
-def export_memory_runs(source: Path, target: Path, with_model: Iterable[str] = ()) -> None:
-    """Copies finished runs in the form in which they ship: records, metrics and chosen models.
-
-    Weights are rounded to 16 bits, half the bytes; they load as the 32 bits they were trained in.
-
-    Args:
-        with_model: folder names of the runs whose model goes along.
-
-    Raises:
-        ValueError: a run in ``source`` has not reached its last step; ``with_model`` names none.
-    """
-    chosen, runs = set(with_model), load_memory_runs(source)
-    for name in sorted(chosen - {recorded.run.folder_name for recorded in runs}):
-        raise ValueError(f"with_model: {source} holds no run {name!r}")
-    for recorded in runs:
-        run = recorded.run
-        if not recorded.done:
-            raise ValueError(f"{recorded.folder} has not reached step {run.steps}")
-        folder = target / run.folder_name
-        write_record(folder, run.to_dict(), recorded.starts, recorded.metrics)
-        if run.folder_name in chosen:
-            recorded.model().save_pretrained(
-                folder / "model",
-                record=rounded(model_record(run, recorded.starts[-1], recorded.metrics)),
-                overwrite=True,
-                dtype=torch.float16,
-            )
-            record_end(folder)

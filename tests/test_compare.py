@@ -22,7 +22,7 @@ from resval_lens.analyses.icl import (
 from resval_lens.analyses.icl_emergence import emergence, paper_runs
 from resval_lens.classifier import ICLClassifier
 from resval_lens.hooks import cut_links
-from resval_lens.recorded import SHIPPED, RecordedRun, export_runs, load_runs, write_record
+from resval_lens.recorded import SHIPPED, RecordedRun, export_run, load_runs, write_record
 from resval_lens.tasks.icl import ICLBatch
 from resval_lens.training.icl import evaluate
 
@@ -208,7 +208,8 @@ def test_export_keeps_metrics_and_chosen_models_and_refuses_unfinished_runs(tmp_
     for name in ("run.json", "metrics.jsonl"):
         content = (SHIPPED / "classic-seed0" / name).read_bytes()
         (source / "classic-seed0" / name).write_bytes(content)
-    export_runs(source, target)
+    made = export_run(RecordedRun.load(source / "classic-seed0"), target)
+    assert made == target / "classic-seed0"
     assert RecordedRun.load(target / "classic-seed0") == RecordedRun.load(
         source / "classic-seed0"
     ).__class__(**{**vars(RecordedRun.load(source / "classic-seed0")),
@@ -216,7 +217,7 @@ def test_export_keeps_metrics_and_chosen_models_and_refuses_unfinished_runs(tmp_
     whole = RecordedRun.load(source / "classic-seed0")
     write_record(whole.folder, whole.run.to_dict(), whole.starts, whole.metrics[:-1])
     with pytest.raises(ValueError, match="has not reached step"):
-        export_runs(source, target)
+        export_run(RecordedRun.load(whole.folder), target)
 
 
 def test_unreadable_records_are_named(tmp_path):

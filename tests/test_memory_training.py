@@ -14,10 +14,9 @@ import torch.nn.functional as F
 
 from resval_lens.memory.model import MemoryTransformer
 from resval_lens.presets import MEMORY_VARIANTS, memory_variant
-from resval_lens.recorded import write_record
+from resval_lens.recorded import export_run, write_record
 from resval_lens.recorded_memory import (
     RecordedMemoryRun,
-    export_memory_runs,
     load_memory_runs,
 )
 from resval_lens.streams import AttentionStream
@@ -283,7 +282,8 @@ def test_a_run_is_exported_as_it_ships(tmp_path: Path, straight: Path) -> None:
     source, target = tmp_path / "runs", tmp_path / "shipped"
     for seed in (0, 1):
         train_memory(replace(SMALL_RUN, seed=seed), source / f"values-seed{seed}")
-    export_memory_runs(source, target, ["values-seed1"])
+    for recorded in load_memory_runs(source):
+        export_run(recorded, target, with_model=recorded.run.seed == 1)
     runs = load_memory_runs(target)
     assert [(r.run.seed, r.done, r.has_model) for r in runs] == [(0, True, False), (1, True, True)]
     assert runs[1].run == replace(SMALL_RUN, seed=1)
@@ -316,10 +316,8 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         load_memory_runs(tmp_path)
 
 
-def test_an_unfinished_run_and_an_unknown_one_are_not_exported(tmp_path: Path) -> None:
+def test_an_unfinished_run_is_not_exported(tmp_path: Path) -> None:
     source = tmp_path / "runs"
     train_memory(SMALL_RUN, source / "values-seed3", should_stop=stop_before(15))
     with pytest.raises(ValueError, match="has not reached step 30"):
-        export_memory_runs(source, tmp_path / "out")
-    with pytest.raises(ValueError, match="holds no run 'keys-seed0'"):
-        export_memory_runs(source, tmp_path / "out", ["keys-seed0"])
+        export_run(load_memory_runs(source)[0], tmp_path / "out")

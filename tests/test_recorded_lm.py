@@ -22,7 +22,8 @@ from resval_lens.analyses.seeds import TTests, holm
 from resval_lens.checkpoint import SHIPPED_MODELS
 from resval_lens.language_models import language_model_config
 from resval_lens.provenance import provenance
-from resval_lens.recorded_lm import RecordedLMRun, export_lm_runs, load_lm_runs
+from resval_lens.recorded import export_run
+from resval_lens.recorded_lm import RecordedLMRun, load_lm_runs
 from resval_lens.streams import AttentionStream, architecture, parse_streams
 from resval_lens.tasks import stories
 from resval_lens.tasks.ioi import encode
@@ -222,7 +223,7 @@ def test_an_unfinished_run_is_neither_compared_nor_exported(tmp_path: Path) -> N
     with pytest.raises(ValueError, match="has not reached step 700"):
         lm_emergence(load_lm_runs(tmp_path / "runs"))
     with pytest.raises(ValueError, match="has not reached step 700"):
-        export_lm_runs(tmp_path / "runs", tmp_path / "out")
+        export_run(load_lm_runs(tmp_path / "runs")[0], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -250,7 +251,7 @@ def test_exported_runs_read_as_they_were_with_weights_in_16_bits(tmp_path: Path)
     folder = folder_of(tmp_path / "runs", "v", 0, 300)
     model = ResValTransformer(RecordedLMRun.load(folder).run.config)
     model.save_pretrained(folder / "model")
-    export_lm_runs(tmp_path / "runs", tmp_path / "out", [folder.name])
+    export_run(RecordedLMRun.load(folder), tmp_path / "out", with_model=True)
     (found,) = load_lm_runs(tmp_path / "out")
     (source,) = load_lm_runs(tmp_path / "runs")
     assert found.run == source.run
@@ -266,9 +267,10 @@ def test_exported_runs_read_as_they_were_with_weights_in_16_bits(tmp_path: Path)
 
 
 def test_a_model_to_export_must_be_there(tmp_path: Path) -> None:
-    folder_of(tmp_path / "runs", "v", 0, 300)
-    with pytest.raises(ValueError, match="holds no run 'typo'"):
-        export_lm_runs(tmp_path / "runs", tmp_path / "out", ["typo"])
+    folder = folder_of(tmp_path / "runs", "v", 0, 300)
+    with pytest.raises(ValueError, match="model is missing"):
+        export_run(RecordedLMRun.load(folder), tmp_path / "out", with_model=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_weights_too_large_for_16_bits_are_refused(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from resval_lens.config import ResValConfig
 from resval_lens.files import note, write_json, write_sealed
 from resval_lens.memory.config import memory_config
 from resval_lens.memory.model import MemoryTransformer
-from resval_lens.recorded import RecordedRun, export_runs
+from resval_lens.recorded import RecordedRun, export_run
 from resval_lens.recorded_lm import RecordedLMRun
 from resval_lens.recorded_memory import RecordedMemoryRun
 from resval_lens.tasks import stories
@@ -199,7 +199,9 @@ def test_a_run_cannot_be_exported_to_another_place(name: Any, tmp_path: Path) ->
     measured = {"accuracy": 1.0, "loss": 0.0}
     append_metrics(folder, {"step": 30, "test": measured, "ic": measured, "ic2": measured,
                             "iw": measured})  # fmt: skip
-    refused(lambda: export_runs(tmp_path / "runs", tmp_path / "out"), "run.json", "name must be")
+    refused(
+        lambda: export_run(RecordedRun.load(folder), tmp_path / "out"), "run.json", "name must be"
+    )
     assert not (tmp_path / "out").exists()
     refused(lambda: replace(lm_runs.RUN, name=name), "name must be")
 

@@ -54,6 +54,11 @@ class ICLRun:
     def folder_name(self) -> str:
         return f"{self.name}-seed{self.seed}"
 
+    @property
+    def last_step(self) -> int:
+        """The step after which training ends."""
+        return self.steps
+
     def headline(self, metrics: dict[str, Any]) -> str:
         """The one number of a snapshot to show beside a progress bar."""
         return f"IC {metrics['ic']['accuracy']:.3f}"
