@@ -3,6 +3,8 @@
 # make docs    the documentation site, in site/
 # make browser headless Chromium, for the tests of pages (Debian, Ubuntu; others: install one)
 # make bench   speed, as ratios against peers measured in the same run
+# make runs    the training runs that findings need, at the lowest priority; goes on where it stopped
+#              (real text: make runs CORPUS=folder with train.txt and valid.txt)
 # make lint, make types, make format
 
 PYTHON ?= python3
@@ -11,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test docs browser bench lint types format clean
+.PHONY: demo test docs browser bench runs lint types format clean
 
 demo: $(INSTALLED)
 	$(BIN)/resval-lens compare --report out
@@ -27,6 +29,9 @@ browser:
 
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks
+
+runs: $(INSTALLED)
+	$(BIN)/resval-lens runs all --records resval_lens/data $(if $(CORPUS),--corpus $(CORPUS))
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

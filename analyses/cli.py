@@ -30,6 +30,7 @@ from resval_lens.analyses.intervention_commands import ablate_command, patch_com
 from resval_lens.analyses.lm_commands import plan_command, train_lm_command
 from resval_lens.analyses.memory.commands import memory_app
 from resval_lens.analyses.memory.training import train_memory_command
+from resval_lens.analyses.runs_commands import runs_app
 
 STOPPED = 130
 """The exit code after Ctrl-C: 128 and the signal's number, as shells have it."""
@@ -68,6 +69,7 @@ app.add_typer(train_app, name="train")
 train_app.command("icl")(train_icl_command)
 train_app.command("lm")(train_lm_command)
 train_app.command("memory")(train_memory_command)
+app.add_typer(runs_app, name="runs")
 app.command("reproduce")(reproduce_command)
 app.command("compare")(compare_command)
 app.command("link-in-training")(link_in_training_command)

@@ -83,7 +83,7 @@ def examples() -> list[tuple[str, str]]:
 
 
 def test_there_are_commands():
-    assert len(COMMANDS) == 27
+    assert len(COMMANDS) == 30
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -117,7 +117,8 @@ def test_every_command_says_where_models_run():
 
 def test_every_command_that_draws_has_a_seed():
     unseeded = {name for name in COMMANDS if not {"--seed", "--seeds"} & set(parameters(name))}
-    assert unseeded == {"link-in-training", "plan", "eval emergence"}
+    queue = {"runs status", "runs next", "runs all"}  # its file has the seeds
+    assert unseeded == {"link-in-training", "plan", "eval emergence", *queue}
     drawn_later = {name for name in COMMANDS if "--seed" not in parameters(name)} - unseeded
     training = {"train icl", "train lm", "train memory"}
     assert drawn_later == {*training, "memory curves", "memory encodings"}  # these read training
@@ -355,7 +356,8 @@ def completed(monkeypatch: pytest.MonkeyPatch, line: str) -> list[str]:
         ("ablate --edits zero,m", ["zero,mean"]),
         ("circuit --twins token", ["token", "token+position"]),
         ("circuit --method eap", ["eap", "eap-ig"]),
-        ("train icl --variants keys,values-", ["keys,values-detached", "keys,values-half"]),
+        ("train icl --variants keys,values-", ["keys,values-detached", "keys,values-half",
+                                               "keys,values-norm-matched", "keys,values-no-own"]),
         ("memory curves --variants alibi", ["alibi", "alibi-values"]),
         ("induction cl", ["classic"]),
         ("ablate --device c", ["cpu", "cuda"]),
