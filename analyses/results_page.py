@@ -27,13 +27,13 @@ from resval_lens.analyses.icl_emergence import emergence as emergence_study
 from resval_lens.analyses.ioi import PUBLISHED_TABLE_2
 from resval_lens.analyses.link_controls import first_of, link_controls
 from resval_lens.analyses.lm_emergence import Compared, lm_emergence
+from resval_lens.analyses.memory.comparable import shown
 from resval_lens.analyses.memory.curves import (
     LABELS,
     ONE_LAYER,
     TWO_LAYERS,
+    Measure,
     curve_study,
-    shown,
-    told_order,
 )
 from resval_lens.analyses.seeds import present, spread
 from resval_lens.checkpoint import SHIPPED_MODELS
@@ -48,7 +48,7 @@ from resval_lens.tasks.stories import ioi_prompts
 from resval_lens.training.icl_run import draw_world
 from resval_lens.transformer import ResValTransformer
 
-FOLLOWED = ("W_F", "W_K2", "W_O2", "W_K1", "accuracy")
+FOLLOWED: tuple[Measure, ...] = ("W_F", "W_K2", "W_O2", "W_K1", "accuracy")
 """Measures of :mod:`~resval_lens.analyses.memory.curves` that the page has."""
 
 
@@ -294,12 +294,12 @@ def memory() -> str:
     runs = plain_memory_runs()
     study = curve_study(runs)
     rows = []
-    for name, variant in study["variants"].items():
+    for name, variant in study.variants.items():
         own = [recorded for recorded in runs if recorded.run.name == name]
-        first = variant["first"]
+        first = variant.first
         cells = [
             shown(first[measure], ".0f") if measure in first and
-            first[measure]["mean"] is not None else "" for measure in FOLLOWED
+            first[measure].mean is not None else "" for measure in FOLLOWED
         ]  # fmt: skip
         cells[-1] = cells[-1] or "never"
         for where in ("trained", "longer"):
@@ -307,8 +307,8 @@ def memory() -> str:
         rows.append([name, str(len(own)), *cells])
     heads = [f"{LABELS[measure]}" for measure in FOLLOWED]
     return (
-        f"Steps of the first snapshot, of one in {study['run']['snapshot_every']}, above "
-        f"{study['threshold']:g} (W_F: above {study['known']:.0%} of what the bigrams tell); empty "
+        f"Steps of the first snapshot, of one in {study.run.snapshot_every}, above "
+        f"{study.threshold:g} (W_F: above {study.known:.0%} of what the bigrams tell); empty "
         "where no seed got there. The last columns are in-context accuracies at the end. "
         f"Published, about: {TWO_LAYERS:g} for two layers, {ONE_LAYER:g} for one.\n\n"
         + markdown_table(["variant", "seeds", *heads, "128 tokens", "256 tokens"], rows)
@@ -334,7 +334,7 @@ def memory_order() -> str:
             plain_memory_runs()
         )  # fmt: skip
         seeds = "one seed" if len({run.run.seed for run in runs}) == 1 else "two or three seeds"
-        lines.append(f"- {what} ({seeds} a variant): {told_order(curve_study(runs))}.")
+        lines.append(f"- {what} ({seeds} a variant): {curve_study(runs).told_order()}.")
     return "\n".join(lines) + "\n"
 
 

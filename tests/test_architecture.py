@@ -194,14 +194,6 @@ NOT_YET = {
     "ioi_tables",
     "link_in_training",
     "lm_compare",
-    "memory.analogies",
-    "memory.construction",
-    "memory.curves",
-    "memory.encodings",
-    "memory.held_out",
-    "memory.knowledge",
-    "memory.lengths",
-    "memory.one_step_study",
     "story_loss",
 }
 """Modules of ``resval_lens.analyses`` with studies whose results have no type yet."""

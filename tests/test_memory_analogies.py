@@ -14,20 +14,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator
 
-from resval_lens.analyses.memory import knowledge_tables
 from resval_lens.analyses.memory.analogies import (
     TIMES,
+    Longer,
+    OfGroup,
+    Recalled,
     analogies_over_seeds,
     analogies_study,
+    by_rank,
+    check_variants,
+    finished_run,
+    longer,
+)
+from resval_lens.analyses.memory.capitals import (
+    Capital,
     analogy_prompts,
     answer_summary,
     attention_to_said,
     by_capital,
-    by_rank,
     capitals_task,
-    check_variants,
-    finished_run,
-    longer,
     own_countries,
     with_unknown,
 )
@@ -131,13 +136,13 @@ def test_the_context_is_believed_where_it_weighs_more_than_knowledge(tau3, belie
     for times in (1, 4):
         prompts = analogy_prompts(TASK, times, Generator().manual_seed(times))
         found = answer_summary(model, prompts)
-        assert found["margin"] == pytest.approx(tau3 - np.log(1_000), abs=1e-6)
-        assert found["context_wins"] == found["said"] == believed
-        assert found["own"] == 1 - believed
+        assert found.margin == pytest.approx(tau3 - np.log(1_000), abs=1e-6)
+        assert found.context_wins == found.said == believed
+        assert found.own == 1 - believed
     unsaid = answer_summary(model, analogy_prompts(TASK, 0, Generator().manual_seed(0)))
     # Nothing matches A: attention is even over three tokens, of which none is B or its own.
-    assert unsaid["margin"] == pytest.approx(-np.log(1_000), abs=1e-6)
-    assert unsaid["own"] == 1
+    assert unsaid.margin == pytest.approx(-np.log(1_000), abs=1e-6)
+    assert unsaid.own == 1
 
 
 def test_answers_are_counted_by_hand(runs):
@@ -156,7 +161,7 @@ def test_answers_are_counted_by_hand(runs):
         "margin": np.mean([last[i, said[i]] - last[i, own[i]] for i in rows]),
         "context_wins": np.mean([last[i, said[i]] > last[i, own[i]] for i in rows]),
     }
-    assert answer_summary(model, prompts) == pytest.approx(expected, abs=1e-5)
+    assert vars(answer_summary(model, prompts)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_an_unknown_capital_is_drawn_anew_and_finds_no_place():
@@ -170,12 +175,12 @@ def test_an_unknown_capital_is_drawn_anew_and_finds_no_place():
     assert std == pytest.approx(model.cfg.embed_std, rel=0.25)
     prompts = analogy_prompts(TASK, 2, Generator().manual_seed(0), queries=[1, 4])
     known, unknown = (attention_to_said(m, prompts) for m in (model, stranger))
-    assert known["previous"] == pytest.approx(1, abs=1e-6)
+    assert known.previous == pytest.approx(1, abs=1e-6)
     match = 2 * np.exp(6.0)
-    assert known["target"] == pytest.approx(match / (match + 9))
+    assert known.target == pytest.approx(match / (match + 9))
     # B is known, and looks back. A is not; as far as it is like known tokens, it is like itself.
-    assert unknown["previous"] == pytest.approx(1, abs=1e-3)
-    assert unknown["target"] < known["target"] - 0.2
+    assert unknown.previous == pytest.approx(1, abs=1e-3)
+    assert unknown.target < known.target - 0.2
 
 
 def test_attention_is_from_b_to_a_and_from_a_to_b(runs):
@@ -186,32 +191,30 @@ def test_attention_is_from_b_to_a_and_from_a_to_b(runs):
     found = attention_to_said(model, prompts)
     previous = [float(row[t, t - 1]) for row in first for t in (3, 7)]
     target = [float(row[10, 3] + row[10, 7]) for row in last]
-    assert found["previous"] == pytest.approx(np.mean(previous), abs=1e-6)
-    assert found["target"] == pytest.approx(np.mean(target), abs=1e-6)
+    assert found.previous == pytest.approx(np.mean(previous), abs=1e-6)
+    assert found.target == pytest.approx(np.mean(target), abs=1e-6)
 
 
 def test_capitals_are_told_apart_by_frequency():
     """Of six, ∝ 1/k: the first has 41% and the second 20%, more than half together."""
     model = oracle(9.0)
     rows = by_capital(model, TASK, Generator().manual_seed(0), each=2)
-    assert [row["capital"] for row in rows] == [pair.first for pair in PAIRS]
-    assert [row["frequent"] for row in rows] == [True, True, False, False, False, False]
+    assert [row.capital for row in rows] == [pair.first for pair in PAIRS]
+    assert [row.frequent for row in rows] == [True, True, False, False, False, False]
     harmonic = sum(1 / k for k in range(1, 7))
-    assert [row["frequency"] for row in rows] == pytest.approx(
-        [1 / k / harmonic for k in range(1, 7)]
-    )
-    assert all(row["top1"] == row["overridden"] == 1 for row in rows)
+    assert [row.frequency for row in rows] == pytest.approx([1 / k / harmonic for k in range(1, 7)])
+    assert all(row.top1 == row.overridden == 1 for row in rows)
     # Attention is even over three tokens; each says itself with 9/3 nats.
     others = (3 * np.exp(3.0) + (12 - 1 - 3)) * 1e-3
-    assert rows[0]["p_own"] == pytest.approx(1 / (1 + others))
+    assert rows[0].p_own == pytest.approx(1 / (1 + others))
 
 
 def test_ranks_double_from_group_to_group():
-    rows = [{"p_own": float(i), "overridden": float(-i)} for i in range(1, 8)]
+    rows = [Capital(str(i), 0.0, False, float(i), 0.0, float(-i)) for i in range(1, 8)]
     found = by_rank(rows)
-    assert [(row["first"], row["last"]) for row in found] == [(1, 1), (2, 2), (3, 4), (5, 7)]
-    assert [row["p_own"] for row in found] == [1, 2, 3.5, 6]
-    assert [row["overridden"] for row in found] == [-1, -2, -3.5, -6]
+    assert [(row.first, row.last) for row in found] == [(1, 1), (2, 2), (3, 4), (5, 7)]
+    assert [row.p_own for row in found] == [1, 2, 3.5, 6]
+    assert [row.overridden for row in found] == [-1, -2, -3.5, -6]
 
 
 def test_longer_sequences_are_measured_by_halves(runs):
@@ -223,54 +226,59 @@ def test_longer_sequences_are_measured_by_halves(runs):
     for name, places in (("trained", range(16)), ("beyond", range(16, 32))):
         hits = [int(top[b, t]) == int(batch.targets[b, t])
                 for b in range(12) for t in places if batch.in_context[b, t]]  # fmt: skip
-        assert found[name] == pytest.approx(np.mean(hits))
+        assert vars(found)[name] == pytest.approx(np.mean(hits))
 
 
 def test_a_study_has_every_measure_of_every_model(runs):
     study = analogies_study(load_memory_runs(runs), 4)
-    assert [row["name"] for row in study["models"]] == ["relative", "relative-values"]
-    assert study["pairs"] == 6
-    for row in study["models"]:
-        for kind in ("wrong", "right", "unknown"):
-            assert len(row[kind]) == len(TIMES)
-        assert row["recall"]["frequent"]["capitals"] + row["recall"]["rare"]["capitals"] == 6
-        mean = np.mean([each["p_own"] for each in row["by_capital"]])
-        assert row["recall"]["all"]["p_own"] == pytest.approx(mean)
+    assert [row.name for row in study.models] == ["relative", "relative-values"]
+    assert study.pairs == 6
+    for row in study.models:
+        for answers in (row.found.wrong, row.found.right, row.found.unknown):
+            assert len(answers) == len(TIMES)
+        recall = row.found.recall
+        assert recall["frequent"].capitals + recall["rare"].capitals == 6
+        mean = np.mean([each.p_own for each in row.found.by_capital])
+        assert recall["all"].means.p_own == pytest.approx(mean)
     again = analogies_study(load_memory_runs(runs), 4)
-    assert json.dumps(again) == json.dumps(study)
-    for row, values in zip(study["models"], study["over_seeds"], strict=True):
-        (mean,) = values["wrong_2_said"]["by_seed"].values()
-        assert mean == values["wrong_2_said"]["mean"] == row["wrong"][2]["said"]
-        assert values["all_top1"]["mean"] == row["recall"]["all"]["top1"]
+    assert json.dumps(again.to_dict()) == json.dumps(study.to_dict())
+    for row, values in zip(study.models, study.over_seeds, strict=True):
+        (mean,) = values.wrong[2].said.by_seed.values()
+        assert mean == values.wrong[2].said.mean == row.found.wrong[2].said
+        assert values.recall["all"].top1.mean == row.found.recall["all"].means.top1
+        assert values.to_dict()["wrong_2_said"] == {"by_seed": {"0": mean}, "mean": mean, "sd": 0.0}
 
 
 def test_seeds_are_averaged(runs):
-    (row, _) = analogies_study(load_memory_runs(runs), 4)["models"]
-    other = json.loads(json.dumps(row)) | {"seed": 1}
-    other["wrong"][1]["own"] = row["wrong"][1]["own"] + 2
+    row = analogies_study(load_memory_runs(runs), 4).models[0]
+    wrong = list(row.found.wrong)
+    wrong[1] = replace(wrong[1], own=wrong[1].own + 2)
+    other = replace(row, seed=1, found=replace(row.found, wrong=wrong))
     (mean,) = analogies_over_seeds([row, other])
-    assert mean["seeds"] == [0, 1]
-    assert mean["wrong_1_own"]["mean"] == pytest.approx(row["wrong"][1]["own"] + 1)
-    assert mean["wrong_1_own"]["sd"] == pytest.approx(1)
+    assert mean.seeds == [0, 1]
+    assert mean.wrong[1].own.mean == pytest.approx(row.found.wrong[1].own + 1)
+    assert mean.wrong[1].own.sd == pytest.approx(1)
 
 
 def test_tables_of_three_seeds_fit_in_80_columns(runs):
-    (row, _) = analogies_study(load_memory_runs(runs), 4)["models"]
+    study = analogies_study(load_memory_runs(runs), 4)
+    row = study.models[0]
     names = ("absolute", "relative-values", "sinusoidal-values")
     rows = []
     for name in names:
         for seed in range(3):
-            rows.append(json.loads(json.dumps(row)) | {"name": name, "seed": seed})
-            for group in rows[-1]["recall"].values():
-                group |= {"top1": seed / 2, "p_own": 0.9 + seed / 30, "overridden": seed / 4}
-            rows[-1]["longer"] = {"trained": 1.0, "beyond": None if seed == 1 else 0.25}
-    study = {
-        "pairs": 6, "times": list(TIMES), "models": rows, "over_seeds": analogies_over_seeds(rows),
-    }  # fmt: skip
-    text = assert_fits(knowledge_tables.analogies_tables(study), names)
+            means = Recalled(0.9 + seed / 30, seed / 2, seed / 4)
+            recall = {
+                group: OfGroup(means, own.capitals) for group, own in row.found.recall.items()
+            }
+            halves = Longer(1.0, None if seed == 1 else 0.25)
+            found = replace(row.found, recall=recall, longer=halves)
+            rows.append(replace(row, name=name, seed=seed, found=found))
+    study = replace(study, models=rows, over_seeds=analogies_over_seeds(rows))
+    text = assert_fits(study.tables(), names)
     assert text.count(" .93±.03 ") == text.count(".25±.00 (2/3)") == 3
     assert "t > 16" in text
-    said = knowledge_tables.analogies_sentences(study)
+    said = study.sentences()
     assert said[0].startswith("absolute (3 seeds): 50% ± 41% of countries are recalled without")
     assert said[1] == (
         "absolute (3 seeds): in-context accuracy is 1.00 ± 0.00 within the trained length and "

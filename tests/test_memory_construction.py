@@ -2,25 +2,29 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import Generator
 
-from resval_lens.analyses.memory import knowledge_tables
+from resval_lens.analyses.memory.asked import global_knowledge
 from resval_lens.analyses.memory.construction import (
-    KINDS,
+    Deviation,
     Strengths,
     constructed_model,
-    construction_study,
     deviations,
     exact_width,
     heads_summary,
     run_heads,
+)
+from resval_lens.analyses.memory.construction_study import (
+    KINDS,
+    Construction,
+    construction_study,
     thresholds,
 )
-from resval_lens.analyses.memory.knowledge import global_knowledge
 from resval_lens.analyses.memory.knowledge_commands import construction_command
 from resval_lens.memory.predictions import predict
 from resval_lens.tasks.triggers import TriggerTask
@@ -28,7 +32,7 @@ from tests.test_memory_knowledge import assert_fits, some_bigrams
 
 
 @pytest.fixture(scope="module")
-def study() -> dict:
+def study() -> Construction:
     return construction_study(
         1, (48, 192), Strengths(6.0, 9.0, 7.0), bigrams=some_bigrams(), trained=8, sequences=5
     )
@@ -46,8 +50,8 @@ def test_an_exact_model_is_its_prediction(positions, streams):
     prediction = predict(
         tokens, logs, 5.0, 8.0, 4.0, trained_length=9, relative=positions == "relative"
     )
-    for found in deviations(prediction, *run_heads(model, tokens)).values():
-        assert found["largest"] < 1e-9
+    for found in vars(deviations(prediction, *run_heads(model, tokens))).values():
+        assert found.largest < 1e-9
 
 
 def test_deviations_are_of_the_keys_that_a_query_may_see():
@@ -57,14 +61,14 @@ def test_deviations_are_of_the_keys_that_a_query_may_see():
     alpha, beta = (torch.rand(2, 6, 6, generator=generator) for _ in range(2))
     logits = torch.rand(2, 6, 9, generator=generator)
     found = deviations(prediction, alpha, beta, logits)
-    for name, x, y in (("alpha", alpha, prediction.previous), ("beta", beta, prediction.induction)):
+    for off, x, y in (
+        (found.alpha, alpha, prediction.previous), (found.beta, beta, prediction.induction),
+    ):  # fmt: skip
         gaps = [abs(float(x[b, t, s]) - float(y[b, t, s]))
                 for b in range(2) for t in range(6) for s in range(t + 1)]  # fmt: skip
-        assert found[name] == {
-            "largest": pytest.approx(max(gaps)), "mean": pytest.approx(np.mean(gaps)),
-        }  # fmt: skip
+        assert off == Deviation(pytest.approx(max(gaps)), pytest.approx(np.mean(gaps)))
     gaps = (logits.double() - prediction.logits).abs().numpy()
-    assert found["logits"]["mean"] == pytest.approx(gaps.mean())
+    assert found.logits.mean == pytest.approx(gaps.mean())
 
 
 def test_what_is_compared_is_counted_by_hand():
@@ -76,7 +80,7 @@ def test_what_is_compared_is_counted_by_hand():
     z = batch.inputs.tolist()
     for t in range(1, 10):
         mean = np.mean([float(alpha[b, t, t - 1]) for b in range(6)])
-        assert found["attention"][t - 1] == pytest.approx(mean, abs=1e-6)
+        assert found.attention[t - 1] == pytest.approx(mean, abs=1e-6)
     on_target, early, late = [], [], []
     for b in range(6):
         for t in range(10):
@@ -87,31 +91,29 @@ def test_what_is_compared_is_counted_by_hand():
             on_target.append(
                 sum(float(beta[b, t, s]) for s in range(1, t + 1) if z[b][s - 1] == z[b][t])
             )
-    assert found["target"] == pytest.approx(np.mean(on_target), abs=1e-6)
-    assert found["accuracy"] == pytest.approx(np.mean(early))
-    assert found["accuracy_later"] == pytest.approx(np.mean(late))
+    assert found.target == pytest.approx(np.mean(on_target), abs=1e-6)
+    assert found.accuracy == pytest.approx(np.mean(early))
+    assert found.accuracy_later == pytest.approx(np.mean(late))
 
 
 def test_attention_falls_to_even_beyond_the_trained_length_of_an_absolute_head(study):
-    by_kind = {
-        kind["positions"]: kind["constructed"][0] for kind in study["kinds"] if not kind["streams"]
-    }
-    assert all(run["exact"] for run in by_kind.values())
+    by_kind = {kind.positions: kind.constructed[0] for kind in study.kinds if not kind.streams}
+    assert all(run.exact for run in by_kind.values())
     for t in range(2, 17):
         on = math.exp(6) / (math.exp(6) + t - 1)
-        assert by_kind["relative"]["attention"][t - 2] == pytest.approx(on)
+        assert by_kind["relative"].heads.attention[t - 2] == pytest.approx(on)
         expected = on if t <= 8 else 1 / t
-        assert by_kind["absolute"]["attention"][t - 2] == pytest.approx(expected)
-        assert study["closed_form"]["on"][t - 2] == pytest.approx(on)
+        assert by_kind["absolute"].heads.attention[t - 2] == pytest.approx(expected)
+        assert study.closed_form.on[t - 2] == pytest.approx(on)
 
 
 def test_random_vectors_come_nearer_with_more_dimensions(study):
-    for kind in study["kinds"]:
-        exact, few, many = kind["constructed"]
-        assert (few["d_model"], many["d_model"]) == (48, 192)
+    for kind in study.kinds:
+        exact, few, many = kind.constructed
+        assert (few.d_model, many.d_model) == (48, 192)
         for name in ("alpha", "beta", "logits"):
-            assert exact["deviation"][name]["largest"] < 1e-9
-            assert many["deviation"][name]["mean"] < few["deviation"][name]["mean"]
+            assert vars(exact.deviation)[name].largest < 1e-9
+            assert vars(many.deviation)[name].mean < vars(few.deviation)[name].mean
 
 
 def test_the_winner_flips_where_the_context_says_it_does():
@@ -120,26 +122,24 @@ def test_the_winner_flips_where_the_context_says_it_does():
     assert list(found) == list(expected)
     for counts, gap in expected.items():
         row = found[counts]
-        assert row["predicted"] == pytest.approx(gap)
-        assert row["context"] == pytest.approx(gap, abs=1e-4)
-        assert row["at"] == pytest.approx(gap, abs=0.25)
-        assert row["errors"] == 0
-        for middle, share in zip(row["gap"], row["wins"], strict=True):
+        assert row.predicted == pytest.approx(gap)
+        assert row.context == pytest.approx(gap, abs=1e-4)
+        assert row.found.at == pytest.approx(gap, abs=0.25)
+        assert row.found.errors == 0
+        for middle, share in zip(row.gap, row.wins, strict=True):
             if share is not None and abs(middle - gap) > 0.15 + 1e-9:  # half a bin
                 assert share == (middle < gap)
 
 
 def test_one_row_a_prediction(study):
-    rows = {row["prediction"]: row for row in study["predictions"]}
-    assert len(rows) == len(study["predictions"]) == 2 * 6 + 3
-    assert rows["APE: attention at t − 1, t = 9"]["predicted"] == pytest.approx(1 / 9)
-    assert rows["RPE: attention at t − 1, t = 9"]["exact"] == pytest.approx(
-        1 / (1 + 8 * math.exp(-6))
-    )
-    assert rows["2 B1, 1 B2: gap at which B2 wins"]["predicted"] == pytest.approx(7 / 3)
+    rows = {row.prediction: row for row in study.predictions()}
+    assert len(rows) == len(study.predictions()) == 2 * 6 + 3
+    assert rows["APE: attention at t − 1, t = 9"].predicted == pytest.approx(1 / 9)
+    assert rows["RPE: attention at t − 1, t = 9"].exact == pytest.approx(1 / (1 + 8 * math.exp(-6)))
+    assert rows["2 B1, 1 B2: gap at which B2 wins"].predicted == pytest.approx(7 / 3)
     for name, row in rows.items():
         if "accuracy" in name or "attention" in name:
-            assert row["exact"] == pytest.approx(row["predicted"], abs=1e-9)
+            assert row.exact == pytest.approx(row.predicted, abs=1e-9)
 
 
 @pytest.mark.parametrize(("positions", "needed"), [("absolute", 95), ("relative", 29)])
@@ -202,21 +202,28 @@ def test_impossible_strengths_are_refused(strength, said, tmp_path):
 def test_the_strongest_heads_have_predictions(tau1):
     small = {"bigrams": some_bigrams(), "trained": 3, "sequences": 2}
     study = construction_study(0, (16,), Strengths(tau1, 0.0, 0.5), **small)
-    on = study["closed_form"]["on"]
+    on = study.closed_form.on
     assert on == [float(tau1 > 0)] * 5 if tau1 > 0 else max(on) < 1e-200
 
 
 def test_sentences_leave_out_what_there_is_none_of(study):
-    said = knowledge_tables.construction_sentences(study)
+    said = study.sentences()
     assert "absolute positions: from d = 48 to 192 the logits' mean deviation goes from" in said[1]
     assert "nats, in-context accuracy goes from" in said[1]
-    one = json.loads(json.dumps(study)) | {"widths": [48]}
-    for kind in one["kinds"]:
-        kind["constructed"] = kind["constructed"][:2]
-        for each in (kind["predicted"], *kind["constructed"]):
-            each["accuracy"] = None
-    found = knowledge_tables.construction_sentences(one)
-    deviation = one["kinds"][0]["constructed"][1]["deviation"]["logits"]["mean"]
+    kinds = [
+        replace(
+            kind,
+            predicted=replace(kind.predicted, accuracy=None),
+            constructed=[
+                replace(run, heads=replace(run.heads, accuracy=None))
+                for run in kind.constructed[:2]
+            ],
+        )
+        for kind in study.kinds
+    ]
+    one = replace(study, widths=[48], kinds=kinds)
+    found = one.sentences()
+    deviation = one.kinds[0].constructed[1].deviation.logits.mean
     assert found[1] == (
         "Random vectors, absolute positions: at d = 48 the logits' mean deviation is "
         f"{deviation:.2g} nats."
@@ -225,10 +232,10 @@ def test_sentences_leave_out_what_there_is_none_of(study):
 
 
 def test_tables_fit_in_80_columns(study):
-    wide = json.loads(json.dumps(study)) | {"widths": [48, 2048]}
-    for kind in wide["kinds"]:
-        for run in kind["constructed"]:
-            run["d_model"] = 2048
-    tables = [knowledge_tables.construction_table(wide), knowledge_tables.deviations_table(wide)]
+    kinds = [
+        replace(kind, constructed=[replace(run, d_model=2048) for run in kind.constructed])
+        for kind in study.kinds
+    ]
+    tables = replace(study, widths=[48, 2048], kinds=kinds).tables()
     assert_fits(tables[:1], ["APE: attention at t − 1, t = 9", "2 B1, 1 B2: gap at which B2 wins"])
     assert "2,048, exact" in assert_fits(tables[1:], ["RPE, values"])

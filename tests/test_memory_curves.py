@@ -5,7 +5,6 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,22 +13,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from resval_lens.analyses.memory.comparable import by_variant, shown
 from resval_lens.analyses.memory.curves import (
+    CurveStudy,
+    VariantCurves,
     _before,
     bigram_information,
-    by_variant,
     curve_study,
     first_step,
     order,
-    over_seeds,
-    shown,
 )
 from resval_lens.analyses.memory.run_commands import (
     curves_command,
     encodings_command,
     lengths_command,
 )
-from resval_lens.analyses.memory.run_figures import curves as curves_figure
+from resval_lens.analyses.seeds import Spread, spread
 from resval_lens.tasks.triggers import TriggerTask
 from tests.memory_runs import BIGRAMS, STEPS, TASK, made_up, tiny_run, trained
 
@@ -65,27 +64,23 @@ def test_the_first_step_is_the_first_that_exceeds(
 
 def test_order_is_by_mean_step_and_leaves_out_what_a_seed_never_saw() -> None:
     first = {
-        "a": {0: 30, 1: 50},
-        "b": {0: 10, 1: 10},
-        "c": {0: 10, 1: None},
-        "d": {0: 40, 1: 40},
+        "W_O2": {0: 30, 1: 50},
+        "W_K2": {0: 10, 1: 10},
+        "W_K1": {0: 10, 1: None},
+        "W_F": {0: 40, 1: 40},
     }
-    assert order(first) == [["b"], ["a", "d"]]
+    assert order(first) == [["W_K2"], ["W_O2", "W_F"]]
 
 
 def test_over_seeds_has_the_population_sd_of_those_that_are_there() -> None:
-    assert over_seeds({0: 10, 3: 20, 4: None}) == {
-        "by_seed": {"0": 10, "3": 20, "4": None},
-        "mean": 15.0,
-        "sd": 5.0,
-    }
-    assert over_seeds({0: None})["mean"] is None
-    assert shown(over_seeds({0: 10, 3: 20}), ".0f") == "15 ± 5"
-    assert shown(over_seeds({0: 10}), ".0f") == "10"
-    assert shown(over_seeds({0: 0.25, 1: 0.75}), ".2f", tight=True) == ".50±.25"
-    assert shown(over_seeds({0: None})) == "none"
-    assert shown(over_seeds({0: 10, 1: None}), ".0f") == "10 (1 of 2 seeds)"
-    assert shown(over_seeds({0: 10, 1: None, 2: 20}), ".0f", tight=True) == "15±5 (2/3)"
+    assert spread({0: 10, 3: 20, 4: None}) == Spread({0: 10, 3: 20, 4: None}, mean=15.0, sd=5.0)
+    assert spread({0: None}).mean is None
+    assert shown(spread({0: 10, 3: 20}), ".0f") == "15 ± 5"
+    assert shown(spread({0: 10}), ".0f") == "10"
+    assert shown(spread({0: 0.25, 1: 0.75}), ".2f", tight=True) == ".50±.25"
+    assert shown(spread({0: None})) == "none"
+    assert shown(spread({0: 10, 1: None}), ".0f") == "10 (1 of 2 seeds)"
+    assert shown(spread({0: 10, 1: None, 2: 20}), ".0f", tight=True) == "15±5 (2/3)"
 
 
 # What W_F tells
@@ -107,16 +102,16 @@ def test_bigram_information_in_loops(triggers: str) -> None:
 def test_w_f_is_a_share_of_the_bigrams() -> None:
     whole = bigram_information(TASK)
     kl = [2 * whole, whole, whole / 2, whole / 4, 0.0]
-    study = curve_study([made_up("relative", 0, W_F_kl=kl)])["variants"]["relative"]
-    assert study["curves"]["W_F"]["0"] == pytest.approx([-1, 0, 0.5, 0.75, 1])
-    assert study["first"]["W_F"]["by_seed"] == {"0": 30}
+    study = curve_study([made_up("relative", 0, W_F_kl=kl)]).variants["relative"]
+    assert study.curves["W_F"][0] == pytest.approx([-1, 0, 0.5, 0.75, 1])
+    assert study.first["W_F"].by_seed == {0: 30}
 
 
 # The study
 
 
 @pytest.fixture
-def study() -> dict:
+def study() -> CurveStudy:
     runs = [
         made_up("absolute", 0, W_O2=EARLY, W_K2=RISING, W_K1=LATE, W_K1_near=EARLY, W_K1_far=LOW,
                 accuracy=LATE),
@@ -127,21 +122,21 @@ def study() -> dict:
     return curve_study(runs)
 
 
-def test_the_study_by_hand(study: dict) -> None:
-    absolute = study["variants"]["absolute"]
-    assert absolute["first"]["W_O2"] == {"by_seed": {"0": 10, "1": 30}, "mean": 20.0, "sd": 10.0}
-    assert absolute["first"]["W_K1"]["by_seed"] == {"0": 40, "1": None}
-    assert absolute["first"]["W_K1"]["mean"] == 40
-    assert absolute["order"] == [["W_O2", "W_K2"], ["accuracy"]]
-    assert absolute["final"]["W_K1_far"]["by_seed"] == {"0": 0.9, "1": 0.92}
-    assert absolute["steps"]["1"] == list(STEPS)
-    assert "previous" not in absolute["first"]  # never measured here
-    assert study["variants"]["one-layer"]["n_layers"] == 1
-    assert study["run"]["task.length"] == 12
+def test_the_study_by_hand(study: CurveStudy) -> None:
+    absolute = study.variants["absolute"]
+    assert absolute.first["W_O2"] == Spread({0: 10, 1: 30}, mean=20.0, sd=10.0)
+    assert absolute.first["W_K1"].by_seed == {0: 40, 1: None}
+    assert absolute.first["W_K1"].mean == 40
+    assert absolute.order == [["W_O2", "W_K2"], ["accuracy"]]
+    assert absolute.final["W_K1_far"].by_seed == {0: 0.9, 1: 0.92}
+    assert absolute.steps[1] == list(STEPS)
+    assert "previous" not in absolute.first  # never measured here
+    assert study.variants["one-layer"].n_layers == 1
+    assert study.run.task.length == study.to_dict()["run"]["task.length"] == 12
 
 
-def test_what_is_said_follows_from_the_numbers(study: dict) -> None:
-    said = "\n".join(study["found"])
+def test_what_is_said_follows_from_the_numbers(study: CurveStudy) -> None:
+    said = "\n".join(study.sentences())
     assert "W_O² and W_K² (step 20 ± 10), then in-context accuracy (step 40 ± 0)" in said
     assert "not in every seed: W_K¹ (0.910 ± 0.010 at the end)" in said
     assert "W_O² before W_K² in 1 of 2 runs" in said
@@ -167,8 +162,8 @@ def test_runs_that_cannot_be_compared_are_named() -> None:
         curve_study([one], known=0.0)
 
 
-def test_the_figure_has_a_panel_and_a_line_for_each(study: dict) -> None:
-    figure = curves_figure(study)
+def test_the_figure_has_a_panel_and_a_line_for_each(study: CurveStudy) -> None:
+    figure = study.figures()["memory-curves.png"]
     first, second = figure.axes[:2]
     assert [axes.get_title(loc="left") for axes in (first, second)] == ["absolute", "one-layer"]
     dark = [line for line in second.get_lines() if line.get_linewidth() == 1.8]
@@ -216,12 +211,17 @@ def test_only_what_is_asked_for(runs: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_before_what() -> None:
-    def study(a: dict[int, int | None], b: dict[int, int | None]) -> dict[str, Any]:
-        return {"first": {name: {"by_seed": x} for name, x in (("a", a), ("b", b))}}
+    def study(a: dict[int, int | None], b: dict[int, int | None]) -> VariantCurves:
+        first = {"W_O2": spread(a), "W_K2": spread(b)}
+        return VariantCurves("relative", 2, True, {}, {}, first, {}, [])
 
     studies = [study({0: 10, 1: 20, 2: None}, {0: 20, 1: 20, 2: None}), study({0: 30}, {0: None})]
-    assert _before(studies, "a", "b") == (2, 1, 3)  # first, together; the run of neither is none
-    assert _before(studies, "b", "a") == (0, 1, 3)
+    assert _before(studies, "W_O2", "W_K2") == (
+        2,
+        1,
+        3,
+    )  # first, together; the run of neither is none
+    assert _before(studies, "W_K2", "W_O2") == (0, 1, 3)
 
 
 def test_training_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

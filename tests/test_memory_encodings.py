@@ -3,7 +3,6 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,19 +12,21 @@ from scipy import stats
 from torch import Generator
 from typer.testing import CliRunner
 
-from resval_lens.analyses.memory.curves import over_seeds
-from resval_lens.analyses.memory.encodings import (
+from resval_lens.analyses.memory.edits import (
     EDITS,
-    REASON,
-    _silenced_sentence,
     ablated,
     edited,
-    encoding_study,
     four_cells,
     uniform_attention,
 )
+from resval_lens.analyses.memory.encodings import (
+    REASON,
+    EncodingStudy,
+    _silenced_sentence,
+    encoding_study,
+)
 from resval_lens.analyses.memory.run_commands import encodings_command
-from resval_lens.analyses.memory.run_figures import encodings as encodings_figure
+from resval_lens.analyses.seeds import spread
 from resval_lens.memory.model import MemoryTransformer
 from resval_lens.tasks.triggers import TriggerTask
 from resval_lens.training.memory_run import initial_memory
@@ -178,7 +179,7 @@ def curve(first_above_half: int, first_above_ninety: int, end: float) -> list[fl
 
 
 @pytest.fixture(scope="module")
-def study() -> dict[str, Any]:
+def study() -> EncodingStudy:
     without = [(20, 30, 0.93), (20, 40, 0.99), (30, 40, 0.96)]
     with_values = [(10, 10, 0.94), (10, 30, 0.97), (20, 30, 0.95)]
     runs = [
@@ -191,27 +192,27 @@ def study() -> dict[str, Any]:
     return encoding_study(runs)
 
 
-def test_steps_savings_and_tests_by_hand(study: dict[str, Any]) -> None:
-    measures = study["variants"]["relative"]["measures"]
-    assert measures["step: accuracy > 0.9"]["by_seed"] == {"0": 30, "1": 40, "2": 40}
-    assert measures["step: accuracy > 0.9"]["sd"] == pytest.approx(np.std([30, 40, 40]))
-    assert measures["step: accuracy > 0.95"]["by_seed"] == {"0": None, "1": 40, "2": 40}
-    assert measures["accuracy"]["mean"] == pytest.approx((0.93 + 0.99 + 0.96) / 3)
-    rows = {(row["encoding"], row["measure"]): row for row in study["pairs"]}
+def test_steps_savings_and_tests_by_hand(study: EncodingStudy) -> None:
+    measures = study.variants["relative"].measures.named()
+    assert measures["step: accuracy > 0.9"].by_seed == {0: 30, 1: 40, 2: 40}
+    assert measures["step: accuracy > 0.9"].sd == pytest.approx(np.std([30, 40, 40]))
+    assert measures["step: accuracy > 0.95"].by_seed == {0: None, 1: 40, 2: 40}
+    assert measures["accuracy"].mean == pytest.approx((0.93 + 0.99 + 0.96) / 3)
+    rows = {(row.encoding, row.measure): row for row in study.pairs}
     row = rows["relative", "step: accuracy > 0.9"]
-    assert row["difference"] == pytest.approx(-40 / 3)
-    assert row["saved"] == pytest.approx(1 - 70 / 110)
+    assert row.difference == pytest.approx(-40 / 3)
+    assert row.saved == pytest.approx(1 - 70 / 110)
     expected = stats.ttest_rel([10, 30, 30], [30, 40, 40])
-    assert (row["t_paired"], row["p_paired"]) == pytest.approx(tuple(expected))
+    assert (row.tests.t_paired, row.tests.p_paired) == pytest.approx(tuple(expected))
     row = rows["relative", "step: accuracy > 0.95"]  # seed 0 never got there: no test
-    assert (row["t"], row["p_paired"], row["seeds"]) == (None, None, [1])
+    assert (row.tests.t, row.tests.p_paired, row.seeds) == (None, None, [1])
     row = rows["rotary", "step: accuracy > 0.9"]
-    assert (row["difference"], row["saved"], row["seeds"]) == (None, None, [])
-    assert rows["rotary", "accuracy"]["difference"] == pytest.approx(0.1 - 0.93)
+    assert (row.difference, row.saved, row.seeds) == (None, None, [])
+    assert rows["rotary", "accuracy"].difference == pytest.approx(0.1 - 0.93)
 
 
-def test_what_is_said_follows_from_the_numbers(study: dict[str, Any]) -> None:
-    said = "\n".join(study["found"])
+def test_what_is_said_follows_from_the_numbers(study: EncodingStudy) -> None:
+    said = "\n".join(study.sentences())
     assert "passes .9 at step 37 ± 5 without and at step 23 ± 9 with a value stream" in said
     assert "(36% fewer; paired by seed t = -4.0, p = 0.057, corrected by Holm " in said
     assert "in-context accuracy passes .9 at step 30 without and never with" in said
@@ -222,16 +223,16 @@ def test_what_is_said_follows_from_the_numbers(study: dict[str, Any]) -> None:
 def test_the_study_edits_every_model(tmp_path: Path) -> None:
     runs = [constructed(tmp_path, name) for name in ("relative", "relative-values")]
     study = encoding_study(runs)
-    plain, values = (entry["accuracy"] for entry in study["ablations"])
+    plain, values = (entry.accuracy for entry in study.ablations)
     assert plain.keys() == {"as trained", "layer 0 silenced", "layer 0 uniform"}
     assert values.keys() == set(EDITS)
-    assert study["cells"][0]["cells"]["trained with, run with"] == values["as trained"]
-    said = "\n".join(study["found"])
+    assert study.cells[0].cells["trained with, run with"] == values["as trained"]
+    said = "\n".join(study.sentences())
     floor = max(values["both"], plain["layer 0 silenced"])
     stand_in = (values["layer 0 silenced"] - floor) / (values["as trained"] - floor)
     assert stand_in < 0.1
     assert "the link does not stand in for the previous-token head" in said
-    assert study["found"][-1] == REASON
+    assert study.sentences()[-1] == REASON
 
 
 @pytest.mark.parametrize(
@@ -248,14 +249,14 @@ def test_what_the_link_does_is_told_by_two_controls(
 ) -> None:
     plain_ = {"as trained": 0.95, "layer 0 silenced": plain}
     values = {"as trained": 0.95, "layer 0 silenced": silenced, "both": both}
-    spreads = [{edit: over_seeds({0: x}) for edit, x in own.items()} for own in (plain_, values)]
+    spreads = [{edit: spread({0: x}) for edit, x in own.items()} for own in (plain_, values)]
     assert _silenced_sentence("relative", *spreads).endswith(f"the link {verdict}.")
 
 
 def test_only_shared_seeds_are_compared() -> None:
     runs = [made_up("relative", i, accuracy=_reaching(x)) for i, x in enumerate((20, 10, 40))]
     runs += [made_up("relative-values", 1, accuracy=_reaching(10))]
-    (said,) = (x for x in encoding_study(runs)["found"] if "passes .9" in x)
+    (said,) = (x for x in encoding_study(runs).sentences() if "passes .9" in x)
     assert "(1 seed of both): in-context accuracy passes .9 at step 10 without and at" in said
     assert "(0% fewer)" in said
 
@@ -264,8 +265,8 @@ def _reaching(step: int) -> list[float | None]:
     return [0.0 if x < step else 1.0 for x in STEPS]
 
 
-def test_the_figure_has_a_bar_for_each_number(study: dict[str, Any]) -> None:
-    steps, accuracy = encodings_figure(study).axes
+def test_the_figure_has_a_bar_for_each_number(study: EncodingStudy) -> None:
+    steps, accuracy = study.figures()["memory-encodings.png"].axes
     assert [patch.get_height() for patch in steps.patches] == pytest.approx([110 / 3, 70 / 3, 30])
     assert "never" in [text.get_text() for text in steps.texts]
     assert len(accuracy.patches) == 8  # four variants at two lengths

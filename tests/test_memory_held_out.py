@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import Generator
 
-from resval_lens.analyses.memory import knowledge_tables
 from resval_lens.analyses.memory.held_out import (
+    Both,
+    HeldOut,
+    HeldOutModel,
+    Measured,
     constructed_studies,
     held_out_over_seeds,
     held_out_study,
@@ -19,6 +22,7 @@ from resval_lens.analyses.memory.held_out import (
     output_recall,
 )
 from resval_lens.analyses.memory.knowledge_commands import HELD_OUT_VARIANTS, held_out_command
+from resval_lens.analyses.seeds import Spread
 from resval_lens.recorded_memory import load_memory_runs
 from resval_lens.tasks.bigrams import Bigrams
 from resval_lens.tasks.triggers import TriggerTask
@@ -48,9 +52,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_outputs_are_among_the_first_three_quarters_or_the_rest():
     tests = held_out_tests(TASK, 30, Generator().manual_seed(0))
-    assert sorted(set(tests["seen"][1].outputs.flatten().tolist())) == list(range(6))
-    assert sorted(set(tests["held_out"][1].outputs.flatten().tolist())) == [6, 7]
-    for task, batch in tests.values():
+    assert sorted(set(tests.seen[1].outputs.flatten().tolist())) == list(range(6))
+    assert sorted(set(tests.held_out[1].outputs.flatten().tolist())) == [6, 7]
+    for task, batch in (tests.seen, tests.held_out):
         assert batch.inputs.shape == (30, 14)
         assert task.trigger_tokens == TASK.trigger_tokens
 
@@ -59,16 +63,16 @@ def test_an_output_that_no_memory_holds_is_never_copied():
     """To the last position: an exact model answers as the closed form does."""
     every, first = constructed_studies(TASK, 40, Generator().manual_seed(1))
     for row in (every, first):
-        for test, scores in row["tests"].items():
-            assert scores["accuracy"] == row["predicted"][test]
-    assert every["recall"] == {"seen": 1.0, "held_out": 1.0}
-    assert first["recall"] == {"seen": 1.0, "held_out": 0.0}
+        assert row.tests.seen.accuracy == row.predicted.seen
+        assert row.tests.held_out.accuracy == row.predicted.held_out
+    assert every.recall == Both(seen=1.0, held_out=1.0)
+    assert first.recall == Both(seen=1.0, held_out=0.0)
     # In sequences this short that begin with a trigger, it seems to follow itself.
-    assert every["tests"]["held_out"]["accuracy"] > 0.5
-    assert first["tests"]["held_out"]["accuracy"] < 0.1
-    right = every["tests"]["held_out"]
-    assert right["says_seen"] <= 1 - right["accuracy"] + 1e-9
-    assert first["tests"]["seen"]["accuracy"] > 0.5
+    assert every.tests.held_out.accuracy > 0.5
+    assert first.tests.held_out.accuracy < 0.1
+    right = every.tests.held_out
+    assert right.says_seen <= 1 - right.accuracy + 1e-9
+    assert first.tests.seen.accuracy > 0.5
 
 
 def test_constructed_models_are_asked_about_triggers_that_both_know():
@@ -80,12 +84,12 @@ def test_constructed_models_are_asked_about_triggers_that_both_know():
     assert task.trigger_tokens == (7, 6)
     every, first = constructed_studies(task, 40, Generator().manual_seed(1))
     for row in (every, first):
-        assert row["tests"]["seen"]["accuracy"] == 1.0
+        assert row.tests.seen.accuracy == 1.0
 
 
 def test_what_is_measured_is_counted_by_hand(runs):
     model = load_memory_runs(runs)[1].model()
-    task, batch = held_out_tests(TASK, 6, Generator().manual_seed(2))["held_out"]
+    task, batch = held_out_tests(TASK, 6, Generator().manual_seed(2)).held_out
     found = measured_on(model, task, batch)
     with torch.no_grad():
         logits, cache = model.run_with_cache(batch.inputs)
@@ -106,10 +110,10 @@ def test_what_is_measured_is_counted_by_hand(runs):
                     if batch.inputs[b, s - 1] == batch.inputs[b, t]
                 )
             )
-    assert found["accuracy"] == pytest.approx(np.mean(hits))
-    assert found["in_context"] == pytest.approx(np.mean(losses), abs=1e-5)
-    assert found["says_seen"] == pytest.approx(np.mean(says_seen))
-    assert found["target"] == pytest.approx(np.mean(target), abs=1e-6)
+    assert found.accuracy == pytest.approx(np.mean(hits))
+    assert found.in_context == pytest.approx(np.mean(losses), abs=1e-5)
+    assert found.says_seen == pytest.approx(np.mean(says_seen))
+    assert found.target == pytest.approx(np.mean(target), abs=1e-6)
 
 
 def test_recall_of_the_output_memory_is_an_argmax_over_tokens(runs):
@@ -121,21 +125,20 @@ def test_recall_of_the_output_memory_is_an_argmax_over_tokens(runs):
         value = w @ weights["blocks.1.attn.W_V"][0] + w @ weights["blocks.0.attn.W_V"][0]
         said = value @ weights["blocks.1.attn.W_O"][0] @ weights["unembed.W_U"]
         hits.append(int(said.argmax()) == k)
-    assert output_recall(model, TASK) == {"seen": np.mean(hits[:6]), "held_out": np.mean(hits[6:])}
+    assert output_recall(model, TASK) == Both(np.mean(hits[:6]), np.mean(hits[6:]))
 
 
 def test_means_over_seeds_are_of_each_test_and_recall():
-    def one(seed: int, accuracy: float) -> dict:
-        tests = {name: {"accuracy": accuracy + i, "in_context": None}
-                 for i, name in enumerate(("seen", "held_out"))}  # fmt: skip
-        return {"name": "a", "seed": seed, "tests": tests, "recall": {"seen": 1.0, "held_out": 0.0}}
+    def one(seed: int, accuracy: float) -> HeldOutModel:
+        tests = Both(*(Measured(accuracy + i, None, None, None) for i in range(2)))
+        return HeldOutModel("a", seed, None, tests, Both(1.0, 0.0))
 
     (row,) = held_out_over_seeds([one(0, 0.0), one(1, 2.0)])
-    assert row["seeds"] == [0, 1]
-    assert row["seen"]["accuracy"] == {"by_seed": {"0": 0.0, "1": 2.0}, "mean": 1.0, "sd": 1.0}
-    assert row["held_out"]["accuracy"]["mean"] == 2.0
-    assert row["held_out"]["in_context"]["mean"] is None
-    assert row["held_out"]["recall"] == {"by_seed": {"0": 0.0, "1": 0.0}, "mean": 0.0, "sd": 0.0}
+    assert row.seeds == [0, 1]
+    assert row.tests.seen.measured.accuracy == Spread({0: 0.0, 1: 2.0}, mean=1.0, sd=1.0)
+    assert row.tests.held_out.measured.accuracy.mean == 2.0
+    assert row.tests.held_out.measured.in_context.mean is None
+    assert row.tests.held_out.recall == Spread({0: 0.0, 1: 0.0}, mean=0.0, sd=0.0)
 
 
 def test_the_table_of_three_seeds_fits_in_80_columns_and_says_what_is_tested():
@@ -143,18 +146,17 @@ def test_the_table_of_three_seeds_fits_in_80_columns_and_says_what_is_tested():
     rows = []
     for name in names:
         for seed in range(3):
-            scores = {"accuracy": seed / 2, "in_context": 3 + seed / 3, "says_seen": 0.5 + seed / 9,
-                      "target": seed / 4}  # fmt: skip
-            late = scores | {"accuracy": 0.25 - seed / 8}
-            rows.append({"name": name, "seed": seed, "recall": {"seen": 1.0, "held_out": seed / 9},
-                         "tests": {"seen": scores, "held_out": late}})  # fmt: skip
-    study = {"split": 0.75, "over_seeds": held_out_over_seeds(rows[: 3 * len(HELD_OUT_VARIANTS)])}
-    study["over_seeds"] += held_out_over_seeds(rows[-3:-2])
-    text = assert_fits([knowledge_tables.held_out_table(study)], names)
+            scores = Measured(seed / 2, 3 + seed / 3, 0.5 + seed / 9, seed / 4)
+            late = replace(scores, accuracy=0.25 - seed / 8)
+            rows.append(HeldOutModel(name, seed, None, Both(scores, late), Both(1.0, seed / 9)))
+    over_seeds = held_out_over_seeds(rows[: 3 * len(HELD_OUT_VARIANTS)])
+    over_seeds += held_out_over_seeds(rows[-3:-2])
+    study = HeldOut(0, 0.75, 1, rows, over_seeds)
+    text = assert_fits(study.tables(), names)
     assert ".12±.10" in text
     assert text.count(" 3.33±.27 ") == 2 * len(HELD_OUT_VARIANTS)
     assert "Constructed models are tested on triggers of their own" in " ".join(text.split())
-    said = knowledge_tables.held_out_sentences(study)
+    said = study.sentences()
     assert said[0] == (
         "absolute (3 seeds): in-context accuracy falls from 0.50 ± 0.41 to 0.12 ± 0.10 on "
         "held-out outputs; 25% ± 20% of its attention is on the place (recall of W_O²: "

@@ -17,27 +17,32 @@ from rich.console import Console
 from rich.table import Table
 from torch import Generator
 
-from resval_lens.analyses.memory import knowledge_figures, knowledge_tables, run_figures
-from resval_lens.analyses.memory.construction import (
-    Strengths,
-    constructed_model,
-    constructed_subjects,
-)
-from resval_lens.analyses.memory.knowledge import (
+from resval_lens.analyses.memory.analogies_figure import shade
+from resval_lens.analyses.memory.asked import (
     FLOOR,
     Subject,
-    check_comparable,
+    constructed_subjects,
     flip_point,
     global_knowledge,
-    group_study,
-    knowledge_over_seeds,
-    knowledge_study,
     least_squares,
     margins,
     trained_subject,
     trained_subjects,
 )
+from resval_lens.analyses.memory.comparable import COLOURS, by_variant
+from resval_lens.analyses.memory.construction import Strengths, constructed_model
+from resval_lens.analyses.memory.knowledge import (
+    Asked,
+    Fit,
+    Flip,
+    Group,
+    Knowledge,
+    group_study,
+    knowledge_over_seeds,
+    knowledge_study,
+)
 from resval_lens.analyses.memory.knowledge_commands import KNOWLEDGE_VARIANTS, knowledge_command
+from resval_lens.analyses.seeds import Spread
 from resval_lens.recorded_memory import RecordedMemoryRun, load_memory_runs
 from resval_lens.tasks.bigrams import Bigrams
 from resval_lens.tasks.knowledge_prompts import knowledge_prompts
@@ -112,11 +117,11 @@ def test_the_flip_point_is_the_cut_that_is_wrong_least_often(drawn):
             values[-1] + 1.0]  # fmt: skip
     wrong = [sum(won != (gap < cut) for gap, won in drawn) for cut in cuts]
     best = [cut for cut, n in zip(cuts, wrong, strict=True) if n == min(wrong)]
-    assert found["errors"] == pytest.approx(min(wrong) / len(drawn))
+    assert found.errors == pytest.approx(min(wrong) / len(drawn))
     if best[0] == cuts[0] or best[-1] == cuts[-1]:
-        assert found["at"] is None
+        assert found.at is None
     else:
-        assert found["at"] == pytest.approx(np.mean(best), abs=1e-6)
+        assert found.at == pytest.approx(np.mean(best), abs=1e-6)
 
 
 def test_least_squares_is_numpys_with_textbook_errors():
@@ -181,24 +186,24 @@ def test_a_constructed_model_has_its_weights_back_and_flips_at_a_third_of_tau3()
     )  # fmt: skip
     subject = Subject("constructed", model, bigrams, {"all": None}, tau3=6.0)
     found = group_study(subject, None, 60, Generator().manual_seed(0))
-    assert found["fit"]["weight"] == pytest.approx(1, abs=1e-6)
-    assert found["fit"]["tau3"] == pytest.approx(6, abs=1e-5)
-    assert found["fit"]["r2"] == pytest.approx(1, abs=1e-9)
-    assert found["fit"]["tau3_error"] < 1e-6
-    assert found["flip"]["fitted"] == pytest.approx(2, abs=1e-5)
-    assert found["flip"]["at"] == pytest.approx(2, abs=0.3)
-    assert found["flip"]["errors"] == 0
-    assert found["off_expected"] < 1e-5
-    assert len(found["cells"]) == 25
-    for cell in found["cells"]:
-        assert cell["wins"] == cell["expected_wins"]
-        assert cell["margin"] == pytest.approx(
-            cell["gap"] + 6 * (cell["n1"] - cell["n2"]) / (cell["n1"] + cell["n2"]), abs=1e-5
+    assert found.fit.weight == pytest.approx(1, abs=1e-6)
+    assert found.fit.tau3 == pytest.approx(6, abs=1e-5)
+    assert found.fit.r2 == pytest.approx(1, abs=1e-9)
+    assert found.fit.tau3_error < 1e-6
+    assert found.flip.fitted == pytest.approx(2, abs=1e-5)
+    assert found.flip.at == pytest.approx(2, abs=0.3)
+    assert found.flip.errors == 0
+    assert found.off_expected < 1e-5
+    assert len(found.cells) == 25
+    for cell in found.cells:
+        assert cell.wins == cell.expected_wins
+        assert cell.margin == pytest.approx(
+            cell.gap + 6 * (cell.n1 - cell.n2) / (cell.n1 + cell.n2), abs=1e-5
         )
-        assert len(cell["points"]) == 8
-    shares = [c["wins"] if c["n1"] > c["n2"] else 1 - c["wins"]
-              for c in found["cells"] if c["n1"] != c["n2"]]  # fmt: skip
-    assert found["majority"] == pytest.approx(np.mean(shares))
+        assert len(cell.points) == 8
+    shares = [c.wins if c.n1 > c.n2 else 1 - c.wins
+              for c in found.cells if c.n1 != c.n2]  # fmt: skip
+    assert found.majority == pytest.approx(np.mean(shares))
 
 
 def test_a_is_a_trigger_or_none_and_triggers_are_no_fillers(runs):
@@ -223,11 +228,10 @@ def test_drawn_triggers_may_be_fillers(tmp_path):
     fixed = replace(subject, name="fixed", groups={"triggers": [0, 1]}, no_fillers=[0, 1])
     study = knowledge_study([subject, constructed, fixed], prompts=4)
     gaps = [
-        [cell["gap"] for cell in next(iter(each["groups"].values()))["cells"]]
-        for each in study["subjects"]
+        [cell.gap for cell in next(iter(each.groups.values())).cells] for each in study.subjects
     ]
     assert gaps[0] == gaps[1] != gaps[2]
-    assert [row["group"] for row in study["over_seeds"]] == ["any token", "any token", "triggers"]
+    assert [row.group for row in study.over_seeds] == ["any token", "any token", "triggers"]
 
 
 def test_among_candidates_drawn_triggers_are_a_group(tmp_path):
@@ -239,13 +243,14 @@ def test_among_candidates_drawn_triggers_are_a_group(tmp_path):
     assert subject.groups == {"triggers": (0, 3, 4, 5), "others": [1, 2, 6, 7, 8]}
 
 
-def one_of(name: str, seed: int, tau3: float, flip: float | None, fitted: float | None) -> dict:
-    found = {
-        "fit": {"weight": 1 - seed / 10, "tau3": tau3, "r2": None},
-        "flip": {"at": flip, "fitted": fitted},
-        "majority": 0.5,
-    }
-    return {"name": name, "seed": seed, "groups": {"any token": found}}
+def one_of(name: str, seed: int, tau3: float, flip: float | None, fitted: float | None) -> Asked:
+    fit = Fit(1 - seed / 10, 0.0, tau3, 0.0, None)
+    found = Group(fit, Flip(flip, 0.0, fitted), majority=0.5, off_expected=0.0, cells=[])
+    return Asked(name, seed, None, {"any token": found})
+
+
+def study_of(studied: list[Asked]) -> Knowledge:
+    return Knowledge(0, 2, FLOOR, studied, knowledge_over_seeds(studied))
 
 
 def test_means_and_deviations_over_seeds_are_numpys():
@@ -256,11 +261,11 @@ def test_means_and_deviations_over_seeds_are_numpys():
             one_of("a", 1, 6.0, 2.0, 2.3),
         ]
     )
-    assert [(row["name"], row["seeds"]) for row in rows] == [("a", [0, 1]), ("b", [0])]
-    assert rows[0]["tau3"] == {"by_seed": {"0": 3.0, "1": 6.0}, "mean": 4.5, "sd": 1.5}
-    assert rows[0]["flip"]["mean"] == pytest.approx(1.5)
-    assert rows[0]["fitted_flip"]["sd"] == pytest.approx(np.std([1.1, 2.3]))
-    assert rows[0]["r2"] == {"by_seed": {"0": None, "1": None}, "mean": None, "sd": None}
+    assert [(row.name, row.seeds) for row in rows] == [("a", [0, 1]), ("b", [0])]
+    assert rows[0].tau3 == Spread({0: 3.0, 1: 6.0}, mean=4.5, sd=1.5)
+    assert rows[0].flip.mean == pytest.approx(1.5)
+    assert rows[0].fitted_flip.sd == pytest.approx(np.std([1.1, 2.3]))
+    assert rows[0].r2 == Spread({0: None, 1: None}, mean=None, sd=None)
 
 
 def test_thresholds_are_compared_in_the_seeds_that_have_both():
@@ -270,19 +275,17 @@ def test_thresholds_are_compared_in_the_seeds_that_have_both():
     ]  # fmt: skip
     never = [one_of("never", seed, 9.0, None, 6.0 + seed) for seed in range(3)]
     flat = [one_of("flat", seed, 9.0, 5.0, None) for seed in range(3)]
-    study = {"over_seeds": knowledge_over_seeds([*some, *never, *flat])}
-    paired = study["over_seeds"][0]["paired"]
-    assert paired["flip"] == {"by_seed": {"0": 12.34, "1": None, "2": None}, "mean": 12.34, "sd": 0}
-    assert paired["fitted_flip"]["by_seed"] == {"0": 7.0, "1": None, "2": None}
-    fits, flips = (
-        printed(table).splitlines() for table in knowledge_tables.knowledge_tables(study)
-    )
+    study = study_of([*some, *never, *flat])
+    paired = study.over_seeds[0].paired
+    assert paired.flip == Spread({0: 12.34, 1: None, 2: None}, mean=12.34, sd=0)
+    assert paired.fitted_flip.by_seed == {0: 7.0, 1: None, 2: None}
+    fits, flips = (printed(table).splitlines() for table in study.tables())
     cells = {line.split()[0]: line.split()[1:] for line in flips if line.split()[1:2] == ["any"]}
     assert cells["some"] == ["any", "token", "3", "12.3", "(1/3)", "7.0", "(1/3)"]
     assert cells["never"] == ["any", "token", "3", "never", "7.0±.8"]
     assert cells["flat"] == ["any", "token", "3"]
     assert any(line.split()[:5] == ["some", "any", "token", "3", ".90±.08"] for line in fits)
-    said = knowledge_tables.knowledge_sentences(study)
+    said = study.sentences()
     assert said[0] == (
         "some (3 seeds): the context weighs 9.0 ± 0.0 nats, global knowledge 0.90 ± 0.08 of its "
         "own; what the context has more often wins in 50% ± 0% of prompts, and after two B1 and "
@@ -297,12 +300,13 @@ def test_tables_of_three_seeds_fit_in_80_columns():
     for name in names:
         for seed in range(3):
             one = one_of(name, seed, 20.0 - 12.3 * seed, None, 10.25 * (seed + 1))
-            found = one["groups"].pop("any token")
-            found["fit"] |= {"weight": -0.2 - 0.1 * seed, "r2": seed / 2}
-            found["flip"]["at"] = None if seed == 1 else 99.9 - seed
-            one["groups"] = {"any token": found, "triggers": found, "others": found}
-            studied.append(one)
-    tables = knowledge_tables.knowledge_tables({"over_seeds": knowledge_over_seeds(studied)})
+            found = one.groups["any token"]
+            fit = replace(found.fit, weight=-0.2 - 0.1 * seed, r2=seed / 2)
+            flip = replace(found.flip, at=None if seed == 1 else 99.9 - seed)
+            found = replace(found, fit=fit, flip=flip)
+            groups = {"any token": found, "triggers": found, "others": found}
+            studied.append(replace(one, groups=groups))
+    tables = study_of(studied).tables()
     text = assert_fits(tables, names)
     assert "98.9±1.0 (2/3)" in text
     assert " 7.7±10.0 " in text
@@ -312,8 +316,9 @@ def test_tables_of_three_seeds_fit_in_80_columns():
 def test_runs_that_differ_in_more_than_variant_and_seed_are_refused():
     task = recorded_as("a").run.task
     drawn, other = replace(task, triggers="drawn"), replace(task, bigrams=some_bigrams(9, 1))
-    check_comparable([recorded_as("a"), recorded_as("a", 1), recorded_as("b", task=drawn)])
-    check_comparable([recorded_as("a"), recorded_as("b", n_layers=1)])
+    free = ("triggers", "output_range")
+    by_variant([recorded_as("a"), recorded_as("a", 1), recorded_as("b", task=drawn)], free)
+    by_variant([recorded_as("a"), recorded_as("b", n_layers=1)], free)
     first = recorded_as("a")
     for twin, said in (
         (
@@ -335,7 +340,7 @@ def test_runs_that_differ_in_more_than_variant_and_seed_are_refused():
         assert len(str(error.value)) < 400
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=r"b-seed0 has task.triggers='drawn'"):
-        check_comparable([first, recorded_as("b", task=drawn)], task_may_differ=())
+        by_variant([first, recorded_as("b", task=drawn)], task_may_differ=())
 
 
 def test_the_variants_are_with_and_without_values_and_with_drawn_triggers(
@@ -346,7 +351,7 @@ def test_the_variants_are_with_and_without_values_and_with_drawn_triggers(
         "absolute-drawn", "relative-drawn", "relative-values-drawn",
     ]  # fmt: skip
     monkeypatch.setattr(
-        "resval_lens.analyses.memory.construction.constructed_subjects",
+        "resval_lens.analyses.memory.asked.constructed_subjects",
         lambda bigrams, tau3, seed: constructed_subjects(bigrams, tau3, seed, d_model=32),
     )
     some = {"runs": runs, "to": tmp_path, "quiet": True}
@@ -369,9 +374,9 @@ def test_seeds_that_cannot_be_are_refused_before_any_work(seed, tmp_path):
 
 
 def test_an_encoding_has_one_colour_in_all_figures():
-    for name, colour in run_figures.POSITIONS.items():
-        assert knowledge_figures.shade(f"{name}-values") == colour
-    assert knowledge_figures.shade("mine") == "#000000"
+    for name, colour in COLOURS.items():
+        assert shade(f"{name}-values") == colour
+    assert shade("mine") == "#000000"
 
 
 def test_the_command_reports_every_model_and_group(runs, tmp_path, capsys):

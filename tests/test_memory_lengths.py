@@ -16,18 +16,17 @@ from hypothesis import strategies as st
 from torch import Generator
 from typer.testing import CliRunner
 
-from resval_lens.analyses.memory.lengths import (
+from resval_lens.analyses.memory.lengths import LengthStudy, length_study
+from resval_lens.analyses.memory.lengths_figure import attention_maps, largest
+from resval_lens.analyses.memory.positions import (
     attention_by_position,
     attention_map,
     binned,
     fitted_tau1,
-    length_study,
     position_bins,
     predicted_previous,
 )
 from resval_lens.analyses.memory.run_commands import lengths_command
-from resval_lens.analyses.memory.run_figures import attention_maps, largest
-from resval_lens.analyses.memory.run_figures import lengths as lengths_figure
 from resval_lens.memory.predictions import predict
 from resval_lens.recorded_memory import RecordedMemoryRun
 from resval_lens.tasks.triggers import optimal_loss
@@ -127,7 +126,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = TASK.batch(5, Generator().manual_seed(1), 20)
     model = exact_model(tiny_run("relative", d_model=96, n_ctx=30))
     whole = attention_by_position(model, batch)
-    monkeypatch.setattr("resval_lens.analyses.memory.lengths.CHUNK", 2 * 20**2)
+    monkeypatch.setattr("resval_lens.analyses.memory.positions.CHUNK", 2 * 20**2)
     parts = attention_by_position(model, batch)
     for name, x in whole.items():
         torch.testing.assert_close(parts[name], x, equal_nan=True)
@@ -137,45 +136,45 @@ def test_a_map_is_the_pattern_up_to_the_diagonal() -> None:
     run = tiny_run("relative", d_model=96, n_ctx=30)
     entry = attention_map(exact_model(run, 2.5), TASK, 24, seed=3)
     tokens = TASK.batch(1, Generator().manual_seed(3), 24).inputs
-    assert "".join(entry["tokens"]) == "".join(TASK.bigrams.tokens[i] for i in tokens[0])
+    assert "".join(entry.tokens) == "".join(TASK.bigrams.tokens[i] for i in tokens[0])
     predicted = predict(tokens, TASK.bigrams.log_conditional(FLOOR), 2.5, 30.0, 30.0)
-    for rows, pattern in zip(
-        entry["layers"], (predicted.previous, predicted.induction), strict=True
-    ):
+    for rows, pattern in zip(entry.layers, (predicted.previous, predicted.induction), strict=True):
         for t, row in enumerate(rows):
             assert row == pytest.approx(pattern[0, t, : t + 1].tolist(), abs=2e-2)
     image = attention_maps({"relative": entry}).axes[0].get_images()[0]
     assert np.isnan(image.get_array().filled(np.nan)[0, 1])  # ahead is blank
-    assert image.get_array()[3, 2] == entry["layers"][0][3][2]
+    assert image.get_array()[3, 2] == entry.layers[0][3][2]
 
 
 # The study
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> dict:
+def study(tmp_path_factory: pytest.TempPathFactory) -> LengthStudy:
     folder = tmp_path_factory.mktemp("constructed")
     runs = [constructed(folder, name) for name in ("absolute", "relative", "relative-values")]
     return length_study(runs, (12, 24, 30, 31), tokens=1200, attention=6, seed=5)
 
 
-def test_relative_positions_keep_and_absolute_ones_forget(study: dict) -> None:
-    assert (study["lengths"], study["skipped"]) == ([12, 24, 30], [31])
-    assert study["sequences"] == [100, 50, 40]
-    absolute, relative, values = study["models"]
+def test_relative_positions_keep_and_absolute_ones_forget(study: LengthStudy) -> None:
+    assert (study.lengths, study.skipped) == ([12, 24, 30], [31])
+    assert study.sequences == [100, 50, 40]
+    absolute, relative, values = study.models
     for model in (relative, values):
-        assert [row["accuracy"] for row in model["lengths"]] == pytest.approx([1, 1, 1], abs=0.03)
-        assert model["tau1"] == pytest.approx(6, abs=0.05)
-    assert absolute["lengths"][0]["accuracy"] > 0.97
-    beyond = [row["accuracy"] for row in absolute["bins"] if row["first"] > 12]
+        assert [row.scores.accuracy for row in model.found.lengths] == pytest.approx(
+            [1, 1, 1], abs=0.03
+        )
+        assert model.found.tau1 == pytest.approx(6, abs=0.05)
+    assert absolute.found.lengths[0].scores.accuracy > 0.97
+    beyond = [row.accuracy for row in absolute.found.bins if row.first > 12]
     # Its head is off at positions beyond, but pairs at trained positions are remembered.
     assert all(accuracy < 1 for accuracy in beyond)
-    last = absolute["bins"][-1]
-    assert last["previous_mass"] == pytest.approx(last["predicted"], abs=2e-3)
-    assert last["predicted"] == pytest.approx(
-        np.mean([1 / t for t in range(last["first"], last["last"] + 1)])
+    last = absolute.found.bins[-1]
+    assert last.previous_mass == pytest.approx(last.predicted, abs=2e-3)
+    assert last.predicted == pytest.approx(
+        np.mean([1 / t for t in range(last.first, last.last + 1)])
     )
-    assert relative["bins"][-1]["previous_mass"] > 0.9
+    assert relative.found.bins[-1].previous_mass > 0.9
 
 
 def test_numbers_at_a_length_in_loops(tmp_path: Path) -> None:
@@ -185,7 +184,7 @@ def test_numbers_at_a_length_in_loops(tmp_path: Path) -> None:
     generator, model = Generator().manual_seed(7), recorded.model()
     batches = [TASK.batch(15, generator, 6), TASK.batch(6, generator, 15)]
     at: dict[int, list[float]] = {t: [] for t in range(1, 16)}
-    for batch, row in zip(batches, study["models"][0]["lengths"], strict=True):
+    for batch, row in zip(batches, study.models[0].found.lengths, strict=True):
         hits, losses, excesses = [], [], []
         with torch.no_grad():
             logits = model(batch.inputs).double().numpy()
@@ -199,31 +198,31 @@ def test_numbers_at_a_length_in_loops(tmp_path: Path) -> None:
                 if batch.occurrence[i, t] >= 2:
                     hits.append(float(max(range(6), key=lambda v: logits[i, t, v]) == right))
                     at[t + 1].append(hits[-1])
-        assert row["count"] == len(hits)
-        assert row["accuracy"] == pytest.approx(np.mean(hits))
-        assert row["loss"] == pytest.approx(np.mean(losses), abs=1e-5)
-        assert row["excess"] == pytest.approx(np.mean(excesses), abs=1e-5)
-    for row in study["models"][0]["bins"]:
-        there = [x for t in range(row["first"], row["last"] + 1) for x in at[t]]
-        assert row["accuracy_count"] == len(there)
-        assert row["accuracy"] == (pytest.approx(np.mean(there)) if there else None)
-        assert row["predicted"] is None
+        assert row.count == len(hits)
+        assert row.scores.accuracy == pytest.approx(np.mean(hits))
+        assert row.scores.loss == pytest.approx(np.mean(losses), abs=1e-5)
+        assert row.scores.excess == pytest.approx(np.mean(excesses), abs=1e-5)
+    for row in study.models[0].found.bins:
+        there = [x for t in range(row.first, row.last + 1) for x in at[t]]
+        assert row.accuracy_count == len(there)
+        assert row.accuracy == (pytest.approx(np.mean(there)) if there else None)
+        assert row.predicted is None
 
 
-def test_what_is_said_follows_from_the_numbers(study: dict) -> None:
-    said = "\n".join(study["found"])
-    rows = study["over_seeds"]["absolute"]["lengths"]
-    share = rows[-1]["accuracy"]["mean"] / rows[0]["accuracy"]["mean"]
+def test_what_is_said_follows_from_the_numbers(study: LengthStudy) -> None:
+    said = "\n".join(study.sentences())
+    rows = study.over_seeds["absolute"].lengths
+    share = rows[-1].scores.accuracy.mean / rows[0].scores.accuracy.mean
     assert f"absolute, trained on 12 tokens, keeps {share:.0%} of its in-context" in said
     assert "Skipped lengths, beyond the models' context: 31." in said
     assert "the construction with τ1 = 6.0" in said
     assert "relative has 1.000 without a value stream and 1.000 with it" in said
 
 
-def test_the_figure_draws_the_bins(study: dict) -> None:
-    axes = lengths_figure(study).axes[0]
+def test_the_figure_draws_the_bins(study: LengthStudy) -> None:
+    axes = study.figures()["memory-lengths.png"].axes[0]
     line = next(line for line in axes.get_lines() if line.get_label() == "absolute")
-    drawn = [row["accuracy"] for row in study["models"][0]["bins"] if row["accuracy"] is not None]
+    drawn = [row.accuracy for row in study.models[0].found.bins if row.accuracy is not None]
     assert list(line.get_ydata()) == drawn
 
 

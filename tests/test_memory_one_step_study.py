@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from resval_lens.analyses.cli import app
-from resval_lens.analyses.memory.one_step_study import draw, one_step_study, sentences, table
+from resval_lens.analyses.memory.one_step_study import one_step_study
 from resval_lens.memory.one_step import leading_previous
 from resval_lens.memory.one_step_task import RecallTask
 
@@ -24,48 +24,45 @@ def study():
 
 
 def test_the_study_is_data_and_agrees_with_the_closed_forms(study):
-    assert json.loads(json.dumps(study)) == study
-    assert study["settings"]["shortest"] == 8
-    for found in study["models"].values():
-        measured, closed = (found["coefficients"][k] for k in ("measured", "closed_form"))
-        for name in ("W_O2", "W_K2"):
-            a, b = (np.trace(np.array(x[name])) for x in (measured, closed))
+    assert json.loads(json.dumps(study.to_dict())) == study.to_dict()
+    assert study.settings.shortest == 8
+    for found in study.models.values():
+        measured, closed = found.coefficients.measured, found.coefficients.closed_form
+        for pair in ((measured.W_O2, closed.W_O2), (measured.W_K2, closed.W_K2)):
+            a, b = (np.trace(np.array(x)) for x in pair)
             assert a / b == pytest.approx(1, abs=0.4)  # a draw against the expectation
-        a, b = np.array(measured["W_K1"]), np.array(closed["W_K1"])
+        a, b = np.array(measured.W_K1), np.array(closed.W_K1)
         assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.9
-        for kept in ("memories", "whole"):
-            lines = found["recall"][kept]["accuracy"]
-            assert [line["length"] for line in lines] == [8, 24]
-            assert lines[0]["beyond"] is None
+        for kept in (found.recall.memories, found.recall.whole):
+            lines = kept.accuracy
+            assert [line.length for line in lines] == [8, 24]
+            assert lines[0].beyond is None
             share = 7 / 22  # t_o up to 8, of 2 .. 23
-            assert lines[1]["all"] == pytest.approx(
-                share * lines[1]["trained"] + (1 - share) * lines[1]["beyond"]
+            assert lines[1].all == pytest.approx(
+                share * lines[1].trained + (1 - share) * lines[1].beyond
             )
-    accuracy = {
-        name: found["recall"]["memories"]["accuracy"] for name, found in study["models"].items()
-    }
+    accuracy = {name: found.recall.memories.accuracy for name, found in study.models.items()}
     for name in ("relative", "relative, values"):
-        assert min(line["all"] for line in accuracy[name]) > 0.8
+        assert min(line.all for line in accuracy[name]) > 0.8
     for name in ("absolute", "absolute, values"):
-        assert accuracy[name][0]["all"] > 0.7
-        assert accuracy[name][1]["beyond"] < 0.4
+        assert accuracy[name][0].all > 0.7
+        assert accuracy[name][1].beyond < 0.4
     classic, values = (
-        study["models"][name]["coefficients"]["measured"]
-        for name in ("absolute", "absolute, values")
+        study.models[name].coefficients.measured for name in ("absolute", "absolute, values")
     )
-    ratio = np.trace(np.array(values["W_K1"]), 1) / np.trace(np.array(classic["W_K1"]), 1)
+    ratio = np.trace(np.array(values.W_K1), 1) / np.trace(np.array(classic.W_K1), 1)
     assert ratio == pytest.approx(4, rel=1e-4)
 
 
 def test_the_study_draws_what_it_found(study):
-    figure = draw(study)
+    figure = study.figures()["memory-one-step.png"]
     against, *maps = figure.axes
     lines = {line.get_label(): line for line in against.get_lines()}
-    found = study["models"]["absolute"]["coefficients"]
-    closed = np.array([found["closed_form"]["W_K1"][t - 2][t - 1] for t in range(2, 9)])
+    found = study.models["absolute"].coefficients
+    closed = np.array([found.closed_form.W_K1[t - 2][t - 1] for t in range(2, 9)])
     drawn = lines["absolute: closed form"].get_ydata()
     np.testing.assert_allclose(drawn, [*closed / closed.max(), *[0.0] * 8], rtol=1e-12)
-    measured = np.mean(study["models"]["relative"]["coefficients"]["measured"]["W_K1"][1])
+    measured = np.mean(study.models["relative"].coefficients.measured.W_K1[1])
     np.testing.assert_allclose(
         lines["relative: measured"].get_ydata(), measured / closed.max(), rtol=1e-12
     )
@@ -80,20 +77,20 @@ def test_the_study_draws_what_it_found(study):
 
 def test_the_study_fits_a_terminal(study):
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(table(study))
+    console.print(*study.tables())
     text = console.export_text()
     assert "relative, values" in text
     assert "…" not in text
-    assert f"{study['models']['relative']['recall']['memories']['accuracy'][1]['all']:.3f}" in text
+    assert f"{study.models['relative'].recall.memories.accuracy[1].all:.3f}" in text
     assert max(map(len, text.splitlines())) <= 80
 
 
 def test_the_sentences_say_what_the_study_found(study):
-    said = sentences(study)
-    written = study["models"]["absolute"]["coefficients"]["measured"]["W_K1"]
+    said = study.sentences()
+    written = study.models["absolute"].coefficients.measured.W_K1
     assert f"at 7 to {written[5][6] / written[0][1]:.0%} of what it is at 2" in said[0]
-    lines = study["models"]["relative"]["recall"]["memories"]["accuracy"]
-    assert f"recall {lines[0]['all']:.3f} at 8, {lines[1]['all']:.3f} at 24" in said[1]
+    lines = study.models["relative"].recall.memories.accuracy
+    assert f"recall {lines[0].all:.3f} at 8, {lines[1].all:.3f} at 24" in said[1]
     assert "W_O², W_K², W_K¹ by 1.00, 2.00, 4.00 (absolute)" in said[3]
 
 

@@ -64,8 +64,8 @@ def test_a_shipped_model_is_what_was_recorded(name: str) -> None:
 def test_the_document_has_the_numbers_of_the_runs(row: str, name: str) -> None:
     line = re.findall(rf"^\| {row} \| (\d+ ± \d+.*) \|$", DOCUMENT, re.MULTILINE)[0]
     told = [float(x) for x in re.findall(r"[\d.]+", line.split("|")[-2])]  # accuracy > .9
-    study = curve_study([r for r in RUNS if r.run.name == name])["variants"][name]
-    steps = list(study["first"]["accuracy"]["by_seed"].values())
+    study = curve_study([r for r in RUNS if r.run.name == name]).variants[name]
+    steps = list(study.first["accuracy"].by_seed.values())
     assert told == [round(float(np.mean(steps))), round(float(np.std(steps)))]
     ends = [r.metrics[-1]["trained"]["accuracy"] for r in RUNS if r.run.name == name]
     told = [float(x) for x in re.findall(r"[\d.]+", line.split("|")[-1])]

@@ -52,8 +52,8 @@ def one_step_command(
 
     Example: `resval-lens memory one-step --d-vocab 12`
     """
-    from resval_lens.analyses.memory.knowledge import check_seed
-    from resval_lens.analyses.memory.one_step_study import draw, one_step_study, sentences, table
+    from resval_lens.analyses.memory.comparable import check_seed
+    from resval_lens.analyses.memory.one_step_study import one_step_study
     from resval_lens.runtime import one_thread
 
     check_seed(seed)
@@ -63,10 +63,7 @@ def one_step_command(
         study = one_step_study(
             d_vocab=d_vocab, length=length, shortest=shortest, each=each, seed=seed
         )
-    report(
-        study, to, "memory-one-step", as_json=as_json, tables=[table(study)],
-        found=sentences(study), figures={"memory-one-step.png": draw(study)},
-    )  # fmt: skip
+    report(study, to, "memory-one-step", as_json=as_json)
 
 
 memory_app.command("construction")(construction_command)

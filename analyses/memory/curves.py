@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
+from rich.table import Table
 
+from resval_lens.analyses.memory.comparable import (
+    OfRuns,
+    by_variant,
+    formatted,
+    narrow_table,
+    shown,
+)
+from resval_lens.analyses.seeds import Spread, spread
+from resval_lens.memory.config import Positions
 from resval_lens.recorded_memory import RecordedMemoryRun
 from resval_lens.tasks.triggers import TriggerTask
+from resval_lens.training.memory_run import MemoryRun
 
-MEASURES: dict[str, tuple[str, str]] = {
+Measure = Literal[
+    "W_O2", "W_O2_alone", "W_K2", "W_K1", "W_K1_near", "W_K1_far", "W_F", "W_F_alone",
+    "previous", "target", "accuracy",
+]  # fmt: skip
+
+MEASURES: dict[Measure, tuple[str, str]] = {
     "W_O2": ("recall", "W_O2_read"),
     "W_O2_alone": ("recall", "W_O2"),
     "W_K2": ("recall", "W_K2"),
@@ -30,7 +48,7 @@ The readout hears W_O² through W_F, and W_F beside the token itself; "alone" ar
 without, as the papers probe them.
 """
 
-LABELS = {
+LABELS: dict[Measure, str] = {
     "W_O2": "W_O²",
     "W_O2_alone": "W_O² alone",
     "W_K2": "W_K²",
@@ -43,33 +61,168 @@ LABELS = {
     "target": "layer 1 looks at the target",
     "accuracy": "in-context accuracy",
 }
-ORDERED = ("W_O2", "W_K2", "W_K1", "W_F", "previous", "target", "accuracy")
+HEADS: dict[Measure, str] = {
+    "W_O2": "W_O²", "W_K2": "W_K²", "W_K1": "W_K¹", "W_F": "W_F", "previous": "t − 1",
+    "target": "target", "accuracy": "accuracy",
+}  # fmt: skip
+"""What tables have."""
+
+ORDERED = tuple(HEADS)
 ONE_LAYER, TWO_LAYERS = 0.55, 0.99
 """In-context accuracies that arXiv 2306.00802 reports, about."""
 
-_SHARES = ("W_F", "W_F_alone")
-_VARIED = ("name", "seed", "positions", "streams", "n_layers")
+_SHARES: tuple[Measure, ...] = ("W_F", "W_F_alone")
+
+
+@dataclass(frozen=True)
+class VariantCurves:
+    """Every measure of a variant's runs.
+
+    Attributes:
+        ended: whether all runs are at their end.
+        steps: of the snapshots, by seed.
+        curves: by measure and seed.
+        first: the first step at which it passes.
+        final: the last value.
+        order: measures by their mean first step, equal ones together.
+    """
+
+    positions: Positions
+    n_layers: int
+    ended: bool
+    steps: Mapping[int, list[int]]
+    curves: Mapping[Measure, Mapping[int, list[float | None]]]
+    first: Mapping[Measure, Spread]
+    final: Mapping[Measure, Spread]
+    order: list[list[Measure]]
+
+    def told_order(self) -> str:
+        """Measures in their order with the steps, and those that pass later, or never."""
+        ranked = [
+            " and ".join(LABELS[name] for name in group)
+            + f" (step {shown(self.first[group[0]], '.0f')})"
+            for group in self.order
+        ]
+        late = [
+            f"{LABELS[name]} ({shown(self.final[name])} at the end)"
+            for name in ORDERED
+            if name in self.first and not any(name in group for group in self.order)
+        ]
+        never = "not in every seed: " if len(self.steps) > 1 else "not yet: "
+        parts = [", then ".join(ranked)] if ranked else []
+        return "; ".join(parts + ([never + ", ".join(late)] if late else []))
+
+    def passed(self, name: Measure) -> str:
+        """From which step on it is there."""
+        first = self.first[name]
+        return "never" if first.mean is None else f"from step {shown(first, '.0f')} on"
+
+
+@dataclass(frozen=True)
+class CurveStudy(OfRuns):
+    """Curves of every measure, the first step at which each passes, and the order, by variant.
+
+    Attributes:
+        threshold: above it a measure passes; recall and attention are shares, see
+            :mod:`resval_lens.memory.probes`.
+        known: the same for W_F, the share of the bigrams that it tells,
+
+                1 − KL / (log V − H),    H: mean entropy of π_b(·|u) over KL's tokens
+
+            0 where it answers uniformly, 1 where it knows them all.
+    """
+
+    threshold: float
+    known: float
+    run: MemoryRun
+    variants: Mapping[str, VariantCurves]
+
+    def tables(self) -> list[Table]:
+        """When each measure passes, and where it ends, by variant."""
+        first, final = (
+            narrow_table(title, ["variant", *HEADS.values()])
+            for title in (
+                f"First step above {self.threshold:g} (W_F: {self.known:.0%} of bigrams)",
+                "At the last step",
+            )
+        )
+        for name, own in self.variants.items():
+            named = f"{name} ({len(own.steps)})"
+            there = [own.first.get(measure) for measure in HEADS]
+            first.add_row(named, *("" if x is None else shown(x, ".0f", True) for x in there))
+            there = [own.final.get(measure) for measure in HEADS]  # no room for deviations
+            final.add_row(named, *("" if x is None else formatted(x.mean, ".2f") for x in there))
+        final.caption = (
+            "(variant (seeds), means; recall of the memories; what W_F tells\n"
+            "of the bigrams; share of positions that look at t − 1, at the\n"
+            "target; in-context accuracy)"
+        )
+        return [first, final]
+
+    def figures(self) -> dict[str, Figure]:
+        """Recall of each memory and in-context accuracy against the step, a panel a variant."""
+        from resval_lens.analyses.memory.curves_figure import draw
+
+        return {"memory-curves.png": draw(self)}
+
+    def sentences(self) -> list[str]:
+        """The order of learning of each variant, and what is known about it beside the found."""
+        said = [
+            f"Steps are of snapshots, one in {self.run.snapshot_every}. A memory is there above "
+            f"{self.threshold:g} recall, W_F above {self.known:.0%} of what the bigrams tell."
+        ]
+        for name, own in self.variants.items():
+            said.append(f"{name}{'' if own.ended else ' (still in training)'}: {own.told_order()}.")
+        told = self.told_order()
+        if told:
+            said.append(
+                f"Known is that W_O² comes first and W_K² is easier than W_K¹. Here {told}."
+            )
+        for name, own in self.variants.items():
+            if "W_K1_far" in own.first:
+                near, far = own.final["W_K1_near"], own.final["W_K1_far"]
+                said.append(
+                    f"{name}: at the end W_K¹ recalls {shown(near)} of the positions below 64 and "
+                    f"{shown(far)} of the later ones (above {self.threshold:g}: "
+                    f"{own.passed('W_K1_near')}, {own.passed('W_K1_far')})."
+                )
+        ends = {n: own for n, own in self.variants.items() if "accuracy" in own.final}
+        said += [
+            f"{name}, a single layer, ends at {shown(own.final['accuracy'])} in-context accuracy "
+            f"(published: about {ONE_LAYER:.2f}; two layers about {TWO_LAYERS:.2f})."
+            for name, own in ends.items()
+            if own.n_layers == 1
+        ]
+        each = ", ".join(
+            f"{name} {shown(own.final['accuracy'])}"
+            for name, own in ends.items()
+            if own.n_layers == 2
+        )
+        if each:
+            said.append(f"In-context accuracy of two layers at the last step: {each}.")
+        return said
+
+    def told_order(self) -> str:
+        """In how many of the two-layer runs one memory passes before another; "" if none passes."""
+        two = [own for own in self.variants.values() if own.n_layers == 2]
+        pairs: tuple[tuple[Measure, Measure], ...] = (
+            ("W_O2", "W_K2"), ("W_O2", "W_K1"), ("W_K2", "W_K1"),
+        )  # fmt: skip
+        counts = [(f"{LABELS[a]} before {LABELS[b]}", *_before(two, a, b)) for a, b in pairs]
+        return ", ".join(
+            f"{what} in {k} of {n} runs" + (f" ({same} at the same snapshot)" if same else "")
+            for what, k, same, n in counts
+            if n
+        )
 
 
 def curve_study(
     runs: Sequence[RecordedMemoryRun], threshold: float = 0.9, known: float = 0.5
-) -> dict[str, Any]:
-    """Curves of every measure, the first step at which each passes, and the order, as JSON.
+) -> CurveStudy:
+    """Curves of every measure of the runs, which differ in variant and seed only.
 
-    A measure passes at the first snapshot where it exceeds ``threshold`` (recall and attention:
-    shares; see :mod:`resval_lens.memory.probes`). W_F is the share of the bigrams that W_F tells,
-
-        1 − KL / (log V − H),    H: mean entropy of π_b(·|u) over the tokens that KL is taken over
-
-    0 where it answers uniformly, 1 where it knows them all; it passes above ``known``.
-
-    Args:
-        runs: that differ in variant and seed only; of one that has not ended what there is.
-
-    Returns:
-        ``variants`` by name: ``steps``, ``curves``, ``first`` (step or None) by seed with mean and
-        sd over the seeds that passed, ``final`` values, and ``order``, measures by their mean step;
-        ``found``, in words.
+    A measure passes at the first snapshot where it exceeds ``threshold``, W_F where it exceeds
+    ``known``. Of a run that has not ended there is what it has.
 
     Raises:
         ValueError: a threshold that is not between 0 and 1, or runs that cannot be compared.
@@ -77,9 +230,8 @@ def curve_study(
     for name, value in {"threshold": threshold, "known": known}.items():
         if not 0 < value < 1:
             raise ValueError(f"{name} must lie between 0 and 1; got {value!r}")
-    grouped = by_variant(runs)
     variants = {}
-    for name, own in grouped.items():
+    for name, own in by_variant(runs).items():
         curves = {
             measure: {recorded.run.seed: _curve(recorded, measure) for recorded in own}
             for measure in MEASURES
@@ -93,26 +245,20 @@ def curve_study(
             for measure, by_seed in curves.items()
             if any(x is not None for curve in by_seed.values() for x in curve)
         }
-        variants[name] = {
-            "positions": own[0].run.positions,
-            "n_layers": own[0].run.n_layers,
-            "ended": all(recorded.done for recorded in own),
-            "steps": _texts(steps),
-            "curves": {measure: _texts(curves[measure]) for measure in first},
-            "first": {measure: over_seeds(numbers) for measure, numbers in first.items()},
-            "final": {
-                measure: over_seeds({seed: curve[-1] for seed, curve in curves[measure].items()})
+        variants[name] = VariantCurves(
+            own[0].run.positions,
+            own[0].run.n_layers,
+            all(recorded.done for recorded in own),
+            steps,
+            {measure: curves[measure] for measure in first},
+            {measure: spread(numbers) for measure, numbers in first.items()},
+            {
+                measure: spread({seed: curve[-1] for seed, curve in curves[measure].items()})
                 for measure in first
             },
-            "order": order({measure: first[measure] for measure in ORDERED if measure in first}),
-        }
-    data: dict[str, Any] = {
-        "threshold": threshold,
-        "known": known,
-        "run": settings_of(runs),
-        "variants": variants,
-    }
-    return {**data, "found": curve_sentences(data)}
+            order({measure: first[measure] for measure in ORDERED if measure in first}),
+        )
+    return CurveStudy(threshold, known, runs[0].run, variants)
 
 
 def first_step(
@@ -123,7 +269,7 @@ def first_step(
     return next((step for step, value in pairs if value is not None and value > threshold), None)
 
 
-def order(first: Mapping[str, Mapping[int, int | None]]) -> list[list[str]]:
+def order(first: Mapping[Measure, Mapping[int, int | None]]) -> list[list[Measure]]:
     """Names by their mean step over seeds, equal ones together; without those a seed never saw."""
     means = {
         name: float(np.mean([step for step in by_seed.values() if step is not None]))
@@ -143,168 +289,25 @@ def bigram_information(task: TriggerTask) -> float:
     return float(np.log(bigrams.d_vocab) - entropy.mean())
 
 
-def over_seeds(numbers: Mapping[int, float | None]) -> dict[str, Any]:
-    """``by_seed``, and ``mean`` and population ``sd`` over the seeds that have a number."""
-    there = [number for number in numbers.values() if number is not None]
-    return {
-        "by_seed": _texts(numbers),
-        "mean": float(np.mean(there)) if there else None,
-        "sd": float(np.std(there)) if there else None,
-    }
-
-
-def by_variant(runs: Iterable[RecordedMemoryRun]) -> dict[str, list[RecordedMemoryRun]]:
-    """Runs by variant.
-
-    Raises:
-        ValueError: two of the same variant and seed; runs that differ in more than what makes a
-            variant, named with the setting.
-    """
-    grouped: dict[str, list[RecordedMemoryRun]] = {}
-    first: RecordedMemoryRun | None = None
-    for recorded in runs:
-        first = first or recorded
-        own = grouped.setdefault(recorded.run.name, [])
-        for twin in own:
-            if twin.run.seed == recorded.run.seed:
-                raise ValueError(
-                    f"{twin.folder} and {recorded.folder} are the same variant and seed; keep one"
-                )
-        ours, theirs = _settings(recorded), _settings(first)
-        for setting, value in ours.items():
-            if value != theirs[setting]:
-                raise ValueError(
-                    f"{recorded.folder} has {setting}={value!r}, {first.folder} "
-                    f"{theirs[setting]!r}; runs that are compared must agree in it"
-                )
-        own.append(recorded)
-    return grouped
-
-
-def settings_of(runs: Sequence[RecordedMemoryRun]) -> dict[str, Any]:
-    """What the runs have in common: the settings of a run that make no variant."""
-    return _settings(runs[0])
-
-
-def _settings(recorded: RecordedMemoryRun) -> dict[str, Any]:
-    settings = recorded.run.to_dict()
-    task = settings.pop("task")
-    kept = {name: value for name, value in settings.items() if name not in _VARIED}
-    return kept | {f"task.{k}": value for k, value in task.items() if k != "output_range"}
-
-
-def _curve(recorded: RecordedMemoryRun, measure: str) -> list[float | None]:
+def _curve(recorded: RecordedMemoryRun, measure: Measure) -> list[float | None]:
     group, name = MEASURES[measure]
-    values = [line[group].get(name) for line in recorded.metrics]
+    values: list[float | None] = [line[group].get(name) for line in recorded.metrics]
     if measure in _SHARES:
         whole = bigram_information(recorded.run.task)
         return [None if kl is None else 1 - kl / whole for kl in values]
     return values
 
 
-def _texts(by_seed: Mapping[int, Any]) -> dict[str, Any]:
-    return {str(seed): value for seed, value in by_seed.items()}  # what JSON makes of keys
-
-
-def shown(spread: Mapping[str, Any], form: str = ".3f", tight: bool = False) -> str:
-    """Mean ± sd of :func:`over_seeds`, of one seed the number alone; "none" of none.
-
-    Where some seeds have no number it says how many have. ``tight`` is for tables.
-    """
-    if spread["mean"] is None:
-        return "none"
-    there = sum(number is not None for number in spread["by_seed"].values())
-    parts = [format(spread[key], form) for key in ("mean", "sd")[: min(there, 2)]]
-    every = len(spread["by_seed"])
-    if tight:  # a table has no room for zeros
-        text = "±".join(part.removeprefix("0") if "." in part else part for part in parts)
-        return text if there == every else f"{text} ({there}/{every})"
-    text = " ± ".join(parts)
-    return text if there == every else f"{text} ({there} of {every} seeds)"
-
-
-def curve_sentences(data: Mapping[str, Any]) -> list[str]:
-    """The order of learning of each variant, and what is known about it beside what was found."""
-    variants, every = data["variants"], data["run"]["snapshot_every"]
-    said = [
-        f"Steps are of snapshots, one in {every}. A memory is there above {data['threshold']:g} "
-        f"recall, W_F above {data['known']:.0%} of what the bigrams tell."
-    ]
-    for name, study in variants.items():
-        said.append(f"{name}{'' if study['ended'] else ' (still in training)'}: {_order(study)}.")
-    told = told_order(data)
-    if told:
-        said.append(f"Known is that W_O² comes first and W_K² is easier than W_K¹. Here {told}.")
-    for name, study in variants.items():
-        if "W_K1_far" in study["first"]:
-            near, far = (_passed(study, f"W_K1_{end}") for end in ("near", "far"))
-            ends = [study["final"][f"W_K1_{end}"] for end in ("near", "far")]
-            said.append(
-                f"{name}: at the end W_K¹ recalls {shown(ends[0])} of the positions below 64 and "
-                f"{shown(ends[1])} of the later ones (above {data['threshold']:g}: {near}, {far})."
-            )
-    said += [
-        f"{name}, a single layer, ends at {shown(study['final']['accuracy'])} in-context accuracy "
-        f"(published: about {ONE_LAYER:.2f}; two layers about {TWO_LAYERS:.2f})."
-        for name, study in variants.items()
-        if study["n_layers"] == 1 and "accuracy" in study["final"]
-    ]
-    ends_of_two = {
-        name: study["final"]["accuracy"]
-        for name, study in variants.items()
-        if study["n_layers"] == 2 and "accuracy" in study["final"]
-    }
-    if ends_of_two:
-        each = ", ".join(f"{name} {shown(end)}" for name, end in ends_of_two.items())
-        said.append(f"In-context accuracy of two layers at the last step: {each}.")
-    return said
-
-
-def told_order(data: Mapping[str, Any]) -> str:
-    """In how many of the two-layer runs one memory passes before another; "" if none passes."""
-    two = [study for study in data["variants"].values() if study["n_layers"] == 2]
-    counts = [
-        (f"{LABELS[a]} before {LABELS[b]}", *_before(two, a, b))
-        for a, b in (("W_O2", "W_K2"), ("W_O2", "W_K1"), ("W_K2", "W_K1"))
-    ]
-    return ", ".join(
-        f"{what} in {k} of {n} runs" + (f" ({same} at the same snapshot)" if same else "")
-        for what, k, same, n in counts
-        if n
-    )
-
-
-def _order(study: Mapping[str, Any]) -> str:
-    ranked = [
-        " and ".join(LABELS[name] for name in group)
-        + f" (step {shown(study['first'][group[0]], '.0f')})"
-        for group in study["order"]
-    ]
-    late = [
-        f"{LABELS[name]} ({shown(study['final'][name])} at the end)"
-        for name in ORDERED
-        if name in study["first"] and not any(name in group for group in study["order"])
-    ]
-    never = "not in every seed: " if len(study["steps"]) > 1 else "not yet: "
-    parts = [", then ".join(ranked)] if ranked else []
-    return "; ".join(parts + ([never + ", ".join(late)] if late else []))
-
-
-def _passed(study: Mapping[str, Any], name: str) -> str:
-    first = study["first"][name]
-    return "never" if first["mean"] is None else f"from step {shown(first, '.0f')} on"
-
-
-def _before(studies: Sequence[Mapping[str, Any]], a: str, b: str) -> tuple[int, int, int]:
+def _before(studies: Sequence[VariantCurves], a: Measure, b: Measure) -> tuple[int, int, int]:
     """Runs in which ``a`` passes first, in which both at one snapshot, and that follow both.
 
     One that never passes is late; runs in which neither passes are not counted.
     """
     earlier = together = count = 0
     for study in studies:
-        if a in study["first"] and b in study["first"]:
-            others = study["first"][b]["by_seed"]
-            for seed, one in study["first"][a]["by_seed"].items():
+        if a in study.first and b in study.first:
+            others = study.first[b].by_seed
+            for seed, one in study.first[a].by_seed.items():
                 other = others[seed]
                 count += one is not None or other is not None
                 earlier += one is not None and (other is None or one < other)

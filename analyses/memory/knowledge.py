@@ -8,216 +8,215 @@ w = 1 and its own τ3; of a trained one both are fitted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Generator, Tensor
+from matplotlib.figure import Figure
+from rich.table import Table
+from torch import Generator
 
-from resval_lens.analyses.memory.curves import over_seeds
-from resval_lens.memory.model import MemoryTransformer
-from resval_lens.recorded_memory import RecordedMemoryRun
-from resval_lens.tasks.bigrams import Bigrams
-from resval_lens.tasks.knowledge_prompts import KnowledgePrompts, knowledge_prompts
-from resval_lens.training.memory import batch_logits
-
-FLOOR = 1e-3
-"""What counts as the probability of a bigram that is rarer."""
-
-MOST = 5
-"""Counts go from 1 to this."""
-
-ANY_TOKEN = "any token"
-"""The group of A's that leaves no token out."""
-
-LARGEST_SEED = 2**32 - 1
+from resval_lens.analyses.memory.asked import (
+    ANY_TOKEN,
+    FLOOR,
+    MOST,
+    FlipPoint,
+    Subject,
+    flip_point,
+    least_squares,
+    margins,
+)
+from resval_lens.analyses.memory.comparable import (
+    Note,
+    check_seed,
+    named,
+    narrow_table,
+    shown,
+    tight,
+)
+from resval_lens.analyses.result import Result
+from resval_lens.analyses.seeds import Spread, spread
+from resval_lens.tasks.knowledge_prompts import knowledge_prompts
 
 _POINTS = 8  # of each cell, kept for the scatter
-_VARIED = ("name", "seed", "positions", "streams", "n_layers")  # what makes a variant or a seed
 
 
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """A model that is asked.
+@dataclass(frozen=True)
+class Fit:
+    """w, τ3, their standard errors, and R²."""
+
+    weight: float
+    weight_error: float
+    tau3: float
+    tau3_error: float
+    r2: float | None
+
+
+@dataclass(frozen=True)
+class Flip(FlipPoint):
+    """Of (2, 1); ``fitted`` is τ3/3w, where w is above 0 by two standard errors."""
+
+    fitted: float | None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Prompts in which B1 came n1 times and B2 n2 times: shares that B1 wins, mean margins (nats).
 
     Attributes:
-        name: "constructed" or a variant.
-        seed: of its training; of a constructed model the one that drew its vectors.
-        groups: token ids that A is drawn from, by name; None is all.
-        no_fillers: tokens that are never the filler: fixed triggers.
-        tau3: where it is known.
+        gap: of global knowledge.
+        points: expected and measured margin of some prompts.
     """
+
+    n1: int
+    n2: int
+    wins: float
+    expected_wins: float
+    margin: float
+    expected: float
+    gap: float
+    points: list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A model that is asked after A's of one group.
+
+    Attributes:
+        majority: share of prompts with n1 ≠ n2 that the more frequent wins.
+        off_expected: mean |margin − expected| (nats).
+    """
+
+    fit: Fit
+    flip: Flip
+    majority: float
+    off_expected: float
+    cells: list[Counts]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A model that was asked; ``tau3`` where it is known."""
 
     name: str
-    model: MemoryTransformer
-    bigrams: Bigrams
-    groups: dict[str, Sequence[int] | None]
-    seed: int = 0
-    no_fillers: Sequence[int] = ()
-    tau3: float | None = None
+    seed: int
+    tau3: float | None
+    groups: Mapping[str, Group]
 
 
-def trained_subject(recorded: RecordedMemoryRun) -> Subject:
-    """A recorded run's model; its A's are triggers, and apart from them tokens that never were.
+@dataclass(frozen=True)
+class Paired:
+    """Measured and fitted, of the seeds that have both: only there the two can be compared."""
 
-    Where each sequence draws its triggers among all tokens, A is any token.
-
-    Raises:
-        ValueError: its model was not kept.
-    """
-    task = recorded.run.task
-    triggers = task.trigger_tokens
-    rest = [u for u in range(task.bigrams.d_vocab) if u not in set(triggers)]
-    groups: dict[str, Sequence[int] | None] = {"triggers": triggers, "others": rest}
-    groups = {name: ids for name, ids in groups.items() if ids}
-    if task.triggers == "drawn" and task.candidates is None:
-        groups = {ANY_TOKEN: None}
-    return Subject(
-        recorded.run.name,
-        recorded.model(),
-        task.bigrams,
-        groups,
-        recorded.run.seed,
-        triggers if task.triggers == "fixed" else (),
-    )
+    flip: Spread
+    fitted_flip: Spread
 
 
-def trained_subjects(runs: Sequence[RecordedMemoryRun]) -> list[Subject]:
-    """:func:`trained_subject` of each of runs that can be compared.
+@dataclass(frozen=True)
+class GroupOverSeeds:
+    """The numbers of a name and group over seeds."""
 
-    Raises:
-        ValueError: as :func:`check_comparable`; a model that was not kept.
-    """
-    check_comparable(runs)
-    return [trained_subject(recorded) for recorded in runs]
+    name: str
+    group: str
+    seeds: list[int]
+    paired: Paired
+    weight: Spread
+    tau3: Spread
+    r2: Spread
+    majority: Spread
+    flip: Spread
+    fitted_flip: Spread
 
 
-def check_comparable(
-    runs: Sequence[RecordedMemoryRun],
-    task_may_differ: Collection[str] = ("triggers", "output_range"),
-) -> None:
-    """Checks that means over the seeds of a variant, set beside another's, say something.
+@dataclass(frozen=True)
+class Knowledge(Result):
+    """Who wins by counts, of every model and group; ``floor``: the probability of rare bigrams."""
 
-    Runs of one variant agree in all but the seed; of two variants in all but positions, streams,
-    layers and the fields of the task in ``task_may_differ``.
+    seed: int
+    prompts: int
+    floor: float
+    subjects: list[Asked]
+    over_seeds: list[GroupOverSeeds]
 
-    Raises:
-        ValueError: two runs of one variant and seed; runs that differ in more, named with the
-            setting.
-    """
-    twins: dict[tuple[str, int], RecordedMemoryRun] = {}
-    first: dict[str, RecordedMemoryRun] = {}
-    free = (*_VARIED, *(f"task.{name}" for name in task_may_differ))
-    for recorded in runs:
-        name, seed = recorded.run.name, recorded.run.seed
-        twin = twins.setdefault((name, seed), recorded)
-        if twin is not recorded:
-            raise ValueError(
-                f"{twin.folder} and {recorded.folder} are the same variant and seed; keep one"
+    def tables(self) -> list[Table]:
+        """Fit and threshold of every model and group of A's, means over seeds.
+
+        The threshold is measured, and computed from the fit, in the same seeds: those that have
+        both.
+        """
+        fits = narrow_table(
+            "Margin = w · global gap + τ3 · (n1 − n2)/(n1 + n2)",
+            ["model", "A", "seeds", "w", "τ3", "R²", "majority"], 2,
+            "(majority: prompts in which what the context has more often wins)",
+        )  # fmt: skip
+        flips = narrow_table(
+            "Gap at which the winner flips after two B1 and one B2 (nats)",
+            ["model", "A", "seeds", "measured", "τ3/3w"], 2,
+            "(n/N): in n of N seeds; empty: no w above 0 by two standard errors",
+        )  # fmt: skip
+        previous = None
+        for row in self.over_seeds:
+            name = "" if row.name == previous else row.name
+            of = [name, row.group, str(len(row.seeds))]
+            both, alone = row.paired, row.fitted_flip
+            measured, fitted = (shown(x, ".1f", True) for x in (both.flip, both.fitted_flip))
+            if both.flip.mean is None:
+                never = alone.mean is not None
+                measured, fitted = ("never", shown(alone, ".1f", True)) if never else ("", "")
+            for table in (fits, flips):
+                if previous is not None and name:
+                    table.add_section()
+            fits.add_row(
+                *of,
+                shown(row.weight, ".2f", True),
+                shown(row.tau3, ".1f", True),
+                tight(row.r2),
+                shown(row.majority, ".2f", True),
             )
-        other = first.setdefault(name, recorded)
-        for its, may_differ in ((other, ("seed",)), (runs[0], free)):
-            theirs = _settings(its)
-            for setting, value in _settings(recorded).items():
-                if setting not in may_differ and value != theirs[setting]:
-                    differs = f"{setting}={value!r}, {its.folder} {theirs[setting]!r}"
-                    if isinstance(value, dict | list):  # bigrams are long
-                        differs = f"other {setting} than {its.folder}"
-                    raise ValueError(
-                        f"{recorded.folder} has {differs}; runs that are compared must agree in it"
-                    )
+            flips.add_row(*of, measured, fitted)
+            previous = row.name
+        return [fits, flips]
+
+    def figures(self) -> dict[str, Figure]:
+        """Measured against expected margins, and who wins by counts, of one model a column."""
+        from resval_lens.analyses.memory.knowledge_figure import draw
+
+        return {"memory-knowledge.png": draw(self)}
+
+    def sentences(self) -> list[str]:
+        """What competes with what."""
+        said = []
+        for row in self.over_seeds:
+            group = "other tokens" if row.group == "others" else row.group
+            where = "" if row.group == ANY_TOKEN else f" after {group}"
+            text = (
+                f"{named(row.name, row.seeds, where)}: the context weighs "
+                f"{shown(row.tau3, '.1f')} nats, global knowledge {shown(row.weight, '.2f')} of "
+                f"its own; what the context has more often wins in {shown(row.majority, '.0%')} of "
+                "prompts"
+            )
+            flip, fitted = row.paired.flip, row.paired.fitted_flip
+            if flip.mean is not None:
+                there, every = len(flip.there), len(flip.by_seed)
+                some = "" if there == every else f" in {there} of {every} seeds"
+                text += (
+                    f", and after two B1 and one B2 the winner flips{some} at a gap of "
+                    f"{_of_those(flip)} nats (τ3/3w = {_of_those(fitted)})"
+                )
+            said.append(text + ".")
+        return said
 
 
-def _settings(recorded: RecordedMemoryRun) -> dict[str, Any]:
-    settings = recorded.run.to_dict()
-    task = settings.pop("task")
-    return settings | {f"task.{name}": value for name, value in task.items()}
-
-
-def check_seed(seed: int) -> None:
-    """Checks a seed that prompts, sequences or vectors are drawn from.
-
-    Raises:
-        ValueError: it is below 0 or above ``LARGEST_SEED``.
-    """
-    if not 0 <= seed <= LARGEST_SEED:
-        raise ValueError(f"seed must be a whole number from 0 to {LARGEST_SEED}; got {seed}")
-
-
-def global_knowledge(bigrams: Bigrams) -> Float[Tensor, "d_vocab d_vocab"]:
-    """log max(π_b(v|u), FLOOR) at [u, v] (nats, float64), less each row's mean.
-
-    What all tokens have in common changes no probability, but a memory of random vectors would
-    hear it from every vector that is like some key.
-    """
-    logs = bigrams.log_conditional(FLOOR)
-    return logs - logs.mean(1, keepdim=True)
-
-
-def margins(model: MemoryTransformer, prompts: KnowledgePrompts) -> Float[Tensor, " prompt"]:
-    """ξ_B1 − ξ_B2 after each prompt, in nats, float64."""
-    last = batch_logits(model, prompts.tokens)[:, -1].double()
-    rows = torch.arange(len(last))
-    return last[rows, prompts.first] - last[rows, prompts.second]
-
-
-def least_squares(
-    x: Float[Tensor, "n k"], y: Float[Tensor, " n"]
-) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"], float | None]:
-    """b = argmin |y − x b|², its standard errors, and R².
-
-        se_i = √(σ² (xᵀx)⁻¹_ii),  σ² = |y − x b|²/(n − k),  R² = 1 − |y − x b|²/|y − ȳ|²
-
-    Without an intercept, unless x has one. R² is None where y does not vary.
-
-    Raises:
-        ValueError: no more rows than columns, or columns that depend on one another.
-    """
-    n, k = x.shape
-    if n <= k or int(torch.linalg.matrix_rank(x)) < k:
-        raise ValueError(f"x must have more rows than columns, independent ones; got [{n}, {k}]")
-    inverse = torch.linalg.inv(x.T @ x)
-    b = inverse @ (x.T @ y)
-    left = (y - x @ b).square().sum()
-    errors = (left / (n - k) * inverse.diagonal()).sqrt()
-    varies = (y - y.mean()).square().sum()
-    return b, errors, float(1 - left / varies) if varies > 0 else None
-
-
-def flip_point(against: Float[Tensor, " n"], wins: Bool[Tensor, " n"]) -> dict[str, float | None]:
-    """The gap g at which the winner flips: ``wins = against < g`` is wrong least often.
-
-    ``at`` is the middle between the two gaps that enclose g, of several equally good g their mean;
-    ``errors`` is the share of prompts that it gets wrong. ``at`` is None where a g beyond all gaps
-    does best: nothing flips.
-    """
-    order = against.argsort()
-    gaps, won = against[order], wins[order].long()
-    lost_before = torch.cat([won.new_zeros(1), (1 - won).cumsum(0)])
-    wrong = lost_before + won.sum() - torch.cat([won.new_zeros(1), won.cumsum(0)])
-    # A cut stands between two different gaps, or beyond all of them.
-    possible = torch.ones_like(wrong, dtype=torch.bool)
-    possible[1:-1] = gaps[1:] > gaps[:-1]
-    least = wrong[possible].min()
-    best = (possible & (wrong == least)).nonzero().flatten()
-    share = float(least) / len(gaps)
-    if best[0] == 0 or best[-1] == len(gaps):
-        return {"at": None, "errors": share}
-    return {"at": float(((gaps[best - 1] + gaps[best]) / 2).mean()), "errors": share}
+def _of_those(found: Spread) -> str:
+    """Of the seeds that have a number, which the sentence has counted."""
+    there = {seed: number for seed, number in found.by_seed.items() if number is not None}
+    return shown(replace(found, by_seed=there), ".1f")
 
 
 def group_study(
     subject: Subject, queries: Sequence[int] | None, prompts: int, generator: Generator
-) -> dict[str, Any]:
+) -> Group:
     """Who wins by counts, the fit of w and τ3, and the gap at which (2, 1) flips.
-
-    Returns:
-        ``fit`` (w, τ3, standard errors, R²), ``flip`` (as :func:`flip_point`, for (2, 1), beside
-        ``fitted``, τ3/3w, where w is above 0 by two standard errors), ``majority`` (share of
-        prompts with n1 ≠ n2 that the more frequent wins), and one row of ``cells`` for each
-        (n1, n2), with some of its prompts in ``points``.
 
     Raises:
         ValueError: as ``knowledge_prompts``.
@@ -226,7 +225,6 @@ def group_study(
         (n1, n2) for n1 in range(1, MOST + 1) for n2 in range(1, MOST + 1)
     ]
     cells, gaps, shares, measured = [], [], [], []
-    flip: dict[str, Any] = {}
     for n1, n2 in asked:
         drawn = knowledge_prompts(
             subject.bigrams, n1, n2, prompts, generator,
@@ -234,11 +232,11 @@ def group_study(
         )  # fmt: skip
         gap = drawn.global_margin(subject.bigrams, FLOOR)
         margin = margins(subject.model, drawn)
-        if (n1, n2) == (2, 1):
-            flip = flip_point(-gap, margin > 0)
         gaps.append(gap)
         shares.append(torch.full_like(gap, drawn.context_margin))
         measured.append(margin)
+    two_one = asked.index((2, 1))
+    flipped = flip_point(-gaps[two_one], measured[two_one] > 0)
     gap, share, margin = torch.cat(gaps), torch.cat(shares), torch.cat(measured)
     fitted, errors, r2 = least_squares(torch.stack([gap, share], 1), margin)
     (weight, tau3), (weight_error, tau3_error) = fitted.tolist(), errors.tolist()
@@ -248,48 +246,42 @@ def group_study(
     for i, (n1, n2) in enumerate(asked):
         rows = slice(i * prompts, (i + 1) * prompts)
         few = slice(i * prompts, i * prompts + min(_POINTS, prompts))
+        points = zip(expected[few].tolist(), margin[few].tolist(), strict=True)
         cells.append(
-            {
-                "n1": n1,
-                "n2": n2,
-                "wins": float((margin[rows] > 0).double().mean()),
-                "expected_wins": float((expected[rows] > 0).double().mean()),
-                "margin": float(margin[rows].mean()),
-                "expected": float(expected[rows].mean()),
-                "gap": float(gap[rows].mean()),
-                "points": [
-                    [round(x, 4), round(y, 4)]
-                    for x, y in zip(expected[few].tolist(), margin[few].tolist(), strict=True)
-                ],
-            }
+            Counts(
+                n1,
+                n2,
+                wins=float((margin[rows] > 0).double().mean()),
+                expected_wins=float((expected[rows] > 0).double().mean()),
+                margin=float(margin[rows].mean()),
+                expected=float(expected[rows].mean()),
+                gap=float(gap[rows].mean()),
+                points=[(round(x, 4), round(y, 4)) for x, y in points],
+            )
         )
     decided = share != 0
     flips_at = tau3 / (3 * weight) if weight > 2 * weight_error else None
-    return {
-        "fit": {"weight": weight, "weight_error": weight_error, "tau3": tau3,
-                "tau3_error": tau3_error, "r2": r2},
-        "flip": {**flip, "fitted": flips_at},
-        "majority": float(((margin > 0) == (share > 0))[decided].double().mean()),
-        "off_expected": float((margin - expected).abs().mean()),
-        "cells": cells,
-    }  # fmt: skip
+    return Group(
+        Fit(weight, weight_error, tau3, tau3_error, r2),
+        Flip(flipped.at, flipped.errors, flips_at),
+        majority=float(((margin > 0) == (share > 0))[decided].double().mean()),
+        off_expected=float((margin - expected).abs().mean()),
+        cells=cells,
+    )
 
 
 def knowledge_study(
     subjects: Sequence[Subject],
     prompts: int = 200,
     seed: int = 0,
-    note: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
+    note: Note = lambda text: None,
+) -> Knowledge:
     """:func:`group_study` of every subject and group, and means over seeds.
 
     Args:
         prompts: for each (n1, n2). Subjects of one vocabulary see the same in a group if A and
             the fillers are drawn among the same tokens: runs with fixed triggers do, and so do
             constructed models and runs with drawn triggers, in which A and fillers are any.
-
-    Returns:
-        ``subjects``: each one's groups; ``over_seeds``: :func:`knowledge_over_seeds`.
 
     Raises:
         ValueError: fewer than 2 prompts, a seed below 0 or above ``LARGEST_SEED``, or prompts that
@@ -305,46 +297,36 @@ def knowledge_study(
             note(f"{subject.name}: {group}")
             generator = Generator().manual_seed(1_000 * seed + place)
             found[group] = group_study(subject, queries, prompts, generator)
-        studied.append(
-            {"name": subject.name, "seed": subject.seed, "tau3": subject.tau3, "groups": found}
-        )
-    return {
-        "seed": seed,
-        "prompts": prompts,
-        "floor": FLOOR,
-        "subjects": studied,
-        "over_seeds": knowledge_over_seeds(studied),
-    }
+        studied.append(Asked(subject.name, subject.seed, subject.tau3, found))
+    return Knowledge(seed, prompts, FLOOR, studied, knowledge_over_seeds(studied))
 
 
-def knowledge_over_seeds(studied: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each number of :func:`group_study` over the seeds of a name and group, as ``over_seeds``.
-
-    ``paired`` has ``flip`` and ``fitted_flip`` of the seeds that have both: only of those can one
-    be held against the other.
-    """
+def knowledge_over_seeds(studied: Sequence[Asked]) -> list[GroupOverSeeds]:
+    """Each number of :class:`Group` over the seeds of a name and group."""
     rows = []
-    for name in dict.fromkeys(each["name"] for each in studied):
-        own = [each for each in studied if each["name"] == name]
-        for group in own[0]["groups"]:
-            found = {each["seed"]: each["groups"][group] for each in own if group in each["groups"]}
-            flips: dict[int, dict[str, float | None]] = {
-                seed: {"flip": g["flip"]["at"], "fitted_flip": g["flip"]["fitted"]}
-                for seed, g in found.items()
-            }
-            values: dict[str, dict[int, float | None]] = {
-                "weight": {seed: g["fit"]["weight"] for seed, g in found.items()},
-                "tau3": {seed: g["fit"]["tau3"] for seed, g in found.items()},
-                "r2": {seed: g["fit"]["r2"] for seed, g in found.items()},
-                "majority": {seed: g["majority"] for seed, g in found.items()},
-            }
-            paired = {}
-            for key in ("flip", "fitted_flip"):
-                values[key] = {seed: flip[key] for seed, flip in flips.items()}
-                both = {seed: None if None in f.values() else f[key] for seed, f in flips.items()}
-                paired[key] = over_seeds(both)
+    for name in dict.fromkeys(each.name for each in studied):
+        own = [each for each in studied if each.name == name]
+        for group in own[0].groups:
+            found = {each.seed: each.groups[group] for each in own if group in each.groups}
+            flip = {seed: each.flip.at for seed, each in found.items()}
+            fitted = {seed: each.flip.fitted for seed, each in found.items()}
+            whole = {s: flip[s] is not None and fitted[s] is not None for s in found}
+            paired = (
+                spread({seed: x if whole[seed] else None for seed, x in numbers.items()})
+                for numbers in (flip, fitted)
+            )
             rows.append(
-                {"name": name, "group": group, "seeds": list(found), "paired": paired}
-                | {key: over_seeds(numbers) for key, numbers in values.items()}
+                GroupOverSeeds(
+                    name,
+                    group,
+                    list(found),
+                    Paired(*paired),
+                    weight=spread({seed: each.fit.weight for seed, each in found.items()}),
+                    tau3=spread({seed: each.fit.tau3 for seed, each in found.items()}),
+                    r2=spread({seed: each.fit.r2 for seed, each in found.items()}),
+                    majority=spread({seed: each.majority for seed, each in found.items()}),
+                    flip=spread(flip),
+                    fitted_flip=spread(fitted),
+                )
             )
     return rows

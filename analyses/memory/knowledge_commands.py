@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -41,9 +41,6 @@ from resval_lens.analyses.options import (
 from resval_lens.analyses.reporting import report
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from rich.table import Table
-
     from resval_lens.recorded_memory import RecordedMemoryRun
 
 KNOWLEDGE_VARIANTS = [
@@ -88,8 +85,8 @@ def construction_command(
 
     Example: `resval-lens memory construction --widths 128,512`
     """
-    from resval_lens.analyses.memory import knowledge_figures, knowledge_tables
-    from resval_lens.analyses.memory.construction import Strengths, construction_study
+    from resval_lens.analyses.memory.construction import Strengths
+    from resval_lens.analyses.memory.construction_study import construction_study
     from resval_lens.runtime import one_thread
 
     strengths = Strengths(tau1, tau2, tau3)
@@ -99,11 +96,7 @@ def construction_command(
             seed, numbers(widths, "widths"), strengths,
             trained=length, sequences=sequences, note=note,
         )  # fmt: skip
-    _report(
-        study, "construction", to, as_json, knowledge_figures.construction(study),
-        [knowledge_tables.construction_table(study), knowledge_tables.deviations_table(study)],
-        knowledge_tables.construction_sentences(study),
-    )  # fmt: skip
+    report(study, to, "memory-construction", as_json=as_json)
 
 
 def knowledge_command(
@@ -131,13 +124,10 @@ def knowledge_command(
 
     Example: `resval-lens memory knowledge --prompts 400`
     """
-    from resval_lens.analyses.memory import knowledge_figures, knowledge_tables
-    from resval_lens.analyses.memory.construction import Strengths, constructed_subjects
-    from resval_lens.analyses.memory.knowledge import (
-        check_seed,
-        knowledge_study,
-        trained_subjects,
-    )
+    from resval_lens.analyses.memory.asked import constructed_subjects, trained_subjects
+    from resval_lens.analyses.memory.comparable import check_seed
+    from resval_lens.analyses.memory.construction import Strengths
+    from resval_lens.analyses.memory.knowledge import knowledge_study
     from resval_lens.runtime import one_thread
 
     check_seed(seed)
@@ -153,10 +143,7 @@ def knowledge_command(
         constructed = constructed_subjects(found[0].run.task.bigrams, strengths.tau3, seed)
         subjects = [*constructed, *trained]
         study = knowledge_study(subjects, prompts, seed, note)
-    _report(
-        study, "knowledge", to, as_json, knowledge_figures.knowledge(study),
-        knowledge_tables.knowledge_tables(study), knowledge_tables.knowledge_sentences(study),
-    )  # fmt: skip
+    report(study, to, "memory-knowledge", as_json=as_json)
 
 
 def held_out_command(
@@ -182,9 +169,8 @@ def held_out_command(
 
     Example: `resval-lens memory held-out --sequences 256`
     """
-    from resval_lens.analyses.memory import knowledge_figures, knowledge_tables
+    from resval_lens.analyses.memory.comparable import check_seed
     from resval_lens.analyses.memory.held_out import held_out_study
-    from resval_lens.analyses.memory.knowledge import check_seed
     from resval_lens.runtime import one_thread
 
     check_seed(seed)
@@ -195,10 +181,7 @@ def held_out_command(
     )
     with notes(quiet) as note, one_thread():
         study = held_out_study(found, sequences, seed, note)
-    _report(
-        study, "held-out", to, as_json, knowledge_figures.held_out(study),
-        [knowledge_tables.held_out_table(study)], knowledge_tables.held_out_sentences(study),
-    )  # fmt: skip
+    report(study, to, "memory-held-out", as_json=as_json)
 
 
 def analogies_command(
@@ -242,14 +225,13 @@ def analogies_command(
 
     Example: `resval-lens memory analogies --pairs 58 --variants relative`
     """
-    from resval_lens.analyses.memory import knowledge_figures, knowledge_tables
     from resval_lens.analyses.memory.analogies import (
         analogies_study,
-        capitals_task,
         check_variants,
         finished_run,
     )
-    from resval_lens.analyses.memory.knowledge import check_seed
+    from resval_lens.analyses.memory.capitals import capitals_task
+    from resval_lens.analyses.memory.comparable import check_seed
     from resval_lens.analyses.memory.training import planned_runs
     from resval_lens.analyses.training_bars import train_with_bars
     from resval_lens.recorded_memory import RecordedMemoryRun
@@ -278,13 +260,10 @@ def analogies_command(
     if missing:
         train_with_bars(missing, runs, jobs, False, quiet)
     found = [RecordedMemoryRun.load(runs / run.folder_name) for run in planned]
+    source = "generated" if analogies is None else analogies.name
     with notes(quiet) as note, one_thread():
-        study = analogies_study(found, sequences, seed, note)
-    facts = {"source": "generated" if analogies is None else analogies.name, "zipf": zipf}
-    _report(
-        {**facts, **study}, "analogies", to, as_json, knowledge_figures.analogies(study),
-        knowledge_tables.analogies_tables(study), knowledge_tables.analogies_sentences(study),
-    )  # fmt: skip
+        study = analogies_study(found, sequences, seed, note, source, zipf)
+    report(study, to, "memory-analogies", as_json=as_json)
 
 
 def with_models(runs: Sequence[RecordedMemoryRun]) -> list[RecordedMemoryRun]:
@@ -303,16 +282,3 @@ def with_models(runs: Sequence[RecordedMemoryRun]) -> list[RecordedMemoryRun]:
 def _check_size(name: str, value: int, least: int) -> None:
     if value < least:  # before minutes of training
         raise ValueError(f"{name} must be {least} or more; got {value}")
-
-
-def _report(
-    study: dict[str, Any],
-    name: str,
-    to: Path,
-    as_json: bool,
-    figure: Figure,
-    shown: Sequence[Table],
-    said: Sequence[str],
-) -> None:
-    figures = {f"memory-{name}.png": figure}
-    report(study, to, f"memory-{name}", as_json=as_json, tables=shown, found=said, figures=figures)

@@ -2,31 +2,226 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
-from scipy.optimize import minimize_scalar
+from matplotlib.figure import Figure
+from rich.table import Table
 from torch import Generator, Tensor
 
-from resval_lens.analyses.memory.curves import by_variant, over_seeds, settings_of, shown
-from resval_lens.memory.config import IN_THE_STREAM
+from resval_lens.analyses.memory.comparable import (
+    Note,
+    OfRuns,
+    by_variant,
+    narrow_table,
+    shown,
+    spreads,
+)
+from resval_lens.analyses.memory.positions import (
+    attention_by_position,
+    binned,
+    fitted_tau1,
+    position_bins,
+    predicted_previous,
+)
+from resval_lens.analyses.result import FLAT, OPTIONAL
+from resval_lens.analyses.seeds import Spread, spread
+from resval_lens.memory.config import Positions
 from resval_lens.memory.model import MemoryTransformer
-from resval_lens.memory.predictions import previous_token_attention
-from resval_lens.memory.probes import followers
 from resval_lens.recorded_memory import RecordedMemoryRun
 from resval_lens.tasks.triggers import TriggerBatch, TriggerTask, optimal_loss
 from resval_lens.training.memory import batch_logits
+from resval_lens.training.memory_run import MemoryRun
 
-Note = Callable[[str], None]
+Number = TypeVar("Number")
 
 LENGTHS = (128, 256, 1_024, 2_048)
-CHUNK = 2**22
-"""Attention weights that are looked at, at once: one sequence of 2,048 tokens."""
+
+
+@dataclass(frozen=True)
+class Scores(Generic[Number]):
+    """What a model does on sequences of one length: of one seed a number, of several a Spread.
+
+    Attributes:
+        accuracy, in_context: accuracy and loss (nats) where the context tells.
+        loss, excess: mean loss, and by how much it is above the best predictor's (nats).
+        previous_mass: layer 0's mean attention to t − 1.
+        target_mass: layer 1's to what followed, where the context tells.
+    """
+
+    accuracy: Number
+    loss: Number
+    excess: Number
+    in_context: Number
+    previous_mass: Number
+    target_mass: Number
+
+
+@dataclass(frozen=True)
+class AtLength(Generic[Number]):
+    """``scores`` at one length; ``count`` positions, of one seed, have an accuracy."""
+
+    length: int
+    scores: Scores[Number] = field(metadata=FLAT)
+    count: int | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Means over the positions ``first`` to ``last``, and over how many of all sequences.
+
+    Attributes:
+        previous_mass, predicted: layer 0's attention to t − 1, and a constructed head's.
+    """
+
+    first: int
+    last: int
+    accuracy: float | None
+    accuracy_count: int
+    excess: float | None
+    excess_count: int
+    target_mass: float | None
+    target_mass_count: int
+    previous_mass: float | None
+    predicted: float | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model at every length and in every bin; ``tau1``: strength of its previous-token head."""
+
+    tau1: float
+    lengths: list[AtLength[float | None]]
+    bins: list[Bin]
+
+
+@dataclass(frozen=True)
+class MeasuredModel:
+    """A run's model."""
+
+    variant: str
+    seed: int
+    positions: Positions
+    streams: list[str]
+    found: Measured = field(metadata=FLAT)
+
+
+@dataclass(frozen=True)
+class VariantLengths:
+    """A variant's numbers over seeds."""
+
+    lengths: list[AtLength[Spread]]
+    tau1: Spread
+
+
+@dataclass(frozen=True)
+class LengthStudy(OfRuns):
+    """Accuracy, loss and attention of trained models at several lengths.
+
+    Attributes:
+        skipped: lengths beyond the models' context.
+        sequences: of each length.
+        attention_sequences: of the longest, on which attention is measured.
+    """
+
+    run: MemoryRun
+    trained_length: int
+    lengths: list[int]
+    skipped: list[int]
+    sequences: list[int]
+    attention_sequences: int
+    seed: int
+    models: list[MeasuredModel]
+    over_seeds: Mapping[str, VariantLengths]
+
+    def tables(self) -> list[Table]:
+        """Accuracy, loss and attention at each length, by variant."""
+        measures: dict[str, Callable[[Scores[Spread]], Spread]] = {
+            "In-context accuracy": lambda row: row.accuracy,
+            "Loss above the best predictor's (nats)": lambda row: row.excess,
+            "Layer 0's attention to t − 1": lambda row: row.previous_mass,
+            "Layer 1's attention to the target": lambda row: row.target_mass,
+        }
+        tables = []
+        for title, of in measures.items():
+            table = narrow_table(
+                f"{title}, by length (trained: {self.trained_length})",
+                ["variant", *(f"{length:,}" for length in self.lengths)],
+            )
+            for name, own in self.over_seeds.items():
+                found = [of(row.scores) for row in own.lengths]
+                cells = (shown(each, tight=True) for each in found)
+                table.add_row(f"{name} ({len(found[0].by_seed)})", *cells)
+            tables.append(table)
+        return tables
+
+    def figures(self) -> dict[str, Figure]:
+        """Accuracy and both heads' attention against the position."""
+        from resval_lens.analyses.memory.lengths_figure import draw
+
+        return {"memory-lengths.png": draw(self)}
+
+    def sentences(self) -> list[str]:
+        """Which models keep their accuracy, and where their heads look."""
+        trained, lengths = self.trained_length, self.lengths
+        said = []
+        if self.skipped:
+            skipped = ", ".join(f"{length:,}" for length in self.skipped)
+            said.append(f"Skipped lengths, beyond the models' context: {skipped}.")
+        base = max((i for i, n in enumerate(lengths) if n <= trained), default=0)
+        for name, own in self.over_seeds.items():
+            accuracies = [row.scores.accuracy for row in own.lengths]
+            start, end = accuracies[base].mean, accuracies[-1].mean
+            if not start or end is None or base == len(lengths) - 1:
+                continue
+            each = ", ".join(
+                f"{shown(x)} at {n:,}" for n, x in zip(lengths, accuracies, strict=True) if x.mean
+            )
+            said.append(
+                f"{name}, trained on {trained} tokens, keeps {end / start:.0%} of its in-context "
+                f"accuracy at {lengths[-1]:,}: {each}."
+            )
+        for name in self.over_seeds:
+            said += self._attention_sentence(name)
+        for name, own in self.over_seeds.items():
+            other = self.over_seeds.get(f"{name}-values")
+            if other:
+                longest, beside = (x.lengths[-1].scores.accuracy for x in (own, other))
+                said.append(
+                    f"At {lengths[-1]:,} tokens {name} has {shown(longest)} without a value stream "
+                    f"and {shown(beside)} with it."
+                )
+        return said
+
+    def _attention_sentence(self, name: str) -> list[str]:
+        """Attention to t − 1 in the last trained and the last bin, measured and predicted."""
+        trained = self.trained_length
+        own = [model.found.bins for model in self.models if model.variant == name]
+        inside = [rows[max(i for i, row in enumerate(rows) if row.last <= trained)] for rows in own]
+        last = [rows[-1] for rows in own]
+        if last[0].last <= trained:
+            return []
+
+        def mean(numbers: list[float | None]) -> str:
+            whole = _mean_of(numbers)
+            return "none" if whole is None else f"{whole:.3f}"
+
+        text = (
+            f"{name}: layer 0's attention to t − 1 is {mean([x.previous_mass for x in inside])} at "
+            f"positions {inside[0].first:,} to {inside[0].last:,} and "
+            f"{mean([x.previous_mass for x in last])} at {last[0].first:,} to {last[0].last:,}"
+        )
+        if last[0].predicted is None:
+            return [text + "."]
+        tau1 = shown(self.over_seeds[name].tau1, ".2f")
+        return [
+            f"{text}; the construction with τ1 = {tau1}, fitted to trained positions, says "
+            f"{mean([x.predicted for x in inside])} and {mean([x.predicted for x in last])}."
+        ]
 
 
 def length_study(
@@ -36,8 +231,8 @@ def length_study(
     attention: int = 8,
     seed: int = 0,
     note: Note = lambda text: None,
-) -> dict[str, Any]:
-    """Accuracy, loss and attention of trained models at several lengths, as JSON.
+) -> LengthStudy:
+    """Accuracy, loss and attention of trained models at several lengths.
 
     The models are causal: what one does at a position does not depend on how long the sequence is.
     So numbers by position pool the test sequences of every length that reach it. Positions are
@@ -50,10 +245,6 @@ def length_study(
         attention: sequences of the longest length on which attention is measured.
         seed: draws the sequences, the same for every model (held-out outputs aside).
         note: called with what is being done.
-
-    Returns:
-        ``models``: each with ``lengths`` and ``bins``, and ``tau1``, the strength of its
-        previous-token head; ``over_seeds`` by variant and length; ``found``, in words.
 
     Raises:
         ValueError: no run has a model; lengths or numbers below what makes sense, or runs that
@@ -80,136 +271,20 @@ def length_study(
         generator = Generator().manual_seed(seed)
         batches = [run.task.batch(max(1, tokens // n), generator, n) for n in fitting]
         looked_at = run.task.batch(attention, generator, fitting[-1])
-        models.append(
-            {
-                "variant": run.name,
-                "seed": run.seed,
-                "positions": run.positions,
-                "streams": [stream.of for stream in run.streams],
-                **_measured(recorded.model(), run.task, batches, looked_at, bins),
-            }
-        )
-    data: dict[str, Any] = {
-        "run": settings_of(chosen),
-        "trained_length": first.task.length,
-        "lengths": fitting,
-        "skipped": sorted(set(lengths) - set(fitting)),
-        "sequences": [max(1, tokens // length) for length in fitting],
-        "attention_sequences": attention,
-        "seed": seed,
-        "models": models,
-        "over_seeds": _over_seeds(models),
-    }
-    return {**data, "found": length_sentences(data)}
-
-
-def position_bins(longest: int, trained: int) -> list[tuple[int, int]]:
-    """(first, last) positions of bins whose ends are near 2^(k/2), ``trained`` and ``longest``.
-
-    >>> position_bins(8, 5)
-    [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 6), (7, 8)]
-    """
-    ends = {round(2 ** (k / 2)) for k in range(2 * longest.bit_length())} | {trained, longest}
-    kept = sorted(end for end in ends if end <= longest)
-    return [(before + 1, end) for before, end in zip([0, *kept[:-1]], kept, strict=True)]
-
-
-def binned(
-    values: Sequence[Float[Tensor, "_ _"]],
-    counted: Sequence[Bool[Tensor, "_ _"]],
-    bins: Sequence[tuple[int, int]],
-) -> list[tuple[float | None, int]]:
-    """Mean and count of the values that count, of all batches together, in each bin of positions.
-
-    Args:
-        values, counted: [row, pos] of each batch, of any length.
-    """
-    longest = bins[-1][1]
-    sums, counts = np.zeros(longest), np.zeros(longest, dtype=np.int64)
-    for x, there in zip(values, counted, strict=True):
-        sums[: x.shape[1]] += (x.double() * there).sum(0).numpy()
-        counts[: x.shape[1]] += there.sum(0).numpy()
-    found = []
-    for first, last in bins:
-        count = int(counts[first - 1 : last].sum())
-        found.append((float(sums[first - 1 : last].sum() / count) if count else None, count))
-    return found
-
-
-@torch.no_grad()
-def attention_by_position(
-    model: MemoryTransformer, batch: TriggerBatch
-) -> dict[str, Float[Tensor, "row pos"]]:
-    """Where the two heads look from each position, in double precision.
-
-        previous_mass   layer 0's attention to t − 1; NaN at the first position
-        target_mass     the last layer's attention, all together, to what followed earlier
-                        occurrences of z_t
-
-    A few sequences at a time: a pattern has length² numbers.
-    """
-    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
-    found: dict[str, list[Tensor]] = {"previous_mass": [], "target_mass": []}
-    rows = max(1, CHUNK // batch.inputs.shape[1] ** 2)
-    for inputs in batch.inputs.split(rows):
-
-        def previous(pattern: Tensor, hook: Any) -> None:
-            looked = pattern[:, 0].diagonal(-1, 1, 2).double()
-            found["previous_mass"].append(F.pad(looked, (1, 0), value=math.nan))
-
-        def target(pattern: Tensor, hook: Any, inputs: Tensor = inputs) -> None:
-            after = followers(inputs)
-            found["target_mass"].append((pattern[:, 0] * after).sum(-1, dtype=torch.float64))
-
-        hooks: Any = [(names[0], previous), (names[-1], target)]
-        model.run_with_hooks(inputs, return_type=None, fwd_hooks=hooks)
-    return {name: torch.cat(parts) for name, parts in found.items()}
-
-
-def fitted_tau1(masses: Float[Tensor, " pos"]) -> float:
-    """τ1 of the constructed head nearest to a measured one, by least squares.
-
-        min over τ1 of Σ_t (α_t − e^τ1 / (e^τ1 + t − 1))²
-
-    Args:
-        masses: α_t, mean attention to t − 1 from positions t = 2, 3, ..., in that order.
-    """
-    alpha = np.asarray(masses, dtype=np.float64)
-    others = np.arange(1, len(alpha) + 1)  # t − 1
-
-    def misfit(tau1: float) -> float:
-        return float(np.square(alpha - 1 / (1 + others * np.exp(-tau1))).sum())
-
-    # Far from its minimum the misfit is flat: a grid says where to look.
-    start = min(np.arange(-10.0, 30.0), key=misfit)
-    best = minimize_scalar(misfit, bounds=(start - 1, start + 1), method="bounded",
-                           options={"xatol": 1e-9})  # fmt: skip
-    return float(best.x)
-
-
-def predicted_previous(t: int, tau1: float, positions: str, trained: int) -> float | None:
-    """The constructed head's attention from position t ≥ 2 to t − 1; None where there is none.
-
-    Absolute positions are unknown beyond the ``trained`` ones, where attention is uniform, 1/t;
-    relative ones are the same at any length. Rotary positions and ALiBi have no such construction.
-    """
-    if positions in ("rotary", "alibi"):
-        return None
-    off = positions in IN_THE_STREAM and t > trained
-    return previous_token_attention(t, 0.0 if off else tau1)
-
-
-def attention_map(model: MemoryTransformer, task: TriggerTask, length: int, seed: int) -> Any:
-    """Both layers' attention on one sequence, row t up to position t, to four decimals, as JSON."""
-    batch = task.batch(1, Generator().manual_seed(seed), length)
-    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
-    _, cache = model.run_with_cache(batch.inputs, names_filter=names, return_type=None)
-    layers = [
-        [[round(x, 4) for x in row[: t + 1]] for t, row in enumerate(cache[name][0, 0].tolist())]
-        for name in names
-    ]
-    text = [task.bigrams.tokens[token] for token in batch.inputs[0].tolist()]
-    return {"trained_length": task.length, "seed": seed, "tokens": text, "layers": layers}
+        found = _measured(recorded.model(), run.task, batches, looked_at, bins)
+        streams = [stream.of for stream in run.streams]
+        models.append(MeasuredModel(run.name, run.seed, run.positions, streams, found))
+    return LengthStudy(
+        first,
+        first.task.length,
+        fitting,
+        sorted(set(lengths) - set(fitting)),
+        [max(1, tokens // length) for length in fitting],
+        attention,
+        seed,
+        models,
+        _over_seeds(models),
+    )
 
 
 @torch.no_grad()
@@ -219,7 +294,7 @@ def _measured(
     batches: Sequence[TriggerBatch],
     looked_at: TriggerBatch,
     bins: Sequence[tuple[int, int]],
-) -> dict[str, Any]:
+) -> Measured:
     """Accuracy, loss and attention at the length of each batch and in each bin of positions."""
     attention = attention_by_position(model, looked_at)
     known_there, lengths = looked_at.in_context, []
@@ -230,18 +305,15 @@ def _measured(
         hits.append((logits.argmax(-1) == batch.targets).double())
         excesses.append(losses - optimal_loss(task, batch))
         n, known = batch.inputs.shape[1], batch.in_context
-        lengths.append(
-            {
-                "length": n,
-                "accuracy": _mean(hits[-1][known]),
-                "count": int(known.sum()),
-                "loss": _mean(losses),
-                "excess": _mean(excesses[-1]),
-                "in_context": _mean(losses[known]),
-                "previous_mass": _mean(attention["previous_mass"][:, 1:n]),
-                "target_mass": _mean(attention["target_mass"][:, :n][known_there[:, :n]]),
-            }
+        scores = Scores[float | None](
+            accuracy=_mean(hits[-1][known]),
+            loss=_mean(losses),
+            excess=_mean(excesses[-1]),
+            in_context=_mean(losses[known]),
+            previous_mass=_mean(attention["previous_mass"][:, 1:n]),
+            target_mass=_mean(attention["target_mass"][:, :n][known_there[:, :n]]),
         )
+        lengths.append(AtLength(n, scores, int(known.sum())))
     by_position = attention["previous_mass"].mean(0)  # position t at t − 1
     tau1 = fitted_tau1(by_position[1 : task.length])
     positions = model.cfg.positions
@@ -251,16 +323,15 @@ def _measured(
     target = binned([attention["target_mass"]], [known_there], bins)
     rows = []
     for (first, last), *measured in zip(bins, accuracy, excess, target, strict=True):
-        row: dict[str, Any] = {"first": first, "last": last}
-        names = ("accuracy", "excess", "target_mass")
-        for name, (mean, count) in zip(names, measured, strict=True):
-            row |= {name: mean, f"{name}_count": count}
         places = [t for t in range(first, last + 1) if t > 1]
         constructed = [predicted_previous(t, tau1, positions, task.length) for t in places]
-        row["previous_mass"] = _mean(by_position[[t - 1 for t in places]])
-        row["predicted"] = _mean_of(constructed)
-        rows.append(row)
-    return {"tau1": tau1, "lengths": lengths, "bins": rows}
+        previous = _mean(by_position[[t - 1 for t in places]])
+        (right, n_right), (above, n_above), (looked, n_looked) = measured
+        rows.append(
+            Bin(first, last, right, n_right, above, n_above, looked, n_looked, previous,
+                _mean_of(constructed))
+        )  # fmt: skip
+    return Measured(tau1, lengths, rows)
 
 
 def _mean(x: Tensor) -> float | None:
@@ -272,79 +343,19 @@ def _mean_of(numbers: Sequence[float | None]) -> float | None:
     return float(np.mean(there)) if there and len(there) == len(numbers) else None
 
 
-def _over_seeds(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _over_seeds(models: Sequence[MeasuredModel]) -> dict[str, VariantLengths]:
     """Each variant's numbers at each length over seeds, and τ1."""
-    found: dict[str, Any] = {}
-    for variant in dict.fromkeys(model["variant"] for model in models):
-        own = [model for model in models if model["variant"] == variant]
-        rows = []
-        for i, row in enumerate(own[0]["lengths"]):
-            spreads = {
-                name: over_seeds({model["seed"]: model["lengths"][i][name] for model in own})
-                for name in row
-                if name not in ("length", "count")
-            }
-            rows.append({"length": row["length"], **spreads})
-        tau1 = over_seeds({model["seed"]: model["tau1"] for model in own})
-        found[variant] = {"lengths": rows, "tau1": tau1}
-    return found
-
-
-def length_sentences(data: Mapping[str, Any]) -> list[str]:
-    """Which models keep their accuracy, and where their heads look, in words."""
-    trained, lengths = data["trained_length"], data["lengths"]
-    said = []
-    if data["skipped"]:
-        skipped = ", ".join(f"{length:,}" for length in data["skipped"])
-        said.append(f"Skipped lengths, beyond the models' context: {skipped}.")
-    base = max((i for i, n in enumerate(lengths) if n <= trained), default=0)
-    for name, study in data["over_seeds"].items():
-        accuracies = [row["accuracy"] for row in study["lengths"]]
-        start, end = accuracies[base]["mean"], accuracies[-1]["mean"]
-        if not start or end is None or base == len(lengths) - 1:
-            continue
-        each = ", ".join(
-            f"{shown(x)} at {n:,}" for n, x in zip(lengths, accuracies, strict=True) if x["mean"]
-        )
-        said.append(
-            f"{name}, trained on {trained} tokens, keeps {end / start:.0%} of its in-context "
-            f"accuracy at {lengths[-1]:,}: {each}."
-        )
-    for name in data["over_seeds"]:
-        said += _attention_sentence(name, data)
-    for name, study in data["over_seeds"].items():
-        other = data["over_seeds"].get(f"{name}-values")
-        if other:
-            longest, beside = (each["lengths"][-1]["accuracy"] for each in (study, other))
-            said.append(
-                f"At {lengths[-1]:,} tokens {name} has {shown(longest)} without a value stream and "
-                f"{shown(beside)} with it."
+    found = {}
+    for variant in dict.fromkeys(model.variant for model in models):
+        own = {model.seed: model.found for model in models if model.variant == variant}
+        by_length = zip(*(each.lengths for each in own.values()), strict=True)
+        rows = [
+            AtLength(
+                rows[0].length,
+                Scores(*spreads({s: row.scores for s, row in zip(own, rows, strict=True)})),
             )
-    return said
-
-
-def _attention_sentence(name: str, data: Mapping[str, Any]) -> list[str]:
-    """Attention to t − 1 in the last trained and the last measured bin, measured and predicted."""
-    trained = data["trained_length"]
-    own = [model["bins"] for model in data["models"] if model["variant"] == name]
-    inside = [rows[max(i for i, row in enumerate(rows) if row["last"] <= trained)] for rows in own]
-    last = [rows[-1] for rows in own]
-    if last[0]["last"] <= trained:
-        return []
-
-    def mean(rows: Sequence[Mapping[str, Any]], key: str) -> str:
-        numbers = [row[key] for row in rows]
-        return "none" if None in numbers else f"{np.mean(numbers):.3f}"
-
-    text = (
-        f"{name}: layer 0's attention to t − 1 is {mean(inside, 'previous_mass')} at positions "
-        f"{inside[0]['first']:,} to {inside[0]['last']:,} and {mean(last, 'previous_mass')} at "
-        f"{last[0]['first']:,} to {last[0]['last']:,}"
-    )
-    if last[0]["predicted"] is None:
-        return [text + "."]
-    tau1 = shown(data["over_seeds"][name]["tau1"], ".2f")
-    return [
-        f"{text}; the construction with τ1 = {tau1}, fitted to trained positions, says "
-        f"{mean(inside, 'predicted')} and {mean(last, 'predicted')}."
-    ]
+            for rows in by_length
+        ]
+        tau1 = spread({seed: each.tau1 for seed, each in own.items()})
+        found[variant] = VariantLengths(rows, tau1)
+    return found

@@ -26,6 +26,7 @@ from resval_lens.analyses.options import (
     writable,
 )
 from resval_lens.analyses.reporting import report
+from resval_lens.analyses.result import plain
 from resval_lens.presets import ENCODINGS
 
 if TYPE_CHECKING:
@@ -62,16 +63,12 @@ def curves_command(
 
     Example: `resval-lens memory curves --variants absolute,relative,one-layer`
     """
-    from resval_lens.analyses.memory import run_figures, run_tables
     from resval_lens.analyses.memory.curves import curve_study
 
     writable(to)
     found = found_runs(variants, ALL, runs, train, seeds, steps, jobs, quiet)
-    data = curve_study(found, threshold, known)
-    report(
-        data, to, "memory-curves", as_json=as_json, tables=run_tables.curve_tables(data),
-        found=data["found"], figures={"memory-curves.png": run_figures.curves(data)},
-    )  # fmt: skip
+    study = curve_study(found, threshold, known)
+    report(study, to, "memory-curves", as_json=as_json)
 
 
 def lengths_command(
@@ -103,9 +100,10 @@ def lengths_command(
 
     Example: `resval-lens memory lengths --lengths 128,256,512`
     """
-    from resval_lens.analyses.memory import run_figures, run_tables
-    from resval_lens.analyses.memory.knowledge import check_seed
-    from resval_lens.analyses.memory.lengths import attention_map, length_study
+    from resval_lens.analyses.memory.comparable import check_seed
+    from resval_lens.analyses.memory.lengths import length_study
+    from resval_lens.analyses.memory.lengths_figure import attention_maps
+    from resval_lens.analyses.memory.positions import attention_map
     from resval_lens.runtime import one_thread
 
     wanted = numbers(lengths, "lengths")
@@ -113,7 +111,7 @@ def lengths_command(
     writable(to)
     found = found_runs(variants, FOUR, runs, train, seeds, steps, jobs, quiet)
     with notes(quiet) as note, one_thread():
-        data = length_study(found, wanted, tokens, attention, seed, note)
+        study = length_study(found, wanted, tokens, attention, seed, note)
         note("attention on one sequence")
         maps = {
             recorded.run.name: attention_map(
@@ -122,13 +120,9 @@ def lengths_command(
             for recorded in _mapped(found)
         }
     report(
-        data, to, "memory-lengths", as_json=as_json, tables=run_tables.length_tables(data),
-        found=data["found"],
-        figures={
-            "memory-lengths.png": run_figures.lengths(data),
-            "memory-attention.png": run_figures.attention_maps(maps),
-        },
-        beside={"memory-attention.json": {"maps": maps}},  # a map has 33,000 numbers
+        study, to, "memory-lengths", as_json=as_json,
+        figures={"memory-attention.png": attention_maps(maps)},
+        beside={"memory-attention.json": {"maps": plain(maps)}},  # a map has 33,000 numbers
     )  # fmt: skip
 
 
@@ -153,18 +147,14 @@ def encodings_command(
 
     Example: `resval-lens memory encodings --train --seeds 0-2`
     """
-    from resval_lens.analyses.memory import run_figures, run_tables
     from resval_lens.analyses.memory.encodings import encoding_study
     from resval_lens.runtime import one_thread
 
     writable(to)
     found = found_runs(variants, ALL, runs, train, seeds, steps, jobs, quiet)
     with notes(quiet) as note, one_thread():
-        data = encoding_study(found, note)
-    report(
-        data, to, "memory-encodings", as_json=as_json, tables=run_tables.encoding_tables(data),
-        found=data["found"], figures={"memory-encodings.png": run_figures.encodings(data)},
-    )  # fmt: skip
+        study = encoding_study(found, note)
+    report(study, to, "memory-encodings", as_json=as_json)
 
 
 def found_runs(

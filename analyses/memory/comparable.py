@@ -1,0 +1,143 @@
+"""Recorded runs side by side: which may be compared, and their numbers over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from resval_lens.analyses.result import Result
+from resval_lens.analyses.seeds import Spread, spread
+from resval_lens.analyses.tables import STYLE
+from resval_lens.recorded_memory import RecordedMemoryRun
+from resval_lens.training.memory_run import MemoryRun
+
+Note = Callable[[str], None]
+
+LARGEST_SEED = 2**32 - 1
+
+# Okabe and Ito's colours; an encoding has one in every figure.
+COLOURS = {
+    "absolute": "#D55E00",
+    "relative": "#0072B2",
+    "sinusoidal": "#E69F00",
+    "rotary": "#009E73",
+    "alibi": "#CC79A7",
+}
+
+_VARIED = ("name", "seed", "positions", "streams", "n_layers")  # what makes a variant or a seed
+
+
+class OfRuns(Result):
+    """A study of runs; of the settings of ``run``, the first, its document has the common ones."""
+
+    run: MemoryRun
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields; of ``run`` the settings that make no variant."""
+        settings = _settings(self.run)
+        kept = {name: x for name, x in settings.items() if name not in _VARIED}
+        kept.pop("task.output_range")
+        return {**super().to_dict(), "run": kept}
+
+
+def by_variant(
+    runs: Sequence[RecordedMemoryRun], task_may_differ: Collection[str] = ("output_range",)
+) -> dict[str, list[RecordedMemoryRun]]:
+    """Runs by variant, of which means over seeds, set beside another's, say something.
+
+    Runs of one variant agree in all but the seed; of two variants in all but positions, streams,
+    layers and the fields of the task in ``task_may_differ``.
+
+    Raises:
+        ValueError: two runs of one variant and seed; runs that differ in more, named with the
+            setting.
+    """
+    grouped: dict[str, list[RecordedMemoryRun]] = {}
+    free = (*_VARIED, *(f"task.{name}" for name in task_may_differ))
+    for recorded in runs:
+        own = grouped.setdefault(recorded.run.name, [])
+        for twin in own:
+            if twin.run.seed == recorded.run.seed:
+                raise ValueError(
+                    f"{twin.folder} and {recorded.folder} are the same variant and seed; keep one"
+                )
+        own.append(recorded)
+        for its, may_differ in ((own[0], ("seed",)), (runs[0], free)):
+            theirs = _settings(its.run)
+            for setting, value in _settings(recorded.run).items():
+                if setting not in may_differ and value != theirs[setting]:
+                    differs = f"{setting}={value!r}, {its.folder} {theirs[setting]!r}"
+                    if isinstance(value, dict | list):  # bigrams are long
+                        differs = f"other {setting} than {its.folder}"
+                    raise ValueError(
+                        f"{recorded.folder} has {differs}; runs that are compared must agree in it"
+                    )
+    return grouped
+
+
+def _settings(run: MemoryRun) -> dict[str, Any]:
+    settings = run.to_dict()
+    task = settings.pop("task")
+    return settings | {f"task.{name}": value for name, value in task.items()}
+
+
+def check_seed(seed: int) -> None:
+    """Checks a seed that prompts, sequences or vectors are drawn from.
+
+    Raises:
+        ValueError: it is below 0 or above ``LARGEST_SEED``.
+    """
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f"seed must be a whole number from 0 to {LARGEST_SEED}; got {seed}")
+
+
+def spreads(by_seed: Mapping[int, Any]) -> list[Spread]:
+    """Each field over seeds, in order, of dataclasses whose fields are numbers."""
+    columns = zip(*(vars(each).values() for each in by_seed.values()), strict=True)
+    return [spread(dict(zip(by_seed, column, strict=True))) for column in columns]
+
+
+def shown(found: Spread, form: str = ".3f", tight: bool = False) -> str:
+    """Mean ± sd, of one seed the number alone; "none" of none.
+
+    Where some seeds have no number it says how many have. ``tight`` is for tables.
+    """
+    if found.mean is None or found.sd is None:
+        return "none"
+    there, every = len(found.there), len(found.by_seed)
+    parts = [format(x, form) for x in (found.mean, found.sd)[: min(there, 2)]]
+    if tight:  # a table has no room for zeros
+        text = "±".join(part.removeprefix("0") if "." in part else part for part in parts)
+        return text if there == every else f"{text} ({there}/{every})"
+    text = " ± ".join(parts)
+    return text if there == every else f"{text} ({there} of {every} seeds)"
+
+
+def formatted(x: float | None, form: str = ".3f") -> str:
+    """A number; "" of none."""
+    return "" if x is None else format(x, form)
+
+
+def narrow_table(title: str, columns: Sequence[str], words: int = 1, caption: str = "") -> Table:
+    """A table whose first ``words`` columns are words and the others numbers.
+
+    Eight columns fit into 80 characters with one space, the box's own, between two of them. Where
+    it is too narrow, names fold; numbers lose no digit.
+    """
+    table = Table(title=title, caption=caption or None, padding=0, **STYLE)
+    for i, name in enumerate(columns):
+        justify: Any = "left" if i < words else "right"
+        table.add_column(name, justify=justify, no_wrap=i > 0, overflow="fold")
+    return table
+
+
+def tight(found: Spread) -> str:
+    """Mean ± sd to two decimals, for tables; "" of none."""
+    return "" if found.mean is None else shown(found, ".2f", tight=True)
+
+
+def named(name: str, seeds: Sequence[int], where: str = "") -> str:
+    """A variant, and how many seeds it has if they are several."""
+    return f"{name}{where}" + (f" ({len(seeds)} seeds)" if len(seeds) > 1 else "")
