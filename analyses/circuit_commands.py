@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -29,12 +27,6 @@ from resval_lens.analyses.options import (
     writable,
 )
 from resval_lens.analyses.reporting import report
-from resval_lens.analyses.result import plain
-
-if TYPE_CHECKING:
-    from resval_lens.analyses.subjects import ModelOnTask
-
-Note = Callable[[str], None]
 
 
 def circuit_command(
@@ -110,9 +102,8 @@ def circuit_command(
 
     Example: `resval-lens circuit values --method exact`
     """
-    from resval_lens.analyses import circuit_tables
-    from resval_lens.analyses.circuit_figures import circuits
-    from resval_lens.analyses.circuit_study import circuit_study
+    from resval_lens.analyses.circuit_report import CircuitReport
+    from resval_lens.analyses.circuit_study import Study, acdc_study, circuit_study
     from resval_lens.analyses.subjects import on_two_sets
     from resval_lens.runtime import one_thread
 
@@ -132,8 +123,18 @@ def circuit_command(
             scored, held_out = scored.by(metric), held_out.by(metric)
         writable(to)
         if acdc is not None:
-            most = {"most_edges": minimality, "most_nodes": completeness}
-            study = _by_acdc(scored, held_out, acdc, seed or 0, most, note)
+            study: Study = acdc_study(
+                scored.model,
+                scored.pairs,
+                held_out.pairs,
+                acdc,
+                scored.metric,
+                held_out.metrics,
+                most_edges=minimality,
+                most_nodes=completeness,
+                seed=seed or 0,
+                note=note,
+            )
         else:
             study = circuit_study(
                 scored.model,
@@ -151,112 +152,8 @@ def circuit_command(
                 metrics=held_out.metrics,
                 note=note,
             )
-    facts = {**plain(scored.facts()), "general": general, "example": plain(scored.example())}
-    shown = [circuit_tables.circuit_table(study), circuit_tables.measured_table(study)]
-    if "strongest" in study:
-        shown.append(circuit_tables.scores_table(study))
-    title = f"{model}: {scored.task}, {scored.kind} twins"
-    figure = circuits([{"title": title, "circuit": study["circuit"]}])
-    report(
-        {**facts, **study}, to, "circuit", as_json=as_json, tables=shown,
-        found=_sentences(scored, study), figures={"circuit.png": figure},
-    )  # fmt: skip
-
-
-def _by_acdc(
-    scored: ModelOnTask,
-    held_out: ModelOnTask,
-    tau: float,
-    seed: int,
-    most: dict[str, int],
-    note: Note,
-) -> dict[str, Any]:
-    """ACDC's circuit on some prompts, pruned, evaluated on others, as JSON."""
-    import torch
-
-    from resval_lens.analyses.circuit_study import by_each_metric
-    from resval_lens.analyses.circuits.acdc import acdc
-    from resval_lens.analyses.circuits.evaluation import check_gap, evaluate
-    from resval_lens.analyses.circuits.running import EdgeRuns
-
-    runs = EdgeRuns(scored.model, scored.pairs)
-    circuit = acdc(
-        runs, tau, lambda done, total: note(f"ACDC: {done:,} of {total:,} edges")
-    ).pruned()
-    if not len(circuit):
-        raise ValueError(
-            f"acdc={tau:g} leaves no edge from the input to the logits; the metric falls from "
-            f"{runs.clean:.3g} to {runs.corrupted:.3g} over all of them: take a smaller one"
-        )
-    generator = torch.Generator().manual_seed(seed)
-    others = EdgeRuns(held_out.model, held_out.pairs, runs.graph)
-    check_gap(others)
-    (measured,) = by_each_metric(held_out.model, held_out.pairs, [circuit], held_out.metrics)
-    return {
-        "measured": measured,
-        "method": "acdc",
-        "tau": tau,
-        "prompts": {"scored": len(scored.pairs), "evaluated": len(held_out.pairs)},
-        "metric": {"name": scored.metric, "clean": others.clean, "corrupted": others.corrupted},
-        "circuit": evaluate(others, circuit, generator, note=note, **most),
-        "runs": runs.circuits_run + others.circuits_run,
-    }
-
-
-def _sentences(chosen: ModelOnTask, study: dict[str, Any]) -> list[str]:
-    circuit, metric = study["circuit"], study["metric"]
-    evaluated = study["prompts"]["evaluated"]
-    said = [
-        f"{chosen.metric[:1].upper()}{chosen.metric[1:]} on {evaluated} prompts that edges were "
-        f"not scored on: {metric['clean']:.3f}, of their twins ({chosen.kind}) "
-        f"{metric['corrupted']:.3f}, of the circuit {circuit['metric']['circuit']:.3f}."
-    ]
-    name, own = list(study["measured"].items())[-1]  # a probability
-    said.append(
-        f"{name} is {own['clean']:.3f} on these prompts; the circuit alone gives "
-        f"{own['resample']['circuit']:.3f}, with other edges at their means "
-        f"{own['mean']['circuit']:.3f}."
-    )
-    search = study.get("search", {})
-    if "sizes" not in search and search.get("size", circuit["n_edges"]) != circuit["n_edges"]:
-        said.append(
-            f"Of the {search['size']:,} strongest edges {circuit['n_edges']:,} lie on a way from "
-            "the input to the logits; the others change nothing."
-        )
-    if not search.get("every_smaller_size_tried", True):
-        said.append(
-            f"The circuit is the smallest of the {len(search['sizes'])} sizes tried (up to "
-            f"{search['sizes'][-1]:,} edges), not of all."
-        )
-    measured = circuit["measured"]["minimality"]
-    if measured["edges"] < measured["of"]:
-        said.append(
-            f"Minimality is that of {measured['edges']:,} of its {measured['of']:,} edges, drawn "
-            f"by the seed."
-        )
-    if circuit["links"]:
-        said.append(
-            f"Without its {_count(len(circuit['links']), 'link')} the circuit's faithfulness is "
-            f"{circuit['faithfulness_without_links']:.3f}."
-        )
-    links = study.get("links")
-    if links is not None:
-        said.append(
-            "The whole model with every link corrupted keeps "
-            f"{links['faithfulness_of_model_with_links_corrupted']:.3f}; with every link cut its "
-            f"{chosen.metric} is {links['clean_metric_with_links_cut']:.3f}."
-        )
-    if "agreement" in study:
-        said.append(
-            f"Scores by {study['method']} and exact ones agree with a rank correlation of "
-            f"{study['agreement']['rank']:.2f} (of their sizes "
-            f"{study['agreement']['rank_of_size']:.2f})."
-        )
-    return said
-
-
-def _count(n: int, what: str) -> str:
-    return what if n == 1 else f"{n} {what}s"
+    found = CircuitReport(scored.facts(), general, scored.example(), study)
+    report(found, to, "circuit", as_json=as_json)
 
 
 def attribute_command(
@@ -277,9 +174,7 @@ def attribute_command(
 
     Example: `resval-lens attribute stories-small-classic`
     """
-    from resval_lens.analyses import intervention_tables
-    from resval_lens.analyses.attribution import attribute, logit_lens
-    from resval_lens.analyses.circuit_figures import attribution
+    from resval_lens.analyses.attribution_study import attribution_study
     from resval_lens.analyses.subjects import model_on_task
     from resval_lens.runtime import one_thread
 
@@ -288,74 +183,5 @@ def attribute_command(
         chosen = model_on_task(str(model), prompts, seed, None, general, device, prepend)
         tell_left_out(chosen.left_out, quiet)
         writable(to)
-        asked = chosen.pairs.clean, chosen.pairs.labels, chosen.pairs.last
-        note("direct logit attribution")
-        shares = attribute(chosen.model, *asked)
-        note("logit lens")
-        lens = logit_lens(chosen.model, *asked)
-        note("copying scores")
-        copying = _copying(chosen, list(shares.means()))
-    heads = shares.heads.mean(0)  # [layer, source, head]
-    total, means = shares.total.mean().item(), shares.means()
-    own = heads.diagonal().sum().item()
-    found = {
-        **plain(chosen.facts()),
-        "general": general,
-        "total": total,
-        "components": means,
-        "shares": {name: value / total for name, value in means.items()} if total else {},
-        "heads": {"own": own, "along_links": heads.sum().item() - own},
-        "copying": copying,
-        "lens": [
-            {
-                "after": point,
-                "logit_difference": lens.logit_difference[i].mean().item(),
-                "probability": lens.probability[i].mean().item(),
-                "median_rank": lens.rank[i].double().quantile(0.5).item(),
-            }
-            for i, point in enumerate(lens.points)
-        ],
-        "example": plain(chosen.example()),
-    }
-    figure = attribution([{"title": str(model), "components": found["components"]}])
-    report(
-        found, to, "attribute", as_json=as_json,
-        tables=[
-            intervention_tables.attribution_table(found),
-            intervention_tables.lens_table(found["lens"]),
-        ],
-        figures={"attribute.png": figure},
-    )  # fmt: skip
-
-
-MOST_COPYING = 200
-"""Heads' parts whose copying scores are told: the largest; each takes a readout of every prompt."""
-
-
-def _copying(chosen: ModelOnTask, components: list[str]) -> dict[str, dict[str, float | None]]:
-    """Copying scores of heads' parts by name; none where weights do not tell (gates, matrices)."""
-    from copy import deepcopy
-
-    from resval_lens.analyses.weight_circuits import copying_scores, ov_paths, own_token_scores
-
-    model = chosen.model
-    if any(s.of == "v" and s.mix in ("gate", "matrix") for s in model.cfg.streams):
-        return {}
-    by_name = {str(path): path for path in ov_paths(model)}
-    paths = [by_name[name] for name in components if name in by_name][:MOST_COPYING]
-    names_io = own_token_scores(
-        model, chosen.pairs.clean, chosen.named_positions()["IO"], which=paths
-    )
-    # Weights alone say what a head copies once those of the norms are folded in. Not every device
-    # has eigenvalues.
-    folded = deepcopy(model).to("cpu", print_details=False)
-    folded.process_weights_(
-        center_writing_weights=False, center_unembed=False, fold_value_biases=False
-    )
-    return {
-        str(path): {
-            "eigenvalues": None if math.isnan(score) else score,
-            "names_io": names_io[path],
-        }
-        for path, score in copying_scores(folded, paths).items()
-    }
+        study = attribution_study(chosen, general, note)
+    report(study, to, "attribute", as_json=as_json)

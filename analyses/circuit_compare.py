@@ -6,10 +6,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from resval_lens.analyses.circuit_findings import SIGNALS, over_seeds, sentences
-from resval_lens.analyses.circuit_study import FAITHFUL, circuit_study, metric_matrix
+from resval_lens.analyses.circuit_findings import (
+    SIGNALS,
+    IOIHeads,
+    MetricMatrix,
+    OverSeeds,
+    TaskCircuit,
+    over_seeds,
+    sentences,
+)
+from resval_lens.analyses.circuit_metrics import FAITHFUL, metric_matrix
+from resval_lens.analyses.circuit_study import Prompts, StudiedCircuit, circuit_study
 from resval_lens.analyses.circuit_tasks import (
     ICL_METRICS,
     NAMING,
@@ -20,6 +29,7 @@ from resval_lens.analyses.circuit_tasks import (
 from resval_lens.analyses.ioi import check_one_tokenizer
 from resval_lens.analyses.ioi_roles import head_roles
 from resval_lens.analyses.link_signals import link_signals
+from resval_lens.analyses.result import Result, plain
 from resval_lens.checkpoint import SHIPPED_MODELS
 from resval_lens.hooks.groups import alike
 from resval_lens.recorded import RecordedRun
@@ -31,6 +41,10 @@ from resval_lens.tasks.ioi_twins import Kind
 from resval_lens.tasks.stories import ioi_prompts
 from resval_lens.training.icl_run import Worlds
 from resval_lens.transformer import ResValTransformer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
 
 Note = Callable[[str], None]
 
@@ -78,7 +92,7 @@ def classifier_circuits(
     sequences: int = 256,
     note: Note = lambda text: None,
     worlds: Worlds | None = None,
-) -> list[dict[str, Any]]:
+) -> list[TaskCircuit]:
     """Circuits of two-layer classifiers on fresh classes (IC), for both kinds of twins.
 
     Args:
@@ -108,7 +122,7 @@ def classifier_circuits(
             first, second = pairs.split(sequences)
             study = circuit_study(model, first, second, exact=True, metrics=ICL_METRICS, note=said)
             task = f"IC ({what})"
-            found.append(_entry(task, "margin", run.name, run.seed, run.folder_name, study))
+            found.append(TaskCircuit(task, "margin", run.name, run.seed, run.folder_name, study))
     return found
 
 
@@ -118,7 +132,7 @@ def ioi_circuits(
     seed: int = 0,
     exact: bool = False,
     note: Note = lambda text: None,
-) -> list[dict[str, Any]]:
+) -> list[TaskCircuit]:
     """Circuits of language models on indirect objects of stories, for both kinds of twins.
 
     Edges are scored, and circuits chosen, by log P(IO); for what they keep of other metrics, and
@@ -144,7 +158,7 @@ def ioi_circuits(
             with naming(each.name):
                 study = circuit_study(each.model, first, second, exact=exact, note=said)
             task = f"IOI ({kind})"
-            found.append(_entry(task, NAMING, each.architecture, each.seed, each.name, study))
+            found.append(TaskCircuit(task, NAMING, each.architecture, each.seed, each.name, study))
     return found
 
 
@@ -152,9 +166,9 @@ def ioi_matrices(
     models: Sequence[Studied],
     prompts: int = 64,
     seed: int = 0,
-    found_already: Sequence[dict[str, Any]] = (),
+    found_already: Sequence[TaskCircuit] = (),
     note: Note = lambda text: None,
-) -> list[dict[str, Any]]:
+) -> list[MetricMatrix]:
     """A circuit by each metric of indirect objects, evaluated by all, of each model.
 
     In the corrupted prompts (abc) all three names are others, so that a circuit must move the
@@ -165,9 +179,9 @@ def ioi_matrices(
             searched for again.
     """
     known = {
-        each["name"]: {each["metric"]: each["study"]["circuit"]["edges"]}
+        each.name: {each.metric: each.study.circuit.edges}
         for each in found_already
-        if each["task"] == "IOI (abc)"
+        if each.task == "IOI (abc)"
     }
     drawn = ioi_prompts(2 * prompts, seed, "unseen", "unseen", "unseen")
     found = []
@@ -187,15 +201,15 @@ def ioi_matrices(
                 note=said,
             )
         found.append(
-            {
-                "name": each.name,
-                "architecture": each.architecture,
-                "seed": each.seed,
-                "twins": "abc",
-                "prompts": {"scored": len(first), "evaluated": len(second)},
-                "groups": len(alike(second).unique()),
-                "circuits": chosen,
-            }
+            MetricMatrix(
+                each.name,
+                each.architecture,
+                each.seed,
+                "abc",
+                Prompts(len(first), len(second)),
+                len(alike(second).unique()),
+                chosen,
+            )
         )
     return found
 
@@ -209,40 +223,20 @@ def naming(name: str) -> Iterator[None]:
         raise ValueError(f"{name}: {error}") from None
 
 
-def _entry(
-    task: str, metric: str, kind: str, seed: int | None, name: str, study: Any
-) -> dict[str, Any]:
-    return {
-        "task": task,
-        "metric": metric,
-        "architecture": kind,
-        "seed": seed,
-        "name": name,
-        "study": study,
-    }
-
-
 def ioi_heads(
     models: Sequence[Studied], prompts: int = 64, seed: int = 0, note: Note = lambda text: None
-) -> list[dict[str, Any]]:
+) -> list[IOIHeads]:
     """Each language model's heads by role, and what its links carry of who gave."""
     drawn = ioi_prompts(prompts, seed, "unseen", "unseen", "unseen")
     found = []
     for each in models:
         note(f"{each.name}: roles of heads")
         with naming(each.name):
-            roles = head_roles(each.model, drawn, seed=seed)
-        entry: dict[str, Any] = {
-            "architecture": each.architecture,
-            "seed": each.seed,
-            "name": each.name,
-            "roles": roles,
-            "signals": None,
-        }
+            roles, signals = head_roles(each.model, drawn, seed=seed), None
         if each.model.cfg.streams:
             note(f"{each.name}: what its links carry")
-            entry["signals"] = link_signals(each.model, drawn, SIGNALS, seed).to_dict()
-        found.append(entry)
+            signals = link_signals(each.model, drawn, SIGNALS, seed)
+        found.append(IOIHeads(each.architecture, each.seed, each.name, roles, signals))
     return found
 
 
@@ -284,33 +278,70 @@ def check_models(models: Sequence[Studied], prompts: int, seed: int) -> None:
                 raise ValueError(f"prompts={prompts} are too few: {error}") from None
 
 
-def compared_circuits(
-    circuits: Sequence[dict[str, Any]],
-    heads: Sequence[dict[str, Any]],
-    matrices: Sequence[dict[str, Any]] = (),
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ComparedCircuits(Result):
     """Circuits on both tasks, roles of heads and what links carry, side by side.
 
-    Args:
-        circuits: of :func:`classifier_circuits` and :func:`ioi_circuits`.
-        heads: of :func:`ioi_heads`.
+    Attributes:
+        circuits: each task's and model's (:func:`classifier_circuits`, :func:`ioi_circuits`).
         matrices: of :func:`ioi_matrices`.
-
-    Returns:
-        JSON-able: ``circuits``, each task's and model's study; ``over_seeds``; ``matrices``;
-        ``heads``; ``drawn``, the first seed's circuits; ``found``, in words; ``least``.
+        heads: of :func:`ioi_heads`.
     """
-    first = {(entry["task"], entry["architecture"]): entry for entry in reversed(circuits)}
-    return {
-        "least": FAITHFUL,
-        "found": sentences(circuits, heads, matrices),
-        "over_seeds": over_seeds(circuits),
-        "circuits": list(circuits),
-        "matrices": list(matrices),
-        "heads": list(heads),
-        "drawn": [
-            {"title": f"{kind}: {task}", "circuit": first[task, kind]["study"]["circuit"]}
+
+    circuits: tuple[TaskCircuit, ...]
+    matrices: tuple[MetricMatrix, ...]
+    heads: tuple[IOIHeads, ...]
+
+    @property
+    def over_seeds(self) -> tuple[OverSeeds, ...]:
+        """The circuits' measures over seeds."""
+        return over_seeds(self.circuits)
+
+    @property
+    def drawn(self) -> dict[str, StudiedCircuit]:
+        """The first seed's circuits of indirect objects, by title."""
+        first = {(each.task, each.architecture): each for each in reversed(self.circuits)}
+        return {
+            f"{kind}: {task}": first[task, kind].study.circuit
             for task, kind in sorted(first)
             if task.startswith("IOI")
-        ],
-    }
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document, with what follows from its parts."""
+        return {
+            "least": FAITHFUL,
+            "found": self.sentences(),
+            "over_seeds": plain(self.over_seeds),
+            **super().to_dict(),
+            "drawn": [
+                {"title": title, "circuit": circuit.to_dict()}
+                for title, circuit in self.drawn.items()
+            ],
+        }
+
+    def sentences(self) -> list[str]:
+        """What the value link does, from what corrupting and cutting it does."""
+        return sentences(self.circuits, self.heads, self.matrices)
+
+    def tables(self) -> list[Table | str]:
+        """Measures over seeds; of language models also every metric, roles and signals."""
+        from resval_lens.analyses import circuit_tables as tables
+
+        shown: list[Table | str] = [tables.compared_table(self.over_seeds, FAITHFUL)]
+        if self.matrices:
+            shown.append(tables.matrix_table(self.matrices))
+        if self.heads:
+            shown.append(tables.roles_table(self.heads))
+        if any(each.signals for each in self.heads):
+            shown.append(tables.signals_table(self.heads))
+        return shown
+
+    def figures(self) -> dict[str, Figure]:
+        """The first seed's circuits, and faithfulness by size of all."""
+        from resval_lens.analyses import circuit_figures as figures
+
+        return {
+            "circuits.png": figures.circuits(self.drawn),
+            "faithfulness.png": figures.faithfulness(self.circuits),
+        }

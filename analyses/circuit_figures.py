@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -14,9 +16,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
+from resval_lens.analyses.circuits.circuit import NamedCircuit
+from resval_lens.analyses.circuits.evaluation import EvaluatedCircuit
 from resval_lens.analyses.figures import STYLE, colour, per_row, plain
 from resval_lens.analyses.marks import points, tip
 from resval_lens.numbers import number
+
+if TYPE_CHECKING:
+    from resval_lens.analyses.circuit_compare import TaskCircuit
 
 LINK = "#D55E00"
 RESIDUAL = "#555555"
@@ -26,48 +33,60 @@ MOST_DRAWN = 120
 LINKS = {"q": "query link", "k": "key link", "v": "value link"}
 
 
-def circuits(entries: Sequence[Mapping[str, Any]]) -> Figure:
-    """Circuits side by side, the input below and the logits above; links in colour.
+@dataclass(frozen=True)
+class Drawing:
+    """A circuit, how strong its edges are drawn, and what these numbers are called."""
 
-    Args:
-        entries: with ``title`` and ``circuit`` (of ``circuits.evaluation.evaluate``), whose edges
-            are as strong as what the metric loses without them; or as ``weights``, {edge: weight},
-            and ``weight``, what that is. Of more than ``MOST_DRAWN`` the strongest are drawn, and
-            the title says so.
+    title: str
+    circuit: NamedCircuit
+    weights: Mapping[str, float]
+    weight: str
+
+
+def evaluated_drawings(named: Mapping[str, EvaluatedCircuit]) -> list[Drawing]:
+    """Circuits by title, each edge as strong as what the metric loses without it."""
+    loss = "the metric's loss without it"
+    return [Drawing(name, each, each.minimality, loss) for name, each in named.items()]
+
+
+def circuits(named: Mapping[str, EvaluatedCircuit]) -> Figure:
+    """:func:`side_by_side` of evaluated circuits by title."""
+    return side_by_side(evaluated_drawings(named))
+
+
+def side_by_side(drawings: Sequence[Drawing]) -> Figure:
+    """Circuits, the input below and the logits above; links in colour.
+
+    Of more than ``MOST_DRAWN`` edges the strongest are drawn, and the title says so.
     """
     with plt.rc_context(STYLE):
         figure, row = plt.subplots(
-            1, len(entries), figsize=(4.4 * len(entries), 5.6), squeeze=False, layout="constrained"
-        )
-        for axes, entry in zip(row[0], entries, strict=True):
-            circuit = entry["circuit"]
-            weights = entry.get("weights", circuit.get("minimality"))
-            drawn = sorted(weights, key=lambda edge: -abs(weights[edge]))[:MOST_DRAWN]
-            shown = {edge: weights[edge] for edge in circuit["edges"] if edge in set(drawn)}
-            _draw(axes, circuit, shown, entry.get("weight", "the metric's loss without it"))
-            fewer = len(shown) < len(circuit["edges"])
-            few = f"\n{len(shown)} of {len(circuit['edges']):,} edges" if fewer else ""
-            axes.set_title(entry["title"] + few, fontsize=9, parse_math=False)
+            1, len(drawings), figsize=(4.4 * len(drawings), 5.6), squeeze=False,
+            layout="constrained",
+        )  # fmt: skip
+        for axes, each in zip(row[0], drawings, strict=True):
+            weights, edges = each.weights, each.circuit.edges
+            drawn = set(sorted(weights, key=lambda edge: -abs(weights[edge]))[:MOST_DRAWN])
+            shown = {edge: weights[edge] for edge in edges if edge in drawn}
+            _draw(axes, each.circuit, shown, each.weight)
+            few = f"\n{len(shown)} of {len(edges):,} edges" if len(shown) < len(edges) else ""
+            axes.set_title(each.title + few, fontsize=9, parse_math=False)
         row[0, 0].plot([], [], color=LINK, lw=2, ls=DASHED, label="link")
         row[0, 0].plot([], [], color=RESIDUAL, lw=2, label="residual stream")
         figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
-def _draw(
-    axes: Axes, circuit: Mapping[str, Any], weights: Mapping[str, float], weight: str
-) -> None:
-    nodes: list[str] = circuit["nodes"]
-    places = _places(nodes)
+def _draw(axes: Axes, circuit: NamedCircuit, weights: Mapping[str, float], weight: str) -> None:
+    places = _places(circuit.nodes)
     largest = max((abs(value) for value in weights.values()), default=1.0) or 1.0
-    groups = circuit["groups"]
     for edge in weights:
         source, target = edge.split("->")
         worth = abs(weights[edge]) / largest
-        shade = LINK if edge in circuit["links"] else RESIDUAL
+        shade = LINK if edge in circuit.links else RESIDUAL
         # A key-value head is drawn as the heads that share it.
-        readers = groups.get(target, [target.split("<")[0]])
-        writers = groups.get(source, [source.split("<")[0]])
+        readers = circuit.groups.get(target, (target.split("<")[0],))
+        writers = circuit.groups.get(source, (source.split("<")[0],))
         writers = writers if len(writers) == len(readers) else writers * len(readers)
         for writer, reader in zip(writers, readers, strict=True):
             end, gap = places[reader], 13
@@ -76,7 +95,7 @@ def _draw(
                 gap = 5
                 axes.text(*end, target[-2], fontsize=7, ha="center", va="center", zorder=3)
             arrow = _arrow(axes, places[writer], end, gap, shade, worth)
-            kind = LINKS[source[-2]] if edge in circuit["links"] else "residual stream"
+            kind = LINKS[source[-2]] if edge in circuit.links else "residual stream"
             tip(arrow, f"{edge} ({kind}): {weight} {number(weights[edge])}")
     for name, (x, y) in places.items():
         face = "#E8F1F8" if name.startswith("a") else "#F4F0E6"
@@ -126,13 +145,9 @@ def _bend(start: tuple[float, float], end: tuple[float, float]) -> float:
     return 0.0 if rows <= 1 else 0.12 * min(rows, 4) * (1 if end[0] + start[0] >= 0 else -1)
 
 
-def faithfulness(entries: Sequence[Mapping[str, Any]]) -> Figure:
-    """Faithfulness against circuit size: a panel for each task, a line for each model.
-
-    Args:
-        entries: of ``circuit_compare``.
-    """
-    tasks = list(dict.fromkeys(entry["task"] for entry in entries))
+def faithfulness(entries: Sequence[TaskCircuit]) -> Figure:
+    """Faithfulness against circuit size: a panel for each task, a line for each model."""
+    tasks = list(dict.fromkeys(entry.task for entry in entries))
     with plt.rc_context(STYLE):
         columns = per_row(len(tasks))
         lines = -(-len(tasks) // columns)
@@ -144,22 +159,23 @@ def faithfulness(entries: Sequence[Mapping[str, Any]]) -> Figure:
             axes.axis("off")
         seen: set[str] = set()
         for axes, task in zip(grid.flat, tasks, strict=False):
-            own = [entry for entry in entries if entry["task"] == task]
+            own = [entry for entry in entries if entry.task == task]
             for entry in own:
-                curve, name = entry["study"]["curve"], entry["architecture"]
+                curve, name = entry.study.curve, entry.architecture
+                drawn = curve.sizes, [math.nan if f is None else f for f in curve.faithfulness]
                 axes.plot(
-                    curve["sizes"], curve["faithfulness"], "o-", color=colour(name), ms=3,
+                    *drawn, "o-", color=colour(name), ms=3,
                     label=None if name in seen else plain(name),
                 )  # fmt: skip
-                pairs = list(zip(curve["sizes"], curve["faithfulness"], strict=True))
                 texts = [
-                    f"{entry['name']}: edges {size:,}, faithfulness {number(f)}"
-                    for size, f in pairs
+                    f"{entry.name}: edges {size:,}, faithfulness {number(f)}"
+                    for size, f in zip(*drawn, strict=True)
                 ]
-                points(axes, curve["sizes"], curve["faithfulness"], texts, colour(name))
+                points(axes, *drawn, texts, colour(name))
                 seen.add(name)
             axes.axhline(1, color="#999999", lw=0.8, ls=":")
-            axes.axhline(own[0]["study"]["least"], color="#999999", lw=0.8, ls="--")
+            if own[0].study.least is not None:
+                axes.axhline(own[0].study.least, color="#999999", lw=0.8, ls="--")
             axes.set(title=task, xlabel="edges kept", xscale="log", ylim=(-0.1, 1.4))
         for axes in grid[:, 0]:
             axes.set_ylabel("faithfulness")
@@ -167,29 +183,24 @@ def faithfulness(entries: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def attribution(entries: Sequence[Mapping[str, Any]]) -> Figure:
+def attribution(title: str, components: Mapping[str, float]) -> Figure:
     """Direct logit attribution: the largest components, heads' values along links in colour.
 
     Args:
-        entries: with ``title`` and ``components``, {name: mean share in logits}.
+        components: mean shares in logits, by name.
     """
     with plt.rc_context(STYLE):
-        figure, row = plt.subplots(
-            1, len(entries), figsize=(4.6 * len(entries), 5.2), squeeze=False, sharex=True,
-            layout="constrained",
-        )  # fmt: skip
-        for axes, entry in zip(row[0], entries, strict=True):
-            largest = sorted(entry["components"].items(), key=lambda item: -abs(item[1]))[:16]
-            names, shares = zip(*reversed(largest), strict=True)
-            shades = [LINK if " from " in name else RESIDUAL for name in names]
-            for bar, name, share in zip(
-                axes.barh(range(len(names)), shares, color=shades), names, shares, strict=True
-            ):
-                tip(bar, f"{name}: {number(share)}")
-            axes.set_yticks(range(len(names)), names, fontsize=8)
-            axes.axvline(0, color="#999999", lw=0.8)
-            axes.set(title=plain(entry["title"]), xlabel="share of the logit difference (logits)")
-        row[0, 0].plot([], [], color=LINK, lw=5, label="along links")
-        row[0, 0].plot([], [], color=RESIDUAL, lw=5, label="all else")
-        row[0, 0].legend(loc="lower right")
+        figure, axes = plt.subplots(figsize=(4.6, 5.2), layout="constrained")
+        largest = sorted(components.items(), key=lambda item: -abs(item[1]))[:16]
+        names, shares = zip(*reversed(largest), strict=True)
+        shades = [LINK if " from " in name else RESIDUAL for name in names]
+        bars = axes.barh(range(len(names)), shares, color=shades)
+        for bar, name, share in zip(bars, names, shares, strict=True):
+            tip(bar, f"{name}: {number(share)}")
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.axvline(0, color="#999999", lw=0.8)
+        axes.set(title=plain(title), xlabel="share of the logit difference (logits)")
+        axes.plot([], [], color=LINK, lw=5, label="along links")
+        axes.plot([], [], color=RESIDUAL, lw=5, label="all else")
+        axes.legend(loc="lower right")
     return figure

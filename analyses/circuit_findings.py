@@ -2,130 +2,187 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from resval_lens.analyses.circuit_metrics import ChosenBy
+from resval_lens.analyses.circuit_study import CircuitStudy, Prompts
+from resval_lens.analyses.ioi_roles import HeadRoles
+from resval_lens.analyses.link_signals import LinkSignals
+from resval_lens.analyses.result import Result
 from resval_lens.tasks.ioi_twins import Kind
 
 SIGNALS: tuple[Kind, ...] = ("token", "position", "random")
 """Twins that links are frozen to, to see what they carry."""
 
-# What is compared over seeds: its heading, and where it lies in a study.
-MEASURES: dict[str, tuple[str, ...]] = {
-    "edges": ("circuit", "n_edges"),
-    "of": ("circuit", "n_edges_of_model"),
-    "links in it": ("links", "in_circuit"),
-    "faithfulness": ("circuit", "faithfulness"),
-    "share through links": ("links", "share_of_circuit"),
-    "model, links corrupted": ("links", "faithfulness_of_model_with_links_corrupted"),
-    "path length": ("circuit", "path_length"),
-    "CPR": ("curve", "cpr"),
-    "CMD": ("curve", "cmd"),
+MEASURES: Mapping[str, Callable[[CircuitStudy], float | None]] = {
+    "edges": lambda study: study.circuit.n_edges,
+    "of": lambda study: study.circuit.n_edges_of_model,
+    "links in it": lambda study: None if study.links is None else study.links.in_circuit,
+    "faithfulness": lambda study: study.circuit.faithfulness,
+    "share through links": lambda study: (
+        None if study.links is None else study.links.share_of_circuit
+    ),
+    "model, links corrupted": lambda study: (
+        None if study.links is None else study.links.faithfulness_of_model_with_links_corrupted
+    ),
+    "path length": lambda study: study.circuit.path_length,
+    "CPR": lambda study: study.curve.cpr,
+    "CMD": lambda study: study.curve.cmd,
 }
+"""What is compared over seeds."""
 
 ENOUGH_EDGES = 100
 """In smaller graphs one edge is a large share, and areas over shares say little."""
 
 
-def over_seeds(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each measure of ``MEASURES`` by task and architecture: by seed, mean, population sd."""
+@dataclass(frozen=True)
+class TaskCircuit:
+    """A model's circuit on a task.
+
+    Attributes:
+        metric: that its edges were scored by.
+        seed: of the model's training; None if it is unknown.
+    """
+
+    task: str
+    metric: str
+    architecture: str
+    seed: int | None
+    name: str
+    study: CircuitStudy
+
+
+@dataclass(frozen=True)
+class MetricMatrix(Result):
+    """A model's circuits of indirect objects by each metric, and what each keeps of all.
+
+    Attributes:
+        twins: their kind.
+        groups: of prompts in which a position means the same.
+    """
+
+    name: str
+    architecture: str
+    seed: int | None
+    twins: str
+    prompts: Prompts
+    groups: int
+    circuits: tuple[ChosenBy, ...]
+
+
+@dataclass(frozen=True)
+class IOIHeads:
+    """A model's heads by role; ``signals``, what its links carry, if it has any."""
+
+    architecture: str
+    seed: int | None
+    name: str
+    roles: HeadRoles
+    signals: LinkSignals | None
+
+
+@dataclass(frozen=True)
+class OverModels:
+    """A measure of several models, in the order of their seeds; ``sd`` is the population's."""
+
+    by_seed: tuple[float, ...]
+    mean: float
+    sd: float
+
+
+@dataclass(frozen=True)
+class OverSeeds(Result):
+    """``MEASURES`` of a task's circuits in one architecture; without those that models lack."""
+
+    task: str
+    metric: str
+    architecture: str
+    seeds: tuple[int | None, ...]
+    measures: Mapping[str, OverModels]
+
+
+def over_seeds(entries: Sequence[TaskCircuit]) -> tuple[OverSeeds, ...]:
+    """Each measure of ``MEASURES`` by task and architecture."""
+    by_both: dict[tuple[str, str], list[TaskCircuit]] = {}
+    for each in entries:
+        by_both.setdefault((each.task, each.architecture), []).append(each)
     rows = []
-    for task, kind in dict.fromkeys((e["task"], e["architecture"]) for e in entries):
-        own = [e for e in entries if (e["task"], e["architecture"]) == (task, kind)]
+    for (task, kind), own in by_both.items():
+        few = own[0].study.circuit.n_edges_of_model < ENOUGH_EDGES
         measures = {}
-        few = own[0]["study"]["circuit"]["n_edges_of_model"] < ENOUGH_EDGES
-        for name, path in MEASURES.items():
-            if few and name in ("CPR", "CMD"):
-                continue
-            values = [_at(e["study"], path) for e in own]
-            if all(value is not None for value in values):
+        for name, measure in MEASURES.items():
+            values = [x for x in (measure(each.study) for each in own) if x is not None]
+            if len(values) == len(own) and not (few and name in ("CPR", "CMD")):
                 measures[name] = _over(values)
-        rows.append(
-            {
-                "task": task,
-                "metric": own[0]["metric"],
-                "architecture": kind,
-                "seeds": [e["seed"] for e in own],
-                "measures": measures,
-            }
-        )
-    return rows
-
-
-def _at(study: dict[str, Any], path: tuple[str, ...]) -> Any:
-    value: Any = study
-    for step in path:
-        value = None if value is None else value[step]
-    return value
+        rows.append(OverSeeds(task, own[0].metric, kind, tuple(e.seed for e in own), measures))
+    return tuple(rows)
 
 
 def sentences(
-    circuits: Sequence[dict[str, Any]],
-    heads: Sequence[dict[str, Any]],
-    matrices: Sequence[dict[str, Any]] = (),
+    circuits: Sequence[TaskCircuit],
+    heads: Sequence[IOIHeads],
+    matrices: Sequence[MetricMatrix] = (),
 ) -> list[str]:
     """What the value link does, in words, from what corrupting and cutting it does."""
     said = []
-    found = over_seeds(circuits)
-    rows = {(row["task"], row["architecture"]): row for row in found}
-    for task, kind in rows:
-        if "share through links" not in rows[task, kind]["measures"]:
+    rows = {(row.task, row.architecture): row for row in over_seeds(circuits)}
+    for (task, kind), row in rows.items():
+        own, classic = row.measures, rows.get((task, "classic"))
+        if "share through links" not in own:
             continue
-        row = rows[task, kind]
-        own, classic = row["measures"], rows.get((task, "classic"))
         beside = ""
         if classic:
-            beside = f" ({classic['measures']['edges']['mean']:.3g} without the stream)"
-        links, kept = own["links in it"]["mean"], own["model, links corrupted"]
+            beside = f" ({classic.measures['edges'].mean:.3g} without the stream)"
+        links, kept = own["links in it"].mean, own["model, links corrupted"]
         inside = "none of them a link"
         if links:
             count = "1 of them a link" if links == 1 else f"{links:.3g} of them links"
             inside = f"{count}; {_percent(own['share through links'])} of its effect runs there"
-        several = row["seeds"]
-        whose = "model's circuit has" if len(several) == 1 else "models' circuits have"
+        whose = "model's circuit has" if len(row.seeds) == 1 else "models' circuits have"
         said.append(
-            f"{task}, {_of(several)}, by {row['metric']}: the {kind} {whose} "
-            f"{own['edges']['mean']:.3g} edges{beside}, {inside}; with every link corrupted the "
+            f"{task}, {_of(row.seeds)}, by {row.metric}: the {kind} {whose} "
+            f"{own['edges'].mean:.3g} edges{beside}, {inside}; with every link corrupted the "
             f"whole model keeps {_percent(kept)} of the clean − corrupted gap."
         )
     said += [_matrix_sentence(matrix) for matrix in matrices]
-    kinds = dict.fromkeys(each["architecture"] for each in heads if each["signals"])
-    for kind in kinds:
-        own = [each["signals"]["effects"] for each in heads if each["architecture"] == kind]
-        seeds_of = [each["seed"] for each in heads if each["architecture"] == kind]
-        token, position = (_over([effect["all"][of] for effect in own]) for of in SIGNALS[:2])
-        carried = "a token" if token["mean"] < position["mean"] else "a position"
+    by_kind: dict[str, list[tuple[int | None, LinkSignals]]] = {}
+    for each in heads:
+        if each.signals is not None:
+            by_kind.setdefault(each.architecture, []).append((each.seed, each.signals))
+    for kind, several in by_kind.items():
+        token, position = (
+            _over([signals.effects["all"][of] for _, signals in several]) for of in SIGNALS[:2]
+        )
+        carried = "a token" if token.mean < position.mean else "a position"
         said.append(
-            f"What the links of the {kind} model ({_of(seeds_of)}) carry of who gave is {carried}: "
-            "frozen to prompts in which the other person's token gives they change IO − S by "
-            f"{_percent(token)}, frozen to prompts in which the giver stood elsewhere by "
-            f"{_percent(position)} (−200%: inverted). IO − S does not say whether either is named."
+            f"What the links of the {kind} model ({_of([seed for seed, _ in several])}) carry of "
+            f"who gave is {carried}: frozen to prompts in which the other person's token gives "
+            f"they change IO − S by {_percent(token)}, frozen to prompts in which the giver stood "
+            f"elsewhere by {_percent(position)} (−200%: inverted). IO − S does not say whether "
+            "either is named."
         )
     return said
 
 
-def _matrix_sentence(matrix: dict[str, Any]) -> str:
+def _matrix_sentence(matrix: MetricMatrix) -> str:
     """What a circuit that keeps one metric keeps of P(IO)."""
     each = []
-    for circuit in matrix["circuits"]:
-        own = circuit["measured"]
-        links = f", {_links(len(circuit['links']))}" if circuit["links"] else ""
+    for circuit in matrix.circuits:
+        own, count = circuit.measured, len(circuit.links)
+        links = f", {count} link{'s' * (count > 1)}" if count else ""
         each.append(
-            f"by {circuit['by']} {circuit['n_edges']} edges{links}, "
-            f"f {own[circuit['by']]['resample']['faithfulness']:.2f}, "
-            f"P(IO) {own['P(IO)']['resample']['circuit']:.3f}"
+            f"by {circuit.by} {circuit.n_edges} edges{links}, "
+            f"f {own[circuit.by].resample.faithfulness:.2f}, "
+            f"P(IO) {own['P(IO)'].resample.circuit:.3f}"
         )
-    clean = matrix["circuits"][0]["measured"]["P(IO)"]["clean"]
+    clean = matrix.circuits[0].measured["P(IO)"].clean
     return (
-        f"{matrix['name']} ({matrix['twins']} twins, {_of([matrix['seed']])}): the whole model's "
+        f"{matrix.name} ({matrix.twins} twins, {_of([matrix.seed])}): the whole model's "
         f"P(IO) is {clean:.3f}; circuits chosen {'; '.join(each)}."
     )
-
-
-def _links(count: int) -> str:
-    return "1 link" if count == 1 else f"{count} links"
 
 
 def _of(seeds: Sequence[int | None]) -> str:
@@ -135,12 +192,12 @@ def _of(seeds: Sequence[int | None]) -> str:
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
-def _over(values: list[float]) -> dict[str, Any]:
-    return {"by_seed": values, "mean": float(np.mean(values)), "sd": float(np.std(values))}
+def _over(values: Sequence[float]) -> OverModels:
+    return OverModels(tuple(values), float(np.mean(values)), float(np.std(values)))
 
 
-def _percent(measure: dict[str, Any]) -> str:
+def _percent(measure: OverModels) -> str:
     """The mean; of several seeds each, too."""
-    several = measure["by_seed"]
+    several = measure.by_seed
     each = f" (by seed {', '.join(f'{value:z.0%}' for value in several)})" if several[1:] else ""
-    return f"{measure['mean']:z.0%}{each}".replace("-", "−")
+    return f"{measure.mean:z.0%}{each}".replace("-", "−")

@@ -80,7 +80,7 @@ def compare_command(
 
     Example: `resval-lens compare --report out`
     """
-    from resval_lens.analyses import circuit_figures, circuit_tables, figures, ioi_tables, tables
+    from resval_lens.analyses import figures, ioi_tables, tables
     from resval_lens.analyses.circuit_compare import (
         check_counts,
         check_models,
@@ -136,35 +136,32 @@ def compare_command(
         "link_edits.png": figures.link_edits(result["links"]) if result["links"] else None,
         "attention.png": figures.attention(result["attention"]),
         "emergence.png": figures.emergence(found),
-        "circuits.png": circuit_figures.circuits(circuits["drawn"]),
-        "faithfulness.png": circuit_figures.faithfulness(circuits["circuits"]),
+        **circuits.figures(),
     }
     shown = [
         tables.compare_table(result),
         *([tables.controls_table(result["controls"])] if "controls" in result else []),
         tables.attention_table(result),
         by_seed.table(),
-        circuit_tables.compared_table(circuits["over_seeds"], circuits["least"]),
-        circuit_tables.matrix_table(circuits["matrices"]),
-        circuit_tables.roles_table(circuits["heads"]),
+        *circuits.tables(),
     ]
-    if any(each["signals"] for each in circuits["heads"]):
-        shown.append(circuit_tables.signals_table(circuits["heads"]))
     shown += [table for table, _ in ioi_tables.cells_tables(language["four_cells"])]
 
     def html(document: Any) -> str:
         from resval_lens.analyses.compare_page import compare_page
 
-        return compare_page(document, by_seed, of_models, found, curves, drawn)
+        return compare_page(document, by_seed, of_models, circuits, found, curves, drawn)
 
     report(
-        {**result, "emergence": plain(by_seed), "language_models": language, "circuits": circuits,
-         "settings": settings},
+        {**result, "emergence": plain(by_seed), "language_models": language,
+         "circuits": circuits.to_dict(), "settings": settings},
         to,
         "compare",
         as_json=as_json,
         tables=shown,
-        found=[*by_seed.told(), *tables.sentences(result), *circuits["found"], *language["found"]],
+        found=[
+            *by_seed.told(), *tables.sentences(result), *circuits.sentences(), *language["found"]
+        ],
         figures={name: figure for name, figure in drawn.items() if figure},
         pages={page / "report.html": html} if page else None,
     )  # fmt: skip

@@ -21,6 +21,9 @@ from resval_lens.analyses import (
     lm_figures,
     tables,
 )
+from resval_lens.analyses.circuit_compare import ComparedCircuits
+from resval_lens.analyses.circuit_findings import IOIHeads
+from resval_lens.analyses.circuit_metrics import FAITHFUL
 from resval_lens.analyses.display.attention import attention_body
 from resval_lens.analyses.display.display import figure_html
 from resval_lens.analyses.display.page import page, words
@@ -42,6 +45,7 @@ def compare_page(
     data: Data,
     by_seed: Emergence,
     of_models: LMEmergence | NotCompared,
+    circuits: ComparedCircuits,
     runs: Sequence[RecordedRun],
     lm_runs: Sequence[RecordedLMRun],
     ready: Drawn | None = None,
@@ -65,8 +69,8 @@ def compare_page(
         "Attention": lambda: _attention(data),
         "Links ablated": lambda: _links(data, ready),
         "Activations patched": lambda: _patched(data),
-        "Circuits": lambda: _circuits(data, ready),
-        "What links carry": lambda: _carried(data),
+        "Circuits": lambda: _circuits(circuits, ready),
+        "What links carry": lambda: _carried(circuits.heads),
         "The four cells": lambda: _cells(data),
         "Provenance": lambda: _provenance(data),
     }
@@ -251,8 +255,7 @@ def _patched(data: Data) -> str:
     return f'{said}<div class="rv-pairs">{drawn}</div>'
 
 
-def _circuits(data: Data, ready: Drawn) -> str:
-    circuits = data["circuits"]
+def _circuits(circuits: ComparedCircuits, ready: Drawn) -> str:
     parts = [
         "<p>Tasks: IC, classifying in context, on twins with other labels or other objects; IOI, "
         "naming the indirect object, on twins in which someone else gives (giver) or with three "
@@ -261,36 +264,30 @@ def _circuits(data: Data, ready: Drawn) -> str:
         "itself. f is faithfulness, the share of the clean − corrupted gap that a circuit "
         "keeps.</p>"
     ]
-    if circuits["drawn"]:
-        said = (
-            "The fewest highest-scored edges with a faithfulness of "
-            f"{circuits['least']:g} by log P(IO). Every other edge carries what it carries on the "
-            "twin. The stronger an edge is drawn, the more the metric loses without it. Of several "
-            "seeds, the first is drawn."
-        )
-        drawn = circuits["drawn"]
-        for task in dict.fromkeys(each["title"].split(": ")[1] for each in drawn):
-            own = [each for each in drawn if each["title"].endswith(task)]
-            caption = f"As above, {task}." if len(parts) > 1 else f"{task}. {said}"
-            parts.append(_figure(circuit_figures.circuits(own), f"Circuits, {task}", caption))
-    parts += [
-        html_table(
-            circuit_tables.compared_table(circuits["over_seeds"], circuits["least"])
-        ),
-        *([html_table(circuit_tables.matrix_table(circuits["matrices"]))]
-          if circuits["matrices"] else []),
-        _figure(ready.get("faithfulness.png")
-                or circuit_figures.faithfulness(circuits["circuits"]), "Faithfulness by size",
+    said = (
+        f"The fewest highest-scored edges with a faithfulness of {FAITHFUL:g} by log P(IO). Every "
+        "other edge carries what it carries on the twin. The stronger an edge is drawn, the more "
+        "the metric loses without it. Of several seeds, the first is drawn."
+    )
+    for task in dict.fromkeys(title.split(": ")[1] for title in circuits.drawn):
+        own = {title: each for title, each in circuits.drawn.items() if title.endswith(task)}
+        caption = f"As above, {task}." if len(parts) > 1 else f"{task}. {said}"
+        parts.append(_figure(circuit_figures.circuits(own), f"Circuits, {task}", caption))
+    parts.append(html_table(circuit_tables.compared_table(circuits.over_seeds, FAITHFUL)))
+    if circuits.matrices:
+        parts.append(html_table(circuit_tables.matrix_table(circuits.matrices)))
+    parts.append(
+        _figure(ready.get("faithfulness.png") or circuit_figures.faithfulness(circuits.circuits),
+                "Faithfulness by size",
                 "Faithfulness of the highest-scored edges, before any is pruned that leads nowhere "
                 "(the table's are pruned); 1: as the whole model. It may pass 1: edges that work "
                 "against the answer are left out. CPR is the area under such a curve over the "
-                "share of edges, CMD that between it and 1."),
-    ]  # fmt: skip
+                "share of edges, CMD that between it and 1.")
+    )  # fmt: skip
     return "".join(parts)
 
 
-def _carried(data: Data) -> str:
-    heads = data["circuits"]["heads"]
+def _carried(heads: Sequence[IOIHeads]) -> str:
     if not heads:
         return "<p>No language model was compared.</p>"
     parts = [
@@ -299,7 +296,7 @@ def _carried(data: Data) -> str:
         "suppressors write it off, inhibiting heads tell movers which to leave out.</p>",
         html_table(circuit_tables.roles_table(heads)),
     ]
-    if any(each["signals"] for each in heads):
+    if any(each.signals for each in heads):
         parts.append(html_table(circuit_tables.signals_table(heads)))
     return "".join(parts)
 

@@ -9,13 +9,14 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from resval_lens.analyses.circuit_compare import (
+    ComparedCircuits,
     Studied,
     classifier_circuits,
-    compared_circuits,
     ioi_circuits,
     ioi_heads,
     ioi_matrices,
 )
+from resval_lens.analyses.circuit_findings import IOIHeads, MetricMatrix, TaskCircuit
 from resval_lens.analyses.icl import compare
 from resval_lens.analyses.lm_compare import compare_language_models
 from resval_lens.beside import Beside
@@ -25,7 +26,7 @@ from resval_lens.training.icl_run import Worlds
 
 Note = Callable[[str], None]
 Step = Callable[..., Any]
-Entries = list[dict[str, Any]]
+Circuits = tuple[list[TaskCircuit], list[MetricMatrix]]
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,12 @@ class Compared(NamedTuple):
     Attributes:
         classifiers: of :func:`~resval_lens.analyses.icl.compare`.
         language_models: of :func:`~resval_lens.analyses.lm_compare.compare_language_models`.
-        circuits: of :func:`~resval_lens.analyses.circuit_compare.compared_circuits`.
+        circuits: of both.
     """
 
     classifiers: dict[str, Any]
     language_models: dict[str, Any]
-    circuits: dict[str, Any]
+    circuits: ComparedCircuits
 
 
 def compare_all(
@@ -70,7 +71,7 @@ def compare_all(
         note: called with how far each half is.
     """
     said: dict[str, str] = {}
-    matrices: list[dict[str, Any]] = []
+    matrices: list[MetricMatrix] = []
 
     def telling(half: str) -> Note:
         def tell(text: str) -> None:
@@ -98,13 +99,14 @@ def compare_all(
     for own, by_metric in (*of_models, *of_rest):
         circuits += own
         matrices += by_metric
-    return Compared(classifiers, language, compared_circuits(circuits, heads, matrices))
+    compared = ComparedCircuits(tuple(circuits), tuple(matrices), tuple(heads))
+    return Compared(classifiers, language, compared)
 
 
 @one_thread()
 def _classifiers(
     runs: Sequence[RecordedRun], models: Sequence[Studied], sizes: Sizes, note: Note
-) -> tuple[dict[str, Any], Entries, list[tuple[Entries, Entries]]]:
+) -> tuple[dict[str, Any], list[TaskCircuit], list[Circuits]]:
     worlds = Worlds()
     chosen = [each for each in runs if each.has_model and each.run.name in ("classic", "values")]
     steps: list[Step] = [
@@ -122,7 +124,7 @@ def _classifiers(
 @one_thread()
 def _language_models(
     models: Sequence[Studied], with_circuits: Sequence[Studied], sizes: Sizes, note: Note
-) -> tuple[dict[str, Any], list[tuple[Entries, Entries]], Entries]:
+) -> tuple[dict[str, Any], list[Circuits], list[IOIHeads]]:
     asked = sizes.prompts, sizes.seed
     steps: list[Step] = [partial(compare_language_models, models, *asked)]
     for study, several in ((_circuits, with_circuits), (ioi_heads, models)):
@@ -132,9 +134,7 @@ def _language_models(
     return found, rest[:count], list(chain(*rest[count:]))
 
 
-def _circuits(
-    models: Sequence[Studied], prompts: int, seed: int, note: Note
-) -> tuple[Entries, Entries]:
+def _circuits(models: Sequence[Studied], prompts: int, seed: int, note: Note) -> Circuits:
     """Circuits, and those by each metric, which need not be searched for twice."""
     circuits = ioi_circuits(models, prompts, seed, note=note)
     return circuits, ioi_matrices(models, prompts, seed, circuits, note)

@@ -1,4 +1,4 @@
-"""Tables of interventions, of who writes the answer, and of induction, in the terminal."""
+"""Tables of interventions and of induction in the terminal."""
 
 from __future__ import annotations
 
@@ -117,49 +117,6 @@ def story_loss_table(losses: Mapping[str, Any]) -> Table:
     for name, loss in losses["own cut"].items():
         table.add_row(f"own: {name}", f"{loss:.3f}")
     table.caption = "own: a layer's own values (queries, keys) at 0, its link as it was"
-    return table
-
-
-def attribution_table(found: Mapping[str, Any], most: int = 14) -> Table:
-    """What writes the logit difference, of ``attribute.json``."""
-    total = found["total"]
-    table = Table(
-        title=f"Who writes the logit difference of {total:.2f}, after the final norm\n"
-        f"(heads' own values {found['heads']['own']:+.2f}, along links "
-        f"{found['heads']['along_links']:+.2f})",
-        **STYLE,
-    )
-    table.add_column("component", no_wrap=True)
-    for name in ("logits", "share", "copying", "names IO"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name, share in list(found["components"].items())[:most]:
-        copies = found["copying"].get(name)
-        cells = ("", "") if copies is None else (
-            "" if copies["eigenvalues"] is None else f"{copies['eigenvalues']:+.2f}",
-            f"{copies['names_io']:.0%}",
-        )  # fmt: skip
-        part = f"{found['shares'][name]:+.0%}" if found["shares"] else ""
-        table.add_row(name, f"{share:+.3f}", part, *cells)
-    table.caption = (
-        "a2.h1: a head's own values; a2.h1 from 1: layer 1's, along links\n"
-        "copying: Σλ/Σ|λ| of the OV circuit (1 copies, −1 lowers tokens)\n"
-        "names IO: how often among its top 5, attending to it alone"
-    )
-    return table
-
-
-def lens_table(lens: list[Mapping[str, Any]]) -> Table:
-    """The logit lens, of ``attribute.json``."""
-    table = Table(title="Logit lens: the readout of the residual stream so far", **STYLE)
-    table.add_column("after")
-    for name in ("logit difference", "P(IO)", "median rank of IO"):
-        table.add_column(name, justify="right")
-    for row in lens:
-        after = row["after"] if row["after"] == "embed" else f"layer {row['after']}"
-        table.add_row(
-            after, f"{row['logit_difference']:+.3f}", f"{row['probability']:.3f}",
-            f"{row['median_rank']:g}",
-        )  # fmt: skip
     return table
 
 

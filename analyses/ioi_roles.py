@@ -33,7 +33,7 @@ a model would name the two or anything else; so every head has P(IO) with it noi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -44,6 +44,8 @@ from transformer_lens.hook_points import HookPoint
 
 from resval_lens.analyses.attribution import attribute, read_direction, written_along
 from resval_lens.analyses.circuit_tasks import ioi_pairs
+from resval_lens.analyses.circuits.evaluation import Ends
+from resval_lens.analyses.result import FLAT, Result
 from resval_lens.analyses.weight_circuits import ov_paths, own_token_scores
 from resval_lens.hooks.answers import right_padding
 from resval_lens.hooks.patching import PatchResult, patch
@@ -114,6 +116,44 @@ class HeadMeasures:
     into_queries: Float[Tensor, "layer head"]
 
 
+@dataclass(frozen=True)
+class Head:
+    """A head, like ``a1.h2``, with its numbers of :class:`HeadMeasures`."""
+
+    head: str
+    total: float
+    p_io: float
+    direct: float
+    direct_on_io: float
+    direct_on_s: float
+    copies: float
+    direct_along_links: float
+    direct_when_movers_are_out: float
+    into_queries: float
+    attention: Mapping[str, float] = field(metadata=FLAT)
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """What roles were judged by: least attention and share, kind of twins, what links did."""
+
+    attention: float
+    share: float
+    twins: str = "abc"
+    links: str = "frozen"
+
+
+@dataclass(frozen=True)
+class HeadRoles(Result):
+    """Every role of ``ROLES`` with its heads, most typical first."""
+
+    logit_difference: Ends
+    p_io: Ends
+    prompts: int
+    criteria: Criteria
+    roles: Mapping[str, tuple[Head, ...]]
+
+
 @torch.no_grad()
 def head_roles(
     model: ResValTransformer,
@@ -124,8 +164,8 @@ def head_roles(
     seed: int = 0,
     prepend: str = AUTO,
     note: Note = lambda text: None,
-) -> dict[str, Any]:
-    """Every role with its heads, as JSON-able data.
+) -> HeadRoles:
+    """Every role with its heads.
 
     Args:
         attention: the least mean attention weight, a.
@@ -166,15 +206,13 @@ def head_roles(
     note("copying")
     told = {place for places in found.values() for place in places}
     _add_copies(model, pairs, where["IO"], measured.copies, told)
-    return {
-        "logit_difference": {"clean": clean, "corrupted": corrupted},
-        "p_io": {"clean": naming.base, "corrupted": naming.source},
-        "prompts": len(prompts),
-        "criteria": {"attention": attention, "share": share, "twins": "abc", "links": "frozen"},
-        "roles": {
-            role: [_numbers(measured, layer, head) for layer, head in found[role]] for role in ROLES
-        },
-    }
+    return HeadRoles(
+        Ends(clean, corrupted),
+        Ends(naming.base, naming.source),
+        len(prompts),
+        Criteria(attention, share),
+        {role: tuple(_numbers(measured, place) for place in found[role]) for role in ROLES},
+    )
 
 
 def _measure(
@@ -370,18 +408,17 @@ def _judge(
     return found
 
 
-def _numbers(measured: HeadMeasures, layer: int, head: int) -> dict[str, Any]:
-    place = layer, head
-    return {
-        "head": f"a{layer}.h{head}",
-        "total": measured.total[place].item(),
-        "p_io": measured.p_io[place].item(),
-        "direct": measured.direct[place].item(),
-        "direct_on_io": measured.direct_on_io[place].item(),
-        "direct_on_s": measured.direct_on_s[place].item(),
-        "copies": measured.copies[place].item(),
-        "direct_along_links": measured.direct_along_links[place].item(),
-        "direct_when_movers_are_out": measured.direct_when_movers_are_out[place].item(),
-        "into_queries": measured.into_queries[place].item(),
-        **{name: weight[place].item() for name, weight in measured.attention.items()},
-    }
+def _numbers(measured: HeadMeasures, place: tuple[int, int]) -> Head:
+    return Head(
+        f"a{place[0]}.h{place[1]}",
+        measured.total[place].item(),
+        measured.p_io[place].item(),
+        measured.direct[place].item(),
+        measured.direct_on_io[place].item(),
+        measured.direct_on_s[place].item(),
+        measured.copies[place].item(),
+        measured.direct_along_links[place].item(),
+        measured.direct_when_movers_are_out[place].item(),
+        measured.into_queries[place].item(),
+        {name: weight[place].item() for name, weight in measured.attention.items()},
+    )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Self, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,6 +30,16 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """The JSON document: :func:`plain` of every field."""
         return dict(_members(self))
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Self:
+        """The result whose document it is; entries that no field has are passed over.
+
+        Raises:
+            ValueError: the document lacks a field.
+        """
+        found: Self = restored(cls, document)
+        return found
 
     def tables(self) -> Sequence[Table | str]:
         """Tables, or lines of text between them."""
@@ -64,3 +76,34 @@ def _members(value: Any) -> Iterator[tuple[str, Any]]:
             yield from own.items()
         elif own is not None or not field.metadata.get("optional"):
             yield field.name, own
+
+
+def restored(kind: Any, value: Any) -> Any:
+    """What :func:`plain` made ``value`` of, ``kind`` being its type; null is NaN for a number."""
+    inner = get_args(kind)
+    if is_dataclass(kind):
+        return _restored(kind, value)
+    if NoneType in inner:
+        return None if value is None else restored(inner[0], value)
+    if get_origin(kind) is tuple:
+        kinds = inner[:1] * len(value) if inner[-1] is ... else inner
+        return tuple(restored(each, item) for each, item in zip(kinds, value, strict=True))
+    if get_origin(kind) is Mapping:
+        return {restored(inner[0], key): restored(inner[1], item) for key, item in value.items()}
+    if kind is float and value is None:
+        return math.nan
+    return int(value) if kind is int else value
+
+
+def _restored(kind: Any, document: Mapping[str, Any]) -> Any:
+    hints, found = get_type_hints(kind), {}
+    for field in fields(kind):
+        if field.metadata.get("flat"):
+            known = {each.name for each in fields(kind)}
+            rest = {name: value for name, value in document.items() if name not in known}
+            found[field.name] = restored(hints[field.name], rest)
+        elif field.name in document:
+            found[field.name] = restored(hints[field.name], document[field.name])
+        elif field.default is MISSING:
+            raise ValueError(f"{kind.__name__}: the document has no {field.name!r}")
+    return kind(**found)

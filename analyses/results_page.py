@@ -13,7 +13,7 @@ from typing import Any
 
 from resval_lens.analyses import ioi
 from resval_lens.analyses.amicl.figure_7 import PUBLISHED_COUNTS, figure_7
-from resval_lens.analyses.circuit_findings import over_seeds, sentences
+from resval_lens.analyses.circuit_findings import MetricMatrix, OverSeeds
 from resval_lens.analyses.icl_emergence import (
     NO_GAIN_CONTROL,
     PUBLISHED,
@@ -247,40 +247,32 @@ def circuits(report: Mapping[str, Any]) -> str:
         "share through links": ".0%", "model, links corrupted": ".0%",
     }  # fmt: skip
     rows = []
-    for row in over_seeds(report["circuits"]):
-        cells = []
-        for name, form in columns.items():
-            measure = row["measures"].get(name)
-            cells.append("" if measure is None else _spread(measure["by_seed"], form))
-        rows.append(
-            [row["task"], row["metric"], row["architecture"], str(len(row["seeds"])), *cells]
-        )
+    for row in map(OverSeeds.from_dict, report["over_seeds"]):
+        measures = [(row.measures.get(name), form) for name, form in columns.items()]
+        cells = ["" if x is None else _spread(x.by_seed, form) for x, form in measures]
+        rows.append([row.task, row.metric, row.architecture, str(len(row.seeds)), *cells])
     table = markdown_table(["task", "metric", "model", "seeds", *columns], rows, 3)
-    said = "\n".join(f"- {sentence}" for sentence in sentences(report["circuits"], report["heads"]))
+    said = "\n".join(f"- {sentence}" for sentence in report["found"])
     return f"{table}\n{said}\n\n{_made(report['provenance'])}"
 
 
 def circuits_by_metric(report: Mapping[str, Any]) -> str:
     """Circuits chosen by each metric, and what each keeps of all."""
-    rows = []
-    for matrix in report["matrices"]:
-        for circuit in matrix["circuits"]:
-            kept = [
-                " / ".join(f"{own[how]['faithfulness']:.2f}" for how in ("resample", "mean"))
-                for own in circuit["measured"].values()
-            ]
-            p_io = circuit["measured"]["P(IO)"]
-            rows.append(
-                [
-                    matrix["architecture"],
-                    circuit["by"],
-                    str(circuit["n_edges"]),
-                    str(len(circuit["links"])),
-                    *kept,
-                    f"{p_io['resample']['circuit']:.3f} of {p_io['clean']:.3f}",
-                ]
-            )
-    names = [f"f, {name}" for name in report["matrices"][0]["circuits"][0]["measured"]]
+    matrices = [MetricMatrix.from_dict(each) for each in report["matrices"]]
+    rows = [
+        [
+            matrix.architecture,
+            circuit.by,
+            str(circuit.n_edges),
+            str(len(circuit.links)),
+            *(own.told(" / ", ".2f") for own in circuit.measured.values()),
+            f"{circuit.measured['P(IO)'].resample.circuit:.3f} of "
+            f"{circuit.measured['P(IO)'].clean:.3f}",
+        ]
+        for matrix in matrices
+        for circuit in matrix.circuits
+    ]
+    names = [f"f, {name}" for name in matrices[0].circuits[0].measured]
     columns = ["model", "chosen by", "edges", "links", *names, "P(IO)"]
     table = markdown_table(columns, rows, 2)
     return (

@@ -12,9 +12,22 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from resval_lens.analyses.circuit_study import CircuitStudy, Prompts, StudiedCircuit
 from resval_lens.analyses.circuits.circuit import Circuit
+from resval_lens.analyses.circuits.evaluation import (
+    CircuitMetric,
+    Curve,
+    EdgesTried,
+    Ends,
+    EvaluatedCircuit,
+    Measured,
+    NodesTried,
+    RandomCircuits,
+)
 from resval_lens.analyses.circuits.graph import Graph
+from resval_lens.analyses.circuits.running import MeasuredBy
 from resval_lens.analyses.circuits.scores import EdgeScores
+from resval_lens.analyses.circuits.search import Tried
 from resval_lens.analyses.display.svg import svg
 from resval_lens.hooks.patching import PatchResult
 from resval_lens.recorded import RecordedRun
@@ -55,6 +68,7 @@ def graph(n_key_value_heads: int | None = None) -> Graph:
     return Graph(tiny_config(streams="v", n_layers=2, **changes))
 
 
+MEASURED_BY = MeasuredBy("resample from the corrupted prompt", "edges", "some prompts")
 CIRCUIT = ("input->a0.h0<v>", "input->m0", "a0.h0<v>->a1.h0<v>", "a1.h0->logits", "m0->a1.h1<q>")
 
 
@@ -65,11 +79,35 @@ def scored_circuit(of: Graph | None = None) -> tuple[Circuit, EdgeScores]:
     return Circuit.of(of, CIRCUIT), EdgeScores(of, scores, "eap-ig", 5, 3)
 
 
-def evaluated_circuit(of: Graph | None = None) -> dict[str, Any]:
-    """The same as ``evaluate`` gives it, less what no figure shows."""
+def evaluated_circuit(of: Graph | None = None) -> EvaluatedCircuit:
+    """The same as ``evaluate`` gives it."""
     circuit, _ = scored_circuit(of)
-    losses = {edge: 0.5 - 0.777 * i for i, edge in enumerate(circuit.edges)}
-    return {**circuit.to_dict(), "minimality": losses}
+    return EvaluatedCircuit(
+        **vars(circuit.named()),
+        metric=CircuitMetric(0.9, 1.0, 0.0),
+        prompts=4,
+        status="valid",
+        reason=None,
+        faithfulness=0.9,
+        faithfulness_without_links=0.1,
+        random=RandomCircuits(10, 0.0, 0.0),
+        minimality={edge: 0.5 - 0.777 * i for i, edge in enumerate(circuit.edges)},
+        completeness=(),
+        measured=Measured(EdgesTried(5, 5), NodesTried(0, 6)),
+        measured_by=MEASURED_BY,
+    )
+
+
+def circuit_study(sizes: Sequence[int], faithfulness: Sequence[float]) -> CircuitStudy:
+    """A study of that circuit with this curve."""
+    curve = Curve(
+        tuple(size / 2000 for size in sizes), tuple(sizes), tuple(faithfulness), 0.5, 0.5, None,
+        MEASURED_BY,
+    )  # fmt: skip
+    return CircuitStudy(
+        "eap", None, Prompts(4, 4), Ends(1.0, 0.0), (), curve, 0.85, Tried(5),
+        StudiedCircuit(**vars(evaluated_circuit()), path_length=3.0), {}, None, 1,
+    )  # fmt: skip
 
 
 def ablation(scales: Sequence[float] = (), seed: int = 0) -> dict[str, Any]:

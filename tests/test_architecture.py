@@ -183,14 +183,9 @@ def test_no_file_is_long(path: Path, module: str) -> None:
 UNTYPED = re.compile(r"\b(dict|Mapping)\[str, (Any|dict\[str, Any\])\]")
 NOT_YET = {
     "ablation_study",
-    "circuit_compare",
-    "circuit_findings",
-    "circuit_study",
-    "circuits.evaluation",
     "icl",
     "induction",
     "ioi",
-    "ioi_roles",
     "ioi_tables",
     "link_in_training",
     "lm_compare",

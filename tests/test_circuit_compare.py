@@ -4,18 +4,18 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from resval_lens.analyses import circuit_figures, circuit_tables, figures
 from resval_lens.analyses.circuit_compare import (
+    ComparedCircuits,
     Studied,
     check_counts,
     check_models,
     classifier_circuits,
-    compared_circuits,
     ioi_circuits,
     ioi_heads,
     ioi_matrices,
@@ -23,6 +23,7 @@ from resval_lens.analyses.circuit_compare import (
     studied_models,
 )
 from resval_lens.analyses.circuit_findings import MEASURES, over_seeds, sentences
+from resval_lens.analyses.circuit_report import circuit_table, scores_table
 from resval_lens.analyses.circuit_study import agreement, circuit_study
 from resval_lens.analyses.circuit_tasks import (
     ioi_metrics,
@@ -30,7 +31,7 @@ from resval_lens.analyses.circuit_tasks import (
     name_tokens,
 )
 from resval_lens.analyses.circuits.circuit import Circuit
-from resval_lens.analyses.circuits.running import EdgeRuns
+from resval_lens.analyses.circuits.running import Ablation, EdgeRuns
 from resval_lens.analyses.circuits.scores import EdgeScores, score_edges
 from resval_lens.hooks import PromptPairs, cut_links
 from resval_lens.hooks.answers import answer_logits
@@ -42,7 +43,7 @@ from tests.hand_built import LINKED_CIRCUIT, linked_model, linked_pairs
 
 
 @pytest.fixture(scope="module")
-def compared() -> dict[str, Any]:
+def compared() -> ComparedCircuits:
     runs = [
         each for each in load_runs() if each.has_model and each.run.name in ("classic", "values")
     ]
@@ -50,25 +51,30 @@ def compared() -> dict[str, Any]:
     of_names = ioi_circuits(models, 8)
     circuits = classifier_circuits(runs, 32) + of_names
     matrices = ioi_matrices(models, 8, found_already=of_names)
-    return compared_circuits(circuits, ioi_heads(models, 8), matrices)
+    return ComparedCircuits(tuple(circuits), tuple(matrices), tuple(ioi_heads(models, 8)))
 
 
 def test_a_circuit_without_effect_has_no_share_of_it() -> None:
     study = circuit_study(linked_model(), linked_pairs(), edges=1)  # pruned, nothing
-    assert study["circuit"]["n_edges"] == 0
-    assert study["links"]["share_of_circuit"] is None
+    assert study.circuit.n_edges == 0
+    assert study.links is not None
+    assert study.links.share_of_circuit is None
 
 
 def test_the_hand_built_models_effect_runs_through_its_link() -> None:
     study = circuit_study(linked_model(), linked_pairs(), exact=True)
-    assert set(study["circuit"]["edges"]) == LINKED_CIRCUIT
-    assert study["circuit"]["path_length"] == 3
-    links = study["links"]
-    assert links["in_circuit"] == 1
-    assert links["share_of_circuit"] == pytest.approx(1)
-    assert links["faithfulness_of_model_with_links_corrupted"] == pytest.approx(0)
-    assert links["clean_metric_with_links_cut"] == pytest.approx(0)
-    assert study["agreement"] == pytest.approx({"rank": 1, "rank_of_size": 1, "correlation": 1})
+    assert set(study.circuit.edges) == LINKED_CIRCUIT
+    assert study.circuit.path_length == 3
+    links = study.links
+    assert links is not None
+    assert links.in_circuit == 1
+    assert links.share_of_circuit == pytest.approx(1)
+    assert links.faithfulness_of_model_with_links_corrupted == pytest.approx(0)
+    assert links.clean_metric_with_links_cut == pytest.approx(0)
+    assert study.agreement is not None
+    assert study.agreement.to_dict() == pytest.approx(
+        {"rank": 1, "rank_of_size": 1, "correlation": 1}
+    )
 
 
 def test_a_circuit_is_scored_on_some_prompts_and_evaluated_on_others() -> None:
@@ -77,18 +83,19 @@ def test_a_circuit_is_scored_on_some_prompts_and_evaluated_on_others() -> None:
     scored, held_out = pairs.rows(slice(0, 8)), pairs.rows(slice(8, 24))
     study = circuit_study(model, scored, held_out)
     runs = EdgeRuns(model, held_out)
-    circuit = Circuit.of(runs.graph, study["circuit"]["edges"])
+    circuit = Circuit.of(runs.graph, study.circuit.edges)
     f = (runs.means(circuit.kept[None]).item() - runs.corrupted) / (runs.clean - runs.corrupted)
-    assert study["circuit"]["faithfulness"] == pytest.approx(f, rel=1e-4)
+    assert study.circuit.faithfulness == pytest.approx(f, rel=1e-4)
     assert f >= 0.85
     without = runs.means(circuit.without_links().kept[None]).item()
     lost = 1 - (without - runs.corrupted) / (runs.clean - runs.corrupted) / f
-    assert study["links"]["share_of_circuit"] == pytest.approx(lost, abs=1e-4)
+    assert study.links is not None
+    assert study.links.share_of_circuit == pytest.approx(lost, abs=1e-4)
     scores = score_edges(model, scored)
-    assert study["strongest"][0]["edge"] == scores.top(1)[0][0]
+    assert study.strongest[0].edge == scores.top(1)[0][0]
     with torch.no_grad(), cut_links(model):
         cut = held_out.measure(answer_logits(model, held_out.clean, held_out.answers)).mean()
-    assert study["links"]["clean_metric_with_links_cut"] == pytest.approx(cut.item(), rel=1e-4)
+    assert study.links.clean_metric_with_links_cut == pytest.approx(cut.item(), rel=1e-4)
 
 
 def test_what_cannot_be_studied_is_refused() -> None:
@@ -109,75 +116,77 @@ def test_agreement_is_of_ranks_and_of_numbers() -> None:
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(len(graph), generator=generator)
     found = agreement(scores(values), scores(values**3))
-    assert found["rank"] == found["rank_of_size"] == pytest.approx(1)
-    assert 0.3 < found["correlation"] < 0.99
-    assert agreement(scores(values), scores(-values))["rank"] == pytest.approx(-1)
-    assert agreement(scores(values), scores(-values))["rank_of_size"] == pytest.approx(1)
+    assert found.rank == found.rank_of_size == pytest.approx(1)
+    assert 0.3 < found.correlation < 0.99
+    assert agreement(scores(values), scores(-values)).rank == pytest.approx(-1)
+    assert agreement(scores(values), scores(-values)).rank_of_size == pytest.approx(1)
 
 
-def test_both_tasks_and_both_models_are_compared(compared: dict[str, Any]) -> None:
-    rows = {(row["task"], row["architecture"]) for row in compared["over_seeds"]}
+def test_both_tasks_and_both_models_are_compared(compared: ComparedCircuits) -> None:
+    rows = {(row.task, row.architecture) for row in compared.over_seeds}
     tasks = ("IC (labels)", "IC (objects)", "IOI (giver)", "IOI (abc)")
     assert rows == {(task, kind) for task in tasks for kind in ("classic", "values")}
-    for row in compared["over_seeds"]:
-        classic = row["architecture"] == "classic"
-        assert ("share through links" in row["measures"]) != classic
-        assert row["measures"]["faithfulness"]["mean"] >= 0.85
-    assert [each["signals"] is None for each in compared["heads"]] == [True, False]
-    assert json.loads(json.dumps(compared, allow_nan=False))["least"] == 0.85
+    for row in compared.over_seeds:
+        classic = row.architecture == "classic"
+        assert ("share through links" in row.measures) != classic
+        assert row.measures["faithfulness"].mean >= 0.85
+    assert [each.signals is None for each in compared.heads] == [True, False]
+    document = json.loads(json.dumps(compared.to_dict(), allow_nan=False))
+    assert document["least"] == 0.85
+    assert ComparedCircuits.from_dict(document).to_dict() == document
 
 
-def test_what_is_said_is_what_was_measured(compared: dict[str, Any]) -> None:
-    said = sentences(compared["circuits"], compared["heads"], compared["matrices"])
-    assert said == compared["found"]
-    by_task = {row["task"]: row["measures"] for row in compared["over_seeds"]
-               if row["architecture"] == "values"}  # fmt: skip
+def test_what_is_said_is_what_was_measured(compared: ComparedCircuits) -> None:
+    said = sentences(compared.circuits, compared.heads, compared.matrices)
+    assert said == compared.sentences() == compared.to_dict()["found"]
+    by_task = {row.task: row.measures for row in compared.over_seeds
+               if row.architecture == "values"}  # fmt: skip
     for sentence, (task, measures) in zip(said, by_task.items(), strict=False):
         metric = "margin" if task.startswith("IC") else "log P(IO)"
         start = f"{task}, seed 0, by {metric}: the values model's circuit has "
         assert sentence.startswith(start)
-        assert f"{measures['edges']['mean']:.3g} edges" in sentence
-        kept = measures["model, links corrupted"]["mean"]
+        assert f"{measures['edges'].mean:.3g} edges" in sentence
+        kept = measures["model, links corrupted"].mean
         assert sentence.endswith(f"the whole model keeps {kept:.0%} of the clean − corrupted gap.")
     assert "of who gave is a token" in said[-1]
     assert said[-1].endswith("IO − S does not say whether either is named.")
-    twice = [*compared["circuits"], *compared["circuits"]]
-    assert "(by seed " in sentences(twice, compared["heads"])[0]
+    twice = [*compared.circuits, *compared.circuits]
+    assert "(by seed " in sentences(twice, compared.heads)[0]
     assert sentences(twice, [])[0].startswith(
         "IC (labels), seeds 0, 0, by margin: the values models' circuits"
     )
 
 
-def test_circuits_by_each_metric_are_evaluated_by_all(compared: dict[str, Any]) -> None:
-    matrix = compared["matrices"][1]
-    assert (matrix["architecture"], matrix["twins"], matrix["seed"]) == ("values", "abc", 0)
-    assert [each["by"] for each in matrix["circuits"]] == [
+def test_circuits_by_each_metric_are_evaluated_by_all(compared: ComparedCircuits) -> None:
+    matrix = compared.matrices[1]
+    assert (matrix.architecture, matrix.twins, matrix.seed) == ("values", "abc", 0)
+    assert [each.by for each in matrix.circuits] == [
         "IO − S", "log P(IO)", "IO − other names", "P(IO)",
     ]  # fmt: skip
-    (own,) = (e for e in compared["circuits"] if (e["task"], e["architecture"]) ==
+    (own,) = (e for e in compared.circuits if (e.task, e.architecture) ==
               ("IOI (abc)", "values"))  # fmt: skip
-    assert matrix["circuits"][1]["edges"] == own["study"]["circuit"]["edges"]
+    assert matrix.circuits[1].edges == own.study.circuit.edges
     model = ResValTransformer.from_pretrained("stories-small-values")
     drawn = ioi_prompts(16, 0, "unseen", "unseen", "unseen")
     pairs = ioi_pairs(model, drawn, "abc", 0).rows(slice(8, 16))
     assert pairs.groups is not None
-    assert len(pairs.groups.unique()) == matrix["groups"]
+    assert len(pairs.groups.unique()) == matrix.groups
     for name, metric in ioi_metrics(model).items():
-        for ablation in ("resample", "mean"):
+        for ablation in get_args(Ablation):
             runs = EdgeRuns(model, replace(pairs, metric=metric), ablation=ablation)
-            for each in matrix["circuits"]:
-                kept = Circuit.of(runs.graph, each["edges"]).kept
-                told = each["measured"][name]
-                found = told[ablation]
-                assert found["circuit"] == pytest.approx(runs.means(kept[None]).item(), abs=1e-4)
-                f = (found["circuit"] - found["corrupted"]) / (told["clean"] - found["corrupted"])
-                assert found["faithfulness"] == pytest.approx(f, abs=1e-4)
-                if ablation == "resample" and each["by"] == name:
+            for each in matrix.circuits:
+                kept = Circuit.of(runs.graph, each.edges).kept
+                told = each.measured[name]
+                found = told.mean if ablation == "mean" else told.resample
+                assert found.circuit == pytest.approx(runs.means(kept[None]).item(), abs=1e-4)
+                f = (found.circuit - found.corrupted) / (told.clean - found.corrupted)
+                assert found.faithfulness == pytest.approx(f, abs=1e-4)
+                if ablation == "resample" and each.by == name:
                     assert f >= 0.85
-    by_difference = matrix["circuits"][0]["measured"]
-    assert by_difference["IO − S"]["resample"]["faithfulness"] >= 0.85
-    assert by_difference["P(IO)"]["resample"]["circuit"] < 0.5 * by_difference["P(IO)"]["clean"]
-    assert circuit_tables.matrix_table(compared["matrices"]).row_count == 10
+    by_difference = matrix.circuits[0].measured
+    assert (by_difference["IO − S"].resample.faithfulness or 0) >= 0.85
+    assert by_difference["P(IO)"].resample.circuit < 0.5 * by_difference["P(IO)"].clean
+    assert circuit_tables.matrix_table(compared.matrices).row_count == 10
 
 
 def test_names_are_those_of_the_stories() -> None:
@@ -186,32 +195,34 @@ def test_names_are_those_of_the_stories() -> None:
     assert sorted(tokenizer.decode([t]).strip() for t in tokens) == sorted(stories.NAMES)
 
 
-def test_over_seeds_takes_means_and_population_deviations(compared: dict[str, Any]) -> None:
-    ours = [e for e in compared["circuits"] if e["architecture"] == "values"]
-    assert "CPR" not in over_seeds(ours[:1])[0]["measures"]  # a graph of 13 edges
+def test_over_seeds_takes_means_and_population_deviations(compared: ComparedCircuits) -> None:
+    ours = [e for e in compared.circuits if e.architecture == "values"]
+    assert "CPR" not in over_seeds(ours[:1])[0].measures  # a graph of 13 edges
     entry = ours[-1]
-    other = json.loads(json.dumps(entry))
-    other["seed"] = 1
-    other["study"]["circuit"]["n_edges"] = entry["study"]["circuit"]["n_edges"] + 4
+    n_edges = entry.study.circuit.n_edges
+    larger = replace(entry.study.circuit, n_edges=n_edges + 4)
+    other = replace(entry, seed=1, study=replace(entry.study, circuit=larger))
     (row,) = over_seeds([entry, other])
-    assert row["seeds"] == [entry["seed"], 1]
-    assert row["measures"]["edges"]["sd"] == 2
-    assert row["measures"]["edges"]["mean"] == entry["study"]["circuit"]["n_edges"] + 2
-    assert set(row["measures"]) == set(MEASURES)
+    assert row.seeds == (entry.seed, 1)
+    assert row.measures["edges"].sd == 2
+    assert row.measures["edges"].mean == n_edges + 2
+    assert set(row.measures) == set(MEASURES)
 
 
-def test_every_table_and_figure_draws(compared: dict[str, Any], tmp_path: Path) -> None:
-    study = compared["circuits"][-1]["study"]
-    assert circuit_tables.compared_table(compared["over_seeds"], 0.85).row_count == 12
-    assert circuit_tables.circuit_table(study).row_count == study["circuit"]["n_edges"]
-    assert circuit_tables.scores_table(study, 5).row_count == 5
-    assert circuit_tables.roles_table(compared["heads"]).row_count > 3
-    assert circuit_tables.signals_table(compared["heads"]).row_count > 4
-    shares = {"title": "values", "components": {"a1.h0": 0.5, "a1.h0 from 0": -0.2, "m1": 0.1}}
+def test_every_table_and_figure_draws(compared: ComparedCircuits, tmp_path: Path) -> None:
+    study = compared.circuits[-1].study
+    assert circuit_tables.compared_table(compared.over_seeds, 0.85).row_count == 12
+    assert circuit_table(study).row_count == study.circuit.n_edges
+    assert scores_table(study, 5).row_count == 5
+    assert circuit_tables.roles_table(compared.heads).row_count > 3
+    assert circuit_tables.signals_table(compared.heads).row_count > 4
+    assert len(compared.tables()) == 4
+    assert list(compared.drawn) == [
+        f"{kind}: IOI ({twins})" for twins in ("abc", "giver") for kind in ("classic", "values")
+    ]
     drawn = [
-        circuit_figures.circuits(compared["drawn"]),
-        circuit_figures.faithfulness(compared["circuits"]),
-        circuit_figures.attribution([shares]),
+        *compared.figures().values(),
+        circuit_figures.attribution("values", {"a1.h0": 0.5, "a1.h0 from 0": -0.2, "m1": 0.1}),
     ]
     for number, figure in enumerate(drawn):
         path = figures.save(figure, tmp_path / f"{number}.png")

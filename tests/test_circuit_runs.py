@@ -192,7 +192,7 @@ def test_means_are_over_prompts_in_which_a_position_means_the_same() -> None:
     for max_tokens in (7, 1000):
         runs = EdgeRuns(model, pairs, ablation="mean", max_tokens=max_tokens)
         torch.testing.assert_close(runs.corrupted_values, wanted)
-        assert "(2 groups of 2 to 3)" in runs.measured_by["ablation"]
+        assert "(2 groups of 2 to 3)" in runs.measured_by.ablation
     kept = some_circuits(runs.graph, 3)
     alone = [
         EdgeRuns(model, pairs.rows(rows), ablation="mean", groups="all").values(kept)

@@ -13,13 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resval_lens.analyses.circuit_figures import circuits
+from resval_lens.analyses.circuit_report import circuit_table
 from resval_lens.analyses.circuit_study import circuit_study
-from resval_lens.analyses.circuit_tables import circuit_table
 from resval_lens.analyses.circuits.circuit import Circuit, top_n
-from resval_lens.analyses.circuits.evaluation import curve, evaluate, minimality
+from resval_lens.analyses.circuits.evaluation import (
+    EdgesTried,
+    EvaluatedCircuit,
+    Measured,
+    NodesTried,
+    curve,
+    evaluate,
+    minimality,
+)
 from resval_lens.analyses.circuits.graph import Graph
 from resval_lens.analyses.circuits.running import EdgeRuns
-from resval_lens.analyses.circuits.search import EVERY, most_runs, smallest
+from resval_lens.analyses.circuits.search import EVERY, Tried, most_runs, smallest
 from resval_lens.analyses.marks import TIP
 from resval_lens.hooks.prompts import PromptPairs
 from resval_lens.transformer import ResValTransformer
@@ -151,13 +159,14 @@ def test_so_many_strongest_edges_and_a_curve_of_such_sizes() -> None:
     model = tiny_model("v", dtype=torch.float64)
     pairs = tiny_pairs(model)
     found = circuit_study(model, pairs, edges=60, sizes=[3, 30, 60])
-    strongest = [line["edge"] for line in found["strongest"]]
-    assert found["search"] == {"size": 60}
-    assert found["least"] is None
-    assert found["curve"]["sizes"] == [3, 30, 60]
-    assert found["curve"]["faithfulness"][-1] == pytest.approx(found["circuit"]["faithfulness"])
-    assert set(found["circuit"]["edges"]) & set(strongest)
-    assert found["runs"] > 60 / 2
+    strongest = [line.edge for line in found.strongest]
+    assert found.search == Tried(60)
+    assert found.to_dict()["search"] == {"size": 60}
+    assert found.least is None
+    assert found.curve.sizes == (3, 30, 60)
+    assert found.curve.faithfulness[-1] == pytest.approx(found.circuit.faithfulness)
+    assert set(found.circuit.edges) & set(strongest)
+    assert found.runs > 60 / 2
     n = len(Graph.of(model))
     for wrong in (0, n + 1):
         with pytest.raises(ValueError, match=f"edges must lie between 1 and {n}"):
@@ -184,33 +193,24 @@ def test_minimality_and_completeness_of_some_of_a_large_circuit() -> None:
     circuit = top_n(runs.graph, torch.arange(len(runs.graph)).float(), 60)
     texts: list[str] = []
 
-    def measured(seed: int, edges: int = 256, nodes: int = 64) -> dict[str, object]:
+    def measured(seed: int, edges: int = 256, nodes: int = 64) -> EvaluatedCircuit:
         return evaluate(
             runs, circuit, torch.Generator().manual_seed(seed), 2, edges, nodes, texts.append
         )
 
     whole, some, same, other = measured(0), measured(0, 9, 3), measured(0, 9, 3), measured(1, 9, 3)
     n_nodes = len(circuit.nodes) - sum(name in ("input", "logits") for name in circuit.nodes)
-    assert whole["measured"] == {
-        "minimality": {"edges": 60, "of": 60},
-        "completeness": {"alone": n_nodes, "of": n_nodes},
-    }
-    assert some["measured"] == {
-        "minimality": {"edges": 9, "of": 60},
-        "completeness": {"alone": 3, "of": n_nodes},
-    }
+    assert whole.measured == Measured(EdgesTried(60, 60), NodesTried(n_nodes, n_nodes))
+    assert some.measured == Measured(EdgesTried(9, 60), NodesTried(3, n_nodes))
     losses = minimality(runs, circuit)
-    drawn = some["minimality"]
-    assert isinstance(drawn, dict)
+    drawn = some.minimality
     assert len(drawn) == 9
     assert drawn == {edge: losses[edge] for edge in drawn}
     assert some == same
-    assert set(drawn) != set(other["minimality"])  # type: ignore[call-overload]
-    assert some["random"] == whole["random"]  # what is drawn comes after them
-    completeness = some["completeness"]
-    assert isinstance(completeness, list)
-    assert len(completeness) == 4  # three alone, then all nodes
-    assert len(completeness[-1]["knocked_out"]) == n_nodes
+    assert set(drawn) != set(other.minimality)
+    assert some.random == whole.random  # what is drawn comes after them
+    assert len(some.completeness) == 4  # three alone, then all nodes
+    assert len(some.completeness[-1].knocked_out) == n_nodes
     assert "minimality: 10 of 10" in texts
 
 
@@ -240,12 +240,12 @@ def test_of_a_large_circuit_the_strongest_edges_are_drawn(monkeypatch: pytest.Mo
     model = tiny_model("v", dtype=torch.float64)
     pairs = tiny_pairs(model)
     study = circuit_study(model, pairs, edges=60, most_edges=12)
-    axes = circuits([{"title": "some", "circuit": study["circuit"]}]).axes[0]
-    worth = sorted(study["circuit"]["minimality"].items(), key=lambda item: -abs(item[1]))
+    axes = circuits({"some": study.circuit}).axes[0]
+    worth = sorted(study.circuit.minimality.items(), key=lambda item: -abs(item[1]))
     assert len(worth) == 12
-    assert axes.get_title(loc="left") == f"some\n5 of {study['circuit']['n_edges']} edges"
+    assert axes.get_title(loc="left") == f"some\n5 of {study.circuit.n_edges} edges"
     tips = [str(arrow.get_gid()).removeprefix(TIP) for arrow in axes.patches]
     drawn = {text.partition(" (")[0] for text in tips}
     assert drawn == {edge for edge, _ in worth[:5]}
     caption = circuit_table(study).caption
-    assert caption == f"(of {study['circuit']['n_edges']} edges 12 were drawn and tried)"
+    assert caption == f"(of {study.circuit.n_edges} edges 12 were drawn and tried)"

@@ -1,5 +1,6 @@
 """Scores beside the published method, circuits chosen and evaluated."""
 
+import json
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +15,7 @@ from scipy.stats import spearmanr
 from resval_lens.analyses.circuits.acdc import acdc
 from resval_lens.analyses.circuits.circuit import Circuit, greedy, threshold, top_n
 from resval_lens.analyses.circuits.evaluation import (
+    EvaluatedCircuit,
     completeness,
     curve,
     evaluate,
@@ -328,14 +330,16 @@ def test_the_evaluation_of_the_hand_built_circuit() -> None:
     runs = EdgeRuns(linked_model(), linked_pairs())
     circuit = Circuit.of(runs.graph, LINKED_CIRCUIT)
     found = evaluate(runs, circuit, torch.Generator().manual_seed(0))
-    assert found["faithfulness"] == pytest.approx(1)
-    assert found["faithfulness_without_links"] == pytest.approx(0)
-    assert found["random"]["mean"] == pytest.approx(0)
+    assert found.faithfulness == pytest.approx(1)
+    assert found.faithfulness_without_links == pytest.approx(0)
+    assert found.random.mean == pytest.approx(0)
     gap = runs.clean - runs.corrupted
-    assert found["minimality"] == {edge: pytest.approx(gap) for edge in circuit.edges}
-    assert [each["difference"] for each in found["completeness"]] == pytest.approx([0, 0, 0])
-    assert found["path_lengths"] == {"3": 1}
-    assert found["nodes"] == ["input", "a0.h1", "a1.h1", "logits"]
+    assert found.minimality == {edge: pytest.approx(gap) for edge in circuit.edges}
+    assert [each.difference for each in found.completeness] == pytest.approx([0, 0, 0])
+    assert found.path_lengths == {3: 1}
+    assert found.to_dict()["path_lengths"] == {"3": 1}
+    assert found.nodes == ("input", "a0.h1", "a1.h1", "logits")
+    assert EvaluatedCircuit.from_dict(json.loads(json.dumps(found.to_dict()))) == found
 
 
 def test_minimality_and_completeness_are_what_removing_does() -> None:
@@ -353,8 +357,8 @@ def test_minimality_and_completeness_are_what_removing_does() -> None:
     (found,) = completeness(runs, circuit, [["a0.h1", "m1"]])
     out = [edge.source.split("<")[0] in ("a0.h1", "m1") for edge in runs.graph.edges]
     stays = ~torch.tensor(out)
-    assert found["circuit"] == pytest.approx(metric(circuit.kept & stays))
-    assert found["model"] == pytest.approx(metric(stays))
+    assert found.circuit == pytest.approx(metric(circuit.kept & stays))
+    assert found.model == pytest.approx(metric(stays))
 
 
 def test_random_circuits_have_their_size_and_differ() -> None:
@@ -393,7 +397,7 @@ def test_mean_ablation_is_the_mean_over_twins_of_a_group() -> None:
     resampled = EdgeRuns(model, alike)
     averaged = EdgeRuns(model, alike, ablation="mean", groups=groups)
     torch.testing.assert_close(averaged.values(kept), resampled.values(kept))
-    assert averaged.measured_by["ablation"] == (
+    assert averaged.measured_by.ablation == (
         "mean over the corrupted prompts of a group (2 groups of 1 to 2; 1 prompts are alone in "
         "theirs, whose mean is their own)"
     )
@@ -410,7 +414,7 @@ def test_grouped_heads_are_knocked_out_and_named_by_their_group() -> None:
     edges = ["input->a0.h1<v>", "a0.h1<v>->a1.h1<v>", "a1.h2->logits", "a1.h3->logits"]
     circuit = Circuit.of(runs.graph, edges)
     assert circuit.nodes == ["input", "a0.h2", "a0.h3", "a1.h2", "a1.h3", "logits"]
-    assert circuit.to_dict()["groups"]["a1.h1<v>"] == ["a1.h2", "a1.h3"]
+    assert circuit.named().groups["a1.h1<v>"] == ("a1.h2", "a1.h3")
     for names, link_is_cut in ((["a0.h1"], False), (["a0.h2"], False), (["a0.h2", "a0.h3"], True)):
         (found,) = completeness(runs, Circuit.whole(runs.graph), [names])
         cut = [
@@ -419,7 +423,7 @@ def test_grouped_heads_are_knocked_out_and_named_by_their_group() -> None:
             if edge.source in names or (link_is_cut and edge.source == "a0.h1<v>")
         ]
         kept = Circuit.whole(runs.graph).without(cut).kept
-        assert found["model"] == pytest.approx(runs.means(kept[None]).item())
+        assert found.model == pytest.approx(runs.means(kept[None]).item())
 
 
 # Bad input

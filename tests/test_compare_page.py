@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from resval_lens.analyses.circuit_compare import Studied, studied_models
+from resval_lens.analyses.circuit_compare import ComparedCircuits, Studied, studied_models
 from resval_lens.analyses.cli import app
 from resval_lens.analyses.compare_page import compare_page
 from resval_lens.analyses.compare_parts import Sizes, compare_all
@@ -203,6 +203,7 @@ def test_text_of_models_cannot_break_the_page(data: dict):
         data | {"language_models": changed, "found": found, "provenance": made},
         emergence(paper_runs(load_runs()), 0.95),
         lm_emergence(load_lm_runs()),
+        ComparedCircuits.from_dict(data["circuits"]),
         paper_runs(load_runs()),
         load_lm_runs(),
     )
@@ -226,15 +227,16 @@ def test_models_without_links_or_sentences_make_a_page(data: dict):
         "four_cells": [],
         "attention": {"tokens": None, "models": {}},
     }
-    few = data | {
-        "language_models": models | none,
-        "links": {},
-        "circuits": data["circuits"] | {"heads": [], "drawn": []},
-    }
+    few = data | {"language_models": models | none, "links": {}}
+    circuits = ComparedCircuits.from_dict(data["circuits"])
+    of_classifiers = [each for each in circuits.circuits if each.task.startswith("IC")]
+    few_circuits = ComparedCircuits(tuple(of_classifiers), (), ())
     few.pop("found")
     few.pop("four_cells")
     runs = paper_runs(load_runs())
-    page = compare_page(few, emergence(runs, 0.95), NotCompared("they differ"), runs, [])
+    page = compare_page(
+        few, emergence(runs, 0.95), NotCompared("they differ"), few_circuits, runs, []
+    )
     assert "None of these models has links." in page
     assert "are not drawn: they differ." in page
     Reader().feed(page)
@@ -319,8 +321,14 @@ def test_links_of_queries_are_patched_and_kinds_stay_apart(data: dict):
     assert not any(site.endswith("_link") for name, site in sites if name == classic.name)
     assert [pair["architecture"] for pair in found["four_cells"]] == ["queries", "qv"]
     runs = paper_runs(load_runs())
-    curves = lm_emergence(load_lm_runs())
-    page = compare_page(data | {"language_models": found}, emergence(runs, 0.95), curves, runs, [])
+    page = compare_page(
+        data | {"language_models": found},
+        emergence(runs, 0.95),
+        lm_emergence(load_lm_runs()),
+        ComparedCircuits.from_dict(data["circuits"]),
+        runs,
+        [],
+    )
     for kind in ("queries", "qv"):
         assert f"Language models, classic and {kind}: the same weights" in page
     assert "what arrives over the query links" in page
@@ -329,7 +337,9 @@ def test_links_of_queries_are_patched_and_kinds_stay_apart(data: dict):
 def test_classifiers_of_other_streams_alone_are_compared():
     runs = [each for each in load_runs() if each.run.name == "queries" and each.has_model]
     circuits = compare_all(runs, [], Sizes(20, 20, 8, 4, 0)).circuits
-    assert circuits["circuits"] == circuits["drawn"] == circuits["found"] == []
+    assert circuits.circuits == ()
+    assert circuits.drawn == {}
+    assert circuits.sentences() == []
 
 
 def test_captions_name_their_own_task(html: str, data: dict):

@@ -11,6 +11,7 @@ from resval_lens import answer
 from resval_lens.analyses.circuit_compare import studied_models
 from resval_lens.analyses.compare_parts import Sizes, compare_all
 from resval_lens.analyses.icl_emergence import paper_runs
+from resval_lens.analyses.result import plain
 from resval_lens.recorded import load_runs
 from resval_lens.training import icl_run
 from resval_lens.training.icl_run import ICLRun, Worlds
@@ -59,7 +60,7 @@ def test_no_world_is_drawn_twice_and_no_sequence_read_twice_by_one_model(alone: 
 def test_two_processes_find_what_one_finds_to_the_bit(alone: Alone) -> None:
     notes: list[str] = []
     found = compare_all(paper_runs(load_runs()), studied_models(), FEW, 2, notes.append)
-    assert json.dumps(found) == json.dumps(alone.found)
+    assert json.dumps(plain(found)) == json.dumps(plain(alone.found))
     said, by_one = "\n".join(notes), "\n".join(alone.notes)
     for half, where in (("classifiers", by_one), ("classifiers and circuits", said)):
         assert f"{half} 1 of" in where

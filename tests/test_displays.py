@@ -172,7 +172,7 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
         "circuits must be a Circuit, an evaluated one, or {title: evaluated one}",
     ),
     "not evaluated": (
-        lambda: show_circuit(scored_circuit()[0].to_dict()),
+        lambda: show_circuit(scored_circuit()[0].named()),  # type: ignore[arg-type]
         "circuits must be a Circuit, an evaluated one, or {title: evaluated one}",
     ),
     "no edges": (
@@ -190,6 +190,7 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("unchecked_annotations")
 @pytest.mark.parametrize(("show", "words"), REFUSALS.values(), ids=REFUSALS)
 def test_what_cannot_be_shown_is_refused_in_one_line(show, words):
     with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):

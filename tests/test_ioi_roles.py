@@ -90,8 +90,8 @@ def test_what_roles_are_judged_by_is_measured(values: ResValTransformer) -> None
     model = values
     tokenizer: Any = model.tokenizer
     found = head_roles(model, PROMPTS)
-    assert [each["head"] for each in found["roles"]["subject mover"]] == ["a1.h2"]
-    head = found["roles"]["subject mover"][0]
+    assert [each.head for each in found.roles["subject mover"]] == ["a1.h2"]
+    head = found.roles["subject mover"][0]
     pairs = ioi_pairs(model, PROMPTS, "abc", 0)
     where = positions(PROMPTS, tokenizer, tokenizer.eos_token_id)
     with torch.no_grad():
@@ -115,28 +115,28 @@ def test_what_roles_are_judged_by_is_measured(values: ResValTransformer) -> None
         )
         for name, out in (("clean", logits), ("noised", noised), ("corrupted", corrupted))
     }
-    assert found["logit_difference"]["clean"] == pytest.approx(metric["clean"], rel=1e-4)
+    assert found.logit_difference.clean == pytest.approx(metric["clean"], rel=1e-4)
     gap = metric["clean"] - metric["corrupted"]
     total = (metric["noised"] - metric["clean"]) / gap
-    assert head["total"] == pytest.approx(total, rel=1e-3)
+    assert head.total == pytest.approx(total, rel=1e-3)
     for name, (query, key) in WEIGHTS.items():
         weights = [
             cache["pattern", 1][i, 2, where[query][i], where[key][i]].item() for i in range(12)
         ]
-        assert head[name] == pytest.approx(sum(weights) / 12, abs=1e-5)
+        assert head.attention[name] == pytest.approx(sum(weights) / 12, abs=1e-5)
     shares = attribute(model, pairs.clean, pairs.labels, pairs.last)
     along = shares["a1.h2 from 0"].mean().item()
     own = shares["a1.h2"].mean().item()
-    assert head["direct_along_links"] == pytest.approx(along / metric["clean"], rel=1e-3)
-    assert head["direct"] == pytest.approx((along + own) / metric["clean"], rel=1e-3)
+    assert head.direct_along_links == pytest.approx(along / metric["clean"], rel=1e-3)
+    assert head.direct == pytest.approx((along + own) / metric["clean"], rel=1e-3)
 
 
 def test_the_mover_of_both_names_is_found_and_needed(values: ResValTransformer) -> None:
     """By plain hooks: it looks at both names, writes for both, and without it neither is named."""
     tokenizer: Any = values.tokenizer
     found = head_roles(values, PROMPTS)
-    (head,) = found["roles"]["mover of both"]
-    assert head["head"] == "a1.h1"
+    (head,) = found.roles["mover of both"]
+    assert head.head == "a1.h1"
     pairs = ioi_pairs(values, PROMPTS, "abc", 0)
     where = positions(PROMPTS, tokenizer, tokenizer.eos_token_id)
     rows = torch.arange(len(PROMPTS))
@@ -154,7 +154,7 @@ def test_the_mover_of_both_names_is_found_and_needed(values: ResValTransformer) 
         out[rows, pairs.answers].softmax(-1)[rows, pairs.labels[:, 0]].mean().item()
         for out in (clean, noised)
     ]
-    assert (found["p_io"]["clean"], head["p_io"]) == pytest.approx(tuple(p), rel=1e-3)
+    assert (found.p_io.clean, head.p_io) == pytest.approx(tuple(p), rel=1e-3)
     assert p[0] > 0.9
     assert p[1] < 0.1
     # What it writes for each name, by the weights; of pre-LN models the final scale is a number.
@@ -168,10 +168,10 @@ def test_the_mover_of_both_names_is_found_and_needed(values: ResValTransformer) 
     absent = {name: pairs.corrupted[rows, where[name]] for name in ("IO", "S1")}
     io, subject = pairs.labels.unbind(1)
     whole = (told[rows, io] - told[rows, absent["IO"]]).mean()
-    for key, name, token in (("direct_on_io", "IO", io), ("direct_on_s", "S1", subject)):
+    for own, name, token in ((head.direct_on_io, "IO", io), (head.direct_on_s, "S1", subject)):
         share = (logits[rows, token] - logits[rows, absent[name]]).mean() / whole
-        assert head[key] == pytest.approx(share.item(), rel=1e-3)
-        assert head[key] > 0.05
+        assert own == pytest.approx(share.item(), rel=1e-3)
+        assert own > 0.05
 
 
 def _judge_all(judge: Any, measured: HeadMeasures, *least: float) -> Any:
@@ -186,19 +186,17 @@ def test_path_patching_into_queries_is_what_s_inhibition_is_judged_by(
     monkeypatch.setattr(ioi_roles, "_judge", partial(_judge_all, ioi_roles._judge))
     found = head_roles(values, PROMPTS)
     readers = {
-        each["head"]
-        for role in ("name mover", "subject suppressor")
-        for each in found["roles"][role]
+        each.head for role in ("name mover", "subject suppressor") for each in found.roles[role]
     }
     pairs = ioi_pairs(values, PROMPTS, "abc", 0)
-    gap = found["logit_difference"]["clean"] - found["logit_difference"]["corrupted"]
+    gap = found.logit_difference.clean - found.logit_difference.corrupted
     largest = 0.0
-    for each in found["roles"]["previous token"]:
-        later = [f"{head}<q>" for head in sorted(readers) if head[1] > each["head"][1]]
+    for each in found.roles["previous token"]:
+        later = [f"{head}<q>" for head in sorted(readers) if head[1] > each.head[1]]
         wanted = 0.0
         if later:
-            wanted = path_patch(values, pairs, each["head"], later).effect.mean().item() / gap
-        assert each["into_queries"] == pytest.approx(wanted, rel=1e-3, abs=1e-6)
+            wanted = path_patch(values, pairs, each.head, later).effect.mean().item() / gap
+        assert each.into_queries == pytest.approx(wanted, rel=1e-3, abs=1e-6)
         largest = max(largest, abs(wanted))
     assert largest > 1e-4
 
@@ -241,7 +239,7 @@ def test_a_classic_model_carries_nothing() -> None:
     model = ResValTransformer.from_pretrained("stories-small-classic")
     with pytest.raises(ValueError, match="this model has no links"):
         link_signals(model, PROMPTS)
-    assert [h["head"] for h in head_roles(model, PROMPTS)["roles"]["subject mover"]] == ["a0.h1"]
+    assert [h.head for h in head_roles(model, PROMPTS).roles["subject mover"]] == ["a0.h1"]
 
 
 def test_a_model_that_does_not_know_the_task_has_no_roles(values: ResValTransformer) -> None:

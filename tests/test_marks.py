@@ -17,6 +17,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from resval_lens.analyses import circuit_figures, figures, intervention_figures, lm_figures, marks
+from resval_lens.analyses.circuit_findings import TaskCircuit
 from resval_lens.analyses.display.svg import svg
 from resval_lens.analyses.head_scores import HeadScores
 from resval_lens.analyses.induction import TITLES
@@ -29,6 +30,7 @@ from tests.drawn import (
     XLINK,
     Marks,
     ablation,
+    circuit_study,
     corners,
     evaluated_circuit,
     fill,
@@ -57,7 +59,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     ),
     "bars of edits": lambda: intervention_figures.ablated(ablation([0.5])),
     "curves of edits": lambda: intervention_figures.ablation_curves(ablation([0.0, 0.5, 1.0])),
-    "circuit": lambda: circuit_figures.circuits([{"title": "t", "circuit": evaluated_circuit()}]),
+    "circuit": lambda: circuit_figures.circuits({"t": evaluated_circuit()}),
     "link edits": lambda: figures.link_edits({"values": link_study()}),
     "emergence": lambda: figures.emergence(icl_runs()),
 }
@@ -377,7 +379,7 @@ def test_bars_say_what_they_are_as_long_as():
 
 def test_attribution_says_the_sixteen_largest_shares():
     shares = {f"a0.h{i}": (-1) ** i * 0.1 * i for i in range(1, 20)} | {"v from a0": 5.0}
-    figure = circuit_figures.attribution([{"title": "t", "components": shares}])
+    figure = circuit_figures.attribution("t", shares)
     drawn = marks_of(root_of(figure))
     largest = [f"a0.h{i}: {signed(shares[f'a0.h{i}'])}" for i in range(5, 20)]
     assert list(drawn) == [*largest, "v from a0: 5.000"]
@@ -385,9 +387,8 @@ def test_attribution_says_the_sixteen_largest_shares():
 
 
 def test_faithfulness_and_links_in_training_say_their_curves():
-    curve = {"sizes": [1, 12, 1200], "faithfulness": [-0.05, 0.5, 1.1]}
-    entry = {"task": "t", "architecture": "values", "name": "v0",
-             "study": {"curve": curve, "least": 0.85}}  # fmt: skip
+    study = circuit_study([1, 12, 1200], [-0.05, 0.5, 1.1])
+    entry = TaskCircuit("t", "margin", "values", 0, "v0", study)
     assert said(circuit_figures.faithfulness([entry])) == [
         "v0: edges 1, faithfulness −0.050",
         "v0: edges 12, faithfulness 0.500",
@@ -411,7 +412,7 @@ def test_edges_say_their_losses_and_links_their_kind():
     circuit = evaluated_circuit()
     drawn = marks_of(ElementTree.fromstring(written("circuit")))
     assert len(drawn) == len(CIRCUIT)
-    for edge, loss in circuit["minimality"].items():
+    for edge, loss in circuit.minimality.items():
         kind = "value link" if edge == "a0.h0<v>->a1.h0<v>" else "residual stream"
         assert f"{edge} ({kind}): the metric's loss without it {signed(loss)}" in drawn
 

@@ -1,6 +1,8 @@
 """Typed results: their document, and what a command does with one."""
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from resval_lens.analyses.reporting import report
+from resval_lens.analyses.reporting import as_text, report
 from resval_lens.analyses.result import FLAT, OPTIONAL, Result, plain
 
 
@@ -66,6 +68,35 @@ def test_members_of_a_flat_field_stand_in_its_place_and_none_may_be_left_out() -
     assert plain(row) == document
     assert list(plain(row)) == list(document)
     assert plain(Row(1, Inner((2, 3)), {}, absent=0))["absent"] == 0
+
+
+@dataclass(frozen=True)
+class Recorded(Result):
+    rows: tuple[Inner, ...]
+    pair: tuple[str, float]
+    by_size: Mapping[int, float | None]
+    number: float
+    inner: Inner = field(metadata=FLAT)
+    absent: int | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True)
+class Named(Result):
+    name: str
+    numbers: Mapping[str, float] = field(metadata=FLAT)
+
+
+def test_a_result_is_read_back_from_its_document() -> None:
+    rows = Inner((1, 2)), Inner((3, 4))
+    found = Recorded(rows, ("x", 0.5), {8: None, 9: 0.25}, 2.0, Inner((5, 6)))
+    written = json.loads(as_text(found.to_dict()))
+    assert Recorded.from_dict(written | {"unknown": 1}) == found
+    assert Recorded.from_dict(written | {"absent": 3}).absent == 3
+    assert math.isnan(Recorded.from_dict(written | {"number": None}).number)
+    named = Named("a", {"b": 0.5, "c": 1.0})
+    assert Named.from_dict(named.to_dict()) == named
+    with pytest.raises(ValueError, match="Recorded: the document has no 'rows'"):
+        Recorded.from_dict({})
 
 
 def test_a_command_prints_and_writes_a_result(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -14,8 +14,30 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from resval_lens.analyses.circuits.graph import Graph
+from resval_lens.analyses.result import Result
 
 Rank = Literal["absolute", "helpful"]
+
+
+@dataclass(frozen=True)
+class NamedCircuit(Result):
+    """A circuit by the names of its edges, as documents and pictures have it.
+
+    Attributes:
+        n_edges_of_model: edges of the whole graph.
+        links: those of ``edges`` that are links.
+        nodes: heads, MLPs, input and logits that some edge touches, in the order of the model.
+        groups: key-value heads that several heads share, and those heads.
+        path_lengths: how many ways there are from input to logits, by their number of edges.
+    """
+
+    edges: tuple[str, ...]
+    n_edges: int
+    n_edges_of_model: int
+    links: tuple[str, ...]
+    nodes: tuple[str, ...]
+    groups: Mapping[str, tuple[str, ...]]
+    path_lengths: Mapping[int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,24 +155,20 @@ class Circuit:
                     ways[target][length + step] += count
         return dict(sorted(ways["logits"].items()))
 
-    def _groups(self) -> dict[str, list[str]]:
-        """Key-value heads that several heads share, and those heads."""
+    def named(self) -> NamedCircuit:
+        """The same without its graph."""
         edges = [self.graph.edges[number] for number in self.numbers]
         ports = {port for edge in edges for port in (edge.source, edge.target)}
-        groups = {port: self.graph.heads_of(port) for port in sorted(ports)}
-        return {port: heads for port, heads in groups.items() if len(heads) > 1}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return {
-            "edges": self.edges,
-            "n_edges": len(self),
-            "n_edges_of_model": len(self.graph),
-            "links": self.links,
-            "nodes": self.nodes,
-            "groups": self._groups(),
-            "path_lengths": {str(length): n for length, n in self.path_lengths().items()},
-        }
+        heads = {port: tuple(self.graph.heads_of(port)) for port in sorted(ports)}
+        return NamedCircuit(
+            tuple(self.edges),
+            len(self),
+            len(self.graph),
+            tuple(self.links),
+            tuple(self.nodes),
+            {port: several for port, several in heads.items() if len(several) > 1},
+            self.path_lengths(),
+        )
 
 
 def _reach(flow: nx.DiGraph, node: str, way: Any) -> set[str]:

@@ -13,18 +13,19 @@ the corrupted twins (edge patching). With m the mean metric over prompts:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from resval_lens.analyses.circuits.circuit import Circuit, Rank, ranked
+from resval_lens.analyses.circuits.circuit import Circuit, NamedCircuit, Rank, ranked
 from resval_lens.analyses.circuits.graph import Graph, graph_of
-from resval_lens.analyses.circuits.running import EdgeRuns
+from resval_lens.analyses.circuits.running import EdgeRuns, MeasuredBy
+from resval_lens.analyses.result import FLAT, Result
 from resval_lens.hooks.prompts import vanishes
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -37,6 +38,7 @@ AT_ONCE = 2**26
 """Numbers that are held at once of which edges circuits keep."""
 
 Progress = Callable[[int, int], None]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -115,36 +117,23 @@ def check_gap(runs: EdgeRuns) -> None:
 
 
 @dataclass(frozen=True)
-class Curve:
+class Curve(Result):
     """Faithfulness over circuit size.
 
     Attributes:
         fractions: shares of the model's edges.
         sizes: edges before pruning.
-        values: f at each; None where invalid.
+        faithfulness: f at each; None where invalid.
         cpr, cmd: areas by the trapezoid rule from the first share to the last; None where invalid.
-        measured_by: ablation, granularity and data set.
     """
 
     fractions: tuple[float, ...]
     sizes: tuple[int, ...]
-    values: tuple[float | None, ...]
+    faithfulness: tuple[float | None, ...]
     cpr: float | None
     cmd: float | None
     reason: str | None
-    measured_by: dict[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return {
-            "fractions": list(self.fractions),
-            "sizes": list(self.sizes),
-            "faithfulness": list(self.values),
-            "cpr": self.cpr,
-            "cmd": self.cmd,
-            "reason": self.reason,
-            **self.measured_by,
-        }
+    measured_by: MeasuredBy = field(metadata=FLAT)
 
 
 def curve(
@@ -212,12 +201,22 @@ def minimality(
     }
 
 
+@dataclass(frozen=True)
+class KnockedOut:
+    """m(C∖K) of the circuit, m(M∖K) of the model, and |m(C∖K) − m(M∖K)|, of one set K."""
+
+    knocked_out: tuple[str, ...]
+    circuit: float
+    model: float
+    difference: float
+
+
 def completeness(
     runs: EdgeRuns,
     circuit: Circuit,
     knocked_out: Sequence[Sequence[str]],
     progress: Progress = lambda done, total: None,
-) -> list[dict[str, Any]]:
+) -> tuple[KnockedOut, ...]:
     """m(C∖K) beside m(M∖K) for each set K of writers, like ``["a1.h2", "m1"]``.
 
     A writer that is knocked out brings nobody anything of the clean run; so do links out of its
@@ -231,10 +230,10 @@ def completeness(
     both = [each.without(edges) for each in (circuit, whole) for edges in cut]
     metrics = _metrics(runs, both, progress)
     of_circuit, of_model = metrics[: len(cut)], metrics[len(cut) :]
-    return [
-        {"knocked_out": list(names), "circuit": c, "model": m, "difference": abs(c - m)}
+    return tuple(
+        KnockedOut(tuple(names), c, m, abs(c - m))
         for names, c, m in zip(knocked_out, of_circuit, of_model, strict=True)
-    ]
+    )
 
 
 def _edges_out_of(graph: Graph, names: Sequence[str]) -> list[int]:
@@ -265,6 +264,79 @@ def random_circuits(graph: Graph, size: int, n: int, generator: Generator) -> li
     ]
 
 
+@dataclass(frozen=True)
+class Ends:
+    """A mean metric on the clean and on the corrupted prompts."""
+
+    clean: float
+    corrupted: float
+
+
+@dataclass(frozen=True)
+class CircuitMetric:
+    """The mean metric of a circuit, beside those of the whole model."""
+
+    circuit: float
+    clean: float
+    corrupted: float
+
+
+@dataclass(frozen=True)
+class RandomCircuits:
+    """Mean and largest f of ``n`` random circuits of the same size; None where invalid."""
+
+    n: int
+    mean: float | None
+    max: float | None
+
+
+@dataclass(frozen=True)
+class EdgesTried:
+    """How many edges minimality is of, and of how many."""
+
+    edges: int
+    of: int
+
+
+@dataclass(frozen=True)
+class NodesTried:
+    """How many heads and MLPs were knocked out alone, and of how many."""
+
+    alone: int
+    of: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How much of a circuit was measured."""
+
+    minimality: EdgesTried
+    completeness: NodesTried
+
+
+@dataclass(frozen=True)
+class EvaluatedCircuit(NamedCircuit):
+    """A circuit with what it keeps of the metric.
+
+    Attributes:
+        status, reason: as of :class:`Faithfulness`.
+        minimality: m(C) − m(C∖e) by edge.
+        completeness: each head and MLP of the circuit knocked out alone, then all of them.
+    """
+
+    metric: CircuitMetric
+    prompts: int
+    status: str
+    reason: str | None
+    faithfulness: float | None
+    faithfulness_without_links: float | None
+    random: RandomCircuits
+    minimality: Mapping[str, float]
+    completeness: tuple[KnockedOut, ...]
+    measured: Measured
+    measured_by: MeasuredBy = field(metadata=FLAT)
+
+
 def evaluate(
     runs: EdgeRuns,
     circuit: Circuit,
@@ -273,13 +345,12 @@ def evaluate(
     most_edges: int = MOST_EDGES,
     most_nodes: int = MOST_NODES,
     note: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
-    """Faithfulness, minimality, completeness and the random baseline of one circuit, as JSON.
+) -> EvaluatedCircuit:
+    """Faithfulness, minimality, completeness and the random baseline of one circuit.
 
-    Completeness knocks out each head and MLP of the circuit alone, then all of them. Of a circuit
-    with more than ``most_edges`` edges, minimality is that of so many, drawn by ``generator``; of
-    one with more than ``most_nodes`` heads and MLPs, so many are knocked out alone. ``measured``
-    says how many of how many.
+    Of a circuit with more than ``most_edges`` edges, minimality is that of so many, drawn by
+    ``generator``; of one with more than ``most_nodes`` heads and MLPs, so many are knocked out
+    alone.
 
     Args:
         note: called with what is being done.
@@ -297,30 +368,27 @@ def evaluate(
     circuits = [circuit, circuit.without_links(), *(each.pruned() for each in baseline)]
     own, without, *drawn = faithfulness(runs, circuits, counting("faithfulness"))
     values = [each.value for each in drawn if each.value is not None]
-    return {
-        **circuit.to_dict(),
-        "metric": {"circuit": own.metric, "clean": runs.clean, "corrupted": runs.corrupted},
-        "prompts": len(runs.pairs),
-        "status": own.status,
-        "reason": own.reason,
-        "faithfulness": own.value,
-        "faithfulness_without_links": without.value,
-        "random": {
-            "n": n_random,
-            "mean": float(np.mean(values)) if values else None,
-            "max": float(np.max(values)) if values else None,
-        },
-        "minimality": minimality(runs, circuit, edges, counting("minimality")),
-        "completeness": completeness(runs, circuit, sets, counting("completeness")),
-        "measured": {
-            "minimality": {"edges": len(edges), "of": len(circuit)},
-            "completeness": {"alone": len(alone), "of": len(nodes)},
-        },
-        **runs.measured_by,
-    }
+    return EvaluatedCircuit(
+        **vars(circuit.named()),
+        metric=CircuitMetric(own.metric, runs.clean, runs.corrupted),
+        prompts=len(runs.pairs),
+        status=own.status,
+        reason=own.reason,
+        faithfulness=own.value,
+        faithfulness_without_links=without.value,
+        random=RandomCircuits(
+            n_random,
+            float(np.mean(values)) if values else None,
+            float(np.max(values)) if values else None,
+        ),
+        minimality=minimality(runs, circuit, edges, counting("minimality")),
+        completeness=completeness(runs, circuit, sets, counting("completeness")),
+        measured=Measured(EdgesTried(len(edges), len(circuit)), NodesTried(len(alone), len(nodes))),
+        measured_by=runs.measured_by,
+    )
 
 
-def _some(all_: list[Any], most: int, generator: Generator) -> list[Any]:
+def _some(all_: list[Item], most: int, generator: Generator) -> list[Item]:
     """At most so many, drawn without replacement, in their order."""
     if len(all_) <= most:
         return all_

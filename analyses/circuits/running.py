@@ -47,6 +47,15 @@ MOST_NUMBERS = 2**27
 Ablation = Literal["resample", "mean"]
 
 
+@dataclass(frozen=True)
+class MeasuredBy:
+    """What edges outside a circuit carry, what a circuit is made of, and the data set's name."""
+
+    ablation: str
+    granularity: str
+    data: str
+
+
 class EdgeRuns:
     """Prompts, ready to be run with any edges corrupted.
 
@@ -125,13 +134,13 @@ class EdgeRuns:
         return len(self._known)
 
     @property
-    def measured_by(self) -> dict[str, str]:
-        """What is to be named beside every number: ablation, granularity, data set."""
+    def measured_by(self) -> MeasuredBy:
+        """What is to be named beside every number."""
         how = "resample from the corrupted prompt"
         if self.groups is not None:
             sizes = self.groups.unique(return_counts=True)[1]
             how = f"mean over the corrupted prompts of a group ({_count(sizes)})"
-        return {"ablation": how, "granularity": "edges", "data": self.pairs.name}
+        return MeasuredBy(how, "edges", self.pairs.name)
 
     def _part(self, number: int) -> _Part:
         """Some of the prompts, and what edges carry on them."""

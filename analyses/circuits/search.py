@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations, islice, pairwise
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from resval_lens.analyses.circuits.circuit import Circuit, Rank, ranked
 from resval_lens.analyses.circuits.evaluation import Faithfulness, check_gap, faithfulness
 from resval_lens.analyses.circuits.running import EdgeRuns
+from resval_lens.analyses.result import OPTIONAL
 
 EVERY = 512
 """In a graph of at most so many edges :func:`smallest` tries every size, from 1 up."""
@@ -26,6 +26,24 @@ MOST_TRIED = 2**14
 """Circuits that :func:`exact_best` tries at most."""
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """How a circuit's size was found.
+
+    Attributes:
+        size: its edges before pruning.
+        every_smaller_size_tried: whether every size from 1 up was tried; None of a size that was
+            asked for, as all that follows.
+        sizes: those tried, rising.
+        faithfulness: f of each.
+    """
+
+    size: int
+    every_smaller_size_tried: bool | None = field(default=None, metadata=OPTIONAL)
+    sizes: tuple[int, ...] | None = field(default=None, metadata=OPTIONAL)
+    faithfulness: tuple[float, ...] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -45,14 +63,10 @@ class Smallest:
     tried: dict[int, float]
     every: bool
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return {
-            "size": self.size,
-            "every_smaller_size_tried": self.every,
-            "sizes": list(self.tried),
-            "faithfulness": list(self.tried.values()),
-        }
+    @property
+    def search(self) -> Tried:
+        """The search without its circuit."""
+        return Tried(self.size, self.every, tuple(self.tried), tuple(self.tried.values()))
 
 
 def smallest(

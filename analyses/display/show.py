@@ -15,7 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from resval_lens.analyses import circuit_figures, figures, intervention_figures
+from resval_lens.analyses.circuit_figures import Drawing, evaluated_drawings
 from resval_lens.analyses.circuits.circuit import Circuit
+from resval_lens.analyses.circuits.evaluation import EvaluatedCircuit
 from resval_lens.analyses.circuits.scores import EdgeScores
 from resval_lens.analyses.display.attention import (
     attention_body,
@@ -103,7 +105,9 @@ def show_patching(
 
 
 def show_circuit(
-    circuits: Circuit | Mapping[str, Any], scores: EdgeScores | None = None, title: str = ""
+    circuits: Circuit | EvaluatedCircuit | Mapping[str, EvaluatedCircuit],
+    scores: EdgeScores | None = None,
+    title: str = "",
 ) -> Display:
     """A circuit as a graph, the input below, the logits above, value links in colour.
 
@@ -119,31 +123,29 @@ def show_circuit(
         ValueError: a plain circuit without scores, or of another graph than they; neither of
             these; scores beside an evaluated one; a circuit without edges.
     """
-    entries: list[dict[str, Any]]
+    drawings: list[Drawing] = []
     if isinstance(circuits, Circuit):
         if scores is None:
             raise ValueError("a plain Circuit has no weights to show; give its scores")
         if scores.graph.edges != circuits.graph.edges:
             raise ValueError("these scores are of another graph than the circuit")
         weights = {edge: scores[edge] for edge in circuits.edges}
-        entries = [{"title": title, "circuit": circuits.to_dict(),
-                    "weights": weights, "weight": f"{scores.method} score"}]  # fmt: skip
+        drawings = [Drawing(title, circuits.named(), weights, f"{scores.method} score")]
     elif scores is not None:
         raise ValueError("scores are for a plain Circuit; an evaluated one has its own weights")
-    elif "edges" in circuits:
-        entries = [{"title": title, "circuit": circuits}]
     else:
-        entries = [{"title": name, "circuit": each} for name, each in circuits.items()]
-    if not entries or not all(
-        "edges" in entry["circuit"] and ("weights" in entry or "minimality" in entry["circuit"])
-        for entry in entries
-    ):
+        named = {title: circuits} if isinstance(circuits, EvaluatedCircuit) else circuits
+        if isinstance(named, Mapping) and all(
+            isinstance(each, EvaluatedCircuit) for each in named.values()
+        ):
+            drawings = evaluated_drawings(named)
+    if not drawings:
         raise ValueError("circuits must be a Circuit, an evaluated one, or {title: evaluated one}")
-    if not all(entry["circuit"]["edges"] for entry in entries):
+    if not all(each.circuit.edges for each in drawings):
         raise ValueError("circuits: one has no edges; there is nothing to draw")
-    names = [entry["title"] for entry in entries if entry["title"]]
-    return show_figure(circuit_figures.circuits(entries), ": ".join(["Circuit", ", ".join(names)])
-                     if names else "Circuit")  # fmt: skip
+    titles = [each.title for each in drawings]
+    name = ": ".join(filter(None, ["Circuit", ", ".join(filter(None, titles))]))
+    return show_figure(circuit_figures.side_by_side(drawings), name)
 
 
 def show_link_ablation(study: Mapping[str, Any]) -> Display:

@@ -51,7 +51,7 @@ from resval_lens.analyses.circuits.evaluation import evaluate, random_circuits
 
 generator = torch.Generator().manual_seed(0)
 found = evaluate(runs, circuit, generator=generator)
-print(found["faithfulness"], found["minimality"])
+print(found.faithfulness, found.minimality)
 same_size = random_circuits(runs.graph, len(circuit), 10, generator)
 print([each.value for each in faithfulness(runs, same_size)])
 # --8<-- [end:found]
