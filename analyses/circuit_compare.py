@@ -114,16 +114,16 @@ def classifier_circuits(
         batch = ICLBatch(*(x[: 2 * sequences] for x in tests["ic"]))
         model = recorded.model()
         for what in ICL_TWINS:
-            pairs = icl_pairs(world, batch, what)
-
-            def said(text: str, about: str = f"{run.folder_name}, other {what}") -> None:
-                note(f"{about}: {text}")
-
-            first, second = pairs.split(sequences)
-            study = circuit_study(model, first, second, exact=True, metrics=ICL_METRICS, note=said)
+            first, second = icl_pairs(world, batch, what).split(sequences)
+            about = _about(note, f"{run.folder_name}, other {what}")
+            study = circuit_study(model, first, second, exact=True, metrics=ICL_METRICS, note=about)
             task = f"IC ({what})"
             found.append(TaskCircuit(task, "margin", run.name, run.seed, run.folder_name, study))
     return found
+
+
+def _about(note: Note, what: str) -> Note:
+    return lambda text: note(f"{what}: {text}")
 
 
 def ioi_circuits(
@@ -150,13 +150,10 @@ def ioi_circuits(
         for kind in IOI_TWINS:
             pairs = ioi_pairs(each.model, drawn, kind, seed)
             pairs = replace(pairs, metric=ioi_metrics(each.model)[NAMING])
-
-            def said(text: str, about: str = f"{each.name}, {kind} twins") -> None:
-                note(f"{about}: {text}")
-
             first, second = pairs.split(prompts)
+            about = _about(note, f"{each.name}, {kind} twins")
             with naming(each.name):
-                study = circuit_study(each.model, first, second, exact=exact, note=said)
+                study = circuit_study(each.model, first, second, exact=exact, note=about)
             task = f"IOI ({kind})"
             found.append(TaskCircuit(task, NAMING, each.architecture, each.seed, each.name, study))
     return found
@@ -187,29 +184,15 @@ def ioi_matrices(
     found = []
     for each in models:
         first, second = ioi_pairs(each.model, drawn, "abc", seed).split(prompts)
-
-        def said(text: str, about: str = each.name) -> None:
-            note(f"{about}: {text}")
-
+        asked = each.model, first, second, ioi_metrics(each.model)
         with naming(each.name):
             chosen = metric_matrix(
-                each.model,
-                first,
-                second,
-                ioi_metrics(each.model),
-                known=known.get(each.name, {}),
-                note=said,
+                *asked, known=known.get(each.name, {}), note=_about(note, each.name)
             )
+        counts = Prompts(len(first), len(second))
+        groups = len(alike(second).unique())
         found.append(
-            MetricMatrix(
-                each.name,
-                each.architecture,
-                each.seed,
-                "abc",
-                Prompts(len(first), len(second)),
-                len(alike(second).unique()),
-                chosen,
-            )
+            MetricMatrix(each.name, each.architecture, each.seed, "abc", counts, groups, chosen)
         )
     return found
 

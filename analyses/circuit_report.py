@@ -36,9 +36,11 @@ class CircuitReport(Result):
         ]
 
     def figures(self) -> Mapping[str, Figure]:
-        """The circuit."""
+        """The circuit, unless it has no edges."""
         from resval_lens.analyses.circuit_figures import circuits
 
+        if not self.study.circuit.edges:
+            return {}
         title = f"{self.facts.model}: {self.facts.task}, {self.facts.twins} twins"
         return {"circuit.png": circuits({title: self.study.circuit})}
 

@@ -22,6 +22,7 @@ from resval_lens.analyses.circuits.evaluation import (
     EvaluatedCircuit,
     check_gap,
     check_sizes,
+    counting,
     curve,
     evaluate,
     faithfulness,
@@ -40,7 +41,6 @@ from resval_lens.transformer import ResValTransformer
 STRONGEST = 25
 
 Note = Callable[[str], None]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -199,14 +199,11 @@ def circuit_study(
     note("running the model and its twins")
     runs = EdgeRuns(model, pairs if held_out is None else held_out, graph)
     check_gap(runs)
-
-    def counting(text: str) -> Progress:
-        return lambda done, total: note(f"{text}: {done:,} of {total:,}")
-
-    curves = curve(runs, scores.values, sizes=sizes, progress=counting("circuits by size"))
+    by_size = counting(note, "circuits by size")
+    curves = curve(runs, scores.values, sizes=sizes, progress=by_size)
     if edges is None:
         what = f"the smallest circuit of faithfulness {least}: sizes tried"
-        smallest_ = smallest(runs, scores.values, least, progress=counting(what))
+        smallest_ = smallest(runs, scores.values, least, progress=counting(note, what))
         circuit, search = smallest_.circuit, smallest_.search
     else:
         circuit, search = top_n(graph, scores.values, edges).pruned(), Tried(edges)
@@ -259,9 +256,8 @@ def acdc_study(
         ValueError: no edge is left, or the metric's gap vanishes.
     """
     runs = EdgeRuns(model, pairs)
-    circuit = acdc(
-        runs, tau, lambda done, total: note(f"ACDC: {done:,} of {total:,} edges")
-    ).pruned()
+    kept = acdc(runs, tau, lambda done, total: note(f"ACDC: {done:,} of {total:,} edges"))
+    circuit = kept.pruned()
     if not len(circuit):
         raise ValueError(
             f"acdc={tau:g} leaves no edge from the input to the logits; the metric falls from "
@@ -270,23 +266,13 @@ def acdc_study(
     others = EdgeRuns(model, held_out, runs.graph)
     check_gap(others)
     (measured,) = by_each_metric(model, held_out, [circuit], metrics)
+    generator = torch.Generator().manual_seed(seed)
     evaluated = evaluate(
-        others,
-        circuit,
-        torch.Generator().manual_seed(seed),
-        most_edges=most_edges,
-        most_nodes=most_nodes,
-        note=note,
+        others, circuit, generator, most_edges=most_edges, most_nodes=most_nodes, note=note
     )
-    return ACDCStudy(
-        measured,
-        "acdc",
-        tau,
-        Prompts(len(pairs), len(held_out)),
-        NamedEnds(metric, others.clean, others.corrupted),
-        evaluated,
-        runs.circuits_run + others.circuits_run,
-    )
+    ends = NamedEnds(metric, others.clean, others.corrupted)
+    counts, ran = Prompts(len(pairs), len(held_out)), runs.circuits_run + others.circuits_run
+    return ACDCStudy(measured, "acdc", tau, counts, ends, evaluated, ran)
 
 
 def agreement(scores: EdgeScores, oracle: EdgeScores) -> Agreement:

@@ -409,16 +409,7 @@ def _judge(
 
 
 def _numbers(measured: HeadMeasures, place: tuple[int, int]) -> Head:
-    return Head(
-        f"a{place[0]}.h{place[1]}",
-        measured.total[place].item(),
-        measured.p_io[place].item(),
-        measured.direct[place].item(),
-        measured.direct_on_io[place].item(),
-        measured.direct_on_s[place].item(),
-        measured.copies[place].item(),
-        measured.direct_along_links[place].item(),
-        measured.direct_when_movers_are_out[place].item(),
-        measured.into_queries[place].item(),
-        {name: weight[place].item() for name, weight in measured.attention.items()},
-    )
+    """What one head was judged by."""
+    own = {name: x[place].item() for name, x in vars(measured).items() if isinstance(x, Tensor)}
+    attention = {name: weight[place].item() for name, weight in measured.attention.items()}
+    return Head(f"a{place[0]}.h{place[1]}", **own, attention=attention)

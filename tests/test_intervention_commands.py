@@ -242,6 +242,14 @@ def test_acdc_keeps_what_matters(done: dict[str, Done]) -> None:
     assert report["circuit"]["n_edges"] < report["circuit"]["n_edges_of_model"]
 
 
+def test_a_circuit_that_leads_nowhere_is_told_and_not_drawn(tmp_path: Path) -> None:
+    asked = ("circuit", "classic", "--prompts", "4", "--edges", "1", "--out", str(tmp_path))
+    output, report, _ = invoke(*asked)
+    assert (report["circuit"]["edges"], report["circuit"]["faithfulness"]) == ([], 0)
+    assert "Of the 1 strongest edges 0 lie on a way from" in " ".join(output.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["circuit.json"]
+
+
 # attribute
 
 

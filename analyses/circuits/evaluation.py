@@ -61,6 +61,11 @@ class Faithfulness:
         return "valid" if self.reason is None else "invalid"
 
 
+def counting(note: Callable[[str], None], what: str) -> Progress:
+    """Notes ``what``, and how many of how many are done."""
+    return lambda done, total: note(f"{what}: {done:,} of {total:,}")
+
+
 def faithfulness(
     runs: EdgeRuns, circuits: Sequence[Circuit], progress: Progress = lambda done, total: None
 ) -> list[Faithfulness]:
@@ -355,10 +360,6 @@ def evaluate(
     Args:
         note: called with what is being done.
     """
-
-    def counting(text: str) -> Progress:
-        return lambda done, total: note(f"{text}: {done:,} of {total:,}")
-
     nodes = [node for node in circuit.nodes if node not in ("input", "logits")]
     baseline = random_circuits(runs.graph, max(1, len(circuit)), n_random, generator)
     edges = _some(circuit.numbers, most_edges, generator)
@@ -366,7 +367,7 @@ def evaluate(
     sets = [[node] for node in alone] + ([nodes] if len(nodes) > 1 else [])
     # Random edges seldom make a way from the input: pruned, most are circuits that are known.
     circuits = [circuit, circuit.without_links(), *(each.pruned() for each in baseline)]
-    own, without, *drawn = faithfulness(runs, circuits, counting("faithfulness"))
+    own, without, *drawn = faithfulness(runs, circuits, counting(note, "faithfulness"))
     values = [each.value for each in drawn if each.value is not None]
     return EvaluatedCircuit(
         **vars(circuit.named()),
@@ -381,8 +382,8 @@ def evaluate(
             float(np.mean(values)) if values else None,
             float(np.max(values)) if values else None,
         ),
-        minimality=minimality(runs, circuit, edges, counting("minimality")),
-        completeness=completeness(runs, circuit, sets, counting("completeness")),
+        minimality=minimality(runs, circuit, edges, counting(note, "minimality")),
+        completeness=completeness(runs, circuit, sets, counting(note, "completeness")),
         measured=Measured(EdgesTried(len(edges), len(circuit)), NodesTried(len(alone), len(nodes))),
         measured_by=runs.measured_by,
     )
