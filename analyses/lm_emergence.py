@@ -40,15 +40,19 @@ class Measured:
     architecture: str
     spread: Spread = field(metadata=FLAT)
 
-    def told(self) -> str:
-        """Mean ± sd, and how many seeds never got there."""
+    def told(self, seeds: int) -> str:
+        """Mean ± sd, and how many seeds never got there, or how many of ``seeds`` were measured."""
         numbers, form = self.spread, ",.0f" if self.measure.startswith("step:") else ".3f"
+        if not numbers.by_seed:
+            return ""
         if numbers.mean is None:
             return "never"
         text = f"{numbers.mean:{form}}"
         if len(numbers.by_seed) > 1:
             text += f" ± {numbers.sd:{form}}"
         never = len(numbers.by_seed) - len(numbers.there)
+        if len(numbers.by_seed) < seeds:
+            text += f"\n({len(numbers.by_seed)} of {seeds})"
         return f"{text}\n({never} never)" if never else text
 
 
@@ -79,13 +83,13 @@ class Compared:
             by[test.prompts, test.measure][1].append(test.tests)
         return list(by.values())
 
-    def table(self, architectures: Sequence[str], title: str, caption: str) -> Table:
-        """Mean ± sd of each architecture, and p of their tests."""
+    def table(self, seeds: Mapping[str, int], title: str, caption: str) -> Table:
+        """Mean ± sd of each architecture, and p of their tests; ``seeds``: how many of each."""
         from rich.table import Table
 
         from resval_lens.analyses.tables import NARROW
 
-        first, *others = architectures
+        first, *others = seeds
         table = Table(title=title, caption=caption, **NARROW)
         for name in ("prompts", ""):
             table.add_column(name, no_wrap=True)
@@ -98,7 +102,7 @@ class Compared:
         previous = None
         for rows, tests in self.lines():
             prompts, measure = rows[0].prompts, rows[0].measure
-            cells = [row.told() for row in rows]
+            cells = [row.told(seeds[row.architecture]) for row in rows]
             for each in tests:
                 cells += [_told_p(p) for p in (each.p, each.p_paired, each.p_paired_holm)]
             if previous not in (None, prompts):
@@ -134,7 +138,8 @@ class LMEmergence(Result):
     """Final losses and IOI scores, the steps at which they emerge, and both at equal loss.
 
     A step is that of the first evaluation above the threshold: it is known no better than the
-    steps between evaluations.
+    steps between evaluations. Losses and scores at the end are of the runs that went there: some
+    may have been ended before (``LMRun.until``).
 
     Attributes:
         seeds: how many, by architecture.
@@ -153,7 +158,7 @@ class LMEmergence(Result):
         seeds = ", ".join(f"{name} {count}" for name, count in self.seeds.items())
         return (
             self.compared.table(
-                self.architectures,
+                self.seeds,
                 f"After {self.steps:,} steps, evaluated every {self.evaluate_every:,}\n"
                 f"(seeds: {seeds})",
                 "(mean ± population sd over seeds; loss in nats; accuracy: share of prompts with\n"
@@ -161,7 +166,7 @@ class LMEmergence(Result):
                 "pairs: by seed; Holm: pairs, corrected for the tests of this table)",
             ),
             self.matched.compared.table(
-                self.architectures,
+                self.seeds,
                 "At equal validation loss\n(loss: that of the first evaluation above the "
                 f"threshold; at {self.matched.loss or 0:.3f}: where the\nloss falls to that, its "
                 "mean at the first threshold of the last prompts)",
@@ -195,13 +200,18 @@ def lm_emergence(runs: Sequence[RecordedLMRun]) -> LMEmergence:
 def _compared(
     runs: Sequence[RecordedLMRun], labels: Sequence[str], measures: dict[tuple[str, str], Measure]
 ) -> Compared:
-    """Some measures of every architecture, and tests that are corrected for being so many."""
+    """Some measures of every architecture, and tests that are corrected for being so many.
+
+    Those of the last step (:func:`_last`) leave out runs that were ended before it.
+    """
     rows: list[Measured] = []
     tests: dict[tuple[str, str, str, str], TTests] = {}
     for what, of in measures.items():
         numbers: dict[str, dict[int, float | None]] = {name: {} for name in labels}
         for label, recorded in zip(labels, runs, strict=True):
-            numbers[label][recorded.run.seed] = of(recorded.evaluations)
+            whole = recorded.run.last_step == recorded.run.steps
+            if whole or not (isinstance(of, partial) and of.func is _last):
+                numbers[label][recorded.run.seed] = of(recorded.evaluations)
         rows += [Measured(*what, name, spread(by_seed)) for name, by_seed in numbers.items()]
         base, *others = numbers
         tests |= {(*what, each, base): t_tests(numbers[each], numbers[base]) for each in others}
@@ -235,11 +245,11 @@ def _emerging_loss(runs: Sequence[RecordedLMRun], sets: Sequence[str]) -> float 
 def _measures(sets: Sequence[str]) -> dict[tuple[str, str], Measure]:
     """(set of prompts, name) to what it is of a run's evaluations."""
     measures: dict[tuple[str, str], Measure] = {
-        ("", "validation loss"): lambda lines: lines[-1]["valid_loss"]
+        ("", "validation loss"): partial(_last, itemgetter("valid_loss"))
     }
     for prompts in sets:
         for score, name in SCORES.items():
-            measures[prompts, name] = partial(_last, prompts, score)
+            measures[prompts, name] = partial(_last, partial(_score, prompts, score))
         for score, above in THRESHOLDS:
             measures[prompts, f"step: {SCORES[score]} > {above}"] = partial(
                 _first, prompts, score, above
@@ -273,8 +283,8 @@ def _loss(prompts: str, score: str, above: float, lines: Sequence[Line]) -> floa
     )
 
 
-def _last(prompts: str, score: str, lines: Sequence[Line]) -> float:
-    return _score(prompts, score, lines[-1])
+def _last(of: Callable[[Line], float], lines: Sequence[Line]) -> float:
+    return of(lines[-1])
 
 
 def _first(prompts: str, score: str, above: float, lines: Sequence[Line]) -> float | None:
@@ -298,7 +308,7 @@ def _check_alike(runs: Sequence[RecordedLMRun]) -> None:
                 f"{recorded.folder} and {twin.folder} have the same streams and seed; compare one"
             )
         if not recorded.done:
-            raise ValueError(f"{recorded.folder} has not reached step {recorded.run.steps}")
+            raise ValueError(f"{recorded.folder} has not reached step {recorded.run.last_step}")
         own, other = (set(each.evaluations[-1].get("ioi", {})) for each in (recorded, first))
         if own != other:
             raise ValueError(f"{recorded.folder} and {first.folder} have different sets of prompts")
@@ -307,7 +317,7 @@ def _check_alike(runs: Sequence[RecordedLMRun]) -> None:
 def _settings(recorded: RecordedLMRun) -> tuple[Any, dict[str, Any]]:
     """The streams, and everything else but seed, name and what does not change the outcome."""
     settings = recorded.run.to_dict()
-    for name in ("name", "seed", "model", "snapshot_every", "log_every", "compile"):
+    for name in ("name", "seed", "model", "snapshot_every", "log_every", "compile", "until"):
         del settings[name]
     model = json.loads(recorded.run.model)
     model.pop("streams")

@@ -49,7 +49,7 @@ def folder_of(
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps({"run": run.to_dict(), "starts": [provenance()]}))
     lines: list[dict[str, Any]] = [{"step": 20, "train_loss": 1 / 3}]
-    for step in range(0, 501, 100):
+    for step in range(0, changes.get("until", 500) + 1, 100):
         score = 0.97 if at is not None and step >= at else 0.0
         lines.append(line(step, score, score, loss))
     lines.sort(key=lambda each: int(each["step"]))
@@ -216,6 +216,26 @@ def test_runs_without_generated_prompts_are_drawn_too(tmp_path: Path, sets: dict
     assert lm_emergence(runs).tables()[0].row_count == 1 + 8 * len(sets)
     assert len(training(runs).axes) == (3 if sets else 1)
     plt.close("all")
+
+
+def test_runs_that_end_early_count_where_they_went(tmp_path: Path) -> None:
+    """Classic at 200, 300 and (ended at 400) 300; values at 200, 200 and (ended at 400) never."""
+    for streams, at in (("", (200, 300, 300)), ("v", (200, 200, None))):
+        for seed, step in enumerate(at):
+            early = {"until": 400} if seed == 2 else {}
+            folder_of(tmp_path, streams, seed, step, loss=1.0 + seed, **early)
+    runs = load_lm_runs(tmp_path)
+    assert [each.done for each in runs] == [True] * 6
+    found = lm_emergence(runs)
+    by = {(row.prompts, row.measure, row.architecture): row for row in found.compared.rows}
+    loss = by["", "validation loss", "classic"]
+    assert set(loss.spread.by_seed) == {0, 1}
+    assert loss.spread.mean == 1.5
+    assert loss.told(3).endswith("(2 of 3)")
+    steps = by["unseen", "step: accuracy > 0.95", "values"]
+    assert steps.spread.by_seed == {0: 200, 1: 200, 2: None}
+    assert by["unseen", "step: accuracy > 0.95", "classic"].spread.mean == np.mean([200, 300, 300])
+    assert found.seeds == {"classic": 3, "values": 3}
 
 
 def test_an_unfinished_run_is_neither_compared_nor_exported(tmp_path: Path) -> None:
