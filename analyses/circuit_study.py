@@ -14,16 +14,14 @@ from scipy.stats import pearsonr, spearmanr
 from resval_lens.analyses.circuit_metrics import FAITHFUL, ByMetric, by_each_metric
 from resval_lens.analyses.circuits.acdc import acdc
 from resval_lens.analyses.circuits.circuit import Circuit, check_count, top_n
+from resval_lens.analyses.circuits.curve import Curve, check_sizes, curve
 from resval_lens.analyses.circuits.evaluation import (
     MOST_EDGES,
     MOST_NODES,
-    Curve,
     Ends,
     EvaluatedCircuit,
     check_gap,
-    check_sizes,
     counting,
-    curve,
     evaluate,
     faithfulness,
 )

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from resval_lens.analyses.circuit_study import CircuitStudy, Prompts, StudiedCircuit
 from resval_lens.analyses.circuits.circuit import Circuit
+from resval_lens.analyses.circuits.curve import Curve
 from resval_lens.analyses.circuits.evaluation import (
     CircuitMetric,
-    Curve,
     EdgesTried,
     Ends,
     EvaluatedCircuit,

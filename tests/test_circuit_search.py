@@ -16,12 +16,12 @@ from resval_lens.analyses.circuit_figures import circuits
 from resval_lens.analyses.circuit_report import circuit_table
 from resval_lens.analyses.circuit_study import circuit_study
 from resval_lens.analyses.circuits.circuit import Circuit, top_n
+from resval_lens.analyses.circuits.curve import curve
 from resval_lens.analyses.circuits.evaluation import (
     EdgesTried,
     EvaluatedCircuit,
     Measured,
     NodesTried,
-    curve,
     evaluate,
     minimality,
 )

@@ -14,10 +14,10 @@ from scipy.stats import spearmanr
 
 from resval_lens.analyses.circuits.acdc import acdc
 from resval_lens.analyses.circuits.circuit import Circuit, greedy, threshold, top_n
+from resval_lens.analyses.circuits.curve import curve
 from resval_lens.analyses.circuits.evaluation import (
     EvaluatedCircuit,
     completeness,
-    curve,
     evaluate,
     faithfulness,
     minimality,

@@ -1,11 +1,9 @@
-"""How well a circuit stands for the model: faithfulness, CPR, CMD, completeness, minimality.
+"""How well a circuit stands for the model: faithfulness, completeness, minimality.
 
 Every number comes from exact runs in which the edges outside the circuit carry what they carry on
 the corrupted twins (edge patching). With m the mean metric over prompts:
 
     faithfulness  f(C) = (m(C) − m(corrupted)) / (m(clean) − m(corrupted))
-    CPR           ∫ f(C_x) dx, C_x the highest-ranking share x of edges (MIB, arXiv 2504.13151)
-    CMD           ∫ |1 − f(C_x)| dx
     completeness  |m(C∖K) − m(M∖K)| for sets K of heads and MLPs that are knocked out of the
                   circuit C and of the model M alike (Wang et al. 2022)
     minimality    m(C) − m(C∖e) of each edge e of the circuit
@@ -19,17 +17,14 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Generator
 
-from resval_lens.analyses.circuits.circuit import Circuit, NamedCircuit, Rank, ranked
+from resval_lens.analyses.circuits.circuit import Circuit, NamedCircuit
 from resval_lens.analyses.circuits.graph import Graph, graph_of
 from resval_lens.analyses.circuits.running import EdgeRuns, MeasuredBy
-from resval_lens.analyses.result import FLAT, Result
+from resval_lens.analyses.result import FLAT
 from resval_lens.hooks.prompts import vanishes
 
-FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""Shares of edges at which circuits are compared (MIB)."""
 MOST_EDGES = 256
 """Edges of a circuit that :func:`evaluate` measures the minimality of; others are left out."""
 MOST_NODES = 64
@@ -119,70 +114,6 @@ def check_gap(runs: EdgeRuns) -> None:
     reason = vanishing_gap(runs)
     if reason is not None:
         raise ValueError(reason)
-
-
-@dataclass(frozen=True)
-class Curve(Result):
-    """Faithfulness over circuit size.
-
-    Attributes:
-        fractions: shares of the model's edges.
-        sizes: edges before pruning.
-        faithfulness: f at each; None where invalid.
-        cpr, cmd: areas by the trapezoid rule from the first share to the last; None where invalid.
-    """
-
-    fractions: tuple[float, ...]
-    sizes: tuple[int, ...]
-    faithfulness: tuple[float | None, ...]
-    cpr: float | None
-    cmd: float | None
-    reason: str | None
-    measured_by: MeasuredBy = field(metadata=FLAT)
-
-
-def curve(
-    runs: EdgeRuns,
-    values: Float[Tensor, " edge"],
-    rank: Rank = "absolute",
-    fractions: Sequence[float] = FRACTIONS,
-    sizes: Sequence[int] | None = None,
-    progress: Progress = lambda done, total: None,
-) -> Curve:
-    """f of the highest-ranking edges at each share of all, or at each of ``sizes`` instead.
-
-    Raises:
-        ValueError: shares that do not rise from above 0 to at most 1; sizes that do not rise from
-            1 or more to at most all edges.
-    """
-    n = len(runs.graph)
-    if sizes is None:
-        shares = list(fractions)
-        if not shares or shares != sorted(set(shares)) or shares[0] <= 0 or shares[-1] > 1:
-            raise ValueError(f"fractions must rise from above 0 to at most 1; got {fractions}")
-        counts = [max(1, round(share * n)) for share in shares]
-    else:
-        check_sizes(sizes, n)
-        counts = list(sizes)
-        shares = [size / n for size in counts]
-    order = ranked(runs.graph, values, rank).argsort(descending=True, stable=True).tolist()
-    circuits = [Circuit.of(runs.graph, order[:size]) for size in counts]
-    found = [each.value for each in faithfulness(runs, circuits, progress)]
-    reason = vanishing_gap(runs)
-    cpr = cmd = None
-    if reason is None:
-        f = np.array(found, dtype=float)
-        cpr, cmd = (float(np.trapezoid(y, shares)) for y in (f, np.abs(1 - f)))
-    return Curve(tuple(shares), tuple(counts), tuple(found), cpr, cmd, reason, runs.measured_by)
-
-
-def check_sizes(sizes: Sequence[int], n_edges: int) -> None:
-    """Raises ValueError for sizes that do not rise from 1 or more to at most ``n_edges``."""
-    wanted = list(sizes)
-    if not wanted or wanted != sorted(set(wanted)) or wanted[0] < 1 or wanted[-1] > n_edges:
-        raise ValueError(
-            f"sizes must rise from 1 or more to at most {n_edges}, all edges; got {wanted}"
-        )
 
 
 def minimality(
