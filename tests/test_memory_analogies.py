@@ -234,29 +234,29 @@ def test_a_study_has_every_measure_of_every_model(runs):
     assert [row.name for row in study.models] == ["relative", "relative-values"]
     assert study.pairs == 6
     for row in study.models:
-        for answers in (row.found.wrong, row.found.right, row.found.unknown):
+        for answers in (row.wrong, row.right, row.unknown):
             assert len(answers) == len(TIMES)
-        recall = row.found.recall
+        recall = row.recall
         assert recall["frequent"].capitals + recall["rare"].capitals == 6
-        mean = np.mean([each.p_own for each in row.found.by_capital])
+        mean = np.mean([each.p_own for each in row.by_capital])
         assert recall["all"].means.p_own == pytest.approx(mean)
     again = analogies_study(load_memory_runs(runs), 4)
     assert json.dumps(again.to_dict()) == json.dumps(study.to_dict())
     for row, values in zip(study.models, study.over_seeds, strict=True):
         (mean,) = values.wrong[2].said.by_seed.values()
-        assert mean == values.wrong[2].said.mean == row.found.wrong[2].said
-        assert values.recall["all"].top1.mean == row.found.recall["all"].means.top1
+        assert mean == values.wrong[2].said.mean == row.wrong[2].said
+        assert values.recall["all"].top1.mean == row.recall["all"].means.top1
         assert values.to_dict()["wrong_2_said"] == {"by_seed": {"0": mean}, "mean": mean, "sd": 0.0}
 
 
 def test_seeds_are_averaged(runs):
     row = analogies_study(load_memory_runs(runs), 4).models[0]
-    wrong = list(row.found.wrong)
+    wrong = list(row.wrong)
     wrong[1] = replace(wrong[1], own=wrong[1].own + 2)
-    other = replace(row, seed=1, found=replace(row.found, wrong=wrong))
+    other = replace(row, seed=1, wrong=wrong)
     (mean,) = analogies_over_seeds([row, other])
     assert mean.seeds == [0, 1]
-    assert mean.wrong[1].own.mean == pytest.approx(row.found.wrong[1].own + 1)
+    assert mean.wrong[1].own.mean == pytest.approx(row.wrong[1].own + 1)
     assert mean.wrong[1].own.sd == pytest.approx(1)
 
 
@@ -268,12 +268,9 @@ def test_tables_of_three_seeds_fit_in_80_columns(runs):
     for name in names:
         for seed in range(3):
             means = Recalled(0.9 + seed / 30, seed / 2, seed / 4)
-            recall = {
-                group: OfGroup(means, own.capitals) for group, own in row.found.recall.items()
-            }
+            recall = {group: OfGroup(means, own.capitals) for group, own in row.recall.items()}
             halves = Longer(1.0, None if seed == 1 else 0.25)
-            found = replace(row.found, recall=recall, longer=halves)
-            rows.append(replace(row, name=name, seed=seed, found=found))
+            rows.append(replace(row, name=name, seed=seed, recall=recall, longer=halves))
     study = replace(study, models=rows, over_seeds=analogies_over_seeds(rows))
     text = assert_fits(study.tables(), names)
     assert text.count(" .93±.03 ") == text.count(".25±.00 (2/3)") == 3

@@ -161,20 +161,18 @@ def test_relative_positions_keep_and_absolute_ones_forget(study: LengthStudy) ->
     assert study.sequences == [100, 50, 40]
     absolute, relative, values = study.models
     for model in (relative, values):
-        assert [row.scores.accuracy for row in model.found.lengths] == pytest.approx(
-            [1, 1, 1], abs=0.03
-        )
-        assert model.found.tau1 == pytest.approx(6, abs=0.05)
-    assert absolute.found.lengths[0].scores.accuracy > 0.97
-    beyond = [row.accuracy for row in absolute.found.bins if row.first > 12]
+        assert [row.scores.accuracy for row in model.lengths] == pytest.approx([1, 1, 1], abs=0.03)
+        assert model.tau1 == pytest.approx(6, abs=0.05)
+    assert absolute.lengths[0].scores.accuracy > 0.97
+    beyond = [row.accuracy for row in absolute.bins if row.first > 12]
     # Its head is off at positions beyond, but pairs at trained positions are remembered.
     assert all(accuracy < 1 for accuracy in beyond)
-    last = absolute.found.bins[-1]
+    last = absolute.bins[-1]
     assert last.previous_mass == pytest.approx(last.predicted, abs=2e-3)
     assert last.predicted == pytest.approx(
         np.mean([1 / t for t in range(last.first, last.last + 1)])
     )
-    assert relative.found.bins[-1].previous_mass > 0.9
+    assert relative.bins[-1].previous_mass > 0.9
 
 
 def test_numbers_at_a_length_in_loops(tmp_path: Path) -> None:
@@ -184,7 +182,7 @@ def test_numbers_at_a_length_in_loops(tmp_path: Path) -> None:
     generator, model = Generator().manual_seed(7), recorded.model()
     batches = [TASK.batch(15, generator, 6), TASK.batch(6, generator, 15)]
     at: dict[int, list[float]] = {t: [] for t in range(1, 16)}
-    for batch, row in zip(batches, study.models[0].found.lengths, strict=True):
+    for batch, row in zip(batches, study.models[0].lengths, strict=True):
         hits, losses, excesses = [], [], []
         with torch.no_grad():
             logits = model(batch.inputs).double().numpy()
@@ -202,7 +200,7 @@ def test_numbers_at_a_length_in_loops(tmp_path: Path) -> None:
         assert row.scores.accuracy == pytest.approx(np.mean(hits))
         assert row.scores.loss == pytest.approx(np.mean(losses), abs=1e-5)
         assert row.scores.excess == pytest.approx(np.mean(excesses), abs=1e-5)
-    for row in study.models[0].found.bins:
+    for row in study.models[0].bins:
         there = [x for t in range(row.first, row.last + 1) for x in at[t]]
         assert row.accuracy_count == len(there)
         assert row.accuracy == (pytest.approx(np.mean(there)) if there else None)
@@ -222,7 +220,7 @@ def test_what_is_said_follows_from_the_numbers(study: LengthStudy) -> None:
 def test_the_figure_draws_the_bins(study: LengthStudy) -> None:
     axes = study.figures()["memory-lengths.png"].axes[0]
     line = next(line for line in axes.get_lines() if line.get_label() == "absolute")
-    drawn = [row.accuracy for row in study.models[0].found.bins if row.accuracy is not None]
+    drawn = [row.accuracy for row in study.models[0].bins if row.accuracy is not None]
     assert list(line.get_ydata()) == drawn
 
 

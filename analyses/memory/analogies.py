@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+import torch
 from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Generator
@@ -101,8 +102,8 @@ class Longer:
 
 
 @dataclass(frozen=True)
-class ModelAnswers:
-    """All that is measured of one model.
+class AnalogyModel:
+    """All that is measured of a run's model.
 
     Attributes:
         recall: by group: all, the frequent ones that make up half of all occurrences, the rest.
@@ -110,6 +111,10 @@ class ModelAnswers:
             own, and of another one after a capital that training never had.
     """
 
+    name: str
+    seed: int
+    steps: int
+    length: int
     by_capital: list[Capital]
     by_rank: list[Ranks]
     recall: Mapping[Group, OfGroup]
@@ -118,17 +123,6 @@ class ModelAnswers:
     unknown: list[Answers[float]]
     attention: Attention
     longer: Longer
-
-
-@dataclass(frozen=True)
-class AnalogyModel:
-    """A run's model."""
-
-    name: str
-    seed: int
-    steps: int
-    length: int
-    found: ModelAnswers = field(metadata=FLAT)
 
 
 @dataclass(frozen=True)
@@ -247,6 +241,7 @@ def by_rank(capitals: Sequence[Capital]) -> list[Ranks]:
     return groups
 
 
+@torch.no_grad()
 def longer(
     model: MemoryTransformer, task: TriggerTask, sequences: int, generator: Generator
 ) -> Longer:
@@ -262,10 +257,9 @@ def longer(
     return Longer(accuracy(slice(0, task.length)), accuracy(slice(task.length, None)))
 
 
-def model_answers(
-    model: MemoryTransformer, task: TriggerTask, seed: int, sequences: int
-) -> ModelAnswers:
+def model_answers(recorded: RecordedMemoryRun, seed: int, sequences: int) -> AnalogyModel:
     """All that is measured of one model; each kind of prompt from a generator of its own."""
+    run, task, model = recorded.run, recorded.run.task, recorded.model()
 
     def fresh(place: int) -> Generator:
         return Generator().manual_seed(1_000 * seed + place)
@@ -292,7 +286,11 @@ def model_answers(
         "frequent": [row for row in capitals if row.frequent],
         "rare": [row for row in capitals if not row.frequent],
     }
-    return ModelAnswers(
+    return AnalogyModel(
+        run.name,
+        run.seed,
+        run.steps,
+        task.length,
         capitals,
         by_rank(capitals),
         {group: OfGroup(_means_of(rows), len(rows)) for group, rows in groups.items() if rows},
@@ -330,9 +328,7 @@ def analogies_study(
     rows = []
     for recorded in runs:
         note(recorded.run.folder_name)
-        run = recorded.run
-        found = model_answers(recorded.model(), run.task, seed, sequences)
-        rows.append(AnalogyModel(run.name, run.seed, run.steps, run.task.length, found))
+        rows.append(model_answers(recorded, seed, sequences))
     pairs = len(own_countries(runs[0].run.task))
     over_seeds = analogies_over_seeds(rows)
     return Analogies(source, zipf, seed, pairs, TIMES, sequences, rows, over_seeds)
@@ -342,7 +338,7 @@ def analogies_over_seeds(rows: Sequence[AnalogyModel]) -> list[AnswersOverSeeds]
     """What tables show over the seeds of a name."""
     found = []
     for name in dict.fromkeys(row.name for row in rows):
-        own = {row.seed: row.found for row in rows if row.name == name}
+        own = {row.seed: row for row in rows if row.name == name}
         recall = {}
         for group in _GROUPS:
             means = {seed: each.recall.get(group) for seed, each in own.items()}

@@ -29,14 +29,14 @@ def draw(study: Analogies) -> Figure:
         figure, grid = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
         for row in rows:
             colour, style = shade(row.name), "--" if "values" in row.name else "-"
-            ranks = [(each.first + each.last) / 2 for each in row.found.by_rank]
+            ranks = [(each.first + each.last) / 2 for each in row.by_rank]
             look: dict[str, Any] = {"color": colour, "ms": 4}
-            p_own = [each.p_own for each in row.found.by_rank]
+            p_own = [each.p_own for each in row.by_rank]
             grid[0, 0].plot(ranks, p_own, style, lw=1, marker="x", **look)
-            overridden = [each.overridden for each in row.found.by_rank]
+            overridden = [each.overridden for each in row.by_rank]
             grid[0, 0].plot(ranks, overridden, style, lw=1.8, marker="o", label=row.name, **look)
             for axes, answers in (
-                (grid[0, 1], row.found.wrong), (grid[1, 0], row.found.unknown),
+                (grid[0, 1], row.wrong), (grid[1, 0], row.unknown),
             ):  # fmt: skip
                 said, own = [each.said for each in answers], [each.own for each in answers]
                 axes.plot(times, said, style, lw=1.8, marker="o", **look)
@@ -67,7 +67,7 @@ def _halves(axes: Axes, rows: Sequence[AnalogyModel]) -> None:
     length = rows[0].length
     labels = [f"t ≤ {length}", f"t > {length}"]
     for i, row in enumerate(rows):
-        heights = [row.found.longer.trained or 0, row.found.longer.beyond or 0]
+        heights = [row.longer.trained or 0, row.longer.beyond or 0]
         places = np.arange(2) + (i - (len(rows) - 1) / 2) * 0.8 / len(rows)
         drawn = axes.bar(
             places, heights, 0.74 / len(rows), color=shade(row.name), label=row.name,

@@ -271,10 +271,7 @@ def group_study(
 
 
 def knowledge_study(
-    subjects: Sequence[Subject],
-    prompts: int = 200,
-    seed: int = 0,
-    note: Note = lambda text: None,
+    subjects: Sequence[Subject], prompts: int = 200, seed: int = 0, note: Note = lambda text: None
 ) -> Knowledge:
     """:func:`group_study` of every subject and group, and means over seeds.
 

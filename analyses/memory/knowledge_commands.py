@@ -225,11 +225,7 @@ def analogies_command(
 
     Example: `resval-lens memory analogies --pairs 58 --variants relative`
     """
-    from resval_lens.analyses.memory.analogies import (
-        analogies_study,
-        check_variants,
-        finished_run,
-    )
+    from resval_lens.analyses.memory.analogies import analogies_study, check_variants, finished_run
     from resval_lens.analyses.memory.capitals import capitals_task
     from resval_lens.analyses.memory.comparable import check_seed
     from resval_lens.analyses.memory.training import planned_runs

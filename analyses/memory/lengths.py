@@ -31,9 +31,8 @@ from resval_lens.analyses.memory.positions import (
 from resval_lens.analyses.result import FLAT, OPTIONAL
 from resval_lens.analyses.seeds import Spread, spread
 from resval_lens.memory.config import Positions
-from resval_lens.memory.model import MemoryTransformer
 from resval_lens.recorded_memory import RecordedMemoryRun
-from resval_lens.tasks.triggers import TriggerBatch, TriggerTask, optimal_loss
+from resval_lens.tasks.triggers import TriggerBatch, optimal_loss
 from resval_lens.training.memory import batch_logits
 from resval_lens.training.memory_run import MemoryRun
 
@@ -91,23 +90,16 @@ class Bin:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A model at every length and in every bin; ``tau1``: strength of its previous-token head."""
-
-    tau1: float
-    lengths: list[AtLength[float | None]]
-    bins: list[Bin]
-
-
-@dataclass(frozen=True)
 class MeasuredModel:
-    """A run's model."""
+    """A run's model; ``tau1``: the strength of its previous-token head."""
 
     variant: str
     seed: int
     positions: Positions
     streams: list[str]
-    found: Measured = field(metadata=FLAT)
+    tau1: float
+    lengths: list[AtLength[float | None]]
+    bins: list[Bin]
 
 
 @dataclass(frozen=True)
@@ -200,7 +192,7 @@ class LengthStudy(OfRuns):
     def _attention_sentence(self, name: str) -> list[str]:
         """Attention to t − 1 in the last trained and the last bin, measured and predicted."""
         trained = self.trained_length
-        own = [model.found.bins for model in self.models if model.variant == name]
+        own = [model.bins for model in self.models if model.variant == name]
         inside = [rows[max(i for i, row in enumerate(rows) if row.last <= trained)] for rows in own]
         last = [rows[-1] for rows in own]
         if last[0].last <= trained:
@@ -271,9 +263,7 @@ def length_study(
         generator = Generator().manual_seed(seed)
         batches = [run.task.batch(max(1, tokens // n), generator, n) for n in fitting]
         looked_at = run.task.batch(attention, generator, fitting[-1])
-        found = _measured(recorded.model(), run.task, batches, looked_at, bins)
-        streams = [stream.of for stream in run.streams]
-        models.append(MeasuredModel(run.name, run.seed, run.positions, streams, found))
+        models.append(_measured(recorded, batches, looked_at, bins))
     return LengthStudy(
         first,
         first.task.length,
@@ -289,13 +279,13 @@ def length_study(
 
 @torch.no_grad()
 def _measured(
-    model: MemoryTransformer,
-    task: TriggerTask,
+    recorded: RecordedMemoryRun,
     batches: Sequence[TriggerBatch],
     looked_at: TriggerBatch,
     bins: Sequence[tuple[int, int]],
-) -> Measured:
+) -> MeasuredModel:
     """Accuracy, loss and attention at the length of each batch and in each bin of positions."""
+    run, task, model = recorded.run, recorded.run.task, recorded.model()
     attention = attention_by_position(model, looked_at)
     known_there, lengths = looked_at.in_context, []
     hits, excesses = [], []
@@ -316,7 +306,6 @@ def _measured(
         lengths.append(AtLength(n, scores, int(known.sum())))
     by_position = attention["previous_mass"].mean(0)  # position t at t − 1
     tau1 = fitted_tau1(by_position[1 : task.length])
-    positions = model.cfg.positions
     there = [torch.ones_like(x, dtype=torch.bool) for x in excesses]
     accuracy = binned(hits, [batch.in_context for batch in batches], bins)
     excess = binned(excesses, there, bins)
@@ -324,14 +313,15 @@ def _measured(
     rows = []
     for (first, last), *measured in zip(bins, accuracy, excess, target, strict=True):
         places = [t for t in range(first, last + 1) if t > 1]
-        constructed = [predicted_previous(t, tau1, positions, task.length) for t in places]
+        constructed = [predicted_previous(t, tau1, run.positions, task.length) for t in places]
         previous = _mean(by_position[[t - 1 for t in places]])
         (right, n_right), (above, n_above), (looked, n_looked) = measured
         rows.append(
             Bin(first, last, right, n_right, above, n_above, looked, n_looked, previous,
                 _mean_of(constructed))
         )  # fmt: skip
-    return Measured(tau1, lengths, rows)
+    streams = [stream.of for stream in run.streams]
+    return MeasuredModel(run.name, run.seed, run.positions, streams, tau1, lengths, rows)
 
 
 def _mean(x: Tensor) -> float | None:
@@ -347,7 +337,7 @@ def _over_seeds(models: Sequence[MeasuredModel]) -> dict[str, VariantLengths]:
     """Each variant's numbers at each length over seeds, and τ1."""
     found = {}
     for variant in dict.fromkeys(model.variant for model in models):
-        own = {model.seed: model.found for model in models if model.variant == variant}
+        own = {model.seed: model for model in models if model.variant == variant}
         by_length = zip(*(each.lengths for each in own.values()), strict=True)
         rows = [
             AtLength(

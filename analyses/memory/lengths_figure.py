@@ -39,7 +39,7 @@ def draw(study: LengthStudy) -> Figure:
                 shade = COLOURS.get(own[0].positions, "#000000")
                 style = "--" if own[0].streams else "-"
                 axes.plot(*_by_bin(own, of), color=shade, ls=style, lw=1.8, label=name)
-                if axes is row[1] and own[0].found.bins[-1].predicted is not None:
+                if axes is row[1] and own[0].bins[-1].predicted is not None:
                     places, means = _by_bin(own, lambda row: row.predicted)
                     axes.plot(places, means, color=shade, ls=style, lw=0.9, alpha=0.6)
             axes.axvline(study.trained_length, color="#999999", lw=0.8, ls=":")
@@ -60,7 +60,7 @@ def _by_bin(
 ) -> tuple[list[float], list[float]]:
     """The middle of each bin and the mean over models that have a number."""
     places, means = [], []
-    for rows in zip(*(model.found.bins for model in models), strict=True):
+    for rows in zip(*(model.bins for model in models), strict=True):
         numbers = [number for number in map(of, rows) if number is not None]
         if numbers:
             places.append((rows[0].first * rows[0].last) ** 0.5)
