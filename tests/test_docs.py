@@ -102,7 +102,7 @@ def test_circuits(run, capsys):
     text = page("how-to/find-circuits")
     circuit, edges = found["circuit"], len(found["runs"].graph.edges)
     assert len(circuit) == 7
-    assert f"Seven edges of {edges} keep {found['found']['faithfulness']:.0%} of IO − S" in text
+    assert f"Seven edges of {edges} keep {found['found'].faithfulness:.0%} of IO − S" in text
     shares = found["shares"]
     own, linked = (shares[name].mean().item() for name in ("a1.h2", "a1.h2 from 0"))
     assert f"writes {own:.1f}".replace("0.", ".") in text
