@@ -88,6 +88,7 @@ def compare_command(
         studied_models,
     )
     from resval_lens.analyses.compare_parts import Sizes, compare_all
+    from resval_lens.analyses.icl_curves import icl_curves
     from resval_lens.analyses.icl_emergence import emergence, paper_runs
     from resval_lens.analyses.lm_compare import emergence as emergence_of_language_models
     from resval_lens.analyses.result import plain
@@ -135,7 +136,7 @@ def compare_command(
         "accuracy.png": figures.bars(result["models"]),
         "link_edits.png": figures.link_edits(result["links"]) if result["links"] else None,
         "attention.png": figures.attention(result["attention"]),
-        "emergence.png": figures.emergence(found),
+        "emergence.png": icl_curves(found).figure(),
         **circuits.figures(),
     }
     shown = [

@@ -28,11 +28,13 @@ from resval_lens.analyses.display.attention import attention_body
 from resval_lens.analyses.display.display import figure_html
 from resval_lens.analyses.display.page import page, words
 from resval_lens.analyses.display.tables import html_table
+from resval_lens.analyses.icl_curves import icl_curves
 from resval_lens.analyses.icl_emergence import Emergence
 from resval_lens.analyses.lm_compare import NotCompared
 from resval_lens.analyses.lm_emergence import LMEmergence
 from resval_lens.recorded import RecordedRun
 from resval_lens.recorded_lm import RecordedLMRun
+from resval_lens.tasks.icl import TASKS
 
 Data = Mapping[str, Any]
 Drawn = Mapping[str, Figure | None]
@@ -152,7 +154,7 @@ def _emergence(
                  "Accuracy of each model on each task",
                 "Accuracy at the end of training, of one seed. Test: as in training; IC: fresh "
                 "classes; IC2: known classes with new labels; IW: only memory helps."),
-        _figure(ready.get("emergence.png") or figures.emergence(runs),
+        _figure(ready.get("emergence.png") or icl_curves(runs).figure(),
                  "Accuracy and loss of classifiers in training",
                 "Thin: single seeds; thick: their mean."),
         html_table(by_seed.table()),
@@ -311,11 +313,11 @@ def _cells(data: Data) -> str:
         table = Table(title="Classifiers: accuracy")
         for heading in ("trained", "run"):
             table.add_column(heading)
-        for label in figures.TASKS.values():
+        for label in TASKS.values():
             table.add_column(label, justify="right")
         for cell, row in data["four_cells"]["cells"].items():
             trained, run = (part.split(" ", 1)[1] for part in cell.split(", "))
-            table.add_row(trained, f"{run} stream", *(f"{row[task]:.3f}" for task in figures.TASKS))
+            table.add_row(trained, f"{run} stream", *(f"{row[task]:.3f}" for task in TASKS))
         parts.append(html_table(table))
     every = data["language_models"]["four_cells"]
     for table, pairs in ioi_tables.cells_tables(every):

@@ -22,15 +22,8 @@ from matplotlib.text import Text
 from resval_lens.analyses.marks import cells, points, tip
 from resval_lens.files import write_bytes
 from resval_lens.numbers import number
-from resval_lens.recorded import RecordedRun
+from resval_lens.tasks.icl import MEANING, TASKS
 
-TASKS = {"test": "Test", "ic": "IC", "ic2": "IC2", "iw": "IW"}
-MEANING = {
-    "test": "as in training",
-    "ic": "fresh classes",
-    "ic2": "known classes, new labels",
-    "iw": "only memory helps",
-}
 # Okabe and Ito's colours, told apart by all common kinds of colour vision.
 COLOURS = {
     "classic": "#555555",
@@ -169,46 +162,6 @@ def seed_curves(
     points(axes, at, mean, texts, shade)
 
 
-def curves(axes: Axes, runs: Sequence[RecordedRun], task: str, quantity: str) -> None:
-    """One line a run (light) and one a variant (dark: mean over seeds), against steps."""
-    for variant in dict.fromkeys(recorded.run.name for recorded in runs):
-        own = [recorded for recorded in runs if recorded.run.name == variant]
-        lines = [{m["step"]: m[task][quantity] for m in recorded.metrics} for recorded in own]
-        dashes = "--" if variant == "keys" else "-"  # it lies on classic
-        seed_curves(axes, lines, variant, 0.25, dashes, unit=500)
-
-
-def emergence(runs: Sequence[RecordedRun]) -> Figure:
-    """Figure 3 of the paper: accuracy on the four tasks, Test loss, and one variant's losses."""
-    with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(2, 3, figsize=(12, 6.4), layout="constrained")
-        for axes, task in zip(grid.flat[:4], TASKS, strict=True):
-            curves(axes, runs, task, "accuracy")
-            axes.set(title=f"{TASKS[task]}: {MEANING[task]}", ylim=(0, 1.02), ylabel="accuracy")
-            if task in ("ic", "ic2"):
-                axes.axhline(0.95, color="#999999", lw=0.8, ls=":")
-        curves(grid[1, 1], runs, "test", "loss")
-        grid[1, 1].set(title="Test loss", ylabel="cross-entropy (nats)", ylim=(0, None))
-        shown = (
-            "values"
-            if any(recorded.run.name == "values" for recorded in runs)
-            else runs[0].run.name
-        )
-        for task, style in zip(TASKS, ("-", "--", "-.", ":"), strict=True):
-            own = [recorded for recorded in runs if recorded.run.name == shown]
-            shortest = min(len(recorded.metrics) for recorded in own)
-            mean = np.mean([[m[task]["loss"] for m in r.metrics[:shortest]] for r in own], axis=0)
-            steps = [m["step"] / 500 for m in own[0].metrics[:shortest]]
-            grid[1, 2].plot(steps, mean, color=colour(shown), ls=style, label=TASKS[task])
-        grid[1, 2].set(title=f"All losses, {shown}", ylabel="cross-entropy (nats)", ylim=(0, None))
-        grid[1, 2].legend()
-        for axes in grid.flat:
-            axes.set_xlabel("snapshot (500 steps)")
-            axes.margins(x=0)
-        grid[0, 0].legend(loc="lower right")
-    return figure
-
-
 def link_edits(links: dict[str, Any]) -> Figure:
     """Accuracy against the factor c by which a model's links are scaled; dots: mean-ablation."""
     with plt.rc_context(STYLE):
@@ -242,33 +195,6 @@ def link_edits(links: dict[str, Any]) -> Figure:
         for axes in grid[:, 0]:
             axes.set_ylabel("accuracy")
         grid[0, -1].legend(title="○ mean-ablated", loc="center left", bbox_to_anchor=(1.02, 0.5))
-    return figure
-
-
-def link_in_training(study: dict[str, Any]) -> Figure:
-    """Accuracy in training as trained (solid) and with the links cut (dashed)."""
-    with plt.rc_context(STYLE):
-        figure, row = plt.subplots(
-            1, len(TASKS), figsize=(3.1 * len(TASKS), 3.2), sharey=True, layout="constrained"
-        )
-        shade = colour(study["run"]["name"])
-        rows = study["snapshots"]
-        steps = [line["step"] for line in rows]
-        for axes, task in zip(row, TASKS, strict=True):
-            trained, cut = ([line[cell][task] for line in rows] for cell in ("trained", "cut"))
-            axes.plot(steps, trained, color=shade, lw=2, label="as trained")
-            axes.plot(steps, cut, color=shade, lw=2, ls="--", label="links cut")
-            for y, how in ((trained, "as trained"), (cut, "links cut")):
-                texts = [
-                    f"step {at:,}, {how}: {TASKS[task]} {number(value)}"
-                    for at, value in zip(steps, y, strict=True)
-                ]
-                points(axes, steps, y, texts, shade)
-            axes.fill_between(steps, trained, cut, color=shade, alpha=0.12, lw=0)
-            axes.set(title=f"{TASKS[task]}: {MEANING[task]}", xlabel="step", ylim=(0, 1.02))
-            axes.margins(x=0)
-        row[0].set_ylabel("accuracy")
-        row[0].legend(loc="lower right")
     return figure
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -102,7 +102,7 @@ def reproduce_command(
 
     Example: `resval-lens reproduce table-1`
     """
-    from resval_lens.analyses import figures
+    from resval_lens.analyses.icl_curves import icl_curves
     from resval_lens.analyses.icl_emergence import TABLES, emergence, paper_runs
     from resval_lens.presets import FURTHER_VARIANTS, PAPER_VARIANTS
 
@@ -126,9 +126,7 @@ def reproduce_command(
         only_with_train(steps=steps, jobs=jobs)
     found = load_recorded(runs, wanted, length if train else None)
     if what == "figure-3":
-        drawn = paper_runs(found)
-        pictures = {"figure-3.png": figures.emergence(drawn)}
-        report(_curves(drawn), to, what, as_json=as_json, figures=pictures)
+        report(icl_curves(paper_runs(found)), to, what, as_json=as_json)
         return
     study = emergence(found if further else paper_runs(found), TABLES.get(what, 0.95))
     shown = study.table(), study.test_table(("classic", "values") if further else None)
@@ -151,7 +149,6 @@ def link_in_training_command(
 
     Example: `resval-lens link-in-training runs/icl/values-seed0`
     """
-    from resval_lens.analyses import figures, tables
     from resval_lens.analyses.link_in_training import link_in_training
     from resval_lens.recorded import RecordedRun
     from resval_lens.runtime import one_thread
@@ -159,11 +156,7 @@ def link_in_training_command(
     writable(to)
     with notes(quiet) as note, one_thread():
         study = link_in_training(RecordedRun.load(run), sequences, note=note)
-    report(
-        study, to, "link-in-training", as_json=as_json,
-        tables=[tables.link_in_training_table(study), tables.controls_in_training_table(study)],
-        figures={"link-in-training.png": figures.link_in_training(study)},
-    )  # fmt: skip
+    report(study, to, "link-in-training", as_json=as_json)
 
 
 def train_icl_runs(
@@ -216,26 +209,3 @@ def load_recorded(
     if not found:
         raise ValueError(f"{runs or SHIPPED} holds no run of seeds {seeds}")
     return found
-
-
-def _curves(runs: list[RecordedRun]) -> dict[str, Any]:
-    """What Figure 3 draws: of each run the steps, and accuracy and loss (nats) on each task."""
-    from resval_lens.analyses.figures import TASKS
-
-    return {
-        "runs": [
-            {
-                "variant": recorded.run.name,
-                "seed": recorded.run.seed,
-                "step": [line["step"] for line in recorded.metrics],
-                **{
-                    task: {
-                        quantity: [line[task][quantity] for line in recorded.metrics]
-                        for quantity in ("accuracy", "loss")
-                    }
-                    for task in TASKS
-                },
-            }
-            for recorded in runs
-        ]
-    }

@@ -12,12 +12,13 @@ from resval_lens.analyses.result import FLAT, Result
 from resval_lens.analyses.seeds import Spread, TTests, corrected, spread, t_tests
 from resval_lens.presets import PAPER_VARIANTS
 from resval_lens.recorded import RecordedRun
+from resval_lens.tasks.icl import TASKS
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-TASKS = {"ic": "IC", "ic2": "IC2"}
-"""In-context tasks, and what they are called."""
+IN_CONTEXT = ("ic", "ic2")
+"""The tests on which in-context learning emerges."""
 UNIT = "snapshots of 500 steps"
 NO_GAIN_CONTROL = (
     "Among these runs is no classic model whose second layer's values are merely larger: how much "
@@ -225,7 +226,7 @@ def emergence(runs: Sequence[RecordedRun], threshold: float) -> Emergence:
     variants = list(dict.fromkeys(recorded.run.name for recorded in runs))
     rows = [
         _crossing(runs, variant, task, threshold)
-        for task, variant in itertools.product(TASKS, variants)
+        for task, variant in itertools.product(IN_CONTEXT, variants)
     ]
     tests = {
         (first.variant, second.variant, first.task): t_tests(first.snapshots, second.snapshots)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from jaxtyping import Float, Int
 from rich.table import Table
 from torch import Tensor
 
-from resval_lens.analyses.emergence import holm_of_both, two_t_tests
 from resval_lens.analyses.head_scores import (
     MAX_TOKENS,
     HeadScores,
@@ -30,7 +29,6 @@ from resval_lens.analyses.head_scores import (
 from resval_lens.analyses.intervention_tables import STYLE as WIDE
 from resval_lens.analyses.result import Result
 from resval_lens.hooks import link_groups, link_hooks, zero
-from resval_lens.recorded import RecordedRun
 from resval_lens.streams import shorthand
 from resval_lens.tasks.leading import NamedToken, named_token
 from resval_lens.transformer import ResValTransformer
@@ -40,8 +38,6 @@ if TYPE_CHECKING:
 
 TITLES = HeadScores("previous token", "duplicate token", "prefix matching")
 """What the head scores are called."""
-MEASURES = ("ila1", "ila1_labels", "tla2", "tila2", "induction_strength", "cla")
-"""What is recorded of attention in training: :mod:`resval_lens.tasks.icl_measures`."""
 
 
 @dataclass(frozen=True)
@@ -274,112 +270,3 @@ def losses_by_edit(
             rise = second - whole.second.mean().item()
             rows.append(EditedLoss(name, ablation, first, second, rise))
     return rows
-
-
-def measures_over_training(
-    runs: Sequence[RecordedRun], share: float = 0.5, baseline: str = "classic"
-) -> dict[str, Any]:
-    """Reddy's attention measures in training, and when each rises, as JSON.
-
-    ``variants`` hold ``seeds``, ``steps`` (those that every seed has) and for each measure the
-    curves ``by_seed``, their ``mean`` and ``sd`` (the population's) at each step.
-
-    ``rises`` hold, for each measure, variant and ``bar``, the first recorded steps ``by_seed`` at
-    which a run has come ``share`` of a way (None: never), their ``mean`` and ``sd`` over the seeds
-    that have one, and t-tests against the baseline (:func:`~resval_lens.analyses.emergence.
-    two_t_tests`), each also corrected for being so many. The way is
-
-    - bar ``own``: from the run's first value to its last;
-    - bar ``baseline``: from the first to the last value of the baseline's mean: one ``level`` for
-      all. It is left out where no run is the baseline's.
-
-    A run that ends no higher than it began has not risen. A share of the final value alone would
-    not do: attention that is spread evenly reaches labels, too, so that some measures pass half of
-    it before training.
-
-    Raises:
-        ValueError: no runs, ``share`` not between 0 and 1, a run that did not record the measures,
-            or two of one variant and seed.
-    """
-    if not 0 < share < 1:
-        raise ValueError(f"share must lie between 0 and 1; got {share}")
-    if not runs:
-        raise ValueError("there are no runs to measure")
-    by_variant: dict[str, dict[int, RecordedRun]] = {}
-    for recorded in runs:
-        own = by_variant.setdefault(recorded.run.name, {})
-        if own.setdefault(recorded.run.seed, recorded) is not recorded:
-            raise ValueError(
-                f"{recorded.folder} and {own[recorded.run.seed].folder} have the same variant and "
-                "seed; compare one"
-            )
-        for line in recorded.metrics:
-            lacking = [name for name in MEASURES if name not in line.get("attention", {})]
-            if lacking:
-                raise ValueError(
-                    f"{recorded.folder}: step {line['step']} lacks the attention measure "
-                    f"{lacking[0]!r}"
-                )
-    variants = {name: _curves(list(own.values())) for name, own in by_variant.items()}
-    rises = []
-    for measure in MEASURES:
-        curve = variants[baseline]["measures"][measure]["mean"] if baseline in variants else ()
-        common = _level(curve, share)
-        for bar, level in (("own", None), ("baseline", common)):
-            if bar == "baseline" and level is None:
-                continue
-            found = {
-                name: {seed: _risen(each, measure, share, level) for seed, each in own.items()}
-                for name, own in by_variant.items()
-            }
-            for name, steps in found.items():
-                row = {"measure": measure, "variant": name, "bar": bar, "level": level}
-                rises.append({**row, **_summary(steps, found.get(baseline, {}))})
-    both = zip(rises, holm_of_both(rises), strict=True)
-    rises = [row | corrected for row, corrected in both]
-    return {"share": share, "baseline": baseline, "variants": variants, "rises": rises}
-
-
-def _curves(runs: Sequence[RecordedRun]) -> dict[str, Any]:
-    """The measures of one variant's runs, at the steps that all of them recorded."""
-    found = [{line["step"]: line["attention"] for line in each.metrics} for each in runs]
-    steps = [step for step in found[0] if all(step in lines for lines in found)]
-    measures = {}
-    for name in MEASURES:
-        values = np.array([[lines[step][name] for step in steps] for lines in found])
-        by_seed = {str(each.run.seed): row.tolist() for each, row in zip(runs, values, strict=True)}
-        measures[name] = {
-            "by_seed": by_seed, "mean": values.mean(0).tolist(), "sd": values.std(0).tolist()
-        }  # fmt: skip
-    return {"seeds": [each.run.seed for each in runs], "steps": steps, "measures": measures}
-
-
-def _level(values: Sequence[float], share: float) -> float | None:
-    """``share`` of the way from the first to the last value; None if it does not lead up."""
-    if not values or values[-1] <= values[0]:
-        return None
-    return values[0] + share * (values[-1] - values[0])
-
-
-def _risen(recorded: RecordedRun, measure: str, share: float, level: float | None) -> int | None:
-    """The first step beyond ``level``; by default, ``share`` of the way to the last value."""
-    values = {line["step"]: line["attention"][measure] for line in recorded.metrics}
-    bar = _level(list(values.values()), share) if level is None else level
-    beyond = (step for step, value in values.items() if bar is not None and value > bar)
-    return next(beyond, None)
-
-
-def _summary(steps: Mapping[int, int | None], base: Mapping[int, int | None]) -> dict[str, Any]:
-    reached = [step for step in steps.values() if step is not None]
-    numbers = [
-        {seed: float(step) for seed, step in each.items() if step is not None}
-        for each in (steps, base)
-    ]
-    # Of runs that never got there a test of the others would say too little or too much.
-    whole = steps is not base and len(numbers[0]) + len(numbers[1]) == len(steps) + len(base)
-    return {
-        "by_seed": {str(seed): step for seed, step in steps.items()},
-        "mean": float(np.mean(reached)) if reached else None,
-        "sd": float(np.std(reached)) if reached else None,
-        **two_t_tests(*(numbers if whole else ({}, {}))),
-    }

@@ -59,7 +59,9 @@ def induction_command(
             if given is not None:
                 raise ValueError(f"{option} is for language models; these are recorded runs")
         writable(to)
-        _in_training(recorded, to, as_json)
+        from resval_lens.analyses.attention_in_training import attention_in_training
+
+        report(attention_in_training(recorded), to, "induction", as_json=as_json)
         return
     with notes(quiet) as note, one_thread():
         loaded, _ = find_model(str(model), device)
@@ -89,14 +91,3 @@ def _classifier_runs(model: str | None, runs: Path | None) -> list[RecordedRun] 
     if runs is not None:
         raise ValueError(f"{runs} holds no runs of {model!r}; there are {', '.join(names)}")
     return None
-
-
-def _in_training(recorded: list[RecordedRun], to: Path, as_json: bool) -> None:
-    from resval_lens.analyses import induction_figures, intervention_tables
-    from resval_lens.analyses.induction import measures_over_training
-
-    study = measures_over_training(recorded)
-    report(
-        study, to, "induction", as_json=as_json, tables=[intervention_tables.rises_table(study)],
-        figures={"induction.png": induction_figures.measures_over_training(study)},
-    )  # fmt: skip

@@ -13,14 +13,6 @@ from resval_lens.analyses import tables
 STYLE: Any = {**tables.STYLE, "min_width": 64}
 RUNS = {"denoise": ("corrupted", "clean"), "noise": ("clean", "corrupted")}
 """The run that is patched, and the one that activations are taken from, by direction."""
-RISES = {
-    "ila1_labels": "label → object (1)",
-    "tla2": "query → labels (2)",
-    "tila2": "query → right (2)",
-    "induction_strength": "right − wrong (2)",
-    "cla": "answers in context",
-}
-"""Attention measures that are shown (:mod:`resval_lens.tasks.icl_measures`)."""
 
 
 def patch_table(found: Mapping[str, Any], most: int = 12) -> Table:
@@ -118,44 +110,3 @@ def story_loss_table(losses: Mapping[str, Any]) -> Table:
         table.add_row(f"own: {name}", f"{loss:.3f}")
     table.caption = "own: a layer's own values (queries, keys) at 0, its link as it was"
     return table
-
-
-def rises_table(study: Mapping[str, Any]) -> Table:
-    """When attention measures rise in training, of ``measures_over_training``."""
-    share, baseline = study["share"], study["baseline"]
-    table = Table(
-        title=f"Step at which a measure has come {share:.0%} of its way (mean ± sd over seeds)",
-        **STYLE,
-    )
-    table.add_column("variant", no_wrap=True)
-    for name in ("its own way", "p", f"{baseline}'s way", "p"):
-        table.add_column(name, justify="right")
-    rises = {(row["measure"], row["variant"], row["bar"]): row for row in study["rises"]}
-    for measure, title in RISES.items():
-        table.add_row(f"[bold]{title}[/bold]")
-        for variant in study["variants"]:
-            cells = []
-            for bar in ("own", "baseline"):
-                row = rises.get((measure, variant, bar))
-                cells += ["", ""] if row is None else [_step(row), _p(row)]
-            last = variant == list(study["variants"])[-1]
-            table.add_row(f"  {variant}", *cells, end_section=last)
-    table.caption = (
-        f"own way: from a run's first value to its last; {baseline}'s: from its first\n"
-        f"mean value to its last; p: t-tests against {baseline}, paired by seed,\n"
-        "corrected by Holm for the tests of this table;\n"
-        "(1), (2): mean attention of that layer"
-    )
-    return table
-
-
-def _step(row: Mapping[str, Any]) -> str:
-    if row["mean"] is None:
-        return "never"
-    never = sum(step is None for step in row["by_seed"].values())
-    text = f"{row['mean']:,.0f} ± {row['sd']:,.0f}"
-    return f"{text} ({never} never)" if never else text
-
-
-def _p(row: Mapping[str, Any]) -> str:
-    return "" if row["p_paired_holm"] is None else f"{row['p_paired_holm']:.2g}"

@@ -250,7 +250,7 @@ def plan_command(
 
     Example: `resval-lens plan llama-1b --gpus 8 --streams v`
     """
-    from resval_lens.analyses import lm_tables
+    from resval_lens.analyses.plan_tables import plan_tables
     from resval_lens.language_models import language_model_config
     from resval_lens.language_models import preset as find_preset
     from resval_lens.training.plan import plan
@@ -265,8 +265,8 @@ def plan_command(
     )  # fmt: skip
     if to is not None:
         writable(to)
-    shown = lm_tables.plan_tables(preset, gpus, found)
-    report(found, to, "plan", as_json=as_json, tables=shown)
+    shown = plan_tables(preset, gpus, found)
+    report(found.to_dict(), to, "plan", as_json=as_json, tables=shown)
 
 
 def _progress(

@@ -18,7 +18,6 @@ from resval_lens.analyses.icl_emergence import (
     NO_GAIN_CONTROL,
     PUBLISHED,
     TABLES,
-    TASKS,
     Crossing,
     Emergence,
     paper_runs,
@@ -26,6 +25,7 @@ from resval_lens.analyses.icl_emergence import (
 from resval_lens.analyses.icl_emergence import emergence as emergence_study
 from resval_lens.analyses.ioi import PUBLISHED_TABLE_2
 from resval_lens.analyses.link_controls import first_of, link_controls
+from resval_lens.analyses.link_in_training import LinkInTraining
 from resval_lens.analyses.lm_emergence import Compared, lm_emergence
 from resval_lens.analyses.memory.comparable import shown
 from resval_lens.analyses.memory.curves import (
@@ -42,6 +42,7 @@ from resval_lens.recorded import load_runs
 from resval_lens.recorded_lm import load_lm_runs
 from resval_lens.recorded_memory import RecordedMemoryRun, load_memory_runs
 from resval_lens.runtime import one_thread
+from resval_lens.tasks.icl import TASKS
 from resval_lens.tasks.ioi import PAPER_SENTENCES, encode
 from resval_lens.tasks.leading import leading_token
 from resval_lens.tasks.stories import ioi_prompts
@@ -154,25 +155,25 @@ def final_accuracy() -> str:
     return markdown_table(["stream", "seeds", "steps", "Test", "IC", "IC2", "IW"], rows)
 
 
-def link_in_training(study: Mapping[str, Any], every: int = 3_000) -> str:
+def link_in_training(document: Mapping[str, Any], every: int = 3_000) -> str:
     """Accuracies as trained → with the links cut, every so many steps of one run."""
+    study = LinkInTraining.from_dict(document)
     tasks = ("test", "ic", "ic2", "iw")
     rows = [
-        [f"{line['step']:,}"]
-        + [f"{line['trained'][task]:.3f} → {line['cut'][task]:.3f}" for task in tasks]
-        for line in study["snapshots"]
-        if line["step"] % every == 0
+        [f"{each.step:,}"] + [f"{each.trained[task]:.3f} → {each.cut[task]:.3f}" for task in tasks]
+        for each in study.snapshots
+        if each.step % every == 0
     ]
-    worst = max(study["snapshots"], key=lambda line: line["trained"]["ic"] - line["cut"]["ic"])
-    last = study["snapshots"][-1]
+    worst = max(study.snapshots, key=lambda each: each.trained["ic"] - each.cut["ic"])
+    last = study.snapshots[-1]
     said = (
-        f"{study['run']['name']}, seed {study['run']['seed']}, {study['sequences']:,} sequences of "
-        f"each test. The cut costs most at step {worst['step']:,}: IC "
-        f"{worst['trained']['ic']:.2f} → {worst['cut']['ic']:.2f}; at step {last['step']:,} it is "
-        f"{last['trained']['ic']:.2f} → {last['cut']['ic']:.2f}."
+        f"{study.run.name}, seed {study.run.seed}, {study.sequences:,} sequences of each test. The "
+        f"cut costs most at step {worst.step:,}: IC {worst.trained['ic']:.2f} → "
+        f"{worst.cut['ic']:.2f}; at step {last.step:,} it is {last.trained['ic']:.2f} → "
+        f"{last.cut['ic']:.2f}."
     )
     table = markdown_table(["step", "Test", "IC", "IC2", "IW"], rows, 0)
-    return f"{said}\n\n{table}\n{_made(study['provenance'])}"
+    return f"{said}\n\n{table}\n{_made(document['provenance'])}"
 
 
 def link_controls_table(sequences: int = 1_000) -> str:

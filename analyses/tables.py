@@ -8,7 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from resval_lens.analyses.figures import TASKS
+from resval_lens.tasks.icl import TASKS
 
 STYLE: Any = {"title_justify": "left", "caption_justify": "left", "box": box.SIMPLE_HEAD}
 NARROW: Any = STYLE | {"pad_edge": False, "padding": (0, 1, 0, 0)}
@@ -42,38 +42,6 @@ def compare_table(result: dict[str, Any]) -> Table:
         for cell, row in result["four_cells"]["cells"].items():
             trained, run = cell.split(", ")
             add(trained, run, n, row)
-    return table
-
-
-def link_in_training_table(study: dict[str, Any], most: int = 16) -> Table:
-    """Accuracies as trained → with the links cut, of at most ``most`` snapshots."""
-    table = Table(
-        title=f"{study['run']['name']}, seed {study['run']['seed']}: as trained → links cut",
-        **STYLE,
-    )
-    table.add_column("step", justify="right")
-    for label in TASKS.values():
-        table.add_column(label, justify="right")
-    rows = study["snapshots"]
-    every = -(-len(rows) // most)
-    for line in rows[(len(rows) - 1) % every :: every]:
-        cells = (f"{line['trained'][task]:.3f} → {line['cut'][task]:.3f}" for task in TASKS)
-        table.add_row(str(line["step"]), *cells)
-    return table
-
-
-def controls_in_training_table(study: dict[str, Any], most: int = 16) -> Table:
-    """IC under each control, of at most ``most`` snapshots."""
-    rows = study["snapshots"]
-    every = -(-len(rows) // most)
-    shown = rows[(len(rows) - 1) % every :: every]
-    names = list(shown[0]["controls"])
-    table = Table(title=f"IC, beside other edits (first {study['control_sequences']:,})", **STYLE)
-    table.add_column("step", justify="right")
-    for name in names:
-        table.add_column(name, justify="right")
-    for line in shown:
-        table.add_row(str(line["step"]), *(f"{line['controls'][name]['ic']:.3f}" for name in names))
     return table
 
 

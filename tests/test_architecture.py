@@ -184,10 +184,8 @@ UNTYPED = re.compile(r"\b(dict|Mapping)\[str, (Any|dict\[str, Any\])\]")
 NOT_YET = {
     "ablation_study",
     "icl",
-    "induction",
     "ioi",
     "ioi_tables",
-    "link_in_training",
     "lm_compare",
     "story_loss",
 }

@@ -19,6 +19,7 @@ from resval_lens.analyses.icl import (
     link_study,
     subjects,
 )
+from resval_lens.analyses.icl_curves import icl_curves
 from resval_lens.analyses.icl_emergence import emergence, paper_runs
 from resval_lens.classifier import ICLClassifier
 from resval_lens.hooks import cut_links
@@ -180,7 +181,7 @@ def test_the_study_is_json_and_every_figure_draws(tmp_path):
         figures.bars(result["models"]),
         figures.link_edits(result["links"]),
         figures.attention(result["attention"]),
-        figures.emergence(runs),
+        icl_curves(runs).figure(),
     ]
     for number, figure in enumerate(drawn):
         path = figures.save(figure, tmp_path / f"{number}.png")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from resval_lens.analyses.link_controls import CONTROLS, first_of, link_controls
-from resval_lens.analyses.link_in_training import link_in_training
+from resval_lens.analyses.link_in_training import LinkInTraining, link_in_training
 from resval_lens.classifier import ICLClassifier
 from resval_lens.hooks import cut_links
 from resval_lens.recorded import RecordedRun, load_runs
@@ -31,9 +31,9 @@ def test_every_snapshot_is_measured_with_and_without_its_links(kept: Path) -> No
     recorded = RecordedRun.load(kept)
     study = link_in_training(recorded, sequences=100)
     _, tests = draw_world(recorded.run)
-    assert [line["step"] for line in study["snapshots"]] == [0, 10, 20]
+    assert [line.step for line in study.snapshots] == [0, 10, 20]
     for line, (step, model), metrics in zip(
-        study["snapshots"], recorded.snapshots(), recorded.metrics, strict=True
+        study.snapshots, recorded.snapshots(), recorded.metrics, strict=True
     ):
         assert step == metrics["step"]
         for task, batch in tests.items():
@@ -42,12 +42,13 @@ def test_every_snapshot_is_measured_with_and_without_its_links(kept: Path) -> No
                 trained = (model(inputs).argmax(-1) == targets).double().mean()
                 with cut_links(model):
                     cut = (model(inputs).argmax(-1) == targets).double().mean()
-            assert line["trained"][task] == pytest.approx(float(trained), abs=1e-12)
-            assert line["cut"][task] == pytest.approx(float(cut), abs=1e-12)
+            assert line.trained[task] == pytest.approx(float(trained), abs=1e-12)
+            assert line.cut[task] == pytest.approx(float(cut), abs=1e-12)
         some = first_of(tests, 100)
-        assert line["controls"] == link_controls(model, some, recorded.run.seed)
-    assert study["snapshots"][-1]["trained"] != study["snapshots"][-1]["cut"]
-    json.dumps(study, allow_nan=False)
+        assert line.controls == link_controls(model, some, recorded.run.seed)
+    assert study.snapshots[-1].trained != study.snapshots[-1].cut
+    document = json.loads(json.dumps(study.to_dict(), allow_nan=False))
+    assert LinkInTraining.from_dict(document) == study
 
 
 @pytest.mark.parametrize("name", ["values", "queries"])

@@ -20,8 +20,11 @@ from resval_lens.analyses import circuit_figures, figures, intervention_figures,
 from resval_lens.analyses.circuit_findings import TaskCircuit
 from resval_lens.analyses.display.svg import svg
 from resval_lens.analyses.head_scores import HeadScores
+from resval_lens.analyses.icl_curves import icl_curves
 from resval_lens.analyses.induction import TITLES
+from resval_lens.analyses.link_in_training import LinkInTraining, LinkSnapshot
 from resval_lens.recorded_lm import RecordedLMRun
+from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.lm_run import LMRun
 from tests.drawn import (
     CIRCUIT,
@@ -61,7 +64,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "curves of edits": lambda: intervention_figures.ablation_curves(ablation([0.0, 0.5, 1.0])),
     "circuit": lambda: circuit_figures.circuits({"t": evaluated_circuit()}),
     "link edits": lambda: figures.link_edits({"values": link_study()}),
-    "emergence": lambda: figures.emergence(icl_runs()),
+    "emergence": lambda: icl_curves(icl_runs()).figure(),
 }
 each_figure = pytest.mark.parametrize("name", FIGURES)
 
@@ -284,7 +287,7 @@ def test_points_are_spread_evenly_and_hold_the_last(length, most):
 
 def test_emergence_says_means_over_seeds_and_stands_where_they_are():
     runs = icl_runs()
-    drawn = marks_of(root_of(only_first_axes(figures.emergence(runs))))
+    drawn = marks_of(root_of(only_first_axes(icl_curves(runs).figure())))
     expected = []
     for name, shortest in (("classic", 7), ("values", 6)):
         both = [run for run in runs if run.run.name == name]
@@ -395,13 +398,17 @@ def test_faithfulness_and_links_in_training_say_their_curves():
         "v0: edges 1,200, faithfulness 1.100",
     ]
     drawn = np.random.default_rng(2)
-    rows = [{"step": s, **{cell: dict(zip(TASKS, drawn.random(4), strict=True))
-                           for cell in ("trained", "cut")}} for s in (500, 1000)]  # fmt: skip
-    assert said(figures.link_in_training({"run": {"name": "values"}, "snapshots": rows})) == [
-        f"step {row['step']:,}, {how}: {NAMES[task]} {row[cell][task]:.3f}"
+    rows = [
+        LinkSnapshot(s, *(dict(zip(TASKS, drawn.random(4), strict=True)) for _ in range(2)), {})
+        for s in (500, 1000)
+    ]
+    study = LinkInTraining(ICLRun("values"), [], 1, 1, tuple(rows))
+    assert said(study.figures()["link-in-training.png"]) == [
+        f"step {row.step:,}, {how}: {NAMES[task]} {accuracies[task]:.3f}"
         for task in TASKS
-        for cell, how in (("trained", "as trained"), ("cut", "links cut"))
+        for place, how in enumerate(("as trained", "links cut"))
         for row in rows
+        for accuracies in [(row.trained, row.cut)[place]]
     ]
 
 

@@ -57,9 +57,9 @@ def test_flops_are_those_that_torch_counts(name: str) -> None:
     scores = sum(n for op, n in counted.items() if "bmm" in str(op))
     matrices = sum(counted.values()) - scores
     formula = flops_per_token(cfg)
-    assert matrices / cfg.n_ctx == pytest.approx(formula["matrices"], rel=1e-9)
+    assert matrices / cfg.n_ctx == pytest.approx(formula.matrices, rel=1e-9)
     causal_share = (cfg.n_ctx + 1) / (2 * cfg.n_ctx)
-    assert scores * causal_share / cfg.n_ctx == pytest.approx(formula["scores"], rel=1e-9)
+    assert scores * causal_share / cfg.n_ctx == pytest.approx(formula.scores, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -126,20 +126,22 @@ def test_a_width_that_heads_do_not_fill_is_named(name: str, d_model: int, unit: 
 def test_spreading_divides_what_a_model_holds() -> None:
     cfg = language_model_config("llama-1b", "v")
     parts = memory(cfg, 8, 1, True)
-    for name in ("weights", "gradients", "AdamW"):
-        assert parts["fsdp"][name] == parts["ddp"][name] / 8
-    assert parts["ddp"]["total"] > 16 * size(cfg).total
-    assert memory(cfg, 8, 2, True)["ddp"]["activations"] == pytest.approx(
-        2 * parts["ddp"]["activations"], rel=0.03
+    copied, spread = parts["ddp"], parts["fsdp"]
+    assert spread.weights == copied.weights / 8
+    assert spread.gradients == copied.gradients / 8
+    assert spread.AdamW == copied.AdamW / 8
+    assert copied.total > 16 * size(cfg).total
+    assert memory(cfg, 8, 2, True)["ddp"].activations == pytest.approx(
+        2 * copied.activations, rel=0.03
     )
 
 
 def test_days_to_the_papers_budget() -> None:
     cfg = language_model_config("llama-1b", "v")
     found = plan(cfg, steps=40_000, batch=512, processes=8, teraflops=1000, utilisation=0.5)
-    assert found["tokens"] == 40_000 * 512 * 4096  # 84 billion
-    seconds = found["tokens"] * found["flops_per_token"]["total"] / (8 * 1e15 * 0.5)
-    assert found["days"] == pytest.approx(seconds / 86_400)
+    assert found.tokens == 40_000 * 512 * 4096  # 84 billion
+    seconds = found.tokens * found.flops_per_token.total / (8 * 1e15 * 0.5)
+    assert found.days == pytest.approx(seconds / 86_400)
 
 
 @pytest.mark.parametrize(

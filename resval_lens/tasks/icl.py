@@ -17,6 +17,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
+TASKS = {"test": "Test", "ic": "IC", "ic2": "IC2", "iw": "IW"}
+"""The test distributions (:meth:`ICLTask.tests`), and what they are called."""
+MEANING = {
+    "test": "as in training",
+    "ic": "fresh classes",
+    "ic2": "known classes, new labels",
+    "iw": "only memory helps",
+}
+
 
 @dataclass(frozen=True)
 class ICLTask:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
@@ -18,7 +19,21 @@ FLOAT = 4  # bytes of a 32-bit weight, gradient or moment
 
 
 @dataclass(frozen=True)
-class Size:
+class Parts:
+    """Numbers of what something consists of."""
+
+    @property
+    def total(self) -> float:
+        """Of all parts."""
+        return sum(vars(self).values())
+
+    def to_dict(self) -> dict[str, float]:
+        """Every part by name, and the ``total``."""
+        return {**vars(self), "total": self.total}
+
+
+@dataclass(frozen=True)
+class Size(Parts):
     """Parameters by where they stand, without those a configuration freezes.
 
     embedding    V·d, and n_ctx·d for learned positions
@@ -36,10 +51,64 @@ class Size:
     unembedding: int
     mixing: int
 
-    @property
-    def total(self) -> int:
-        return (self.embedding + self.attention + self.mlp + self.norms + self.unembedding
-                + self.mixing)  # fmt: skip
+
+@dataclass(frozen=True)
+class Flops(Parts):
+    """Multiplications and additions of a training step for each token, by what they are for.
+
+        matrices   6 · (weights that multiply: attention, MLP, unembedding)
+        scores     6 · layers · h·d_h · (n_ctx + 1)     causal: half of the square
+        streams    3 · Σ over streams of receiving layers · heads·d_h    (one addition, added)
+
+    2 for a multiplication with its addition, times 3: forward, and backward to inputs and weights.
+    """
+
+    matrices: float
+    scores: float
+    streams: float
+
+
+@dataclass(frozen=True)
+class Memory(Parts):
+    """Bytes on each device, by what they hold.
+
+    weights, gradients   4·N each        AdamW   8·N        spread: divided by the processes
+    gathered             FSDP2 only: two blocks' weights at once, and the embeddings'
+    activations          what autograd keeps (:func:`kept_for_backward`), the gradient of the
+                         logits, and with recomputation one block's activations more
+    """
+
+    weights: float
+    gradients: float
+    AdamW: float
+    gathered: float
+    activations: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything of a run's cost.
+
+    Attributes:
+        memory: copied to all devices (``ddp``), and spread over them (``fsdp``).
+        tokens: of the whole run, which takes so many ``days``.
+    """
+
+    parameters: Size
+    flops_per_token: Flops
+    memory: Mapping[str, Memory]
+    tokens: int
+    days: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "parameters": self.parameters.to_dict(),
+            "flops_per_token": self.flops_per_token.to_dict(),
+            "memory": {kind: each.to_dict() for kind, each in self.memory.items()},
+            "tokens": self.tokens,
+            "days": self.days,
+        }
 
 
 def on_meta(cfg: ResValConfig) -> ResValTransformer:
@@ -75,15 +144,8 @@ def size(cfg: ResValConfig) -> Size:
                 norms * kinds[cfg.normalization_type], unembedding, mixing)  # fmt: skip
 
 
-def flops_per_token(cfg: ResValConfig, n_ctx: int | None = None) -> dict[str, float]:
-    """Multiplications and additions of a training step for each token, by what they are for.
-
-        matrices   6 · (weights that multiply: attention, MLP, unembedding)
-        scores     6 · layers · h·d_h · (n_ctx + 1)     causal: half of the square
-        streams    3 · Σ over streams of receiving layers · heads·d_h    (one addition, added)
-
-    2 for a multiplication with its addition, times 3: forward, and backward to inputs and weights.
-    """
+def flops_per_token(cfg: ResValConfig, n_ctx: int | None = None) -> Flops:
+    """:class:`Flops` of a configuration, at its own context length by default."""
     n_ctx = n_ctx or cfg.n_ctx
     of_size = size(cfg)
     q, kv = cfg.n_heads * cfg.d_head, (cfg.n_key_value_heads or cfg.n_heads) * cfg.d_head
@@ -96,11 +158,7 @@ def flops_per_token(cfg: ResValConfig, n_ctx: int | None = None) -> dict[str, fl
     for stream in cfg.streams:
         receiving = sum(stream.receives(layer) for layer in range(cfg.n_layers))
         streams += receiving * (q if stream.of == "q" else kv)
-    return {
-        "matrices": 6.0 * weights,
-        "scores": 6.0 * cfg.n_layers * q * (n_ctx + 1),
-        "streams": 3.0 * streams,
-    }
+    return Flops(6.0 * weights, 6.0 * cfg.n_layers * q * (n_ctx + 1), 3.0 * streams)
 
 
 def kept_for_backward(cfg: ResValConfig, micro_batch: int, checkpoint_blocks: bool) -> int:
@@ -131,14 +189,8 @@ def kept_for_backward(cfg: ResValConfig, micro_batch: int, checkpoint_blocks: bo
 
 def memory(
     cfg: ResValConfig, processes: int, micro_batch: int, checkpoint_blocks: bool
-) -> dict[str, dict[str, float]]:
-    """Bytes on each device, copied to all (DDP) and spread over them (FSDP2), by what they hold.
-
-    weights, gradients   4·N each        AdamW   8·N        spread: divided by the processes
-    gathered             FSDP2 only: two blocks' weights at once, and the embeddings'
-    activations          what autograd keeps (:func:`kept_for_backward`), the gradient of the
-                         logits, and with recomputation one block's activations more
-    """
+) -> dict[str, Memory]:
+    """:class:`Memory` on each device, copied to all (``ddp``) and spread over them (``fsdp``)."""
     of_size = size(cfg)
     n = of_size.total
     activations = kept_for_backward(cfg, micro_batch, checkpoint_blocks)
@@ -149,17 +201,11 @@ def memory(
     per_block = (of_size.attention + of_size.mlp) / cfg.n_layers
     gathered = FLOAT * (2 * per_block + of_size.embedding + of_size.unembedding)
 
-    def parts(share: int, extra: float) -> dict[str, float]:
-        found = {
-            "weights": FLOAT * n / share,
-            "gradients": FLOAT * n / share,
-            "AdamW": 2 * FLOAT * n / share,
-            "gathered": extra,
-            "activations": float(activations),
-        }
-        return found | {"total": sum(found.values())}
+    def held(share: int, extra: float) -> Memory:
+        copy = FLOAT * n / share
+        return Memory(copy, copy, 2 * FLOAT * n / share, extra, float(activations))
 
-    return {"ddp": parts(1, 0.0), "fsdp": parts(processes, gathered if processes > 1 else 0.0)}
+    return {"ddp": held(1, 0.0), "fsdp": held(processes, gathered if processes > 1 else 0.0)}
 
 
 def plan(
@@ -172,8 +218,8 @@ def plan(
     checkpoint_blocks: bool = False,
     teraflops: float = 989.0,
     utilisation: float = 0.4,
-) -> dict[str, Any]:
-    """Everything of a run's cost, as JSON-able data.
+) -> Plan:
+    """Everything of a run's cost.
 
     Args:
         teraflops: of one device at its best; 989 is an H100's in bf16.
@@ -191,11 +237,6 @@ def plan(
         raise ValueError(f"utilisation must be a share above 0 and up to 1; got {utilisation!r}")
     of_size, flops = size(cfg), flops_per_token(cfg)
     tokens = steps * batch * cfg.n_ctx
-    seconds = tokens * sum(flops.values()) / (processes * teraflops * 1e12 * utilisation)
-    return {
-        "parameters": {**vars(of_size), "total": of_size.total},
-        "flops_per_token": {**flops, "total": sum(flops.values())},
-        "memory": memory(cfg, processes, micro_batch, checkpoint_blocks),
-        "tokens": tokens,
-        "days": seconds / 86_400,
-    }
+    seconds = tokens * flops.total / (processes * teraflops * 1e12 * utilisation)
+    held = memory(cfg, processes, micro_batch, checkpoint_blocks)
+    return Plan(of_size, flops, held, tokens, seconds / 86_400)
