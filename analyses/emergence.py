@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import TypeVar
 
-from resval_lens.analyses.seeds import BySeed, holm, present, t_tests
+from resval_lens.analyses.seeds import BySeed, present
 
 Step = TypeVar("Step", int, float)
 
@@ -31,17 +31,3 @@ def saved(first: BySeed, baseline: BySeed) -> float | None:
         return None
     total, base = (sum(present(steps[seed] for seed in shared)) for steps in (first, baseline))
     return 1 - total / base
-
-
-def two_t_tests(first: BySeed, second: BySeed) -> dict[str, float | None]:
-    """``t``, ``p``, ``t_paired``, ``p_paired`` of :func:`~resval_lens.analyses.seeds.t_tests`."""
-    found = t_tests(first, second)
-    return {"t": found.t, "p": found.p, "t_paired": found.t_paired, "p_paired": found.p_paired}
-
-
-def holm_of_both(tests: Sequence[Mapping[str, Any]]) -> list[dict[str, float | None]]:
-    """``p_holm`` and ``p_paired_holm`` of each of the tests of a table; each kind on its own."""
-    single, paired = (holm([test[name] for test in tests]) for name in ("p", "p_paired"))
-    return [
-        {"p_holm": one, "p_paired_holm": other} for one, other in zip(single, paired, strict=True)
-    ]

@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
-from hypothesis import given
-from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from resval_lens.analyses.memory.comparable import by_variant, shown
@@ -20,7 +18,6 @@ from resval_lens.analyses.memory.curves import (
     _before,
     bigram_information,
     curve_study,
-    first_step,
     order,
 )
 from resval_lens.analyses.memory.run_commands import (
@@ -44,22 +41,6 @@ LOW = [0.0, 0.1, 0.2, 0.9, 0.9]  # reaches .9, never exceeds it
 
 
 # First steps
-
-
-@given(
-    st.lists(st.none() | st.floats(0, 1), max_size=8),
-    st.floats(0.01, 0.99),
-)
-def test_the_first_step_is_the_first_that_exceeds(
-    values: list[float | None], threshold: float
-) -> None:
-    steps = [7 * i + 1 for i in range(len(values))]
-    expected = None
-    for i in reversed(range(len(values))):
-        value = values[i]
-        if value is not None and value > threshold:
-            expected = steps[i]
-    assert first_step(steps, values, threshold) == expected
 
 
 def test_order_is_by_mean_step_and_leaves_out_what_a_seed_never_saw() -> None:

@@ -11,6 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from resval_lens.analyses.emergence import first_above
 from resval_lens.analyses.memory.comparable import (
     OfRuns,
     by_variant,
@@ -239,7 +240,10 @@ def curve_study(
         steps = {recorded.run.seed: [line["step"] for line in recorded.metrics] for recorded in own}
         first = {
             measure: {
-                seed: first_step(steps[seed], curve, known if measure in _SHARES else threshold)
+                seed: first_above(
+                    zip(steps[seed], curve, strict=True),
+                    known if measure in _SHARES else threshold,
+                )
                 for seed, curve in by_seed.items()
             }
             for measure, by_seed in curves.items()
@@ -259,14 +263,6 @@ def curve_study(
             order({measure: first[measure] for measure in ORDERED if measure in first}),
         )
     return CurveStudy(threshold, known, runs[0].run, variants)
-
-
-def first_step(
-    steps: Sequence[int], values: Sequence[float | None], threshold: float
-) -> int | None:
-    """The first of ``steps`` whose value exceeds ``threshold``; None if none does."""
-    pairs = zip(steps, values, strict=True)
-    return next((step for step, value in pairs if value is not None and value > threshold), None)
 
 
 def order(first: Mapping[Measure, Mapping[int, int | None]]) -> list[list[Measure]]:

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from resval_lens.analyses.emergence import first_above, saved
 from resval_lens.analyses.memory.comparable import (
     Note,
     OfRuns,
@@ -17,7 +18,6 @@ from resval_lens.analyses.memory.comparable import (
     narrow_table,
     shown,
 )
-from resval_lens.analyses.memory.curves import first_step
 from resval_lens.analyses.memory.edits import EDITS, Cell, Edit, ablated, four_cells
 from resval_lens.analyses.result import FLAT, Result
 from resval_lens.analyses.seeds import Spread, TTests, corrected, spread, t_tests
@@ -328,8 +328,8 @@ def _measures(runs: Sequence[RecordedMemoryRun]) -> Measures:
 
 
 def _first(recorded: RecordedMemoryRun, threshold: float) -> int | None:
-    steps = [line["step"] for line in recorded.metrics]
-    return first_step(steps, [line["trained"]["accuracy"] for line in recorded.metrics], threshold)
+    curve = ((line["step"], line["trained"]["accuracy"]) for line in recorded.metrics)
+    return first_above(curve, threshold)
 
 
 def _pairs(variants: Mapping[str, Encoding]) -> list[Pair]:
@@ -347,14 +347,13 @@ def _pairs(variants: Mapping[str, Encoding]) -> list[Pair]:
             shared = [seed for seed in one if seed in other]
             # A seed that never got there would be missing from a mean: no comparison then.
             whole = all(None not in each.by_seed.values() for each in spreads)
-            difference = saved = None
+            difference = share = None
             if shared and whole:
                 total, base = (sum(each[seed] for seed in shared) for each in (one, other))
                 difference = (total - base) / len(shared)
-                if measure.startswith("step"):
-                    saved = 1 - total / base
+                share = saved(one, other) if measure.startswith("step") else None
             tests = t_tests(*(each.by_seed for each in spreads))
-            rows.append(Pair(name, measure, shared, difference, saved, tests))
+            rows.append(Pair(name, measure, shared, difference, share, tests))
     tests_of = corrected({(row.encoding, row.measure): row.tests for row in rows})
     return [replace(row, tests=tests_of[row.encoding, row.measure]) for row in rows]
 
