@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -34,12 +35,12 @@ from resval_lens.analyses.memory.comparable import (
     check_seed,
     named,
     narrow_table,
+    over_seeds,
     shown,
-    spreads,
     tight,
 )
 from resval_lens.analyses.result import FLAT, OPTIONAL, Result, plain
-from resval_lens.analyses.seeds import Spread, spread
+from resval_lens.analyses.seeds import Spread
 from resval_lens.memory.model import MemoryTransformer
 from resval_lens.presets import MEMORY_VARIANTS, memory_variant
 from resval_lens.recorded_memory import RecordedMemoryRun
@@ -94,11 +95,11 @@ class Attention:
 
 
 @dataclass(frozen=True)
-class Longer:
+class Longer(Generic[Number]):
     """In-context accuracy in the halves of sequences of twice the trained length."""
 
-    trained: float | None
-    beyond: float | None
+    trained: Number
+    beyond: Number
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class AnalogyModel:
     right: list[Answers[float]]
     unknown: list[Answers[float]]
     attention: Attention
-    longer: Longer
+    longer: Longer[float | None]
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class AnswersOverSeeds(Result):
     name: str
     seeds: list[int]
     recall: Mapping[Group, Recalled[Spread]]
-    longer: tuple[Spread, Spread]
+    longer: Longer[Spread]
     wrong: list[Answers[Spread]]
     right: list[Answers[Spread]]
     unknown: list[Answers[Spread]]
@@ -142,7 +143,7 @@ class AnswersOverSeeds(Result):
         document: dict[str, Any] = {"name": self.name, "seeds": self.seeds}
         for group, means in self.recall.items():
             document |= {f"{group}_{name}": plain(x) for name, x in vars(means).items()}
-        document |= {"trained": plain(self.longer[0]), "beyond": plain(self.longer[1])}
+        document |= plain(self.longer)
         for kind, rows in (("wrong", self.wrong), ("right", self.right), ("unknown", self.unknown)):
             for times, row in zip(TIMES, rows, strict=True):
                 document |= {f"{kind}_{times}_{name}": plain(x) for name, x in vars(row).items()}
@@ -192,7 +193,9 @@ class Analogies(Result):
             of, every = [row.name, str(len(row.seeds))], row.recall["all"]
             own = [every.top1, every.p_own, *(means.overridden for means in row.recall.values())]
             known.add_row(*of, *map(tight, own))
-            new.add_row(*of, *map(tight, (row.unknown[-1].said, *row.longer)))
+            new.add_row(
+                *of, *map(tight, (row.unknown[-1].said, row.longer.trained, row.longer.beyond))
+            )
         return [known, new]
 
     def figures(self) -> dict[str, Figure]:
@@ -220,7 +223,7 @@ class Analogies(Result):
                 )
             unknown = shown(row.unknown[-1].said, ".0%")
             said.append(f"{text}; of capitals it never met in {unknown}.")
-            before, beyond = row.longer
+            before, beyond = row.longer.trained, row.longer.beyond
             if before.mean is not None and beyond.mean is not None:
                 said.append(
                     f"{name}: in-context accuracy is {shown(before, '.2f')} within the trained "
@@ -244,7 +247,7 @@ def by_rank(capitals: Sequence[Capital]) -> list[Ranks]:
 @torch.no_grad()
 def longer(
     model: MemoryTransformer, task: TriggerTask, sequences: int, generator: Generator
-) -> Longer:
+) -> Longer[float | None]:
     """In-context accuracy on sequences of twice the trained length: in its halves."""
     batch = task.batch(sequences, generator, 2 * task.length)
     hits = batch_logits(model, batch.inputs).argmax(-1) == batch.targets
@@ -330,8 +333,8 @@ def analogies_study(
         note(recorded.run.folder_name)
         rows.append(model_answers(recorded, seed, sequences))
     pairs = len(own_countries(runs[0].run.task))
-    over_seeds = analogies_over_seeds(rows)
-    return Analogies(source, zipf, seed, pairs, TIMES, sequences, rows, over_seeds)
+    means = analogies_over_seeds(rows)
+    return Analogies(source, zipf, seed, pairs, TIMES, sequences, rows, means)
 
 
 def analogies_over_seeds(rows: Sequence[AnalogyModel]) -> list[AnswersOverSeeds]:
@@ -339,32 +342,26 @@ def analogies_over_seeds(rows: Sequence[AnalogyModel]) -> list[AnswersOverSeeds]
     found = []
     for name in dict.fromkeys(row.name for row in rows):
         own = {row.seed: row for row in rows if row.name == name}
-        recall = {}
-        for group in _GROUPS:
-            means = {seed: each.recall.get(group) for seed, each in own.items()}
-            none = Recalled[float | None](None, None, None)
-            by_seed = {seed: none if x is None else x.means for seed, x in means.items()}
-            recall[group] = Recalled[Spread](*spreads(by_seed))
+        recall: dict[Group, Recalled[Spread]] = {
+            group: over_seeds(own, partial(_of_group, group=group)) for group in _GROUPS
+        }
         found.append(
             AnswersOverSeeds(
                 name,
                 list(own),
                 recall,
-                (
-                    spread({seed: each.longer.trained for seed, each in own.items()}),
-                    spread({seed: each.longer.beyond for seed, each in own.items()}),
-                ),
-                _answers({seed: each.wrong for seed, each in own.items()}),
-                _answers({seed: each.right for seed, each in own.items()}),
-                _answers({seed: each.unknown for seed, each in own.items()}),
+                longer=over_seeds(own, lambda each: each.longer),
+                wrong=over_seeds(own, lambda each: each.wrong),
+                right=over_seeds(own, lambda each: each.right),
+                unknown=over_seeds(own, lambda each: each.unknown),
             )
         )
     return found
 
 
-def _answers(by_seed: Mapping[int, list[Answers[float]]]) -> list[Answers[Spread]]:
-    by_times = zip(*by_seed.values(), strict=True)
-    return [Answers(*spreads(dict(zip(by_seed, row, strict=True)))) for row in by_times]
+def _of_group(model: AnalogyModel, group: Group) -> Recalled[Any]:
+    own = model.recall.get(group)
+    return Recalled(None, None, None) if own is None else own.means
 
 
 def check_variants(names: Sequence[str]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
+from typing import Any, TypeVar
 
 from rich.table import Table
 
@@ -14,6 +15,7 @@ from resval_lens.recorded_memory import RecordedMemoryRun
 from resval_lens.training.memory_run import MemoryRun
 
 Note = Callable[[str], None]
+Row = TypeVar("Row")
 
 LARGEST_SEED = 2**32 - 1
 
@@ -93,10 +95,22 @@ def check_seed(seed: int) -> None:
         raise ValueError(f"seed must be a whole number from 0 to {LARGEST_SEED}; got {seed}")
 
 
-def spreads(by_seed: Mapping[int, Any]) -> list[Spread]:
-    """Each field over seeds, in order, of dataclasses whose fields are numbers."""
-    columns = zip(*(vars(each).values() for each in by_seed.values()), strict=True)
-    return [spread(dict(zip(by_seed, column, strict=True))) for column in columns]
+def over_seeds(rows: Mapping[int, Row], of: Callable[[Row], Any]) -> Any:
+    """What ``of`` reads from the row of each seed, a :class:`Spread` in each number's place.
+
+    It reads a number, None, a dataclass of what it reads, or a list; alike in all rows.
+    """
+    parts = [of(row) for row in rows.values()]
+    if is_dataclass(parts[0]) and not isinstance(parts[0], type):
+        return type(parts[0])(*_each(rows, [list(vars(part).values()) for part in parts]))
+    if isinstance(parts[0], list):
+        return _each(rows, parts)
+    return spread(dict(zip(rows, parts, strict=True)))
+
+
+def _each(seeds: Iterable[int], parts: Sequence[list[Any]]) -> list[Any]:
+    columns = (dict(zip(seeds, column, strict=True)) for column in zip(*parts, strict=True))
+    return [over_seeds(column, lambda part: part) for column in columns]
 
 
 def shown(found: Spread, form: str = ".3f", tight: bool = False) -> str:

@@ -24,13 +24,13 @@ from resval_lens.analyses.memory.comparable import (
     check_seed,
     named,
     narrow_table,
+    over_seeds,
     shown,
-    spreads,
     tight,
 )
 from resval_lens.analyses.memory.construction import Strengths, constructed_model
 from resval_lens.analyses.result import FLAT, OPTIONAL, Result
-from resval_lens.analyses.seeds import Spread, spread
+from resval_lens.analyses.seeds import Spread
 from resval_lens.memory.model import MemoryTransformer
 from resval_lens.memory.predictions import predict
 from resval_lens.memory.probes import attention_recall, own_and_carried_values, recall
@@ -312,17 +312,11 @@ def held_out_over_seeds(rows: Sequence[HeldOutModel]) -> list[NameOverSeeds]:
     found = []
     for name in dict.fromkeys(row.name for row in rows):
         own = {row.seed: row for row in rows if row.name == name}
-        seen, held = (
-            {seed: row.tests.seen for seed, row in own.items()},
-            {seed: row.tests.held_out for seed, row in own.items()},
-        )
+        tests: Both[Measured[Spread]] = over_seeds(own, lambda row: row.tests)
+        recalled: Both[Spread] = over_seeds(own, lambda row: row.recall)
         both = Both(
-            OutputsOverSeeds(
-                Measured(*spreads(seen)), spread({s: row.recall.seen for s, row in own.items()})
-            ),
-            OutputsOverSeeds(
-                Measured(*spreads(held)), spread({s: row.recall.held_out for s, row in own.items()})
-            ),
+            OutputsOverSeeds(tests.seen, recalled.seen),
+            OutputsOverSeeds(tests.held_out, recalled.held_out),
         )
         found.append(NameOverSeeds(name, list(own), both))
     return found

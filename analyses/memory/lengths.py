@@ -18,8 +18,8 @@ from resval_lens.analyses.memory.comparable import (
     OfRuns,
     by_variant,
     narrow_table,
+    over_seeds,
     shown,
-    spreads,
 )
 from resval_lens.analyses.memory.positions import (
     attention_by_position,
@@ -29,7 +29,7 @@ from resval_lens.analyses.memory.positions import (
     predicted_previous,
 )
 from resval_lens.analyses.result import FLAT, OPTIONAL
-from resval_lens.analyses.seeds import Spread, spread
+from resval_lens.analyses.seeds import Spread
 from resval_lens.memory.config import Positions
 from resval_lens.recorded_memory import RecordedMemoryRun
 from resval_lens.tasks.triggers import TriggerBatch, optimal_loss
@@ -338,14 +338,8 @@ def _over_seeds(models: Sequence[MeasuredModel]) -> dict[str, VariantLengths]:
     found = {}
     for variant in dict.fromkeys(model.variant for model in models):
         own = {model.seed: model for model in models if model.variant == variant}
-        by_length = zip(*(each.lengths for each in own.values()), strict=True)
-        rows = [
-            AtLength(
-                rows[0].length,
-                Scores(*spreads({s: row.scores for s, row in zip(own, rows, strict=True)})),
-            )
-            for rows in by_length
-        ]
-        tau1 = spread({seed: each.tau1 for seed, each in own.items()})
-        found[variant] = VariantLengths(rows, tau1)
+        scores = over_seeds(own, lambda model: [row.scores for row in model.lengths])
+        lengths = [row.length for row in next(iter(own.values())).lengths]
+        rows = [AtLength[Spread](n, each) for n, each in zip(lengths, scores, strict=True)]
+        found[variant] = VariantLengths(rows, over_seeds(own, lambda model: model.tau1))
     return found
