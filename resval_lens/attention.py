@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, cast
 
+import einops
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -30,6 +31,10 @@ Heads = Float[Tensor, "batch pos _ d_head"]  # heads, or key-value heads
 Carried = dict[str, tuple[Heads, ...]]
 """What travels between layers: per projection, the tensors a later layer may receive, oldest
 first: the last layer's (source previous), layer 0's (first), or every earlier layer's (all)."""
+
+# einops keeps a table of the types it has met. If parameters are first met under torch.compile, the
+# model is compiled a second time at its second call.
+einops.rearrange(nn.Parameter(torch.empty(1)), "a -> a")
 
 OLMO_QK_NORM = ("OlmoeForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM")
 

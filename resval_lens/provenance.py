@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from resval_lens import __version__
+
 
 def provenance(**facts: Any) -> dict[str, Any]:
     """A JSON-able record of this process, with ``facts`` (seed, metrics, ...) added.
@@ -28,7 +30,8 @@ def provenance(**facts: Any) -> dict[str, Any]:
         "git_commit": git_commit(),
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("resval-lens", "torch", "transformer-lens")},
+            "resval-lens": __version__,  # of this source: it may run without being installed
+            **{name: version(name) for name in ("torch", "transformer-lens")},
         },
         "machine": platform.machine(),
         **facts,

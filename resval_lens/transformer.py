@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from contextlib import nullcontext
 from fnmatch import fnmatch
 from functools import partial
 from typing import Any, Self, cast
@@ -130,7 +131,12 @@ class ResValTransformer(WeightConversion):
                 (cached ones count, padding does not).
         """
         check_return_type(return_type)
-        with LocallyOverridenDefaults(self, prepend_bos=prepend_bos, padding_side=padding_side):
+        overridden: Any = nullcontext()
+        if prepend_bos is not None or padding_side is not None:  # it breaks a compiled graph in two
+            overridden = LocallyOverridenDefaults(
+                self, prepend_bos=prepend_bos, padding_side=padding_side
+            )
+        with overridden:
             if start_at_layer is None:
                 residual, tokens, shortformer_pos_embed, attention_mask = self.input_to_embed(
                     input,
