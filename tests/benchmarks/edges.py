@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-from resval_lens import ResValTransformer
+from resval_lens import ResValConfig, ResValTransformer
 from resval_lens.analyses.circuits.scores import score_edges
 from resval_lens.hooks.prompts import logit_difference
 from tests.benchmarks.patching import in_turn, ioi_pairs
@@ -29,12 +29,16 @@ def ratios(rounds: int = 5, prompts: int = 64, steps: int = 5) -> list[float]:
     return in_turn(theirs, ours, rounds)
 
 
+def stock_config(cfg: ResValConfig) -> HookedTransformerConfig:
+    """What TransformerLens's own class knows of a configuration."""
+    names = HookedTransformerConfig.__dataclass_fields__
+    settings = {k: v for k, v in cfg.to_dict().items() if k in names and k != "seed"}
+    return HookedTransformerConfig(**{**settings, "tokenizer_name": None})
+
+
 def as_stock(model: ResValTransformer) -> HookedTransformer:
     """A classic model's weights in TransformerLens's own class."""
-    names = HookedTransformerConfig.__dataclass_fields__
-    settings = {k: v for k, v in model.cfg.to_dict().items() if k in names and k != "seed"}
-    settings["tokenizer_name"] = None
-    stock = HookedTransformer(HookedTransformerConfig(**settings))
+    stock = HookedTransformer(stock_config(model.cfg))
     state = {k: v for k, v in model.state_dict().items() if "mixes" not in k}
     state["unembed.W_U"] = model.unembed.W_U.detach().clone()
     state["unembed.b_U"] = torch.zeros(model.cfg.d_vocab)
