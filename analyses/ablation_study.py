@@ -9,15 +9,19 @@ scale c     c times what it would
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Int
+from rich.table import Table
 from torch import Tensor
 from transformer_lens.utilities import LocallyOverridenDefaults
 
-from resval_lens.analyses.story_loss import story_loss
+from resval_lens.analyses.result import FLAT, Result
+from resval_lens.analyses.story_loss import StoryLoss, story_loss
+from resval_lens.analyses.subjects import Example, Facts
+from resval_lens.analyses.tables import WIDE
 from resval_lens.hooks import (
     Link,
     freeze,
@@ -37,12 +41,126 @@ from resval_lens.hooks.prompts import MAX_TOKENS, Metric, PromptPairs, ready
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 EDITS = {
     "zero": "carries nothing",
     "mean": "carries its mean at that position over others",
     "resample": "carries what it does on the corrupted prompt",
 }
 """The edits and what an edited link does."""
+
+
+@dataclass(frozen=True)
+class AblationRow:
+    """Mean measures with one group of links (:func:`groups`) edited; how many links it has."""
+
+    links: str
+    n_links: int
+    edit: str
+    measures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class AblationStudy(Result):
+    """What each edit of the links does to a task.
+
+    Attributes:
+        prompts, others: how many.
+        mean_prompts: how many prompts have others of their group: means are of these alone.
+        measures: their names, the metric first.
+        edits: what an edited link does.
+        scales: factors c of further edits.
+        links: how many are edited.
+        story_loss: on stories, with each group of links cut.
+        clean, corrupted: measures of the unedited runs.
+        rows: of each group of links and edit.
+    """
+
+    prompts: int
+    others: int
+    mean_prompts: int
+    measures: list[str]
+    edits: Mapping[str, str]
+    scales: list[float]
+    links: int
+    story_loss: StoryLoss | None
+    clean: Mapping[str, float]
+    corrupted: Mapping[str, float]
+    rows: list[AblationRow]
+
+    @property
+    def metric(self) -> str:
+        """The first measure."""
+        return self.measures[0]
+
+    @property
+    def names(self) -> list[str]:
+        """Groups of links."""
+        return list(dict.fromkeys(row.links for row in self.rows))
+
+    @property
+    def edited(self) -> list[str]:
+        """Edits, and scalings."""
+        return list(dict.fromkeys(row.edit for row in self.rows))
+
+    def cells(self, measure: str) -> dict[tuple[str, str], float]:
+        """A measure by group of links and edit."""
+        return {(row.links, row.edit): row.measures[measure] for row in self.rows}
+
+    def tables(self) -> list[Table]:
+        """Each measure by links and edit, and the loss on stories."""
+        return [self._table(), *(self.story_loss.tables() if self.story_loss else [])]
+
+    def _table(self, most: int = 32) -> Table:
+        """The metric has every group's row, the other measures all links' and whole layers'."""
+        unedited = ", ".join(
+            f"{name} {self.clean[name]:.3f} ({self.corrupted[name]:.3f})" for name in self.measures
+        )
+        table = Table(
+            title=f"{self.prompts} prompts, links edited; unedited (and on the twins):\n{unedited}",
+            **WIDE,
+        )
+        table.add_column("links", no_wrap=True)
+        for edit in self.edited:
+            table.add_column(edit, justify="right")
+        names, clean, of = self.names, self.clean[self.metric], self.cells(self.metric)
+        ranked = sorted(names, key=lambda n: -max(abs(of[n, e] - clean) for e in self.edited))
+        shown = set(ranked[:most])
+        for number, measure in enumerate(self.measures):
+            if number:
+                table.add_section()
+            table.add_row(f"[bold]{measure}[/bold]")
+            cells = self.cells(measure)
+            for name in names:
+                if name in shown and (not number or ".h" not in name or len(names) == 1):
+                    table.add_row(f"  {name}", *(f"{cells[name, e]:.3f}" for e in self.edited))
+        lines = [f"{name}: a link {meaning}" for name, meaning in self.edits.items()]
+        if len(names) > 1:
+            lines.append("every link alone, in every measure: in the JSON")
+        table.caption = "\n".join(lines)
+        return table
+
+
+@dataclass(frozen=True)
+class Ablation(Result):
+    """An :class:`AblationStudy` with the facts of its model and prompts."""
+
+    facts: Facts = field(metadata=FLAT)
+    general: bool
+    study: AblationStudy = field(metadata=FLAT)
+    example: Example | None
+
+    def tables(self) -> list[Table]:
+        """The study's."""
+        return self.study.tables()
+
+    def figures(self) -> dict[str, Figure]:
+        """The metric with each group of links edited."""
+        from resval_lens.analyses.intervention_figures import ablated
+
+        return {"ablate.png": ablated(self.study, self.facts.model)}
 
 
 @torch.no_grad()
@@ -60,8 +178,8 @@ def ablation_study(
     max_tokens: int = MAX_TOKENS,
     text: Int[Tensor, "row pos"] | None = None,
     note: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
-    """Mean measures on the clean prompts with links edited, as JSON.
+) -> AblationStudy:
+    """Mean measures on the clean prompts with links edited.
 
     Args:
         others: prompts whose clean runs give the means: a prompt's mean is over those of its group
@@ -73,12 +191,6 @@ def ablation_study(
         max_tokens: rows × positions of one model call, one prompt at least.
         text: rows of stories, on which the loss with each group of links cut stands beside.
         note: called with what is being done.
-
-    Returns:
-        ``clean`` and ``corrupted`` hold the measures of the unedited runs; ``rows``, for each group
-        of links (:func:`groups`) and edit, the measures and how many ``links`` it has;
-        ``mean_prompts``, how many prompts have others of their group: means are of these alone.
-        ``story_loss`` is that of :func:`~resval_lens.analyses.story_loss.story_loss`, or None.
 
     Raises:
         ValueError: a model without links, links that are not there, no edit or an unknown one,
@@ -139,23 +251,23 @@ def ablation_study(
         key: {name: torch.cat([x[name] for x in parts]).mean().item() for name in measures}
         for key, parts in found.items()
     }
-    return {
-        "prompts": len(pairs),
-        "others": len(others),
-        "mean_prompts": mean_prompts,
-        "measures": list(measures),
-        "edits": {name: EDITS[name] for name in edits},
-        "scales": list(scales),
-        "links": len(chosen),
-        "story_loss": losses,
-        "clean": means["no links", "clean"],
-        "corrupted": means["no links", "corrupted"],
-        "rows": [
-            {"links": name, "n_links": len(group), "edit": edit, "measures": means[name, edit]}
+    return AblationStudy(
+        prompts=len(pairs),
+        others=len(others),
+        mean_prompts=mean_prompts,
+        measures=list(measures),
+        edits={name: EDITS[name] for name in edits},
+        scales=list(scales),
+        links=len(chosen),
+        story_loss=losses,
+        clean=means["no links", "clean"],
+        corrupted=means["no links", "corrupted"],
+        rows=[
+            AblationRow(name, len(group), edit, means[name, edit])
             for name, group in named.items()
             for edit in (*edits, *(f"scale {c:g}" for c in scales))
         ],
-    }
+    )
 
 
 def _by_group(pairs: PromptPairs, others: PromptPairs) -> list[tuple[PromptPairs, PromptPairs]]:

@@ -11,6 +11,7 @@ import numpy as np
 from resval_lens.analyses.emergence import first_above
 from resval_lens.analyses.result import FLAT, Result
 from resval_lens.analyses.seeds import Spread, TTests, corrected, spread, t_tests
+from resval_lens.analyses.tables import WIDE
 from resval_lens.recorded import RecordedRun
 
 if TYPE_CHECKING:
@@ -101,12 +102,10 @@ class AttentionInTraining(Result):
         """When the measures rise."""
         from rich.table import Table
 
-        from resval_lens.analyses.intervention_tables import STYLE
-
         table = Table(
             title=f"Step at which a measure has come {self.share:.0%} of its way "
             "(mean ± sd over seeds)",
-            **STYLE,
+            **WIDE,
         )
         table.add_column("variant", no_wrap=True)
         for name in ("its own way", "p", f"{self.baseline}'s way", "p"):

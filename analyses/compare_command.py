@@ -80,18 +80,16 @@ def compare_command(
 
     Example: `resval-lens compare --report out`
     """
-    from resval_lens.analyses import figures, ioi_tables, tables
     from resval_lens.analyses.circuit_compare import (
         check_counts,
         check_models,
         check_sizes,
         studied_models,
     )
-    from resval_lens.analyses.compare_parts import Sizes, compare_all
+    from resval_lens.analyses.compare_parts import Comparison, Sizes, compare_all
     from resval_lens.analyses.icl_curves import icl_curves
     from resval_lens.analyses.icl_emergence import emergence, paper_runs
     from resval_lens.analyses.lm_compare import emergence as emergence_of_language_models
-    from resval_lens.analyses.result import plain
     from resval_lens.presets import PAPER_VARIANTS
     from resval_lens.recorded_lm import load_lm_runs
     from resval_lens.runtime import cores
@@ -121,48 +119,34 @@ def compare_command(
     check_sizes(found, circuit_sequences, prompts)
     sizes = Sizes(sequences, link_sequences, circuit_sequences, prompts, seed)
     with notes(quiet) as note:
-        result, language, circuits = compare_all(found, models, sizes, jobs or cores(), note)
-    by_seed, of_models = emergence(found, 0.95), emergence_of_language_models(curves)
-    language["emergence"] = plain(of_models)
-    settings = {
-        "sequences": sequences,
-        "link sequences": link_sequences,
-        "circuit sequences": circuit_sequences,
-        "prompts": prompts,
-        "seed of prompts and twins": seed,
-        "seeds of classifiers": sorted({each.run.seed for each in found}),
-    }
+        measured = compare_all(found, models, sizes, jobs or cores(), note)
+    study = Comparison(
+        measured.classifiers,
+        emergence(found, 0.95),
+        measured.language_models,
+        emergence_of_language_models(curves),
+        measured.circuits,
+        settings={
+            "sequences": sequences,
+            "link sequences": link_sequences,
+            "circuit sequences": circuit_sequences,
+            "prompts": prompts,
+            "seed of prompts and twins": seed,
+            "seeds of classifiers": sorted({each.run.seed for each in found}),
+        },
+    )
     drawn = {
-        "accuracy.png": figures.bars(result["models"]),
-        "link_edits.png": figures.link_edits(result["links"]) if result["links"] else None,
-        "attention.png": figures.attention(result["attention"]),
+        **study.classifiers.figures(),
         "emergence.png": icl_curves(found).figure(),
-        **circuits.figures(),
+        **study.circuits.figures(),
     }
-    shown = [
-        tables.compare_table(result),
-        *([tables.controls_table(result["controls"])] if "controls" in result else []),
-        tables.attention_table(result),
-        by_seed.table(),
-        *circuits.tables(),
-    ]
-    shown += [table for table, _ in ioi_tables.cells_tables(language["four_cells"])]
 
     def html(document: Any) -> str:
         from resval_lens.analyses.compare_page import compare_page
 
-        return compare_page(document, by_seed, of_models, circuits, found, curves, drawn)
+        return compare_page(study, document, found, curves, drawn)
 
     report(
-        {**result, "emergence": plain(by_seed), "language_models": language,
-         "circuits": circuits.to_dict(), "settings": settings},
-        to,
-        "compare",
-        as_json=as_json,
-        tables=shown,
-        found=[
-            *by_seed.told(), *tables.sentences(result), *circuits.sentences(), *language["found"]
-        ],
-        figures={name: figure for name, figure in drawn.items() if figure},
+        study, to, "compare", as_json=as_json, figures=drawn,
         pages={page / "report.html": html} if page else None,
     )  # fmt: skip

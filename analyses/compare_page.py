@@ -16,22 +16,22 @@ from resval_lens.analyses import (
     circuit_tables,
     figures,
     intervention_figures,
-    intervention_tables,
-    ioi_tables,
     lm_figures,
-    tables,
 )
 from resval_lens.analyses.circuit_compare import ComparedCircuits
 from resval_lens.analyses.circuit_findings import IOIHeads
 from resval_lens.analyses.circuit_metrics import FAITHFUL
+from resval_lens.analyses.compare_parts import Comparison
 from resval_lens.analyses.display.attention import attention_body
 from resval_lens.analyses.display.display import figure_html
 from resval_lens.analyses.display.page import page, words
 from resval_lens.analyses.display.tables import html_table
+from resval_lens.analyses.icl_compare import ComparedClassifiers
 from resval_lens.analyses.icl_curves import icl_curves
-from resval_lens.analyses.icl_emergence import Emergence
-from resval_lens.analyses.lm_compare import NotCompared
+from resval_lens.analyses.ioi_cells import cells_sentences
+from resval_lens.analyses.lm_compare import ComparedLanguageModels, NotCompared
 from resval_lens.analyses.lm_emergence import LMEmergence
+from resval_lens.analyses.patching import Patching
 from resval_lens.recorded import RecordedRun
 from resval_lens.recorded_lm import RecordedLMRun
 from resval_lens.tasks.icl import TASKS
@@ -44,37 +44,35 @@ LANGUAGE_MODELS = "language models"
 
 
 def compare_page(
+    study: Comparison,
     data: Data,
-    by_seed: Emergence,
-    of_models: LMEmergence | NotCompared,
-    circuits: ComparedCircuits,
     runs: Sequence[RecordedRun],
     lm_runs: Sequence[RecordedLMRun],
     ready: Drawn | None = None,
 ) -> str:
-    """The page, of what ``compare.json`` holds and the runs whose curves are drawn.
+    """The page, of what was compared and the runs whose curves are drawn.
 
     Everything is inside: style, script, CircuitsVis once. A policy in the page forbids it to
     fetch anything.
 
     Args:
+        data: what ``compare.json`` holds: its ``found`` and ``provenance`` are shown.
         lm_runs: of language models; empty if there are none to draw.
         ready: figures that are images beside the page, too, by file name; they are laid out once.
     """
     ready = ready or {}
+    classifiers, language, circuits = study.classifiers, study.language_models, study.circuits
     sections: dict[str, Callable[[], str]] = {
-        "What was compared": lambda: _compared(data, by_seed, of_models),
+        "What was compared": lambda: _compared(study),
         "What was found": lambda: _found(data),
-        "Accuracy and emergence": lambda: _emergence(
-            data, by_seed, of_models, runs, lm_runs, ready
-        ),
-        "Attention": lambda: _attention(data),
-        "Links ablated": lambda: _links(data, ready),
-        "Activations patched": lambda: _patched(data),
+        "Accuracy and emergence": lambda: _emergence(study, runs, lm_runs, ready),
+        "Attention": lambda: _attention(classifiers, language),
+        "Links ablated": lambda: _links(classifiers, language, ready),
+        "Activations patched": lambda: _patched(language.patched),
         "Circuits": lambda: _circuits(circuits, ready),
         "What links carry": lambda: _carried(circuits.heads),
-        "The four cells": lambda: _cells(data),
-        "Provenance": lambda: _provenance(data),
+        "The four cells": lambda: _cells(classifiers, language),
+        "Provenance": lambda: _provenance(data["provenance"], study.settings),
     }
     ids = {heading: heading.lower().replace(" ", "-") for heading in sections}
     contents = "".join(f'<li><a href="#{ids[name]}">{name}</a></li>' for name in sections)
@@ -92,7 +90,7 @@ def compare_page(
     return page(TITLE, "\n".join(body), with_circuitsvis=True)
 
 
-def _compared(data: Data, by_seed: Emergence, of_models: LMEmergence | NotCompared) -> str:
+def _compared(study: Comparison) -> str:
     names = {"classic": "no stream", "queries": "queries flow", "keys": "keys flow",
              "values": "values flow"}  # fmt: skip
     table = Table(title="Models")
@@ -100,22 +98,22 @@ def _compared(data: Data, by_seed: Emergence, of_models: LMEmergence | NotCompar
         table.add_column(heading)
     for heading in ("seed", "seeds of its curves", "evaluated on"):
         table.add_column(heading, justify="right")
-    seeds = {row.variant: row.snapshots for row in by_seed.rows}
-    for name, study in data["models"].items():
+    seeds = {row.variant: row.snapshots for row in study.emergence.rows}
+    for name, model in study.classifiers.models.items():
         table.add_row(
             name, CLASSIFIERS, names.get(name, name),
-            str(study["seed"]), ", ".join(map(str, seeds.get(name, []))),
-            f"{study['sequences']:,} sequences",
+            str(model.seed), ", ".join(map(str, seeds.get(name, []))),
+            f"{model.sequences:,} sequences",
         )  # fmt: skip
     table.add_section()
-    models = data["language_models"]
+    language, of_models = study.language_models, study.lm_emergence
     curves = of_models.seeds if isinstance(of_models, LMEmergence) else {}
-    for name, scores in models["scores"].items():
-        kind = scores["architecture"]
-        seed = "" if scores["seed"] is None else str(scores["seed"])
+    for name, scores in language.scores.items():
+        kind = scores.architecture
+        seed = "" if scores.seed is None else str(scores.seed)
         table.add_row(
             markup(name), LANGUAGE_MODELS, names.get(kind, kind), seed,
-            f"{curves[kind]} seeds" if kind in curves else "", f"{models['prompts']:,} prompts",
+            f"{curves[kind]} seeds" if kind in curves else "", f"{language.prompts:,} prompts",
         )  # fmt: skip
     return (
         "<p>Transformers in which each attention layer's values (queries, keys) also receive the "
@@ -141,24 +139,23 @@ def _found(data: Data) -> str:
 
 
 def _emergence(
-    data: Data,
-    by_seed: Emergence,
-    of_models: LMEmergence | NotCompared,
+    study: Comparison,
     runs: Sequence[RecordedRun],
     lm_runs: Sequence[RecordedLMRun],
     ready: Drawn,
 ) -> str:
     parts = [
         f"<h3>{CLASSIFIERS.capitalize()}</h3>",
-        _figure(ready.get("accuracy.png") or figures.bars(data["models"]),
+        _figure(ready.get("accuracy.png") or study.classifiers.accuracy_figure(),
                  "Accuracy of each model on each task",
                 "Accuracy at the end of training, of one seed. Test: as in training; IC: fresh "
                 "classes; IC2: known classes with new labels; IW: only memory helps."),
         _figure(ready.get("emergence.png") or icl_curves(runs).figure(),
                  "Accuracy and loss of classifiers in training",
                 "Thin: single seeds; thick: their mean."),
-        html_table(by_seed.table()),
+        html_table(study.emergence.table()),
     ]  # fmt: skip
+    of_models = study.lm_emergence
     if isinstance(of_models, NotCompared):
         parts.append(f"<p>Curves of language models are not drawn: {words(of_models.reason)}.</p>")
     elif lm_runs:
@@ -172,87 +169,86 @@ def _emergence(
     return "".join(parts)
 
 
-def _attention(data: Data) -> str:
-    shown = {name: data["attention"][name] for name in _pair(data["attention"])}
-    length = len(next(iter(shown.values()))["mean_pattern"][0])
+def _attention(classifiers: ComparedClassifiers, language: ComparedLanguageModels) -> str:
+    shown = {name: classifiers.attention[name] for name in _pair(classifiers.attention)}
+    length = len(next(iter(shown.values())).mean_pattern[0])
     tokens = [f"{'label' if i % 2 else 'object'} {i // 2 + 1} " for i in range(length - 1)]
-    means = {name: torch.tensor(study["mean_pattern"]).clamp(0, 1) for name, study in shown.items()}
+    means = {name: torch.tensor(study.mean_pattern).clamp(0, 1) for name, study in shown.items()}
     parts = [
         f"<h3>{CLASSIFIERS.capitalize()}</h3><p>Mean weights over sequences of fresh classes. "
         "Layer 1 writes each object next to its label; layer 2 lets the query find the label. "
         "Hover over a layer to see it alone, click to keep it; click a token to see what it "
         "attends to.</p>",
         attention_body(means, [*tokens, "query"], ["layer 1", "layer 2"]),
-        html_table(tables.attention_table(dict(data))),
+        html_table(classifiers.attention_table()),
     ]
-    models = data["language_models"]["attention"]
-    if models["models"]:
-        patterns = {name: torch.tensor(of["patterns"]) for name, of in models["models"].items()}
-        heads = {name: of["heads"] for name, of in models["models"].items()}
+    attention = language.attention
+    if attention.tokens:
+        patterns = {name: torch.tensor(of.patterns) for name, of in attention.models.items()}
+        heads = {name: of.heads for name, of in attention.models.items()}
         parts += [
             f"<h3>{LANGUAGE_MODELS.capitalize()}</h3><p>All heads (layer.head) on one prompt. The "
             "answer is said at the last token.</p>",
-            attention_body(patterns, models["tokens"], heads),
+            attention_body(patterns, attention.tokens, heads),
         ]
     return "".join(parts)
 
 
-def _links(data: Data, ready: Drawn) -> str:
+def _links(classifiers: ComparedClassifiers, language: ComparedLanguageModels, ready: Drawn) -> str:
     parts = []
-    if data["links"]:
+    if classifiers.links:
         parts += [
             f"<h3>{CLASSIFIERS.capitalize()}</h3>",
-            _figure(ready.get("link_edits.png") or figures.link_edits(data["links"]),
+            _figure(ready.get("link_edits.png") or figures.link_edits(classifiers.links),
                      "Accuracy against the scale of the links",
                     "Every link of a model scaled by c; ○: replaced by its mean over other "
                     "sequences."),
         ]  # fmt: skip
-        if "controls" in data:
-            parts.append(html_table(tables.controls_table(data["controls"])))
-    studies = data["language_models"]["links"]
-    if studies:
+        if classifiers.controls:
+            parts.append(html_table(classifiers.controls.table()))
+    if language.links:
         parts.append(f"<h3>{LANGUAGE_MODELS.capitalize()}</h3>")
-    for name, study in studies.items():
+    for name, ablation in language.links.items():
+        study, model = ablation.study, ablation.facts.model
         parts += [
-            _figure(intervention_figures.ablation_curves(study), f"{name}: links scaled",
+            _figure(intervention_figures.ablation_curves(study, model), f"{name}: links scaled",
                     "v1 are the links that arrive in layer 1, all heads. At c = 0 also "
                     "mean-ablated (○) and resampled from the twins (×)."),
         ]  # fmt: skip
-        if study.get("story_loss"):
-            parts.append(html_table(intervention_tables.story_loss_table(study["story_loss"])))
-        if name in data["language_models"]["scores"]:  # its own links, not grafted ones
-            own = [row for row in study["rows"] if row["edit"] in study["edits"]]
-            alone = intervention_figures.ablated({**study, "scales": [], "rows": own})
+        if study.story_loss:
+            parts += map(html_table, study.story_loss.tables())
+        if name in language.scores:  # its own links, not grafted ones
+            alone = intervention_figures.ablated(study, model, scales=False)
             said = "Each layer's links and each head's alone (v1.h2: into head 2 of layer 1)."
             parts.append(_figure(alone, f"{name}: each link edited", said))
     return "".join(parts) or "<p>None of these models has links.</p>"
 
 
-def _patched(data: Data) -> str:
-    patched = data["language_models"]["patched"]
+def _patched(patched: Sequence[Patching]) -> str:
     if not patched:
         return "<p>No language model was compared.</p>"
-    example = patched[0]["example"]
+    example = patched[0].example
+    assert example is not None
     said = (
         "<p>The corrupted run takes one activation from the clean run: how much of the gap between "
         "the two does it recover (0: as corrupted, 1: as clean)? IO is the recipient's name, S1 "
         "and S2 the giver's first and second mention, S1+1 the token after the first, end the "
         "last. The twins differ in who gives: "
-        f"<q>{words(example['clean'])}</q>, <q>{words(example['corrupted'])}</q>.</p>"
+        f"<q>{words(example.clean)}</q>, <q>{words(example.corrupted)}</q>.</p>"
     )
-    sites = list(dict.fromkeys(found["site"] for found in patched))
+    sites = list(dict.fromkeys(found.site for found in patched))
     what = {"resid_pre": "the residual stream before each layer", "z": "heads' outputs",
             "q_link": "what arrives over the query links", "k_link": "what arrives over the key "
             "links", "v_link": "what arrives over the value links"}  # fmt: skip
-    most = intervention_figures.largest(patched)  # side by side: one scale
+    most = max(1.0, *(found.largest for found in patched))  # side by side: one scale
     drawn = "".join(
         _figure(
-            intervention_figures.patched(found, most),
-            f"{found['model']}: {what.get(found['site'], found['site'])}, patched",
-            f"{found['model']}: {what.get(found['site'], found['site'])}, "
-            f"by {' and '.join(found['axes'])}.",
+            found.figure(most),
+            f"{found.facts.model}: {what.get(found.site, found.site)}, patched",
+            f"{found.facts.model}: {what.get(found.site, found.site)}, "
+            f"by {' and '.join(found.axes)}.",
         )
-        for found in sorted(patched, key=lambda found: sites.index(found["site"]))
+        for found in sorted(patched, key=lambda found: sites.index(found.site))
     )
     return f'{said}<div class="rv-pairs">{drawn}</div>'
 
@@ -303,41 +299,38 @@ def _carried(heads: Sequence[IOIHeads]) -> str:
     return "".join(parts)
 
 
-def _cells(data: Data) -> str:
+def _cells(classifiers: ComparedClassifiers, language: ComparedLanguageModels) -> str:
     parts = [
         "<p>The same weights, run as the other architecture: a link grafted on, or removed. Each "
         "as it was trained is the comparison; the other two say how far weights and link have "
         "grown together.</p>"
     ]
-    if "four_cells" in data:
+    if classifiers.four_cells:
         table = Table(title="Classifiers: accuracy")
         for heading in ("trained", "run"):
             table.add_column(heading)
         for label in TASKS.values():
             table.add_column(label, justify="right")
-        for cell, row in data["four_cells"]["cells"].items():
-            trained, run = (part.split(" ", 1)[1] for part in cell.split(", "))
+        for (trained, run), row in classifiers.four_cells.cells.by_way().items():
             table.add_row(trained, f"{run} stream", *(f"{row[task]:.3f}" for task in TASKS))
         parts.append(html_table(table))
-    every = data["language_models"]["four_cells"]
-    for table, pairs in ioi_tables.cells_tables(every):
-        parts.append(html_table(table))
-        said = "".join(f"<li>{words(text)}</li>" for text in ioi_tables.cells_sentences(pairs))
+    for kind, pairs in language.cells().items():
+        parts.append(html_table(language.cells_table(kind)))
+        said = "".join(f"<li>{words(text)}</li>" for text in cells_sentences(pairs))
         parts.append(f"<ul>{said}</ul>")
     if len(parts) == 1:
         return "<p>None of these models has a pair: classic and with a stream, of one seed.</p>"
     return "".join(parts)
 
 
-def _provenance(data: Data) -> str:
-    facts = data["provenance"]
+def _provenance(facts: Data, settings: Data) -> str:
     rows = {
         "command": f"<code>{words(facts['command'])}</code>",
         "created": words(facts["created"]),
         "git commit": words(facts["git_commit"] or "not in a git checkout"),
         **{words(name): words(number) for name, number in facts["versions"].items()},
         "machine": words(facts["machine"]),
-        **{words(name): words(str(value)) for name, value in data["settings"].items()},
+        **{words(name): words(str(value)) for name, value in settings.items()},
     }
     lines = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows.items())
     return (

@@ -1,12 +1,12 @@
-"""The two halves of ``resval-lens compare``, side by side: classifiers, and language models."""
+"""``resval-lens compare``: its two halves, classifiers and language models, side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resval_lens.analyses.circuit_compare import (
     ComparedCircuits,
@@ -17,12 +17,22 @@ from resval_lens.analyses.circuit_compare import (
     ioi_matrices,
 )
 from resval_lens.analyses.circuit_findings import IOIHeads, MetricMatrix, TaskCircuit
-from resval_lens.analyses.icl import compare
-from resval_lens.analyses.lm_compare import compare_language_models
+from resval_lens.analyses.icl_compare import ComparedClassifiers, compare
+from resval_lens.analyses.icl_emergence import Emergence
+from resval_lens.analyses.lm_compare import (
+    ComparedLanguageModels,
+    NotCompared,
+    compare_language_models,
+)
+from resval_lens.analyses.lm_emergence import LMEmergence
+from resval_lens.analyses.result import FLAT, Result
 from resval_lens.beside import Beside
 from resval_lens.recorded import RecordedRun
 from resval_lens.runtime import one_thread
 from resval_lens.training.icl_run import Worlds
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Note = Callable[[str], None]
 Step = Callable[..., Any]
@@ -41,17 +51,53 @@ class Sizes:
 
 
 class Compared(NamedTuple):
-    """What was measured, as JSON-able data.
+    """What was measured; circuits of both."""
+
+    classifiers: ComparedClassifiers
+    language_models: ComparedLanguageModels
+    circuits: ComparedCircuits
+
+
+@dataclass(frozen=True)
+class Comparison(Result):
+    """What was measured, and what recorded runs say of training.
 
     Attributes:
-        classifiers: of :func:`~resval_lens.analyses.icl.compare`.
-        language_models: of :func:`~resval_lens.analyses.lm_compare.compare_language_models`.
-        circuits: of both.
+        emergence: of in-context learning in classifiers.
+        lm_emergence: of language models; in the document their ``emergence``.
+        settings: on how much was measured.
     """
 
-    classifiers: dict[str, Any]
-    language_models: dict[str, Any]
+    classifiers: ComparedClassifiers = field(metadata=FLAT)
+    emergence: Emergence
+    language_models: ComparedLanguageModels
+    lm_emergence: LMEmergence | NotCompared
     circuits: ComparedCircuits
+    settings: Mapping[str, int | list[int]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document."""
+        found = super().to_dict()
+        found["language_models"]["emergence"] = found.pop("lm_emergence")
+        return found
+
+    def sentences(self) -> list[str]:
+        """Of training, classifiers, circuits and language models."""
+        return [
+            *self.emergence.told(),
+            *self.classifiers.sentences(),
+            *self.circuits.sentences(),
+            *self.language_models.sentences(),
+        ]
+
+    def tables(self) -> list[Table | str]:
+        """The same."""
+        return [
+            *self.classifiers.tables(),
+            self.emergence.table(),
+            *self.circuits.tables(),
+            *self.language_models.tables(),
+        ]
 
 
 def compare_all(
@@ -106,7 +152,7 @@ def compare_all(
 @one_thread()
 def _classifiers(
     runs: Sequence[RecordedRun], models: Sequence[Studied], sizes: Sizes, note: Note
-) -> tuple[dict[str, Any], list[TaskCircuit], list[Circuits]]:
+) -> tuple[ComparedClassifiers, list[TaskCircuit], list[Circuits]]:
     worlds = Worlds()
     chosen = [each for each in runs if each.has_model and each.run.name in ("classic", "values")]
     steps: list[Step] = [
@@ -124,7 +170,7 @@ def _classifiers(
 @one_thread()
 def _language_models(
     models: Sequence[Studied], with_circuits: Sequence[Studied], sizes: Sizes, note: Note
-) -> tuple[dict[str, Any], list[Circuits], list[IOIHeads]]:
+) -> tuple[ComparedLanguageModels, list[Circuits], list[IOIHeads]]:
     asked = sizes.prompts, sizes.seed
     steps: list[Step] = [partial(compare_language_models, models, *asked)]
     for study, several in ((_circuits, with_circuits), (ioi_heads, models)):

@@ -7,7 +7,7 @@ import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,7 +31,9 @@ from resval_lens.analyses.options import (
     writable,
 )
 from resval_lens.analyses.reporting import report
-from resval_lens.analyses.result import plain
+
+if TYPE_CHECKING:
+    from resval_lens.transformer import ResValTransformer
 
 eval_app = typer.Typer(no_args_is_help=True, help="Evaluate language models.")
 
@@ -62,13 +64,13 @@ def ioi_command(
 
     Example: `resval-lens eval ioi stories-small-classic stories-small-values`
     """
-    from resval_lens.analyses import ioi_tables
     from resval_lens.analyses.circuit_tasks import draw_ioi
-    from resval_lens.analyses.ioi import check_one_tokenizer, four_cells, ioi_scores, paper_table
+    from resval_lens.analyses.ioi import check_one_tokenizer
+    from resval_lens.analyses.ioi_study import ioi_study
     from resval_lens.checkpoint import SHIPPED_MODELS
     from resval_lens.streams import architectures_of
     from resval_lens.tasks.ioi import encode
-    from resval_lens.tasks.leading import leading_token, named_token
+    from resval_lens.tasks.leading import leading_token
 
     if prompts < 1:
         raise ValueError(f"prompts must be 1 or more; got {prompts}")
@@ -85,49 +87,20 @@ def ioi_command(
     if len(set(leads.values())) > 1:
         raise ValueError("these models differ in what leads a prompt; say it by --prepend")
     batches = {name: encode(drawn.prompts, tokenizer, lead) for name, drawn in sets.items()}
-    by_kind: dict[str, list[Path]] = {}
+    by_kind: dict[str, dict[str, ResValTransformer]] = {}
     kinds_of = architectures_of([model.cfg.streams for model in loaded.values()])
-    for kind, folder in zip(kinds_of, loaded, strict=True):
-        by_kind.setdefault(kind, []).append(folder)
+    for kind, (folder, model) in zip(kinds_of, loaded.items(), strict=True):
+        by_kind.setdefault(kind, {})[str(folder)] = model
+    folders = {kind: list(map(Path, own)) for kind, own in by_kind.items()}
+    pairs = {
+        kind: [(str(one), str(other)) for one, other in pairs_by_seed(folders["classic"], own)]
+        for kind, own in folders.items()
+        if kind != "classic" and "classic" in folders
+    }
     writable(to)
     with notes(quiet) as note:
-        note("the paper's sentences")
-        table = paper_table(
-            {kind: [loaded[f] for f in folders] for kind, folders in by_kind.items()},
-            tokenizer, prepend=lead,
-        )  # fmt: skip
-        scores: dict[str, dict[str, Any]] = {}
-        for name, batch in batches.items():
-            for folder, model in loaded.items():
-                note(f"{folder}: {name}")
-                scores.setdefault(name, {})[str(folder)] = ioi_scores(model, batch)
-        cells: dict[str, list[dict[str, Any]]] = {}
-        streams = [kind for kind in by_kind if kind != "classic"]
-        for kind in streams if "classic" in by_kind else ():
-            for one, other in pairs_by_seed(by_kind["classic"], by_kind[kind]):
-                note(f"four cells: {one} and {other}")
-                found = four_cells(loaded[one], loaded[other], list(batches.values())[-1])
-                cells.setdefault(kind, []).append(
-                    {"classic": str(one), "stream": str(other), **found}
-                )
-    shown = [ioi_tables.paper_table_2(table)]
-    shown += [
-        ioi_tables.scores_table(rows, f"IOI, {prompts} {name} prompts")
-        for name, rows in scores.items()
-    ]
-    shown += [
-        ioi_tables.cells_table(pairs, f"Classic and {kind}, {list(batches)[-1]} prompts")
-        for kind, pairs in cells.items()
-    ]
-    said = [line for pairs in cells.values() for line in ioi_tables.cells_sentences(pairs)]
-    data = {
-        "leading_token": plain(named_token(next(iter(loaded.values())), lead)),
-        "names_left_out": left_out,
-        "paper": table,
-        "scores": scores,
-        "four_cells": cells,
-    }
-    report(data, to, "ioi", as_json=as_json, tables=shown, found=said)
+        study = ioi_study(by_kind, batches, pairs, lead, left_out, note)
+    report(study, to, "ioi", as_json=as_json)
 
 
 @eval_app.command("harness")

@@ -6,7 +6,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import matplotlib
@@ -23,6 +23,9 @@ from resval_lens.analyses.marks import cells, points, tip
 from resval_lens.files import write_bytes
 from resval_lens.numbers import number
 from resval_lens.tasks.icl import MEANING, TASKS
+
+if TYPE_CHECKING:
+    from resval_lens.analyses.icl import AttentionStudy, LinkStudy
 
 # Okabe and Ito's colours, told apart by all common kinds of colour vision.
 COLOURS = {
@@ -162,7 +165,7 @@ def seed_curves(
     points(axes, at, mean, texts, shade)
 
 
-def link_edits(links: dict[str, Any]) -> Figure:
+def link_edits(links: Mapping[str, LinkStudy]) -> Figure:
     """Accuracy against the factor c by which a model's links are scaled; dots: mean-ablation."""
     with plt.rc_context(STYLE):
         columns = per_row(len(links))
@@ -175,16 +178,16 @@ def link_edits(links: dict[str, Any]) -> Figure:
             axes.axis("off")
         shades = dict(zip(TASKS, ("#555555", "#0072B2", "#56B4E9", "#D55E00"), strict=True))
         for axes, (variant, study) in zip(grid.flat, links.items(), strict=False):
-            factors = [float(c) for c in study["scale"]]
+            factors = list(study.scale)
             for task, label in TASKS.items():
-                accuracies = [study["scale"][c][task] for c in study["scale"]]
+                accuracies = [row[task] for row in study.scale.values()]
                 axes.plot(factors, accuracies, color=shades[task], label=label, lw=2)
                 texts = [
                     f"{variant}, links scaled by {number(c, 'g')}: {label} {number(y)}"
                     for c, y in zip(factors, accuracies, strict=True)
                 ]
                 points(axes, factors, accuracies, texts, shades[task])
-                ablated = study["mean"][task]
+                ablated = study.mean[task]
                 (dot,) = axes.plot(0, ablated, "o", color=shades[task], mfc="none", ms=6)
                 tip(dot, f"{variant}, links mean-ablated: {label} {number(ablated)}")
             axes.axvline(0, color="#999999", lw=0.8, ls=":")
@@ -198,7 +201,7 @@ def link_edits(links: dict[str, Any]) -> Figure:
     return figure
 
 
-def attention(attention: dict[str, Any]) -> Figure:
+def attention(attention: Mapping[str, AttentionStudy]) -> Figure:
     """Mean attention of both layers on fresh classes, one column a model."""
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(
@@ -206,13 +209,13 @@ def attention(attention: dict[str, Any]) -> Figure:
             layout="constrained",
         )  # fmt: skip
         for column, (variant, study) in zip(grid.T, attention.items(), strict=True):
-            measures = study["measures"]
+            measures = study.measures
             notes = (
                 f"label to its object: {measures['ila1_labels']:.2f}",
                 f"query to right labels: {measures['tila2']:.2f}",
             )
             for layer, axes in enumerate(column):
-                pattern = np.array(study["mean_pattern"][layer])
+                pattern = np.array(study.mean_pattern[layer])
                 tokens = ["o" if i % 2 == 0 else "l" for i in range(len(pattern) - 1)] + ["q"]
                 texts = [
                     [
@@ -237,14 +240,14 @@ def attention(attention: dict[str, Any]) -> Figure:
     return figure
 
 
-def bars(models: dict[str, Any]) -> Figure:
+def bars(models: Mapping[str, Mapping[str, float]]) -> Figure:
     """Accuracy of each model on each task."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8, 3.4), layout="constrained")
         width = 0.8 / len(models)
-        for i, (variant, study) in enumerate(models.items()):
+        for i, (variant, accuracies) in enumerate(models.items()):
             places = np.arange(len(TASKS)) + (i - (len(models) - 1) / 2) * width
-            heights = [study["tasks"][task]["accuracy"] for task in TASKS]
+            heights = [accuracies[task] for task in TASKS]
             drawn = axes.bar(
                 places, heights, width * 0.92, color=colour(variant), label=plain(variant)
             )

@@ -1,12 +1,11 @@
-"""What the V₁→V₂ link does in the two-layer classifiers: the study behind ``resval-lens compare``.
+"""What the V₁→V₂ link does in a two-layer classifier: accuracies, edits of the links, attention.
 
-Everything here is measured live on the models given: accuracies, causal edits of the links,
-attention. Emergence curves come from the recorded runs.
+Everything here is measured live on the models given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from resval_lens.analyses.link_controls import first_of, link_controls
+from resval_lens.analyses.cells import Cells
+from resval_lens.analyses.result import Result
 from resval_lens.answer import can_answer_fast, edited_answers
 from resval_lens.classifier import ICLClassifier
 from resval_lens.hooks import edit_links, link_activations, links
@@ -26,11 +26,10 @@ from resval_lens.tasks.icl_measures import measures_from
 from resval_lens.training.icl import evaluate, score
 from resval_lens.training.icl_run import Worlds
 
-GRAFTED = "classic + link"
-CONTROL_SEQUENCES = 500
 SCALES = tuple(round(c, 2) for c in np.arange(-1, 2.01, 0.25))
-Note = Callable[[str], None]
-Results = dict[str, dict[str, float]]
+Accuracies = Mapping[str, float]
+"""By task."""
+Results = Mapping[str, Mapping[str, float]]
 """By task, ``accuracy`` and ``loss``."""
 
 
@@ -72,13 +71,13 @@ def subjects(
     return list(found.values())
 
 
-def accuracies(model: ICLClassifier, tests: dict[str, ICLBatch]) -> dict[str, float]:
+def accuracies(model: ICLClassifier, tests: dict[str, ICLBatch]) -> Accuracies:
     """Share of right answers on each test set; hooks on the model count."""
     return _accuracies(evaluate(model, tests))
 
 
 @dataclass(frozen=True)
-class LinkStudy:
+class LinkStudy(Result):
     """What editing every link of a model does to each task.
 
     Attributes:
@@ -93,21 +92,22 @@ class LinkStudy:
 
     links: list[str]
     sequences: int
-    scale: dict[str, dict[str, float]]
-    mean: dict[str, float]
+    scale: Mapping[float, Accuracies]
+    mean: Accuracies
     whole: Results
     cut: Results
     without: Results
 
+    @property
+    def accuracies_cut(self) -> Accuracies:
+        """Accuracies with the links cut, on all sequences."""
+        return _accuracies(self.cut)
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; of ``whole`` and ``without`` nothing, of ``cut`` accuracies."""
-        return {
-            "links": self.links,
-            "sequences": self.sequences,
-            "scale": self.scale,
-            "mean": self.mean,
-            "cut": _accuracies(self.cut),
-        }
+        """Of ``whole`` and ``without`` nothing, of ``cut`` accuracies."""
+        found = super().to_dict()
+        shown = {name: found[name] for name in ("links", "sequences", "scale", "mean")}
+        return {**shown, "cut": self.accuracies_cut}
 
 
 @torch.no_grad()
@@ -123,7 +123,8 @@ def link_study(subject: Subject, sequences: int, model: ICLClassifier | None = N
     at = [SCALES.index(1), SCALES.index(0)]
     generator = torch.Generator().manual_seed(subject.seed)
     edits: dict[str, list[float]] = {}
-    ends: dict[str, Results] = {"whole": {}, "cut": {}}
+    whole: dict[str, dict[str, float]] = {}
+    cut: dict[str, dict[str, float]] = {}
     for name, task in subject.world.task.tests().items():
         inputs, targets = subject.tests[name].inputs, subject.tests[name].targets
         means = _means(model, subject.world.batch(1000, generator, task).inputs, len(factors))
@@ -133,17 +134,18 @@ def link_study(subject: Subject, sequences: int, model: ICLClassifier | None = N
         if len(inputs) > sequences:
             rest = edited_logits(model, inputs[sequences:], factors[at])
             both = torch.cat([both, rest], 1)
-        for end, each in zip(ends.values(), both, strict=True):
+        for end, each in zip((whole, cut), both, strict=True):
             end[name] = score(each, targets)
     streams = model.cfg.streams
     kept = all(s.own == 1 and s.mix not in {*COMPLEMENTARY, "learned_pair"} for s in streams)
     return LinkStudy(
         links=[str(link) for link in links(model)],
         sequences=min(sequences, len(subject.tests["test"].targets)),
-        scale={str(c): {name: row[i] for name, row in edits.items()} for i, c in enumerate(SCALES)},
+        scale={c: {name: row[i] for name, row in edits.items()} for i, c in enumerate(SCALES)},
         mean={name: row[-1] for name, row in edits.items()},
-        **ends,
-        without=ends["cut"] if kept else evaluate(model.with_streams(""), subject.tests),
+        whole=whole,
+        cut=cut,
+        without=cut if kept else evaluate(model.with_streams(""), subject.tests),
     )
 
 
@@ -189,7 +191,15 @@ def edited_logits(
     return torch.stack(rows)
 
 
-def four_cells(classic: LinkStudy, stream: LinkStudy, name: str = "values") -> dict[str, Any]:
+@dataclass(frozen=True)
+class FourCells(Result):
+    """Accuracies on each task of the four cells; ``stream`` names the model with streams."""
+
+    stream: str
+    cells: Cells[Accuracies]
+
+
+def four_cells(classic: LinkStudy, stream: LinkStudy, name: str = "values") -> FourCells:
     """{trained classic, trained with stream} × {run without, run with}: accuracies on each task.
 
     The same weights, run as the other architecture: a link grafted on, or removed.
@@ -199,20 +209,31 @@ def four_cells(classic: LinkStudy, stream: LinkStudy, name: str = "values") -> d
         stream: of the model that was trained with them.
         name: of that model.
     """
-    cells = {
-        f"trained {trained}, run {run}": _accuracies(results)
-        for trained, study in (("classic", classic), (name, stream))
-        for run, results in (("without", study.without), ("with", study.whole))
-    }
-    return {"stream": name, "cells": cells}
+    results = classic.without, classic.whole, stream.without, stream.whole
+    without, grafted, removed, whole = map(_accuracies, results)
+    return FourCells(name, Cells(without, grafted, removed, whole, trained=name))
 
 
-def _accuracies(results: Results) -> dict[str, float]:
+def _accuracies(results: Results) -> Accuracies:
     return {name: result["accuracy"] for name, result in results.items()}
 
 
+@dataclass(frozen=True)
+class AttentionStudy(Result):
+    """Reddy's attention measures (:mod:`resval_lens.tasks.icl_measures`) on one task.
+
+    Attributes:
+        measures: by name.
+        mean_pattern: of each layer, [query][key].
+    """
+
+    task: str
+    measures: Mapping[str, float]
+    mean_pattern: list[list[list[float]]]
+
+
 @torch.no_grad()
-def attention_study(subject: Subject, task: str = "ic", chunk: int = 128) -> dict[str, Any]:
+def attention_study(subject: Subject, task: str = "ic", chunk: int = 128) -> AttentionStudy:
     """Reddy's attention measures, and the mean pattern of each layer, on one task."""
     batch = subject.tests[task]
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in (0, 1)]
@@ -221,77 +242,9 @@ def attention_study(subject: Subject, task: str = "ic", chunk: int = 128) -> dic
         logits, cache = subject.model.run_with_cache(part, names_filter=names)
         found.append((*(cache[name][:, 0] for name in names), logits))
     first, second, logits = (torch.cat(each) for each in zip(*found, strict=True))
-    return {
-        "task": task,
-        "measures": measures_from(first, second, logits, batch),
-        "mean_pattern": [_rows(first), _rows(second)],
-    }
+    measures = measures_from(first, second, logits, batch)
+    return AttentionStudy(task, measures, [_rows(first), _rows(second)])
 
 
 def _rows(pattern: Tensor) -> list[list[float]]:
     return [[round(float(x), 5) for x in row] for row in pattern.mean(0)]
-
-
-def compare(
-    runs: Sequence[RecordedRun],
-    sequences: int = 10_000,
-    link_sequences: int = 2_000,
-    note: Note = lambda text: None,
-    worlds: Worlds | None = None,
-) -> dict[str, Any]:
-    """The whole study, as JSON-able data.
-
-    Args:
-        sequences: of each test set, for accuracies and cells.
-        link_sequences: of each test set, for each edit of the links.
-        note: called with what is being done.
-        worlds: where worlds are drawn.
-    """
-    if link_sequences < 1:
-        raise ValueError(f"link_sequences must be 1 or more; got {link_sequences}")
-    note("loading models and drawing test sets")
-    chosen = subjects(runs, sequences, worlds)
-    by_name = {subject.name: subject for subject in chosen}
-    studies: dict[str, LinkStudy] = {}
-    attention = {}
-    for subject in chosen:
-        note(f"{subject.name}: attention")
-        attention[subject.name] = attention_study(subject)
-        if subject.model.cfg.streams:
-            note(f"{subject.name}: accuracies, links edited")
-            studies[subject.name] = link_study(subject, link_sequences)
-    results = {name: study.whole for name, study in studies.items()}
-    cells = {}
-    if {"classic", "values"} <= set(by_name):
-        note("classic with a link grafted on: accuracies, links edited")
-        classic, streams = by_name["classic"], by_name["values"].model.cfg.streams
-        grafted = classic.model.with_streams(streams)
-        studies[GRAFTED] = link_study(classic, link_sequences, grafted)
-        results["classic"] = studies[GRAFTED].without
-        cells = {"four_cells": four_cells(studies[GRAFTED], studies["values"])}
-    controls = {}
-    if "values" in studies:
-        note("values: the cut beside changes of gain")
-        values = by_name["values"]
-        some = first_of(values.tests, min(link_sequences, CONTROL_SEQUENCES))
-        controls = {
-            "controls": {
-                "model": "values",
-                "sequences": len(some["test"].targets),
-                "accuracy": link_controls(values.model, some, values.seed),
-            }
-        }
-    return {
-        "models": {
-            subject.name: {
-                "seed": subject.seed,
-                "sequences": len(subject.tests["test"].targets),
-                "tasks": results.get(subject.name) or evaluate(subject.model, subject.tests),
-            }
-            for subject in chosen
-        },
-        "links": {name: study.to_dict() for name, study in studies.items()},
-        "attention": attention,
-        **cells,
-        **controls,
-    }

@@ -26,8 +26,8 @@ from resval_lens.analyses.head_scores import (
     repeated_loss,
     repeated_tokens,
 )
-from resval_lens.analyses.intervention_tables import STYLE as WIDE
 from resval_lens.analyses.result import Result
+from resval_lens.analyses.tables import WIDE
 from resval_lens.hooks import link_groups, link_hooks, zero
 from resval_lens.streams import shorthand
 from resval_lens.tasks.leading import NamedToken, named_token

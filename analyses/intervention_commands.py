@@ -32,11 +32,8 @@ from resval_lens.analyses.options import (
     writable,
 )
 from resval_lens.analyses.reporting import report
-from resval_lens.analyses.result import plain
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from resval_lens.analyses.subjects import ModelOnTask
     from resval_lens.hooks.patching import Positions
 
@@ -95,8 +92,7 @@ def patch_command(
 
     Example: `resval-lens patch --site v_link --by layer,position`
     """
-    from resval_lens.analyses.intervention_figures import patched
-    from resval_lens.analyses.intervention_tables import patch_table
+    from resval_lens.analyses.patching import Patching
     from resval_lens.analyses.subjects import model_on_task
     from resval_lens.hooks.patching import AXES, patch
     from resval_lens.runtime import one_thread
@@ -127,30 +123,23 @@ def patch_command(
                 progress=lambda done, total: bars.update(bar, completed=done, total=total),
             )
         recovered = result.recovered()
-    found = {
-        **plain(chosen.facts()),
-        "drawn": prompts,
-        "general": general,
-        "site": site,
-        "direction": direction,
-        "axes": result.axes,
-        "patched_positions": labels,
-        "patched_heads": "all" if chosen_heads is None else chosen_heads,
-        "base": result.base,
-        "source": result.source,
-        "values": result.values.tolist(),
-        "recovered": recovered.tolist(),
-        "tokens": chosen.tokens() if isinstance(where, list) else None,
-        "example": plain(chosen.example()),
-    }
-    shown: list[Table | str] = [patch_table(found)]
-    if len(chosen.pairs) < prompts:
-        shown.append(
-            f"Positions by number: {len(chosen.pairs)} of {prompts} prompts have "
-            f"{chosen.pairs.length} tokens, the commonest length."
-        )
-    figures = {"patch.png": patched(found)}
-    report(found, to, "patch", as_json=as_json, tables=shown, figures=figures)
+    found = Patching(
+        facts=chosen.facts(),
+        drawn=prompts,
+        general=general,
+        site=site,
+        direction=direction,
+        axes=result.axes,
+        patched_positions=labels,
+        patched_heads="all" if chosen_heads is None else chosen_heads,
+        base=result.base,
+        source=result.source,
+        values=result.values,
+        recovered=recovered,
+        tokens=chosen.tokens() if isinstance(where, list) else None,
+        example=chosen.example(),
+    )
+    report(found, to, "patch", as_json=as_json)
 
 
 def ablate_command(
@@ -199,9 +188,7 @@ def ablate_command(
 
     Example: `resval-lens ablate values --scale -1,0.5,2`
     """
-    from resval_lens.analyses.ablation_study import ablation_study
-    from resval_lens.analyses.intervention_figures import ablated
-    from resval_lens.analyses.intervention_tables import ablation_table, story_loss_table
+    from resval_lens.analyses.ablation_study import Ablation, ablation_study
     from resval_lens.analyses.story_loss import story_rows
     from resval_lens.analyses.subjects import on_two_sets
     from resval_lens.runtime import one_thread
@@ -226,17 +213,8 @@ def ablate_command(
             text=story_rows(chosen.model) if chosen.prompts and not general else None,
             note=note,
         )
-    found = {
-        **plain(chosen.facts()),
-        "general": general,
-        **study,
-        "example": plain(chosen.example()),
-    }
-    figures = {"ablate.png": ablated(found)}
-    tables = [ablation_table(found)]
-    if found["story_loss"]:
-        tables.append(story_loss_table(found["story_loss"]))
-    report(found, to, "ablate", as_json=as_json, tables=tables, figures=figures)
+    found = Ablation(chosen.facts(), general, study, chosen.example())
+    report(found, to, "ablate", as_json=as_json)
 
 
 def indices(text: str | None, name: str) -> list[int] | None:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from resval_lens.analyses.ablation_study import AblationStudy
 from resval_lens.analyses.figures import INK, STYLE, legible, plain
 from resval_lens.analyses.head_scores import HeadScores
-from resval_lens.analyses.intervention_tables import RUNS
 from resval_lens.analyses.marks import cells, points, tip
+from resval_lens.analyses.patching import RUNS
 from resval_lens.numbers import number
 
 SHADES = {"zero": "#555555", "mean": "#0072B2", "resample": "#D55E00"}
@@ -27,23 +28,33 @@ WRITTEN = 96
 """Up to so many cells of a heat map have their numbers written in them."""
 
 
-def patched(found: Mapping[str, Any], most: float = 1.0) -> Figure:
-    """Heat maps of the share of the gap that each cell recovers, of ``patch.json``.
+def patched(
+    recovered: Float[np.ndarray, "*axis"],
+    axes: Mapping[str, Sequence[int | str]],
+    site: str,
+    direction: str,
+    *,
+    tokens: Sequence[str] | None = None,
+    model: str = "",
+    most: float = 1.0,
+) -> Figure:
+    """Heat maps of the share of the gap that each cell of a patching recovers.
 
     One axis is a row, two are rows and columns; of three, each head has a map of its own.
 
     Args:
+        axes, site, direction: of :class:`~resval_lens.hooks.patching.PatchResult`.
+        tokens: of a prompt, where positions are numbers.
+        model: its name.
         most: the scale goes to ± this, or to the largest share if that is larger: for several
-            figures side by side, :func:`largest` of them all.
+            figures side by side, the largest of them all.
     """
-    axes_of, labels = list(found["axes"]), [list(map(str, v)) for v in found["axes"].values()]
-    if found["tokens"] is not None and "position" in axes_of:
-        where = found["axes"]["position"]
+    axes_of, labels = list(axes), [list(map(str, each)) for each in axes.values()]
+    if tokens is not None and "position" in axes:
         labels[axes_of.index("position")] = [
-            f"{i} {legible(found['tokens'][i]).strip()}" for i in where
+            f"{i} {legible(tokens[i]).strip()}" for i in axes["position"] if isinstance(i, int)
         ]
-    values = np.array(found["recovered"])
-    titles = [""]
+    values, titles = recovered, [""]
     if values.ndim == 3:
         apart = axes_of.index("head") if "head" in axes_of else 0
         panel = axes_of.pop(apart)
@@ -56,21 +67,16 @@ def patched(found: Mapping[str, Any], most: float = 1.0) -> Figure:
         values = values[None]
     if len(labels[0]) > len(labels[1]):  # the longer axis lies
         values, axes_of, labels = values.swapaxes(1, 2), axes_of[::-1], labels[::-1]
-    one, other = RUNS[found["direction"]]
-    of = f"{found['model']}: " if found["model"] else ""
+    one, other = RUNS[direction]
+    of = f"{model}: " if model else ""
     with plt.rc_context(STYLE):
         figure, image = _panels(values, titles, axes_of, labels, floor=most)
         figure.suptitle(
-            f"{of}{found['site']} of the {one} run taken from the {other} run",
+            f"{of}{site} of the {one} run taken from the {other} run",
             fontsize=11, x=0.01, ha="left", parse_math=False,
         )  # fmt: skip
         figure.colorbar(image, ax=figure.axes, shrink=0.9, label=f"0 {one}, 1 {other}", pad=0.02)
     return figure
-
-
-def largest(patchings: Iterable[Mapping[str, Any]]) -> float:
-    """The largest absolute share in these, at least 1."""
-    return max([1.0, *(float(np.abs(found["recovered"]).max()) for found in patchings)])
 
 
 def head_scores(scores: HeadScores[list[list[float]]], titles: HeadScores[str]) -> Figure:
@@ -145,18 +151,14 @@ def _write(axes: Axes, panel: np.ndarray, shades: ScalarMappable) -> None:
                   color="white" if dark else "black")  # fmt: skip
 
 
-def ablation_curves(study: Mapping[str, Any]) -> Figure:
+def ablation_curves(study: AblationStudy, model: str = "") -> Figure:
     """The metric against the factor c by which links are scaled: all of them, and each layer's.
 
     Marks at c = 0: the same links mean-ablated (○) and resampled from the twins (×).
     """
-    measure = study["measures"][0]
-    values = {(row["links"], row["edit"]): row["measures"][measure] for row in study["rows"]}
-    names = [
-        name for name in dict.fromkeys(row["links"] for row in study["rows"]) if "." not in name
-    ]
-    names = names or list(dict.fromkeys(row["links"] for row in study["rows"]))
-    factors = sorted(study["scales"])
+    measure, values = study.metric, study.cells(study.metric)
+    names = [name for name in study.names if "." not in name] or study.names
+    factors = sorted(study.scales)
     shades = dict(zip(names, [INK, *SCALED, *SHADES.values()] * len(names), strict=False))
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
@@ -172,26 +174,28 @@ def ablation_curves(study: Mapping[str, Any]) -> Figure:
                         0, values[name, edit], marker, color=shades[name], mfc="none"
                     )
                     tip(dot, f"links {name}, {edit}: {measure} {number(values[name, edit])}")
-        axes.axhline(study["clean"][measure], color=INK, lw=1, ls="--")
-        axes.axhline(study["corrupted"][measure], color="#999999", lw=1, ls=":")
+        axes.axhline(study.clean[measure], color=INK, lw=1, ls="--")
+        axes.axhline(study.corrupted[measure], color="#999999", lw=1, ls=":")
         axes.axvline(1, color="#999999", lw=0.8, ls=":")
-        of = f"{study['model']}: " if "model" in study else ""
-        axes.set(title=f"{plain(of)}links scaled", xlabel="c (0: cut, 1: whole)", ylabel=measure)
+        title = f"{_of(model)}links scaled"
+        axes.set(title=title, xlabel="c (0: cut, 1: whole)", ylabel=measure)
         axes.plot([], [], color=INK, lw=1, ls="--", label="no edit")
         axes.plot([], [], color="#999999", lw=1, ls=":", label="twins")
         figure.legend(loc="outside right upper")
     return figure
 
 
-def ablated(study: Mapping[str, Any]) -> Figure:
-    """The metric with each group of links edited, as bars; of ``ablation_study``."""
-    measure = study["measures"][0]
-    names = list(dict.fromkeys(row["links"] for row in study["rows"]))
-    edits = list(dict.fromkeys(row["edit"] for row in study["rows"]))
-    values = {(row["links"], row["edit"]): row["measures"][measure] for row in study["rows"]}
+def ablated(study: AblationStudy, model: str = "", scales: bool = True) -> Figure:
+    """The metric with each group of links edited, as bars.
+
+    Args:
+        scales: scalings, too.
+    """
+    measure, values = study.metric, study.cells(study.metric)
+    names = study.names
+    edits = [edit for edit in study.edited if scales or edit in study.edits]
     shades = dict(zip([e for e in edits if e not in SHADES], SCALED * len(edits), strict=False))
     height = 0.8 / len(edits)
-    of = f"{study['model']}: " if "model" in study else ""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             figsize=(7, max(2.4, 0.11 * len(names) * (len(edits) + 1) + 1.4)), layout="constrained"
@@ -203,11 +207,15 @@ def ablated(study: Mapping[str, Any]) -> Figure:
                               color={**SHADES, **shades}[edit])  # fmt: skip
             for bar, name, length in zip(drawn, names, lengths, strict=True):
                 tip(bar, f"links {name}, {edit}: {measure} {number(length)}")
-        axes.axvline(study["clean"][measure], color=INK, lw=1, ls="--", label="no edit")
-        axes.axvline(study["corrupted"][measure], color="#999999", lw=1, ls=":", label="twins")
+        axes.axvline(study.clean[measure], color=INK, lw=1, ls="--", label="no edit")
+        axes.axvline(study.corrupted[measure], color="#999999", lw=1, ls=":", label="twins")
         axes.axvline(0, color="#999999", lw=0.8)
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.set(title=f"{plain(of)}what links carry, edited", xlabel=measure)
+        axes.set(title=f"{_of(model)}what links carry, edited", xlabel=measure)
         figure.legend(loc="outside upper center", ncols=5)
     return figure
+
+
+def _of(model: str) -> str:
+    return f"{plain(model)}: " if model else ""

@@ -24,9 +24,9 @@ from resval_lens.hooks import edit_links, link_activations, mean, resample, scal
 from resval_lens.hooks.ablate import Edit
 from resval_lens.tasks.icl import ICLBatch
 
+CUT, OWN_CUT, DOUBLED = "links cut", "own cut", "own × 2, links cut"
 CONTROLS = (
-    "as trained", "links cut", "link at its mean", "link resampled", "own cut",
-    "own × √2, links cut", "own × 2, links cut",
+    "as trained", CUT, "link at its mean", "link resampled", OWN_CUT, "own × √2, links cut", DOUBLED
 )  # fmt: skip
 
 
@@ -63,12 +63,12 @@ def link_controls(
         rows[order] = order.roll(1)  # along a cycle of all sequences: none takes from itself
         cells: dict[str, tuple[Edit, float]] = {
             "as trained": (scale(1), 1),
-            "links cut": (zero(), 1),
+            CUT: (zero(), 1),
             "link at its mean": (mean(carried), 1),
             "link resampled": (resample(carried, rows), 1),
-            "own cut": (scale(1), 0),
+            OWN_CUT: (scale(1), 0),
             "own × √2, links cut": (zero(), math.sqrt(2)),
-            "own × 2, links cut": (zero(), 2),
+            DOUBLED: (zero(), 2),
         }
         for name, (edit, factor) in cells.items():
             hooks: list[Any] = [

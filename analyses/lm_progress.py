@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from resval_lens.analyses.ioi import ioi_scores
+from resval_lens.analyses.result import plain
 from resval_lens.tasks import stories
 from resval_lens.tasks.ioi import IOIBatch, encode, paper_prompts
 from resval_lens.tasks.text import end_of_text
@@ -90,7 +91,7 @@ def evaluation(
     def measure(model: ResValTransformer, step: int) -> dict[str, Any]:
         metrics: dict[str, Any] = {"valid_loss": validation_loss(model, valid)}
         if sets:
-            metrics["ioi"] = {name: ioi_scores(model, batch) for name, batch in sets.items()}
+            metrics["ioi"] = {name: plain(ioi_scores(model, batch)) for name, batch in sets.items()}
         torch.manual_seed(run.seed)
         tokens: Any = model.generate(
             torch.tensor([beginning], device=model.cfg.device),

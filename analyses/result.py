@@ -55,7 +55,7 @@ class Result:
 
 
 def plain(value: Any) -> Any:
-    """``value`` in JSON's types: dataclasses and named tuples are dicts, keys are text."""
+    """``value`` in JSON's types: dataclasses and named tuples are dicts, tensors are lists."""
     if isinstance(value, Result):
         return value.to_dict()
     if is_dataclass(value) and not isinstance(value, type):
@@ -66,7 +66,7 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    return value
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _members(value: Any) -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resval_lens.analyses import ioi
+from resval_lens.analyses import ioi_cells
 from resval_lens.analyses.amicl.figure_7 import PUBLISHED_COUNTS, figure_7
 from resval_lens.analyses.circuit_findings import MetricMatrix, OverSeeds
 from resval_lens.analyses.icl_emergence import (
@@ -23,7 +23,7 @@ from resval_lens.analyses.icl_emergence import (
     paper_runs,
 )
 from resval_lens.analyses.icl_emergence import emergence as emergence_study
-from resval_lens.analyses.ioi import PUBLISHED_TABLE_2
+from resval_lens.analyses.ioi_paper import PUBLISHED_TABLE_2
 from resval_lens.analyses.link_controls import first_of, link_controls
 from resval_lens.analyses.link_in_training import LinkInTraining
 from resval_lens.analyses.lm_emergence import Compared, lm_emergence
@@ -384,13 +384,13 @@ def four_cells(prompts: int = 200, seed: int = 0) -> str:
     """
     classic, values = (ResValTransformer.from_pretrained(name) for name in SHIPPED_MODELS)
     drawn = ioi_prompts(prompts, seed, "unseen", "unseen", "unseen")
-    found = ioi.four_cells(
+    found = ioi_cells.four_cells(
         classic, values, encode(drawn, classic.tokenizer, leading_token(classic))
     )
     rows = [
-        [*cell.split(", "), f"{scores['logit_difference']:.2f}", f"{scores['p_io']:.3f}",
-         f"{scores['accuracy']:.3f}"]
-        for cell, scores in found["cells"].items()
+        [f"trained {trained}", f"run {run}", f"{scores.logit_difference:.2f}",
+         f"{scores.p_io:.3f}", f"{scores.accuracy:.3f}"]
+        for (trained, run), scores in found.cells.by_way().items()
     ]  # fmt: skip
     return markdown_table(["", "", "logit difference", "P(IO)", "accuracy"], rows, 2)
 

@@ -7,13 +7,17 @@ beside it, and that of cutting layers' own queries, keys or values instead of wh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
 from jaxtyping import Int
+from rich.table import Table
 from torch import Tensor
 
+from resval_lens.analyses.result import Result
+from resval_lens.analyses.tables import WIDE
 from resval_lens.hooks import Link, link_hooks, zero
 from resval_lens.hooks.answers import right_padding
 from resval_lens.runtime import evaluating
@@ -47,16 +51,49 @@ def story_rows(model: ResValTransformer, rows: int = ROWS) -> Int[Tensor, "row p
     return torch.tensor(stream[: rows * length]).view(rows, length).to(model.cfg.device)
 
 
+@dataclass(frozen=True)
+class StoryLoss(Result):
+    """Mean losses on stories, in nats a token.
+
+    Attributes:
+        rows, tokens: of the stories; ``seed`` drew them.
+        cut: with each group of links cut, by its name.
+        own_cut: by stream and layer (``v1``), with that layer's own part at 0 and its link as it
+            was.
+    """
+
+    rows: int
+    tokens: int
+    seed: int
+    clean: float
+    cut: Mapping[str, float]
+    own_cut: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields; ``own_cut`` in two words."""
+        return {name.replace("_", " "): own for name, own in super().to_dict().items()}
+
+    def tables(self) -> list[Table]:
+        """Links cut, and layers' own parts."""
+        table = Table(
+            title=f"Loss on {self.rows} × {self.tokens} tokens of validation stories: "
+            f"{self.clean:.3f} nats",
+            **WIDE,
+        )
+        table.add_column("cut", no_wrap=True)
+        table.add_column("loss", justify="right")
+        for kind, losses in (("links", self.cut), ("own", self.own_cut)):
+            for name, loss in losses.items():
+                table.add_row(f"{kind}: {name}", f"{loss:.3f}")
+        table.caption = "own: a layer's own values (queries, keys) at 0, its link as it was"
+        return [table]
+
+
 @torch.no_grad()
 def story_loss(
     model: ResValTransformer, tokens: Int[Tensor, "row pos"], groups: Mapping[str, Sequence[Link]]
-) -> dict[str, Any]:
-    """Mean loss (nats a token) with each group of links cut, as JSON.
-
-    Returns:
-        ``clean``; ``cut``, by the groups' names; ``own cut``, by stream and layer (``v1``), with
-        that layer's own part at 0 and its link as it was; how many ``rows`` of ``tokens``.
-    """
+) -> StoryLoss:
+    """Mean loss (nats a token) with each group of links cut, and layers' own parts."""
 
     def loss(hooks: list[Any]) -> float:
         with model.hooks(fwd_hooks=hooks):
@@ -64,18 +101,18 @@ def story_loss(
 
     every = sorted({(link.stream, link.layer) for links in groups.values() for link in links})
     with evaluating(model):
-        return {
-            "rows": len(tokens),
-            "tokens": tokens.shape[1],
-            "seed": SEED,
-            "clean": loss([]),
-            "cut": {
+        return StoryLoss(
+            rows=len(tokens),
+            tokens=tokens.shape[1],
+            seed=SEED,
+            clean=loss([]),
+            cut={
                 name: loss(link_hooks(model, zero(), list(links))) for name, links in groups.items()
             },
-            "own cut": {
+            own_cut={
                 f"{of}{layer}": loss(
                     [(f"blocks.{layer}.attn.hook_{of}_local", lambda x, hook: torch.zeros_like(x))]
                 )
                 for of, layer in every
             },
-        }
+        )

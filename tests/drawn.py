@@ -12,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from resval_lens.analyses.ablation_study import EDITS, Ablation, AblationRow, AblationStudy
 from resval_lens.analyses.circuit_study import CircuitStudy, Prompts, StudiedCircuit
 from resval_lens.analyses.circuits.circuit import Circuit
 from resval_lens.analyses.circuits.curve import Curve
@@ -29,6 +30,9 @@ from resval_lens.analyses.circuits.running import MeasuredBy
 from resval_lens.analyses.circuits.scores import EdgeScores
 from resval_lens.analyses.circuits.search import Tried
 from resval_lens.analyses.display.svg import svg
+from resval_lens.analyses.icl import LinkStudy
+from resval_lens.analyses.patching import Patching
+from resval_lens.analyses.subjects import Facts
 from resval_lens.hooks.patching import PatchResult
 from resval_lens.recorded import RecordedRun
 from resval_lens.training import ICLRun
@@ -54,12 +58,18 @@ def patch_result(
     return PatchResult(values, values[..., None], -1.5, 2.5, axes, "v_link", direction)
 
 
-def found(sizes: dict[str, int], **changes: Any) -> dict[str, Any]:
-    """What ``patch.json`` holds."""
+def found(sizes: dict[str, int], **changes: Any) -> Patching:
+    """What ``patch`` reports."""
     result = patch_result(sizes, **changes)
-    shares = (result.values + 1.5) / 4
-    return {"model": "m", "site": result.site, "direction": result.direction, "tokens": None,
-            "axes": result.axes, "recovered": shares.tolist()}  # fmt: skip
+    return Patching(
+        facts=facts("m"), site=result.site, direction=result.direction, axes=result.axes,
+        base=result.base, source=result.source, recovered=(result.values + 1.5) / 4, example=None,
+    )  # fmt: skip
+
+
+def facts(model: str) -> Facts:
+    """Of a model on indirect objects."""
+    return Facts(model, "v", "indirect objects", "giver", 0, 4, "logit difference", None, ())
 
 
 def graph(n_key_value_heads: int | None = None) -> Graph:
@@ -110,33 +120,42 @@ def circuit_study(sizes: Sequence[int], faithfulness: Sequence[float]) -> Circui
     )  # fmt: skip
 
 
-def ablation(scales: Sequence[float] = (), seed: int = 0) -> dict[str, Any]:
+def ablation(scales: Sequence[float] = (), seed: int = 0) -> AblationStudy:
     """What ``ablation_study`` gives of a model of two layers of links."""
     drawn = np.random.default_rng(seed)
     edits = ["zero", "mean", "resample", *(f"scale {c:g}" for c in scales)]
     rows = [
-        {"links": links, "n_links": 4, "edit": edit,
-         "measures": {"logit difference": drawn.normal(), "p": drawn.random()}}
+        AblationRow(links, 4, edit, {"logit difference": drawn.normal(), "p": drawn.random()})
         for links in ("all", "v1", "v2", "v1.0", "v2.3")
         for edit in edits
-    ]  # fmt: skip
-    return {
-        "measures": ["logit difference", "p"],
-        "scales": list(scales),
-        "clean": {"logit difference": 3.2, "p": 0.9},
-        "corrupted": {"logit difference": -3.1, "p": 0.1},
-        "rows": rows,
-    }
+    ]
+    return AblationStudy(
+        prompts=4,
+        others=4,
+        mean_prompts=4,
+        measures=["logit difference", "p"],
+        edits=EDITS,
+        scales=list(scales),
+        links=8,
+        story_loss=None,
+        clean={"logit difference": 3.2, "p": 0.9},
+        corrupted={"logit difference": -3.1, "p": 0.1},
+        rows=rows,
+    )
 
 
-def link_study(seed: int = 0) -> dict[str, Any]:
+def named_ablation(model: str) -> Ablation:
+    """The same in a report."""
+    return Ablation(facts(model), False, ablation(), None)
+
+
+def link_study(seed: int = 0) -> LinkStudy:
     """What ``link_study`` gives of one model."""
     drawn = np.random.default_rng(seed)
-    factors = ("-1.0", "0.0", "0.5", "1.0", "2.0")
-    return {
-        "scale": {c: dict(zip(TASKS, drawn.random(4).tolist(), strict=True)) for c in factors},
-        "mean": dict(zip(TASKS, drawn.random(4).tolist(), strict=True)),
-    }
+    factors = (-1.0, 0.0, 0.5, 1.0, 2.0)
+    scale = {c: dict(zip(TASKS, drawn.random(4).tolist(), strict=True)) for c in factors}
+    mean = dict(zip(TASKS, drawn.random(4).tolist(), strict=True))
+    return LinkStudy([], 1, scale, mean, whole={}, cut={}, without={})
 
 
 def patterns(heads: int = 4, length: int = 5, seed: int = 0) -> Tensor:

@@ -1,7 +1,7 @@
 """Editing links on a task: every number against plain hooks and loops."""
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from resval_lens.analyses.ablation_study import ablation_study, groups
+from resval_lens.analyses.ablation_study import AblationStudy, ablation_study, groups
 from resval_lens.analyses.story_loss import story_loss, story_rows
 from resval_lens.hooks import Link, links, mean_link_activations
 from resval_lens.hooks.prompts import PromptPairs, logit_difference, margin, probability
@@ -82,13 +82,13 @@ def model() -> ResValTransformer:
 
 
 @pytest.fixture(scope="module")
-def study(model: ResValTransformer) -> dict[str, Any]:
+def study(model: ResValTransformer) -> AblationStudy:
     return ablation_study(model, PAIRS, OTHERS, MEASURES, scales=(-1.5, 1), max_tokens=14)
 
 
-def row_of(study: dict[str, Any], name: str, edit: str) -> dict[str, float]:
-    (row,) = [row for row in study["rows"] if (row["links"], row["edit"]) == (name, edit)]
-    return row["measures"]
+def row_of(study: AblationStudy, name: str, edit: str) -> Mapping[str, float]:
+    (row,) = [row for row in study.rows if (row.links, row.edit) == (name, edit)]
+    return row.measures
 
 
 WHERE = {"all": {1: range(4), 2: range(4)}, "v2": {2: range(4)}, "v1.h3": {1: [3]}}
@@ -100,7 +100,7 @@ def test_measures_see_no_narrower_logits_than_float32() -> None:
     with torch.no_grad():
         logits = model(PAIRS.clean)[torch.arange(5), PAIRS.answers].double()
     wanted = logits.softmax(1)[torch.arange(5), LABELS[:, 0]].mean().item()
-    assert found["clean"]["P"] == pytest.approx(wanted, rel=1e-5)  # bfloat16 has 4e-3
+    assert found.clean["P"] == pytest.approx(wanted, rel=1e-5)  # bfloat16 has 4e-3
 
 
 def test_a_mask_says_that_what_looks_like_padding_is_none() -> None:
@@ -117,7 +117,7 @@ def test_a_mask_says_that_what_looks_like_padding_is_none() -> None:
 @pytest.mark.parametrize("edit", ["zero", "mean", "resample", "scale -1.5"])
 @pytest.mark.parametrize("name", list(WHERE))
 def test_each_edit_is_plain_hooks_by_hand(
-    model: ResValTransformer, study: dict[str, Any], name: str, edit: str
+    model: ResValTransformer, study: AblationStudy, name: str, edit: str
 ) -> None:
     _, twins = model.run_with_cache(PAIRS.corrupted)
     edits = {}
@@ -139,7 +139,7 @@ def test_each_edit_is_plain_hooks_by_hand(
     rows = ALIKE if edit == "mean" else range(5)
     expected = by_hand(model, edits, rows=rows)
     assert row_of(study, name, edit) == pytest.approx(expected, abs=1e-5)
-    assert study["mean_prompts"] == 3
+    assert study.mean_prompts == 3
 
 
 @pytest.mark.parametrize("what", ["clean", "all", "v1", "v2.h1", "own v1", "own v2"])
@@ -164,7 +164,7 @@ def test_loss_on_stories_is_that_of_plain_hooks(what: str) -> None:
         logits = model.run_with_hooks(text, fwd_hooks=hooks, padding_side="right")
     p = logits[:, :-1].log_softmax(-1)
     expected = -p.gather(2, text[:, 1:, None]).mean().item()
-    loss = found["clean"] if what == "clean" else found["own cut" if kind else "cut"][name]
+    loss = found.clean if what == "clean" else (found.own_cut if kind else found.cut)[name]
     assert loss == pytest.approx(expected, abs=1e-4)
 
 
@@ -215,35 +215,33 @@ def test_no_edit_is_run_twice(model: ResValTransformer, monkeypatch: pytest.Monk
     assert sorted(runs) == [0, 0, *[1] * 2 * 6, *[2] * 2 * 5]  # clean, twins; zero and 2
     for name in groups(model, links(model)):
         assert row_of(found, name, "scale 0") == row_of(found, name, "zero")
-        assert row_of(found, name, "scale 1") == found["clean"]
+        assert row_of(found, name, "scale 1") == found.clean
 
 
 def test_clean_and_corrupted_are_the_unedited_runs(
-    model: ResValTransformer, study: dict[str, Any]
+    model: ResValTransformer, study: AblationStudy
 ) -> None:
-    assert study["clean"] == pytest.approx(by_hand(model, {}), abs=1e-5)
-    assert study["corrupted"] == pytest.approx(by_hand(model, {}, PAIRS.flipped()), abs=1e-5)
-    assert row_of(study, "all", "scale 1") == pytest.approx(study["clean"], abs=1e-6)
+    assert study.clean == pytest.approx(by_hand(model, {}), abs=1e-5)
+    assert study.corrupted == pytest.approx(by_hand(model, {}, PAIRS.flipped()), abs=1e-5)
+    assert row_of(study, "all", "scale 1") == pytest.approx(study.clean, abs=1e-6)
 
 
-def test_every_group_has_every_edit_and_the_study_is_json(study: dict[str, Any]) -> None:
-    assert json.loads(json.dumps(study)) == study
+def test_every_group_has_every_edit_and_the_study_is_json(study: AblationStudy) -> None:
+    assert json.loads(json.dumps(study.to_dict())) == study.to_dict()
     names = ["all", "v1", "v2", *(f"v{layer}.h{head}" for layer in (1, 2) for head in range(4))]
     edits = ["zero", "mean", "resample", "scale -1.5", "scale 1"]
-    assert [(r["links"], r["edit"]) for r in study["rows"]] == [
-        (n, e) for n in names for e in edits
-    ]
-    assert [row["n_links"] for row in study["rows"][::5]] == [8, 4, 4, *[1] * 8]
-    assert (study["prompts"], study["others"], study["links"]) == (5, 4, 8)
-    assert set(study["edits"]) == {"zero", "mean", "resample"}
+    assert [(r.links, r.edit) for r in study.rows] == [(n, e) for n in names for e in edits]
+    assert [row.n_links for row in study.rows[::5]] == [8, 4, 4, *[1] * 8]
+    assert (study.prompts, study.others, study.links) == (5, 4, 8)
+    assert set(study.edits) == {"zero", "mean", "resample"}
 
 
 def test_parts_of_prompts_make_no_difference(
-    model: ResValTransformer, study: dict[str, Any]
+    model: ResValTransformer, study: AblationStudy
 ) -> None:
     at_once = ablation_study(model, PAIRS, OTHERS, MEASURES, scales=(-1.5, 1))
-    for one, other in zip(at_once["rows"], study["rows"], strict=True):
-        assert one["measures"] == pytest.approx(other["measures"], abs=1e-5)
+    for one, other in zip(at_once.rows, study.rows, strict=True):
+        assert one.measures == pytest.approx(other.measures, abs=1e-5)
 
 
 def test_only_the_edits_and_links_that_are_asked_for(model: ResValTransformer) -> None:
@@ -252,8 +250,8 @@ def test_only_the_edits_and_links_that_are_asked_for(model: ResValTransformer) -
         model, PAIRS, OTHERS, MEASURES, edits=["resample"], layers=-1, heads=[0, 2],
         note=notes.append,
     )  # fmt: skip
-    assert [row["links"] for row in found["rows"]] == ["chosen", "v2.h0", "v2.h2"]
-    assert {row["edit"] for row in found["rows"]} == {"resample"}
+    assert [row.links for row in found.rows] == ["chosen", "v2.h0", "v2.h2"]
+    assert {row.edit for row in found.rows} == {"resample"}
     assert notes == ["links: resample"]
 
 
@@ -289,9 +287,9 @@ def test_a_single_link_is_one_group_in_a_classifier() -> None:
         x, fwd_hooks=[(hook_of(1), lambda v, hook: expected.expand_as(v))]
     )
     by_loop = [logits[i, a] - logits[i, b] for i, (a, b) in enumerate(labels.tolist())]
-    (row,) = found["rows"]
-    assert row["links"] == "v1.h0"
-    assert row["measures"]["margin"] == pytest.approx(torch.stack(by_loop).mean().item(), abs=1e-5)
+    (row,) = found.rows
+    assert row.links == "v1.h0"
+    assert row.measures["margin"] == pytest.approx(torch.stack(by_loop).mean().item(), abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -328,4 +326,4 @@ def test_means_of_prompts_that_are_not_alike_are_refused(model: ResValTransforme
     shorter = replace(OTHERS.rows([0, 0]), groups=torch.tensor([60, 60]))
     with pytest.raises(ValueError, match=r"prompts of one group have 5 tokens .* and 7 here"):
         ablation_study(model, PAIRS, shorter, MEASURES)
-    assert ablation_study(model, pairs, OTHERS, MEASURES, edits=["zero"])["mean_prompts"] == 0
+    assert ablation_study(model, pairs, OTHERS, MEASURES, edits=["zero"]).mean_prompts == 0

@@ -43,7 +43,7 @@ USES: dict[str, Callable[[ResValTransformer, PromptPairs], Any]] = {
     ],
     "ablation": lambda m, p: ablation_study(
         m, p, p.flipped(), {"d": logit_difference}, max_tokens=MOST
-    )["clean"]["d"],
+    ).clean["d"],
 }
 
 

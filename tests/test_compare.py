@@ -9,16 +9,15 @@ import pytest
 import torch
 
 from resval_lens import AttentionStream
-from resval_lens.analyses import figures, tables
+from resval_lens.analyses import figures
 from resval_lens.analyses.icl import (
-    GRAFTED,
     accuracies,
     attention_study,
-    compare,
     four_cells,
     link_study,
     subjects,
 )
+from resval_lens.analyses.icl_compare import GRAFTED, compare
 from resval_lens.analyses.icl_curves import icl_curves
 from resval_lens.analyses.icl_emergence import emergence, paper_runs
 from resval_lens.classifier import ICLClassifier
@@ -78,10 +77,11 @@ def test_scaling_the_link_is_changing_the_carried_weight(shipped, name):
             task: accuracy(other, ICLBatch(*(x[:150] for x in batch)))
             for task, batch in subject.tests.items()
         }
-        assert study.scale[str(c)] == pytest.approx(expected, abs=1e-9)
+        assert study.scale[c] == pytest.approx(expected, abs=1e-9)
     some = ICLBatch(*(x[:150] for x in subject.tests["ic"]))
-    assert study.scale["0.0"]["ic"] == accuracy(subject.model.with_streams(""), some)
-    assert study.to_dict()["sequences"] == 150
+    assert study.scale[0.0]["ic"] == accuracy(subject.model.with_streams(""), some)
+    assert study.sequences == study.to_dict()["sequences"] == 150
+    assert study.to_dict()["scale"]["0.0"] == study.scale[0.0]
     for results, streams in (
         (study.cut, ""),
         (study.without, ""),
@@ -122,7 +122,7 @@ def test_an_own_weight_that_is_not_one_stays_when_the_link_is_cut(shipped, mix):
     study = link_study(subject, 60)
     with cut_links(subject.model):
         cut = {task: accuracy(subject.model, batch) for task, batch in tests.items()}
-    assert study.to_dict()["cut"] == pytest.approx(cut)
+    assert study.accuracies_cut == study.to_dict()["cut"] == pytest.approx(cut)
     without = {task: accuracy(classic.model, batch) for task, batch in tests.items()}
     assert {task: of["accuracy"] for task, of in study.without.items()} == pytest.approx(without)
     assert cut != without
@@ -132,7 +132,7 @@ def test_four_cells_are_the_same_weights_run_both_ways(shipped):
     classic, values = shipped["classic"], shipped["values"]
     streams = values.model.cfg.streams
     grafted = link_study(classic, 40, classic.model.with_streams(streams))
-    cells = four_cells(grafted, link_study(values, 40))["cells"]
+    cells = four_cells(grafted, link_study(values, 40)).to_dict()["cells"]
     models = {
         "trained classic, run without": classic.model,
         "trained classic, run with": classic.model.with_streams("v"),
@@ -148,47 +148,44 @@ def test_four_cells_are_the_same_weights_run_both_ways(shipped):
 def test_a_grafted_link_is_scaled_beside_the_trained_ones(shipped):
     classic, values = shipped["classic"], shipped["values"]
     result = compare([r for r in load_runs() if r.has_model], 60, 40)
-    study = result["links"][GRAFTED]
+    study = result.links[GRAFTED]
     for c in (0.0, 0.5, 1.0):
         streams = AttentionStream("v", carried=c) if c else ""
         some = ICLBatch(*(x[:40] for x in classic.tests["ic"]))
         expected = accuracy(classic.model.with_streams(streams), some)
-        assert study["scale"][str(c)]["ic"] == pytest.approx(expected)
-    assert set(result["links"]) == {"queries", "keys", "values", GRAFTED}
+        assert study.scale[c]["ic"] == pytest.approx(expected)
+    assert set(result.links) == {"queries", "keys", "values", GRAFTED}
     assert values.model.cfg.streams[0].of == "v"
     own = {task: ICLBatch(*(x[:60] for x in batch)) for task, batch in classic.tests.items()}
     for task, numbers in evaluate(classic.model, own).items():
-        assert result["models"]["classic"]["tasks"][task] == pytest.approx(numbers, abs=1e-5)
+        assert result.models["classic"].tasks[task] == pytest.approx(numbers, abs=1e-5)
 
 
 def test_attention_patterns_are_distributions(shipped):
     study = attention_study(shipped["values"])
-    for pattern in study["mean_pattern"]:
+    for pattern in study.mean_pattern:
         rows = np.array(pattern)
         assert rows.sum(1) == pytest.approx(np.ones(17), abs=1e-3)
         assert np.triu(rows, 1).max() == 0
-    assert study["measures"]["ila1_labels"] > 0.5  # a label looks at its object
-    assert study["measures"]["tila2"] > 0.5  # the query looks at the right labels
+    assert study.measures["ila1_labels"] > 0.5  # a label looks at its object
+    assert study.measures["tila2"] > 0.5  # the query looks at the right labels
 
 
 def test_the_study_is_json_and_every_figure_draws(tmp_path):
     runs = paper_runs(load_runs())
     result = compare(runs, sequences=60, link_sequences=40)
     by_seed = emergence(runs, 0.95)
-    text = json.dumps({**result, "emergence": by_seed.to_dict()}, allow_nan=False)
+    text = json.dumps({**result.to_dict(), "emergence": by_seed.to_dict()}, allow_nan=False)
     assert set(json.loads(text)["models"]) == set(PAPER)
-    drawn = [
-        figures.bars(result["models"]),
-        figures.link_edits(result["links"]),
-        figures.attention(result["attention"]),
-        icl_curves(runs).figure(),
-    ]
+    ours = result.figures()
+    assert list(ours) == ["accuracy.png", "link_edits.png", "attention.png"]
+    drawn = [*ours.values(), icl_curves(runs).figure()]
     for number, figure in enumerate(drawn):
         path = figures.save(figure, tmp_path / f"{number}.png")
         assert path.read_bytes().startswith(b"\x89PNG")
     assert len(list(tmp_path.iterdir())) == len(drawn)
-    assert tables.compare_table(result).row_count == 4 + 3 + 4 * 6 + 4
-    assert any("Cutting the V₁→V₂ link" in line for line in tables.sentences(result))
+    assert result.accuracy_table().row_count == 4 + 3 + 4 * 6 + 4
+    assert any("Cutting the V₁→V₂ link" in line for line in result.sentences())
     saved = f"{by_seed.saving('ic', 'values'):.0%}"
     assert by_seed.told()[0].startswith(f"The values stream reaches 0.95 on IC with {saved} fewer")
 

@@ -2,22 +2,32 @@
 
 import json
 import re
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from resval_lens.analyses import compare_command
 from resval_lens.analyses.circuit_compare import ComparedCircuits, Studied, studied_models
 from resval_lens.analyses.cli import app
 from resval_lens.analyses.compare_page import compare_page
-from resval_lens.analyses.compare_parts import Sizes, compare_all
-from resval_lens.analyses.icl_emergence import emergence, paper_runs
+from resval_lens.analyses.compare_parts import Comparison, Sizes, compare_all
+from resval_lens.analyses.icl_emergence import paper_runs
 from resval_lens.analyses.ioi import ioi_scores
-from resval_lens.analyses.lm_compare import GRAFTED, NotCompared, compare_language_models
-from resval_lens.analyses.lm_emergence import lm_emergence
+from resval_lens.analyses.lm_compare import (
+    GRAFTED,
+    AttentionOnPrompt,
+    ComparedLanguageModels,
+    NotCompared,
+    compare_language_models,
+)
+from resval_lens.analyses.reporting import report
+from resval_lens.analyses.result import plain
 from resval_lens.analyses.subjects import on_indirect_objects
 from resval_lens.recorded import load_runs
 from resval_lens.recorded_lm import load_lm_runs
@@ -32,13 +42,30 @@ VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """What ``compare --report`` writes, and its output."""
-    to = tmp_path_factory.mktemp("compare")
-    done = CliRunner().invoke(app, ["compare", *FEW, "--report", str(to), "--quiet"])
+def reported(tmp_path_factory) -> tuple[Path, Comparison]:
+    """What ``compare --report`` writes, and its output; and what it reports."""
+    to, studies = tmp_path_factory.mktemp("compare"), []
+
+    def kept(study: Comparison, *args: Any, **options: Any) -> None:
+        studies.append(study)
+        report(study, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(compare_command, "report", kept)
+        done = CliRunner().invoke(app, ["compare", *FEW, "--report", str(to), "--quiet"])
     assert done.exit_code == 0, done.output
     (to / "stdout.txt").write_text(done.stdout)
-    return to
+    return to, studies[0]
+
+
+@pytest.fixture(scope="module")
+def folder(reported: tuple[Path, Comparison]) -> Path:
+    return reported[0]
+
+
+@pytest.fixture(scope="module")
+def study(reported: tuple[Path, Comparison]) -> Comparison:
+    return reported[1]
 
 
 @pytest.fixture(scope="module")
@@ -188,22 +215,23 @@ def test_every_table_is_whole_in_a_terminal_of_80_columns(folder: Path):
     assert all(len(line) <= 80 for line in tables.splitlines())
 
 
-def test_text_of_models_cannot_break_the_page(data: dict):
+def test_text_of_models_cannot_break_the_page(study: Comparison, data: dict):
     name = "</script><b>&\"'\u202e\ud800\x00[/]$"
     shown = "</script><b>&\"'���[/]$"
-    models = data["language_models"]
-    scores = {name: next(iter(models["scores"].values()))}
-    attention = {"tokens": models["attention"]["tokens"],
-                 "models": {name: next(iter(models["attention"]["models"].values()))}}  # fmt: skip
-    links = {name: next(iter(models["links"].values()))}
-    changed = models | {"scores": scores, "attention": attention, "links": links}
+    models = study.language_models
+    changed = replace(
+        models,
+        scores={name: next(iter(models.scores.values()))},
+        attention=replace(
+            models.attention, models={name: next(iter(models.attention.models.values()))}
+        ),
+        links={name: next(iter(models.links.values()))},
+    )
     found = [f"<i>{name}", *data["found"]]
     made = data["provenance"] | {"command": f"command {name}", "machine": name}
     page = compare_page(
-        data | {"language_models": changed, "found": found, "provenance": made},
-        emergence(paper_runs(load_runs()), 0.95),
-        lm_emergence(load_lm_runs()),
-        ComparedCircuits.from_dict(data["circuits"]),
+        replace(study, language_models=changed),
+        data | {"found": found, "provenance": made},
         paper_runs(load_runs()),
         load_lm_runs(),
     )
@@ -217,26 +245,24 @@ def test_text_of_models_cannot_break_the_page(data: dict):
     assert "<b>" not in page
 
 
-def test_models_without_links_or_sentences_make_a_page(data: dict):
+def test_models_without_links_or_sentences_make_a_page(study: Comparison, data: dict):
     """What is not there is said, not stumbled over."""
-    models = data["language_models"]
-    none = {
-        "scores": {},
-        "links": {},
-        "patched": [],
-        "four_cells": [],
-        "attention": {"tokens": None, "models": {}},
-    }
-    few = data | {"language_models": models | none, "links": {}}
-    circuits = ComparedCircuits.from_dict(data["circuits"])
-    of_classifiers = [each for each in circuits.circuits if each.task.startswith("IC")]
-    few_circuits = ComparedCircuits(tuple(of_classifiers), (), ())
-    few.pop("found")
-    few.pop("four_cells")
-    runs = paper_runs(load_runs())
-    page = compare_page(
-        few, emergence(runs, 0.95), NotCompared("they differ"), few_circuits, runs, []
+    of_classifiers = [each for each in study.circuits.circuits if each.task.startswith("IC")]
+    few = replace(
+        study,
+        classifiers=replace(study.classifiers, links={}, four_cells=None),
+        language_models=replace(
+            study.language_models,
+            scores={},
+            links={},
+            patched=[],
+            four_cells=[],
+            attention=AttentionOnPrompt(None, {}),
+        ),
+        lm_emergence=NotCompared("they differ"),
+        circuits=ComparedCircuits(tuple(of_classifiers), (), ()),
     )
+    page = compare_page(few, {"provenance": data["provenance"]}, paper_runs(load_runs()), [])
     assert "None of these models has links." in page
     assert "are not drawn: they differ." in page
     Reader().feed(page)
@@ -246,34 +272,32 @@ def test_models_without_links_or_sentences_make_a_page(data: dict):
 
 
 @pytest.fixture(scope="module")
-def compared() -> dict:
+def compared() -> ComparedLanguageModels:
     return compare_language_models(studied_models(), prompts=6, seed=3)
 
 
-def test_cutting_every_link_is_running_without_the_stream(compared: dict):
-    cells = compared["four_cells"][0]["cells"]
-    for name, cell in (
-        ("stories-small-values", "trained with stream, run without"),
-        (f"stories-small-classic{GRAFTED}", "trained classic, run without"),
+def test_cutting_every_link_is_running_without_the_stream(compared: ComparedLanguageModels):
+    cells = compared.four_cells[0].found.cells
+    for name, without, whole in (
+        ("stories-small-values", cells.removed, cells.stream),
+        (f"stories-small-classic{GRAFTED}", cells.classic, cells.grafted),
     ):
-        study = compared["links"][name]
+        study = compared.links[name].study
         (cut,) = (
-            row["measures"]["logit difference"]
-            for row in study["rows"]
-            if row["links"] == "all" and row["edit"] == "zero"
+            row.measures["logit difference"]
+            for row in study.rows
+            if row.links == "all" and row.edit == "zero"
         )
-        assert cut == pytest.approx(cells[cell]["logit_difference"], abs=1e-4)
-        whole = cell.replace("without", "with")
-        assert study["clean"]["logit difference"] == pytest.approx(
-            cells[whole]["logit_difference"], abs=1e-4
-        )
+        assert cut == pytest.approx(without.logit_difference, abs=1e-4)
+        clean = study.clean["logit difference"]
+        assert clean == pytest.approx(whole.logit_difference, abs=1e-4)
 
 
-def test_a_patched_head_is_a_plain_hook(compared: dict):
+def test_a_patched_head_is_a_plain_hook(compared: ComparedLanguageModels):
     for each in studied_models():
         (found,) = (
-            entry for entry in compared["patched"]
-            if entry["model"] == each.name and entry["site"] == "z"
+            entry for entry in compared.patched
+            if entry.facts.model == each.name and entry.site == "z"
         )  # fmt: skip
         pairs = on_indirect_objects(each.name, each.model, 6, 3, "giver").pairs
         rows = torch.arange(len(pairs))
@@ -290,17 +314,17 @@ def test_a_patched_head_is_a_plain_hook(compared: dict):
         last = hooked[rows, pairs.answers]
         io, subject = pairs.labels.T
         metric = (last[rows, io] - last[rows, subject]).mean().item()
-        expected = (metric - found["base"]) / (found["source"] - found["base"])
-        assert found["recovered"][1][2] == pytest.approx(expected, abs=2e-4)
+        expected = (metric - found.base) / (found.source - found.base)
+        assert found.recovered[1, 2].item() == pytest.approx(expected, abs=2e-4)
 
 
-def test_scores_are_those_of_the_prompts(compared: dict):
+def test_scores_are_those_of_the_prompts(compared: ComparedLanguageModels):
     drawn = ioi_prompts(6, 3, "unseen", "unseen", "unseen")
     for each in studied_models():
         tokenizer = each.model.tokenizer
         expected = ioi_scores(each.model, encode(drawn, tokenizer, tokenizer.eos_token_id))
-        own = compared["scores"][each.name]
-        assert {name: own[name] for name in expected} == pytest.approx(expected, abs=1e-5)
+        own = compared.scores[each.name].scores
+        assert plain(own) == pytest.approx(plain(expected), abs=1e-5)
 
 
 def test_no_prompts_are_refused():
@@ -308,7 +332,7 @@ def test_no_prompts_are_refused():
         compare_language_models(studied_models(), prompts=0)
 
 
-def test_links_of_queries_are_patched_and_kinds_stay_apart(data: dict):
+def test_links_of_queries_are_patched_and_kinds_stay_apart(study: Comparison, data: dict):
     """Models with other streams: each with its own links, cells and name."""
     classic = studied_models()[0]
     models = [classic] + [
@@ -316,19 +340,12 @@ def test_links_of_queries_are_patched_and_kinds_stay_apart(data: dict):
         for streams in ("q", "qv")
     ]
     found = compare_language_models(models, prompts=4)
-    sites = {(each["model"], each["site"]) for each in found["patched"]}
+    sites = {(each.facts.model, each.site) for each in found.patched}
     assert {("mine-q", "q_link"), ("mine-qv", "q_link"), ("mine-qv", "v_link")} <= sites
     assert not any(site.endswith("_link") for name, site in sites if name == classic.name)
-    assert [pair["architecture"] for pair in found["four_cells"]] == ["queries", "qv"]
+    assert [pair.architecture for pair in found.four_cells] == ["queries", "qv"]
     runs = paper_runs(load_runs())
-    page = compare_page(
-        data | {"language_models": found},
-        emergence(runs, 0.95),
-        lm_emergence(load_lm_runs()),
-        ComparedCircuits.from_dict(data["circuits"]),
-        runs,
-        [],
-    )
+    page = compare_page(replace(study, language_models=found), data, runs, [])
     for kind in ("queries", "qv"):
         assert f"Language models, classic and {kind}: the same weights" in page
     assert "what arrives over the query links" in page

@@ -28,7 +28,6 @@ from resval_lens.analyses.display import (
     show_patching,
 )
 from resval_lens.analyses.display.tables import html_table
-from resval_lens.analyses.icl import LinkStudy
 from resval_lens.hooks.patching import PatchResult
 from tests.drawn import (
     NASTY,
@@ -39,6 +38,7 @@ from tests.drawn import (
     graph,
     link_study,
     marks_of,
+    named_ablation,
     patch_result,
     patterns,
     scored_circuit,
@@ -73,13 +73,7 @@ def test_every_input_that_is_offered_is_shown():
         show_link_ablation(ablation([0.5])),
         show_link_ablation(ablation([0.0, 1.0])),
         show_link_ablation({"values": link_study(), "keys": link_study(1)}),
-        show_link_ablation(
-            {
-                "values": LinkStudy(
-                    links=[], sequences=1, whole={}, cut={}, without={}, **link_study()
-                )
-            }
-        ),
+        show_link_ablation(named_ablation("a model")),
         show_attention(patterns(), list("abcde")),
         show_attention(patterns()[0], list("abcde")),
         show_attention({"a": patterns(2), "b": patterns(3)[None][0].double()}, list("abcde")),
@@ -92,13 +86,14 @@ def test_every_input_that_is_offered_is_shown():
         "Activation patching of v_link by layer, head (denoise)",
         "Circuit", "Circuit: alone", "Circuit: one, two",
         "Links edited", "Links edited", "Links scaled by c",
-        "Links scaled by c: values, keys", "Links scaled by c: values",
+        "Links scaled by c: values, keys", "Links edited",
         "Attention patterns", "Attention patterns", "Attention patterns, a, b",
         "Attention patterns", 'any "figure"',
     ]  # fmt: skip
     assert "layer 1, position 0 a: " in shown[0].body
     assert "mine: v_link of the corrupted run taken from the clean run" in shown[0].body
     assert "position giver" in shown[1].body
+    assert "a model: what links carry, edited" in shown[10].body
     assert "v_link of the clean run taken from the corrupted run" in shown[1].body
     for display in shown:
         image = display._repr_png_()
@@ -396,11 +391,9 @@ def test_tokens_titles_and_names_cannot_break_out_of_a_page(tmp_path):
     assert "<h4>&lt;script&gt;" in text
 
 
-def test_what_a_mapping_has_already_is_not_given_again() -> None:
-    found = {"axes": {"layer": [0]}, "recovered": [0.5], "site": "z", "model": "m",
-             "direction": "denoise", "tokens": None}  # fmt: skip
+def test_what_a_result_has_already_is_not_given_again() -> None:
     with pytest.raises(ValueError, match="tokens and model are for a PatchResult"):
-        show_patching(found, model="other")
+        show_patching(found({"layer": 1}), model="other")
     _, scores = scored_circuit()
     with pytest.raises(ValueError, match="scores are for a plain Circuit"):
         show_circuit(evaluated_circuit(), scores)

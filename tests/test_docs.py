@@ -125,7 +125,7 @@ def test_ablating_links(run, capsys):
     assert alone.replace("-0.", "−.") in text
     assert min(float(told[f"V{i} → V{i + 1} cut"]) for i in (1, 2)) > 0.95 * trained
     assert {"mean", "resampled", "from the twin"} < set(told)
-    assert len(found["study"]["rows"]) == 3 * (1 + 3 + 12)  # edits of all, of layers, of each
+    assert len(found["study"].rows) == 3 * (1 + 3 + 12)  # edits of all, of layers, of each
 
 
 def test_patching(run):

@@ -19,15 +19,10 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 from transformers import PreTrainedTokenizerFast
 
-from resval_lens.analyses.ioi import (
-    PUBLISHED_TABLE_2,
-    four_cells,
-    ioi_per_prompt,
-    ioi_scores,
-    means,
-    paper_table,
-)
-from resval_lens.analyses.ioi_tables import cells_table, paper_table_2, scores_table
+from resval_lens.analyses.ioi import ioi_per_prompt, ioi_scores, means
+from resval_lens.analyses.ioi_cells import cells_table, four_cells, scores_table
+from resval_lens.analyses.ioi_paper import PUBLISHED_TABLE_2, MeanAndSd, paper_table
+from resval_lens.analyses.result import plain
 from resval_lens.hooks import cut_links
 from resval_lens.tasks.ioi import (
     NAMES,
@@ -504,7 +499,8 @@ def test_scores_are_those_of_one_prompt_at_a_time(
         wanted = torch.tensor([float(row[score]) for row in expected])
         torch.testing.assert_close(getattr(found, score), wanted, atol=2e-5, rtol=1e-4)
     assert found.top1.tolist() == [bool(row["accuracy_top1"]) for row in expected]
-    assert ioi_scores(model, batch, chunk) == pytest.approx(averaged(expected), abs=1e-5)
+    found = ioi_scores(model, batch, chunk)
+    assert plain(found) == pytest.approx(averaged(expected), abs=1e-5)
 
 
 def test_the_cases_tell_scores_apart(prompts: list[IOIPrompt]) -> None:
@@ -530,22 +526,23 @@ def test_a_model_that_always_says_one_name_is_right_where_it_is_the_object() -> 
     assert scores.p_io.tolist() == [1.0, 0.0]
     assert scores.p_subject.tolist() == [0.0, 1.0]
     assert scores.logit_difference.sign().tolist() == [1.0, -1.0]
-    assert means(scores)["accuracy"] == means(scores)["accuracy_top1"] == 0.5
+    assert means(scores).accuracy == means(scores).accuracy_top1 == 0.5
 
 
 def test_io_above_s_is_not_yet_the_likeliest() -> None:
     batch = encode(paper_prompts()[0][:1], TOKENIZER)
     model = aimed(aimed(classic_model(), vocabulary()["Mary"], 1e3), vocabulary()["the"], 1e4)
     scores = ioi_scores(model, batch)
-    assert (scores["accuracy"], scores["accuracy_top1"]) == (1.0, 0.0)
+    assert (scores.accuracy, scores.accuracy_top1) == (1.0, 0.0)
 
 
 def test_edits_of_the_links_count(batch: IOIBatch) -> None:
     model = stream_model()
     with cut_links(model):
         cut = ioi_scores(model, batch)
-    assert cut == pytest.approx(ioi_scores(model.with_streams(""), batch), abs=1e-6)
-    assert cut != pytest.approx(ioi_scores(model, batch), abs=1e-4)
+    without = ioi_scores(model.with_streams(""), batch)
+    assert plain(cut) == pytest.approx(plain(without), abs=1e-6)
+    assert plain(cut) != pytest.approx(plain(ioi_scores(model, batch)), abs=1e-4)
 
 
 def test_no_gradients_are_kept(batch: IOIBatch) -> None:
@@ -553,17 +550,17 @@ def test_no_gradients_are_kept(batch: IOIBatch) -> None:
 
 
 def test_dropout_is_off_and_the_mode_stays_as_it_was(batch: IOIBatch) -> None:
-    model, plain = strong(tiny_model("v", **SIZES, dropout=0.5)), stream_model(0)
+    model, other = strong(tiny_model("v", **SIZES, dropout=0.5)), stream_model(0)
     model.train()
     model.blocks[1].eval()
     modes = [module.training for module in model.modules()]
-    assert ioi_scores(model, batch) == ioi_scores(plain, batch)
+    assert ioi_scores(model, batch) == ioi_scores(other, batch)
     assert [module.training for module in model.modules()] == modes
     with pytest.raises(RuntimeError, match="stop"), model.hooks([("hook_embed", refuse)]):
         ioi_scores(model, batch)
     assert [module.training for module in model.modules()] == modes
     classic = classic_model(2)
-    assert four_cells(classic, model, batch)["cells"] == four_cells(classic, plain, batch)["cells"]
+    assert four_cells(classic, model, batch).cells == four_cells(classic, other, batch).cells
 
 
 def refuse(*_: Any, **__: Any) -> None:
@@ -638,28 +635,33 @@ def test_published_deviations_can_only_be_the_samples() -> None:
 def test_the_table_is_means_and_deviations_over_seeds(sentences: tuple[str, ...]) -> None:
     models = {"classic": [classic_model(seed) for seed in range(3)], "values": [stream_model(4)]}
     data = paper_table(models, TOKENIZER, sentences)
-    assert json.loads(json.dumps(data)) == data
-    assert [(row["architecture"], row["sentence"], row["seeds"]) for row in data["rows"]] == [
+    document = data.to_dict()
+    assert json.loads(json.dumps(document)) == document
+    assert document["sentences"] == list(sentences)
+    assert [(row.architecture, row.sentence, row.seeds) for row in data.rows] == [
         (name, number, seeds) for name, seeds in (("classic", 3), ("values", 1))
         for number in (1, 2, 3, 4)
     ]  # fmt: skip
-    for row in data["rows"]:
-        assert row["text"] == sentences[row["sentence"] - 1]
-        (pair,) = paper_prompts([row["text"]])
-        for name in ("p_io", "p_subject"):
-            each = [100 * averaged(loop_scores(m, pair))[name] for m in models[row["architecture"]]]
-            entry, mean = row[name], sum(each) / len(each)
+    for row in data.rows:
+        assert row.text == sentences[row.sentence - 1]
+        (pair,) = paper_prompts([row.text])
+        assert row.published is not None
+        for name, entry, published in (
+            ("p_io", row.p_io, row.published.p_io),
+            ("p_subject", row.p_subject, row.published.p_subject),
+        ):
+            each = [100 * averaged(loop_scores(m, pair))[name] for m in models[row.architecture]]
+            mean = sum(each) / len(each)
             squares = sum((x - mean) ** 2 for x in each)
-            assert entry["per_seed"] == pytest.approx(each, rel=1e-4)
-            assert entry["mean"] == pytest.approx(mean, rel=1e-4)
-            assert entry["sd"] == pytest.approx(math.sqrt(squares / len(each)), rel=1e-3)
+            assert entry.per_seed == pytest.approx(each, rel=1e-4)
+            assert entry.mean == pytest.approx(mean, rel=1e-4)
+            assert entry.sd == pytest.approx(math.sqrt(squares / len(each)), rel=1e-3)
             if len(each) == 1:
-                assert entry["sd_sample"] is None
+                assert entry.sd_sample is None
             else:
-                assert entry["sd_sample"] == pytest.approx(math.sqrt(squares / 2), rel=1e-3)
-            paper = PUBLISHED_TABLE_2[row["architecture"]][name][row["sentence"] - 1]
-            published = row["published"][name]
-            assert (published["mean"], published["sd_sample"]) == paper
+                assert entry.sd_sample == pytest.approx(math.sqrt(squares / 2), rel=1e-3)
+            paper = PUBLISHED_TABLE_2[row.architecture][name][row.sentence - 1]
+            assert published == MeanAndSd(*paper)
 
 
 def test_what_was_not_published_has_nothing_beside_it() -> None:
@@ -668,16 +670,16 @@ def test_what_was_not_published_has_nothing_beside_it() -> None:
     models = [tiny_model(**{**SIZES, "d_vocab": tokenizer.get_vocab_size()})]
     data = paper_table({"classic": models, "queries": models}, tokenizer,
                        [PAPER_SENTENCES[0], PAPER_SENTENCES[2], other])  # fmt: skip
-    shown = [row["published"] is not None for row in data["rows"]]
+    shown = [row.published is not None for row in data.rows]
     assert shown == [True, False, False, False, False, False]
 
 
 def test_the_table_can_put_a_token_before_every_prompt() -> None:
     model = classic_model()
-    led = paper_table({"classic": [model]}, TOKENIZER, prepend=9)["rows"][0]["p_io"]["mean"]
+    led = paper_table({"classic": [model]}, TOKENIZER, prepend=9).rows[0].p_io.mean
     batch = encode(paper_prompts()[0], TOKENIZER, prepend=9)
-    assert led == pytest.approx(100 * ioi_scores(model, batch)["p_io"], rel=1e-5)
-    plain = paper_table({"classic": [model]}, TOKENIZER)["rows"][0]["p_io"]["mean"]
+    assert led == pytest.approx(100 * ioi_scores(model, batch).p_io, rel=1e-5)
+    plain = paper_table({"classic": [model]}, TOKENIZER).rows[0].p_io.mean
     assert led != pytest.approx(plain, rel=1e-3)
 
 
@@ -699,14 +701,15 @@ def test_the_four_cells_are_stock_models_with_and_without_hooks(
         stock = strong(stock_model(**SIZES, seed=seed))
         for run, hooks in (("run without", []), ("run with", adding_hooks("v"))):
             expected[f"{trained}, {run}"] = averaged(loop_scores(stock, prompts, hooks))
-    assert list(result["cells"]) == list(expected)
+    cells = result.cells.to_dict()
+    assert list(cells) == list(expected)
     for cell, scores in expected.items():
-        assert result["cells"][cell] == pytest.approx(scores, abs=2e-5)
+        assert cells[cell] == pytest.approx(scores, abs=2e-5)
     differences = [cell["logit_difference"] for cell in expected.values()]
     assert min(np.diff(sorted(differences))) > 1e-3
-    assert result["prompts"] == 60
-    assert [stream["of"] for stream in result["streams"]] == ["v"]
-    assert json.loads(json.dumps(result)) == result
+    assert result.prompts == 60
+    assert [stream.of for stream in result.streams] == ["v"]
+    assert json.loads(json.dumps(result.to_dict())) == result.to_dict()
 
 
 def test_the_stream_run_is_the_trained_ones(batch: IOIBatch) -> None:
@@ -714,9 +717,9 @@ def test_the_stream_run_is_the_trained_ones(batch: IOIBatch) -> None:
     classic, stream = classic_model(0), strong(tiny_model(
         [{"of": "v", "carry": "raw", "carried": 0.5}], **SIZES, seed=1))  # fmt: skip
     grafted = classic.with_streams(stream.cfg.streams)
-    cells = four_cells(classic, stream, batch)["cells"]
-    assert cells["trained classic, run with"] == ioi_scores(grafted, batch)
-    assert cells["trained with stream, run with"] == ioi_scores(stream, batch)
+    cells = four_cells(classic, stream, batch).cells
+    assert cells.grafted == ioi_scores(grafted, batch)
+    assert cells.stream == ioi_scores(stream, batch)
 
 
 def test_the_models_are_left_as_they_were(batch: IOIBatch) -> None:
@@ -751,25 +754,33 @@ def test_tables_show_their_numbers_on_80_columns(batch: IOIBatch) -> None:
     scores = ioi_scores(classic_model(), batch)
     text = shown(scores_table({"classic, seed 0": scores}))
     assert "…" not in text
-    assert f"{scores['logit_difference']:.2f}" in text
-    for name in ("p_io", "p_subject", "accuracy"):
-        assert f"{scores[name]:.3f}" in text
+    assert f"{scores.logit_difference:.2f}" in text
+    for share in (scores.p_io, scores.p_subject, scores.accuracy):
+        assert f"{share:.3f}" in text
     result = four_cells(classic_model(0), stream_model(1), batch)
     lines = [line.split() for line in shown(cells_table([result])).splitlines()]
-    for cell, row in result["cells"].items():
-        trained, run = (part.split(maxsplit=1)[1].split() for part in cell.split(", "))
+    for cell, row in result.cells.by_way().items():
+        trained, run = (part.split() for part in cell)
         (line,) = (line for line in lines if line[: len(trained + run)] == trained + run)
-        assert line[len(trained + run)] == f"{row['logit_difference']:.2f}"
-        assert line[-1] == f"{row['corrupted_logit_difference']:.2f}"
+        assert line[len(trained + run)] == f"{row.logit_difference:.2f}"
+        assert line[-1] == f"{row.corrupted_logit_difference:.2f}"
 
 
 def test_the_papers_table_shows_ours_beside_the_published() -> None:
     models = {"classic": [classic_model(seed) for seed in range(2)], "values": [stream_model()]}
     data = paper_table(models, TOKENIZER)
-    for row in data["rows"]:  # as wide as the paper's widest
-        row["p_io"] |= {"mean": 45.67, "sd_sample": row["p_io"]["sd_sample"] and 12.34}
-        row["p_subject"] |= {"mean": 56.78, "sd_sample": row["p_subject"]["sd_sample"] and 23.45}
-    text = shown(paper_table_2(data))
+    rows = [  # as wide as the paper's widest
+        replace(
+            row,
+            p_io=replace(row.p_io, mean=45.67, sd_sample=row.p_io.sd_sample and 12.34),
+            p_subject=replace(
+                row.p_subject, mean=56.78, sd_sample=row.p_subject.sd_sample and 23.45
+            ),
+        )
+        for row in data.rows
+    ]
+    (table,) = replace(data, rows=rows).tables()
+    text = shown(table)
     assert "…" not in text
     flat = [" ".join(line.split()) for line in text.splitlines()]
     assert "classic (2) 1 45.67 ± 12.34 11.73 ± 15.62 56.78 ± 23.45 6.93 ± 5.70" in flat

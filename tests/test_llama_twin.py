@@ -7,7 +7,8 @@ import torch
 
 from resval_lens import ResValTransformer
 from resval_lens.analyses.harness import HarnessLM
-from resval_lens.analyses.ioi import four_cells, ioi_scores
+from resval_lens.analyses.ioi import ioi_scores
+from resval_lens.analyses.ioi_cells import four_cells
 from resval_lens.generation import stream_tokens
 from resval_lens.language_models import language_model_config, preset
 from resval_lens.tasks import stories
@@ -60,7 +61,7 @@ def test_a_twin_is_evaluated_as_any_model(trained: dict[str, Path], streams: str
     assert not any(x.any() or x.requires_grad for x in frozen)  # the family has no biases
     batch = encode(stories.ioi_prompts(20, 0, "seen", "seen", "seen"), model.tokenizer, 0)
     scores = ioi_scores(model, batch)
-    assert 0 < scores["p_io"] < 1
+    assert 0 < scores.p_io < 1
     ((total, _),) = HarnessLM(model, quiet=True).loglikelihood(
         requests("loglikelihood", ("Once upon a time", " there were"))
     )
@@ -76,5 +77,5 @@ def test_twins_have_four_cells(trained: dict[str, Path]) -> None:
     batch = encode(
         stories.ioi_prompts(20, 0, "seen", "seen", "seen"), stories.load_tokenizer(), 0
     )  # fmt: skip
-    cells = four_cells(*models, batch)["cells"]
-    assert len({scores["logit_difference"] for scores in cells.values()}) == 4
+    cells = four_cells(*models, batch).cells
+    assert len({scores.logit_difference for scores in cells.by_way().values()}) == 4

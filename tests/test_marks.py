@@ -5,6 +5,7 @@ The references are computed here from each figure's input; colours and places ar
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +14,7 @@ from xml.etree import ElementTree
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
@@ -20,6 +22,7 @@ from resval_lens.analyses import circuit_figures, figures, intervention_figures,
 from resval_lens.analyses.circuit_findings import TaskCircuit
 from resval_lens.analyses.display.svg import svg
 from resval_lens.analyses.head_scores import HeadScores
+from resval_lens.analyses.icl import AttentionStudy
 from resval_lens.analyses.icl_curves import icl_curves
 from resval_lens.analyses.induction import TITLES
 from resval_lens.analyses.link_in_training import LinkInTraining, LinkSnapshot
@@ -55,11 +58,9 @@ from tests.helpers import tiny_config
 NAMES = {"test": "Test", "ic": "IC", "ic2": "IC2", "iw": "IW"}
 
 FIGURES: dict[str, Callable[[], Figure]] = {
-    "heat map": lambda: intervention_figures.patched(found({"layer": 2, "head": 4})),
-    "long heat map": lambda: intervention_figures.patched(found({"layer": 4, "position": 30})),
-    "heat maps": lambda: intervention_figures.patched(
-        found({"layer": 2, "position": 5, "head": 3})
-    ),
+    "heat map": lambda: found({"layer": 2, "head": 4}).figure(),
+    "long heat map": lambda: found({"layer": 4, "position": 30}).figure(),
+    "heat maps": lambda: found({"layer": 2, "position": 5, "head": 3}).figure(),
     "bars of edits": lambda: intervention_figures.ablated(ablation([0.5])),
     "curves of edits": lambda: intervention_figures.ablation_curves(ablation([0.0, 0.5, 1.0])),
     "circuit": lambda: circuit_figures.circuits({"t": evaluated_circuit()}),
@@ -154,8 +155,8 @@ def test_words_are_in_the_ink_of_the_page_or_stand_out_on_their_cell(name):
 
 def test_numbers_stand_out_on_every_shade():
     values = np.linspace(-1, 1, 40).reshape(2, 20)
-    given = {**found({"layer": 2, "head": 20}), "recovered": values.tolist()}
-    drawn = marks_of(root := root_of(intervention_figures.patched(given)))
+    given = replace(found({"layer": 2, "head": 20}), recovered=torch.tensor(values))
+    drawn = marks_of(root := root_of(given.figure()))
     cells = [(corners(mark), luminance(fill(mark))) for mark in drawn.values()]
     written = 0
     for word in root.iter(f"{SVG}text"):
@@ -189,7 +190,7 @@ def test_each_cell_is_where_its_value_belongs_and_says_it(sizes, direction):
     """The longer of a map's two axes lies, its labels rising to the right; row 0 is on top."""
     result = patch_result(sizes, direction)
     shares = (result.values.numpy() + 1.5) / 4
-    figure = intervention_figures.patched(found(sizes, direction=direction))
+    figure = found(sizes, direction=direction).figure()
     drawn = marks_of(root_of(figure))
     assert len(drawn) == shares.size
     most = max(1, np.abs(shares).max())
@@ -225,8 +226,8 @@ def test_each_cell_is_where_its_value_belongs_and_says_it(sizes, direction):
 
 
 def test_recovered_shares_are_signed_by_colour():
-    given = {**found({"layer": 1, "head": 3}), "recovered": [[-1.0, 0.0, 1.0]]}
-    low, zero, high = map(fill, marks_of(root_of(intervention_figures.patched(given))).values())
+    given = replace(found({"layer": 1, "head": 3}), recovered=torch.tensor([[-1.0, 0.0, 1.0]]))
+    low, zero, high = map(fill, marks_of(root_of(given.figure())).values())
     red, _, blue = (int(low[i : i + 2], 16) for i in (1, 3, 5))
     assert red > 2 * blue
     red, _, blue = (int(high[i : i + 2], 16) for i in (1, 3, 5))
@@ -252,7 +253,7 @@ def test_cells_of_a_heat_map_from_a_plain_array():
 
 def test_attention_and_head_scores_say_their_weights():
     pattern = patterns(2, 17).tolist()
-    study = {"values": {"measures": {"ila1_labels": 0.5, "tila2": 0.25}, "mean_pattern": pattern}}
+    study = {"values": AttentionStudy("ic", {"ila1_labels": 0.5, "tila2": 0.25}, pattern)}
     drawn = [mark for mark in root_of(figures.attention(study)).iter() if mark.get("role") == "img"]
     expected = [
         f"{'q' if i == 16 else 'ol'[i % 2]} {i} to {'q' if j == 16 else 'ol'[j % 2]} {j}: "
@@ -330,18 +331,18 @@ def test_curves_of_scaled_links_say_and_show_their_values():
     expected = []
     for task in TASKS:
         expected += [
-            f"values, links scaled by {signed(float(c), 1).removesuffix('.0')}: "
+            f"values, links scaled by {signed(c, 1).removesuffix('.0')}: "
             f"{NAMES[task]} {signed(accuracies[task])}"
-            for c, accuracies in study["scale"].items()
+            for c, accuracies in study.scale.items()
         ]
-        expected.append(f"values, links mean-ablated: {NAMES[task]} {signed(study['mean'][task])}")
+        expected.append(f"values, links mean-ablated: {NAMES[task]} {signed(study.mean[task])}")
     assert texts == expected
     assert straight([corners(drawn[text])[1] for text in texts], [value(text) for text in texts])
 
 
 def test_ablation_curves_say_the_first_measure_of_whole_groups():
     study = ablation([0.0, 0.5, 2.0])
-    of = {(r["links"], r["edit"]): r["measures"]["logit difference"] for r in study["rows"]}
+    of = {(r.links, r.edit): r.measures["logit difference"] for r in study.rows}
     drawn = marks_of(root_of(intervention_figures.ablation_curves(study)))
     expected = []
     for links in ("all", "v1", "v2"):
@@ -361,7 +362,7 @@ def lengths(drawn: Marks, side: int) -> list[float]:
 def test_bars_say_what_they_are_as_long_as():
     study = ablation([0.5])
     drawn = marks_of(root_of(intervention_figures.ablated(study)))
-    of = {(r["links"], r["edit"]): r["measures"]["logit difference"] for r in study["rows"]}
+    of = {(r.links, r.edit): r.measures["logit difference"] for r in study.rows}
     edits, links = ("zero", "mean", "resample", "scale 0.5"), ("all", "v1", "v2", "v1.0", "v2.3")
     assert list(drawn) == [
         f"links {link}, {edit}: logit difference {signed(of[link, edit])}"
@@ -369,7 +370,7 @@ def test_bars_say_what_they_are_as_long_as():
     ]  # fmt: skip
     assert straight(lengths(drawn, 0), [abs(value(text)) for text in drawn])
     models = {
-        name: {"tasks": {t: {"accuracy": 0.1 * i + 0.2 * j} for j, t in enumerate(TASKS)}}
+        name: {task: 0.1 * i + 0.2 * j for j, task in enumerate(TASKS)}
         for i, name in enumerate(("classic", "values"))
     }
     drawn = marks_of(root_of(figures.bars(models)))
@@ -427,16 +428,16 @@ def test_edges_say_their_losses_and_links_their_kind():
 def test_what_no_document_may_hold_is_replaced():
     for token in ("\x01", "\uffff", "$a$", "$"):
         figure = intervention_figures.patched(
-            {"axes": {"layer": [0], "position": [0]}, "recovered": [[0.5]], "tokens": [token],
-             "site": "z", "model": "m$", "direction": "denoise"}
+            np.array([[0.5]]), {"layer": [0], "position": [0]}, "z", "denoise", tokens=[token],
+            model="m$",
         )  # fmt: skip
         ElementTree.fromstring(svg(figure, "x", "p"))
         plt.close(figure)
 
 
 def test_a_name_with_dollars_is_a_name():
-    study = ablation([-1.0, 0.0, 1.0]) | {"model": "w$\\q$"}
+    study = ablation([-1.0, 0.0, 1.0])
     for draw in (intervention_figures.ablated, intervention_figures.ablation_curves):
-        assert "w$\\q$" in svg(draw(study), "x", "p")
+        assert "w$\\q$" in svg(draw(study, "w$\\q$"), "x", "p")
     assert "w$\\q$" in svg(figures.link_edits({"w$\\q$": link_study()}), "x", "p")
     plt.close("all")

@@ -213,10 +213,12 @@ def test_ablated_links_are_those_of_each_prompt_alone(side: str, max_tokens: int
     found = ablation_study(model, pairs, pairs, measures, max_tokens=max_tokens, **edits)
     each = [ablation_study(model, one, one, measures, **edits) for one in alone]
     for name in ("clean", "corrupted"):
-        assert found[name]["d"] == pytest.approx(sum(one[name]["d"] for one in each) / 3)
-    for i, row in enumerate(found["rows"]):
-        wanted = sum(one["rows"][i]["measures"]["d"] for one in each) / 3
-        assert row["measures"]["d"] == pytest.approx(wanted), (row["links"], row["edit"])
+        assert getattr(found, name)["d"] == pytest.approx(
+            sum(getattr(one, name)["d"] for one in each) / 3
+        )
+    for i, row in enumerate(found.rows):
+        wanted = sum(one.rows[i].measures["d"] for one in each) / 3
+        assert row.measures["d"] == pytest.approx(wanted), (row.links, row.edit)
 
 
 @settings(max_examples=20, deadline=None)

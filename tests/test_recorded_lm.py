@@ -12,12 +12,14 @@ import torch
 from scipy import stats
 
 from resval_lens import ResValTransformer
-from resval_lens.analyses.ioi import CELLS, four_cells, ioi_scores
-from resval_lens.analyses.ioi_tables import cells_sentences, cells_table
+from resval_lens.analyses.cells import Cells
+from resval_lens.analyses.ioi import IOIScores, ioi_scores
+from resval_lens.analyses.ioi_cells import FourCells, cells_sentences, cells_table, four_cells
 from resval_lens.analyses.lm_emergence import at_loss, lm_emergence
 from resval_lens.analyses.lm_figures import training
 from resval_lens.analyses.lm_progress import ioi_sets
 from resval_lens.analyses.options import pairs_by_seed
+from resval_lens.analyses.result import plain
 from resval_lens.analyses.seeds import TTests, holm
 from resval_lens.checkpoint import SHIPPED_MODELS
 from resval_lens.language_models import language_model_config
@@ -333,12 +335,8 @@ def test_pairs_have_one_seed(tmp_path: Path, seeds: Any, others: Any, pairs: Any
 FOUR = (0.9, 0.84, 0.05, 0.95)
 
 
-def cells(*p_io: float) -> dict[str, Any]:
-    others = dict.fromkeys(
-        ("logit_difference", "p_subject", "accuracy", "accuracy_top1",
-         "corrupted_logit_difference"), 0.0,
-    )  # fmt: skip
-    return {"cells": {c: {**others, "p_io": p} for c, p in zip(CELLS, p_io, strict=True)}}
+def cells(*p_io: float) -> FourCells:
+    return FourCells((), 1, Cells(*(IOIScores(0.0, p, 0.0, 0.0, 0.0, 0.0) for p in p_io)))
 
 
 def test_cells_of_several_pairs_are_averaged() -> None:
@@ -376,7 +374,7 @@ def test_rounding_the_shipped_weights_did_not_change_what_they_do(name: str) -> 
     words = stories.load_tokenizer()
     recorded = RecordedLMRun.load(SHIPPED_MODELS[name].parent).evaluations[-1]["ioi"]
     for prompts, batch in ioi_sets(words, "packed", True)[0].items():
-        found = ioi_scores(model, batch)
+        found = plain(ioi_scores(model, batch))
         for score in ("accuracy", "p_io", "p_subject"):
             assert found[score] == pytest.approx(recorded[prompts][score], abs=0.005)
 
@@ -385,7 +383,6 @@ def test_the_shipped_values_model_needs_its_links_and_the_classic_none() -> None
     """The finding of the four cells, in a hundred prompts."""
     models = [ResValTransformer.from_pretrained(name) for name in SHIPPED_MODELS]
     prompts = stories.ioi_prompts(100, 1, "unseen", "unseen", "unseen")
-    cells = four_cells(*models, encode(prompts, stories.load_tokenizer(), 0))["cells"]
-    accuracy = [cells[cell]["accuracy"] for cell in CELLS]
-    assert accuracy[0] == accuracy[1] == accuracy[3] == 1
-    assert accuracy[2] < 0.75
+    cells = four_cells(*models, encode(prompts, stories.load_tokenizer(), 0)).cells
+    assert cells.classic.accuracy == cells.grafted.accuracy == cells.stream.accuracy == 1
+    assert cells.removed.accuracy < 0.75

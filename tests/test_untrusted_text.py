@@ -24,7 +24,14 @@ from resval_lens.analyses.display import (
 from resval_lens.analyses.display.display import figure_html
 from resval_lens.analyses.display.tables import html_table
 from resval_lens.analyses.intervention_figures import ablated
-from tests.drawn import ablation, evaluated_circuit, link_study, patch_result, patterns
+from tests.drawn import (
+    ablation,
+    evaluated_circuit,
+    link_study,
+    named_ablation,
+    patch_result,
+    patterns,
+)
 
 PIECES = (
     "</script>", "<script>", "<!--", "-->", "]]>", "<![CDATA[", '<img src=x onerror="hit()">',
@@ -137,7 +144,7 @@ SHOWN = {
         patch_result({"layer": 2, "position": 2}), tokens=[t, "b"], model=t
     ),
     "circuit": lambda t: show_circuit({t: evaluated_circuit()}),
-    "bars": lambda t: show_link_ablation(ablation() | {"model": t}),
+    "bars": lambda t: show_link_ablation(named_ablation(t)),
     "curves": lambda t: show_link_ablation({t: link_study()}),
 }
 
@@ -164,7 +171,7 @@ def test_displays_show_words_and_write_every_format(name: str, text: str, tmp_pa
 @pytest.mark.filterwarnings("ignore:Glyph ")
 @pytest.mark.parametrize("text", PIECES)
 def test_every_nasty_piece_is_a_caption_and_a_name(text: str):
-    figure = ablated(ablation() | {"model": text})
+    figure = ablated(ablation(), text)
     plt.close(figure)
     html = figure_html(figure, text, text)
     seen = assert_harmless(html)

@@ -7,14 +7,13 @@ a notebook shows it, ``save`` writes it as a page or an image.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from resval_lens.analyses import circuit_figures, figures, intervention_figures
+from resval_lens.analyses.ablation_study import Ablation, AblationStudy
 from resval_lens.analyses.circuit_figures import Drawing, evaluated_drawings
 from resval_lens.analyses.circuits.circuit import Circuit
 from resval_lens.analyses.circuits.evaluation import EvaluatedCircuit
@@ -26,6 +25,8 @@ from resval_lens.analyses.display.attention import (
 )
 from resval_lens.analyses.display.display import Display, show_figure
 from resval_lens.analyses.figures import drawn
+from resval_lens.analyses.icl import LinkStudy
+from resval_lens.analyses.patching import Patching
 from resval_lens.hooks.patching import PatchResult
 
 Patterns = Float[Tensor, "*head query key"]
@@ -70,38 +71,35 @@ def show_attention(
 
 
 def show_patching(
-    found: PatchResult | Mapping[str, Any],
-    tokens: Sequence[str] | None = None,
-    model: str = "",
+    found: PatchResult | Patching, tokens: Sequence[str] | None = None, model: str = ""
 ) -> Display:
     """Heat maps of the share of the gap that each patched cell recovers; hover shows values.
 
     Args:
-        found: of :func:`~resval_lens.hooks.patching.patch`, or what ``patch.json`` holds.
+        found: of :func:`~resval_lens.hooks.patching.patch`, alone or in a report.
         tokens: of a prompt, where positions are numbers; with a ``PatchResult``.
         model: its name, for the title; with a ``PatchResult``.
 
     Raises:
         ValueError: there is no gap to recover, fewer tokens than positions, or tokens or a model
-            beside a mapping, which has its own.
+            beside a ``Patching``, which has its own.
     """
-    if isinstance(found, PatchResult):
+    if isinstance(found, Patching):
+        if tokens is not None or model:
+            raise ValueError("tokens and model are for a PatchResult; a Patching has its own")
+        figure = found.figure()
+    else:
         numbered = [at for at in found.axes.get("position", []) if isinstance(at, int)]
         if tokens is not None and numbered and max(numbered) >= len(tokens):
             raise ValueError(f"{len(tokens)} tokens for positions up to {max(numbered)}")
-        found = {
-            "model": model,
-            "site": found.site,
-            "direction": found.direction,
-            "axes": found.axes,
-            "recovered": found.recovered().tolist(),
-            "tokens": list(tokens) if tokens is not None and numbered else None,
-        }
-    elif tokens is not None or model:
-        raise ValueError("tokens and model are for a PatchResult; a mapping has its own")
-    where = ", ".join(found["axes"])
-    name = f"Activation patching of {found['site']} by {where} ({found['direction']})"
-    return show_figure(intervention_figures.patched(found), name)
+        figure = intervention_figures.patched(
+            found.recovered().double().numpy(), found.axes, found.site, found.direction,
+            tokens=tokens if numbered else None, model=model,
+        )  # fmt: skip
+    where = ", ".join(found.axes)
+    return show_figure(
+        figure, f"Activation patching of {found.site} by {where} ({found.direction})"
+    )
 
 
 def show_circuit(
@@ -148,27 +146,28 @@ def show_circuit(
     return show_figure(circuit_figures.side_by_side(drawings), name)
 
 
-def show_link_ablation(study: Mapping[str, Any]) -> Display:
+def show_link_ablation(study: AblationStudy | Ablation | Mapping[str, LinkStudy]) -> Display:
     """What a task loses when links are edited: bars, or curves over the factors c of scaling.
 
     Args:
-        study: of :func:`~resval_lens.analyses.ablation_study.ablation_study`; or
-            {name: :class:`~resval_lens.analyses.icl.LinkStudy`}, as such or as a dict.
+        study: of :func:`~resval_lens.analyses.ablation_study.ablation_study`; or of classifiers, by
+            name, :func:`~resval_lens.analyses.icl.link_study`.
 
     Raises:
         ValueError: neither of these.
     """
-    if "rows" in study:
-        if len(study["scales"]) > 1:
-            return show_figure(intervention_figures.ablation_curves(study), "Links scaled by c")
-        return show_figure(intervention_figures.ablated(study), "Links edited")
-    studies = {
-        name: asdict(each) if is_dataclass(each) and not isinstance(each, type) else each
-        for name, each in study.items()
-    }
-    if studies and all(isinstance(each, Mapping) and "scale" in each for each in studies.values()):
-        return show_figure(figures.link_edits(studies), f"Links scaled by c: {', '.join(studies)}")
-    raise ValueError("study must be an ablation_study or {name: link_study}")
+    model = ""
+    if isinstance(study, Ablation):
+        model, study = study.facts.model, study.study
+    if isinstance(study, AblationStudy):
+        if len(study.scales) > 1:
+            return show_figure(
+                intervention_figures.ablation_curves(study, model), "Links scaled by c"
+            )
+        return show_figure(intervention_figures.ablated(study, model), "Links edited")
+    if not study or not all(isinstance(each, LinkStudy) for each in study.values()):
+        raise ValueError("study must be an ablation_study or {name: link_study}")
+    return show_figure(figures.link_edits(study), f"Links scaled by c: {', '.join(study)}")
 
 
 def _checked(

@@ -73,6 +73,6 @@ both = ioi_pairs(model, ioi_prompts(64, seed=0, names="unseen"), "giver")
 first, second = both.split(32)
 measures = {"IO − S": logit_difference, "P(IO)": probability}
 study = ablation_study(model, first, second, measures)
-for row in study["rows"]:
+for row in study.rows:
     print(row)
 # --8<-- [end:study]
