@@ -91,7 +91,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def test_the_package_is_whole_without_being_installed(environment: dict[str, str]) -> None:
-    """By a Python that sees no installed one, from another folder."""
+    """By a Python that sees no installed one, in the folder where the source's own comes first."""
     code = (
         "import resval_lens.hooks.links, resval_lens.analyses.marks as last; print(last.__file__)"
     )
@@ -99,7 +99,11 @@ def test_the_package_is_whole_without_being_installed(environment: dict[str, str
     others = [line for folder in own for line in links(Path(folder))]
     environment["PYTHONPATH"] += os.pathsep + os.pathsep.join([*own, *others])
     done = subprocess.run(
-        [sys.executable, "-S", "-c", code], env=environment, capture_output=True, text=True, cwd="/"
+        [sys.executable, "-S", "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
     assert "site-packages" not in done.stdout

@@ -83,7 +83,7 @@ def step_of(turn: Turn, name: str, streams: str, peer: bool, how: str) -> dict[s
 
     timing = measured(step, turn, most_seconds=4.0)
     tokens_per_second = rows * cfg.n_ctx / timing["seconds"]
-    flops = sum(flops_per_token(cfg).values())
+    flops = flops_per_token(cfg).total
     found = torch.stack(losses).tolist()
     if not all(0 < loss < float("inf") for loss in found):
         raise RuntimeError(f"the loss is not finite: {found}")
