@@ -21,7 +21,6 @@ from resval_lens.analyses.options import (
     load_language_model,
 )
 from resval_lens.analyses.reporting import report
-from resval_lens.analyses.result import plain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,6 +71,7 @@ def generate_command(
     """
     import torch
 
+    from resval_lens.analyses.generated import Generated, Written
     from resval_lens.generation import stream_tokens
     from resval_lens.tasks.leading import leading_token, named_token
 
@@ -108,13 +108,12 @@ def generate_command(
             if not as_json:
                 sys.stdout.write(piece)
                 sys.stdout.flush()
-        written.append({"seed": seed + number, "text": text})
+        written.append(Written(seed + number, text))
         if not as_json:
             sys.stdout.write("\n" if number == texts - 1 else "\n\n")
     if as_json:
-        led = plain(named_token(loaded, lead))
-        data = {"model": str(model), "prompt": prompt, "leading_token": led, "texts": written}
-        report(data, None, "generate", as_json=True)
+        study = Generated(str(model), prompt, named_token(loaded, lead), written)
+        report(study, None, "generate", as_json=True)
 
 
 def _pieces(tokenizer: Any, given: list[int], drawn: Iterator[Tensor]) -> Iterator[str]:

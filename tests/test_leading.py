@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from resval_lens.analyses.circuit_tasks import draw_ioi, ioi_pairs
-from resval_lens.analyses.ioi import paper_table
+from resval_lens.analyses.ioi_paper import paper_table
 from resval_lens.analyses.ioi_roles import head_roles
 from resval_lens.analyses.link_signals import link_signals
 from resval_lens.analyses.subjects import on_indirect_objects
@@ -153,10 +153,10 @@ def test_the_papers_sentences_that_a_tokenizer_cannot_say_are_named() -> None:
     )
     model = model_with(word_tokenizer({"Elena"}))
     found = paper_table({"classic": [model]}, model.tokenizer, sentences)
-    assert [row["sentence"] for row in found["rows"]] == [2]
-    assert [(each["sentence"], each["text"]) for each in found["unsaid"]] == [(1, sentences[0])]
+    assert [row.sentence for row in found.rows] == [2]
+    assert [(each.sentence, each.text) for each in found.unsaid] == [(1, sentences[0])]
     alone = paper_table({"classic": [model]}, model.tokenizer, sentences[1:])
-    assert found["rows"][0]["p_io"] == alone["rows"][0]["p_io"]
+    assert found.rows[0].p_io == alone.rows[0].p_io
     with pytest.raises(ValueError, match="Elena"):
         paper_table({"classic": [model]}, model.tokenizer, sentences[:1])
 
