@@ -13,7 +13,7 @@ from rich.table import Table
 from resval_lens.analyses.attribution import attribute, logit_lens
 from resval_lens.analyses.result import FLAT, Result
 from resval_lens.analyses.subjects import Example, Facts, ModelOnTask
-from resval_lens.analyses.tables import STYLE
+from resval_lens.analyses.tables import WIDE
 from resval_lens.analyses.weight_circuits import copying_scores, ov_paths, own_token_scores
 
 if TYPE_CHECKING:
@@ -163,8 +163,7 @@ def attribution_table(found: AttributionStudy, most: int = 14) -> Table:
     table = Table(
         title=f"Who writes the logit difference of {found.total:.2f}, after the final norm\n"
         f"(heads' own values {found.heads.own:+.2f}, along links {found.heads.along_links:+.2f})",
-        **STYLE,
-        min_width=64,
+        **WIDE,
     )
     table.add_column("component", no_wrap=True)
     for name in ("logits", "share", "copying", "names IO"):
@@ -186,9 +185,7 @@ def attribution_table(found: AttributionStudy, most: int = 14) -> Table:
 
 def lens_table(lens: Sequence[LensPoint]) -> Table:
     """The logit lens."""
-    table = Table(
-        title="Logit lens: the readout of the residual stream so far", **STYLE, min_width=64
-    )
+    table = Table(title="Logit lens: the readout of the residual stream so far", **WIDE)
     table.add_column("after")
     for name in ("logit difference", "P(IO)", "median rank of IO"):
         table.add_column(name, justify="right")

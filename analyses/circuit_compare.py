@@ -307,18 +307,24 @@ class ComparedCircuits(Result):
         """What the value link does, from what corrupting and cutting it does."""
         return sentences(self.circuits, self.heads, self.matrices)
 
-    def tables(self) -> list[Table | str]:
-        """Measures over seeds; of language models also every metric, roles and signals."""
-        from resval_lens.analyses import circuit_tables as tables
+    def circuit_tables(self) -> list[Table]:
+        """Measures over seeds; of language models also circuits by every metric."""
+        from resval_lens.analyses.circuit_tables import compared_table, matrix_table
 
-        shown: list[Table | str] = [tables.compared_table(self.over_seeds, FAITHFUL)]
-        if self.matrices:
-            shown.append(tables.matrix_table(self.matrices))
-        if self.heads:
-            shown.append(tables.roles_table(self.heads))
-        if any(each.signals for each in self.heads):
-            shown.append(tables.signals_table(self.heads))
-        return shown
+        matrices = [matrix_table(self.matrices)] if self.matrices else []
+        return [compared_table(self.over_seeds, FAITHFUL), *matrices]
+
+    def head_tables(self) -> list[Table]:
+        """Of language models: heads by role, and what links carry if there are any."""
+        from resval_lens.analyses.circuit_tables import roles_table, signals_table
+
+        roles = [roles_table(self.heads)] if self.heads else []
+        linked = any(each.signals for each in self.heads)
+        return [*roles, *([signals_table(self.heads)] if linked else [])]
+
+    def tables(self) -> list[Table | str]:
+        """Those of circuits and of heads."""
+        return [*self.circuit_tables(), *self.head_tables()]
 
     def figures(self) -> dict[str, Figure]:
         """The first seed's circuits, and faithfulness by size of all."""

@@ -30,10 +30,9 @@ class CircuitReport(Result):
     def tables(self) -> list[Table | str]:
         """The circuit's edges, what it keeps of every metric, and the strongest edges of all."""
         shown: list[Table | str] = [circuit_table(self.study), measured_table(self.study.measured)]
-        return [
-            *shown,
-            *([scores_table(self.study)] if isinstance(self.study, CircuitStudy) else []),
-        ]
+        if isinstance(self.study, CircuitStudy):
+            shown.append(scores_table(self.study))
+        return shown
 
     def figures(self) -> Mapping[str, Figure]:
         """The circuit, unless it has no edges."""

@@ -13,13 +13,11 @@ from rich.table import Table
 
 from resval_lens.analyses import (
     circuit_figures,
-    circuit_tables,
     figures,
     intervention_figures,
     lm_figures,
 )
 from resval_lens.analyses.circuit_compare import ComparedCircuits
-from resval_lens.analyses.circuit_findings import IOIHeads
 from resval_lens.analyses.circuit_metrics import FAITHFUL
 from resval_lens.analyses.compare_parts import Comparison
 from resval_lens.analyses.display.attention import attention_body
@@ -70,7 +68,7 @@ def compare_page(
         "Links ablated": lambda: _links(classifiers, language, ready),
         "Activations patched": lambda: _patched(language.patched),
         "Circuits": lambda: _circuits(circuits, ready),
-        "What links carry": lambda: _carried(circuits.heads),
+        "What links carry": lambda: _carried(circuits),
         "The four cells": lambda: _cells(classifiers, language),
         "Provenance": lambda: _provenance(data["provenance"], study.settings),
     }
@@ -271,9 +269,7 @@ def _circuits(circuits: ComparedCircuits, ready: Drawn) -> str:
         own = {title: each for title, each in circuits.drawn.items() if title.endswith(task)}
         caption = f"As above, {task}." if len(parts) > 1 else f"{task}. {said}"
         parts.append(_figure(circuit_figures.circuits(own), f"Circuits, {task}", caption))
-    parts.append(html_table(circuit_tables.compared_table(circuits.over_seeds, FAITHFUL)))
-    if circuits.matrices:
-        parts.append(html_table(circuit_tables.matrix_table(circuits.matrices)))
+    parts += map(html_table, circuits.circuit_tables())
     parts.append(
         _figure(ready.get("faithfulness.png") or circuit_figures.faithfulness(circuits.circuits),
                 "Faithfulness by size",
@@ -285,18 +281,15 @@ def _circuits(circuits: ComparedCircuits, ready: Drawn) -> str:
     return "".join(parts)
 
 
-def _carried(heads: Sequence[IOIHeads]) -> str:
-    if not heads:
+def _carried(circuits: ComparedCircuits) -> str:
+    if not circuits.heads:
         return "<p>No language model was compared.</p>"
-    parts = [
+    said = (
         "<p>Roles after Wang et al. (arXiv 2211.00593), measured on abc twins: movers attend from "
         "the end to a name and write it (negative: against it; of both names: the giver's, too), "
-        "suppressors write it off, inhibiting heads tell movers which to leave out.</p>",
-        html_table(circuit_tables.roles_table(heads)),
-    ]
-    if any(each.signals for each in heads):
-        parts.append(html_table(circuit_tables.signals_table(heads)))
-    return "".join(parts)
+        "suppressors write it off, inhibiting heads tell movers which to leave out.</p>"
+    )
+    return said + "".join(map(html_table, circuits.head_tables()))
 
 
 def _cells(classifiers: ComparedClassifiers, language: ComparedLanguageModels) -> str:
