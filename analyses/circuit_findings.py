@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from resval_lens.analyses.circuit_metrics import ChosenBy
 from resval_lens.analyses.circuit_study import CircuitStudy, Prompts
 from resval_lens.analyses.ioi_roles import HeadRoles
 from resval_lens.analyses.link_signals import LinkSignals
 from resval_lens.analyses.result import Result
+from resval_lens.analyses.seeds import mean_and_sd
 from resval_lens.tasks.ioi_twins import Kind
 
 SIGNALS: tuple[Kind, ...] = ("token", "position", "random")
@@ -193,7 +192,7 @@ def _of(seeds: Sequence[int | None]) -> str:
 
 
 def _over(values: Sequence[float]) -> OverModels:
-    return OverModels(tuple(values), float(np.mean(values)), float(np.std(values)))
+    return OverModels(tuple(values), *mean_and_sd(values))
 
 
 def _percent(measure: OverModels) -> str:

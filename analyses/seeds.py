@@ -45,11 +45,12 @@ def present(numbers: Iterable[float | None]) -> list[float]:
 def spread(by_seed: BySeed) -> Spread:
     """The :class:`Spread` of numbers by seed; without any, mean and sd are None."""
     there = present(by_seed.values())
-    return Spread(
-        dict(by_seed),
-        float(np.mean(there)) if there else None,
-        float(np.std(there)) if there else None,
-    )
+    return Spread(dict(by_seed), *(mean_and_sd(there) if there else (None, None)))
+
+
+def mean_and_sd(numbers: Sequence[float]) -> tuple[float, float]:
+    """Mean and population standard deviation (ddof = 0), the paper's."""
+    return float(np.mean(numbers)), float(np.std(numbers))
 
 
 @dataclass(frozen=True)
