@@ -450,3 +450,15 @@ def test_the_papers_runs_are_those_of_its_four_variants() -> None:
 def test_savings_compare_the_same_seeds() -> None:
     runs = [*crossing_at("classic", [60, 70, 90, 90]), *crossing_at("values", [30, 35])]
     assert emergence(runs, 0.5).saving("ic", "values") == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "told"),
+    [
+        ([48, 50], "49.00 ± 1.00"),
+        ([48, NEVER], "48.00 ± 0.00 (1 of 2 got there)"),
+        ([NEVER, NEVER], "never (0 of 2 got there)"),
+    ],
+)
+def test_a_crossing_says_how_many_seeds_got_there(snapshots: list[int], told: str) -> None:
+    assert row(crossing_at("values", snapshots), "ic").told() == told
