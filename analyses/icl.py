@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from resval_lens.analyses.cells import Cells
+from resval_lens.analyses.link_controls import first_of
 from resval_lens.analyses.result import Result
 from resval_lens.answer import can_answer_fast, edited_answers
 from resval_lens.classifier import ICLClassifier
@@ -64,7 +65,7 @@ def subjects(
         if run.name in found or not recorded.has_model:
             continue
         world, tests = worlds.of(run)
-        first = {k: ICLBatch(*(x[:sequences] for x in batch)) for k, batch in tests.items()}
+        first = first_of(tests, sequences)
         found[run.name] = Subject(run.name, run.seed, recorded.model(), world, first)
     if not found:
         raise ValueError("none of these runs has a trained model; train to the end first")
@@ -73,7 +74,7 @@ def subjects(
 
 def accuracies(model: ICLClassifier, tests: dict[str, ICLBatch]) -> Accuracies:
     """Share of right answers on each test set; hooks on the model count."""
-    return _accuracies(evaluate(model, tests))
+    return accuracies_of(evaluate(model, tests))
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class LinkStudy(Result):
     @property
     def accuracies_cut(self) -> Accuracies:
         """Accuracies with the links cut, on all sequences."""
-        return _accuracies(self.cut)
+        return accuracies_of(self.cut)
 
     def to_dict(self) -> dict[str, Any]:
         """Of ``whole`` and ``without`` nothing, of ``cut`` accuracies."""
@@ -210,11 +211,12 @@ def four_cells(classic: LinkStudy, stream: LinkStudy, name: str = "values") -> F
         name: of that model.
     """
     results = classic.without, classic.whole, stream.without, stream.whole
-    without, grafted, removed, whole = map(_accuracies, results)
+    without, grafted, removed, whole = map(accuracies_of, results)
     return FourCells(name, Cells(without, grafted, removed, whole, trained=name))
 
 
-def _accuracies(results: Results) -> Accuracies:
+def accuracies_of(results: Results) -> Accuracies:
+    """Accuracy by task."""
     return {name: result["accuracy"] for name, result in results.items()}
 
 

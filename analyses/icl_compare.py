@@ -17,6 +17,7 @@ from resval_lens.analyses.icl import (
     FourCells,
     LinkStudy,
     Results,
+    accuracies_of,
     attention_study,
     four_cells,
     link_study,
@@ -58,7 +59,7 @@ class Evaluated:
     @property
     def accuracies(self) -> Accuracies:
         """Accuracy by task."""
-        return {task: result["accuracy"] for task, result in self.tasks.items()}
+        return accuracies_of(self.tasks)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -122,23 +123,15 @@ def patch_command(
                 direction=direction,
                 progress=lambda done, total: bars.update(bar, completed=done, total=total),
             )
-        recovered = result.recovered()
-    found = Patching(
-        facts=chosen.facts(),
-        drawn=prompts,
-        general=general,
-        site=site,
-        direction=direction,
-        axes=result.axes,
-        patched_positions=labels,
-        patched_heads="all" if chosen_heads is None else chosen_heads,
-        base=result.base,
-        source=result.source,
-        values=result.values,
-        recovered=recovered,
-        tokens=chosen.tokens() if isinstance(where, list) else None,
-        example=chosen.example(),
-    )
+        found = replace(
+            Patching.of(chosen, result),
+            drawn=prompts,
+            general=general,
+            patched_positions=labels,
+            patched_heads="all" if chosen_heads is None else chosen_heads,
+            values=result.values,
+            tokens=chosen.tokens() if isinstance(where, list) else None,
+        )
     report(found, to, "patch", as_json=as_json)
 
 

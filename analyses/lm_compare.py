@@ -234,16 +234,7 @@ def _patched(chosen: ModelOnTask, site: str, note: Note) -> Patching:
     by = PATCHED.get(site, ("layer", "position"))
     where = chosen.named_positions() if "position" in by else None
     result = patch(chosen.model, chosen.pairs, site, positions=where, by=by)
-    return Patching(
-        facts=chosen.facts(),
-        site=site,
-        direction=result.direction,
-        axes=result.axes,
-        base=result.base,
-        source=result.source,
-        recovered=result.recovered(),
-        example=chosen.example(),
-    )
+    return Patching.of(chosen, result)
 
 
 def _link_study(each: Studied, prompts: int, seed: int, note: Note) -> ModelAblation:

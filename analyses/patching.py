@@ -12,8 +12,9 @@ from rich.table import Table
 from torch import Tensor
 
 from resval_lens.analyses.result import FLAT, OPTIONAL, Result
-from resval_lens.analyses.subjects import Example, Facts
+from resval_lens.analyses.subjects import Example, Facts, ModelOnTask
 from resval_lens.analyses.tables import WIDE
+from resval_lens.hooks.patching import PatchResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,6 +50,15 @@ class Patching(Result):
     recovered: Float[Tensor, "..."]
     tokens: list[str] | None = None
     example: Example | None
+
+    @classmethod
+    def of(cls, chosen: ModelOnTask, found: PatchResult) -> Patching:
+        """``found`` on the prompts of ``chosen``."""
+        return cls(
+            facts=chosen.facts(), site=found.site, direction=found.direction, axes=found.axes,
+            base=found.base, source=found.source, recovered=found.recovered(),
+            example=chosen.example(),
+        )  # fmt: skip
 
     def tables(self) -> list[Table | str]:
         """The cells that recover most of the gap."""
