@@ -13,6 +13,7 @@ from resval_lens.analyses.result import FLAT, Result
 from resval_lens.analyses.seeds import Spread, TTests, corrected, spread, t_tests
 from resval_lens.analyses.tables import WIDE
 from resval_lens.recorded import RecordedRun
+from resval_lens.training.icl_run import ICLRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -163,7 +164,7 @@ class AttentionInTraining(Result):
 
 
 def attention_in_training(
-    runs: Sequence[RecordedRun], share: float = 0.5, baseline: str = "classic"
+    runs: Sequence[RecordedRun[ICLRun]], share: float = 0.5, baseline: str = "classic"
 ) -> AttentionInTraining:
     """Reddy's measures in training, and when a run has come ``share`` of the way.
 
@@ -178,7 +179,7 @@ def attention_in_training(
         raise ValueError(f"share must lie between 0 and 1; got {share}")
     if not runs:
         raise ValueError("there are no runs to measure")
-    by_variant: dict[str, dict[int, RecordedRun]] = {}
+    by_variant: dict[str, dict[int, RecordedRun[ICLRun]]] = {}
     for recorded in runs:
         own = by_variant.setdefault(recorded.run.name, {})
         if own.setdefault(recorded.run.seed, recorded) is not recorded:
@@ -212,7 +213,7 @@ def attention_in_training(
     return AttentionInTraining(share, baseline, variants, tuple(rises))
 
 
-def _curves(runs: Sequence[RecordedRun]) -> VariantCurves:
+def _curves(runs: Sequence[RecordedRun[ICLRun]]) -> VariantCurves:
     found = [{line["step"]: line["attention"] for line in each.metrics} for each in runs]
     seeds = tuple(each.run.seed for each in runs)
     steps = tuple(step for step in found[0] if all(step in lines for lines in found))

@@ -32,14 +32,14 @@ from resval_lens.analyses.link_signals import link_signals
 from resval_lens.analyses.result import Result, plain
 from resval_lens.checkpoint import SHIPPED_MODELS
 from resval_lens.hooks.groups import alike
-from resval_lens.recorded import RecordedRun
-from resval_lens.recorded_lm import load_lm_runs
+from resval_lens.recorded import RecordedRun, load_runs
 from resval_lens.streams import architecture, architectures_of
 from resval_lens.tasks.icl import ICLBatch
 from resval_lens.tasks.icl_twins import Exchanged
 from resval_lens.tasks.ioi_twins import Kind
 from resval_lens.tasks.stories import ioi_prompts
-from resval_lens.training.icl_run import Worlds
+from resval_lens.training.icl_run import ICLRun, Worlds
+from resval_lens.training.lm_run import LMRun
 from resval_lens.transformer import ResValTransformer
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def check_counts(**counts: int) -> None:
             raise ValueError(f"{name} must be 1 or more; got {count}")
 
 
-def check_sizes(runs: Sequence[RecordedRun], sequences: int, prompts: int = 1) -> None:
+def check_sizes(runs: Sequence[RecordedRun[ICLRun]], sequences: int, prompts: int = 1) -> None:
     """Raises ValueError for sequences of which no test set has twice as many, or no prompts."""
     most = min(each.run.test_size for each in runs) // 2
     if not 1 <= sequences <= most:
@@ -88,7 +88,7 @@ def check_sizes(runs: Sequence[RecordedRun], sequences: int, prompts: int = 1) -
 
 
 def classifier_circuits(
-    runs: Sequence[RecordedRun],
+    runs: Sequence[RecordedRun[ICLRun]],
     sequences: int = 256,
     note: Note = lambda text: None,
     worlds: Worlds | None = None,
@@ -233,7 +233,7 @@ def studied_models(folder: Path | None = None) -> list[Studied]:
         return [
             Studied(name, 0, ResValTransformer.from_pretrained(name)) for name in SHIPPED_MODELS
         ]
-    several = load_lm_runs(folder)
+    several = load_runs(LMRun, folder)
     runs = [
         each for each in several if each.done and "unseen" in each.evaluations[-1].get("ioi", {})
     ]

@@ -91,8 +91,9 @@ def compare_command(
     from resval_lens.analyses.icl_emergence import emergence, paper_runs
     from resval_lens.analyses.lm_compare import emergence as emergence_of_language_models
     from resval_lens.presets import PAPER_VARIANTS
-    from resval_lens.recorded_lm import load_lm_runs
+    from resval_lens.recorded import load_runs
     from resval_lens.runtime import cores
+    from resval_lens.training.lm_run import LMRun
 
     if jobs < 0:
         raise ValueError(f"jobs must be 0 or more; got {jobs}")
@@ -101,7 +102,7 @@ def compare_command(
     wanted = None if seeds is None else numbers(seeds)
     models = studied_models(lm_runs)
     check_models(models, prompts, seed)
-    curves = load_lm_runs() if lm_runs is None else load_lm_runs(lm_runs)
+    curves = load_runs(LMRun) if lm_runs is None else load_runs(LMRun, lm_runs)
     for folder in (to, *([page] if page else [])):
         writable(folder)
     if train:

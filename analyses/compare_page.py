@@ -31,8 +31,9 @@ from resval_lens.analyses.lm_compare import ComparedLanguageModels, NotCompared
 from resval_lens.analyses.lm_emergence import LMEmergence
 from resval_lens.analyses.patching import Patching
 from resval_lens.recorded import RecordedRun
-from resval_lens.recorded_lm import RecordedLMRun
 from resval_lens.tasks.icl import TASKS
+from resval_lens.training.icl_run import ICLRun
+from resval_lens.training.lm_run import LMRun
 
 Data = Mapping[str, Any]
 Drawn = Mapping[str, Figure | None]
@@ -44,8 +45,8 @@ LANGUAGE_MODELS = "language models"
 def compare_page(
     study: Comparison,
     data: Data,
-    runs: Sequence[RecordedRun],
-    lm_runs: Sequence[RecordedLMRun],
+    runs: Sequence[RecordedRun[ICLRun]],
+    lm_runs: Sequence[RecordedRun[LMRun]],
     ready: Drawn | None = None,
 ) -> str:
     """The page, of what was compared and the runs whose curves are drawn.
@@ -138,8 +139,8 @@ def _found(data: Data) -> str:
 
 def _emergence(
     study: Comparison,
-    runs: Sequence[RecordedRun],
-    lm_runs: Sequence[RecordedLMRun],
+    runs: Sequence[RecordedRun[ICLRun]],
+    lm_runs: Sequence[RecordedRun[LMRun]],
     ready: Drawn,
 ) -> str:
     parts = [

@@ -29,7 +29,7 @@ from resval_lens.analyses.result import FLAT, Result
 from resval_lens.beside import Beside
 from resval_lens.recorded import RecordedRun
 from resval_lens.runtime import one_thread
-from resval_lens.training.icl_run import Worlds
+from resval_lens.training.icl_run import ICLRun, Worlds
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -101,7 +101,7 @@ class Comparison(Result):
 
 
 def compare_all(
-    runs: Sequence[RecordedRun],
+    runs: Sequence[RecordedRun[ICLRun]],
     models: Sequence[Studied],
     sizes: Sizes,
     jobs: int = 1,
@@ -151,7 +151,7 @@ def compare_all(
 
 @one_thread()
 def _classifiers(
-    runs: Sequence[RecordedRun], models: Sequence[Studied], sizes: Sizes, note: Note
+    runs: Sequence[RecordedRun[ICLRun]], models: Sequence[Studied], sizes: Sizes, note: Note
 ) -> tuple[ComparedClassifiers, list[TaskCircuit], list[Circuits]]:
     worlds = Worlds()
     chosen = [each for each in runs if each.has_model and each.run.name in ("classic", "values")]

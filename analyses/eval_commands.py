@@ -183,12 +183,13 @@ def emergence_command(
     """
     from resval_lens.analyses.lm_emergence import lm_emergence
     from resval_lens.analyses.lm_figures import training
-    from resval_lens.recorded_lm import SHIPPED_RUNS, load_lm_runs
+    from resval_lens.recorded import SHIPPED, load_runs
+    from resval_lens.training.lm_run import LMRun
 
     writable(to)
     with notes(quiet) as note:
         note("training runs")
-        found = load_lm_runs(runs or SHIPPED_RUNS)
+        found = load_runs(LMRun, runs or SHIPPED / "lm")
         study = lm_emergence(found)
     figures = {"lm-emergence.png": training(found)}
     report(study, to, "lm-emergence", as_json=as_json, figures=figures)

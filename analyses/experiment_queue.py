@@ -48,7 +48,7 @@ class Folders:
 
     def record(self, run: PlannedRun) -> Path | None:
         """The folder of the finished run's record; None if it is not finished."""
-        for parent in (self.records, SHIPPED.parent):
+        for parent in (self.records, SHIPPED):
             folder = parent / run.into / run.folder_name
             studied = not run.study or (folder / _document(run)).exists()
             if studied and _ended(run, folder):

@@ -5,23 +5,25 @@ from __future__ import annotations
 import shlex
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from resval_lens.analyses.options import numbers
-from resval_lens.recorded import Recorded, RecordedRun
-from resval_lens.recorded_lm import RecordedLMRun
-from resval_lens.recorded_memory import RecordedMemoryRun
+from resval_lens.recorded import RecordedRun, Run, load_run
+from resval_lens.training.icl_run import ICLRun
+from resval_lens.training.lm_run import LMRun
+from resval_lens.training.memory_run import MemoryRun
 from resval_lens.training.settings import check_name
+from resval_lens.transformer import ResValTransformer
 
 QUEUE = Path(__file__).with_name("experiments.toml")
 """The runs that the package's findings need."""
-KINDS: dict[str, Callable[[Path], Recorded]] = {
-    "icl": RecordedRun.load, "lm": RecordedLMRun.load, "memory": RecordedMemoryRun.load,
+KINDS: dict[str, type[Run[ResValTransformer]]] = {
+    "icl": ICLRun, "lm": LMRun, "memory": MemoryRun,
 }  # fmt: skip
-"""What reads the runs of each ``train`` command."""
+"""What each ``train`` command trains."""
 CORPUS = "{corpus}"
 
 
@@ -50,13 +52,13 @@ class PlannedRun:
     def needs_corpus(self) -> bool:
         return any(CORPUS in argument for argument in self.command)
 
-    def load(self, folder: Path) -> Recorded:
+    def load(self, folder: Path) -> RecordedRun[Run[ResValTransformer]]:
         """The run that ``folder`` holds.
 
         Raises:
             ValueError: none that can be read.
         """
-        return KINDS[self.command[1]](folder)
+        return load_run(folder, KINDS[self.command[1]])
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from resval_lens.streams import COMPLEMENTARY
 from resval_lens.tasks.icl import ICLBatch, ICLWorld
 from resval_lens.tasks.icl_measures import measures_from
 from resval_lens.training.icl import evaluate, score
-from resval_lens.training.icl_run import Worlds
+from resval_lens.training.icl_run import ICLRun, Worlds
 
 SCALES = tuple(round(c, 2) for c in np.arange(-1, 2.01, 0.25))
 Accuracies = Mapping[str, float]
@@ -46,7 +46,7 @@ class Subject:
 
 
 def subjects(
-    runs: Sequence[RecordedRun], sequences: int, worlds: Worlds | None = None
+    runs: Sequence[RecordedRun[ICLRun]], sequences: int, worlds: Worlds | None = None
 ) -> list[Subject]:
     """The first run of each variant that has a model, with ``sequences`` of its own test sets.
 

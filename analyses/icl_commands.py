@@ -40,6 +40,7 @@ from resval_lens.analyses.reporting import report, report_runs
 
 if TYPE_CHECKING:
     from resval_lens.recorded import RecordedRun
+    from resval_lens.training.icl_run import ICLRun
 
 
 def train_icl_command(
@@ -150,12 +151,12 @@ def link_in_training_command(
     Example: `resval-lens link-in-training runs/icl/values-seed0`
     """
     from resval_lens.analyses.link_in_training import link_in_training
-    from resval_lens.recorded import RecordedRun
+    from resval_lens.recorded import load_run
     from resval_lens.runtime import one_thread
 
     writable(to)
     with notes(quiet) as note, one_thread():
-        study = link_in_training(RecordedRun.load(run), sequences, note=note)
+        study = link_in_training(load_run(run, ICLRun), sequences, note=note)
     report(study, to, "link-in-training", as_json=as_json)
 
 
@@ -192,20 +193,21 @@ def train_icl_runs(
 
 def load_recorded(
     runs: Path | None, seeds: list[int] | None, steps: int | None
-) -> list[RecordedRun]:
+) -> list[RecordedRun[ICLRun]]:
     """The runs of a folder, or those that ship; only those of some seeds, or of so many steps.
 
     Raises:
         ValueError: there is none.
     """
     from resval_lens.recorded import SHIPPED, load_runs
+    from resval_lens.training.icl_run import ICLRun
 
     found = [
         recorded
-        for recorded in load_runs(runs or SHIPPED)
+        for recorded in load_runs(ICLRun, runs)
         if (seeds is None or recorded.run.seed in seeds)
         and (steps is None or recorded.run.steps == steps)
     ]
     if not found:
-        raise ValueError(f"{runs or SHIPPED} holds no run of seeds {seeds}")
+        raise ValueError(f"{runs or SHIPPED / ICLRun.shipped} holds no run of seeds {seeds}")
     return found

@@ -29,7 +29,7 @@ from resval_lens.analyses.tables import STYLE
 from resval_lens.recorded import RecordedRun
 from resval_lens.tasks.icl import TASKS
 from resval_lens.training.icl import evaluate
-from resval_lens.training.icl_run import Worlds
+from resval_lens.training.icl_run import ICLRun, Worlds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -197,7 +197,7 @@ def _cells(row: Accuracies) -> list[str]:
 
 
 def compare(
-    runs: Sequence[RecordedRun],
+    runs: Sequence[RecordedRun[ICLRun]],
     sequences: int = 10_000,
     link_sequences: int = 2_000,
     note: Note = lambda text: None,

@@ -11,6 +11,7 @@ import numpy as np
 from resval_lens.analyses.result import FLAT, Result
 from resval_lens.recorded import RecordedRun
 from resval_lens.tasks.icl import MEANING, TASKS
+from resval_lens.training.icl_run import ICLRun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,7 +88,7 @@ class ICLCurves(Result):
             seed_curves(axes, own, variant, 0.25, dashes, unit=500)
 
 
-def icl_curves(runs: Sequence[RecordedRun]) -> ICLCurves:
+def icl_curves(runs: Sequence[RecordedRun[ICLRun]]) -> ICLCurves:
     """What the runs recorded of accuracy and loss."""
     found = []
     for recorded in runs:

@@ -13,6 +13,7 @@ from resval_lens.analyses.seeds import Spread, TTests, corrected, spread, t_test
 from resval_lens.presets import PAPER_VARIANTS
 from resval_lens.recorded import RecordedRun
 from resval_lens.tasks.icl import TASKS
+from resval_lens.training.icl_run import ICLRun
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -215,7 +216,7 @@ class Emergence(Result):
         return [said.replace("= -", "= −")]
 
 
-def emergence(runs: Sequence[RecordedRun], threshold: float) -> Emergence:
+def emergence(runs: Sequence[RecordedRun[ICLRun]], threshold: float) -> Emergence:
     """When each variant exceeds ``threshold`` accuracy on the tasks IC and IC2.
 
     Raises:
@@ -242,7 +243,9 @@ def emergence(runs: Sequence[RecordedRun], threshold: float) -> Emergence:
     return Emergence(threshold, UNIT, tuple(rows), tuple(compared), savings)
 
 
-def _crossing(runs: Sequence[RecordedRun], variant: str, task: str, threshold: float) -> Crossing:
+def _crossing(
+    runs: Sequence[RecordedRun[ICLRun]], variant: str, task: str, threshold: float
+) -> Crossing:
     first = {}
     for recorded in runs:
         if recorded.run.name == variant:
@@ -253,6 +256,6 @@ def _crossing(runs: Sequence[RecordedRun], variant: str, task: str, threshold: f
     return Crossing(task, variant, spread(first), cell and Published(*cell))
 
 
-def paper_runs(runs: Sequence[RecordedRun]) -> list[RecordedRun]:
+def paper_runs(runs: Sequence[RecordedRun[ICLRun]]) -> list[RecordedRun[ICLRun]]:
     """The runs of the paper's four variants."""
     return [recorded for recorded in runs if recorded.run.name in PAPER_VARIANTS]

@@ -24,6 +24,7 @@ from resval_lens.analyses.reporting import report
 
 if TYPE_CHECKING:
     from resval_lens.recorded import RecordedRun
+    from resval_lens.training.icl_run import ICLRun
 
 
 def induction_command(
@@ -74,15 +75,16 @@ def induction_command(
     report(study, to, "induction", as_json=as_json)
 
 
-def _classifier_runs(model: str | None, runs: Path | None) -> list[RecordedRun] | None:
+def _classifier_runs(model: str | None, runs: Path | None) -> list[RecordedRun[ICLRun]] | None:
     """The training runs that are asked for; None for a language model."""
     from resval_lens.analyses.icl_emergence import paper_runs
     from resval_lens.analyses.subjects import is_classifier_run
-    from resval_lens.recorded import SHIPPED, RecordedRun, load_runs
+    from resval_lens.recorded import load_run, load_runs
+    from resval_lens.training.icl_run import ICLRun
 
     if model is not None and is_classifier_run(Path(model)):
-        return [RecordedRun.load(Path(model))]
-    every = load_runs(runs or SHIPPED)
+        return [load_run(Path(model), ICLRun)]
+    every = load_runs(ICLRun, runs)
     if model is None:
         return paper_runs(every) if runs is None else every
     names = list(dict.fromkeys(recorded.run.name for recorded in every))

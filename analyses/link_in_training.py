@@ -18,7 +18,7 @@ from resval_lens.analyses.result import Result
 from resval_lens.recorded import RecordedRun
 from resval_lens.tasks.icl import MEANING, TASKS
 from resval_lens.training.icl import score
-from resval_lens.training.icl_run import ICLRun, draw_world
+from resval_lens.training.icl_run import ICLRun, draw_world, kept_models
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -149,7 +149,7 @@ def link_in_training(
     tests = first_of(tests, sequences)
     some = first_of(tests, control_sequences)
     snapshots = []
-    for step, model in recorded.snapshots():
+    for step, model in kept_models(recorded.run, recorded.folder):
         note(f"{recorded.run.folder_name}: step {step}")
         trained: dict[str, float] = {}
         cut: dict[str, float] = {}

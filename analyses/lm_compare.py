@@ -24,11 +24,12 @@ from resval_lens.analyses.story_loss import story_rows
 from resval_lens.analyses.subjects import Facts, ModelOnTask, on_indirect_objects
 from resval_lens.hooks.answers import right_padding
 from resval_lens.hooks.patching import patch
-from resval_lens.recorded_lm import RecordedLMRun
+from resval_lens.recorded import RecordedRun
 from resval_lens.runtime import evaluating
 from resval_lens.tasks.ioi import IOIBatch, IOIPrompt, encode
 from resval_lens.tasks.leading import leading_token
 from resval_lens.tasks.stories import ioi_prompts
+from resval_lens.training.lm_run import LMRun
 
 Note = Callable[[str], None]
 
@@ -206,7 +207,7 @@ class NotCompared:
     reason: str
 
 
-def emergence(runs: Sequence[RecordedLMRun]) -> LMEmergence | NotCompared:
+def emergence(runs: Sequence[RecordedRun[LMRun]]) -> LMEmergence | NotCompared:
     """:func:`~resval_lens.analyses.lm_emergence.lm_emergence`, or why there is none."""
     try:
         return lm_emergence(runs)

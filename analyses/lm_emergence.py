@@ -14,8 +14,9 @@ import numpy as np
 from resval_lens.analyses.emergence import first_above
 from resval_lens.analyses.result import FLAT, Result
 from resval_lens.analyses.seeds import Spread, TTests, corrected, present, spread, t_tests
-from resval_lens.recorded_lm import RecordedLMRun
+from resval_lens.recorded import RecordedRun
 from resval_lens.streams import architectures_of
+from resval_lens.training.lm_run import LMRun
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -175,7 +176,7 @@ class LMEmergence(Result):
         )
 
 
-def lm_emergence(runs: Sequence[RecordedLMRun]) -> LMEmergence:
+def lm_emergence(runs: Sequence[RecordedRun[LMRun]]) -> LMEmergence:
     """What training recorded, by architecture over seeds.
 
     Raises:
@@ -198,7 +199,9 @@ def lm_emergence(runs: Sequence[RecordedLMRun]) -> LMEmergence:
 
 
 def _compared(
-    runs: Sequence[RecordedLMRun], labels: Sequence[str], measures: dict[tuple[str, str], Measure]
+    runs: Sequence[RecordedRun[LMRun]],
+    labels: Sequence[str],
+    measures: dict[tuple[str, str], Measure],
 ) -> Compared:
     """Some measures of every architecture, and tests that are corrected for being so many.
 
@@ -235,7 +238,7 @@ def at_loss(lines: Sequence[Line], loss: float, of: Callable[[Line], float]) -> 
     return (1 - share) * of(high) + share * of(low)
 
 
-def _emerging_loss(runs: Sequence[RecordedLMRun], sets: Sequence[str]) -> float | None:
+def _emerging_loss(runs: Sequence[RecordedRun[LMRun]], sets: Sequence[str]) -> float | None:
     """The mean over runs of the loss at which the last set passes the first threshold."""
     found = [_loss(sets[-1], *THRESHOLDS[0], run.evaluations) for run in runs] if sets else []
     there = present(found)
@@ -291,9 +294,9 @@ def _first(prompts: str, score: str, above: float, lines: Sequence[Line]) -> flo
     return first_above(((line["step"], _score(prompts, score, line)) for line in lines), above)
 
 
-def _check_alike(runs: Sequence[RecordedLMRun]) -> None:
+def _check_alike(runs: Sequence[RecordedRun[LMRun]]) -> None:
     first = runs[0]
-    seen: dict[tuple[Any, int], RecordedLMRun] = {}
+    seen: dict[tuple[Any, int], RecordedRun[LMRun]] = {}
     for recorded in runs:
         streams, settings = _settings(recorded)
         for name, other in _settings(first)[1].items():
@@ -314,7 +317,7 @@ def _check_alike(runs: Sequence[RecordedLMRun]) -> None:
             raise ValueError(f"{recorded.folder} and {first.folder} have different sets of prompts")
 
 
-def _settings(recorded: RecordedLMRun) -> tuple[Any, dict[str, Any]]:
+def _settings(recorded: RecordedRun[LMRun]) -> tuple[Any, dict[str, Any]]:
     """The streams, and everything else but seed, name and what does not change the outcome."""
     settings = recorded.run.to_dict()
     for name in ("name", "seed", "model", "snapshot_every", "log_every", "compile", "until"):

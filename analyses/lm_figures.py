@@ -10,13 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from resval_lens.analyses.figures import STYLE, seed_curves
-from resval_lens.recorded_lm import RecordedLMRun
+from resval_lens.recorded import RecordedRun
 from resval_lens.streams import architectures_of
+from resval_lens.training.lm_run import LMRun
 
 Line = dict[str, Any]
 
 
-def training(runs: Sequence[RecordedLMRun]) -> Figure:
+def training(runs: Sequence[RecordedRun[LMRun]]) -> Figure:
     """Validation loss against steps (logarithmic); IOI accuracy and P(IO), if there are prompts.
 
     Of several sets of prompts, the last: for generated stories, the unseen.
@@ -47,7 +48,7 @@ def training(runs: Sequence[RecordedLMRun]) -> Figure:
     return figure
 
 
-def _curves(axes: Axes, runs: Sequence[RecordedLMRun], score: Callable[[Line], float]) -> None:
+def _curves(axes: Axes, runs: Sequence[RecordedRun[LMRun]], score: Callable[[Line], float]) -> None:
     """One line a run (light) and one an architecture (dark: mean over seeds)."""
     labels = architectures_of([recorded.run.config.streams for recorded in runs])
     for name in dict.fromkeys(labels):

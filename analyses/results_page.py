@@ -38,15 +38,15 @@ from resval_lens.analyses.memory.curves import (
 from resval_lens.analyses.seeds import present, spread
 from resval_lens.checkpoint import SHIPPED_MODELS
 from resval_lens.numbers import number
-from resval_lens.recorded import load_runs
-from resval_lens.recorded_lm import load_lm_runs
-from resval_lens.recorded_memory import RecordedMemoryRun, load_memory_runs
+from resval_lens.recorded import RecordedRun, load_runs
 from resval_lens.runtime import one_thread
 from resval_lens.tasks.icl import TASKS
 from resval_lens.tasks.ioi import PAPER_SENTENCES, encode
 from resval_lens.tasks.leading import leading_token
 from resval_lens.tasks.stories import ioi_prompts
-from resval_lens.training.icl_run import draw_world
+from resval_lens.training.icl_run import ICLRun, draw_world
+from resval_lens.training.lm_run import LMRun
+from resval_lens.training.memory_run import MemoryRun
 from resval_lens.transformer import ResValTransformer
 
 FOLLOWED: tuple[Measure, ...] = ("W_F", "W_K2", "W_O2", "W_K1", "accuracy")
@@ -73,9 +73,9 @@ def section(name: str, folder: Path) -> str:
         "circuits-by-metric": lambda: circuits_by_metric(_read(folder, "circuits-by-metric")),
         "memory": memory,
         "amicl": amicl,
-        "provenance-icl": lambda: provenance_table(load_runs()),
-        "provenance-lm": lambda: provenance_table(load_lm_runs()),
-        "provenance-memory": lambda: provenance_table(load_memory_runs()),
+        "provenance-icl": lambda: provenance_table(load_runs(ICLRun)),
+        "provenance-lm": lambda: provenance_table(load_runs(LMRun)),
+        "provenance-memory": lambda: provenance_table(load_runs(MemoryRun)),
     }
     if name not in sections:
         raise ValueError(f"the results page has no part {name!r}; it has {', '.join(sections)}")
@@ -95,7 +95,7 @@ def emergence(threshold: float) -> str:
 
     Ours beside the published, mean ± population sd over seeds, in snapshots of 500 steps.
     """
-    study = emergence_study(paper_runs(load_runs()), threshold)
+    study = emergence_study(paper_runs(load_runs(ICLRun)), threshold)
     theirs = PUBLISHED[threshold]["ic"]
     return (
         f"Values pass {threshold:g} on IC after {study.saving('ic', 'values'):.0%} fewer steps "
@@ -106,7 +106,7 @@ def emergence(threshold: float) -> str:
 
 def further_variants() -> str:
     """What the paper leaves open, at .95: gradient blocked, several streams, an even mix."""
-    study = emergence_study(load_runs(), 0.95)
+    study = emergence_study(load_runs(ICLRun), 0.95)
     return _emergence_rows(study, [row for row in study.rows if row.published is None])
 
 
@@ -142,7 +142,7 @@ def _tests(study: Emergence, against: str) -> str:
 
 def final_accuracy() -> str:
     """Accuracies of every two-layer variant at its last step, mean ± sd over seeds."""
-    runs = load_runs()
+    runs = load_runs(ICLRun)
     tasks = ("test", "ic", "ic2", "iw")
     rows = []
     for name in dict.fromkeys(recorded.run.name for recorded in runs):
@@ -179,7 +179,7 @@ def link_in_training(document: Mapping[str, Any], every: int = 3_000) -> str:
 def link_controls_table(sequences: int = 1_000) -> str:
     """The cut of each shipped model with a link beside changes of gain; seed 0, run now."""
     rows = []
-    for recorded in load_runs():
+    for recorded in load_runs(ICLRun):
         if recorded.has_model and recorded.run.streams:
             _, tests = draw_world(recorded.run)
             found = link_controls(recorded.model(), first_of(tests, sequences), recorded.run.seed)
@@ -193,7 +193,7 @@ def link_controls_table(sequences: int = 1_000) -> str:
 
 def language_models() -> str:
     """Loss, indirect objects and the steps at which they emerge, classic beside values."""
-    study = lm_emergence(load_lm_runs())
+    study = lm_emergence(load_runs(LMRun))
     seeds = ", ".join(f"{count} of {name}" for name, count in study.seeds.items())
     return (
         f"Seeds: {seeds}; {study.steps:,} steps, evaluated every {study.evaluate_every}. "
@@ -203,7 +203,7 @@ def language_models() -> str:
 
 def loss_matched() -> str:
     """The same models where their validation losses are equal."""
-    return _lm_table(lm_emergence(load_lm_runs()).matched.compared)
+    return _lm_table(lm_emergence(load_runs(LMRun)).matched.compared)
 
 
 def _survivors(found: Compared) -> str:
@@ -320,7 +320,7 @@ MEMORY_KINDS = {
 
 def memory_order() -> str:
     """In how many runs of each kind one memory passes before another, as a list."""
-    every = load_memory_runs()
+    every = load_runs(MemoryRun)
     lines = []
     for what, ending in MEMORY_KINDS.items():
         runs = [run for run in every if run.run.name.endswith(ending)] if ending else (
@@ -331,11 +331,11 @@ def memory_order() -> str:
     return "\n".join(lines) + "\n"
 
 
-def plain_memory_runs() -> list[RecordedMemoryRun]:
+def plain_memory_runs() -> list[RecordedRun[MemoryRun]]:
     """The shipped runs that differ in encoding, stream, layers and seed alone."""
     return [
         recorded
-        for recorded in load_memory_runs()
+        for recorded in load_runs(MemoryRun)
         if not recorded.run.name.endswith(("drawn", "held-out"))
     ]
 

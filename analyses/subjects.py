@@ -24,14 +24,14 @@ from resval_lens.checkpoint import SHIPPED_MODELS, read_config
 from resval_lens.classifier import ICLClassifier
 from resval_lens.conversion import TRANSFORMER_LENS_NAMES
 from resval_lens.hooks.prompts import Metric, PromptPairs, logit_difference, margin, probability
-from resval_lens.recorded import RecordedRun, load_runs
+from resval_lens.recorded import RecordedRun, load_run, load_runs
 from resval_lens.streams import shorthand
 from resval_lens.tasks.icl import ICLBatch
 from resval_lens.tasks.icl_twins import Exchanged
 from resval_lens.tasks.ioi import IOIPrompt
 from resval_lens.tasks.ioi_twins import Kind, positions
 from resval_lens.tasks.leading import AUTO, NamedToken, leading_token, named_token
-from resval_lens.training.icl_run import draw_world
+from resval_lens.training.icl_run import ICLRun, draw_world
 from resval_lens.training.run_folder import read_record, trained_model
 from resval_lens.transformer import ResValTransformer
 
@@ -236,10 +236,10 @@ class ModelOnTask:
         )
 
 
-def shipped_classifiers() -> dict[str, RecordedRun]:
+def shipped_classifiers() -> dict[str, RecordedRun[ICLRun]]:
     """The first run of each variant that ships with a trained model, by the variant's name."""
-    found: dict[str, RecordedRun] = {}
-    for recorded in load_runs():
+    found: dict[str, RecordedRun[ICLRun]] = {}
+    for recorded in load_runs(ICLRun):
         if recorded.has_model:
             found.setdefault(recorded.run.name, recorded)
     return found
@@ -252,7 +252,7 @@ def is_classifier_run(folder: Path) -> bool:
 
 def find_model(
     name: str, device: str | None = None
-) -> tuple[ResValTransformer, RecordedRun | None]:
+) -> tuple[ResValTransformer, RecordedRun[ICLRun] | None]:
     """A model by name, and the training run of a classifier.
 
     Args:
@@ -267,7 +267,7 @@ def find_model(
     """
     folder = Path(name)
     if is_classifier_run(folder):
-        recorded = RecordedRun.load(folder)
+        recorded = load_run(folder, ICLRun)
         return _classifier(recorded, device), recorded
     if (folder / "run.json").is_file():  # of a language model
         folder = trained_model(folder)

@@ -1,99 +1,60 @@
-"""The training runs that ship with the package: their metrics, and one model of each variant."""
+"""Training runs as they were recorded, of every kind; those that ship with the package among them.
+
+runs = load_runs(ICLRun)                     # the classifiers that ship
+run = load_run(Path("runs/lm/mine-seed0"), LMRun)
+run.metrics, run.model()
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Generic, TypeVar
 
 import torch
 
-from resval_lens.checks import is_number
-from resval_lens.classifier import ICLClassifier
 from resval_lens.files import write_bytes, write_sealed
-from resval_lens.presets import ICL_VARIANTS
-from resval_lens.training.icl_run import ICLRun, initial_model, model_config
+from resval_lens.streams import architecture
 from resval_lens.training.loop import model_record
+from resval_lens.training.run import Line, Model, Run
 from resval_lens.training.run_folder import (
     CHECK,
     chained,
-    load_snapshot,
+    has_metrics,
     read_metrics,
     read_record,
     record_end,
-    snapshot_paths,
     trained_model,
 )
 from resval_lens.transformer import ResValTransformer
 
-SHIPPED = Path(__file__).parent / "data" / "icl"
+SHIPPED = Path(__file__).parent / "data"
+"""Where the runs that ship lie, a folder for each kind."""
+
+R = TypeVar("R", bound=Run[ResValTransformer], covariant=True)
 
 
 @dataclass(frozen=True)
-class RecordedRun:
+class RecordedRun(Generic[R]):
     """A training run as it was recorded.
 
     Attributes:
         run: what was trained.
         starts: the provenance of each start (more than one if it was interrupted).
-        metrics: one dict a snapshot, oldest first.
+        metrics: one dict for each line of metrics, oldest first.
         folder: where it lies; ``folder/model`` holds the trained model, if it was kept.
     """
 
-    run: ICLRun
+    run: R
     starts: list[dict[str, Any]]
-    metrics: list[dict[str, Any]]
+    metrics: list[Line]
     folder: Path
 
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Reads a run's folder.
-
-        Raises:
-            ValueError: the folder holds no readable run.
-        """
-        record = read_record(folder)
-        try:
-            run = ICLRun.from_dict(record["run"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{folder / 'run.json'}: no training run ({error})") from None
-        metrics = read_metrics(folder)
-        if not metrics:
-            raise ValueError(f"{folder / 'metrics.jsonl'} holds no metrics; train the run first")
-        for line in metrics:
-            for task in ("test", "ic", "ic2", "iw"):
-                found = line.get(task)
-                found = found if isinstance(found, dict) else {}
-                if not all(is_number(found.get(name)) for name in ("accuracy", "loss")):
-                    raise ValueError(
-                        f"{folder / 'metrics.jsonl'}: step {line['step']} lacks the accuracy or "
-                        f"loss of {task!r}"
-                    )
-        return cls(run, record["starts"], metrics, folder)
-
-    def model(self) -> ICLClassifier:
-        """The trained model.
-
-        Raises:
-            ValueError: it was not kept, or the run has not ended.
-        """
-        return ICLClassifier.from_pretrained(trained_model(self.folder))
-
-    def snapshots(self) -> Iterator[tuple[int, ICLClassifier]]:
-        """Step and model of each snapshot that was kept, oldest first.
-
-        Raises:
-            ValueError: a damaged file.
-        """
-        for path in snapshot_paths(self.folder):
-            ICLClassifier.check_size(
-                model_config(self.run), path, self.folder / "run.json", ("generator",)
-            )
-            model = initial_model(self.run)
-            step, _ = load_snapshot(path, dict(model.named_parameters()))
-            yield step, model
+    @property
+    def evaluations(self) -> list[Line]:
+        """The lines at which the model was measured."""
+        return [line for line in self.metrics if self.run.is_evaluation(line)]
 
     @property
     def done(self) -> bool:
@@ -102,45 +63,68 @@ class RecordedRun:
 
     @property
     def has_model(self) -> bool:
+        """Whether the trained model was kept."""
         return (self.folder / "model").is_dir()
 
+    @property
+    def architecture(self) -> str:
+        """``classic``, ``values``, ...: see :func:`~resval_lens.streams.architecture`."""
+        return architecture(self.run.streams)
 
-def load_runs(folder: Path = SHIPPED) -> list[RecordedRun]:
-    """Every run under ``folder`` (the shipped ones by default), by variant and seed.
+    def model(self: RecordedRun[Run[Model]]) -> Model:
+        """The trained model.
+
+        Raises:
+            ValueError: it was not kept, or the run has not ended.
+        """
+        return self.run.load_model(trained_model(self.folder))
+
+
+def load_run(folder: Path, kind: type[R]) -> RecordedRun[R]:
+    """The run in ``folder``.
+
+    Raises:
+        ValueError: the folder holds no readable run of that kind, or one without an evaluation.
+    """
+    record = read_record(folder)
+    try:
+        run = kind.from_dict(record["run"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'run.json'}: no run of a {kind.kind} ({error})") from None
+    recorded = RecordedRun(run, record["starts"], read_metrics(folder), folder)
+    if not recorded.evaluations:
+        raise ValueError(f"{folder / 'metrics.jsonl'} holds no evaluations; train the run first")
+    for line in recorded.evaluations:
+        try:
+            run.check_line(line)
+        except ValueError as error:
+            raise ValueError(
+                f"{folder / 'metrics.jsonl'}: step {line['step']} lacks {error}"
+            ) from None
+    return recorded
+
+
+def load_runs(kind: type[R], folder: Path | None = None) -> list[RecordedRun[R]]:
+    """Every run of a kind in ``folder``, by default those that ship, by variant and seed.
+
+    Runs that have only begun, without a snapshot, are left out.
 
     Raises:
         ValueError: there are none.
     """
-    runs = [RecordedRun.load(path.parent) for path in sorted(folder.glob("*/run.json"))]
+    folder = SHIPPED / kind.shipped if folder is None else folder
+    begun = sorted(path.parent for path in folder.glob("*/run.json"))
+    runs = [load_run(path, kind) for path in begun if has_metrics(path)]
     if not runs:
-        raise ValueError(f"{folder} holds no training runs; expected folders with a run.json")
-    order = list(ICL_VARIANTS)
-
-    def rank(recorded: RecordedRun) -> tuple[int, str, int]:
-        name = recorded.run.name
-        return (order.index(name) if name in order else len(order), name, recorded.run.seed)
-
-    return sorted(runs, key=rank)
+        raise ValueError(
+            f"{folder} holds no training runs; expected folders with run.json and metrics.jsonl"
+        )
+    return sorted(runs, key=lambda recorded: recorded.run.rank)
 
 
-@runtime_checkable
-class Recorded(Protocol):
-    """What recorded runs of every kind have."""
-
-    @property
-    def run(self) -> Any: ...
-    @property
-    def starts(self) -> list[dict[str, Any]]: ...
-    @property
-    def metrics(self) -> list[dict[str, Any]]: ...
-    @property
-    def folder(self) -> Path: ...
-    @property
-    def done(self) -> bool: ...
-    def model(self) -> ResValTransformer: ...
-
-
-def export_run(recorded: Recorded, target: Path, with_model: bool = False) -> Path:
+def export_run(
+    recorded: RecordedRun[Run[ResValTransformer]], target: Path, with_model: bool = False
+) -> Path:
     """Copies a finished run in the form in which it ships: record, metrics and, if asked, model.
 
     Weights are rounded to 16 bits, half the bytes; they load as the 32 bits they were trained in.
@@ -164,9 +148,7 @@ def export_run(recorded: Recorded, target: Path, with_model: bool = False) -> Pa
     return folder
 
 
-def write_record(
-    folder: Path, run: dict[str, Any], starts: list[Any], metrics: list[dict[str, Any]]
-) -> None:
+def write_record(folder: Path, run: dict[str, Any], starts: list[Any], metrics: list[Line]) -> None:
     """run.json and metrics.jsonl (six digits after the point) of a run."""
     folder.mkdir(parents=True, exist_ok=True)
     lines, check = [], ""

@@ -165,11 +165,11 @@ def patterns(heads: int = 4, length: int = 5, seed: int = 0) -> Tensor:
     return scores.masked_fill(later, -torch.inf).softmax(-1)
 
 
-def icl_runs() -> list[RecordedRun]:
+def icl_runs() -> list[RecordedRun[ICLRun]]:
     """Two variants, two seeds each, that ended at different steps."""
     drawn = np.random.default_rng(0)
 
-    def recorded(name: str, seed: int, snapshots: int) -> RecordedRun:
+    def recorded(name: str, seed: int, snapshots: int) -> RecordedRun[ICLRun]:
         metrics = [
             {"step": 500 * i, **{t: {"accuracy": drawn.random(), "loss": drawn.random() * 3}
                                  for t in TASKS}}

@@ -9,8 +9,7 @@ import torch
 from resval_lens.memory.construct import construct
 from resval_lens.memory.model import MemoryTransformer
 from resval_lens.presets import memory_variant
-from resval_lens.recorded import write_record
-from resval_lens.recorded_memory import RecordedMemoryRun
+from resval_lens.recorded import RecordedRun, load_run, write_record
 from resval_lens.tasks.bigrams import Bigrams
 from resval_lens.tasks.triggers import TriggerTask
 from resval_lens.training.memory import train_memory
@@ -57,14 +56,14 @@ def metrics_line(step: int, **values: float | None) -> dict[str, Any]:
 
 def made_up(
     name: str, seed: int, folder: Path = Path("nowhere"), **curves: list[float | None]
-) -> RecordedMemoryRun:
+) -> RecordedRun[MemoryRun]:
     """A run of ``STEPS`` with the given curves, and no model."""
     run = tiny_run(name, seed, steps=STEPS[-1], snapshot_every=10)
     metrics = [
         metrics_line(step, **{measure: curve[i] for measure, curve in curves.items()})
         for i, step in enumerate(STEPS)
     ]
-    return RecordedMemoryRun(run, [], metrics, folder / run.folder_name)
+    return RecordedRun(run, [], metrics, folder / run.folder_name)
 
 
 def exact_model(run: MemoryRun, tau1: float = 6.0) -> MemoryTransformer:
@@ -76,11 +75,13 @@ def exact_model(run: MemoryRun, tau1: float = 6.0) -> MemoryTransformer:
     )  # fmt: skip
 
 
-def constructed(folder: Path, name: str, seed: int = 0, tau1: float = 6.0) -> RecordedMemoryRun:
+def constructed(
+    folder: Path, name: str, seed: int = 0, tau1: float = 6.0
+) -> RecordedRun[MemoryRun]:
     """A recorded run whose trained model is :func:`exact_model`."""
     run = tiny_run(name, seed, d_model=96, n_ctx=30)
     metrics = [metrics_line(step, accuracy=step / 4) for step in (0, 2, 4)]
     write_record(folder / run.folder_name, run.to_dict(), [{}], metrics)
     with torch.no_grad():
         exact_model(run, tau1).save_pretrained(folder / run.folder_name / "model")
-    return RecordedMemoryRun.load(folder / run.folder_name)
+    return load_run(folder / run.folder_name, MemoryRun)

@@ -24,7 +24,7 @@ from resval_lens.training.icl_run import ICLRun
 
 def run(
     name: str, seed: int, value: Callable[[int], float], steps: range = range(0, 5_000, 500)
-) -> RecordedRun:
+) -> RecordedRun[ICLRun]:
     """A recorded run whose measures are all ``value(step)``."""
     metrics = [{"step": s, "attention": dict.fromkeys(MEASURES, value(s))} for s in steps]
     return RecordedRun(
@@ -126,7 +126,7 @@ def test_a_run_without_the_measures_is_refused(kept: dict[str, float] | None) ->
 
 
 def test_the_recorded_runs_say_that_the_value_stream_forms_the_circuit_earlier() -> None:
-    runs = [r for r in load_runs() if r.run.name in ("classic", "values")]
+    runs = [r for r in load_runs(ICLRun) if r.run.name in ("classic", "values")]
     data = attention_in_training(runs)
     found = {(rise.measure, rise.variant, rise.bar): rise for rise in data.rises}
     for measure in ("ila1_labels", "tila2", "induction_strength"):
@@ -153,7 +153,7 @@ def test_the_recorded_runs_say_that_the_value_stream_forms_the_circuit_earlier()
 
 
 def test_the_figure_draws_the_studys_numbers() -> None:
-    runs = [r for r in load_runs() if r.run.name in ("classic", "values")]
+    runs = [r for r in load_runs(ICLRun) if r.run.name in ("classic", "values")]
     data = attention_in_training(runs)
     (figure,) = data.figures().values()
     drawn = [axes for axes in figure.axes if axes.get_title(loc="left")]

@@ -38,6 +38,7 @@ from resval_lens.hooks.answers import answer_logits
 from resval_lens.recorded import load_runs
 from resval_lens.tasks import stories
 from resval_lens.tasks.stories import ioi_prompts
+from resval_lens.training.icl_run import ICLRun
 from resval_lens.transformer import ResValTransformer
 from tests.hand_built import LINKED_CIRCUIT, linked_model, linked_pairs
 
@@ -45,7 +46,9 @@ from tests.hand_built import LINKED_CIRCUIT, linked_model, linked_pairs
 @pytest.fixture(scope="module")
 def compared() -> ComparedCircuits:
     runs = [
-        each for each in load_runs() if each.has_model and each.run.name in ("classic", "values")
+        each
+        for each in load_runs(ICLRun)
+        if each.has_model and each.run.name in ("classic", "values")
     ]
     models = studied_models()
     of_names = ioi_circuits(models, 8)
@@ -104,7 +107,7 @@ def test_what_cannot_be_studied_is_refused() -> None:
     with pytest.raises(ValueError, match="their gap vanishes"):
         circuit_study(model, same)
     with pytest.raises(ValueError, match=r"sequences must lie between 1 and 5000, .*; got 0"):
-        classifier_circuits([run for run in load_runs() if run.has_model][:1], 0)
+        classifier_circuits([run for run in load_runs(ICLRun) if run.has_model][:1], 0)
 
 
 def test_agreement_is_of_ranks_and_of_numbers() -> None:

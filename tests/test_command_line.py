@@ -182,7 +182,9 @@ def test_figure_3_is_data_too(tmp_path):
     data = json.loads(shown)
     assert {run["variant"] for run in data["runs"]} == {"classic", "queries", "keys", "values"}
     first = data["runs"][0]
-    lines = (SHIPPED / f"{first['variant']}-seed{first['seed']}" / "metrics.jsonl").read_text()
+    lines = (
+        SHIPPED / "icl" / f"{first['variant']}-seed{first['seed']}" / "metrics.jsonl"
+    ).read_text()
     recorded = [json.loads(line) for line in lines.splitlines()]
     assert first["step"] == [line["step"] for line in recorded]
     assert first["iw"]["loss"] == [line["iw"]["loss"] for line in recorded]
@@ -225,7 +227,7 @@ def test_a_report_writes_and_prints(tmp_path, capsys):
 
 
 def test_finished_runs_are_reported(tmp_path, capsys):
-    shutil.copytree(SHIPPED / "classic-seed0", tmp_path / "classic-seed0")
+    shutil.copytree(SHIPPED / "icl" / "classic-seed0", tmp_path / "classic-seed0")
     report_runs([tmp_path / "classic-seed0"], as_json=False)
     assert capsys.readouterr().out == f"{tmp_path / 'classic-seed0' / 'model'}\n"
     report_runs([tmp_path / "classic-seed0"], as_json=True)

@@ -22,9 +22,10 @@ from resval_lens.analyses.icl_curves import icl_curves
 from resval_lens.analyses.icl_emergence import emergence, paper_runs
 from resval_lens.classifier import ICLClassifier
 from resval_lens.hooks import cut_links
-from resval_lens.recorded import SHIPPED, RecordedRun, export_run, load_runs, write_record
+from resval_lens.recorded import SHIPPED, export_run, load_run, load_runs, write_record
 from resval_lens.tasks.icl import ICLBatch
 from resval_lens.training.icl import evaluate
+from resval_lens.training.icl_run import ICLRun
 
 PAPER = ["classic", "queries", "keys", "values"]
 
@@ -37,7 +38,7 @@ def accuracy(model: ICLClassifier, batch: ICLBatch) -> float:
 
 @pytest.fixture(scope="module")
 def shipped() -> dict:
-    return {subject.name: subject for subject in subjects(paper_runs(load_runs()), 400)}
+    return {subject.name: subject for subject in subjects(paper_runs(load_runs(ICLRun)), 400)}
 
 
 def test_four_models_ship_and_answer_in_context(shipped):
@@ -48,10 +49,10 @@ def test_four_models_ship_and_answer_in_context(shipped):
 
 def test_shipped_models_reach_their_recorded_accuracy():
     """The recorded run's test sets, drawn anew, give the recorded number."""
-    (subject,) = subjects([run for run in load_runs() if run.run.name == "values"], 10_000)
-    recorded = json.loads((SHIPPED / "values-seed0" / "model" / "provenance.json").read_text())[
-        "metrics"
-    ]
+    (subject,) = subjects([run for run in load_runs(ICLRun) if run.run.name == "values"], 10_000)
+    recorded = json.loads(
+        (SHIPPED / "icl" / "values-seed0" / "model" / "provenance.json").read_text()
+    )["metrics"]
     ours = evaluate(subject.model, {"ic": subject.tests["ic"]})["ic"]
     assert ours["accuracy"] == pytest.approx(recorded["ic"]["accuracy"], abs=2e-4)
     assert ours["loss"] == pytest.approx(recorded["ic"]["loss"], abs=1e-4)
@@ -147,7 +148,7 @@ def test_four_cells_are_the_same_weights_run_both_ways(shipped):
 
 def test_a_grafted_link_is_scaled_beside_the_trained_ones(shipped):
     classic, values = shipped["classic"], shipped["values"]
-    result = compare([r for r in load_runs() if r.has_model], 60, 40)
+    result = compare([r for r in load_runs(ICLRun) if r.has_model], 60, 40)
     study = result.links[GRAFTED]
     for c in (0.0, 0.5, 1.0):
         streams = AttentionStream("v", carried=c) if c else ""
@@ -172,7 +173,7 @@ def test_attention_patterns_are_distributions(shipped):
 
 
 def test_the_study_is_json_and_every_figure_draws(tmp_path):
-    runs = paper_runs(load_runs())
+    runs = paper_runs(load_runs(ICLRun))
     result = compare(runs, sequences=60, link_sequences=40)
     by_seed = emergence(runs, 0.95)
     text = json.dumps({**result.to_dict(), "emergence": by_seed.to_dict()}, allow_nan=False)
@@ -192,56 +193,59 @@ def test_the_study_is_json_and_every_figure_draws(tmp_path):
 
 def test_no_models_is_said():
     with pytest.raises(ValueError, match="none of these runs has a trained model"):
-        subjects([run for run in load_runs() if not run.has_model], 10)
+        subjects([run for run in load_runs(ICLRun) if not run.has_model], 10)
 
 
 def test_sequences_below_one_are_refused():
     with pytest.raises(ValueError, match="sequences must be 1 or more; got 0"):
-        subjects(load_runs(), 0)
+        subjects(load_runs(ICLRun), 0)
 
 
 def test_export_keeps_metrics_and_chosen_models_and_refuses_unfinished_runs(tmp_path):
     source, target = tmp_path / "runs", tmp_path / "package"
     (source / "classic-seed0").mkdir(parents=True)
     for name in ("run.json", "metrics.jsonl"):
-        content = (SHIPPED / "classic-seed0" / name).read_bytes()
+        content = (SHIPPED / "icl" / "classic-seed0" / name).read_bytes()
         (source / "classic-seed0" / name).write_bytes(content)
-    made = export_run(RecordedRun.load(source / "classic-seed0"), target)
+    made = export_run(load_run(source / "classic-seed0", ICLRun), target)
     assert made == target / "classic-seed0"
-    assert RecordedRun.load(target / "classic-seed0") == RecordedRun.load(
-        source / "classic-seed0"
-    ).__class__(**{**vars(RecordedRun.load(source / "classic-seed0")),
-                   "folder": target / "classic-seed0"})  # fmt: skip
-    whole = RecordedRun.load(source / "classic-seed0")
+    whole = load_run(source / "classic-seed0", ICLRun)
+    assert load_run(made, ICLRun) == replace(whole, folder=made)
     write_record(whole.folder, whole.run.to_dict(), whole.starts, whole.metrics[:-1])
     with pytest.raises(ValueError, match="has not reached step"):
-        export_run(RecordedRun.load(whole.folder), target)
+        export_run(load_run(whole.folder, ICLRun), target)
 
 
 def test_unreadable_records_are_named(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds no training runs"):  # it has only begun
+        load_runs(ICLRun, tmp_path)
+    (tmp_path / "x" / "metrics.jsonl").write_text('{"step": 0}\n')
     with pytest.raises(ValueError, match=r"run\.json is not the record of a training run"):
-        load_runs(tmp_path)
+        load_runs(ICLRun, tmp_path)
     with pytest.raises(ValueError, match="holds no training runs"):
-        load_runs(tmp_path / "x")
+        load_runs(ICLRun, tmp_path / "x")
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("", "holds no metrics"), ('{"step": 0}\n', "step 0 lacks the accuracy or loss of 'test'")],
+    [
+        ("", "holds no evaluations"),
+        ('{"step": 0}\n', "step 0 lacks the accuracy or loss of 'test'"),
+    ],
 )
 def test_metrics_that_are_not_there_are_named(tmp_path, content, said):
-    record = json.loads((SHIPPED / "classic-seed0" / "run.json").read_text())
+    record = json.loads((SHIPPED / "icl" / "classic-seed0" / "run.json").read_text())
     record = {name: record[name] for name in ("run", "starts")}
     (tmp_path / "run.json").write_text(json.dumps(record))
     (tmp_path / "metrics.jsonl").write_text(content)
     with pytest.raises(ValueError, match=rf"metrics\.jsonl.* {said}"):
-        RecordedRun.load(tmp_path)
+        load_run(tmp_path, ICLRun)
 
 
 def test_recorded_curves_start_at_chance():
-    for recorded in load_runs():
+    for recorded in load_runs(ICLRun):
         first = recorded.metrics[0]
         assert first["step"] == 0
         assert first["ic"]["accuracy"] == pytest.approx(1 / 32, abs=0.02)

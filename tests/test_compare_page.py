@@ -30,9 +30,10 @@ from resval_lens.analyses.reporting import report
 from resval_lens.analyses.result import plain
 from resval_lens.analyses.subjects import on_indirect_objects
 from resval_lens.recorded import load_runs
-from resval_lens.recorded_lm import load_lm_runs
 from resval_lens.tasks.ioi import encode
 from resval_lens.tasks.stories import ioi_prompts
+from resval_lens.training.icl_run import ICLRun
+from resval_lens.training.lm_run import LMRun
 from tests.browser import PHONE, browser, opened  # noqa: F401
 from tests.drawn import signed
 
@@ -232,8 +233,8 @@ def test_text_of_models_cannot_break_the_page(study: Comparison, data: dict):
     page = compare_page(
         replace(study, language_models=changed),
         data | {"found": found, "provenance": made},
-        paper_runs(load_runs()),
-        load_lm_runs(),
+        paper_runs(load_runs(ICLRun)),
+        load_runs(LMRun),
     )
     reader = Reader()
     reader.feed(page)
@@ -262,7 +263,7 @@ def test_models_without_links_or_sentences_make_a_page(study: Comparison, data: 
         lm_emergence=NotCompared("they differ"),
         circuits=ComparedCircuits(tuple(of_classifiers), (), ()),
     )
-    page = compare_page(few, {"provenance": data["provenance"]}, paper_runs(load_runs()), [])
+    page = compare_page(few, {"provenance": data["provenance"]}, paper_runs(load_runs(ICLRun)), [])
     assert "None of these models has links." in page
     assert "are not drawn: they differ." in page
     Reader().feed(page)
@@ -344,7 +345,7 @@ def test_links_of_queries_are_patched_and_kinds_stay_apart(study: Comparison, da
     assert {("mine-q", "q_link"), ("mine-qv", "q_link"), ("mine-qv", "v_link")} <= sites
     assert not any(site.endswith("_link") for name, site in sites if name == classic.name)
     assert [pair.architecture for pair in found.four_cells] == ["queries", "qv"]
-    runs = paper_runs(load_runs())
+    runs = paper_runs(load_runs(ICLRun))
     page = compare_page(replace(study, language_models=found), data, runs, [])
     for kind in ("queries", "qv"):
         assert f"Language models, classic and {kind}: the same weights" in page
@@ -352,7 +353,7 @@ def test_links_of_queries_are_patched_and_kinds_stay_apart(study: Comparison, da
 
 
 def test_classifiers_of_other_streams_alone_are_compared():
-    runs = [each for each in load_runs() if each.run.name == "queries" and each.has_model]
+    runs = [each for each in load_runs(ICLRun) if each.run.name == "queries" and each.has_model]
     circuits = compare_all(runs, [], Sizes(20, 20, 8, 4, 0)).circuits
     assert circuits.circuits == ()
     assert circuits.drawn == {}

@@ -14,8 +14,6 @@ from safetensors.torch import load_file, save_file
 from resval_lens.classifier import ICLClassifier
 from resval_lens.memory.model import MemoryTransformer
 from resval_lens.recorded import RecordedRun
-from resval_lens.recorded_lm import RecordedLMRun
-from resval_lens.recorded_memory import RecordedMemoryRun
 from resval_lens.training.icl import train_icl
 from resval_lens.training.lm import train_lm
 from resval_lens.training.memory import train_memory
@@ -44,8 +42,8 @@ def train(kind: str, folder: Path, stop: bool = False) -> None:
 
 READERS: dict[str, tuple[Any, Any]] = {
     "icl": (RecordedRun, ICLClassifier),
-    "lm": (RecordedLMRun, ResValTransformer),
-    "memory": (RecordedMemoryRun, MemoryTransformer),
+    "lm": (RecordedRun, ResValTransformer),
+    "memory": (RecordedRun, MemoryTransformer),
 }
 
 

@@ -33,7 +33,7 @@ NEVER = 10**9
 
 def recorded(
     name: str, seed: int = 0, ic: Sequence[float] = (), ic2: Sequence[float] = (), every: int = 500
-) -> RecordedRun:
+) -> RecordedRun[ICLRun]:
     """A run with these accuracies, a snapshot each."""
     lines = [
         {"step": every * i, "ic": {"accuracy": x}, "ic2": {"accuracy": y}}
@@ -42,7 +42,7 @@ def recorded(
     return RecordedRun(ICLRun(name, seed=seed), [], lines, Path("nowhere"))
 
 
-def crossing_at(name: str, snapshots: Sequence[int]) -> list[RecordedRun]:
+def crossing_at(name: str, snapshots: Sequence[int]) -> list[RecordedRun[ICLRun]]:
     """A run for each number of the snapshot that first exceeds every threshold (or NEVER)."""
     return [
         recorded(name, seed, [float(i >= at) for i in range(100)])
@@ -50,7 +50,7 @@ def crossing_at(name: str, snapshots: Sequence[int]) -> list[RecordedRun]:
     ]
 
 
-def row(runs: Sequence[RecordedRun], task: str, threshold: float = 0.5) -> Crossing:
+def row(runs: Sequence[RecordedRun[ICLRun]], task: str, threshold: float = 0.5) -> Crossing:
     """Of runs of values."""
     found = emergence(runs, threshold).row(task, "values")
     assert found is not None

@@ -24,10 +24,10 @@ from resval_lens.analyses.experiment_queue import Folders, QueueStatus, status, 
 from resval_lens.analyses.experiments import QUEUE, Experiment, planned, read_experiments
 from resval_lens.language_models import language_model_config, preset, resized
 from resval_lens.presets import ICL_VARIANTS, MEMORY_VARIANTS
-from resval_lens.recorded import SHIPPED, RecordedRun, export_run
-from resval_lens.recorded_memory import SHIPPED_MEMORY, RecordedMemoryRun
+from resval_lens.recorded import SHIPPED, export_run, load_run
 from resval_lens.tasks.bigrams import tiny_shakespeare
 from resval_lens.tasks.triggers import TriggerTask
+from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.memory import train_memory
 from resval_lens.training.memory_run import MemoryRun
 from tests.runs import metrics
@@ -221,8 +221,8 @@ def test_a_queue_that_was_stopped_ends_as_one_that_was_not(
         record = folders.record(planned_run)
         assert record is not None
         assert not (record / "model").exists()
-        found = RecordedMemoryRun.load(record)
-        straight = export_run(RecordedMemoryRun.load(tmp_path / name), tmp_path / "straight")
+        found = load_run(record, MemoryRun)
+        straight = export_run(load_run(tmp_path / name, MemoryRun), tmp_path / "straight")
         assert found.run == run
         assert metrics(record) == metrics(straight)
         assert f"--variants {name} --seeds 5" in found.starts[-1]["command"]
@@ -276,7 +276,7 @@ def test_a_run_that_fails_does_not_keep_the_others(
             return 1
         given = options_of(tuple(command))
         name = f"relative-seed{given['seeds']}"
-        shutil.copytree(SHIPPED_MEMORY / "relative-seed0", given["runs"] / name)
+        shutil.copytree(SHIPPED / "memory" / "relative-seed0", given["runs"] / name)
         return 0
 
     monkeypatch.setattr(experiment_queue, "_call", trained)
@@ -310,12 +310,12 @@ def test_weights_and_a_study_stand_beside_the_record(
     monkeypatch.setattr(experiment_queue, "_call", call)
     experiments = read_experiments(queue)
     (run,) = planned(experiments)
-    shutil.copytree(SHIPPED_MEMORY / "relative-seed0", folders.of(run))  # trained, not recorded
+    shutil.copytree(SHIPPED / "memory" / "relative-seed0", folders.of(run))  # trained, not recorded
     for _ in range(2):
         assert work(experiments, folders, quiet=True) == []
         record = folders.record(run)
         assert record is not None
-        RecordedMemoryRun.load(record).model()
+        load_run(record, MemoryRun).model()
         (record / "link-in-training.json").unlink()  # a study that was stopped is made again
         assert folders.record(run) is None
     assert [command[:4] for command in called] == 2 * [
@@ -343,9 +343,9 @@ def test_runs_have_the_lowest_priority_and_one_thread(
 
 def test_the_table_says_what_is_under_way(queue: Path, folders: Folders) -> None:
     experiments = read_experiments(queue)
-    shutil.copytree(SHIPPED / "classic-seed1", folders.of(planned(experiments)[0]))
+    shutil.copytree(SHIPPED / "icl" / "classic-seed1", folders.of(planned(experiments)[0]))
     found = status(experiments, folders)
     assert isinstance(found, QueueStatus)
     assert found.experiments[0].under_way == {"relative-seed5": 45_000}
-    assert RecordedRun.load(SHIPPED / "classic-seed1").done
+    assert load_run(SHIPPED / "icl" / "classic-seed1", ICLRun).done
     assert QUEUE.is_file()

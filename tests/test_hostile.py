@@ -18,15 +18,14 @@ from resval_lens.analyses.options import load_language_model
 from resval_lens.analyses.subjects import find_model
 from resval_lens.classifier import ICLClassifier, classifier_config
 from resval_lens.files import parse_json, read_json, read_tensors, write_json, write_sealed
-from resval_lens.recorded import RecordedRun
-from resval_lens.recorded_lm import RecordedLMRun
-from resval_lens.recorded_memory import RecordedMemoryRun
+from resval_lens.recorded import load_run
 from resval_lens.tasks.text import load_tokenizer
 from resval_lens.training.icl import train_icl
-from resval_lens.training.icl_run import draw_world, initial_model
+from resval_lens.training.icl_run import ICLRun, draw_world, initial_model, kept_models
 from resval_lens.training.lm import train_lm
+from resval_lens.training.lm_run import LMRun
 from resval_lens.training.memory import train_memory
-from resval_lens.training.memory_run import draw_tests, initial_memory
+from resval_lens.training.memory_run import MemoryRun, draw_tests, initial_memory
 from resval_lens.training.run_folder import append_metrics, write_snapshot
 from resval_lens.transformer import ResValTransformer
 from tests import lm_runs
@@ -124,7 +123,7 @@ TASK = RUN.task.to_dict()
 def test_a_classifiers_record_does_not_take_more_memory_than_there_is(
     changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    recorded = RecordedRun.load(make_run(tmp_path / "run", RUN.to_dict() | changes))
+    recorded = load_run(make_run(tmp_path / "run", RUN.to_dict() | changes), ICLRun)
     refused(lambda: draw_world(recorded.run), "bytes; this machine has")
     refused(lambda: train_icl(recorded.run, tmp_path / "new"), "bytes; this machine has")
 
@@ -132,11 +131,13 @@ def test_a_classifiers_record_does_not_take_more_memory_than_there_is(
 def test_a_snapshots_model_is_no_larger_than_the_snapshot(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     train_icl(replace(RUN, steps=1), folder)
-    (recorded,) = (RecordedRun.load(folder),)
-    assert [step for step, _ in recorded.snapshots()] == [1]
+    (recorded,) = (load_run(folder, ICLRun),)
+    assert [step for step, _ in kept_models(recorded.run, recorded.folder)] == [1]
     wide = replace(RUN, task=replace(RUN.task, content=10**5))
     made = replace(recorded, run=wide)
-    refused(lambda: list(made.snapshots()), "00000001.safetensors", "must have shape")
+    refused(
+        lambda: list(kept_models(made.run, made.folder)), "00000001.safetensors", "must have shape"
+    )
     huge = replace(RUN, task=replace(RUN.task, content=10**6))
     refused(lambda: initial_model(huge), "bytes; this machine has")
 
@@ -157,7 +158,7 @@ def test_a_language_models_record_does_not_take_more_memory_than_there_is(
     model = json.dumps(json.loads(lm_runs.RUN.model) | changes)
     folder = make_run(tmp_path / "run", lm_runs.RUN.to_dict() | {"model": model}, valid_loss=1.0)
     (name,) = changes
-    refused(lambda: train_lm(RecordedLMRun.load(folder).run, lm_runs.Noise(), folder), name)
+    refused(lambda: train_lm(load_run(folder, LMRun).run, lm_runs.Noise(), folder), name)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,7 @@ def test_a_simplified_transformers_record_does_not_take_more_memory_than_there_i
 ) -> None:
     lines = dict.fromkeys(("trained", "longer", "recall", "attention"), SCORE)
     folder = make_run(tmp_path / "run", MEMORY.to_dict() | changes, **lines)
-    run = RecordedMemoryRun.load(folder).run
+    run = load_run(folder, MemoryRun).run
     make = initial_memory if "d_model" in changes else draw_tests
     refused(lambda: make(run), "bytes; this machine has")
     refused(lambda: train_memory(run, tmp_path / "new"), "bytes; this machine has")
@@ -295,7 +296,7 @@ def test_numbers_of_eight_bits_are_refused_by_name(kind: torch.dtype, tmp_path: 
 def test_metrics_of_another_kind_are_one_line(found: Any, tmp_path: Path) -> None:
     lines = {**dict.fromkeys(("test", "ic", "ic2", "iw"), SCORE), "ic": found}
     folder = make_run(tmp_path / "run", RUN.to_dict(), **lines)
-    refused(lambda: RecordedRun.load(folder), "metrics.jsonl", "'ic'")
+    refused(lambda: load_run(folder, ICLRun), "metrics.jsonl", "'ic'")
 
 
 # Elsewhere: the hub, another run's model, files outside
@@ -311,8 +312,8 @@ def test_a_runs_missing_model_is_not_looked_up_on_the_hub(
     for load in (
         lambda: find_model("evil"),
         lambda: load_language_model(folder),
-        RecordedLMRun.load(folder).model,
-        RecordedRun.load(make_run(Path("icl"), RUN.to_dict())).model,
+        load_run(folder, LMRun).model,
+        load_run(make_run(Path("icl"), RUN.to_dict()), ICLRun).model,
         lambda: find_model("icl"),
     ):
         refused(load, "model is missing")
@@ -321,10 +322,10 @@ def test_a_runs_missing_model_is_not_looked_up_on_the_hub(
 def test_another_runs_model_is_refused(tmp_path: Path) -> None:
     for seed in (3, 4):
         train_icl(replace(RUN, steps=1, seed=seed), tmp_path / str(seed))
-    RecordedRun.load(tmp_path / "3").model()
+    load_run(tmp_path / "3", ICLRun).model()
     shutil.rmtree(tmp_path / "3" / "model")
     shutil.copytree(tmp_path / "4" / "model", tmp_path / "3" / "model")
-    recorded = RecordedRun.load(tmp_path / "3")
+    recorded = load_run(tmp_path / "3", ICLRun)
     for load in (recorded.model, lambda: find_model(str(tmp_path / "3"))):
         refused(load, str(tmp_path / "3" / "model"), "is not of the model that this run ended with")
 

@@ -283,7 +283,7 @@ def test_a_variant_is_compared_with_classic(done: dict[str, Done]) -> None:
 
 def test_runs_of_a_folder_are_all_compared(tmp_path: Path) -> None:
     for name in ("classic-seed0", "queries-values-seed0"):
-        shutil.copytree(SHIPPED / name, tmp_path / "runs" / name)
+        shutil.copytree(SHIPPED / "icl" / name, tmp_path / "runs" / name)
     found = invoke("induction", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path))
     assert list(found.report["variants"]) == ["classic", "queries-values"]
     folder = str(tmp_path / "runs" / "classic-seed0")
@@ -301,11 +301,15 @@ def test_models_are_found_by_name_and_folder(tmp_path: Path) -> None:
         model, recorded = find_model(name)
         assert model.cfg.streams[0].of == "v"
         assert recorded is None
-    for name in ("queries", str(SHIPPED / "queries-seed0"), str(SHIPPED / "queries-seed0/model")):
+    for name in (
+        "queries",
+        str(SHIPPED / "icl" / "queries-seed0"),
+        str(SHIPPED / "icl" / "queries-seed0/model"),
+    ):
         _, recorded = find_model(name)
         assert recorded is not None
         assert recorded.run.folder_name == "queries-seed0"
-    shutil.copytree(SHIPPED / "queries-seed0" / "model", tmp_path / "alone")
+    shutil.copytree(SHIPPED / "icl" / "queries-seed0" / "model", tmp_path / "alone")
     with pytest.raises(ValueError, match="alone is a classifier without its training run"):
         find_model(str(tmp_path / "alone"))
     ResValTransformer(tiny_config()).save_pretrained(tmp_path / "tiny")

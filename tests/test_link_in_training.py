@@ -12,10 +12,11 @@ from resval_lens.analyses.link_controls import CONTROLS, first_of, link_controls
 from resval_lens.analyses.link_in_training import LinkInTraining, link_in_training
 from resval_lens.classifier import ICLClassifier
 from resval_lens.hooks import cut_links
-from resval_lens.recorded import RecordedRun, load_runs
+from resval_lens.recorded import load_run, load_runs
 from resval_lens.streams import AttentionStream
 from resval_lens.tasks.icl import ICLBatch
 from resval_lens.training import draw_world, train_icl
+from resval_lens.training.icl_run import ICLRun, kept_models
 from tests.runs import RUN
 
 
@@ -28,12 +29,12 @@ def kept(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
 
 
 def test_every_snapshot_is_measured_with_and_without_its_links(kept: Path) -> None:
-    recorded = RecordedRun.load(kept)
+    recorded = load_run(kept, ICLRun)
     study = link_in_training(recorded, sequences=100)
     _, tests = draw_world(recorded.run)
     assert [line.step for line in study.snapshots] == [0, 10, 20]
     for line, (step, model), metrics in zip(
-        study.snapshots, recorded.snapshots(), recorded.metrics, strict=True
+        study.snapshots, kept_models(recorded.run, recorded.folder), recorded.metrics, strict=True
     ):
         assert step == metrics["step"]
         for task, batch in tests.items():
@@ -54,7 +55,7 @@ def test_every_snapshot_is_measured_with_and_without_its_links(kept: Path) -> No
 @pytest.mark.parametrize("name", ["values", "queries"])
 def test_each_control_is_the_model_with_other_weights_or_links(name: str) -> None:
     """Own parts by their projection, links by hand, sequence by sequence where they differ."""
-    (recorded,) = (r for r in load_runs() if r.run.folder_name == f"{name}-seed0")
+    (recorded,) = (r for r in load_runs(ICLRun) if r.run.folder_name == f"{name}-seed0")
     model, of = recorded.model(), name[0]
     _, tests = draw_world(recorded.run)
     tests = {"ic": ICLBatch(*(x[:60] for x in tests["ic"]))}
@@ -93,7 +94,7 @@ def test_each_control_is_the_model_with_other_weights_or_links(name: str) -> Non
 
 
 def test_without_links_or_others_nothing_is_controlled() -> None:
-    runs = {r.run.folder_name: r for r in load_runs() if r.has_model}
+    runs = {r.run.folder_name: r for r in load_runs(ICLRun) if r.has_model}
     _, tests = draw_world(runs["classic-seed0"].run)
     with pytest.raises(ValueError, match="has no links"):
         link_controls(runs["classic-seed0"].model(), first_of(tests, 10))
@@ -102,8 +103,8 @@ def test_without_links_or_others_nothing_is_controlled() -> None:
 
 
 def test_the_last_snapshot_is_the_trained_model(kept: Path) -> None:
-    recorded = RecordedRun.load(kept)
-    *_, (_, last) = recorded.snapshots()
+    recorded = load_run(kept, ICLRun)
+    *_, (_, last) = kept_models(recorded.run, recorded.folder)
     expected = dict(recorded.model().named_parameters())
     assert all(torch.equal(p, expected[name]) for name, p in last.named_parameters())
 
@@ -111,15 +112,15 @@ def test_the_last_snapshot_is_the_trained_model(kept: Path) -> None:
 def test_a_run_without_kept_snapshots_is_refused(tmp_path: Path) -> None:
     train_icl(replace(RUN, steps=10), tmp_path)
     with pytest.raises(ValueError, match=r"holds 1 snapshots; train it with --keep-snapshots"):
-        link_in_training(RecordedRun.load(tmp_path), sequences=10)
+        link_in_training(load_run(tmp_path, ICLRun), sequences=10)
 
 
 def test_a_run_without_links_is_refused(tmp_path: Path) -> None:
     train_icl(replace(RUN, name="classic", streams="", steps=10), tmp_path)
     with pytest.raises(ValueError, match="run without streams: it has no links to cut"):
-        link_in_training(RecordedRun.load(tmp_path))
+        link_in_training(load_run(tmp_path, ICLRun))
 
 
 def test_no_sequences_are_refused(kept: Path) -> None:
     with pytest.raises(ValueError, match="sequences must be 1 or more; got 0"):
-        link_in_training(RecordedRun.load(kept), sequences=0)
+        link_in_training(load_run(kept, ICLRun), sequences=0)

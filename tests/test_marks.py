@@ -26,7 +26,7 @@ from resval_lens.analyses.icl import AttentionStudy
 from resval_lens.analyses.icl_curves import icl_curves
 from resval_lens.analyses.induction import TITLES
 from resval_lens.analyses.link_in_training import LinkInTraining, LinkSnapshot
-from resval_lens.recorded_lm import RecordedLMRun
+from resval_lens.recorded import RecordedRun
 from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.lm_run import LMRun
 from tests.drawn import (
@@ -310,9 +310,9 @@ def only_first_axes(figure: Figure) -> Figure:
 def test_language_models_say_means_over_the_steps_that_all_have():
     drawn = np.random.default_rng(1)
 
-    def recorded(streams: str, seed: int, steps: list[int]) -> RecordedLMRun:
+    def recorded(streams: str, seed: int, steps: list[int]) -> RecordedRun[LMRun]:
         run = LMRun("x", tiny_config(streams=streams).to_json(), "text", seed)
-        return RecordedLMRun(
+        return RecordedRun(
             run, [], [{"step": s, "valid_loss": drawn.random() + 1} for s in steps], Path("x")
         )
 

@@ -39,7 +39,7 @@ from resval_lens.analyses.memory.capitals import (
 from resval_lens.analyses.memory.construction import Strengths, constructed_model
 from resval_lens.analyses.memory.knowledge_commands import analogies_command
 from resval_lens.memory.model import MemoryTransformer
-from resval_lens.recorded_memory import load_memory_runs
+from resval_lens.recorded import load_runs
 from resval_lens.tasks.analogies import Pair, analogy_task, generated_pairs
 from resval_lens.tasks.triggers import TriggerTask
 from resval_lens.training import many
@@ -146,7 +146,7 @@ def test_the_context_is_believed_where_it_weighs_more_than_knowledge(tau3, belie
 
 
 def test_answers_are_counted_by_hand(runs):
-    model = load_memory_runs(runs)[0].model()
+    model = load_runs(MemoryRun, runs)[0].model()
     prompts = analogy_prompts(TASK, 2, Generator().manual_seed(0))
     with torch.no_grad():
         last = model(prompts.tokens)[:, -1].double().numpy()
@@ -184,7 +184,7 @@ def test_an_unknown_capital_is_drawn_anew_and_finds_no_place():
 
 
 def test_attention_is_from_b_to_a_and_from_a_to_b(runs):
-    model = load_memory_runs(runs)[0].model()
+    model = load_runs(MemoryRun, runs)[0].model()
     prompts = analogy_prompts(TASK, 2, Generator().manual_seed(0))
     _, cache = model.run_with_cache(prompts.tokens)
     first, last = cache["pattern", 0][:, 0], cache["pattern", 1][:, 0]
@@ -218,7 +218,7 @@ def test_ranks_double_from_group_to_group():
 
 
 def test_longer_sequences_are_measured_by_halves(runs):
-    model = load_memory_runs(runs)[0].model()
+    model = load_runs(MemoryRun, runs)[0].model()
     found = longer(model, TASK, 12, Generator().manual_seed(3))
     batch = TASK.batch(12, Generator().manual_seed(3), 32)
     with torch.no_grad():
@@ -230,7 +230,7 @@ def test_longer_sequences_are_measured_by_halves(runs):
 
 
 def test_a_study_has_every_measure_of_every_model(runs):
-    study = analogies_study(load_memory_runs(runs), 4)
+    study = analogies_study(load_runs(MemoryRun, runs), 4)
     assert [row.name for row in study.models] == ["relative", "relative-values"]
     assert study.pairs == 6
     for row in study.models:
@@ -240,7 +240,7 @@ def test_a_study_has_every_measure_of_every_model(runs):
         assert recall["frequent"].capitals + recall["rare"].capitals == 6
         mean = np.mean([each.p_own for each in row.by_capital])
         assert recall["all"].means.p_own == pytest.approx(mean)
-    again = analogies_study(load_memory_runs(runs), 4)
+    again = analogies_study(load_runs(MemoryRun, runs), 4)
     assert json.dumps(again.to_dict()) == json.dumps(study.to_dict())
     for row, values in zip(study.models, study.over_seeds, strict=True):
         (mean,) = values.wrong[2].said.by_seed.values()
@@ -250,7 +250,7 @@ def test_a_study_has_every_measure_of_every_model(runs):
 
 
 def test_seeds_are_averaged(runs):
-    row = analogies_study(load_memory_runs(runs), 4).models[0]
+    row = analogies_study(load_runs(MemoryRun, runs), 4).models[0]
     wrong = list(row.wrong)
     wrong[1] = replace(wrong[1], own=wrong[1].own + 2)
     other = replace(row, seed=1, wrong=wrong)
@@ -261,7 +261,7 @@ def test_seeds_are_averaged(runs):
 
 
 def test_tables_of_three_seeds_fit_in_80_columns(runs):
-    study = analogies_study(load_memory_runs(runs), 4)
+    study = analogies_study(load_runs(MemoryRun, runs), 4)
     row = study.models[0]
     names = ("absolute", "relative-values", "sinusoidal-values")
     rows = []
@@ -284,7 +284,7 @@ def test_tables_of_three_seeds_fit_in_80_columns(runs):
 
 
 def test_only_a_finished_run_that_is_just_what_is_planned_is_read(runs, tmp_path):
-    (recorded, _) = load_memory_runs(runs)
+    (recorded, _) = load_runs(MemoryRun, runs)
     run = recorded.run
     found = finished_run(runs, run)
     assert found is not None
@@ -304,7 +304,7 @@ def test_only_a_finished_run_that_is_just_what_is_planned_is_read(runs, tmp_path
 
 
 def test_runs_of_several_settings_are_not_averaged(runs):
-    first, second = load_memory_runs(runs)
+    first, second = load_runs(MemoryRun, runs)
     other = replace(second, run=replace(second.run, lr=0.05))
     with pytest.raises(ValueError, match=r"relative-values-seed0 has lr=0.05"):
         analogies_study([first, other])
@@ -378,7 +378,7 @@ def test_the_command_trains_on_the_pairs_of_a_file(tmp_path, monkeypatch, capsys
     lines = [f"{a.first} {a.second} {b.first} {b.second}" for a, b in pairwise(PAIRS)]
     path.write_text("\n".join([": capital-world", *lines, ": other", lines[0]]) + "\n")
     analogies_command(path, **SMALL, runs=tmp_path / "runs", to=tmp_path / "out")
-    (recorded,) = load_memory_runs(tmp_path / "runs")
+    (recorded,) = load_runs(MemoryRun, tmp_path / "runs")
     assert recorded.run.task.to_dict() == TASK.to_dict()
     assert (recorded.run.lr, recorded.run.batch, recorded.run.n_ctx) == (0.2, 4, 512)
     study = json.loads((tmp_path / "out" / "memory-analogies.json").read_text())

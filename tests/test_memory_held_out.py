@@ -23,7 +23,7 @@ from resval_lens.analyses.memory.held_out import (
 )
 from resval_lens.analyses.memory.knowledge_commands import HELD_OUT_VARIANTS, held_out_command
 from resval_lens.analyses.seeds import Spread
-from resval_lens.recorded_memory import load_memory_runs
+from resval_lens.recorded import load_runs
 from resval_lens.tasks.bigrams import Bigrams
 from resval_lens.tasks.triggers import TriggerTask
 from resval_lens.training.memory import train_memory
@@ -88,7 +88,7 @@ def test_constructed_models_are_asked_about_triggers_that_both_know():
 
 
 def test_what_is_measured_is_counted_by_hand(runs):
-    model = load_memory_runs(runs)[1].model()
+    model = load_runs(MemoryRun, runs)[1].model()
     task, batch = held_out_tests(TASK, 6, Generator().manual_seed(2)).held_out
     found = measured_on(model, task, batch)
     with torch.no_grad():
@@ -117,7 +117,7 @@ def test_what_is_measured_is_counted_by_hand(runs):
 
 
 def test_recall_of_the_output_memory_is_an_argmax_over_tokens(runs):
-    model = load_memory_runs(runs)[1].model()
+    model = load_runs(MemoryRun, runs)[1].model()
     weights = {name: p.detach().double().numpy() for name, p in model.named_parameters()}
     hits = []
     for k in range(8):
@@ -189,14 +189,14 @@ def test_the_command_sets_runs_beside_constructed_models(runs, tmp_path, capsys)
 
 
 def test_runs_must_be_of_one_task_and_sequences_there(runs, tmp_path):
-    found = load_memory_runs(runs)
+    found = load_runs(MemoryRun, runs)
     other = MemoryRun(
         "absolute", "absolute", task=replace(TASK, length=9), d_model=16, n_ctx=20, steps=1,
         batch=2, snapshot_every=1, test_size=2,
     )  # fmt: skip
     train_memory(other, tmp_path / other.folder_name)
     with pytest.raises(ValueError, match=r"absolute-seed0 has d_model=16, .*-seed0 32; runs"):
-        held_out_study([*found, *load_memory_runs(tmp_path)])
+        held_out_study([*found, *load_runs(MemoryRun, tmp_path)])
     for setting, value in {"triggers": "drawn", "n_triggers": 1, "candidates": (0, 1, 2)}.items():
         run = replace(found[0].run, name="mine", task=replace(TASK, **{setting: value}))
         said = f"other task.{setting}|task.{setting}="
@@ -210,7 +210,7 @@ def test_runs_must_be_of_one_task_and_sequences_there(runs, tmp_path):
 
 @pytest.mark.parametrize("seed", [-1, 99999999999999999999])
 def test_seeds_that_cannot_be_are_refused(seed, runs, tmp_path):
-    for asked in (lambda: held_out_study(load_memory_runs(runs), seed=seed),
+    for asked in (lambda: held_out_study(load_runs(MemoryRun, runs), seed=seed),
                   lambda: held_out_command(runs=tmp_path / "none", seed=seed)):  # fmt: skip
         with pytest.raises(ValueError, match=f"^seed must be a whole number from 0 .* got {seed}$"):
             asked()

@@ -43,7 +43,7 @@ from resval_lens.analyses.memory.knowledge import (
 )
 from resval_lens.analyses.memory.knowledge_commands import KNOWLEDGE_VARIANTS, knowledge_command
 from resval_lens.analyses.seeds import Spread
-from resval_lens.recorded_memory import RecordedMemoryRun, load_memory_runs
+from resval_lens.recorded import RecordedRun, load_runs
 from resval_lens.tasks.bigrams import Bigrams
 from resval_lens.tasks.knowledge_prompts import knowledge_prompts
 from resval_lens.tasks.triggers import TriggerTask
@@ -78,12 +78,12 @@ def assert_fits(tables: Sequence[Table], names: Sequence[str]) -> str:
     return text
 
 
-def recorded_as(name: str, seed: int = 0, **settings: object) -> RecordedMemoryRun:
+def recorded_as(name: str, seed: int = 0, **settings: object) -> RecordedRun[MemoryRun]:
     run = MemoryRun(
         name, "relative", (), seed,
         **{"task": TriggerTask(some_bigrams(), length=12, n_triggers=2), "n_ctx": 64, **settings},
     )  # fmt: skip
-    return RecordedMemoryRun(run, [], [], Path(f"runs/{run.folder_name}"))
+    return RecordedRun(run, [], [], Path(f"runs/{run.folder_name}"))
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def test_a_constructed_model_has_its_weights_back_and_flips_at_a_third_of_tau3()
 
 
 def test_a_is_a_trigger_or_none_and_triggers_are_no_fillers(runs):
-    recorded = load_memory_runs(runs)[0]
+    recorded = load_runs(MemoryRun, runs)[0]
     subject = trained_subject(recorded)
     fixed = recorded.run.task.trigger_tokens
     assert subject.groups["triggers"] == fixed
@@ -220,7 +220,7 @@ def test_drawn_triggers_may_be_fillers(tmp_path):
     run = MemoryRun("relative", task=task, d_model=16, n_ctx=40, steps=1, batch=2,
                     snapshot_every=1, test_size=2)  # fmt: skip
     train_memory(run, tmp_path / run.folder_name)
-    subject = trained_subject(load_memory_runs(tmp_path)[0])
+    subject = trained_subject(load_runs(MemoryRun, tmp_path)[0])
     assert subject.groups == {"any token": None}
     assert not subject.no_fillers
     # The same prompts as a constructed model, and others than of fixed triggers.
@@ -239,7 +239,7 @@ def test_among_candidates_drawn_triggers_are_a_group(tmp_path):
     run = MemoryRun("relative", task=task, d_model=16, n_ctx=40, steps=1, batch=2,
                     snapshot_every=1, test_size=2)  # fmt: skip
     train_memory(run, tmp_path / run.folder_name)
-    subject = trained_subject(load_memory_runs(tmp_path)[0])
+    subject = trained_subject(load_runs(MemoryRun, tmp_path)[0])
     assert subject.groups == {"triggers": (0, 3, 4, 5), "others": [1, 2, 6, 7, 8]}
 
 
@@ -399,7 +399,7 @@ def test_the_command_reports_every_model_and_group(runs, tmp_path, capsys):
 
 
 def test_runs_without_models_and_too_few_prompts_are_refused(runs, tmp_path):
-    for recorded in load_memory_runs(runs):
+    for recorded in load_runs(MemoryRun, runs):
         target = tmp_path / recorded.folder.name
         target.mkdir()
         for name in ("run.json", "metrics.jsonl"):

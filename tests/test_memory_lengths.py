@@ -28,8 +28,9 @@ from resval_lens.analyses.memory.positions import (
 )
 from resval_lens.analyses.memory.run_commands import lengths_command
 from resval_lens.memory.predictions import predict
-from resval_lens.recorded_memory import RecordedMemoryRun
+from resval_lens.recorded import load_run
 from resval_lens.tasks.triggers import optimal_loss
+from resval_lens.training.memory_run import MemoryRun
 from tests.memory_runs import FLOOR, TASK, constructed, exact_model, made_up, tiny_run, trained
 
 app = typer.Typer()
@@ -177,7 +178,7 @@ def test_relative_positions_keep_and_absolute_ones_forget(study: LengthStudy) ->
 
 def test_numbers_at_a_length_in_loops(tmp_path: Path) -> None:
     folder = trained(tmp_path, tiny_run("rotary", steps=2))
-    recorded = RecordedMemoryRun.load(folder / "rotary-seed0")
+    recorded = load_run(folder / "rotary-seed0", MemoryRun)
     study = length_study([recorded], (6, 15), tokens=90, attention=3, seed=7)
     generator, model = Generator().manual_seed(7), recorded.model()
     batches = [TASK.batch(15, generator, 6), TASK.batch(6, generator, 15)]

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 
 from resval_lens.memory.model import MemoryTransformer
 from resval_lens.presets import MEMORY_VARIANTS, memory_variant
-from resval_lens.recorded import export_run, write_record
-from resval_lens.recorded_memory import (
-    RecordedMemoryRun,
-    load_memory_runs,
+from resval_lens.recorded import (
+    export_run,
+    load_run,
+    load_runs,
+    write_record,
 )
 from resval_lens.streams import AttentionStream
 from resval_lens.tasks.triggers import TriggerTask, optimal_loss
@@ -152,7 +153,7 @@ def test_a_run_without_triggers_is_followed_by_its_loss(tmp_path: Path, position
 def test_a_stream_of_learned_mixing_trains_and_is_recorded(tmp_path: Path) -> None:
     run = replace(SMALL_RUN, streams=AttentionStream("v", mix="scalar"), steps=2)
     train_memory(run, tmp_path / run.folder_name)
-    (recorded,) = load_memory_runs(tmp_path)
+    (recorded,) = load_runs(MemoryRun, tmp_path)
     assert recorded.metrics[-1]["recall"]["W_O2"] is None
 
 
@@ -282,12 +283,12 @@ def test_a_run_is_exported_as_it_ships(tmp_path: Path, straight: Path) -> None:
     source, target = tmp_path / "runs", tmp_path / "shipped"
     for seed in (0, 1):
         train_memory(replace(SMALL_RUN, seed=seed), source / f"values-seed{seed}")
-    for recorded in load_memory_runs(source):
+    for recorded in load_runs(MemoryRun, source):
         export_run(recorded, target, with_model=recorded.run.seed == 1)
-    runs = load_memory_runs(target)
+    runs = load_runs(MemoryRun, target)
     assert [(r.run.seed, r.done, r.has_model) for r in runs] == [(0, True, False), (1, True, True)]
     assert runs[1].run == replace(SMALL_RUN, seed=1)
-    trained = load_memory_runs(source)[1]
+    trained = load_runs(MemoryRun, source)[1]
     assert runs[1].metrics[-1]["trained"]["loss"] == pytest.approx(
         trained.metrics[-1]["trained"]["loss"], abs=1e-6
     )
@@ -297,27 +298,27 @@ def test_a_run_is_exported_as_it_ships(tmp_path: Path, straight: Path) -> None:
 
 @pytest.mark.parametrize("name", ["trained", "longer", "recall", "attention"])
 def test_metrics_without_a_part_are_refused(tmp_path: Path, straight: Path, name: str) -> None:
-    recorded = RecordedMemoryRun.load(straight)
+    recorded = load_run(straight, MemoryRun)
     del recorded.metrics[1][name]
     write_record(tmp_path, recorded.run.to_dict(), recorded.starts, recorded.metrics)
     with pytest.raises(ValueError, match=f"step 10 lacks '{name}'"):
-        RecordedMemoryRun.load(tmp_path)
+        load_run(tmp_path, MemoryRun)
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no training runs"):
-        load_memory_runs(tmp_path)
+        load_runs(MemoryRun, tmp_path)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "run.json").write_text('{"run": {"streams": []}, "starts": []}')
     with pytest.raises(ValueError, match="holds no training runs"):  # it has only begun
-        load_memory_runs(tmp_path)
+        load_runs(MemoryRun, tmp_path)
     (tmp_path / "a" / "metrics.jsonl").write_text('{"step": 0}\n')
     with pytest.raises(ValueError, match="no run of a simplified transformer"):
-        load_memory_runs(tmp_path)
+        load_runs(MemoryRun, tmp_path)
 
 
 def test_an_unfinished_run_is_not_exported(tmp_path: Path) -> None:
     source = tmp_path / "runs"
     train_memory(SMALL_RUN, source / "values-seed3", should_stop=stop_before(15))
     with pytest.raises(ValueError, match="has not reached step 30"):
-        export_run(load_memory_runs(source)[0], tmp_path / "out")
+        export_run(load_runs(MemoryRun, source)[0], tmp_path / "out")

@@ -12,7 +12,7 @@ from resval_lens.presets import FURTHER_VARIANTS, PAPER_VARIANTS
 from resval_lens.recorded import load_runs
 from resval_lens.tasks.icl import ICLBatch
 from resval_lens.training.icl import measure
-from resval_lens.training.icl_run import draw_world, initial_model
+from resval_lens.training.icl_run import ICLRun, draw_world, initial_model
 
 ROOT = Path(__file__).parent.parent
 README = " ".join((ROOT / "README.md").read_text().split())
@@ -30,14 +30,17 @@ ROWS = {
 
 def test_every_variant_ships_with_its_seeds() -> None:
     seeds = {
-        name: [r.run.seed for r in load_runs() if r.run.name == name] for name in ROWS.values()
+        name: [r.run.seed for r in load_runs(ICLRun) if r.run.name == name]
+        for name in ROWS.values()
     }
     assert seeds == {name: [0, 1, 2, 3] for name in PAPER_VARIANTS} | {
         name: [0, 1] for name in FURTHER_VARIANTS
     }
 
 
-@pytest.mark.parametrize("recorded", load_runs(), ids=lambda recorded: recorded.run.folder_name)
+@pytest.mark.parametrize(
+    "recorded", load_runs(ICLRun), ids=lambda recorded: recorded.run.folder_name
+)
 def test_a_recorded_run_is_whole(recorded) -> None:
     run = recorded.run
     steps = [line["step"] for line in recorded.metrics]
@@ -49,7 +52,7 @@ def test_a_recorded_run_is_whole(recorded) -> None:
 
 @pytest.mark.parametrize("name", ["values-seed0", "queries-keys-values-seed1"])
 def test_a_recorded_run_begins_as_it_would_today(name: str) -> None:
-    (recorded,) = (r for r in load_runs() if r.run.folder_name == name)
+    (recorded,) = (r for r in load_runs(ICLRun) if r.run.folder_name == name)
     _, tests = draw_world(recorded.run)
     first = measure(initial_model(recorded.run), tests)
     for task in ("test", "ic", "ic2", "iw"):
@@ -64,11 +67,13 @@ def test_the_table_in_the_readme_is_what_the_records_say(label: str, variant: st
     row = next(line for line in (ROOT / "README.md").read_text().splitlines()
                if line.startswith(f"| {label} |"))  # fmt: skip
     seeds, ours = (cell.strip() for cell in row.split("|")[2:4])
-    found = emergence(load_runs(), 0.95).row("ic", variant)
+    found = emergence(load_runs(ICLRun), 0.95).row("ic", variant)
     assert int(seeds) == len(found.snapshots)
     assert ours == f"{found.first.mean:.2f} ± {found.first.sd:.2f}"
     if variant in PAPER_VARIANTS:
-        (last,) = (r.metrics[-1] for r in load_runs() if r.run.folder_name == f"{variant}-seed0")
+        (last,) = (
+            r.metrics[-1] for r in load_runs(ICLRun) if r.run.folder_name == f"{variant}-seed0"
+        )
         accuracies = [cell.strip() for cell in row.split("|")[5:9]]
         assert accuracies == [
             f"{last[task]['accuracy']:.3f}"[1:] for task in ("test", "ic", "ic2", "iw")
@@ -76,7 +81,7 @@ def test_the_table_in_the_readme_is_what_the_records_say(label: str, variant: st
 
 
 def test_the_words_in_the_readme_are_what_the_records_say() -> None:
-    runs = paper_runs(load_runs())
+    runs = paper_runs(load_runs(ICLRun))
     saved = {level: emergence(runs, level).saving("ic", "values") for level in (0.95, 0.9, 0.5)}
     assert (
         f"saves {saved[0.95]:.0%} of the steps to .95, {saved[0.9]:.0%} to .9 and {saved[0.5]:.0%}"
@@ -121,7 +126,7 @@ def test_the_cut_in_training_in_the_readme_is_what_was_recorded() -> None:
 def test_the_shipped_model_is_the_last_of_its_run() -> None:
     """One seed trained twice: the shipped run, and the one cut at every snapshot."""
     study = json.loads((ROOT / "docs" / "link-in-training.json").read_text())
-    (recorded,) = (r for r in load_runs() if r.run.folder_name == "values-seed0")
+    (recorded,) = (r for r in load_runs(ICLRun) if r.run.folder_name == "values-seed0")
     assert study["run"] == recorded.run.to_dict()
     _, tests = draw_world(recorded.run)
     with torch.no_grad():

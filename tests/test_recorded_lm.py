@@ -24,8 +24,7 @@ from resval_lens.analyses.seeds import TTests, holm
 from resval_lens.checkpoint import SHIPPED_MODELS
 from resval_lens.language_models import language_model_config
 from resval_lens.provenance import provenance
-from resval_lens.recorded import export_run
-from resval_lens.recorded_lm import RecordedLMRun, load_lm_runs
+from resval_lens.recorded import export_run, load_run, load_runs
 from resval_lens.streams import AttentionStream, architecture, parse_streams
 from resval_lens.tasks import stories
 from resval_lens.tasks.ioi import encode
@@ -72,7 +71,7 @@ def test_architectures_are_named_as_in_the_paper() -> None:
 def test_runs_come_classic_first_then_by_seed(tmp_path: Path) -> None:
     for streams, seed in (("v", 1), ("v", 0), ("", 1), ("", 0)):
         folder_of(tmp_path, streams, seed, 300)
-    found = load_lm_runs(tmp_path)
+    found = load_runs(LMRun, tmp_path)
     assert [(r.architecture, r.run.seed) for r in found] == [
         ("classic", 0), ("classic", 1), ("values", 0), ("values", 1),
     ]  # fmt: skip
@@ -85,7 +84,7 @@ def test_steps_means_and_tests_equal_scipys(tmp_path: Path) -> None:
     for streams, steps in at.items():
         for seed, step in enumerate(steps):
             folder_of(tmp_path, streams, seed, step, losses[streams][seed])
-    study = lm_emergence(load_lm_runs(tmp_path))
+    study = lm_emergence(load_runs(LMRun, tmp_path))
     rows = {(row.measure, row.architecture): row.spread for row in study.compared.rows}
     tests = {test.measure: test for test in study.compared.tests}
     for measure, numbers in (
@@ -107,7 +106,7 @@ def test_steps_means_and_tests_equal_scipys(tmp_path: Path) -> None:
 
 
 def test_tests_are_corrected_for_being_many_each_table_on_its_own() -> None:
-    study = lm_emergence(load_lm_runs())
+    study = lm_emergence(load_runs(LMRun))
     for table, many in ((study.compared, 25), (study.matched.compared, 25)):
         tests = [test.tests for test in table.tests]
         assert len(tests) == many
@@ -126,7 +125,7 @@ def test_at_equal_loss_a_score_lies_between_two_evaluations() -> None:
 
 def test_the_matched_loss_is_where_the_last_prompts_are_answered() -> None:
     """Recorded: both kinds of model pass .95 at about the same loss, values in fewer steps."""
-    runs = load_lm_runs()
+    runs = load_runs(LMRun)
     study, firsts = lm_emergence(runs), {}
     for recorded in runs:
         lines = recorded.evaluations
@@ -144,7 +143,7 @@ def test_what_never_emerges_is_said_and_not_tested(tmp_path: Path) -> None:
     for seed, step in enumerate((200, None)):
         folder_of(tmp_path, "v", seed, step)
         folder_of(tmp_path, "", seed, 300)
-    study = lm_emergence(load_lm_runs(tmp_path))
+    study = lm_emergence(load_runs(LMRun, tmp_path))
     row = next(
         row.spread for row in study.compared.rows
         if (row.measure, row.architecture) == ("step: P(IO) > 0.9", "values")
@@ -158,7 +157,7 @@ def test_what_never_emerges_is_said_and_not_tested(tmp_path: Path) -> None:
 
 def test_one_architecture_alone_has_no_tests(tmp_path: Path) -> None:
     folder_of(tmp_path, "v", 0, 200)
-    study = lm_emergence(load_lm_runs(tmp_path))
+    study = lm_emergence(load_runs(LMRun, tmp_path))
     assert study.compared.tests == ()
     text = shown(study.tables()[0])
     assert " 200 " in text
@@ -179,7 +178,7 @@ def test_runs_that_differ_are_not_compared(tmp_path: Path, changes: Any, message
     folder_of(tmp_path, "", 0, 300)
     folder_of(tmp_path, "v", 0, 300, **changes)
     with pytest.raises(ValueError, match=message):
-        lm_emergence(load_lm_runs(tmp_path))
+        lm_emergence(load_runs(LMRun, tmp_path))
 
 
 def test_models_that_differ_are_not_compared(tmp_path: Path) -> None:
@@ -187,7 +186,7 @@ def test_models_that_differ_are_not_compared(tmp_path: Path) -> None:
     path = folder_of(tmp_path, "v", 0, 300) / "run.json"
     path.write_text(path.read_text().replace('\\"d_mlp\\": 32', '\\"d_mlp\\": 48'))
     with pytest.raises(ValueError, match=r"has d_mlp=48, .* 32"):
-        lm_emergence(load_lm_runs(tmp_path))
+        lm_emergence(load_runs(LMRun, tmp_path))
 
 
 def test_two_runs_of_one_seed_are_not_mixed_and_two_carries_not_pooled(tmp_path: Path) -> None:
@@ -197,7 +196,7 @@ def test_two_runs_of_one_seed_are_not_mixed_and_two_carries_not_pooled(tmp_path:
             text = (folder / "run.json").read_text().replace("raw", carry)
             (folder / "run.json").write_text(text)
             folder.rename(tmp_path / f"{carry}{seed}")
-    study = lm_emergence(load_lm_runs(tmp_path))
+    study = lm_emergence(load_runs(LMRun, tmp_path))
     means = {
         row.architecture: row.spread.mean
         for row in study.compared.rows
@@ -206,7 +205,7 @@ def test_two_runs_of_one_seed_are_not_mixed_and_two_carries_not_pooled(tmp_path:
     assert means == {"v(carry=raw)": 100, "v": 300}
     shutil.copytree(tmp_path / "raw0", tmp_path / "again")
     with pytest.raises(ValueError, match="have the same streams and seed"):
-        lm_emergence(load_lm_runs(tmp_path))
+        lm_emergence(load_runs(LMRun, tmp_path))
 
 
 @pytest.mark.parametrize("sets", [{}, {"paper": line(0, 1.0, 0.5)["ioi"]["unseen"]}])
@@ -214,7 +213,7 @@ def test_runs_without_generated_prompts_are_drawn_too(tmp_path: Path, sets: dict
     folder = folder_of(tmp_path, "v", 0, 200)
     lines = [{"step": step, "valid_loss": 1.0, "ioi": sets} for step in (0, 250, 500)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
-    runs = load_lm_runs(tmp_path)
+    runs = load_runs(LMRun, tmp_path)
     assert lm_emergence(runs).tables()[0].row_count == 1 + 8 * len(sets)
     assert len(training(runs).axes) == (3 if sets else 1)
     plt.close("all")
@@ -226,7 +225,7 @@ def test_runs_that_end_early_count_where_they_went(tmp_path: Path) -> None:
         for seed, step in enumerate(at):
             early = {"until": 400} if seed == 2 else {}
             folder_of(tmp_path, streams, seed, step, loss=1.0 + seed, **early)
-    runs = load_lm_runs(tmp_path)
+    runs = load_runs(LMRun, tmp_path)
     assert [each.done for each in runs] == [True] * 6
     found = lm_emergence(runs)
     by = {(row.prompts, row.measure, row.architecture): row for row in found.compared.rows}
@@ -243,9 +242,9 @@ def test_runs_that_end_early_count_where_they_went(tmp_path: Path) -> None:
 def test_an_unfinished_run_is_neither_compared_nor_exported(tmp_path: Path) -> None:
     folder_of(tmp_path / "runs", "", 0, 300, steps=700)
     with pytest.raises(ValueError, match="has not reached step 700"):
-        lm_emergence(load_lm_runs(tmp_path / "runs"))
+        lm_emergence(load_runs(LMRun, tmp_path / "runs"))
     with pytest.raises(ValueError, match="has not reached step 700"):
-        export_run(load_lm_runs(tmp_path / "runs")[0], tmp_path / "out")
+        export_run(load_runs(LMRun, tmp_path / "runs")[0], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -261,21 +260,21 @@ def test_a_damaged_folder_is_named(tmp_path: Path, name: str, content: str, mess
     folder = folder_of(tmp_path, "", 0, 300)
     (folder / name).write_text(content)
     with pytest.raises(ValueError, match=message):
-        RecordedLMRun.load(folder)
+        load_run(folder, LMRun)
 
 
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no training runs"):
-        load_lm_runs(tmp_path)
+        load_runs(LMRun, tmp_path)
 
 
 def test_exported_runs_read_as_they_were_with_weights_in_16_bits(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "runs", "v", 0, 300)
-    model = ResValTransformer(RecordedLMRun.load(folder).run.config)
+    model = ResValTransformer(load_run(folder, LMRun).run.config)
     model.save_pretrained(folder / "model")
-    export_run(RecordedLMRun.load(folder), tmp_path / "out", with_model=True)
-    (found,) = load_lm_runs(tmp_path / "out")
-    (source,) = load_lm_runs(tmp_path / "runs")
+    export_run(load_run(folder, LMRun), tmp_path / "out", with_model=True)
+    (found,) = load_runs(LMRun, tmp_path / "out")
+    (source,) = load_runs(LMRun, tmp_path / "runs")
     assert found.run == source.run
     assert found.starts == source.starts
     assert found.evaluations == source.evaluations
@@ -291,7 +290,7 @@ def test_exported_runs_read_as_they_were_with_weights_in_16_bits(tmp_path: Path)
 def test_a_model_to_export_must_be_there(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "runs", "v", 0, 300)
     with pytest.raises(ValueError, match="model is missing"):
-        export_run(RecordedLMRun.load(folder), tmp_path / "out", with_model=True)
+        export_run(load_run(folder, LMRun), tmp_path / "out", with_model=True)
     assert not (tmp_path / "out").exists()
 
 
@@ -372,7 +371,7 @@ def test_the_shipped_pair_is_small_and_says_where_it_comes_from() -> None:
 def test_rounding_the_shipped_weights_did_not_change_what_they_do(name: str) -> None:
     model = ResValTransformer.from_pretrained(name)
     words = stories.load_tokenizer()
-    recorded = RecordedLMRun.load(SHIPPED_MODELS[name].parent).evaluations[-1]["ioi"]
+    recorded = load_run(SHIPPED_MODELS[name].parent, LMRun).evaluations[-1]["ioi"]
     for prompts, batch in ioi_sets(words, "packed", True)[0].items():
         found = plain(ioi_scores(model, batch))
         for score in ("accuracy", "p_io", "p_subject"):

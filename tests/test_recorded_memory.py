@@ -9,11 +9,11 @@ import pytest
 from resval_lens.analyses.memory.curves import curve_study
 from resval_lens.analyses.results_page import memory_order
 from resval_lens.presets import ENCODINGS, MEMORY_VARIANTS
-from resval_lens.recorded_memory import load_memory_runs
+from resval_lens.recorded import load_runs
 from resval_lens.training.memory import evaluate, measure
-from resval_lens.training.memory_run import draw_tests, initial_memory
+from resval_lens.training.memory_run import MemoryRun, draw_tests, initial_memory
 
-RUNS = load_memory_runs()
+RUNS = load_runs(MemoryRun)
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "associative-memory.md").read_text()
 
 

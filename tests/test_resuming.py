@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from resval_lens.files import read_tensors, write_tensors
-from resval_lens.recorded import RecordedRun
+from resval_lens.recorded import load_run
 from resval_lens.tasks.icl import ICLTask
 from resval_lens.training.icl import train_icl
 from resval_lens.training.icl_run import ICLRun
@@ -281,7 +281,7 @@ def test_a_lengthened_run_has_no_model_until_it_ends(tmp_path: Path) -> None:
     train_icl(replace(RUN, steps=20), tmp_path)
     train_icl(RUN, tmp_path, should_stop=stop_before(5))
     with pytest.raises(ValueError, match="model"):
-        RecordedRun.load(tmp_path).model()
+        load_run(tmp_path, ICLRun).model()
 
 
 def test_a_run_cannot_be_shortened_to_fewer_steps_than_it_has_done(half: Path) -> None:

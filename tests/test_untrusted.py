@@ -29,15 +29,16 @@ from resval_lens.config import ResValConfig
 from resval_lens.files import note, write_json, write_sealed
 from resval_lens.memory.config import memory_config
 from resval_lens.memory.model import MemoryTransformer
-from resval_lens.recorded import RecordedRun, export_run
-from resval_lens.recorded_lm import RecordedLMRun
-from resval_lens.recorded_memory import RecordedMemoryRun
+from resval_lens.recorded import export_run, load_run
 from resval_lens.tasks import stories
 from resval_lens.tasks.analogies import read_pairs
 from resval_lens.tasks.bigrams import Bigrams
 from resval_lens.tasks.text import TokenFiles, load_tokenizer, read_texts, write_token_files
 from resval_lens.training.icl import train_icl
+from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.lm import train_lm
+from resval_lens.training.lm_run import LMRun
+from resval_lens.training.memory_run import MemoryRun
 from resval_lens.training.run_folder import append_metrics, read_metrics
 from resval_lens.transformer import ResValTransformer
 from tests import lm_runs
@@ -125,7 +126,7 @@ def test_a_run_cannot_have_a_tokenizer_run_as_code(trap: Path, tmp_path: Path) -
     (tmp_path / "run").mkdir()
     write_sealed(tmp_path / "run" / "run.json", {"run": run.to_dict(), "starts": []})
     append_metrics(tmp_path / "run", {"step": 0, "valid_loss": 1.0})
-    recorded = RecordedLMRun.load(tmp_path / "run")
+    recorded = load_run(tmp_path / "run", LMRun)
     assert train_lm(recorded.run, lm_runs.Noise(), tmp_path / "run") is not None
     assert ResValTransformer.from_pretrained(tmp_path / "run" / "model").tokenizer is None
     assert not (tmp_path / "executed").exists()
@@ -200,7 +201,7 @@ def test_a_run_cannot_be_exported_to_another_place(name: Any, tmp_path: Path) ->
     append_metrics(folder, {"step": 30, "test": measured, "ic": measured, "ic2": measured,
                             "iw": measured})  # fmt: skip
     refused(
-        lambda: export_run(RecordedRun.load(folder), tmp_path / "out"), "run.json", "name must be"
+        lambda: export_run(load_run(folder, ICLRun), tmp_path / "out"), "run.json", "name must be"
     )
     assert not (tmp_path / "out").exists()
     refused(lambda: replace(lm_runs.RUN, name=name), "name must be")
@@ -301,7 +302,7 @@ def test_what_is_no_file_in_a_run_is_refused(
     folder = tmp_path / "run"
     shutil.copytree(half, folder)
     put(folder / name)
-    refused(lambda: RecordedRun.load(folder), str(folder / name))
+    refused(lambda: load_run(folder, ICLRun), str(folder / name))
     refused(lambda: train_icl(RUN, folder), str(folder / name))
 
 
@@ -360,9 +361,9 @@ def test_bad_json_is_one_line(text: str | bytes, saved: Path, half: Path, tmp_pa
         (tmp_path / "b.json", lambda: Bigrams.load(tmp_path / "b.json")),
         (tmp_path / "t.json", lambda: load_tokenizer(tmp_path / "t.json")),
         (run / "metrics.jsonl", lambda: read_metrics(run)),
-        (run / "run.json", lambda: RecordedRun.load(run)),
-        (run / "run.json", lambda: RecordedLMRun.load(run)),
-        (run / "run.json", lambda: RecordedMemoryRun.load(run)),
+        (run / "run.json", lambda: load_run(run, ICLRun)),
+        (run / "run.json", lambda: load_run(run, LMRun)),
+        (run / "run.json", lambda: load_run(run, MemoryRun)),
         (run / "run.json", lambda: train_icl(RUN, run)),
         (tmp_path / "a.jsonl", lambda: next(read_texts(tmp_path / "a.jsonl"))),
     ]

@@ -43,7 +43,7 @@ from resval_lens.analyses.result import FLAT, OPTIONAL, Result, plain
 from resval_lens.analyses.seeds import Spread
 from resval_lens.memory.model import MemoryTransformer
 from resval_lens.presets import MEMORY_VARIANTS, memory_variant
-from resval_lens.recorded_memory import RecordedMemoryRun
+from resval_lens.recorded import RecordedRun, load_run
 from resval_lens.tasks.triggers import TriggerTask
 from resval_lens.training.memory import batch_logits
 from resval_lens.training.memory_run import MemoryRun
@@ -260,7 +260,7 @@ def longer(
     return Longer(accuracy(slice(0, task.length)), accuracy(slice(task.length, None)))
 
 
-def model_answers(recorded: RecordedMemoryRun, seed: int, sequences: int) -> AnalogyModel:
+def model_answers(recorded: RecordedRun, seed: int, sequences: int) -> AnalogyModel:
     """All that is measured of one model; each kind of prompt from a generator of its own."""
     run, task, model = recorded.run, recorded.run.task, recorded.model()
 
@@ -308,7 +308,7 @@ def model_answers(recorded: RecordedMemoryRun, seed: int, sequences: int) -> Ana
 
 
 def analogies_study(
-    runs: Sequence[RecordedMemoryRun],
+    runs: Sequence[RecordedRun[MemoryRun]],
     sequences: int = 128,
     seed: int = 0,
     note: Note = lambda text: None,
@@ -376,7 +376,7 @@ def check_variants(names: Sequence[str]) -> None:
             raise ValueError(f"variants: {name} has a task of its own; choose among {able}")
 
 
-def finished_run(folder: Path, planned: MemoryRun) -> RecordedMemoryRun | None:
+def finished_run(folder: Path, planned: MemoryRun) -> RecordedRun[MemoryRun] | None:
     """The run under ``folder`` that is just what is planned, if it is done and has its model.
 
     Raises:
@@ -385,7 +385,7 @@ def finished_run(folder: Path, planned: MemoryRun) -> RecordedMemoryRun | None:
     path = folder / planned.folder_name
     if not (path / "run.json").exists() or not read_metrics(path):
         return None
-    recorded = RecordedMemoryRun.load(path)
+    recorded = load_run(path, MemoryRun)
     task = recorded.run.task
     other = [f.name for f in fields(task) if getattr(task, f.name) != getattr(planned.task, f.name)]
     if other:

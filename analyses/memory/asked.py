@@ -12,10 +12,11 @@ from torch import Generator, Tensor
 from resval_lens.analyses.memory.comparable import by_variant, check_seed
 from resval_lens.analyses.memory.construction import Strengths, constructed_model
 from resval_lens.memory.model import MemoryTransformer
-from resval_lens.recorded_memory import RecordedMemoryRun
+from resval_lens.recorded import RecordedRun
 from resval_lens.tasks.bigrams import Bigrams
 from resval_lens.tasks.knowledge_prompts import KnowledgePrompts
 from resval_lens.training.memory import batch_logits
+from resval_lens.training.memory_run import MemoryRun
 
 FLOOR = 1e-3
 """What counts as the probability of a bigram that is rarer."""
@@ -48,7 +49,7 @@ class Subject:
     tau3: float | None = None
 
 
-def trained_subject(recorded: RecordedMemoryRun) -> Subject:
+def trained_subject(recorded: RecordedRun[MemoryRun]) -> Subject:
     """A recorded run's model; its A's are triggers, and apart from them tokens that never were.
 
     Where each sequence draws its triggers among all tokens, A is any token.
@@ -73,7 +74,7 @@ def trained_subject(recorded: RecordedMemoryRun) -> Subject:
     )
 
 
-def trained_subjects(runs: Sequence[RecordedMemoryRun]) -> list[Subject]:
+def trained_subjects(runs: Sequence[RecordedRun[MemoryRun]]) -> list[Subject]:
     """:func:`trained_subject` of each of runs that can be compared.
 
     Raises:

@@ -11,7 +11,7 @@ from rich.table import Table
 from resval_lens.analyses.result import Result
 from resval_lens.analyses.seeds import Spread, spread
 from resval_lens.analyses.tables import STYLE
-from resval_lens.recorded_memory import RecordedMemoryRun
+from resval_lens.recorded import RecordedRun
 from resval_lens.training.memory_run import MemoryRun
 
 Note = Callable[[str], None]
@@ -45,8 +45,8 @@ class OfRuns(Result):
 
 
 def by_variant(
-    runs: Sequence[RecordedMemoryRun], task_may_differ: Collection[str] = ("output_range",)
-) -> dict[str, list[RecordedMemoryRun]]:
+    runs: Sequence[RecordedRun[MemoryRun]], task_may_differ: Collection[str] = ("output_range",)
+) -> dict[str, list[RecordedRun[MemoryRun]]]:
     """Runs by variant, of which means over seeds, set beside another's, say something.
 
     Runs of one variant agree in all but the seed; of two variants in all but positions, streams,
@@ -56,7 +56,7 @@ def by_variant(
         ValueError: two runs of one variant and seed; runs that differ in more, named with the
             setting.
     """
-    grouped: dict[str, list[RecordedMemoryRun]] = {}
+    grouped: dict[str, list[RecordedRun[MemoryRun]]] = {}
     free = (*_VARIED, *(f"task.{name}" for name in task_may_differ))
     for recorded in runs:
         own = grouped.setdefault(recorded.run.name, [])

@@ -21,7 +21,7 @@ from resval_lens.analyses.memory.comparable import (
 )
 from resval_lens.analyses.seeds import Spread, spread
 from resval_lens.memory.config import Positions
-from resval_lens.recorded_memory import RecordedMemoryRun
+from resval_lens.recorded import RecordedRun
 from resval_lens.tasks.triggers import TriggerTask
 from resval_lens.training.memory_run import MemoryRun
 
@@ -218,7 +218,7 @@ class CurveStudy(OfRuns):
 
 
 def curve_study(
-    runs: Sequence[RecordedMemoryRun], threshold: float = 0.9, known: float = 0.5
+    runs: Sequence[RecordedRun[MemoryRun]], threshold: float = 0.9, known: float = 0.5
 ) -> CurveStudy:
     """Curves of every measure of the runs, which differ in variant and seed only.
 
@@ -285,7 +285,7 @@ def bigram_information(task: TriggerTask) -> float:
     return float(np.log(bigrams.d_vocab) - entropy.mean())
 
 
-def _curve(recorded: RecordedMemoryRun, measure: Measure) -> list[float | None]:
+def _curve(recorded: RecordedRun, measure: Measure) -> list[float | None]:
     group, name = MEASURES[measure]
     values: list[float | None] = [line[group].get(name) for line in recorded.metrics]
     if measure in _SHARES:

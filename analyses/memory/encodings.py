@@ -22,7 +22,7 @@ from resval_lens.analyses.memory.edits import EDITS, Cell, Edit, ablated, four_c
 from resval_lens.analyses.result import FLAT, Result
 from resval_lens.analyses.seeds import Spread, TTests, corrected, spread, t_tests
 from resval_lens.memory.config import Positions
-from resval_lens.recorded_memory import RecordedMemoryRun
+from resval_lens.recorded import RecordedRun
 from resval_lens.training.memory_run import MemoryRun, draw_tests
 
 THRESHOLDS = (0.5, 0.9, 0.95)
@@ -268,7 +268,7 @@ class EncodingStudy(OfRuns):
 
 
 def encoding_study(
-    runs: Sequence[RecordedMemoryRun], note: Note = lambda text: None
+    runs: Sequence[RecordedRun[MemoryRun]], note: Note = lambda text: None
 ) -> EncodingStudy:
     """Every encoding with and without values: training, and edits of every run with a model.
 
@@ -310,7 +310,7 @@ def encoding_study(
     return EncodingStudy(runs[0].run, THRESHOLDS, variants, _pairs(variants), ablations, cells)
 
 
-def _measures(runs: Sequence[RecordedMemoryRun]) -> Measures:
+def _measures(runs: Sequence[RecordedRun[MemoryRun]]) -> Measures:
     def last(group: str, key: str) -> Spread:
         return spread({each.run.seed: each.metrics[-1][group][key] for each in runs})
 
@@ -327,7 +327,7 @@ def _measures(runs: Sequence[RecordedMemoryRun]) -> Measures:
     )
 
 
-def _first(recorded: RecordedMemoryRun, threshold: float) -> int | None:
+def _first(recorded: RecordedRun, threshold: float) -> int | None:
     curve = ((line["step"], line["trained"]["accuracy"]) for line in recorded.metrics)
     return first_above(curve, threshold)
 

@@ -34,9 +34,10 @@ from resval_lens.analyses.seeds import Spread
 from resval_lens.memory.model import MemoryTransformer
 from resval_lens.memory.predictions import predict
 from resval_lens.memory.probes import attention_recall, own_and_carried_values, recall
-from resval_lens.recorded_memory import RecordedMemoryRun
+from resval_lens.recorded import RecordedRun
 from resval_lens.tasks.triggers import TriggerBatch, TriggerTask
 from resval_lens.training.memory import batch_logits, evaluate
+from resval_lens.training.memory_run import MemoryRun
 
 Number = TypeVar("Number")
 Kind = TypeVar("Kind")
@@ -273,7 +274,7 @@ def constructed_studies(
 
 
 def held_out_study(
-    runs: Sequence[RecordedMemoryRun],
+    runs: Sequence[RecordedRun[MemoryRun]],
     sequences: int = 128,
     seed: int = 0,
     note: Note = lambda text: None,

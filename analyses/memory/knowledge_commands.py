@@ -41,7 +41,8 @@ from resval_lens.analyses.options import (
 from resval_lens.analyses.reporting import report
 
 if TYPE_CHECKING:
-    from resval_lens.recorded_memory import RecordedMemoryRun
+    from resval_lens.recorded import RecordedRun
+    from resval_lens.training.memory_run import MemoryRun
 
 KNOWLEDGE_VARIANTS = [
     "absolute",
@@ -230,9 +231,10 @@ def analogies_command(
     from resval_lens.analyses.memory.comparable import check_seed
     from resval_lens.analyses.memory.training import planned_runs
     from resval_lens.analyses.training_bars import train_with_bars
-    from resval_lens.recorded_memory import RecordedMemoryRun
+    from resval_lens.recorded import load_run
     from resval_lens.runtime import one_thread
     from resval_lens.tasks.analogies import generated_pairs, read_pairs
+    from resval_lens.training.memory_run import MemoryRun
 
     if analogies is None:
         if section is not None:
@@ -255,14 +257,14 @@ def analogies_command(
     missing = [run for run in planned if finished_run(runs, run) is None]
     if missing:
         train_with_bars(missing, runs, jobs, False, quiet)
-    found = [RecordedMemoryRun.load(runs / run.folder_name) for run in planned]
+    found = [load_run(runs / run.folder_name, MemoryRun) for run in planned]
     source = "generated" if analogies is None else analogies.name
     with notes(quiet) as note, one_thread():
         study = analogies_study(found, sequences, seed, note, source, zipf)
     report(study, to, "memory-analogies", as_json=as_json)
 
 
-def with_models(runs: Sequence[RecordedMemoryRun]) -> list[RecordedMemoryRun]:
+def with_models(runs: Sequence[RecordedRun[MemoryRun]]) -> list[RecordedRun[MemoryRun]]:
     """The runs whose trained model was kept.
 
     Raises:

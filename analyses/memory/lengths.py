@@ -31,7 +31,7 @@ from resval_lens.analyses.memory.positions import (
 from resval_lens.analyses.result import FLAT, OPTIONAL
 from resval_lens.analyses.seeds import Spread
 from resval_lens.memory.config import Positions
-from resval_lens.recorded_memory import RecordedMemoryRun
+from resval_lens.recorded import RecordedRun
 from resval_lens.tasks.triggers import TriggerBatch, optimal_loss
 from resval_lens.training.memory import batch_logits
 from resval_lens.training.memory_run import MemoryRun
@@ -217,7 +217,7 @@ class LengthStudy(OfRuns):
 
 
 def length_study(
-    runs: Sequence[RecordedMemoryRun],
+    runs: Sequence[RecordedRun[MemoryRun]],
     lengths: Sequence[int] = LENGTHS,
     tokens: int = 2**16,
     attention: int = 8,
@@ -279,7 +279,7 @@ def length_study(
 
 @torch.no_grad()
 def _measured(
-    recorded: RecordedMemoryRun,
+    recorded: RecordedRun,
     batches: Sequence[TriggerBatch],
     looked_at: TriggerBatch,
     bins: Sequence[tuple[int, int]],

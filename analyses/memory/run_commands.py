@@ -30,7 +30,8 @@ from resval_lens.analyses.result import plain
 from resval_lens.presets import ENCODINGS
 
 if TYPE_CHECKING:
-    from resval_lens.recorded_memory import RecordedMemoryRun
+    from resval_lens.recorded import RecordedRun
+    from resval_lens.training.memory_run import MemoryRun
 
 ALL = (*ENCODINGS, *(f"{name}-values" for name in ENCODINGS), "one-layer")
 FOUR = ("absolute", "relative", "absolute-values", "relative-values")
@@ -166,7 +167,7 @@ def found_runs(
     steps: int | None,
     jobs: int | None,
     quiet: bool,
-) -> list[RecordedMemoryRun]:
+) -> list[RecordedRun[MemoryRun]]:
     """The runs of the variants asked for, every one of which must be there; or of ``default``."""
     names = list(default) if variants is None else words(variants)
     found = runs_for(names, runs, train, seeds, steps, jobs, quiet)
@@ -177,7 +178,7 @@ def found_runs(
     return found
 
 
-def _mapped(found: Sequence[RecordedMemoryRun]) -> list[RecordedMemoryRun]:
+def _mapped(found: Sequence[RecordedRun[MemoryRun]]) -> list[RecordedRun[MemoryRun]]:
     """The first model of each variant without a stream; of all if every one has a stream."""
     first = {recorded.run.name: recorded for recorded in reversed(found) if recorded.has_model}
     ordered = [first[name] for name in reversed(first)]

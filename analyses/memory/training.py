@@ -30,7 +30,8 @@ from resval_lens.analyses.options import (
 from resval_lens.analyses.reporting import report_runs
 
 if TYPE_CHECKING:
-    from resval_lens.recorded_memory import RecordedMemoryRun
+    from resval_lens.recorded import RecordedRun
+    from resval_lens.training.memory_run import MemoryRun
 
 
 def train_memory_command(
@@ -131,14 +132,15 @@ def runs_for(
     steps: int | None,
     jobs: int | None,
     quiet: bool,
-) -> list[RecordedMemoryRun]:
+) -> list[RecordedRun[MemoryRun]]:
     """The runs an experiment is about: trained now, of a folder, or those that ship.
 
     Raises:
         ValueError: there are none; training settings without --train.
     """
     from resval_lens.analyses.training_bars import train_with_bars
-    from resval_lens.recorded_memory import SHIPPED_MEMORY, load_memory_runs
+    from resval_lens.recorded import SHIPPED, load_runs
+    from resval_lens.training.memory_run import MemoryRun
 
     wanted = None if seeds is None else numbers(seeds)
     if train:
@@ -149,14 +151,14 @@ def runs_for(
         only_with_train(steps=steps, jobs=jobs)
     found = [
         recorded
-        for recorded in load_memory_runs(runs or SHIPPED_MEMORY)
+        for recorded in load_runs(MemoryRun, runs)
         if recorded.run.name in names
         and (wanted is None or recorded.run.seed in wanted)
         and (steps is None or recorded.run.steps == steps)
     ]
     if not found:
         raise ValueError(
-            f"{runs or SHIPPED_MEMORY} holds no run of {', '.join(names)} and seeds "
+            f"{runs or SHIPPED / MemoryRun.shipped} holds no run of {', '.join(names)} and seeds "
             f"{seeds or '(any)'}"
         )
     return found

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from resval_lens.analyses.icl import accuracies
 from resval_lens.hooks import cut_links, links
-from resval_lens.recorded import SHIPPED, RecordedRun
+from resval_lens.recorded import SHIPPED, load_run
 from resval_lens.training import draw_world
+from resval_lens.training.icl_run import ICLRun
 
-recorded = RecordedRun.load(SHIPPED / "values-seed0")  # ships with the package
+recorded = load_run(SHIPPED / "icl" / "values-seed0", ICLRun)  # ships with the package
 model = recorded.model()  # a HookedTransformer with a value stream
 world, tests = draw_world(recorded.run)  # vectors and test sequences of its training
 print(model.cfg.n_layers, "layers; links:", *links(model))

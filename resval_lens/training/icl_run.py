@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 from torch import Generator
 
+from resval_lens.checks import is_number
 from resval_lens.classifier import ClassifierConfig, ICLClassifier, Spec, classifier_config
 from resval_lens.files import check_room
+from resval_lens.presets import ICL_VARIANTS
 from resval_lens.streams import AttentionStream, parse_streams
 from resval_lens.tasks.icl import ICLBatch, ICLTask, ICLWorld
+from resval_lens.training.run import Line, Run, place
+from resval_lens.training.run_folder import load_snapshot, snapshot_paths
 from resval_lens.training.settings import check_sgd_settings, seeded_generators
 
 
 @dataclass(frozen=True)
-class ICLRun:
+class ICLRun(Run[ICLClassifier]):
     """What one training run is; equal runs give equal weights.
 
     Attributes:
@@ -31,6 +37,9 @@ class ICLRun:
     Raises:
         ValueError: a number that cannot be, named with its value.
     """
+
+    kind: ClassVar[str] = "classifier"
+    shipped: ClassVar[str] = "icl"
 
     name: str
     streams: Any = ()  # kept in full, a tuple of AttentionStream
@@ -51,13 +60,21 @@ class ICLRun:
             raise ValueError(f"decay must be a number from 0 to below 1; got {self.decay!r}")
 
     @property
-    def folder_name(self) -> str:
-        return f"{self.name}-seed{self.seed}"
+    def rank(self) -> tuple[int, str, int]:
+        """By variant, in the order of :data:`~resval_lens.presets.ICL_VARIANTS`, and seed."""
+        return *place(self.name, list(ICL_VARIANTS)), self.seed
 
-    @property
-    def last_step(self) -> int:
-        """The step after which training ends."""
-        return self.steps
+    def check_line(self, line: Line) -> None:
+        """Raises ValueError for a line without accuracy and loss of each test."""
+        for task in ("test", "ic", "ic2", "iw"):
+            found = line.get(task)
+            found = found if isinstance(found, dict) else {}
+            if not all(is_number(found.get(name)) for name in ("accuracy", "loss")):
+                raise ValueError(f"the accuracy or loss of {task!r}")
+
+    def load_model(self, folder: Path) -> ICLClassifier:
+        """A saved classifier."""
+        return ICLClassifier.from_pretrained(folder)
 
     def headline(self, metrics: dict[str, Any]) -> str:
         """The one number of a snapshot to show beside a progress bar."""
@@ -122,3 +139,16 @@ def initial_model(run: ICLRun) -> ICLClassifier:
     config = model_config(run)
     ICLClassifier.check_memory(config)
     return ICLClassifier(config, generator=run.generators()["weights"])
+
+
+def kept_models(run: ICLRun, folder: Path) -> Iterator[tuple[int, ICLClassifier]]:
+    """Step and model of each snapshot that was kept in the folder of ``run``, oldest first.
+
+    Raises:
+        ValueError: a damaged file.
+    """
+    for path in snapshot_paths(folder):
+        ICLClassifier.check_size(model_config(run), path, folder / "run.json", ("generator",))
+        model = initial_model(run)
+        step, _ = load_snapshot(path, dict(model.named_parameters()))
+        yield step, model

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self, get_args
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 
+from resval_lens.checks import is_number
 from resval_lens.config import ResValConfig
-from resval_lens.streams import Streams
+from resval_lens.streams import Streams, architecture
+from resval_lens.training.run import Line, Run
 from resval_lens.training.schedule import Schedule, learning_rate
 from resval_lens.training.settings import check_name
 from resval_lens.transformer import ResValTransformer
@@ -18,7 +21,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
-class LMRun:
+class LMRun(Run[ResValTransformer]):
     """What is trained, on what, and how; equal runs give equal weights (on one kind of machine).
 
     Attributes:
@@ -47,6 +50,9 @@ class LMRun:
     Raises:
         ValueError: a setting that cannot be, named with its value.
     """
+
+    kind: ClassVar[str] = "language model"
+    shipped: ClassVar[str] = "lm"
 
     name: str
     model: str
@@ -115,13 +121,27 @@ class LMRun:
         return self.config.streams
 
     @property
-    def folder_name(self) -> str:
-        return f"{self.name}-seed{self.seed}"
-
-    @property
     def last_step(self) -> int:
         """The step after which training ends."""
         return self.steps if self.until is None else self.until
+
+    @property
+    def rank(self) -> tuple[bool, str, int]:
+        """Classic first, then by name and seed."""
+        return architecture(self.streams) != "classic", self.name, self.seed
+
+    def is_evaluation(self, line: Line) -> bool:
+        """Whether the line has the loss on validation text."""
+        return "valid_loss" in line
+
+    def check_line(self, line: Line) -> None:
+        """Raises ValueError for an evaluation without a number as its loss."""
+        if not is_number(line["valid_loss"]):
+            raise ValueError("the loss on validation text")
+
+    def load_model(self, folder: Path) -> ResValTransformer:
+        """A saved language model."""
+        return ResValTransformer.from_pretrained(folder)
 
     def learning_rate(self, step: int) -> float:
         """Of ``step``, counted from 1."""
@@ -139,7 +159,9 @@ class LMRun:
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> Self:
-        return cls(**settings)
+        run = cls(**settings)
+        run.config  # noqa: B018  # readable, too
+        return run
 
     def initial_model(self, device: str | torch.device = "cpu") -> ResValTransformer:
         """The model before its first step; leaves the global generators as they were.

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 from torch import Generator
 
 from resval_lens.files import check_room
 from resval_lens.memory.config import Positions, memory_config
 from resval_lens.memory.model import MemoryTransformer
+from resval_lens.presets import MEMORY_VARIANTS
 from resval_lens.streams import AttentionStream, parse_streams
 from resval_lens.tasks.bigrams import tiny_shakespeare
 from resval_lens.tasks.triggers import TriggerBatch, TriggerTask
+from resval_lens.training.run import Line, Run, place
 from resval_lens.training.settings import check_sgd_settings, seeded_generators
 
 
@@ -22,7 +25,7 @@ def default_task() -> TriggerTask:
 
 
 @dataclass(frozen=True)
-class MemoryRun:
+class MemoryRun(Run[MemoryTransformer]):
     """What one training run is; equal runs give equal weights.
 
     Attributes:
@@ -43,6 +46,9 @@ class MemoryRun:
     Raises:
         ValueError: a number that cannot be, named with its value.
     """
+
+    kind: ClassVar[str] = "simplified transformer"
+    shipped: ClassVar[str] = "memory"
 
     name: str
     positions: Positions = "relative"
@@ -76,13 +82,19 @@ class MemoryRun:
         )  # fmt: skip
 
     @property
-    def folder_name(self) -> str:
-        return f"{self.name}-seed{self.seed}"
+    def rank(self) -> tuple[int, str, int]:
+        """By variant, in the order of :data:`~resval_lens.presets.MEMORY_VARIANTS`, and seed."""
+        return *place(self.name, list(MEMORY_VARIANTS)), self.seed
 
-    @property
-    def last_step(self) -> int:
-        """The step after which training ends."""
-        return self.steps
+    def check_line(self, line: Line) -> None:
+        """Raises ValueError for a line without one of its parts."""
+        for name in ("trained", "longer", "recall", "attention"):
+            if not isinstance(line.get(name), dict):
+                raise ValueError(repr(name))
+
+    def load_model(self, folder: Path) -> MemoryTransformer:
+        """A saved simplified transformer."""
+        return MemoryTransformer.from_pretrained(folder)
 
     def headline(self, metrics: dict[str, Any]) -> str:
         """The one number of a snapshot to show beside a progress bar."""
