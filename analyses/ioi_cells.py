@@ -12,6 +12,7 @@ from rich.table import Table
 from resval_lens.analyses.cells import Cells
 from resval_lens.analyses.ioi import IOIScores, ioi_scores
 from resval_lens.analyses.result import Result
+from resval_lens.analyses.seeds import spread
 from resval_lens.analyses.tables import STYLE
 from resval_lens.streams import AttentionStream, shorthand
 from resval_lens.tasks.ioi import IOIBatch
@@ -119,9 +120,4 @@ def _table_of_scores(title: str, names: Sequence[str], scores: Sequence[Score] =
 
 
 def _cells(rows: Sequence[IOIScores], scores: Sequence[Score] = SCORES) -> list[str]:
-    texts = []
-    for _, form, of in scores:
-        numbers = [of(row) for row in rows]
-        text = format(np.mean(numbers), form)
-        texts.append(text if len(rows) == 1 else f"{text} ± {format(np.std(numbers), form)}")
-    return texts
+    return [spread({i: of(row) for i, row in enumerate(rows)}).told(form) for _, form, of in scores]

@@ -14,6 +14,7 @@ from transformer_lens import HookedTransformer
 
 from resval_lens.analyses.ioi import ioi_per_prompt
 from resval_lens.analyses.result import Result
+from resval_lens.analyses.seeds import mean_and_sd
 from resval_lens.analyses.tables import STYLE
 from resval_lens.tasks.ioi import PAPER_SENTENCES, SCRIPT_SENTENCES, encode, paper_prompts
 
@@ -205,9 +206,10 @@ def paper_table(
 
 def _over_seeds(pairs: Sequence[Float[Tensor, " 2"]]) -> OverSeeds:
     values = [100 * float(pair.double().mean()) for pair in pairs]
+    mean, sd = mean_and_sd(values)
     return OverSeeds(
-        mean=float(np.mean(values)),
-        sd=float(np.std(values)),
+        mean=mean,
+        sd=sd,
         sd_sample=float(np.std(values, ddof=1)) if len(values) > 1 else None,
         per_seed=values,
     )
