@@ -9,7 +9,7 @@ import torch
 
 from resval_lens.analyses.icl_emergence import emergence, paper_runs
 from resval_lens.presets import FURTHER_VARIANTS, PAPER_VARIANTS
-from resval_lens.recorded import load_runs
+from resval_lens.recorded import SHIPPED, load_run, load_runs
 from resval_lens.tasks.icl import ICLBatch
 from resval_lens.training.icl import measure
 from resval_lens.training.icl_run import ICLRun, draw_world, initial_model
@@ -36,6 +36,18 @@ def test_every_variant_ships_with_its_seeds() -> None:
     assert seeds == {name: [0, 1, 2, 3] for name in PAPER_VARIANTS} | {
         name: [0, 1] for name in FURTHER_VARIANTS
     }
+
+
+def test_the_seed_that_the_documentation_names_passes_where_it_says() -> None:
+    first = {
+        name: next(
+            line["step"] // 500
+            for line in load_run(SHIPPED / "icl" / f"{name}-seed0", ICLRun).metrics
+            if line["ic"]["accuracy"] > 0.95
+        )
+        for name in ("classic", "values", "own-2", "values-norm-matched")
+    }
+    assert first == {"classic": 63, "values": 51, "own-2": 47, "values-norm-matched": 61}
 
 
 @pytest.mark.parametrize(
