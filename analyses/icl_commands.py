@@ -153,6 +153,7 @@ def link_in_training_command(
     from resval_lens.analyses.link_in_training import link_in_training
     from resval_lens.recorded import load_run
     from resval_lens.runtime import one_thread
+    from resval_lens.training.icl_run import ICLRun
 
     writable(to)
     with notes(quiet) as note, one_thread():

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from resval_lens.analyses.cli import app
 from resval_lens.analyses.link_controls import CONTROLS, first_of, link_controls
 from resval_lens.analyses.link_in_training import LinkInTraining, link_in_training
 from resval_lens.classifier import ICLClassifier
@@ -50,6 +52,17 @@ def test_every_snapshot_is_measured_with_and_without_its_links(kept: Path) -> No
     assert study.snapshots[-1].trained != study.snapshots[-1].cut
     document = json.loads(json.dumps(study.to_dict(), allow_nan=False))
     assert LinkInTraining.from_dict(document) == study
+
+
+def test_the_command_writes_the_study(kept: Path, tmp_path: Path) -> None:
+    asked = ["link-in-training", str(kept), "--sequences", "30", "--quiet", "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0, done.output
+    written = json.loads((tmp_path / "link-in-training.json").read_text())
+    study = link_in_training(load_run(kept, ICLRun), sequences=30)
+    assert LinkInTraining.from_dict(written) == study
+    assert (tmp_path / "link-in-training.png").is_file()
+    assert "as trained → links cut" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["values", "queries"])
