@@ -312,8 +312,8 @@ def groups(model: ResValTransformer, chosen: Sequence[Link]) -> dict[str, list[L
     named |= {
         name: group for name, group in every.items() if name != "all" and set(group) <= set(chosen)
     }
-    by_links = {tuple(sorted(group)): name for name, group in named.items()}
-    return {name: list(group) for group, name in by_links.items()}
+    by_links = {frozenset(group): name for name, group in named.items()}
+    return {name: named[name] for name in by_links.values()}
 
 
 def _measured(

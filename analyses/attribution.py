@@ -16,7 +16,7 @@ from torch import Tensor
 from transformer_lens.components import LayerNorm, LayerNormPre
 from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
-from resval_lens.analyses.value_parts import equal, z_parts
+from resval_lens.analyses.value_parts import equal, part_name, z_parts
 from resval_lens.classifier import ICLClassifier
 from resval_lens.hooks.answers import read_out, right_padding
 from resval_lens.hooks.padding import Mask
@@ -43,8 +43,9 @@ class Attribution:
 
     Attributes:
         components: ``embed``, ``pos_embed``, ``a2.h1`` (head 1 of layer 2, its own values),
-            ``a2.h1 from 0`` (what it has of layer 0's values along links), ``b_O 2`` (the layer's
-            output bias), ``m2`` (an MLP), ``feed_forward`` (a MemoryTransformer's), ``ln_final.b``,
+            ``a2.h1 from 0`` (what it has of layer 0's values along links: those of
+            :func:`~resval_lens.analyses.value_parts.links_of_part`), ``b_O 2`` (the layer's output
+            bias), ``m2`` (an MLP), ``feed_forward`` (a MemoryTransformer's), ``ln_final.b``,
             ``b_U``.
         values: each component's share, [prompt, component].
         total: logit(first label) − logit(second label) of the run, [prompt]: the shares' sum.
@@ -67,11 +68,6 @@ class Attribution:
         """Each component's mean over prompts, largest magnitude first."""
         mean = dict(zip(self.components, self.values.mean(0).tolist(), strict=True))
         return dict(sorted(mean.items(), key=lambda item: -abs(item[1])))
-
-
-def head_name(layer: int, head: int, source: int) -> str:
-    """``a2.h1`` for a head's own values, ``a2.h1 from 0`` for those of layer 0 along links."""
-    return f"a{layer}.h{head}" + ("" if source == layer else f" from {source}")
 
 
 @torch.no_grad()
@@ -144,7 +140,7 @@ def _attribute(
                 attn.W_O, z[:, 0].to(direction.device), direction
             )
             for head in range(cfg.n_heads):
-                values[head_name(layer, head, source)] = heads[:, layer, source, head]
+                values[part_name(layer, head, source)] = heads[:, layer, source, head]
         values[f"b_O {layer}"] = direction @ attn.b_O.to(direction)
         if not cfg.attn_only:
             values[f"m{layer}"] = share(f"blocks.{layer}.hook_mlp_out")

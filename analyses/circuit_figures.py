@@ -20,6 +20,7 @@ from resval_lens.analyses.circuits.circuit import NamedCircuit
 from resval_lens.analyses.circuits.evaluation import EvaluatedCircuit
 from resval_lens.analyses.figures import STYLE, colour, per_row, plain
 from resval_lens.analyses.marks import points, tip
+from resval_lens.hooks.links import Link
 from resval_lens.numbers import number
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def _draw(axes: Axes, circuit: NamedCircuit, weights: Mapping[str, float], weigh
                 gap = 5
                 axes.text(*end, target[-2], fontsize=7, ha="center", va="center", zorder=3)
             arrow = _arrow(axes, places[writer], end, gap, shade, worth)
-            kind = LINKS[source[-2]] if edge in circuit.links else "residual stream"
+            kind = LINKS[Link.parse(edge).stream] if edge in circuit.links else "residual stream"
             tip(arrow, f"{edge} ({kind}): {weight} {number(weights[edge])}")
     for name, (x, y) in places.items():
         face = "#E8F1F8" if name.startswith("a") else "#F4F0E6"

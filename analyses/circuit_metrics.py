@@ -145,6 +145,13 @@ def metric_matrix(
     note("every circuit by every metric")
     measured = by_each_metric(model, held_out, list(chosen.values()), metrics)
     return tuple(
-        ChosenBy(name, len(circuit), len(graph), tuple(circuit.edges), tuple(circuit.links), own)
+        ChosenBy(
+            name,
+            len(circuit),
+            len(graph),
+            tuple(circuit.edges),
+            tuple(map(str, circuit.links)),
+            own,
+        )
         for (name, circuit), own in zip(chosen.items(), measured, strict=True)
     )

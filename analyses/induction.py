@@ -29,6 +29,7 @@ from resval_lens.analyses.head_scores import (
 from resval_lens.analyses.result import Result
 from resval_lens.analyses.tables import WIDE
 from resval_lens.hooks import link_groups, link_hooks, zero
+from resval_lens.hooks.links import head_name
 from resval_lens.streams import shorthand
 from resval_lens.tasks.leading import NamedToken, named_token
 from resval_lens.transformer import ResValTransformer
@@ -49,7 +50,7 @@ class TopHead:
     score: float
 
     def __str__(self) -> str:
-        return f"a{self.layer}.h{self.head}"
+        return head_name(self.layer, self.head)
 
 
 @dataclass(frozen=True)

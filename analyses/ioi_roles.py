@@ -48,6 +48,7 @@ from resval_lens.analyses.circuits.evaluation import Ends
 from resval_lens.analyses.result import FLAT, Result
 from resval_lens.analyses.weight_circuits import ov_paths, own_token_scores
 from resval_lens.hooks.answers import right_padding
+from resval_lens.hooks.links import head_name
 from resval_lens.hooks.patching import PatchResult, patch
 from resval_lens.hooks.path_patching import path_patch_each
 from resval_lens.hooks.prompts import (
@@ -259,8 +260,8 @@ def _measure(
     into, last = nothing.clone(), max((layer for layer, _ in readers), default=0)
     if last:  # what a head sends reaches the queries of later layers alone
         heads = [(layer, head) for layer in range(last) for head in range(model.cfg.n_heads)]
-        senders, queries = ([f"a{i}.h{h}{end}" for i, h in several]
-                            for several, end in ((heads, ""), (readers, "<q>")))  # fmt: skip
+        senders, queries = ([head_name(i, h, end) for i, h in several]
+                            for several, end in ((heads, ""), (readers, "q")))  # fmt: skip
         effect = path_patch_each(model, pairs, senders, queries).effect
         into[:last] = effect.mean(1).cpu().unflatten(0, (last, -1)) / gap
     return replace(measured, direct_when_movers_are_out=backup, into_queries=into)
@@ -412,4 +413,4 @@ def _numbers(measured: HeadMeasures, place: tuple[int, int]) -> Head:
     """What one head was judged by."""
     own = {name: x[place].item() for name, x in vars(measured).items() if isinstance(x, Tensor)}
     attention = {name: weight[place].item() for name, weight in measured.attention.items()}
-    return Head(f"a{place[0]}.h{place[1]}", **own, attention=attention)
+    return Head(head_name(*place), **own, attention=attention)

@@ -11,6 +11,7 @@ part_{l→l} is a · local_l; part_{j→l} is what the links bring of local_j, s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -18,11 +19,47 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import ActivationCache
 
+from resval_lens.config import ResValConfig
+from resval_lens.hooks.links import Link, head_name, links_between
 from resval_lens.mixing import Gate
 from resval_lens.transformer import ResValTransformer
 
 Heads = Float[Tensor, "batch pos _ d_head"]  # heads, or key-value heads
 Cache = ActivationCache | Mapping[str, Tensor]
+
+
+def part_name(layer: int, head: int, source: int) -> str:
+    """``a2.h1`` for a head's own values, ``a2.h1 from 0`` for those of layer 0 along links."""
+    return head_name(layer, head) + ("" if source == layer else f" from {source}")
+
+
+def links_of_part(
+    cfg: ResValConfig, name: str, of: str = "v", source_head: int | None = None
+) -> tuple[Link, ...]:
+    """The parts of links along which ``a2.h1 from 0`` comes; none if nothing does, or it is own.
+
+    Args:
+        name: a head's component of :func:`~resval_lens.analyses.attribution.attribute`, or
+            ``str(path)`` of a path of :mod:`~resval_lens.analyses.weight_circuits`.
+        of: the projection that it is a part of.
+        source_head: the head of the source, where it is one of several (``mix="matrix"``).
+
+    Raises:
+        ValueError: a name of nothing of the kind, or of a layer or head that is not there.
+    """
+    found = re.fullmatch(r"a(\d+)\.h(\d+)(?: from (\d+))?", name)
+    if found is None:
+        raise ValueError(f"{name!r} names no head's part, like a2.h1 or a2.h1 from 0")
+    layer, head = int(found[1]), int(found[2])
+    if layer >= cfg.n_layers or head >= cfg.n_heads:
+        raise ValueError(
+            f"{name!r}: this model has layers 0 to {cfg.n_layers - 1} of heads 0 to "
+            f"{cfg.n_heads - 1}"
+        )
+    if found[3] is None:
+        return ()
+    reading = head // (cfg.n_heads // cfg.n_heads_of(of))
+    return links_between(cfg, of, (int(found[3]), source_head), (layer, reading))
 
 
 def split_by_source(

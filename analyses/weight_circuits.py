@@ -23,9 +23,9 @@ from transformer_lens import FactoredMatrix
 from transformer_lens.components import GroupedQueryAttention
 from transformer_lens.utilities.matrix import composition_scores as composed
 
-from resval_lens.analyses.attribution import head_name
-from resval_lens.analyses.value_parts import split_by_source
+from resval_lens.analyses.value_parts import links_of_part, part_name, split_by_source
 from resval_lens.classifier import ICLClassifier
+from resval_lens.hooks.links import Link
 from resval_lens.hooks.padding import (
     Mask,
     first_own,
@@ -55,7 +55,11 @@ class Path(NamedTuple):
     source_head: int
 
     def __str__(self) -> str:
-        return head_name(self.layer, self.head, self.source)
+        return part_name(self.layer, self.head, self.source)
+
+    def links(self, model: ResValTransformer, of: str = "v") -> tuple[Link, ...]:
+        """The parts of links that lie on it, of the stream ``of``; none on a local path."""
+        return links_of_part(model.cfg, str(self), of, self.source_head)
 
 
 @torch.no_grad()
@@ -128,7 +132,7 @@ def ov_circuit(
     if not there:
         sources = sorted({p.source for p in weights if (p.layer, p.head) == (layer, head)})
         raise ValueError(
-            f"{head_name(layer, head, source)}: no values flow that way; "
+            f"{part_name(layer, head, source)}: no values flow that way; "
             + (f"head {head} of layer {layer} has those of layers {sources}" if sources
                else f"there is no head {head} of layer {layer}")
         )  # fmt: skip

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from resval_lens.hooks.answers import right_padding
-from resval_lens.hooks.links import Link, Numbers, links, whole_numbers
+from resval_lens.hooks.links import LinkLike, Numbers, links, whole_links, whole_numbers
 from resval_lens.hooks.padding import (
     Mask,
     first_own,
@@ -113,7 +113,7 @@ def _known(reference: Mapping[str, Tensor], name: str) -> Tensor:
 def link_activations(
     model: ResValTransformer,
     inputs: Any,
-    selected: Sequence[Link] | None = None,
+    selected: Iterable[LinkLike] | None = None,
     mask: Mask | None = None,
 ) -> dict[str, Tensor]:
     """What each link carries on ``inputs``: hook point name to [batch, pos, head, d_head].
@@ -146,7 +146,7 @@ def link_activations(
 def mean_link_activations(
     model: ResValTransformer,
     inputs: Tensor,
-    selected: Sequence[Link] | None = None,
+    selected: Iterable[LinkLike] | None = None,
     last: Int[Tensor, " row"] | None = None,
     mask: Mask | None = None,
     max_tokens: int = MAX_TOKENS,
@@ -184,13 +184,14 @@ def mean_link_activations(
 def link_hooks(
     model: ResValTransformer,
     edit: Edit,
-    selected: Sequence[Link] | None = None,
+    selected: Iterable[LinkLike] | None = None,
     positions: Numbers | None = None,
 ) -> list[Any]:
     """Hooks that apply ``edit`` to the selected links, for ``model.run_with_hooks(fwd_hooks=...)``.
 
     Args:
-        selected: from :func:`~resval_lens.hooks.links.links`; all links by default.
+        selected: links or their names: from :func:`~resval_lens.hooks.links.links`, or a circuit's
+            (``Circuit.links``), whose parts of one link must all be there; all links by default.
         positions: token positions to edit; all by default, negative ones count from the end. With
             a key-value cache, positions of the tokens that this call is given.
 
@@ -206,14 +207,11 @@ def link_hooks(
     ]
 
 
-def _heads(model: ResValTransformer, selected: Sequence[Link] | None) -> dict[str, list[int]]:
+def _heads(model: ResValTransformer, selected: Iterable[LinkLike] | None) -> dict[str, list[int]]:
     """The selected links' heads by hook point."""
-    every = links(model)
-    chosen = every if selected is None else selected
+    chosen = links(model) if selected is None else whole_links(model.cfg, selected)
     heads: dict[str, list[int]] = {}
     for link in chosen:
-        if link not in every:
-            raise ValueError(f"this model has no link {link}; links(model) has them all")
         heads.setdefault(link.hook_name, []).append(link.head)
     return heads
 
@@ -243,6 +241,7 @@ def _apply(
 def edit_links(
     model: ResValTransformer,
     edit: Edit,
+    selected: Iterable[LinkLike] | None = None,
     *,
     of: str | None = None,
     layers: Numbers | None = None,
@@ -252,8 +251,24 @@ def edit_links(
     """The model with some links edited; as it was afterwards, whatever happens inside.
 
     ``model.reset_hooks()`` inside, in any form, removes others' hooks; the edit holds to the end.
+
+        with edit_links(model, zero(), ["v1.h2", "v1.h3"]):      # as layers=1, heads=[2, 3]
+
+    Args:
+        selected: as in :func:`link_hooks`; or else
+        of, layers, heads: as in :func:`~resval_lens.hooks.links.links`.
+
+    Raises:
+        ValueError: both, or as :func:`link_hooks`.
     """
-    hooks = link_hooks(model, edit, links(model, of, layers, heads), positions)
+    if selected is None:
+        selected = links(model, of, layers, heads)
+    elif (of, layers, heads) != (None, None, None):
+        raise ValueError(
+            f"links are selected twice: by name, and by of={of!r}, layers={layers!r}, "
+            f"heads={heads!r}"
+        )
+    hooks = link_hooks(model, edit, selected, positions)
     with held_hooks(model, hooks):
         yield model
 
@@ -278,18 +293,21 @@ def held_hooks(model: ResValTransformer, hooks: Sequence[tuple[str, Any]]) -> It
 
 
 def cut_links(
-    model: ResValTransformer, **selection: Any
+    model: ResValTransformer, selected: Iterable[LinkLike] | None = None, **selection: Any
 ) -> AbstractContextManager[ResValTransformer]:
-    """The model with some links cut (set to zero); ``selection`` as in :func:`edit_links`.
+    """The model with some links cut (set to zero), those that :func:`edit_links` edits.
 
     After ``process_weights_`` the value biases, and what the links carried of them, are part of the
     output biases: a cut removes the rest.
     """
-    return edit_links(model, zero(), **selection)
+    return edit_links(model, zero(), selected, **selection)
 
 
 def scale_links(
-    model: ResValTransformer, factor: float, **selection: Any
+    model: ResValTransformer,
+    factor: float,
+    selected: Iterable[LinkLike] | None = None,
+    **selection: Any,
 ) -> AbstractContextManager[ResValTransformer]:
-    """The model with some links scaled by ``factor``; ``selection`` as in :func:`edit_links`."""
-    return edit_links(model, scale(factor), **selection)
+    """The model with some links scaled by ``factor``, those that :func:`edit_links` edits."""
+    return edit_links(model, scale(factor), selected, **selection)

@@ -1,28 +1,78 @@
-"""Links: what one head receives along a stream."""
+"""Links: what one head receives along a stream, and how links and heads are written.
+
+a1.h2                 head 2 of layer 1
+a1.h2<v>              its values (k and v: of key-value head 2)
+v1.h2                 the link: all that arrives for them along the value stream
+a0.h2<v>->a1.h2<v>    the part of it that head 2 of layer 0 hands on: an edge of a circuit
+"""
 
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import SupportsIndex
 
+from resval_lens.config import ResValConfig
 from resval_lens.transformer import ResValTransformer
 
 Numbers = SupportsIndex | Iterable[SupportsIndex]
 """One whole number or several, NumPy's too."""
 
 
-@dataclass(frozen=True, order=True)
+LINK = re.compile(
+    r"(?P<stream>[qkv])(?P<layer>\d+)\.h(?P<head>\d+)"
+    r"|a(?P<source>\d+)\.h(?P<source_head>\d+)<(?P<of>[qkv])>"
+    r"->a(?P<to>\d+)\.h(?P<to_head>\d+)<(?P=of)>"
+)
+
+
+def head_name(layer: int, head: int, projection: str = "") -> str:
+    """``a1.h2``; its queries, keys or values: ``a1.h2<v>``."""
+    return f"a{layer}.h{head}" + (f"<{projection}>" if projection else "")
+
+
+@dataclass(frozen=True)
 class Link:
     """The link of one head: what arrives in ``layer`` along ``stream`` for ``head``.
 
-    ``head`` is a key-value head for the streams k and v of a grouped-query model.
+    With a ``source``, a layer and a head of it, the part of that which comes from there: a stream
+    with several source layers, or a head-mixing matrix, brings several. ``head`` and the source's
+    are key-value heads for the streams k and v of a grouped-query model.
+
+    >>> str(Link("v", 1, 2)), str(Link("v", 1, 2, source=(0, 2)))
+    ('v1.h2', 'a0.h2<v>->a1.h2<v>')
     """
 
     stream: str
     layer: int
     head: int
+    source: tuple[int, int] | None = None
+
+    @classmethod
+    def parse(cls, name: str) -> Link:
+        """The link that ``str`` writes so.
+
+        Raises:
+            ValueError: what is no link's name.
+        """
+        found = LINK.fullmatch(name)
+        if found is None:
+            raise ValueError(
+                f"{name!r} names no link: write v1.h2 (all that arrives there) or "
+                "a0.h2<v>->a1.h2<v> (what comes from that head)"
+            )
+        if found["of"]:
+            source = int(found["source"]), int(found["source_head"])
+            return cls(found["of"], int(found["to"]), int(found["to_head"]), source)
+        return cls(found["stream"], int(found["layer"]), int(found["head"]))
+
+    @property
+    def whole(self) -> Link:
+        """The link that this is a part of; itself without a ``source``."""
+        return replace(self, source=None)
 
     @property
     def hook_name(self) -> str:
@@ -30,7 +80,14 @@ class Link:
         return f"blocks.{self.layer}.attn.hook_{self.stream}_link"
 
     def __str__(self) -> str:
-        return f"{self.stream}{self.layer}.h{self.head}"
+        if self.source is None:
+            return f"{self.stream}{self.layer}.h{self.head}"
+        sender = head_name(*self.source, self.stream)
+        return f"{sender}->{head_name(self.layer, self.head, self.stream)}"
+
+
+LinkLike = Link | str
+"""A link, or its name."""
 
 
 def links(
@@ -67,6 +124,83 @@ def links(
                 raise ValueError(f"layers: layer {layer} receives no {name}; layers {receiving} do")
             found += [Link(name, layer, head) for head in wanted_heads]
     return tuple(found)
+
+
+def parts_of(cfg: ResValConfig, link: LinkLike) -> tuple[Link, ...]:
+    """What a link is the sum of: a part for each head that it comes from, by layer and head.
+
+    Of a part, itself.
+
+    Raises:
+        ValueError: a model of this configuration has no such link.
+    """
+    link = Link.parse(link) if isinstance(link, str) else link
+    stream = next((stream for stream in cfg.streams if stream.of == link.stream), None)
+    parts: tuple[Link, ...] = ()
+    if stream is not None and 0 <= link.layer < cfg.n_layers:
+        heads = range(cfg.n_heads_of(link.stream))
+        if link.head in heads:
+            sending = heads if stream.mix == "matrix" else (link.head,)
+            parts = tuple(
+                replace(link, source=(layer, head))
+                for layer in stream.sources(link.layer)
+                for head in sending
+            )
+    parts = tuple(part for part in parts if link.source in (None, part.source))
+    if not parts:
+        raise ValueError(f"this model has no link {link}; links(model) has them all")
+    return parts
+
+
+def whole_links(cfg: ResValConfig, selected: Iterable[LinkLike]) -> tuple[Link, ...]:
+    """The links that hook points hold whole, of these links and parts, each once.
+
+    Raises:
+        ValueError: a link that a model of this configuration does not have; one of which only some
+            parts are selected.
+    """
+    parts = dict.fromkeys(part for link in selected for part in parts_of(cfg, link))
+    found = tuple(dict.fromkeys(part.whole for part in parts))
+    for link in found:
+        every = parts_of(cfg, link)
+        missing = [part for part in every if part not in parts]
+        if missing:
+            (part, *_) = (part for part in every if part in parts)
+            raise ValueError(
+                f"{part} is a part of {link}, which is edited whole: select {link}, or "
+                f"{', '.join(map(str, missing))}, too"
+            )
+    return found
+
+
+def links_between(
+    cfg: ResValConfig, stream: str, source: tuple[int, int | None], to: tuple[int, int]
+) -> tuple[Link, ...]:
+    """The parts of links along which what a head projects comes to a later one; none if it doesn't.
+
+    With ``carry="sum"`` by way of the layers between, too.
+
+    Args:
+        stream: q, k or v.
+        source, to: layer and head; a source head of None is every one. Key-value heads for k and v.
+    """
+    settings = next((each for each in cfg.streams if each.of == stream), None)
+    if settings is None:
+        return ()
+
+    @cache
+    def ways(layer: int, head: int) -> tuple[Link, ...]:
+        found: dict[Link, None] = {}
+        if not settings.receives(layer):
+            return ()
+        for part in parts_of(cfg, Link(stream, layer, head)):
+            assert part.source is not None
+            before = ways(*part.source) if settings.carry == "sum" else ()
+            if before or (part.source[0] == source[0] and source[1] in (None, part.source[1])):
+                found |= dict.fromkeys((*before, part))
+        return tuple(found)
+
+    return ways(*to)
 
 
 def link_groups(model: ResValTransformer) -> dict[str, list[Link]]:

@@ -9,17 +9,15 @@ from typing import Literal
 
 from torch import Tensor
 
-from resval_lens.hooks.links import Link, links
+from resval_lens.hooks.links import LINK, Link, LinkLike, head_name, links, whole_links
 from resval_lens.transformer import ResValTransformer
 
-NodeLike = str | Link
-Nodes = NodeLike | Iterable[NodeLike]
+Nodes = LinkLike | Iterable[LinkLike]
 Kind = Literal["input", "head", "mlp", "link", "projection", "logits"]
 Side = Literal["senders", "receivers"]
 
 PATTERN = re.compile(
     r"input|logits|m(?P<mlp>\d+)|a(?P<layer>\d+)\.h(?P<head>\d+)(<(?P<projection>[qkv])>)?"
-    r"|(?P<stream>[qkv])(?P<link_layer>\d+)\.h(?P<link_head>\d+)"
 )
 KINDS: dict[Side, tuple[Kind, ...]] = {
     "senders": ("input", "head", "mlp", "link"),
@@ -69,8 +67,10 @@ def parse_nodes(model: ResValTransformer, given: Nodes, side: Side) -> list[Node
 
 
 def _node(model: ResValTransformer, name: str, side: Side) -> Node:
+    if LINK.fullmatch(name):
+        return _link(model, Link.parse(name), side)
     parsed = PATTERN.fullmatch(name)
-    node = None if parsed is None else _found(model, parsed, side)
+    node = None if parsed is None else _found(model, parsed)
     if node is None or node.kind not in KINDS[side]:
         raise ValueError(f"{side}: {name!r} is no name like {LIKE[side]}")
     layers, heads = model.cfg.n_layers, model.cfg.n_heads_of(node.projection or "q")
@@ -83,7 +83,16 @@ def _node(model: ResValTransformer, name: str, side: Side) -> Node:
     return node
 
 
-def _found(model: ResValTransformer, parsed: re.Match[str], side: Side) -> Node:
+def _link(model: ResValTransformer, link: Link, side: Side) -> Node:
+    try:
+        links(model, of=link.stream, layers=link.layer, heads=link.head)
+        (link,) = whole_links(model.cfg, [link])
+    except ValueError as error:
+        raise ValueError(f"{side}: {link}: {error}") from None
+    return Node("link", str(link), link.layer, link.hook_name, link.head, link.stream)
+
+
+def _found(model: ResValTransformer, parsed: re.Match[str]) -> Node:
     name = parsed[0]
     if name == "input":
         return Node("input", name, -1, "blocks.0.hook_resid_pre")
@@ -93,18 +102,11 @@ def _found(model: ResValTransformer, parsed: re.Match[str], side: Side) -> Node:
     if parsed["mlp"]:
         layer = int(parsed["mlp"])
         return Node("mlp", f"m{layer}", layer, f"blocks.{layer}.hook_mlp_out")
-    if parsed["stream"]:
-        stream, layer, head = parsed["stream"], int(parsed["link_layer"]), int(parsed["link_head"])
-        try:
-            (link,) = links(model, of=stream, layers=layer, heads=head)
-        except ValueError as error:
-            raise ValueError(f"{side}: {name}: {error}") from None
-        return Node("link", str(link), layer, link.hook_name, head, stream)
     layer, head, projection = int(parsed["layer"]), int(parsed["head"]), parsed["projection"]
-    name, place = f"a{layer}.h{head}", f"blocks.{layer}.attn.hook_"
+    name, place = head_name(layer, head, projection or ""), f"blocks.{layer}.attn.hook_"
     if projection is None:
         return Node("head", name, layer, f"{place}z", head)
-    return Node("projection", f"{name}<{projection}>", layer, place + projection, head, projection)
+    return Node("projection", name, layer, place + projection, head, projection)
 
 
 def entered_heads(model: ResValTransformer, link: Node) -> range:

@@ -14,8 +14,8 @@ from transformer_lens.hook_points import HookPoint
 from resval_lens.analyses.attribution import (
     Attribution,
     attribute,
-    head_name,
     logit_lens,
+    part_name,
 )
 from resval_lens.analyses.value_parts import value_parts, z_parts
 from resval_lens.classifier import ICLClassifier
@@ -251,7 +251,7 @@ def test_a_share_is_the_change_of_the_logit_difference_without_it(
             for head in range(4):
                 w = model.blocks[layer].attn.W_O[head].detach().numpy()
                 part = torch.from_numpy(lost[:, :, head] @ w)
-                component = head_name(layer, head, source)
+                component = part_name(layer, head, source)
                 if component in found.components:
                     outputs[component] = part
                 else:
@@ -333,7 +333,7 @@ def test_the_heads_view_holds_the_heads_components_and_zeros() -> None:
     found = attribute(tiny_model(AttentionStream("v", carry="raw")), TOKENS, LABELS)
     seen = np.zeros((3, 3, 3, 4))
     for layer, source, head in np.ndindex(3, 3, 4):
-        name = head_name(layer, head, source)
+        name = part_name(layer, head, source)
         if source in (layer, layer - 1):
             seen[:, layer, source, head] = found[name].numpy()
         else:

@@ -97,7 +97,7 @@ def test_language_models(run, tmp_path):
 
 def test_circuits(run, capsys):
     found = run("circuits")
-    assert "a0.h2<v>->a1.h2<v>" in found["circuit"].links
+    assert list(map(str, found["circuit"].links)) == ["a0.h2<v>->a1.h2<v>"]
     assert capsys.readouterr().out.count("Faithfulness(") == 2
     text = page("how-to/find-circuits")
     circuit, edges = found["circuit"], len(found["runs"].graph.edges)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from resval_lens.analyses.circuits.graph import Graph
 from resval_lens.analyses.result import Result
+from resval_lens.hooks.links import Link
 
 Rank = Literal["absolute", "helpful"]
 
@@ -84,9 +85,14 @@ class Circuit:
         return [str(self.graph.edges[number]) for number in self.numbers]
 
     @property
-    def links(self) -> list[str]:
-        """The names of those that are links."""
-        return [edge for edge in self.edges if self.graph.edges[self.graph.number[edge]].is_link]
+    def links(self) -> list[Link]:
+        """Those that are links, by part; ``str(link)`` is the edge's name.
+
+        ``cut_links(model, circuit.links)`` cuts them in the model, and
+        :func:`~resval_lens.hooks.edit_links` edits them.
+        """
+        edges = (self.graph.edges[number] for number in self.numbers)
+        return [link for edge in edges if (link := edge.link)]
 
     @property
     def nodes(self) -> list[str]:
@@ -127,7 +133,7 @@ class Circuit:
         for source, target, data in flow.edges(data=True):
             if "edge" in data and target in useful:
                 edge = self.graph.edges[data["edge"]]
-                if source in useful or (edge.is_link and edge.source[-2] in gated):
+                if source in useful or (edge.link and edge.link.stream in gated):
                     numbers.append(data["edge"])
         return Circuit.of(self.graph, numbers)
 
@@ -164,7 +170,7 @@ class Circuit:
             tuple(self.edges),
             len(self),
             len(self.graph),
-            tuple(self.links),
+            tuple(map(str, self.links)),
             tuple(self.nodes),
             {port: several for port, several in heads.items() if len(several) > 1},
             self.path_lengths(),

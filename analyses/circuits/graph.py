@@ -21,6 +21,7 @@ import networkx as nx
 
 from resval_lens.attention import OLMO_QK_NORM
 from resval_lens.config import ResValConfig
+from resval_lens.hooks.links import Link, LinkLike, head_name, parts_of
 from resval_lens.transformer import ResValTransformer
 
 Port = Literal["q", "k", "v", "mlp", "logits"]
@@ -37,6 +38,11 @@ class Edge:
     def is_link(self) -> bool:
         """Whether it is a link, from the q, k or v of one layer to those of another."""
         return self.source.endswith(">")
+
+    @property
+    def link(self) -> Link | None:
+        """The part of a link that it is, of the same name; None of a residual edge."""
+        return Link.parse(str(self)) if self.is_link else None
 
     def __str__(self) -> str:
         return f"{self.source}->{self.target}"
@@ -117,7 +123,7 @@ class Graph:
             ports: tuple[Port, ...] = ("q", "k", "v")
             for port in ports:
                 heads = range(cfg.n_heads_of(port))
-                names = tuple(f"a{layer}.h{head}<{port}>" for head in heads)
+                names = tuple(head_name(layer, head, port) for head in heads)
                 self._add(f"blocks.{layer}.hook_{port}_input", layer, port, names, before)
             if not cfg.attn_only:
                 seen = before if cfg.parallel_attn_mlp else before + cfg.n_heads
@@ -145,7 +151,7 @@ class Graph:
         return [*self.readers, *self.receivers]
 
     def _layer(self, layer: int) -> list[str]:
-        heads = [f"a{layer}.h{head}" for head in range(self.cfg.n_heads)]
+        heads = [head_name(layer, head) for head in range(self.cfg.n_heads)]
         return heads if self.cfg.attn_only else [*heads, f"m{layer}"]
 
     def _add(self, hook: str, layer: int, port: Port, names: tuple[str, ...], writers: int) -> None:
@@ -157,16 +163,19 @@ class Graph:
         slots: tuple[tuple[int, int | None], ...] = tuple((j, None) for j in sources)
         if crossed:
             slots = tuple((j, head) for j in sources for head in range(heads))
-        hook = f"blocks.{layer}.attn.hook_{stream}_link"
-        self.receivers.append(Receiver(hook, layer, stream, heads, slots, len(self.edges)))
-        self.edges += [
-            Edge(
-                f"a{source}.h{head if source_head is None else source_head}<{stream}>",
-                f"a{layer}.h{head}<{stream}>",
-            )
-            for source, source_head in slots
-            for head in range(heads)
-        ]
+        into = [Link(stream, layer, head) for head in range(heads)]
+        start = len(self.edges)
+        self.receivers.append(Receiver(into[0].hook_name, layer, stream, heads, slots, start))
+        for slot in zip(*(parts_of(self.cfg, link) for link in into), strict=True):
+            self.edges += [Edge(*str(part).split("->")) for part in slot]
+
+    def edges_of(self, link: LinkLike) -> tuple[Edge, ...]:
+        """The edges that a link is, one for each head that it comes from; of a part, that one.
+
+        Raises:
+            ValueError: a link that this graph's models do not have, or what names none.
+        """
+        return tuple(self.edges[self.number[str(part)]] for part in parts_of(self.cfg, link))
 
     def heads_of(self, port: str) -> list[str]:
         """The heads whose q, k or v ``a1.h0<v>`` is: one, or a key-value head's whole group.
@@ -176,9 +185,9 @@ class Graph:
         parsed = re.fullmatch(r"a(\d+)\.h(\d+)<([qkv])>", port)
         if parsed is None:
             return [port]
-        layer, head, projection = parsed[1], int(parsed[2]), parsed[3]
+        layer, head, projection = int(parsed[1]), int(parsed[2]), parsed[3]
         group = self.cfg.n_heads // self.cfg.n_heads_of(projection)
-        return [f"a{layer}.h{query}" for query in range(head * group, (head + 1) * group)]
+        return [head_name(layer, query) for query in range(head * group, (head + 1) * group)]
 
     @cached_property
     def flow(self) -> nx.DiGraph:
@@ -205,10 +214,9 @@ class Graph:
         raw = {stream.of for stream in self.cfg.streams if stream.carry == "raw"}
         for number, edge in enumerate(self.edges):
             source, target = edge.source, edge.target
-            if edge.is_link:
+            if edge.link:
                 target = f"{target}+"
-                stream = source[-2]
-                if f"{source}+" in flow and stream not in raw:
+                if f"{source}+" in flow and edge.link.stream not in raw:
                     source = f"{source}+"
             flow.add_edge(source, target, edge=number)
         return flow
