@@ -119,7 +119,7 @@ class AblationStudy(Result):
             f"{name} {self.clean[name]:.3f} ({self.corrupted[name]:.3f})" for name in self.measures
         )
         table = Table(
-            title=f"{self.prompts} prompts, links edited; unedited (and on the twins):\n{unedited}",
+            title=f"{self.prompts} prompts, links edited; unedited (and corrupted):\n{unedited}",
             **WIDE,
         )
         table.add_column("links", no_wrap=True)

@@ -9,6 +9,7 @@ import typer
 
 from resval_lens.analyses.completion import METHODS, METRICS, one_of
 from resval_lens.analyses.options import (
+    CorruptedBy,
     Device,
     General,
     Json,
@@ -19,7 +20,6 @@ from resval_lens.analyses.options import (
     Prepend,
     Prompts,
     Quiet,
-    Twins,
     notes,
     numbers,
     only_for,
@@ -80,7 +80,7 @@ def circuit_command(
     ] = None,
     prompts: Prompts = 64,
     seed: MaybeSeed = None,
-    twins: Twins = None,
+    corruption: CorruptedBy = None,
     general: General = False,
     prepend: Prepend = "auto",
     device: Device = "cpu",
@@ -91,12 +91,12 @@ def circuit_command(
     """The circuit of a task: the fewest edges, links among them, that stand for the model.
 
     Edges are scored on the prompts; the circuit is chosen by size and evaluated on as many others,
-    with every other edge resampled from the corrupted twins. In a model of more than 512 edges not
-    every size is tried: sizes grow by half, and then close in; the JSON has those that were.
+    with every other edge resampled from the corrupted prompts. In a model of more than 512 edges
+    not every size is tried: sizes grow by half, and then close in; the JSON has those that were.
 
     What the circuit keeps of the other metrics is measured, too, with other edges resampled or at
-    means over twins that are aligned with theirs: a difference like IO − S is the same whether a
-    model would name the two or anything else.
+    means over corrupted prompts that are aligned with theirs: a difference like IO − S is the same
+    whether a model would name the two or anything else.
 
     Prompts name indirect objects; a classifier's are sequences of its test set.
 
@@ -117,7 +117,7 @@ def circuit_command(
     wanted = None if sizes is None else numbers(sizes, "sizes")
     with notes(quiet) as note, one_thread():
         note("prompts")
-        scored, held_out = on_two_sets(model, prompts, seed, twins, general, device, prepend)
+        scored, held_out = on_two_sets(model, prompts, seed, corruption, general, device, prepend)
         tell_left_out(scored.left_out, quiet)
         if metric is not None:
             scored, held_out = scored.by(metric), held_out.by(metric)

@@ -35,8 +35,8 @@ from resval_lens.hooks.groups import alike
 from resval_lens.recorded import RecordedRun, load_runs
 from resval_lens.streams import architecture, architectures_of
 from resval_lens.tasks.icl import ICLBatch
-from resval_lens.tasks.icl_twins import Exchanged
-from resval_lens.tasks.ioi_twins import Kind
+from resval_lens.tasks.icl_corruptions import Exchanged
+from resval_lens.tasks.ioi_corruptions import Kind
 from resval_lens.tasks.stories import ioi_prompts
 from resval_lens.training.icl_run import ICLRun, Worlds
 from resval_lens.training.lm_run import LMRun
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
 Note = Callable[[str], None]
 
-IOI_TWINS: tuple[Kind, ...] = ("giver", "abc")
-ICL_TWINS: tuple[Exchanged, ...] = ("labels", "objects")
+IOI_CORRUPTIONS: tuple[Kind, ...] = ("random-S2", "ABC")
+ICL_CORRUPTIONS: tuple[Exchanged, ...] = ("labels", "objects")
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def classifier_circuits(
     note: Note = lambda text: None,
     worlds: Worlds | None = None,
 ) -> list[TaskCircuit]:
-    """Circuits of two-layer classifiers on fresh classes (IC), for both kinds of twins.
+    """Circuits of two-layer classifiers on fresh classes (IC), for both kinds of corrupted prompts.
 
     Args:
         runs: with trained models, each on test sequences of its own world.
@@ -113,7 +113,7 @@ def classifier_circuits(
         world, tests = worlds.of(run)
         batch = ICLBatch(*(x[: 2 * sequences] for x in tests["ic"]))
         model = recorded.model()
-        for what in ICL_TWINS:
+        for what in ICL_CORRUPTIONS:
             first, second = icl_pairs(world, batch, what).split(sequences)
             about = _about(note, f"{run.folder_name}, other {what}")
             study = circuit_study(model, first, second, exact=True, metrics=ICL_METRICS, note=about)
@@ -133,7 +133,8 @@ def ioi_circuits(
     exact: bool = False,
     note: Note = lambda text: None,
 ) -> list[TaskCircuit]:
-    """Circuits of language models on indirect objects of stories, for both kinds of twins.
+    """Circuits of language models on indirect objects of stories, for both kinds of corrupted
+    prompts.
 
     Edges are scored, and circuits chosen, by log P(IO); for what they keep of other metrics, and
     for circuits chosen by those, see :func:`ioi_matrices`.
@@ -147,11 +148,11 @@ def ioi_circuits(
     drawn = ioi_prompts(2 * prompts, seed, "unseen", "unseen", "unseen")
     found = []
     for each in models:
-        for kind in IOI_TWINS:
+        for kind in IOI_CORRUPTIONS:
             pairs = ioi_pairs(each.model, drawn, kind, seed)
             pairs = replace(pairs, metric=ioi_metrics(each.model)[NAMING])
             first, second = pairs.split(prompts)
-            about = _about(note, f"{each.name}, {kind} twins")
+            about = _about(note, f"{each.name}, corrupted by {kind}")
             with naming(each.name):
                 study = circuit_study(each.model, first, second, exact=exact, note=about)
             task = f"IOI ({kind})"
@@ -168,7 +169,7 @@ def ioi_matrices(
 ) -> list[MetricMatrix]:
     """A circuit by each metric of indirect objects, evaluated by all, of each model.
 
-    In the corrupted prompts (abc) all three names are others, so that a circuit must move the
+    In the corrupted prompts (ABC) all three names are others, so that a circuit must move the
     names, too, not only say which of two is meant.
 
     Args:
@@ -178,12 +179,12 @@ def ioi_matrices(
     known = {
         each.name: {each.metric: each.study.circuit.edges}
         for each in found_already
-        if each.task == "IOI (abc)"
+        if each.task == "IOI (ABC)"
     }
     drawn = ioi_prompts(2 * prompts, seed, "unseen", "unseen", "unseen")
     found = []
     for each in models:
-        first, second = ioi_pairs(each.model, drawn, "abc", seed).split(prompts)
+        first, second = ioi_pairs(each.model, drawn, "ABC", seed).split(prompts)
         asked = each.model, first, second, ioi_metrics(each.model)
         with naming(each.name):
             chosen = metric_matrix(
@@ -192,7 +193,7 @@ def ioi_matrices(
         counts = Prompts(len(first), len(second))
         groups = len(alike(second).unique())
         found.append(
-            MetricMatrix(each.name, each.architecture, each.seed, "abc", counts, groups, chosen)
+            MetricMatrix(each.name, each.architecture, each.seed, "ABC", counts, groups, chosen)
         )
     return found
 
@@ -249,12 +250,12 @@ def studied_models(folder: Path | None = None) -> list[Studied]:
 def check_models(models: Sequence[Studied], prompts: int, seed: int) -> None:
     """Raises ValueError, before any work, for models that cannot be compared on such prompts.
 
-    They must have one tokenizer, and the prompts their twins.
+    They must have one tokenizer, and the prompts their corrupted prompts.
     """
     check_one_tokenizer({each.name: each.model for each in models})
     drawn = ioi_prompts(2 * prompts, seed, "unseen", "unseen", "unseen")
     for some in (drawn, drawn[:prompts]):
-        for kind in IOI_TWINS:
+        for kind in IOI_CORRUPTIONS:
             try:
                 ioi_pairs(models[0].model, some, kind, seed)
             except ValueError as error:

@@ -11,10 +11,10 @@ from resval_lens.analyses.ioi_roles import HeadRoles
 from resval_lens.analyses.link_signals import LinkSignals
 from resval_lens.analyses.result import Result
 from resval_lens.analyses.seeds import mean_and_sd
-from resval_lens.tasks.ioi_twins import Kind
+from resval_lens.tasks.ioi_corruptions import Kind
 
 SIGNALS: tuple[Kind, ...] = ("token", "position", "random")
-"""Twins that links are frozen to, to see what they carry."""
+"""Corruptions that links are frozen to, to see what they carry."""
 
 MEASURES: Mapping[str, Callable[[CircuitStudy], float | None]] = {
     "edges": lambda study: study.circuit.n_edges,
@@ -59,14 +59,14 @@ class MetricMatrix(Result):
     """A model's circuits of indirect objects by each metric, and what each keeps of all.
 
     Attributes:
-        twins: their kind.
+        corruption: of the prompts.
         groups: of prompts in which a position means the same.
     """
 
     name: str
     architecture: str
     seed: int | None
-    twins: str
+    corruption: str
     prompts: Prompts
     groups: int
     circuits: tuple[ChosenBy, ...]
@@ -179,7 +179,7 @@ def _matrix_sentence(matrix: MetricMatrix) -> str:
         )
     clean = matrix.circuits[0].measured["P(IO)"].clean
     return (
-        f"{matrix.name} ({matrix.twins} twins, {_of([matrix.seed])}): the whole model's "
+        f"{matrix.name} ({matrix.corruption} prompts, {_of([matrix.seed])}): the whole model's "
         f"P(IO) is {clean:.3f}; circuits chosen {'; '.join(each)}."
     )
 

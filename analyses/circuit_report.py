@@ -40,7 +40,7 @@ class CircuitReport(Result):
 
         if not self.study.circuit.edges:
             return {}
-        title = f"{self.facts.model}: {self.facts.task}, {self.facts.twins} twins"
+        title = f"{self.facts.model}: {self.facts.task}, corrupted by {self.facts.corruption}"
         return {"circuit.png": circuits({title: self.study.circuit})}
 
     def sentences(self) -> list[str]:
@@ -49,7 +49,7 @@ class CircuitReport(Result):
         probability, kept = list(study.measured.items())[-1]
         said = [
             f"{name[:1].upper()}{name[1:]} on {study.prompts.evaluated} prompts that edges were "
-            f"not scored on: {study.metric.clean:.3f}, of their twins ({self.facts.twins}) "
+            f"not scored on: {study.metric.clean:.3f}, corrupted ({self.facts.corruption}) "
             f"{study.metric.corrupted:.3f}, of the circuit {circuit.metric.circuit:.3f}.",
             f"{probability} is {kept.clean:.3f} on these prompts; the circuit alone gives "
             f"{kept.resample.circuit:.3f}, with other edges at their means "
@@ -107,7 +107,10 @@ def measured_table(measured: ByMetric) -> Table:
     for name in ("clean", "corrupted", "circuit", "f"):
         table.add_column(name, justify="right")
     for metric, own in measured.items():
-        for kept, how in ((own.resample, "as on the twins"), (own.mean, "mean over twins")):
+        for kept, how in (
+            (own.resample, "as on the corrupted prompts"),
+            (own.mean, "mean over corrupted prompts"),
+        ):
             numbers = (f"{x:z.3f}" for x in (own.clean, kept.corrupted, kept.circuit))
             f = "" if kept.faithfulness is None else f"{kept.faithfulness:z.2f}"
             table.add_row(metric, how, *numbers, f)

@@ -194,7 +194,7 @@ def circuit_study(
         check_sizes(sizes, len(graph))
     note(f"scoring {len(graph):,} edges")
     scores = score_edges(model, pairs, method, graph=graph, steps=steps)
-    note("running the model and its twins")
+    note("running the model and its corrupted prompts")
     runs = EdgeRuns(model, pairs if held_out is None else held_out, graph)
     check_gap(runs)
     by_size = counting(note, "circuits by size")

@@ -37,7 +37,7 @@ def compared_table(rows: Sequence[OverSeeds], least: float) -> Table:
     """Circuits by task and architecture."""
     table = Table(
         title=f"Circuits: the fewest highest-scored edges with a faithfulness f of {least:g}\n"
-        "by the metric named (what is not in the circuit is resampled from the twins)",
+        "by the metric named (what is not in the circuit is resampled from the corrupted prompts)",
         **STYLE,
     )
     table.add_column("model", no_wrap=True)
@@ -69,8 +69,8 @@ def matrix_table(matrices: Sequence[MetricMatrix]) -> Table:
     """Circuits by every metric, evaluated by every metric."""
     names = [circuit.by for circuit in matrices[0].circuits]
     table = Table(
-        title="Circuits of indirect objects by each metric (abc twins): what they keep\n"
-        "(f: others resampled|at the mean of the twins aligned with theirs)",
+        title="Circuits of indirect objects by each metric (ABC prompts): what they keep\n"
+        "(f: others resampled|at the mean of the corrupted prompts aligned with theirs)",
         **STYLE | {"padding": 0},  # -0.31|-0.25 four times is wide
     )
     table.add_column("chosen by", no_wrap=True)
@@ -119,9 +119,10 @@ def roles_table(heads: Sequence[IOIHeads]) -> Table:
                 table.add_row(f"  {role}", head.head, *cells)
                 role = ""
     table.caption = (
-        "noise: effect on IO − S of its z from the twin, in parts of the gap; P(IO): of the model, "
-        "and with the head noised; on IO, on S: what it writes for each name against the twin's in "
-        "its place, in parts of IO's; to IO, S1, S2: attention from the end (more in the JSON)"
+        "noise: effect on IO − S of its z from the corrupted prompt, in parts of the gap; P(IO): "
+        "of the model, and with the head noised; on IO, on S: what it writes for each name against "
+        "the corrupted prompt's in its place, in parts of IO's; to IO, S1, S2: attention from the "
+        "end (more in the JSON)"
     )
     return table
 
@@ -130,7 +131,9 @@ def signals_table(heads: Sequence[IOIHeads]) -> Table:
     """What links carry of who gave: layers' links, and the single ones that matter."""
     found = [(each, each.signals) for each in heads if each.signals is not None]
     table = Table(
-        title="Links frozen to a twin: change of the logit difference\n(−200%: inverted)", **STYLE
+        title="Links frozen to a corrupted prompt:\nchange of the logit difference "
+        "(−200%: inverted)",
+        **STYLE,
     )
     table.add_column("links", no_wrap=True)
     for kind, (token, position) in found[0][1].signals.items():

@@ -1,12 +1,12 @@
 """The two tasks on which circuits are compared, as clean and corrupted prompts with a metric.
 
 - Indirect objects in a language model: logit(IO) − logit(S), corrupted prompts of any kind of
-  :mod:`resval_lens.tasks.ioi_twins`. A group has its names and its end at the same positions. That
-  difference is the same whether the model would name the two or anything else, so there are three
-  more metrics (:func:`ioi_metrics`).
+  :mod:`resval_lens.tasks.ioi_corruptions`. A group has its names and its end at the same
+  positions. That difference is the same whether the model would name the two or anything else, so
+  there are three more metrics (:func:`ioi_metrics`).
 - Classifying in context in the two-layer classifier: logit(right label) − max logit(wrong labels of
-  the context), exchanged labels or objects (:mod:`resval_lens.tasks.icl_twins`). All sequences are
-  one group.
+  the context), exchanged labels or objects (:mod:`resval_lens.tasks.icl_corruptions`). All
+  sequences are one group.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from resval_lens.hooks.prompts import (
     probability,
 )
 from resval_lens.tasks.icl import ICLBatch, ICLWorld
-from resval_lens.tasks.icl_twins import Exchanged, exchanged
+from resval_lens.tasks.icl_corruptions import Exchanged, exchanged
 from resval_lens.tasks.ioi import (
     NAMES,
     IOIPrompt,
@@ -37,7 +37,7 @@ from resval_lens.tasks.ioi import (
     sayable,
     token_ids,
 )
-from resval_lens.tasks.ioi_twins import Kind, encode_twins, positions, twins
+from resval_lens.tasks.ioi_corruptions import Kind, corrupted_texts, encode_corrupted, positions
 from resval_lens.tasks.leading import AUTO, leading_token
 from resval_lens.tasks.stories import NAMES as STORY_NAMES
 from resval_lens.tasks.stories import ioi_prompts
@@ -121,7 +121,7 @@ def _spelled(tokenizer: Any, name: str) -> str:
 def ioi_pairs(
     model: ResValTransformer,
     prompts: Sequence[IOIPrompt],
-    kind: Kind = "giver",
+    kind: Kind = "random-S2",
     seed: int = 0,
     names: Sequence[str] | None = None,
     prepend: str = AUTO,
@@ -133,14 +133,15 @@ def ioi_pairs(
         prepend: what leads each prompt (:func:`~resval_lens.tasks.leading.leading_token`).
 
     Raises:
-        ValueError: a model without a tokenizer; what ``leading_token``, ``encode`` and ``twins``
+        ValueError: a model without a tokenizer; what ``leading_token``, ``encode`` and
+            ``corrupted_texts``
             refuse.
     """
     tokenizer = _tokenizer(model)
     lead = leading_token(model, prepend)
     batch = encode(prompts, tokenizer, lead)
-    texts = twins(prompts, kind, seed, names)
-    corrupted = encode_twins(prompts, texts, tokenizer, lead)
+    texts = corrupted_texts(prompts, kind, seed, names)
+    corrupted = encode_corrupted(prompts, texts, tokenizer, lead)
     labels = torch.stack([batch.io, batch.subject], 1)
     where = positions(prompts, tokenizer, lead)
     return PromptPairs(
@@ -149,7 +150,7 @@ def ioi_pairs(
         logit_difference,
         labels,
         batch.last,
-        f"indirect objects, {kind} twins",
+        f"indirect objects, {kind}",
         torch.arange(batch.tokens.shape[1]) <= batch.last[:, None],
         _alike(where),
     )

@@ -76,7 +76,7 @@ def compare_command(
 
     Writes compare.json and figures; with --report also a page that shows it all. --seeds are of
     the classifiers: only their runs are compared, or trained (0, for 45,000 steps); --seed draws
-    prompts and twins.
+    prompts and corrupted prompts.
 
     Example: `resval-lens compare --report out`
     """
@@ -132,7 +132,7 @@ def compare_command(
             "link sequences": link_sequences,
             "circuit sequences": circuit_sequences,
             "prompts": prompts,
-            "seed of prompts and twins": seed,
+            "seed of prompts and corrupted prompts": seed,
             "seeds of classifiers": sorted({each.run.seed for each in found}),
         },
     )

@@ -212,7 +212,7 @@ def _links(classifiers: ComparedClassifiers, language: ComparedLanguageModels, r
         parts += [
             _figure(intervention_figures.ablation_curves(study, model), f"{name}: links scaled",
                     "v1 are the links that arrive in layer 1, all heads. At c = 0 also "
-                    "mean-ablated (○) and resampled from the twins (×)."),
+                    "mean-ablated (○) and resampled from the corrupted prompts (×)."),
         ]  # fmt: skip
         if study.story_loss:
             parts += map(html_table, study.story_loss.tables())
@@ -232,7 +232,7 @@ def _patched(patched: Sequence[Patching]) -> str:
         "<p>The corrupted run takes one activation from the clean run: how much of the gap between "
         "the two does it recover (0: as corrupted, 1: as clean)? IO is the recipient's name, S1 "
         "and S2 the giver's first and second mention, S1+1 the token after the first, end the "
-        "last. The twins differ in who gives: "
+        "last. The corrupted prompts differ in who gives: "
         f"<q>{words(example.clean)}</q>, <q>{words(example.corrupted)}</q>.</p>"
     )
     sites = list(dict.fromkeys(found.site for found in patched))
@@ -254,17 +254,17 @@ def _patched(patched: Sequence[Patching]) -> str:
 
 def _circuits(circuits: ComparedCircuits, ready: Drawn) -> str:
     parts = [
-        "<p>Tasks: IC, classifying in context, on twins with other labels or other objects; IOI, "
-        "naming the indirect object, on twins in which someone else gives (giver) or with three "
-        "other names (abc). Metrics: IO − S is the same whether the model would name the two or "
-        "anything else; log P(IO), P(IO) and IO less the mean of all other names ask for the name "
-        "itself. f is faithfulness, the share of the clean − corrupted gap that a circuit "
+        "<p>Tasks, and how prompts are corrupted: IC, classifying in context, by other labels or "
+        "other objects; IOI, naming the indirect object, by someone else who gives (random-S2) or "
+        "three other names (ABC). Metrics: IO − S is the same whether the model would name the two "
+        "or anything else; log P(IO), P(IO) and IO less the mean of all other names ask for the "
+        "name itself. f is faithfulness, the share of the clean − corrupted gap that a circuit "
         "keeps.</p>"
     ]
     said = (
         f"The fewest highest-scored edges with a faithfulness of {FAITHFUL:g} by log P(IO). Every "
-        "other edge carries what it carries on the twin. The stronger an edge is drawn, the more "
-        "the metric loses without it. Of several seeds, the first is drawn."
+        "other edge carries what it carries on the corrupted prompt. The stronger an edge is "
+        "drawn, the more the metric loses without it. Of several seeds, the first is drawn."
     )
     for task in dict.fromkeys(title.split(": ")[1] for title in circuits.drawn):
         own = {title: each for title, each in circuits.drawn.items() if title.endswith(task)}
@@ -286,7 +286,8 @@ def _carried(circuits: ComparedCircuits) -> str:
     if not circuits.heads:
         return "<p>No language model was compared.</p>"
     said = (
-        "<p>Roles after Wang et al. (arXiv 2211.00593), measured on abc twins: movers attend from "
+        "<p>Roles after Wang et al. (arXiv 2211.00593), measured on ABC prompts: movers attend "
+        "from "
         "the end to a name and write it (negative: against it; of both names: the giver's, too), "
         "suppressors write it off, inhibiting heads tell movers which to leave out.</p>"
     )

@@ -19,7 +19,8 @@ RESULTS = ("table-1", "table-5", "table-6", "figure-3", "further-variants", "fig
 """What ``reproduce`` reproduces."""
 CLASSIFIER_VARIANTS = tuple(ICL_VARIANTS)
 SIMPLIFIED_VARIANTS = tuple(MEMORY_VARIANTS)
-TWINS = ("giver", "abc", "position", "token", "token+position", "random", "random+position",
+CORRUPTIONS = ("random-S2", "ABC", "position", "token", "token+position", "random",
+               "random+position",
          "labels", "objects")  # fmt: skip
 METHODS = ("eap", "eap-ig", "exact")
 METRICS = ("logit-difference", "log-probability", "names", "probability", "margin")

@@ -14,6 +14,7 @@ from resval_lens.analyses import completion
 from resval_lens.analyses.completion import one_of, some_of
 from resval_lens.analyses.console import progress_bars
 from resval_lens.analyses.options import (
+    CorruptedBy,
     Device,
     General,
     Heads,
@@ -25,7 +26,6 @@ from resval_lens.analyses.options import (
     Prepend,
     Prompts,
     Quiet,
-    Twins,
     notes,
     numbers,
     tell_left_out,
@@ -76,7 +76,7 @@ def patch_command(
     heads: Heads = None,
     prompts: Prompts = 64,
     seed: MaybeSeed = None,
-    twins: Twins = None,
+    corruption: CorruptedBy = None,
     general: General = False,
     prepend: Prepend = "auto",
     device: Device = "cpu",
@@ -87,7 +87,7 @@ def patch_command(
     """Activation patching: which layers, heads and positions carry the answer?
 
     One run takes one activation from the other: how much of the gap between the clean prompts and
-    their corrupted twins does it recover? Links are sites like any other: v_link, v_local.
+    their corrupted prompts does it recover? Links are sites like any other: v_link, v_local.
 
     Prompts name indirect objects; a classifier's are sequences of its test set.
 
@@ -104,7 +104,7 @@ def patch_command(
             raise ValueError(f"by must name some of {', '.join(AXES)}; got {name!r}")
     chosen_layers, chosen_heads = indices(layers, "layers"), indices(heads, "heads")
     with one_thread():
-        chosen = model_on_task(model, prompts, seed, twins, general, device, prepend)
+        chosen = model_on_task(model, prompts, seed, corruption, general, device, prepend)
         tell_left_out(chosen.left_out, quiet)
         if axes is None:
             axes = ("layer", "head") if _has_heads(chosen, site) else ("layer", "position")
@@ -162,7 +162,7 @@ def ablate_command(
     heads: Heads = None,
     prompts: Prompts = 100,
     seed: MaybeSeed = None,
-    twins: Twins = None,
+    corruption: CorruptedBy = None,
     general: General = False,
     prepend: Prepend = "auto",
     device: Device = "cpu",
@@ -174,7 +174,7 @@ def ablate_command(
 
     All links together, each receiving layer's, and each alone are cut (zero), replaced by their
     mean at that position over as many other prompts (mean), or by what they carry on the corrupted
-    twin (resample).
+    corrupted prompt (resample).
 
     Prompts name indirect objects; a classifier's are sequences of its test set. Beside stories'
     prompts stands the loss on validation stories: a cut may ruin all text, not the task alone.
@@ -190,7 +190,7 @@ def ablate_command(
     scales, wanted = _factors(factors), words(edits)
     with notes(quiet) as note, one_thread():
         note("prompts")
-        chosen, others = on_two_sets(model, prompts, seed, twins, general, device, prepend)
+        chosen, others = on_two_sets(model, prompts, seed, corruption, general, device, prepend)
         tell_left_out(chosen.left_out, quiet)
         writable(to)
         study = ablation_study(

@@ -154,7 +154,7 @@ def _write(axes: Axes, panel: np.ndarray, shades: ScalarMappable) -> None:
 def ablation_curves(study: AblationStudy, model: str = "") -> Figure:
     """The metric against the factor c by which links are scaled: all of them, and each layer's.
 
-    Marks at c = 0: the same links mean-ablated (○) and resampled from the twins (×).
+    Marks at c = 0: the same links mean-ablated (○) and resampled from the corrupted prompts (×).
     """
     measure, values = study.metric, study.cells(study.metric)
     names = [name for name in study.names if "." not in name] or study.names
@@ -180,7 +180,7 @@ def ablation_curves(study: AblationStudy, model: str = "") -> Figure:
         title = f"{_of(model)}links scaled"
         axes.set(title=title, xlabel="c (0: cut, 1: whole)", ylabel=measure)
         axes.plot([], [], color=INK, lw=1, ls="--", label="no edit")
-        axes.plot([], [], color="#999999", lw=1, ls=":", label="twins")
+        axes.plot([], [], color="#999999", lw=1, ls=":", label="corrupted")
         figure.legend(loc="outside right upper")
     return figure
 
@@ -208,7 +208,7 @@ def ablated(study: AblationStudy, model: str = "", scales: bool = True) -> Figur
             for bar, name, length in zip(drawn, names, lengths, strict=True):
                 tip(bar, f"links {name}, {edit}: {measure} {number(length)}")
         axes.axvline(study.clean[measure], color=INK, lw=1, ls="--", label="no edit")
-        axes.axvline(study.corrupted[measure], color="#999999", lw=1, ls=":", label="twins")
+        axes.axvline(study.corrupted[measure], color="#999999", lw=1, ls=":", label="corrupted")
         axes.axvline(0, color="#999999", lw=0.8)
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.set_ylim(len(names) - 0.4, -0.6)

@@ -24,8 +24,8 @@ from resval_lens.tasks.ioi import IOIBatch
 class PromptScores(NamedTuple):
     """What a model says to each prompt.
 
-    ``top1``: the likeliest token of all is IO. ``corrupted_logit_difference``: the twin's, of the
-    same two names.
+    ``top1``: the likeliest token of all is IO. ``corrupted_logit_difference``: the corrupted
+    prompt's, of the same two names.
     """
 
     logit_difference: Float[Tensor, " prompt"]
@@ -73,7 +73,7 @@ def ioi_per_prompt(model: HookedTransformer, batch: IOIBatch, chunk: int = 64) -
         tokens, corrupted, last, io, subject = part
         with evaluating(model):
             logits = _last_logits(model, tokens, last)
-            twin = _last_logits(model, corrupted, last)
+            other = _last_logits(model, corrupted, last)
         p = logits.softmax(-1)
         rows = torch.arange(len(last))
         parts.append(
@@ -82,7 +82,7 @@ def ioi_per_prompt(model: HookedTransformer, batch: IOIBatch, chunk: int = 64) -
                 p[rows, io],
                 p[rows, subject],
                 logits.argmax(-1) == io,
-                twin[rows, io] - twin[rows, subject],
+                other[rows, io] - other[rows, subject],
             )
         )
     return PromptScores(*(torch.cat(score) for score in zip(*parts, strict=True)))

@@ -26,11 +26,11 @@ SCORES: tuple[Score, ...] = (
     ("P(S)", ".3f", lambda scores: scores.p_subject),
     ("IO > S", ".3f", lambda scores: scores.accuracy),
     ("IO top", ".3f", lambda scores: scores.accuracy_top1),
-    ("twin", ".2f", lambda scores: scores.corrupted_logit_difference),
+    ("corrupted", ".2f", lambda scores: scores.corrupted_logit_difference),
 )
 OVER_PAIRS = (SCORES[0], SCORES[1], SCORES[3])
 """What is shown of several pairs of models."""
-LEGEND = "(IO − S: logit difference; twin: that of the corrupted prompts)"
+LEGEND = "(IO − S: logit difference; corrupted: that of the corrupted prompts)"
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ from resval_lens.hooks.prompts import (
 )
 from resval_lens.runtime import evaluating
 from resval_lens.tasks.ioi import IOIPrompt
-from resval_lens.tasks.ioi_twins import positions
+from resval_lens.tasks.ioi_corruptions import positions
 from resval_lens.tasks.leading import AUTO, leading_token
 from resval_lens.transformer import ResValTransformer
 
@@ -136,11 +136,13 @@ class Head:
 
 @dataclass(frozen=True)
 class Criteria:
-    """What roles were judged by: least attention and share, kind of twins, what links did."""
+    """What roles were judged by: least attention and share, kind of corrupted prompts, what links
+    did.
+    """
 
     attention: float
     share: float
-    twins: str = "abc"
+    corruption: str = "ABC"
     links: str = "frozen"
 
 
@@ -171,7 +173,7 @@ def head_roles(
     Args:
         attention: the least mean attention weight, a.
         share: the least share of the logit difference, s.
-        seed: of the corrupted prompts, three unrelated names (``abc``).
+        seed: of the corrupted prompts, three unrelated names (``ABC``).
         prepend: what leads each prompt (:func:`~resval_lens.tasks.leading.leading_token`).
         note: called with what is being done.
 
@@ -184,7 +186,7 @@ def head_roles(
             raise ValueError(f"{name} must lie between 0 and 1; got {value!r}")
     check_model(model)
     refuse_hooks(model)
-    pairs = ioi_pairs(model, prompts, "abc", seed, prepend=prepend)
+    pairs = ioi_pairs(model, prompts, "ABC", seed, prepend=prepend)
     note("noising each head")
     noised = patch(model, pairs, "z", by=("layer", "head"), direction="noise")
     clean, corrupted = noised.base, noised.source

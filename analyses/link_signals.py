@@ -1,9 +1,9 @@
 """What the links carry in indirect-object prompts: who gave, as a token or as a position.
 
-Links are frozen to what they carry on the corrupted prompts (:mod:`resval_lens.tasks.ioi_twins`),
-in which the giver's token, position, or both, say otherwise; everything else is the prompt's own.
-How far the logit difference IO − S falls is how much the model heeds what these links say of the
-giver:
+Links are frozen to what they carry on the corrupted prompts
+(:mod:`resval_lens.tasks.ioi_corruptions`), in which the giver's token, position, or both, say
+otherwise; everything else is the prompt's own. How far the logit difference IO − S falls is how
+much the model heeds what these links say of the giver:
 
     effect = (logit difference, links frozen) / (logit difference) − 1
 
@@ -25,7 +25,7 @@ from resval_lens.hooks.link_runs import LinkRuns
 from resval_lens.hooks.prompts import MAX_TOKENS, check_model, ready, refuse_hooks
 from resval_lens.runtime import evaluating
 from resval_lens.tasks.ioi import IOIPrompt
-from resval_lens.tasks.ioi_twins import SIGNALS, Kind, Signal
+from resval_lens.tasks.ioi_corruptions import SIGNALS, Kind, Signal
 from resval_lens.tasks.leading import AUTO
 from resval_lens.transformer import ResValTransformer
 
@@ -79,7 +79,7 @@ def link_signals(
     effects: dict[str, dict[Kind, float]] = {group: {} for group in groups}
     clean = 0.0
     for kind in kinds:
-        note(f"links of {kind} twins")
+        note(f"links of prompts corrupted by {kind}")
         pairs = ready(model, ioi_pairs(model, prompts, kind, seed, prepend=prepend))
         clean, summed = 0.0, dict.fromkeys(groups, 0.0)
         with evaluating(model):

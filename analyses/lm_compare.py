@@ -1,7 +1,7 @@
 """Classic beside residual-value language models on indirect objects: patched, ablated, looked at.
 
 Measured live on the models given, on unseen names, frames and objects of the generated stories;
-the twins differ in who gives.
+the corrupted prompts differ in who gives.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Note = Callable[[str], None]
 
 SCALES = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
 GRAFTED = " + link"
-TWINS = "giver"
+CORRUPTION = "random-S2"
 PATCHED = {"resid_pre": ("layer", "position"), "z": ("layer", "head")}
 """Sites, and what one cell of their heat maps has one of; of links, a layer and a position."""
 
@@ -89,8 +89,8 @@ class ComparedLanguageModels(Result):
     """Language models on indirect objects.
 
     Attributes:
-        prompts, seed, twins: how many in each set, what drew them, and their kind.
-        scores: of each model.
+        prompts, seed, corruption: how many in each set, what drew them, what differs in the
+        corrupted. scores: of each model.
         patched: of the first model of each architecture, every cell of ``PATCHED`` and its links.
         attention: of these models.
         links: of each model with streams, and of the first classic one with the first one's
@@ -100,7 +100,7 @@ class ComparedLanguageModels(Result):
 
     prompts: int
     seed: int
-    twins: str
+    corruption: str
     scores: Mapping[str, ModelScores]
     patched: list[Patching]
     attention: AttentionOnPrompt
@@ -161,7 +161,7 @@ def compare_language_models(
     Args:
         models: classic ones and ones with streams.
         prompts: in each set; links are mean-ablated by as many others.
-        seed: draws prompts and twins.
+        seed: draws prompts and corrupted prompts.
         note: called with what is being done.
 
     Raises:
@@ -177,7 +177,7 @@ def compare_language_models(
         found = ioi_scores(each.model, _encoded(drawn, each))
         scores[each.name] = ModelScores(each.architecture, each.seed, found)
     patched = [
-        _patched(on_indirect_objects(each.name, each.model, prompts, seed, TWINS), site, note)
+        _patched(on_indirect_objects(each.name, each.model, prompts, seed, CORRUPTION), site, note)
         for each in chosen
         for site in [*PATCHED, *(f"{stream.of}_link" for stream in each.model.cfg.streams)]
     ]
@@ -193,7 +193,9 @@ def compare_language_models(
                 cells = four_cells(classic.model, other.model, _encoded(drawn, classic))
                 names = classic.name, other.name, other.architecture
                 pairs.append(PairOfModels(*names, classic.seed, cells))
-    return ComparedLanguageModels(prompts, seed, TWINS, scores, patched, attention, links, pairs)
+    return ComparedLanguageModels(
+        prompts, seed, CORRUPTION, scores, patched, attention, links, pairs
+    )
 
 
 def _encoded(drawn: Sequence[IOIPrompt], each: Studied) -> IOIBatch:
@@ -239,7 +241,7 @@ def _patched(chosen: ModelOnTask, site: str, note: Note) -> Patching:
 
 
 def _link_study(each: Studied, prompts: int, seed: int, note: Note) -> ModelAblation:
-    both = on_indirect_objects(each.name, each.model, 2 * prompts, seed, TWINS)
+    both = on_indirect_objects(each.name, each.model, 2 * prompts, seed, CORRUPTION)
     chosen, others = both.rows(slice(0, prompts)), both.rows(slice(prompts, None))
     study = ablation_study(
         chosen.model,
@@ -258,7 +260,7 @@ def _attention(models: Sequence[Studied], seed: int) -> AttentionOnPrompt:
     """Every head's pattern on the first prompt."""
     tokens, shown = None, {}
     for each in models:
-        chosen = on_indirect_objects(each.name, each.model, 1, seed, TWINS)
+        chosen = on_indirect_objects(each.name, each.model, 1, seed, CORRUPTION)
         end = int(chosen.pairs.answers[0]) + 1
         layers = range(each.model.cfg.n_layers)
         names = [f"blocks.{layer}.attn.hook_pattern" for layer in layers]

@@ -305,10 +305,11 @@ def _check_alike(runs: Sequence[RecordedRun[LMRun]]) -> None:
                     f"{recorded.folder} has {name}={settings[name]!r}, {first.folder} {other!r}; "
                     "runs that are compared must agree in it"
                 )
-        twin = seen.setdefault((streams, recorded.run.seed), recorded)
-        if twin is not recorded:
+        first_of = seen.setdefault((streams, recorded.run.seed), recorded)
+        if first_of is not recorded:
             raise ValueError(
-                f"{recorded.folder} and {twin.folder} have the same streams and seed; compare one"
+                f"{recorded.folder} and {first_of.folder} have the same streams and seed; compare "
+                "one"
             )
         if not recorded.done:
             raise ValueError(f"{recorded.folder} has not reached step {recorded.run.last_step}")

@@ -114,13 +114,13 @@ Tau3 = Annotated[float, typer.Option(help="Strength of a constructed head's outp
 General = Annotated[
     bool, typer.Option("--general", help="General prompts, not those of the stories.")
 ]
-Twins = Annotated[
+CorruptedBy = Annotated[
     str | None,
     typer.Option(
-        help="How corrupted twins differ: giver, abc, position, token, token+position, random, "
-        "random+position; of a classifier: labels, objects.",
-        show_default="giver; of a classifier labels",
-        autocompletion=one_of(*completion.TWINS),
+        help="How corrupted prompts differ: random-S2, ABC, position, token, token+position, "
+        "random, random+position; of a classifier: labels, objects.",
+        show_default="random-S2; of a classifier labels",
+        autocompletion=one_of(*completion.CORRUPTIONS),
     ),
 ]
 Layers = Annotated[str | None, typer.Option(help="Layers, like 0,2,-1 or 1-3.", show_default="all")]

@@ -27,9 +27,9 @@ from resval_lens.hooks.prompts import Metric, PromptPairs, logit_difference, mar
 from resval_lens.recorded import RecordedRun, load_run, load_runs
 from resval_lens.streams import shorthand
 from resval_lens.tasks.icl import ICLBatch
-from resval_lens.tasks.icl_twins import Exchanged
+from resval_lens.tasks.icl_corruptions import Exchanged
 from resval_lens.tasks.ioi import IOIPrompt
-from resval_lens.tasks.ioi_twins import Kind, positions
+from resval_lens.tasks.ioi_corruptions import Kind, positions
 from resval_lens.tasks.leading import AUTO, NamedToken, leading_token, named_token
 from resval_lens.training.icl_run import ICLRun, draw_world
 from resval_lens.training.run_folder import read_record, trained_model
@@ -39,8 +39,8 @@ INDIRECT_OBJECTS = "indirect objects"
 IN_CONTEXT = "classifying in context"
 KINDS: dict[str, tuple[str, ...]] = {INDIRECT_OBJECTS: get_args(Kind),
                                      IN_CONTEXT: get_args(Exchanged)}  # fmt: skip
-"""The kinds of twins of each task."""
-DEFAULT_KINDS = {INDIRECT_OBJECTS: "giver", IN_CONTEXT: "labels"}
+"""The kinds of corrupted prompts of each task."""
+DEFAULT_KINDS = {INDIRECT_OBJECTS: "random-S2", IN_CONTEXT: "labels"}
 
 
 def io_is_likelier(
@@ -89,7 +89,7 @@ class Facts:
 
     Attributes:
         streams: as :func:`~resval_lens.streams.shorthand` writes them.
-        twins: their kind.
+        corruption: how corrupted prompts differ.
         prompts: how many.
         metric: its name.
     """
@@ -97,7 +97,7 @@ class Facts:
     model: str
     streams: str
     task: str
-    twins: str
+    corruption: str
     seed: int
     prompts: int
     metric: str
@@ -107,7 +107,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and its twin, as text."""
+    """A prompt and its corrupted prompt, as text."""
 
     clean: str
     corrupted: str
@@ -115,12 +115,12 @@ class Example:
 
 @dataclass(frozen=True)
 class ModelOnTask:
-    """A model, its task, and prompts beside their twins.
+    """A model, its task, and prompts beside their corrupted prompts.
 
     Attributes:
         name: as the model was asked for.
         task: a key of ``MEASURES``.
-        kind: of the twins.
+        kind: of the corrupted prompts.
         seed: that drew the prompts; of a classifier, that of its training run.
         prompts: indirect objects as text; empty for a classifier.
         lead: the token before each prompt, if there is one.
@@ -223,7 +223,7 @@ class ModelOnTask:
         return [tokenizer.decode([token]) for token in self.pairs.clean[0].tolist()]
 
     def example(self) -> Example | None:
-        """The first prompt and its twin; None for a classifier."""
+        """The first prompt and its corrupted prompt; None for a classifier."""
         if not self.prompts:
             return None
         tokenizer: Any = self.model.tokenizer
@@ -323,8 +323,8 @@ def model_on_task(
 
     Args:
         prompts: how many.
-        seed: draws indirect objects, and new names of twins; by default 0.
-        kind: of twins: ``KINDS``.
+        seed: draws indirect objects, and new names of corrupted prompts; by default 0.
+        kind: of corrupted prompts: ``KINDS``.
         general: prompts of :func:`~resval_lens.tasks.ioi.generate_prompts` instead of stories.
         device: where the model runs (:func:`find_model`); the prompts go there, too.
         prepend: what leads each prompt (:func:`~resval_lens.tasks.leading.leading_token`).
@@ -338,7 +338,9 @@ def model_on_task(
     task = INDIRECT_OBJECTS if recorded is None else IN_CONTEXT
     kind = DEFAULT_KINDS[task] if kind is None else kind
     if kind not in KINDS[task]:
-        raise ValueError(f"twins: {name}, on {task}, has {', '.join(KINDS[task])}; got {kind!r}")
+        raise ValueError(
+            f"corruption: {name}, on {task}, has {', '.join(KINDS[task])}; got {kind!r}"
+        )
     if recorded is None:
         return on_indirect_objects(name, model, prompts, seed or 0, kind, general, prepend)
     for given, option in (

@@ -69,7 +69,7 @@ def found(sizes: dict[str, int], **changes: Any) -> Patching:
 
 def facts(model: str) -> Facts:
     """Of a model on indirect objects."""
-    return Facts(model, "v", "indirect objects", "giver", 0, 4, "logit difference", None, ())
+    return Facts(model, "v", "indirect objects", "random-S2", 0, 4, "logit difference", None, ())
 
 
 def graph(n_key_value_heads: int | None = None) -> Graph:

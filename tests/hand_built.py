@@ -30,7 +30,7 @@ def linked_model() -> ResValTransformer:
 
 
 def linked_pairs() -> PromptPairs:
-    """Prompts in which token 3 stands once; in their twins token 5 stands there."""
+    """Prompts in which token 3 stands once; in their corrupted prompts token 5 stands there."""
     clean = torch.tensor([[1, 3, 2, 4], [3, 6, 1, 2], [7, 8, 1, 3]])
     corrupted = torch.where(clean == 3, 5, clean)
     return PromptPairs(clean, corrupted, logit_difference, torch.tensor([[3, 5]] * 3))

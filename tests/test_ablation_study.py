@@ -119,10 +119,10 @@ def test_a_mask_says_that_what_looks_like_padding_is_none() -> None:
 def test_each_edit_is_plain_hooks_by_hand(
     model: ResValTransformer, study: AblationStudy, name: str, edit: str
 ) -> None:
-    _, twins = model.run_with_cache(PAIRS.corrupted)
+    _, corrupted = model.run_with_cache(PAIRS.corrupted)
     edits = {}
     for layer, heads in WHERE[name].items():
-        link, average = twins[hook_of(layer)], means_by_hand(model, layer)
+        link, average = corrupted[hook_of(layer)], means_by_hand(model, layer)
         new = {
             "zero": torch.zeros_like,
             "mean": average.expand_as,
@@ -212,7 +212,7 @@ def test_no_edit_is_run_twice(model: ResValTransformer, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(ResValTransformer, "run_blocks", counted)
     found = ablation_study(model, PAIRS, OTHERS, MEASURES, edits=["zero"], scales=(0, 1, 2))
-    assert sorted(runs) == [0, 0, *[1] * 2 * 6, *[2] * 2 * 5]  # clean, twins; zero and 2
+    assert sorted(runs) == [0, 0, *[1] * 2 * 6, *[2] * 2 * 5]  # clean, corrupted; zero and 2
     for name in groups(model, links(model)):
         assert row_of(found, name, "scale 0") == row_of(found, name, "zero")
         assert row_of(found, name, "scale 1") == found.clean

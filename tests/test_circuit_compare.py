@@ -127,7 +127,7 @@ def test_agreement_is_of_ranks_and_of_numbers() -> None:
 
 def test_both_tasks_and_both_models_are_compared(compared: ComparedCircuits) -> None:
     rows = {(row.task, row.architecture) for row in compared.over_seeds}
-    tasks = ("IC (labels)", "IC (objects)", "IOI (giver)", "IOI (abc)")
+    tasks = ("IC (labels)", "IC (objects)", "IOI (random-S2)", "IOI (ABC)")
     assert rows == {(task, kind) for task in tasks for kind in ("classic", "values")}
     for row in compared.over_seeds:
         classic = row.architecture == "classic"
@@ -162,16 +162,16 @@ def test_what_is_said_is_what_was_measured(compared: ComparedCircuits) -> None:
 
 def test_circuits_by_each_metric_are_evaluated_by_all(compared: ComparedCircuits) -> None:
     matrix = compared.matrices[1]
-    assert (matrix.architecture, matrix.twins, matrix.seed) == ("values", "abc", 0)
+    assert (matrix.architecture, matrix.corruption, matrix.seed) == ("values", "ABC", 0)
     assert [each.by for each in matrix.circuits] == [
         "IO − S", "log P(IO)", "IO − other names", "P(IO)",
     ]  # fmt: skip
     (own,) = (e for e in compared.circuits if (e.task, e.architecture) ==
-              ("IOI (abc)", "values"))  # fmt: skip
+              ("IOI (ABC)", "values"))  # fmt: skip
     assert matrix.circuits[1].edges == own.study.circuit.edges
     model = ResValTransformer.from_pretrained("stories-small-values")
     drawn = ioi_prompts(16, 0, "unseen", "unseen", "unseen")
-    pairs = ioi_pairs(model, drawn, "abc", 0).rows(slice(8, 16))
+    pairs = ioi_pairs(model, drawn, "ABC", 0).rows(slice(8, 16))
     assert pairs.groups is not None
     assert len(pairs.groups.unique()) == matrix.groups
     for name, metric in ioi_metrics(model).items():
@@ -221,7 +221,9 @@ def test_every_table_and_figure_draws(compared: ComparedCircuits, tmp_path: Path
     assert circuit_tables.signals_table(compared.heads).row_count > 4
     assert len(compared.tables()) == 4
     assert list(compared.drawn) == [
-        f"{kind}: IOI ({twins})" for twins in ("abc", "giver") for kind in ("classic", "values")
+        f"{kind}: IOI ({corrupted})"
+        for corrupted in ("ABC", "random-S2")
+        for kind in ("classic", "values")
     ]
     drawn = [
         *compared.figures().values(),
@@ -244,7 +246,7 @@ def test_a_studied_model_is_named_by_its_architecture() -> None:
 
 def test_models_that_cannot_be_compared_are_refused_at_once() -> None:
     models = studied_models()
-    with pytest.raises(ValueError, match="prompts=1 are too few: kind='abc' takes 3 new names"):
+    with pytest.raises(ValueError, match="prompts=1 are too few: kind='ABC' takes 3 new names"):
         check_models(models, 1, 0)
     other = copy.copy(models[1].model)
     other.tokenizer = Tokens({"a": 0})

@@ -387,8 +387,10 @@ def test_the_exact_best_circuit_is_the_most_faithful_of_its_size() -> None:
     assert abs(1 - (found.value or 0)) == pytest.approx(min(every), abs=1e-5)
 
 
-def test_mean_ablation_is_the_mean_over_twins_of_a_group() -> None:
-    """Twins that are alike in a group are their own mean; otherwise activations are averaged."""
+def test_mean_ablation_is_the_mean_over_corrupted_prompts_of_a_group() -> None:
+    """Corrupted prompts that are alike in a group are their own mean; otherwise activations are
+    averaged.
+    """
     model = tiny_model("v", dtype=torch.float64)
     pairs = tiny_pairs(model)
     alike = PromptPairs(pairs.clean, pairs.corrupted[[0, 0, 1]], pairs.metric, pairs.labels)

@@ -356,7 +356,7 @@ def completed(monkeypatch: pytest.MonkeyPatch, line: str) -> list[str]:
         ("patch --direction ", ["denoise", "noise"]),
         ("patch --by layer,", ["layer,position", "layer,head"]),
         ("ablate --edits zero,m", ["zero,mean"]),
-        ("circuit --twins token", ["token", "token+position"]),
+        ("circuit --corruption token", ["token", "token+position"]),
         ("circuit --method eap", ["eap", "eap-ig"]),
         ("train icl --variants keys,values-", ["keys,values-detached", "keys,values-half",
                                                "keys,values-norm-matched", "keys,values-no-own"]),
@@ -379,7 +379,7 @@ def test_completion_knows_what_the_commands_accept():
     assert set(completion.RESULTS) == {*TABLES, *FIGURES, "figure-3", "further-variants"}
     assert tuple(ICL_VARIANTS) == completion.CLASSIFIER_VARIANTS
     assert tuple(MEMORY_VARIANTS) == completion.SIMPLIFIED_VARIANTS
-    assert set(completion.TWINS) == {kind for kinds in KINDS.values() for kind in kinds}
+    assert set(completion.CORRUPTIONS) == {kind for kinds in KINDS.values() for kind in kinds}
     assert get_args(Method) == completion.METHODS
     assert tuple(EDITS) == completion.EDITS
     assert (completion.AXES, completion.DIRECTIONS) == (AXES, DIRECTIONS)

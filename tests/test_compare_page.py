@@ -186,7 +186,7 @@ def test_attention_is_the_models_own(html: str, data: dict):
         assert torch.allclose(torch.tensor(props["attention"]), means, atol=6e-5)
         assert props["headLabels"] == ["layer 1", "layer 2"]
     for props, models in zip(shown[2:], studied_models(), strict=True):
-        chosen = on_indirect_objects(models.name, models.model, 1, 0, "giver")
+        chosen = on_indirect_objects(models.name, models.model, 1, 0, "random-S2")
         end = int(chosen.pairs.answers[0]) + 1
         _, cache = models.model.run_with_cache(chosen.pairs.clean[:, :end])
         own = torch.cat([cache["pattern", layer][0] for layer in range(4)])
@@ -300,7 +300,7 @@ def test_a_patched_head_is_a_plain_hook(compared: ComparedLanguageModels):
             entry for entry in compared.patched
             if entry.facts.model == each.name and entry.site == "z"
         )  # fmt: skip
-        pairs = on_indirect_objects(each.name, each.model, 6, 3, "giver").pairs
+        pairs = on_indirect_objects(each.name, each.model, 6, 3, "random-S2").pairs
         rows = torch.arange(len(pairs))
         with torch.no_grad():
             _, clean = each.model.run_with_cache(pairs.clean)

@@ -124,7 +124,7 @@ def test_ablating_links(run, capsys):
     alone = f"to {float(told['v1.h2 cut']):.1f} when the link of one head"
     assert alone.replace("-0.", "−.") in text
     assert min(float(told[f"V{i} → V{i + 1} cut"]) for i in (1, 2)) > 0.95 * trained
-    assert {"mean", "resampled", "from the twin"} < set(told)
+    assert {"mean", "resampled", "from the corrupted prompt"} < set(told)
     assert len(found["study"].rows) == 3 * (1 + 3 + 12)  # edits of all, of layers, of each
 
 
@@ -277,9 +277,9 @@ def test_circuits_over_seeds():
     own = [
         entry["study"]["circuit"]["n_edges"]
         for entry in report["circuits"]
-        if (entry["task"], entry["architecture"]) == ("IOI (abc)", "values")
+        if (entry["task"], entry["architecture"]) == ("IOI (ABC)", "values")
     ]
-    shown = next(row for row in rows(part) if row[0:3:2] == ["IOI (abc)", "values"])
+    shown = next(row for row in rows(part) if row[0:3:2] == ["IOI (ABC)", "values"])
     assert shown[1] == "IO − S"
     assert shown[4] == f"{np.mean(own):.1f} ± {np.std(own):.1f}"
     assert f"- {report['found'][0]}" in part

@@ -38,7 +38,7 @@ COMMANDS = {
     "patch numbers": "patch --site resid_pre --by position,layer --positions 0,-1 --prompts 12",
     "patch three": "patch --by layer,position,head --positions S2,end --layers 1,2 --prompts 4",
     "patch one": "patch --site v_link --by head --layers 1 --direction noise --prompts 4",
-    "patch classifier": "patch values --prompts 6 --twins objects",
+    "patch classifier": "patch values --prompts 6 --corruption objects",
     "ablate": "ablate --prompts 6 --layers 1 --edits zero,mean",
     "ablate classifier": "ablate values --prompts 20 --scale 1,0",
     "circuit": "circuit --prompts 4 --method eap --least 0.5",
@@ -111,7 +111,7 @@ def test_a_command_prints_what_its_json_holds_and_draws(name: str, done: dict[st
 def test_patched_heads_are_plain_hooks_by_hand(done: dict[str, Done]) -> None:
     report = done["patch"].report
     model = ResValTransformer.from_pretrained("stories-small-values")
-    pairs = ioi_pairs(model, ioi_prompts(8, 0, "unseen", "unseen", "unseen"), "giver", 0)
+    pairs = ioi_pairs(model, ioi_prompts(8, 0, "unseen", "unseen", "unseen"), "random-S2", 0)
     rows = torch.arange(8)
 
     def difference(logits: torch.Tensor) -> float:
@@ -172,7 +172,7 @@ def test_links_are_sites_and_noise_starts_from_clean(done: dict[str, Done]) -> N
 def test_a_classifier_is_patched_by_position(done: dict[str, Done]) -> None:
     report = done["patch classifier"].report
     assert (report["task"], report["metric"]) == ("classifying in context", "margin")
-    assert report["twins"] == "objects"
+    assert report["corruption"] == "objects"
     assert list(report["axes"]) == ["layer", "position"]
     assert report["tokens"] == [*"olololololololol", "q"]
     assert report["recovered"][1][16] == pytest.approx(1, abs=0.5)
@@ -323,8 +323,8 @@ def test_models_are_found_by_name_and_folder(tmp_path: Path) -> None:
         ("patch stories-smal-values", "no model 'stories-smal-values'; did you mean "
          "'stories-small-values'? There are stories-small-classic, stories-small-values, classic"),
         ("patch analyses", "analyses holds no saved model; expected its config.json"),
-        ("patch values --twins giver", "has labels, objects; got 'giver'"),
-        ("patch --twins labels", "random+position, giver, abc; got 'labels'"),
+        ("patch values --corruption random-S2", "has labels, objects; got 'random-S2'"),
+        ("patch --corruption labels", "random+position, random-S2, ABC; got 'labels'"),
         ("patch values --seed 1", "--seed is for indirect objects; values is a classifier"),
         ("patch values --general", "--general is for indirect objects"),
         ("patch values --prompts 20000", "values has 10,000 sequences; 20,000 are needed"),

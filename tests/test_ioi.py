@@ -184,10 +184,10 @@ def test_a_prompt_says_what_its_order_says() -> None:
         assert "{" not in prompt.text
 
 
-def test_a_twin_differs_in_the_givers_name_alone() -> None:
+def test_a_corrupted_prompt_differs_in_the_givers_name_alone() -> None:
     for prompt in generate_prompts(300, seed=1) + [p for pair in paper_prompts() for p in pair]:
-        words, twin = WORD.findall(prompt.text), WORD.findall(prompt.corrupted)
-        changed = [(a, b) for a, b in zip(words, twin, strict=True) if a != b]
+        words, corrupted = WORD.findall(prompt.text), WORD.findall(prompt.corrupted)
+        changed = [(a, b) for a, b in zip(words, corrupted, strict=True) if a != b]
         assert len(changed) == 1
         ((giver, third),) = changed
         assert giver == prompt.subject
@@ -195,8 +195,8 @@ def test_a_twin_differs_in_the_givers_name_alone() -> None:
         assert third not in words
         where = [i for i, word in enumerate(words) if word == prompt.subject]
         assert len(where) == 2
-        assert twin[where[0]] == prompt.subject
-        assert twin[where[1]] == third
+        assert corrupted[where[0]] == prompt.subject
+        assert corrupted[where[1]] == third
 
 
 def test_every_template_name_place_and_object_is_used() -> None:
@@ -268,7 +268,7 @@ def test_impossible_prompts_are_refused(wrong: dict[str, Any], message: str) -> 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"order": "ABC"}, "order must be 'ABBA' or 'BABA'; got 'ABC'"),
+        ({"order": "abc"}, "order must be 'ABBA' or 'BABA'; got 'abc'"),
         ({"io": "John"}, "two people; both are 'John'"),
         ({"text": "John gave the bag to "}, "text must not end with a space"),
         ({"corrupted": "Lucy gave the bag to "}, "corrupted must not end with a space"),
@@ -398,7 +398,7 @@ def test_a_name_of_two_tokens_is_refused_by_name(who: str) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     names = ("Johny", "Mary") if who == "subject" else ("Mary", "Johny")
     text = "When {} and {} went to the shops, {} gave the bag to"
-    # The twin is as long as the prompt: only the name itself is in the way.
+    # The corrupted is as long as the prompt: only the name itself is in the way.
     prompt = IOIPrompt(text.format(*names, "Tom"), names[1], names[0], "BABA", text,
                        text.format(*names, "Sam"))  # fmt: skip
     message = "name 'Johny' is 2 tokens with this tokenizer: 'John' . '.*y'; expected one"
@@ -425,13 +425,13 @@ def test_a_name_that_changes_the_tokens_before_it_is_refused() -> None:
         encode([prompt], tokenizer)
 
 
-def test_a_twin_of_another_length_is_refused_with_its_prompt() -> None:
+def test_a_corrupted_prompt_of_another_length_is_refused_with_its_prompt() -> None:
     prompt = replace(paper_prompts()[0][0], corrupted="When John and Mary went, Lucy gave it to")
     with pytest.raises(ValueError, match=r"'When John and Mary went .*has 10 tokens, not 14"):
         encode([prompt], TOKENIZER)
 
 
-def test_a_twin_with_the_prompts_own_tokens_is_refused() -> None:
+def test_a_corrupted_prompt_with_the_prompts_own_tokens_is_refused() -> None:
     prompt = paper_prompts()[0][0]
     with pytest.raises(ValueError, match="has the same tokens"):
         encode([replace(prompt, corrupted=prompt.text)], TOKENIZER)
@@ -456,7 +456,7 @@ def loop_scores(
             with torch.no_grad(), model.hooks(fwd_hooks=list(fwd_hooks)):
                 logits = model(torch.tensor([by_word(text)]))
             said.append(logits[0, -1].double().numpy())
-        logits, twin = said
+        logits, corrupted = said
         io, subject = own[prompt.io], own[prompt.subject]
         total = sum(math.exp(x) for x in logits)
         best = max(range(len(logits)), key=lambda v, logits=logits: logits[v])
@@ -467,7 +467,7 @@ def loop_scores(
                 "p_subject": math.exp(logits[subject]) / total,
                 "accuracy": float(logits[io] > logits[subject]),
                 "accuracy_top1": float(best == io),
-                "corrupted_logit_difference": twin[io] - twin[subject],
+                "corrupted_logit_difference": corrupted[io] - corrupted[subject],
             }
         )
     return found

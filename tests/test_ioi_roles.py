@@ -19,7 +19,7 @@ from resval_lens.analyses.ioi_roles import (
 )
 from resval_lens.analyses.link_signals import link_signals
 from resval_lens.hooks.path_patching import path_patch
-from resval_lens.tasks.ioi_twins import positions
+from resval_lens.tasks.ioi_corruptions import positions
 from resval_lens.tasks.stories import ioi_prompts
 from resval_lens.transformer import ResValTransformer
 
@@ -92,14 +92,14 @@ def test_what_roles_are_judged_by_is_measured(values: ResValTransformer) -> None
     found = head_roles(model, PROMPTS)
     assert [each.head for each in found.roles["subject mover"]] == ["a1.h2"]
     head = found.roles["subject mover"][0]
-    pairs = ioi_pairs(model, PROMPTS, "abc", 0)
+    pairs = ioi_pairs(model, PROMPTS, "ABC", 0)
     where = positions(PROMPTS, tokenizer, tokenizer.eos_token_id)
     with torch.no_grad():
         logits, cache = model.run_with_cache(pairs.clean, padding_side="right")
-        _, twin = model.run_with_cache(pairs.corrupted, padding_side="right")
+        _, corrupted = model.run_with_cache(pairs.corrupted, padding_side="right")
 
         def noise(z: torch.Tensor, hook: Any) -> torch.Tensor:
-            z[:, :, 2] = twin["z", 1][:, :, 2]
+            z[:, :, 2] = corrupted["z", 1][:, :, 2]
             return z
 
         noised = model.run_with_hooks(
@@ -137,14 +137,14 @@ def test_the_mover_of_both_names_is_found_and_needed(values: ResValTransformer) 
     found = head_roles(values, PROMPTS)
     (head,) = found.roles["mover of both"]
     assert head.head == "a1.h1"
-    pairs = ioi_pairs(values, PROMPTS, "abc", 0)
+    pairs = ioi_pairs(values, PROMPTS, "ABC", 0)
     where = positions(PROMPTS, tokenizer, tokenizer.eos_token_id)
     rows = torch.arange(len(PROMPTS))
     with torch.no_grad():
-        _, twin = values.run_with_cache(pairs.corrupted, padding_side="right")
+        _, corrupted = values.run_with_cache(pairs.corrupted, padding_side="right")
 
         def noise(z: torch.Tensor, hook: Any) -> torch.Tensor:
-            z[:, :, 1] = twin["z", 1][:, :, 1]
+            z[:, :, 1] = corrupted["z", 1][:, :, 1]
             return z
 
         hooks: list[Any] = [("blocks.1.attn.hook_z", noise)]
@@ -188,7 +188,7 @@ def test_path_patching_into_queries_is_what_s_inhibition_is_judged_by(
     readers = {
         each.head for role in ("name mover", "subject suppressor") for each in found.roles[role]
     }
-    pairs = ioi_pairs(values, PROMPTS, "abc", 0)
+    pairs = ioi_pairs(values, PROMPTS, "ABC", 0)
     gap = found.logit_difference.clean - found.logit_difference.corrupted
     largest = 0.0
     for each in found.roles["previous token"]:
@@ -209,7 +209,9 @@ def test_direct_effects_are_attributions(values: ResValTransformer) -> None:
     torch.testing.assert_close(ours, wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_links_frozen_to_a_twin_carry_what_it_carries(values: ResValTransformer) -> None:
+def test_links_frozen_to_a_corrupted_prompt_carry_what_it_carries(
+    values: ResValTransformer,
+) -> None:
     found = link_signals(values, PROMPTS, kinds=("token", "position"))
     assert set(found.effects) == {
         "all", "v1", "v2", "v3", *(f"v{i}.h{head}" for i in (1, 2, 3) for head in range(4))
@@ -217,10 +219,10 @@ def test_links_frozen_to_a_twin_carry_what_it_carries(values: ResValTransformer)
     for kind in ("token", "position"):
         pairs = ioi_pairs(values, PROMPTS, kind, 0)
         with torch.no_grad():
-            _, twin = values.run_with_cache(pairs.corrupted, padding_side="right")
+            _, corrupted = values.run_with_cache(pairs.corrupted, padding_side="right")
 
-            def put(link: torch.Tensor, hook: Any, twin: Any = twin) -> torch.Tensor:
-                link[:, :, 2] = twin["v_link", 1][:, :, 2]
+            def put(link: torch.Tensor, hook: Any, corrupted: Any = corrupted) -> torch.Tensor:
+                link[:, :, 2] = corrupted["v_link", 1][:, :, 2]
                 return link
 
             hooks: list[Any] = [("blocks.1.attn.hook_v_link", put)]

@@ -80,7 +80,7 @@ def test_every_reader_of_prompts_is_led_alike() -> None:
     model = model_with(tokenizer)
     number = tokenizer.bos_token_id
     for prepend, lead in (("auto", number), ("none", None), ("eos", tokenizer.eos_token_id)):
-        chosen = on_indirect_objects("some", model, 6, 0, "giver", True, prepend)
+        chosen = on_indirect_objects("some", model, 6, 0, "random-S2", True, prepend)
         first = chosen.pairs.clean[:, 0].tolist()
         assert chosen.lead == lead
         assert (first == [lead] * 6) is (lead is not None)
@@ -116,8 +116,8 @@ def test_names_of_several_tokens_are_left_out(missing: set[str], seed: int) -> N
     names = [name for name in NAMES if name not in missing]
     assert prompts == generate_prompts(20, seed, names)
     model = model_with(tokenizer)
-    chosen = on_indirect_objects("some", model, 20, seed, "random" if len(names) > 4 else "giver",
-                                 general=True)  # fmt: skip
+    kind = "random" if len(names) > 4 else "random-S2"
+    chosen = on_indirect_objects("some", model, 20, seed, kind, general=True)
     assert chosen.facts().names_left_out == tuple(left_out)
     said = {word for prompt in chosen.prompts for word in prompt.text.replace(".", "").split()}
     assert not said & missing

@@ -27,7 +27,7 @@ LENGTH = 6
 
 
 def pairs_of(prompts: int = 2, length: int = LENGTH, same: int = 1, **settings: Any) -> PromptPairs:
-    """Random prompts and twins that begin with ``same`` equal tokens."""
+    """Random prompts and corrupted prompts that begin with ``same`` equal tokens."""
     clean, corrupted = tiny_tokens(prompts, length, seed=3), tiny_tokens(prompts, length, seed=4)
     corrupted[:, :same] = clean[:, :same]
     labels = tiny_tokens(prompts, 2, seed=5)
@@ -253,7 +253,7 @@ def test_the_runs_own_metrics_stand_beside_the_cells() -> None:
     close(found.recovered(), (found.values - corrupted) / (clean - corrupted))
 
 
-def test_twins_that_are_the_same_leave_no_gap() -> None:
+def test_corrupted_prompts_that_are_the_same_leave_no_gap() -> None:
     pairs = pairs_of(same=LENGTH)
     found = patch(tiny_model("v"), pairs, "v_link")
     assert (found.values == found.base).all()

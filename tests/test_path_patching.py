@@ -216,7 +216,7 @@ def test_links_let_through_matter_where_values_change_on_their_way() -> None:
 
 
 @torch.no_grad()
-def test_equal_twins_have_no_effect() -> None:
+def test_equal_corrupted_prompts_have_no_effect() -> None:
     model = tiny_model("v", **DOUBLE)
     same = PromptPairs(PAIRS.clean, PAIRS.clean, logit_difference, LABELS)
     for receivers in (["logits"], ["a3.h0<v>", "m2"]):

@@ -31,7 +31,7 @@ def test_every_link_of_a_row_is_patched_from_one_run_of_another_prompt(
         torch.testing.assert_close(model(TOKENS), torch.cat(expected))
 
 
-def test_each_row_from_its_own_twin_is_freezing() -> None:
+def test_each_row_from_its_own_corrupted_prompt_is_freezing() -> None:
     model = tiny_model("qv")
     reference = link_activations(model, tiny_tokens(seed=5))
     with edit_links(model, resample(reference, torch.arange(2)), heads=[1], positions=[2, 3]):

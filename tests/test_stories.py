@@ -466,7 +466,7 @@ def test_prompts_are_what_they_say(
         is_unseen = [re.match(pattern(f.split(" {gave}")[0]), prompt.text) for f in HELD_OUT_FRAMES]
         assert any(is_unseen) == (frames == "unseen")
         assert is_held_out_object(prompt.text.split()[-2]) == (objects == "unseen")
-    encode(prompts, tokenizer)  # raises unless names are one token and twins of equal length
+    encode(prompts, tokenizer)  # raises unless names are one token and corrupted of equal length
 
 
 def check_prompt(prompt: IOIPrompt) -> None:

@@ -1,7 +1,7 @@
 """How well a circuit stands for the model: faithfulness, completeness, minimality.
 
 Every number comes from exact runs in which the edges outside the circuit carry what they carry on
-the corrupted twins (edge patching). With m the mean metric over prompts:
+the corrupted prompts (edge patching). With m the mean metric over prompts:
 
     faithfulness  f(C) = (m(C) − m(corrupted)) / (m(clean) − m(corrupted))
     completeness  |m(C∖K) − m(M∖K)| for sets K of heads and MLPs that are knocked out of the

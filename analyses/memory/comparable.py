@@ -60,10 +60,10 @@ def by_variant(
     free = (*_VARIED, *(f"task.{name}" for name in task_may_differ))
     for recorded in runs:
         own = grouped.setdefault(recorded.run.name, [])
-        for twin in own:
-            if twin.run.seed == recorded.run.seed:
+        for other in own:
+            if other.run.seed == recorded.run.seed:
                 raise ValueError(
-                    f"{twin.folder} and {recorded.folder} are the same variant and seed; keep one"
+                    f"{other.folder} and {recorded.folder} are the same variant and seed; keep one"
                 )
         own.append(recorded)
         for its, may_differ in ((own[0], ("seed",)), (runs[0], free)):

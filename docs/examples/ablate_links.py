@@ -20,7 +20,7 @@ from resval_lens.hooks import (
 from resval_lens.tasks.stories import ioi_prompts
 
 model = ResValTransformer.from_pretrained("stories-small-values")
-pairs = ioi_pairs(model, ioi_prompts(32, seed=0, names="unseen"), "giver")
+pairs = ioi_pairs(model, ioi_prompts(32, seed=0, names="unseen"), "random-S2")
 
 
 def difference() -> float:
@@ -43,16 +43,16 @@ with scale_links(model, 0.5):  # every link, half of it
 # --8<-- [end:select]
 
 # --8<-- [start:edits]
-others = ioi_pairs(model, ioi_prompts(64, seed=1, names="unseen"), "giver")
+others = ioi_pairs(model, ioi_prompts(64, seed=1, names="unseen"), "random-S2")
 length = pairs.clean.shape[1]
 reference = link_activations(model, others.clean[:, :length])  # on other prompts
 generator = torch.Generator().manual_seed(0)
 rows = torch.randint(len(others), (len(pairs),), generator=generator)
-twins = link_activations(model, pairs.corrupted)  # on each prompt's own twin
+corrupted = link_activations(model, pairs.corrupted)  # on each corrupted prompt
 for name, edit in {
     "mean": mean(reference, per_position=False),
     "resampled": resample(reference, rows),
-    "from the twin": freeze(twins),
+    "from the corrupted prompt": freeze(corrupted),
 }.items():
     with edit_links(model, edit, layers=1):
         print(name, difference())
@@ -60,7 +60,7 @@ for name, edit in {
 
 # --8<-- [start:hooks]
 chosen = links(model, of="v", layers=1)
-hooks = link_hooks(model, freeze(twins), chosen, positions=[-1])
+hooks = link_hooks(model, freeze(corrupted), chosen, positions=[-1])
 logits = model.run_with_hooks(pairs.clean, fwd_hooks=hooks)
 # --8<-- [end:hooks]
 
@@ -68,8 +68,8 @@ logits = model.run_with_hooks(pairs.clean, fwd_hooks=hooks)
 from resval_lens.analyses.ablation_study import ablation_study
 from resval_lens.hooks import logit_difference, probability
 
-others = ioi_pairs(model, ioi_prompts(64, seed=1, names="unseen"), "giver")
-both = ioi_pairs(model, ioi_prompts(64, seed=0, names="unseen"), "giver")
+others = ioi_pairs(model, ioi_prompts(64, seed=1, names="unseen"), "random-S2")
+both = ioi_pairs(model, ioi_prompts(64, seed=0, names="unseen"), "random-S2")
 first, second = both.split(32)
 measures = {"IO − S": logit_difference, "P(IO)": probability}
 study = ablation_study(model, first, second, measures)

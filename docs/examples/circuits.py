@@ -9,13 +9,13 @@ from resval_lens.tasks.stories import ioi_prompts
 
 model = ResValTransformer.from_pretrained("stories-small-values")
 prompts = ioi_prompts(32, seed=0, names="unseen")
-pairs = ioi_pairs(model, prompts, "giver")  # clean ones beside their twins
+pairs = ioi_pairs(model, prompts, "random-S2")  # clean ones beside their corrupted prompts
 # --8<-- [end:pairs]
 
 from resval_lens.hooks import patch, path_patch_each
 
 # --8<-- [start:patch]
-heads = patch(model, pairs, "z", by=("layer", "head"))  # clean into the twins' run
+heads = patch(model, pairs, "z", by=("layer", "head"))  # clean into the corrupted run
 print(heads.recovered())  # 0: as without, 1: as the clean run
 senders = ["a1.h2", "v1.h2", "m1"]  # a head, the link into it, an MLP
 paths = path_patch_each(model, pairs, senders, "logits", links="through")

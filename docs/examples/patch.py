@@ -5,13 +5,13 @@
 from resval_lens import ResValTransformer
 from resval_lens.analyses.circuit_tasks import ioi_pairs
 from resval_lens.hooks import patch
-from resval_lens.tasks.ioi_twins import positions
+from resval_lens.tasks.ioi_corruptions import positions
 from resval_lens.tasks.leading import leading_token
 from resval_lens.tasks.stories import ioi_prompts
 
 model = ResValTransformer.from_pretrained("stories-small-values")
 prompts = ioi_prompts(32, seed=0, names="unseen")
-pairs = ioi_pairs(model, prompts, "giver")
+pairs = ioi_pairs(model, prompts, "random-S2")
 
 links = patch(model, pairs, "v_link", by=("layer", "head"))  # what arrives
 own = patch(model, pairs, "v_local", by=("layer", "head"))  # the layers' own

@@ -5,7 +5,7 @@
          IO       S1                      S2                   IO
 
 A prompt names two people, then one of them, the subject S, again as the giver; what comes next is
-the other's name, the indirect object IO. In a prompt's corrupted twin a third person gives, and
+the other's name, the indirect object IO. In the corrupted prompt a third person gives, and
 nothing tells the two apart.
 """
 
@@ -130,7 +130,7 @@ def paper_prompts(
 
     Args:
         sentences: each names two people as "A and B", then has one ``*`` where the subject goes.
-        third: who gives in the corrupted twins, which the paper does not have.
+        third: who gives in the corrupted prompts, which the paper does not have.
 
     Raises:
         ValueError: a sentence of another form, or one that names ``third``.
@@ -167,8 +167,8 @@ def generate_prompts(
     """``n`` distinct prompts, BABA and ABBA in turn, in the manner of Wang et al. (2022).
 
     Of each order the prompts are drawn without replacement, all that can be made being equally
-    likely; the third name of a corrupted twin is any of the others. With an odd ``n`` there is one
-    more BABA. The same arguments give the same prompts.
+    likely; the third name of a corrupted prompt is any of the others. With an odd ``n`` there is
+    one more BABA. The same arguments give the same prompts.
 
     Args:
         templates: with the slots {first} and {second}, then {giver}, each after a space, and
@@ -249,7 +249,7 @@ class IOIBatch(NamedTuple):
 
     ``last`` is the position of a prompt's last own token, whose logits say who comes next; ``io``
     and ``subject`` are the names' tokens. Causal attention does not see the padding from there.
-    ``corrupted`` holds the twins, of the same lengths.
+    ``corrupted`` holds the corrupted prompts, of the same lengths.
     """
 
     tokens: Int[Tensor, "prompt pos"]
@@ -260,7 +260,7 @@ class IOIBatch(NamedTuple):
 
 
 def encode(prompts: Sequence[IOIPrompt], tokenizer: Any, prepend: int | None = None) -> IOIBatch:
-    """The prompts' tokens, those of their twins, and of the names that may come next.
+    """The prompts' tokens, those of their corrupted prompts, and of the names that may come next.
 
     Args:
         tokenizer: a ``tokenizers.Tokenizer`` or one of transformers. Padding is its padding or
@@ -269,21 +269,21 @@ def encode(prompts: Sequence[IOIPrompt], tokenizer: Any, prepend: int | None = N
 
     Raises:
         ValueError: no prompts; a name that is not one token where it would follow, or that the
-            tokenizer does not know; a twin of another length or with the same tokens.
+            tokenizer does not know; a corrupted prompt of another length or with the same tokens.
     """
     if not prompts:
         raise ValueError("there are no prompts to encode")
     before = [] if prepend is None else [prepend]
-    rows, twins, io, subject = [], [], [], []
+    rows, others, io, subject = [], [], [], []
     for prompt in prompts:
-        ids, twin = (token_ids(tokenizer, text) for text in (prompt.text, prompt.corrupted))
-        if len(ids) != len(twin) or ids == twin:
-            wrong = "the same tokens" if ids == twin else f"{len(twin)} tokens, not {len(ids)}"
-            raise ValueError(f"the corrupted twin of {prompt.text!r} has {wrong}")
+        ids, other = (token_ids(tokenizer, text) for text in (prompt.text, prompt.corrupted))
+        if len(ids) != len(other) or ids == other:
+            wrong = "the same tokens" if ids == other else f"{len(other)} tokens, not {len(ids)}"
+            raise ValueError(f"the corrupted prompt of {prompt.text!r} has {wrong}")
         io.append(_name_id(tokenizer, prompt.text, ids, prompt.io))
         subject.append(_name_id(tokenizer, prompt.text, ids, prompt.subject))
         rows.append(before + ids)
-        twins.append(before + twin)
+        others.append(before + other)
     longest = max(map(len, rows))
     padding = padding_id(tokenizer)
 
@@ -292,7 +292,7 @@ def encode(prompts: Sequence[IOIPrompt], tokenizer: Any, prepend: int | None = N
 
     return IOIBatch(
         padded(rows),
-        padded(twins),
+        padded(others),
         torch.tensor([len(row) - 1 for row in rows]),
         torch.tensor(io),
         torch.tensor(subject),

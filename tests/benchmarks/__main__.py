@@ -197,8 +197,8 @@ def main() -> None:
         with_it = "with" if dropout else "without"
         show(f"{title}, {with_it} dropout", timed(peers, options.rounds, repeats=1))
     print("Patching: TransformerLens's seconds for the same cells / ours")
-    for twins, what in (("corrupted", "one name differs"), ("other", "all differ")):
-        for name, found in patching.ratios(options.rounds, twins).items():
+    for corrupted, what in (("corrupted", "one name differs"), ("other", "all differ")):
+        for name, found in patching.ratios(options.rounds, corrupted).items():
             print(f"  {name}, {what}: {spread(found)}", flush=True)
     print("Edge scores (EAP-IG): seconds of a dense table of writers / ours")
     print(f"  {spread(edges.ratios(options.rounds))}")

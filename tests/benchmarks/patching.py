@@ -32,11 +32,11 @@ CASES: dict[str, tuple[str, tuple[str, ...], Callable[..., Tensor]]] = {
 }
 
 
-def ioi_pairs(prompts: int = 16, twins: str = "corrupted") -> PromptPairs:
+def ioi_pairs(prompts: int = 16, corruption: str = "corrupted") -> PromptPairs:
     """IOI prompts of equal length.
 
     Args:
-        twins: ``"corrupted"``: the giver is a third name; ``"other"``: another prompt, which
+        corrupted: ``"corrupted"``: the giver is a third name; ``"other"``: another prompt, which
             differs from its first name on.
     """
     tokenizer = load_tokenizer()
@@ -47,19 +47,21 @@ def ioi_pairs(prompts: int = 16, twins: str = "corrupted") -> PromptPairs:
     if len(rows) < prompts:
         raise ValueError(f"{len(rows)} of {len(drawn)} prompts have {length} tokens")
     clean, corrupted = batch.tokens[rows, :length], batch.corrupted[rows, :length]
-    if twins == "other":
+    if corrupted == "other":
         corrupted = clean.roll(1, 0)
     labels = torch.stack([batch.io[rows], batch.subject[rows]], 1)
     return PromptPairs(clean, corrupted, logit_difference, labels)
 
 
-def ratios(rounds: int = 5, twins: str = "corrupted", prompts: int = 16) -> dict[str, list[float]]:
+def ratios(
+    rounds: int = 5, corruption: str = "corrupted", prompts: int = 16
+) -> dict[str, list[float]]:
     """TransformerLens's seconds for all cells / ours, round by round, for each of ``CASES``.
 
     Both take turns; ours makes the clean run within, TransformerLens's is given it.
     """
     model = ResValTransformer.from_pretrained("stories-small-values")
-    pairs = ioi_pairs(prompts, twins)
+    pairs = ioi_pairs(prompts, corrupted)
     _, cache = model.run_with_cache(pairs.clean)
 
     def metric(logits: Tensor) -> Tensor:

@@ -18,7 +18,9 @@ from resval_lens.transformer import ResValTransformer
 
 
 class EdgeLoop:
-    """One prompt; ``corrupted`` is the loop of its twin, or None if no edge is corrupted."""
+    """One prompt; ``corrupted`` is the loop of its corrupted prompt, or None if no edge is
+    corrupted.
+    """
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Twins of indirect-object prompts: who stands where, what that makes known, and which tokens."""
+"""Corrupted indirect-object prompts: who stands where, what that makes known, and which tokens."""
 
 import doctest
 from dataclasses import replace
@@ -8,17 +8,17 @@ import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from resval_lens.tasks import ioi_twins
+from resval_lens.tasks import ioi_corruptions
 from resval_lens.tasks.ioi import NAMES, IOIPrompt, encode, generate_prompts, paper_prompts
-from resval_lens.tasks.ioi_twins import (
+from resval_lens.tasks.ioi_corruptions import (
     SIGNALS,
     Kind,
-    encode_twins,
+    corrupted_text,
+    corrupted_texts,
+    encode_corrupted,
     name_places,
     new_names,
     positions,
-    twin,
-    twins,
 )
 from resval_lens.tasks.stories import NAMES as STORY_NAMES
 from resval_lens.tasks.stories import ioi_prompts, load_tokenizer
@@ -28,7 +28,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 NEW: dict[str, list[str]] = {
     "random": ["Anna", "Paul"],
     "random+position": ["Anna", "Paul"],
-    "abc": ["Anna", "Paul", "Lucy"],
+    "ABC": ["Anna", "Paul", "Lucy"],
 }
 BABA, ABBA = paper_prompts(["When Mary and John went to the shops, * gave the bag to"], "Carl")[0]
 STORIES = load_tokenizer()
@@ -65,14 +65,14 @@ def named(prompt: IOIPrompt, text: str) -> tuple[str, ...]:
         ("token+position", "Mary John Mary", "Mary John John"),
         ("random", "Anna Paul Paul", "Paul Anna Paul"),
         ("random+position", "Paul Anna Paul", "Anna Paul Paul"),
-        ("giver", "Mary John Carl", "Mary John Carl"),
-        ("abc", "Anna Paul Lucy", "Paul Anna Lucy"),
+        ("random-S2", "Mary John Carl", "Mary John Carl"),
+        ("ABC", "Anna Paul Lucy", "Paul Anna Lucy"),
     ],
 )
 def test_each_kind_names_who_the_table_says(kind: Kind, after_abba: str, after_baba: str) -> None:
     for prompt, expected in ((ABBA, after_abba), (BABA, after_baba)):
         first, second, giver = expected.split()
-        assert twin(prompt, kind, NEW.get(kind, ())) == (
+        assert corrupted_text(prompt, kind, NEW.get(kind, ())) == (
             f"When {first} and {second} went to the shops, {giver} gave the bag to"
         )
 
@@ -81,7 +81,9 @@ def test_each_kind_names_who_the_table_says(kind: Kind, after_abba: str, after_b
 @kinds
 def test_the_signals_are_what_the_names_say(source: str, kind: Kind) -> None:
     prompts, _, names = SOURCES[source]
-    for prompt, text in zip(prompts, twins(prompts, kind, seed=4, names=names), strict=True):
+    for prompt, text in zip(
+        prompts, corrupted_texts(prompts, kind, seed=4, names=names), strict=True
+    ):
         first, second, giver = named(prompt, text)
         own = (prompt.io, prompt.subject)
         repeated = giver if giver in (first, second) else None
@@ -93,7 +95,7 @@ def test_the_signals_are_what_the_names_say(source: str, kind: Kind) -> None:
         position = "none" if place is None else "kept" if place == ours[0] else "inverted"
         assert (token, position) == SIGNALS[kind]
         assert first != second
-        if token == "random" or kind == "abc":
+        if token == "random" or kind == "ABC":
             assert not {first, second, giver} & set(own)
 
 
@@ -101,11 +103,13 @@ def test_the_signals_are_what_the_names_say(source: str, kind: Kind) -> None:
 @kinds
 def test_only_the_names_change(source: str, kind: Kind) -> None:
     prompts, _, names = SOURCES[source]
-    for prompt, text in zip(prompts, twins(prompts, kind, seed=4, names=names), strict=True):
+    for prompt, text in zip(
+        prompts, corrupted_texts(prompts, kind, seed=4, names=names), strict=True
+    ):
         pairs = zip(WORD.findall(prompt.text), WORD.findall(text), strict=True)
         changed = {a for a, b in pairs if a != b}
         assert changed <= {prompt.io, prompt.subject}
-        assert (kind == "giver") <= (text == prompt.corrupted)
+        assert (kind == "random-S2") <= (text == prompt.corrupted)
 
 
 def test_a_flip_twice_is_the_prompt() -> None:
@@ -116,20 +120,22 @@ def test_a_flip_twice_is_the_prompt() -> None:
             if kind != "position":
                 io, subject = subject, io
             order = prompt.order if kind == "token" else flipped[prompt.order]
-            again = replace(prompt, text=twin(prompt, kind), io=io, subject=subject, order=order)
-            assert twin(again, kind) == prompt.text
+            again = replace(
+                prompt, text=corrupted_text(prompt, kind), io=io, subject=subject, order=order
+            )
+            assert corrupted_text(again, kind) == prompt.text
 
 
 def test_longer_and_shorter_names_stand_in_their_places() -> None:
     prompt = IOIPrompt("Jo met Bartholomew. Jo gave it to", "Bartholomew", "Jo", "BABA", "", "")
-    assert twin(prompt, "position") == "Bartholomew met Jo. Jo gave it to"
-    assert twin(prompt, "token") == "Bartholomew met Jo. Bartholomew gave it to"
-    assert twin(prompt, "abc", ["A", "Bob", "C"]) == "Bob met A. C gave it to"
+    assert corrupted_text(prompt, "position") == "Bartholomew met Jo. Jo gave it to"
+    assert corrupted_text(prompt, "token") == "Bartholomew met Jo. Bartholomew gave it to"
+    assert corrupted_text(prompt, "ABC", ["A", "Bob", "C"]) == "Bob met A. C gave it to"
 
 
 def test_a_name_inside_another_word_is_none() -> None:
     prompt = IOIPrompt("Tom met Ann in Annapolis and Tom asked", "Ann", "Tom", "BABA", "", "")
-    assert twin(prompt, "position") == "Ann met Tom in Annapolis and Tom asked"
+    assert corrupted_text(prompt, "position") == "Ann met Tom in Annapolis and Tom asked"
     assert name_places(prompt) == ((8, 11), (0, 3), (29, 32))
 
 
@@ -151,7 +157,7 @@ def test_a_name_inside_another_word_is_none() -> None:
 )
 def test_a_text_of_another_form_is_refused(text: str, order: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        twin(IOIPrompt(text, "Ann", "Tom", order, "", ""), "position")
+        corrupted_text(IOIPrompt(text, "Ann", "Tom", order, "", ""), "position")
 
 
 # New names
@@ -169,35 +175,38 @@ def test_each_kind_takes_as_many_new_names_as_it_has() -> None:
     [
         ("random", ["Anna"], r"kind='random' takes 2 new names; got \['Anna'\]"),
         ("position", ["Anna"], "kind='position' takes 0 new names"),
-        ("abc", ["Anna", "Paul", "Anna"], "kind='abc' takes 3 new names"),
-        ("abc", ["Anna", "Paul", "Mary"], "new name 'Mary' is in 'When Mary and John"),
+        ("ABC", ["Anna", "Paul", "Anna"], "kind='ABC' takes 3 new names"),
+        ("ABC", ["Anna", "Paul", "Mary"], "new name 'Mary' is in 'When Mary and John"),
         ("random", ["Anna", "When"], "new name 'When' is in"),
     ],
     ids=str,
 )
 def test_names_that_cannot_be_are_refused(kind: Kind, names: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        twin(ABBA, kind, names)
+        corrupted_text(ABBA, kind, names)
 
 
 @pytest.mark.usefixtures("unchecked_annotations")
-@pytest.mark.parametrize("use", [lambda kind: twin(ABBA, kind), lambda kind: twins([], kind, 0)],
-                         ids=["twin", "twins"])  # fmt: skip
+@pytest.mark.parametrize(
+    "use",
+    [lambda kind: corrupted_text(ABBA, kind), lambda kind: corrupted_texts([], kind, 0)],
+    ids=["one", "several"],
+)
 def test_an_unknown_kind_is_refused_with_those_there_are(use: Any) -> None:
     with pytest.raises(ValueError, match=r"kind must be one of position, token, .*; got 'order'"):
         use("order")
 
 
-def test_the_same_seed_gives_the_same_twins() -> None:
+def test_the_same_seed_gives_the_same_names() -> None:
     prompts = SOURCES["generated"][0]
-    one, same, other = (twins(prompts, "abc", seed, NAMES) for seed in (1, 1, 2))
+    one, same, other = (corrupted_texts(prompts, "ABC", seed, NAMES) for seed in (1, 1, 2))
     assert one == same
     assert sum(a != b for a, b in zip(one, other, strict=True)) > 50
 
 
 def test_new_names_are_drawn_from_all_and_equally() -> None:
     names = ("Mary", "John", "Anna", "Paul", "Lucy", "Carl")
-    texts = twins([ABBA] * 4_000, "random", 0, names)
+    texts = corrupted_texts([ABBA] * 4_000, "random", 0, names)
     pairs = [tuple(named(ABBA, text)[:2]) for text in texts]
     counts = {pair: pairs.count(pair) for pair in set(pairs)}
     assert len(counts) == 12  # ordered pairs of four
@@ -207,8 +216,12 @@ def test_new_names_are_drawn_from_all_and_equally() -> None:
 def test_by_default_new_names_are_those_of_the_other_prompts() -> None:
     prompts = SOURCES["paper"][0]
     people = {name for p in prompts for name in (p.io, p.subject)}
-    seen = {name for seed in range(20) for p, text in zip(prompts, twins(prompts, "abc", seed),
-            strict=True) for name in named(p, text)}  # fmt: skip
+    seen = {
+        name
+        for seed in range(20)
+        for p, text in zip(prompts, corrupted_texts(prompts, "ABC", seed), strict=True)
+        for name in named(p, text)
+    }
     assert seen == people
 
 
@@ -216,10 +229,10 @@ def test_too_few_names_are_refused() -> None:
     with pytest.raises(
         ValueError, match=r"takes 3 new names and names has 2 that are not in 'When"
     ):
-        twins([ABBA], "abc", 0, ["Mary", "John", "Anna", "Paul"])
+        corrupted_texts([ABBA], "ABC", 0, ["Mary", "John", "Anna", "Paul"])
     with pytest.raises(ValueError, match=r"takes 2 new names and names has 0"):
-        twins([ABBA, BABA], "random", 0)
-    assert twins([ABBA], "token", 0) == [twin(ABBA, "token")]
+        corrupted_texts([ABBA, BABA], "random", 0)
+    assert corrupted_texts([ABBA], "token", 0) == [corrupted_text(ABBA, "token")]
 
 
 # Tokens
@@ -228,12 +241,12 @@ def test_too_few_names_are_refused() -> None:
 @sources
 @kinds
 @pytest.mark.parametrize("prepend", [None, 5], ids=["alone", "led"])
-def test_tokens_are_the_twins_padded_as_their_prompts(
+def test_tokens_of_corrupted_prompts_are_padded_as_their_prompts(
     source: str, kind: Kind, prepend: int | None
 ) -> None:
     prompts, tokenizer, names = SOURCES[source]
-    texts = twins(prompts, kind, 0, names)
-    batch, tokens = encode(prompts, tokenizer, prepend), encode_twins(
+    texts = corrupted_texts(prompts, kind, 0, names)
+    batch, tokens = encode(prompts, tokenizer, prepend), encode_corrupted(
         prompts, texts, tokenizer, prepend
     )  # fmt: skip
     assert tokens.shape == batch.tokens.shape
@@ -243,7 +256,7 @@ def test_tokens_are_the_twins_padded_as_their_prompts(
         assert tokens[i, first:end].tolist() == tokenizer.encode(text).ids
         assert tokens[i, end:].equal(batch.tokens[i, end:])
         assert tokens[i, :first].tolist() == [prepend] * first
-    if kind == "giver":
+    if kind == "random-S2":
         assert tokens.equal(batch.corrupted)
 
 
@@ -255,7 +268,7 @@ def test_positions_hold_the_names(source: str, prepend: int | None) -> None:
     assert list(where) == ["IO", "S1", "S1+1", "S2", "end"]
     assert where["end"].equal(batch.last)
     assert where["S1+1"].equal(where["S1"] + 1)
-    swapped = encode_twins(prompts, twins(prompts, "position", 0), tokenizer, prepend)
+    swapped = encode_corrupted(prompts, corrupted_texts(prompts, "position", 0), tokenizer, prepend)
     for i, prompt in enumerate(prompts):
         tokens = [tokenizer.decode([token]).strip() for token in batch.tokens[i]]
         io, s1, s2 = (int(where[name][i]) for name in ("IO", "S1", "S2"))
@@ -270,22 +283,25 @@ def test_positions_are_the_same_with_a_tokenizer_of_transformers() -> None:
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
     ours, theirs = positions(prompts, tokenizer, 0), positions(prompts, wrapped, 0)
     assert all(ours[name].equal(theirs[name]) for name in ours)
-    texts = twins(prompts, "random", 0)
-    assert encode_twins(prompts, texts, wrapped).equal(encode_twins(prompts, texts, tokenizer))
+    texts = corrupted_texts(prompts, "random", 0)
+    assert encode_corrupted(prompts, texts, wrapped).equal(
+        encode_corrupted(prompts, texts, tokenizer)
+    )
 
 
-def test_a_twin_that_does_not_fit_is_refused() -> None:
+def test_a_corrupted_prompt_that_does_not_fit_is_refused() -> None:
     def refused(text: str, message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            encode_twins([ABBA], [text], TOKENIZER)
+            encode_corrupted([ABBA], [text], TOKENIZER)
 
     refused(ABBA.text, "has the same tokens")
     refused(f"{ABBA.text} Mary", "has 15 tokens, not 14")
     refused(
-        ABBA.text.replace("bag", "ball"), "the twin .* of 'When Mary .* differs beyond the names"
+        ABBA.text.replace("bag", "ball"),
+        "the corrupted prompt .* of 'When Mary .* differs beyond the names",
     )
-    with pytest.raises(ValueError, match="2 prompts need as many twins; got 1"):
-        encode_twins([ABBA, BABA], [ABBA.corrupted], TOKENIZER)
+    with pytest.raises(ValueError, match="2 prompts need as many corrupted ones; got 1"):
+        encode_corrupted([ABBA, BABA], [ABBA.corrupted], TOKENIZER)
 
 
 def test_names_of_several_tokens_are_refused() -> None:
@@ -307,9 +323,9 @@ def test_no_prompts_are_refused() -> None:
     with pytest.raises(ValueError, match="there are no prompts to find positions in"):
         positions([], TOKENIZER)
     with pytest.raises(ValueError, match="there are no prompts"):
-        encode_twins([], [], TOKENIZER)
+        encode_corrupted([], [], TOKENIZER)
 
 
 def test_the_examples_in_the_documentation_run() -> None:
-    failed, tried = doctest.testmod(ioi_twins)
+    failed, tried = doctest.testmod(ioi_corruptions)
     assert (failed, bool(tried)) == (0, True)

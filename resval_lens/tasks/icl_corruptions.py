@@ -1,4 +1,4 @@
-"""Corrupted twins of in-context sequences, in which the context answers otherwise.
+"""Corrupted in-context sequences, in which the context answers otherwise.
 
     clean      a₁ X  a₂ X  b₁ Y  b₂ Y  a₃ → X
     labels     a₁ Y  a₂ Y  b₁ X  b₂ X  a₃ → Y     other labels where the query's objects are
@@ -21,16 +21,16 @@ from resval_lens.tasks.icl import ICLBatch, ICLWorld
 Exchanged = Literal["labels", "objects"]
 
 
-class ICLTwins(NamedTuple):
-    """Sequences, their twins, and the labels of the context, the right one first."""
+class CorruptedSequences(NamedTuple):
+    """Sequences, their corrupted prompts, and the labels of the context, the right one first."""
 
     clean: Float[Tensor, "batch pos d_input"]
     corrupted: Float[Tensor, "batch pos d_input"]
     labels: Int[Tensor, "batch label"]
 
 
-def exchanged(world: ICLWorld, batch: ICLBatch, what: Exchanged = "labels") -> ICLTwins:
-    """Twins of bursty sequences: of two classes each takes the other's place, of more the next's.
+def exchanged(world: ICLWorld, batch: ICLBatch, what: Exchanged = "labels") -> CorruptedSequences:
+    """Bursty sequences corrupted: of two classes each takes the other's place, of more the next's.
 
     Raises:
         ValueError: another word than "labels" or "objects"; a sequence whose context does not hold
@@ -51,7 +51,7 @@ def exchanged(world: ICLWorld, batch: ICLBatch, what: Exchanged = "labels") -> I
     rows, here = torch.arange(size)[:, None], 2 * places.flatten(1) + first
     corrupted[rows, here, content] = new
     right_first = (distinct != batch.targets[:, None]).long().argsort(dim=1, stable=True)
-    return ICLTwins(batch.inputs, corrupted, distinct.gather(1, right_first))
+    return CorruptedSequences(batch.inputs, corrupted, distinct.gather(1, right_first))
 
 
 def _classes(

@@ -1,11 +1,11 @@
-"""Twins of indirect-object prompts, which differ from them in the three names alone.
+"""Corrupted indirect-object prompts, which differ from the clean ones in the three names alone.
 
     When Mary and John went to the shops, John gave the bag to     the prompt: IO is Mary, S is John
          IO       S1                      S2
 
 What tells which name *not* to say next, S2 makes known in two ways: as a token (that of John), and
-as a position (that of S1: the name there came again). Twins take the two apart, as in Wang et al.
-2022 (arXiv 2211.00593), appendix A:
+as a position (that of S1: the name there came again). Corruptions take the two apart, as in Wang
+et al. 2022 (arXiv 2211.00593), appendix A:
 
     ================= ========================= ========== ==========
     kind              names, in order           token      position
@@ -16,13 +16,13 @@ as a position (that of S1: the name there came again). Twins take the two apart,
     token+position    Mary, John, Mary          inverted   inverted
     random            Anna, Paul, Paul          random     kept
     random+position   Paul, Anna, Paul          random     inverted
-    giver             Mary, John, Lucy          none       none
-    abc               Anna, Paul, Lucy          none       none
+    random-S2         Mary, John, Lucy          none       none
+    ABC               Anna, Paul, Lucy          none       none
     ================= ========================= ========== ==========
 
 ``position`` is their flip IO ↔ S1, ``token+position`` their IO ← S2, ``random`` their random name
-flip and ``token`` the first two together; ``abc`` is their p_ABC. ``giver`` is the prompt's
-``corrupted``. IO and S remain the prompt's own names, whatever a twin says.
+flip and ``token`` the first two together; ``ABC`` is their p_ABC. ``random-S2`` is the prompt's
+``corrupted``. IO and S remain the prompt's own names, whatever a corrupted prompt says.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from torch import Tensor
 from resval_lens.tasks.ioi import IOIPrompt, padding_id, token_ids
 
 Kind = Literal[
-    "position", "token", "token+position", "random", "random+position", "giver", "abc"
+    "position", "token", "token+position", "random", "random+position", "random-S2", "ABC"
 ]  # fmt: skip
 Signal = Literal["kept", "inverted", "random", "none"]
 
@@ -49,8 +49,8 @@ SIGNALS: dict[str, tuple[Signal, Signal]] = {
     "token+position": ("inverted", "inverted"),
     "random": ("random", "kept"),
     "random+position": ("random", "inverted"),
-    "giver": ("none", "none"),
-    "abc": ("none", "none"),
+    "random-S2": ("none", "none"),
+    "ABC": ("none", "none"),
 }
 """What each kind makes of the (token, position) signal."""
 
@@ -61,7 +61,7 @@ _ROLES: dict[str, tuple[str | int, str | int, str | int]] = {
     "token+position": ("IO", "S", "IO"),
     "random": (0, 1, 1),
     "random+position": (1, 0, 1),
-    "abc": (0, 1, 2),
+    "ABC": (0, 1, 2),
 }
 
 
@@ -100,17 +100,17 @@ def name_places(prompt: IOIPrompt) -> NamePlaces:
 
 
 def new_names(kind: Kind) -> int:
-    """How many names that the prompt does not have go into a twin."""
+    """How many names that the prompt does not have go into a corrupted prompt."""
     if kind not in get_args(Kind):
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}; got {kind!r}")
     return len({role for role in _ROLES.get(kind, ()) if isinstance(role, int)})
 
 
-def twin(prompt: IOIPrompt, kind: Kind, names: Sequence[str] = ()) -> str:
-    """A prompt's twin; see the module.
+def corrupted_text(prompt: IOIPrompt, kind: Kind, names: Sequence[str] = ()) -> str:
+    """A prompt, corrupted; see the module.
 
     Args:
-        names: the new ones, for ``random`` and ``random+position`` (for IO, then for S) and ``abc``
+        names: the new ones, for ``random`` and ``random+position`` (for IO, then for S) and ``ABC``
             (for IO, S1, S2).
 
     Raises:
@@ -123,7 +123,7 @@ def twin(prompt: IOIPrompt, kind: Kind, names: Sequence[str] = ()) -> str:
     for name in names:
         if _has(prompt.text, name):
             raise ValueError(f"new name {name!r} is in {prompt.text!r} already")
-    if kind == "giver":
+    if kind == "random-S2":
         return prompt.corrupted
     people: dict[str | int, str] = {"IO": prompt.io, "S": prompt.subject}
     people.update(enumerate(names))
@@ -138,17 +138,17 @@ def _has(text: str, word: str) -> bool:
     return re.search(rf"\b{re.escape(word)}\b", text) is not None
 
 
-def twins(
+def corrupted_texts(
     prompts: Sequence[IOIPrompt], kind: Kind, seed: int, names: Sequence[str] | None = None
 ) -> list[str]:
-    """A twin of each prompt; the same arguments give the same.
+    """A corrupted prompt of each prompt; the same arguments give the same.
 
     Args:
         names: new names are drawn among those that the prompt does not have, all equally likely;
             by default from all people of the prompts.
 
     Raises:
-        ValueError: as :func:`twin`; too few names to draw from.
+        ValueError: as :func:`corrupted_text`; too few names to draw from.
     """
     count, rng = new_names(kind), random.Random(seed)
     if names is None:
@@ -161,7 +161,7 @@ def twins(
                 f"kind={kind!r} takes {count} new names and names has {len(others)} that are not "
                 f"in {prompt.text!r}"
             )
-        texts.append(twin(prompt, kind, rng.sample(others, count)))
+        texts.append(corrupted_text(prompt, kind, rng.sample(others, count)))
     return texts
 
 
@@ -170,8 +170,8 @@ def positions(
 ) -> dict[str, Int[Tensor, " prompt"]]:
     """Token positions of IO, S1, S1+1 (what follows S1), S2 and end (the last token).
 
-    They are those of the rows that :func:`~resval_lens.tasks.ioi.encode` makes, and in a twin's row
-    those of what stands in the same place.
+    They are those of the rows that :func:`~resval_lens.tasks.ioi.encode` makes, and in a corrupted
+    prompt's row those of what stands in the same place.
 
     Args:
         tokenizer, prepend: as for ``encode``; a token put before counts.
@@ -206,23 +206,24 @@ def _positions(prompt: IOIPrompt, tokenizer: Any, before: int) -> list[int]:
     return [io, s1, s1 + 1, s2, before + len(ids) - 1]
 
 
-def encode_twins(
+def encode_corrupted(
     prompts: Sequence[IOIPrompt], texts: Sequence[str], tokenizer: Any, prepend: int | None = None
 ) -> Int[Tensor, "prompt pos"]:
-    """The tokens of twins, padded as :func:`~resval_lens.tasks.ioi.encode` pads their prompts.
+    """The tokens of corrupted prompts, padded as :func:`~resval_lens.tasks.ioi.encode` pads their
+    prompts.
 
     A row differs from its prompt's at the positions of IO, S1 and S2 alone.
 
     Args:
-        texts: a twin of each prompt, from :func:`twins`.
+        texts: a corrupted prompt of each prompt, from :func:`corrupted_texts`.
         tokenizer, prepend: as for ``encode``.
 
     Raises:
-        ValueError: another number of texts; a twin of another length, with the same tokens, or
-            that differs elsewhere; a prompt as for :func:`positions`.
+        ValueError: another number of texts; a corrupted prompt of another length, with the same
+            tokens, or that differs elsewhere; a prompt as for :func:`positions`.
     """
     if len(texts) != len(prompts):
-        raise ValueError(f"{len(prompts)} prompts need as many twins; got {len(texts)}")
+        raise ValueError(f"{len(prompts)} prompts need as many corrupted ones; got {len(texts)}")
     where = positions(prompts, tokenizer)
     named = torch.stack([where[name] for name in ("IO", "S1", "S2")], 1).tolist()
     before = [] if prepend is None else [prepend]
@@ -231,10 +232,12 @@ def encode_twins(
         own, ids = token_ids(tokenizer, prompt.text), token_ids(tokenizer, text)
         if len(ids) != len(own) or ids == own:
             wrong = "the same tokens" if ids == own else f"{len(ids)} tokens, not {len(own)}"
-            raise ValueError(f"the twin {text!r} of {prompt.text!r} has {wrong}")
+            raise ValueError(f"the corrupted prompt {text!r} of {prompt.text!r} has {wrong}")
         elsewhere = [i for i, (a, b) in enumerate(zip(own, ids, strict=True)) if a != b]
         if not set(elsewhere) <= set(places):
-            raise ValueError(f"the twin {text!r} of {prompt.text!r} differs beyond the names")
+            raise ValueError(
+                f"the corrupted prompt {text!r} of {prompt.text!r} differs beyond the names"
+            )
         rows.append(before + ids)
     longest, padding = max(map(len, rows)), padding_id(tokenizer)
     return torch.tensor([row + [padding] * (longest - len(row)) for row in rows])

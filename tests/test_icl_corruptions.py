@@ -1,4 +1,4 @@
-"""Twins of in-context sequences."""
+"""Corrupted prompts of in-context sequences."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resval_lens.tasks.icl import ICLTask, ICLWorld
-from resval_lens.tasks.icl_twins import exchanged
+from resval_lens.tasks.icl_corruptions import exchanged
 
 bursts = st.sampled_from([1, 2, 4])
 kinds = st.sampled_from(["ic", "ic2"])
@@ -31,20 +31,20 @@ def test_labels_take_each_others_places_and_nothing_else_changes(
     seed: int, burstiness: int, name: str
 ) -> None:
     world, batch = drawn(burstiness, name, seed)
-    twins = exchanged(world, batch, "labels")
+    corrupted = exchanged(world, batch, "labels")
     start = world.task.n_positions
-    assert twins.clean.equal(batch.inputs)
-    assert twins.corrupted[:, 0::2].equal(batch.inputs[:, 0::2])
-    assert twins.corrupted[..., :start].equal(batch.inputs[..., :start])
+    assert corrupted.clean.equal(batch.inputs)
+    assert corrupted.corrupted[:, 0::2].equal(batch.inputs[:, 0::2])
+    assert corrupted.corrupted[..., :start].equal(batch.inputs[..., :start])
     for row in range(4):
         mapped: dict[int, int] = {}
         for pair, label in enumerate(batch.context_labels[row].tolist()):
-            distances = (world.labels - twins.corrupted[row, 2 * pair + 1, start:]).norm(dim=1)
+            distances = (world.labels - corrupted.corrupted[row, 2 * pair + 1, start:]).norm(dim=1)
             assert distances.min() == 0
             assert mapped.setdefault(label, distances.argmin().item()) == distances.argmin().item()
         assert all(old != new for old, new in mapped.items())
-        assert set(mapped) == set(mapped.values()) == set(twins.labels[row].tolist())
-        assert twins.labels[row, 0] == batch.targets[row]
+        assert set(mapped) == set(mapped.values()) == set(corrupted.labels[row].tolist())
+        assert corrupted.labels[row, 0] == batch.targets[row]
 
 
 @settings(max_examples=20, deadline=None)
@@ -53,18 +53,18 @@ def test_objects_take_each_others_places_and_nothing_else_changes(
     seed: int, burstiness: int, name: str
 ) -> None:
     world, batch = drawn(burstiness, name, seed)
-    twins = exchanged(world, batch, "objects")
+    corrupted = exchanged(world, batch, "objects")
     start = world.task.n_positions
-    assert twins.corrupted[:, 1::2].equal(batch.inputs[:, 1::2])
-    assert twins.corrupted[:, -1].equal(batch.inputs[:, -1])
-    assert twins.corrupted[..., :start].equal(batch.inputs[..., :start])
+    assert corrupted.corrupted[:, 1::2].equal(batch.inputs[:, 1::2])
+    assert corrupted.corrupted[:, -1].equal(batch.inputs[:, -1])
+    assert corrupted.corrupted[..., :start].equal(batch.inputs[..., :start])
     for row in range(4):
         objects = batch.inputs[row, 0:-1:2, start:]
         labels = batch.context_labels[row].tolist()
         came_from = []
         mapped: dict[int, int] = {}
         for pair, label in enumerate(labels):
-            distances = (objects - twins.corrupted[row, 2 * pair, start:]).norm(dim=1)
+            distances = (objects - corrupted.corrupted[row, 2 * pair, start:]).norm(dim=1)
             assert distances.min() == 0
             came_from.append(distances.argmin().item())
             old = labels[came_from[-1]]
