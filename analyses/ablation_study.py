@@ -227,8 +227,8 @@ def ablation_study(
                 _measured(corrupted, part, measures)
             )
             if "resample" in edits:
-                carried = link_activations(model, part.corrupted, chosen, part.mask)
-                changes["resample"] = freeze(carried)
+                arriving = link_activations(model, part.corrupted, chosen, part.mask)
+                changes["resample"] = freeze(arriving)
             for edit, change in changes.items():
                 note(f"links: {edit}")
                 measure(edit, change, runs)

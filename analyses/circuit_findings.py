@@ -155,10 +155,10 @@ def sentences(
         token, position = (
             _over([signals.effects["all"][of] for _, signals in several]) for of in SIGNALS[:2]
         )
-        carried = "a token" if token.mean < position.mean else "a position"
+        signal = "a token" if token.mean < position.mean else "a position"
         said.append(
             f"What the links of the {kind} model ({_of([seed for seed, _ in several])}) carry of "
-            f"who gave is {carried}: frozen to prompts in which the other person's token gives "
+            f"who gave is {signal}: frozen to prompts in which the other person's token gives "
             f"they change IO − S by {_percent(token)}, frozen to prompts in which the giver stood "
             f"elsewhere by {_percent(position)} (−200%: inverted). IO − S does not say whether "
             "either is named."

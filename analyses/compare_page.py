@@ -69,7 +69,7 @@ def compare_page(
         "Links ablated": lambda: _links(classifiers, language, ready),
         "Activations patched": lambda: _patched(language.patched),
         "Circuits": lambda: _circuits(circuits, ready),
-        "What links carry": lambda: _carried(circuits),
+        "What links carry": lambda: _signals(circuits),
         "The four cells": lambda: _cells(classifiers, language),
         "Provenance": lambda: _provenance(data["provenance"], study.settings),
     }
@@ -282,7 +282,7 @@ def _circuits(circuits: ComparedCircuits, ready: Drawn) -> str:
     return "".join(parts)
 
 
-def _carried(circuits: ComparedCircuits) -> str:
+def _signals(circuits: ComparedCircuits) -> str:
     if not circuits.heads:
         return "<p>No language model was compared.</p>"
     said = (

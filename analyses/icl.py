@@ -156,10 +156,10 @@ def _means(
     """By stream, nothing for all edits but the last, which carries the mean link over others."""
     # What a link carries is linear in what layer 1 reads, so the mean is of the mean; a gate's not.
     linear = can_answer_fast(model)
-    carried = link_activations(model, others.mean(0, keepdim=True) if linear else others)
+    arriving = link_activations(model, others.mean(0, keepdim=True) if linear else others)
     found = {}
     for stream in model.cfg.streams:
-        mean = carried[f"blocks.1.attn.hook_{stream.of}_link"].mean(0)[:, 0]  # [pos, d_head]
+        mean = arriving[f"blocks.1.attn.hook_{stream.of}_link"].mean(0)[:, 0]  # [pos, d_head]
         found[stream.of] = torch.stack([*[torch.zeros_like(mean)] * (edits - 1), mean])
     return found
 

@@ -57,15 +57,15 @@ def link_controls(
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, dict[str, float]] = {name: {} for name in CONTROLS}
     for task, batch in tests.items():
-        carried = link_activations(model, batch.inputs)
+        arriving = link_activations(model, batch.inputs)
         order = torch.randperm(len(batch.targets), generator=generator)
         rows = torch.empty_like(order)
         rows[order] = order.roll(1)  # along a cycle of all sequences: none takes from itself
         cells: dict[str, tuple[Edit, float]] = {
             "as trained": (scale(1), 1),
             CUT: (zero(), 1),
-            "link at its mean": (mean(carried), 1),
-            "link resampled": (resample(carried, rows), 1),
+            "link at its mean": (mean(arriving), 1),
+            "link resampled": (resample(arriving, rows), 1),
             OWN_CUT: (scale(1), 0),
             "own × √2, links cut": (zero(), math.sqrt(2)),
             DOUBLED: (zero(), 2),

@@ -76,12 +76,12 @@ def _mean(x: Heads, axes: tuple[int, ...], mask: Mask | None) -> Tensor:
 
 
 def freeze(reference: Mapping[str, Tensor]) -> Edit:
-    """The link carries what it carried in another run (:func:`link_activations`)."""
+    """The link carries what it does in another run (:func:`link_activations`)."""
     return lambda link, name: _known(reference, name)
 
 
 def resample(reference: Mapping[str, Tensor], rows: Int[Tensor, " batch"]) -> Edit:
-    """The link of row i carries what it carried in row ``rows[i]`` of another run.
+    """The link of row i carries what it does in row ``rows[i]`` of another run.
 
         reference = link_activations(model, others)
         rows = torch.randint(len(others), (len(inputs),), generator=generator)
@@ -297,7 +297,7 @@ def cut_links(
 ) -> AbstractContextManager[ResValTransformer]:
     """The model with some links cut (set to zero), those that :func:`edit_links` edits.
 
-    After ``process_weights_`` the value biases, and what the links carried of them, are part of the
+    After ``process_weights_`` the value biases, and what the links brought of them, are part of the
     output biases: a cut removes the rest.
     """
     return edit_links(model, zero(), selected, **selection)

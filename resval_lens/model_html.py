@@ -38,7 +38,7 @@ def model_html(model: ResValTransformer) -> str:
         return f'<div class="rv">{heading}. No links: streams="".</div>'
     head = "".join(
         f'<th scope="col" style="{_CELL}">{name}</th>'
-        for name in ("layer", "attention uses", "what is carried", "hook point of the link")
+        for name in ("layer", "attention uses", "what arrives", "hook point of the link")
     )
     rows = "".join(
         _row(model, stream, layer)

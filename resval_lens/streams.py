@@ -21,7 +21,7 @@ Source = Literal["previous", "first", "all"]
 Carry = Literal["raw", "sum"]
 Mix = Literal["add", "pair", "scalar", "learned_pair", "convex", "head", "gate", "matrix"]
 
-# mix: (weight of the own projection, weight of what is carried), fixed or initial.
+# mix: (weight of the own projection, weight of what is handed on), fixed or initial.
 DEFAULT_WEIGHTS: dict[str, tuple[float, float]] = {
     "add": (1.0, 1.0),
     "scalar": (1.0, 1.0),
@@ -45,7 +45,7 @@ class AttentionStream:
         carry: what a layer hands on: ``"sum"`` its total, so that values accumulate (the paper's
             formula read literally); ``"raw"`` its own projection alone (the authors' language-model
             code). The two differ from the third layer on.
-        mix: how own (a) and carried (b) meet, ``total = a·local + b·handed``:
+        mix: how what is handed on joins the local, ``total = own·local + carried·handed`` (a, b):
 
             ============== =================================== ===========================
             mix            a                                   b
@@ -237,10 +237,10 @@ def parse_streams(
             parsed.append(
                 item if isinstance(item, AttentionStream) else AttentionStream.from_dict(item)
             )
-    carried = [stream.of for stream in parsed]
-    for name in carried:
-        if carried.count(name) > 1:
-            raise ValueError(f"streams has {carried.count(name)} streams of {name!r}; one is meant")
+    flowing = [stream.of for stream in parsed]
+    for name in flowing:
+        if flowing.count(name) > 1:
+            raise ValueError(f"streams has {flowing.count(name)} streams of {name!r}; one is meant")
     if n_layers is not None:
         for stream in parsed:
             beyond = [layer for layer in stream.layers or () if layer >= n_layers]
@@ -315,7 +315,7 @@ def shorthand(streams: Streams) -> str:
 def architecture(streams: Streams) -> str:
     """Streams as the paper calls them: ``classic``, ``queries``, ``keys``, ``values``; or in short.
 
-    A single stream has the same name whether it is carried raw or summed; see
+    A single stream has the same name whether raw projections or totals are handed on; see
     :func:`architectures_of` for several models side by side.
     """
     if not streams:

@@ -22,9 +22,9 @@ def check_processing(
 
     Raises:
         ValueError: ``refactor_factored_attn_matrices`` with any stream (each head's factors get a
-            basis of their own, and what is carried would arrive in another layer's basis); folding
-            around a gate (which reads the normalised input, and makes the carried bias depend on
-            the token); folding value biases where attention weights do not sum to one or values
+            basis of their own, and what a layer hands on would arrive in another's basis); folding
+            around a gate (which reads the normalised input, and makes the bias that arrives depend
+            on the token); folding value biases where attention weights do not sum to one or values
             are clipped.
     """
     streams = cfg.streams
@@ -51,7 +51,7 @@ def check_processing(
         )
     if "v" in gated and fold_value_biases:
         raise ValueError(
-            "fold_value_biases=True: behind a gate the carried value bias depends on the token; "
+            "fold_value_biases=True: behind a gate the arriving value bias depends on the token; "
             "pass fold_value_biases=False"
         )
 
@@ -96,7 +96,7 @@ def check_graft(
 
     Raises:
         ValueError: another value stream, after value biases were folded into the output: what the
-            link carried of them could be neither removed nor brought; any other stream, after
+            link brought of them could be neither removed nor brought; any other stream, after
             each head got a basis of its own.
     """
     was, will = ([stream for stream in s if stream.of == "v"] for s in (before, after))

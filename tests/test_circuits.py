@@ -225,7 +225,7 @@ def test_pruning_a_circuit_does_not_change_what_it_computes(
 
 
 def test_raw_links_hand_on_what_the_layer_computed_itself() -> None:
-    """A way along two links in a row exists where totals are carried, not where they are not."""
+    """A way along two links in a row exists where totals are handed on, not where they are not."""
     edges = ["input->a0.h0<v>", "a0.h0<v>->a1.h0<v>", "a1.h0<v>->a2.h0<v>", "a2.h0->logits"]
     for carry, lengths in (("sum", {4: 1}), ("raw", {})):
         graph = Graph(tiny_config(streams=AttentionStream("v", carry=carry)))  # type: ignore[arg-type]

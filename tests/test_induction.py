@@ -92,8 +92,8 @@ def test_a_cut_is_another_architecture(study: InductionStudy) -> None:
 def test_a_mean_is_that_of_other_rows_at_each_position() -> None:
     model = tiny_model("v")
     rows, reference = (repeated_tokens(model, seeded(s), **ROWS) for s in (1, 2))
-    carried = link_activations(model, reference.tokens)
-    by_hand = carried["blocks.2.attn.hook_v_link"].double().mean(0)
+    arriving = link_activations(model, reference.tokens)
+    by_hand = arriving["blocks.2.attn.hook_v_link"].double().mean(0)
 
     def put(link: torch.Tensor, hook: Any) -> torch.Tensor:
         edited = link.clone()

@@ -13,7 +13,7 @@ from resval_lens.memory.probes import (
     attention_recall,
     followers,
     memory_recall,
-    own_and_carried_values,
+    own_and_link_values,
     recall,
 )
 from resval_lens.streams import AttentionStream
@@ -151,7 +151,7 @@ def test_a_value_stream_is_part_of_the_value() -> None:
     plain, streamed = model_of(), model_of(streams="v")
     E = plain.embed.W_E
     expected = E @ plain.blocks[1].attn.W_V[0] + E @ plain.blocks[0].attn.W_V[0]
-    torch.testing.assert_close(own_and_carried_values(streamed), expected)
+    torch.testing.assert_close(own_and_link_values(streamed), expected)
 
 
 def test_learned_mixing_has_no_one_value() -> None:
@@ -160,7 +160,7 @@ def test_learned_mixing_has_no_one_value() -> None:
     assert found["W_O2"] is found["W_O2_read"] is None
     assert found["W_K2"] is not None
     with pytest.raises(ValueError, match="has learned weights; memories need constant ones"):
-        own_and_carried_values(model)
+        own_and_link_values(model)
 
 
 # Attention

@@ -55,11 +55,11 @@ def text_of(element: ElementTree.Element) -> str:
 
 
 def rows_of(model: ResValTransformer) -> list[list[str]]:
-    """The table's cells as text: layer, what attention uses, what is carried, the hook point."""
+    """The table's cells as text: layer, what attention uses, what arrives, the hook point."""
     root = ElementTree.fromstring(model_html(model))
     head, body = root.find("table/thead"), root.find("table/tbody")
     assert [text_of(cell) for cell in head.iter("th")] == [
-        "layer", "attention uses", "what is carried", "hook point of the link"
+        "layer", "attention uses", "what arrives", "hook point of the link"
     ]  # fmt: skip
     assert {cell.get("scope") for cell in head.iter("th")} == {"col"}
     assert all(row[0].get("scope") == "row" for row in body)
@@ -75,7 +75,7 @@ def test_the_printed_equation_is_what_the_model_computes(chosen: dict[str, Any])
     hooks = [row[3].split(" [")[0] for row in rows]
     assert sorted(hooks) == sorted(name for name in model.hook_dict if name.endswith("_link"))
     _, cache = model.run_with_cache(tiny_tokens(length=5))
-    for (layer, used, carried, hook), name in zip(rows, hooks, strict=True):
+    for (layer, used, arriving, hook), name in zip(rows, hooks, strict=True):
         of = re.fullmatch(rf"blocks\.{layer}\.attn\.hook_([qkv])_link", name)[1]
         stream = next(each for each in model.cfg.streams if each.of == of)
         equation = rf"{of} = (.*){of}_local \+ {of}_link( \(no gradient through the link\))?"
@@ -85,10 +85,10 @@ def test_the_printed_equation_is_what_the_model_computes(chosen: dict[str, Any])
         assert re.search(r"\[(.*)\]$", hook)[1] == (f"batch, pos, {link.shape[2]}, {link.shape[3]}")
         mixes = [p for p, _ in model.named_parameters() if p.startswith(f"blocks.{layer}.attn.mix")]
         learned = any(f".mixes.{of}." in parameter for parameter in mixes)
-        assert carried.endswith(" (learned)") == learned
+        assert arriving.endswith(" (learned)") == learned
         parts = re.findall(
             r"(?:^| \+ )(.*?)(blocks\.\d+\.attn\.hook_[qkv](?:_local)?)(?= \+ | \(learned\)|$)",
-            carried,
+            arriving,
         )
         assert len(parts) == len(stream.sources(int(layer)))
         handed = [cache[point] for _, point in parts]

@@ -169,7 +169,7 @@ def test_links_carry_what_they_carry_in_each_prompt_alone(side: str) -> None:
     how: dict[str, Any] = {"attention_mask": pairs.mask.int(), "padding_side": "left"}
     with torch.no_grad():
         plain = model(pairs.clean, **how)
-        with edit_links(model, freeze(found)):  # each link carries what it carried anyway
+        with edit_links(model, freeze(found)):  # each link carries what it does anyway
             frozen = model(pairs.clean, **how)
         for i, (one, start) in enumerate(zip(alone, before, strict=True)):
             own = slice(start, start + one.length)

@@ -230,7 +230,7 @@ def test_a_run_from_a_layer_on_has_the_loss_of_its_tokens() -> None:
 
 @each_source
 @each_carry
-def test_what_is_carried_is_what_the_layers_before_computed(source: Any, carry: Any) -> None:
+def test_what_is_handed_on_is_what_the_layers_before_computed(source: Any, carry: Any) -> None:
     model = tiny_model(AttentionStream("v", source=source, carry=carry), n_layers=4)
     cache = model.run_with_cache(tiny_tokens())[1]
     own = [cache["v", 0], cache["v_local", 1], cache["v_local", 2]]

@@ -1,4 +1,4 @@
-"""Resample ablation: each row's links carry what they carried in one row of another run."""
+"""Resample ablation: each row's links carry what they do in one row of another run."""
 
 import pytest
 import torch
@@ -22,10 +22,10 @@ def test_every_link_of_a_row_is_patched_from_one_run_of_another_prompt(
     for token_row, row in zip(TOKENS, rows, strict=True):  # one prompt at a time, by plain hooks
         _, cache = model.run_with_cache(OTHERS[row : row + 1])
 
-        def carried(link: Tensor, hook: HookPoint, cache: dict[str, Tensor] = cache) -> Tensor:
+        def replaced(link: Tensor, hook: HookPoint, cache: dict[str, Tensor] = cache) -> Tensor:
             return cache[str(hook.name)]
 
-        hooks = [(lambda name: name.endswith("_link"), carried)]
+        hooks = [(lambda name: name.endswith("_link"), replaced)]
         expected.append(model.run_with_hooks(token_row[None], fwd_hooks=hooks))
     with edit_links(model, resample(link_activations(model, OTHERS), torch.tensor(rows))):
         torch.testing.assert_close(model(TOKENS), torch.cat(expected))

@@ -139,7 +139,7 @@ def test_a_classic_model_is_processed_as_the_stock_model_is() -> None:
         (
             AttentionStream("v", mix="gate"),
             {"fold_ln": False},
-            "carried value bias depends on the token",
+            "arriving value bias depends on the token",
         ),
     ],
 )

@@ -33,7 +33,7 @@ from resval_lens.analyses.result import FLAT, OPTIONAL, Result
 from resval_lens.analyses.seeds import Spread
 from resval_lens.memory.model import MemoryTransformer
 from resval_lens.memory.predictions import predict
-from resval_lens.memory.probes import attention_recall, own_and_carried_values, recall
+from resval_lens.memory.probes import attention_recall, own_and_link_values, recall
 from resval_lens.recorded import RecordedRun
 from resval_lens.tasks.triggers import TriggerBatch, TriggerTask
 from resval_lens.training.memory import batch_logits, evaluate
@@ -224,7 +224,7 @@ def output_recall(model: MemoryTransformer, task: TriggerTask) -> Both[float]:
 
     The share of tokens k for which, of all v, w_U(k) is what v(w_E(k)) W_O² is most like.
     """
-    hits = recall(own_and_carried_values(model), model.blocks[-1].attn.W_O[0], model.unembed.W_U.T)
+    hits = recall(own_and_link_values(model), model.blocks[-1].attn.W_O[0], model.unembed.W_U.T)
     seen, held = (replace(task, output_range=among).output_tokens for among in (SEEN, HELD_OUT))
     return Both(float(hits[list(seen)].double().mean()), float(hits[list(held)].double().mean()))
 

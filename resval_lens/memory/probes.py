@@ -81,7 +81,7 @@ def memory_recall(
         found["W_K2"] = _share(hits[list(triggers)] if triggers else hits)
     mix = last.mix("v")
     if mix is None or not mix.stream.is_learned:
-        values = own_and_carried_values(model)
+        values = own_and_link_values(model)
         found["W_O2"] = _share(recall(values, last.W_O[0], W_U.T))
         heard = last.W_O[0] + last.W_O[0] @ model.feed_forward.W_F
         found["W_O2_read"] = _share(recall(values, heard, W_U.T))
@@ -97,7 +97,7 @@ def memory_recall(
     return found
 
 
-def own_and_carried_values(model: MemoryTransformer) -> Float[Tensor, "d_vocab d_head"]:
+def own_and_link_values(model: MemoryTransformer) -> Float[Tensor, "d_vocab d_head"]:
     """The last layer's value of each token's own embedding, with what a value stream adds to it.
 
     a · w_E W_V of the last layer + b · w_E W_V of layer 0, where the stream's mixing is constant.

@@ -42,7 +42,7 @@ def logits_of(
     slope: float,
     mixes: Mapping[str, tuple[float, float]],
 ) -> Array:
-    """Logits [batch, pos, vocab]; ``mixes`` has (own, carried) of each stream, totals carried."""
+    """Logits [batch, pos, vocab]; ``mixes`` has (own, carried) of each stream, totals handed on."""
     return np.stack(
         [_row(weights, row, positions, position_layers, n_layers, slope, mixes) for row in tokens]
     )
