@@ -87,9 +87,9 @@ def link_signals(
                 runs = LinkRuns(model, some)
                 part = runs.pairs  # as wide as their longest
                 clean += part.measure(runs.clean).sum().item() / len(pairs)
-                twins = freeze(link_activations(model, part.corrupted, names, part.mask))
+                frozen = freeze(link_activations(model, part.corrupted, names, part.mask))
                 for group, chosen in groups.items():
-                    measured = part.measure(runs.edited(twins, chosen))
+                    measured = part.measure(runs.edited(frozen, chosen))
                     summed[group] += measured.sum().item() / len(pairs)
         if clean <= 0:
             raise ValueError(f"the logit difference is {clean:.3g}; expected one above 0")
