@@ -21,7 +21,7 @@ from resval_lens.analyses.experiments import Experiment, PlannedRun, planned
 from resval_lens.analyses.result import Result
 from resval_lens.files import write_bytes
 from resval_lens.recorded import SHIPPED, export_run
-from resval_lens.training.run_folder import has_metrics, read_metrics
+from resval_lens.training.run_folder import has_metrics, snapshot_paths
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,9 +56,10 @@ class Folders:
         return None
 
     def step(self, run: PlannedRun) -> int | None:
-        """The step that an unfinished run has reached; None before its first snapshot."""
-        folder = self.of(run)
-        return read_metrics(folder)[-1]["step"] if has_metrics(folder) else None
+        """The step of an unfinished run's newest snapshot; None before the first."""
+        # By its name: it may be in training, its metrics a line ahead of what is to be read next.
+        found = snapshot_paths(self.of(run))
+        return int(found[-1].stem) if found else None
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,10 @@ class Patching(Result):
         for name in (metric, "recovered"):
             table.add_column(name, justify="right")
         assert self.values is not None
-        values, recovered = self.values.double().numpy(), self.recovered.double().numpy()
+        values, recovered = (
+            self.values.cpu().double().numpy(),
+            self.recovered.cpu().double().numpy(),
+        )
         order = np.argsort(-np.abs(recovered), axis=None, kind="stable")
         for cell in order[:most]:
             place = np.unravel_index(cell, recovered.shape)
@@ -105,14 +108,14 @@ class Patching(Result):
     @property
     def largest(self) -> float:
         """The largest absolute share."""
-        return float(self.recovered.double().abs().max())
+        return float(self.recovered.cpu().double().abs().max())
 
     def figure(self, most: float = 1.0) -> Figure:
         """Heat maps of what each cell recovers, on a scale to ± ``most`` at least."""
         from resval_lens.analyses.intervention_figures import patched
 
         return patched(
-            self.recovered.double().numpy(), self.axes, self.site, self.direction,
+            self.recovered.cpu().double().numpy(), self.axes, self.site, self.direction,
             tokens=self.tokens, model=self.facts.model, most=most,
         )  # fmt: skip
 

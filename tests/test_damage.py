@@ -13,10 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from resval_lens.classifier import ICLClassifier
 from resval_lens.memory.model import MemoryTransformer
-from resval_lens.recorded import RecordedRun
+from resval_lens.recorded import load_run
 from resval_lens.training.icl import train_icl
+from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.lm import train_lm
+from resval_lens.training.lm_run import LMRun
 from resval_lens.training.memory import train_memory
+from resval_lens.training.memory_run import MemoryRun
 from resval_lens.transformer import ResValTransformer
 from tests import lm_runs
 from tests.memory_runs import tiny_run
@@ -41,9 +44,9 @@ def train(kind: str, folder: Path, stop: bool = False) -> None:
 
 
 READERS: dict[str, tuple[Any, Any]] = {
-    "icl": (RecordedRun, ICLClassifier),
-    "lm": (RecordedRun, ResValTransformer),
-    "memory": (RecordedRun, MemoryTransformer),
+    "icl": (ICLRun, ICLClassifier),
+    "lm": (LMRun, ResValTransformer),
+    "memory": (MemoryRun, MemoryTransformer),
 }
 
 
@@ -64,7 +67,7 @@ PASSING = {"seconds_per_step", "tokens_per_second", CHECK}
 
 def seen(kind: str, folder: Path) -> Any:
     """Whatever is read of a run: settings, metrics without times, and the trained weights."""
-    recorded = READERS[kind][0].load(folder)
+    recorded = load_run(folder, READERS[kind][0])
     metrics = [{k: v for k, v in line.items() if k not in PASSING} for line in recorded.metrics]
     weights = None
     if (folder / "model").exists():

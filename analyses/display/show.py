@@ -93,7 +93,7 @@ def show_patching(
         if tokens is not None and numbered and max(numbered) >= len(tokens):
             raise ValueError(f"{len(tokens)} tokens for positions up to {max(numbered)}")
         figure = intervention_figures.patched(
-            found.recovered().double().numpy(), found.axes, found.site, found.direction,
+            found.recovered().cpu().double().numpy(), found.axes, found.site, found.direction,
             tokens=tokens if numbered else None, model=model,
         )  # fmt: skip
     where = ", ".join(found.axes)
