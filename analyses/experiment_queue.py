@@ -218,7 +218,7 @@ def _call(command: Sequence[str], quiet: bool, lock: int, to: Path | None = None
         except KeyboardInterrupt:
             stopped = True
             with suppress(ProcessLookupError):
-                os.kill(child.pid, signal.SIGINT)
+                os.kill(child.pid, signal.SIGTERM)  # a shell's background jobs ignore SIGINT
     if stopped or child.returncode == 130:
         raise KeyboardInterrupt
     if to is not None and child.returncode == 0:

@@ -340,6 +340,22 @@ def test_runs_have_the_lowest_priority_and_one_thread(
     assert os.getpriority(os.PRIO_PROCESS, 0) == niceness
 
 
+@pytest.mark.usefixtures("at_once")
+def test_a_run_that_ignores_ctrl_c_as_background_jobs_do_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, begun = tmp_path / "trains", tmp_path / "begun"
+    script.write_text(
+        f"#!{sys.executable}\nimport signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        f"open({str(begun)!r}, 'w')\ntime.sleep(60)\nopen({str(tmp_path / 'ended')!r}, 'w')\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    with (tmp_path / "lock").open("w") as lock, stopped_when(begun.exists):
+        experiment_queue._call(["x"], True, lock.fileno())
+    assert not (tmp_path / "ended").exists()
+
+
 def test_the_table_says_what_is_under_way(queue: Path, folders: Folders) -> None:
     experiments = read_experiments(queue)
     folder = folders.of(planned(experiments)[0]) / "snapshots"
