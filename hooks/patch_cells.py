@@ -11,26 +11,22 @@ the positions before p. Cells of later layers join the batch at their layer:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
 from transformer_lens.hook_points import HookPoint
 
-from resval_lens.hooks.answers import layer_device, read_out, right_padding
+from resval_lens.hooks.answers import read_out
+from resval_lens.hooks.runs import KeysValues, Run, State, after, embedded, joined
 from resval_lens.norm import is_watched
 from resval_lens.transformer import ResValTransformer
 
 Cells = Int[Tensor, "cell 3"]
 """Each cell's layer, the row of its positions and the row of its heads (``Site``)."""
-
-Carried = dict[str, tuple[Tensor, ...]]
-"""What travels between layers, with rows and positions as the runs at hand have them."""
 
 FEW_TOKENS = 2048
 """Cells of several first positions share a batch of up to so many tokens: smaller ones cost more
@@ -77,14 +73,6 @@ class Site:
         return where[..., None, None] & heads[:, None, None, :, None]
 
 
-class KeysValues(TransformerLensKeyValueCacheEntry):
-    """Keys and values of earlier positions, shared by all rows of the same prompt."""
-
-    def append(self, new_keys: Tensor, new_values: Tensor) -> tuple[Tensor, Tensor]:
-        self.whole = _joined(self.past_keys, new_keys), _joined(self.past_values, new_values)
-        return self.whole
-
-
 class KeysValuesAlone(KeysValues):
     """Ends the layer's run as soon as its keys and values are there."""
 
@@ -95,14 +83,6 @@ class KeysValuesAlone(KeysValues):
 
 class Reached(Exception):
     """A layer's keys and values are computed, and nothing more was wanted."""
-
-
-def _joined(past: Tensor, new: Tensor) -> Tensor:
-    if past.shape[1] == 0:
-        return new
-    repeats = len(new) // len(past)
-    past = past.expand(repeats, *past.shape)
-    return torch.cat([past, new.unflatten(0, (repeats, -1))], dim=2).flatten(0, 1)
 
 
 class PatchedRuns:
@@ -138,46 +118,19 @@ class PatchedRuns:
         ]
         # Then the last layer's output is needed at one position alone.
         self.has_one_answer = self.resumes and bool((answers == self.length - 1).all())
-        self._run_base(base)
-        self.base_logits = read_out(model, self.residual[-1], answers)
-        self._run_source(source)
-
-    def _run_base(self, inputs: Tensor) -> None:
-        model = self.model
-        self.offsets = None  # shortformer's position embeddings
-        if model.cfg.positional_embedding_type == "shortformer":
-            self.offsets = model.W_pos[None, : self.length]
-        carried: Carried = {}
-        residual = self._embedded(inputs)
-        nothing = residual.new_empty(len(residual), 0, 1, 1)
-        self.residual: list[Tensor] = [residual]  # before each layer, and after the last
-        self.carried: list[Carried] = [carried]
-        self.keys_values: list[tuple[Tensor, Tensor]] = []
-        for layer in range(model.cfg.n_layers):
-            entry = KeysValues(nothing, nothing) if self.resumes else None
-            residual, carried = self._block(layer, residual, carried, 0, entry)
-            self.residual.append(residual)
-            self.carried.append(carried)
-            if entry is not None:
-                self.keys_values.append(entry.whole)
+        self.base = Run(model, base, with_keys=self.resumes)
+        self.base_logits = self.source_logits = self.base.logits(answers)
+        if self.start < self.length:  # otherwise the same run
+            self._run_source(source)
 
     def _run_source(self, inputs: Tensor) -> None:
-        if self.start == self.length:  # the same run
-            self.source_logits = self.base_logits
-            return
-        first = self.start if self.resumes else 0
-        carried: Carried = {}
-        residual = self._embedded(inputs)[:, first:]
+        state = embedded(self.model, inputs).part(self.start)
         self.source, hooks, _ = self.model.get_caching_hooks(list(self.site.names.values()))
         with self.model.hooks(fwd_hooks=hooks):
-            for layer in range(self.model.cfg.n_layers):
-                entry = self._before(layer, first) if first else None
-                residual, carried = self._block(layer, residual, carried, first, entry)
-        whole = torch.cat([self.residual[-1][:, :first], residual], 1)
+            for _ in range(self.model.cfg.n_layers):
+                state = self._run(state)
+        whole = torch.cat([self.base.states[-1].residual[:, : self.start], state.residual], 1)
         self.source_logits = read_out(self.model, whole, self.answers)
-
-    def _embedded(self, inputs: Tensor) -> Tensor:
-        return self.model(inputs, stop_at_layer=0, **right_padding(self.model))
 
     def batches(self, cells: Cells, max_tokens: int) -> Iterator[Int[Tensor, " some"]]:
         """Which cells to compute together, by layer; those that cannot differ from base in none.
@@ -219,90 +172,61 @@ class PatchedRuns:
         Args:
             cells: by layer, as :meth:`batches` gives them.
         """
-        first, end = self._span(cells)
-        last = self.model.cfg.n_layers - 1
-        running: list[tuple[Tensor, Carried]] = []
-        for layer in range(int(cells[0, 0]), last + 1):
+        span = self._span(cells)
+        running: list[State] = []
+        for layer in range(int(cells[0, 0]), self.model.cfg.n_layers):
             entering = cells[cells[:, 0] == layer]
-            running = [self._resume(layer, *rows, first) for rows in running]
+            running = [self._after(rows) for rows in running]
             if len(entering):
-                running.append(self._enter(layer, entering, first, end))
-            running = [_stacked(running)]
-        residual = running[0][0]
+                running.append(self._entered(layer, entering, *span))
+            running = [joined(running)]
+        (rows,) = running
         prompts = len(self.answers)
-        answers = self.answers - (self.length - residual.shape[1])
+        answers = self.answers - rows.first
         size = max(1, MOST_LOGITS // (prompts * self.base_logits.shape[1]))
-        for part in residual.split(size * prompts):
+        for part in rows.residual.split(size * prompts):
             repeats = len(part) // prompts
             logits = read_out(self.model, part, answers.clamp(min=0).repeat(repeats))
             # Answered before anything is patched.
             early = (answers < 0).repeat(repeats)[:, None].to(logits.device)
             yield torch.where(early, self.base_logits.repeat(repeats, 1), logits)
 
-    def _enter(self, layer: int, cells: Cells, first: int, end: int) -> tuple[Tensor, Carried]:
-        """The runs of ``cells`` after their own layer, at positions first.."""
+    def _entered(self, layer: int, cells: Cells, first: int, end: int) -> State:
+        """The runs of ``cells`` after their own layer, which differ from base at first..end."""
+        before, later = self.base.states[layer : layer + 2]
         if not self.site.is_local or end == self.length:
-            return self._resume(layer, *self._repeated(layer, cells, first, self.length), first,
-                                cells)  # fmt: skip
-        residual, carried = self._repeated(layer + 1, cells, first, self.length)
-        if layer == self.model.cfg.n_layers - 1 and self.has_one_answer:
-            return residual[:, -1:], _positions(carried, slice(-1, None))
-        before = self._repeated(layer, cells, first, end)
-        entry = self._before(layer, first)
-        new_residual, new_carried = self._block(layer, *before, first, entry, cells)
-        residual[:, : end - first] = new_residual
-        for name, tensors in new_carried.items():
-            for whole, part in zip(carried[name], tensors, strict=True):
-                whole[:, : end - first] = part
-        return residual, carried
+            return self._after(before.part(first).repeated(len(cells)), cells)
+        if self._is_last(layer):
+            return later.part(self.length - 1).repeated(len(cells))
+        rows = before.part(first, end).repeated(len(cells))
+        changed = self._run(rows, cells, KeysValues(*self.base.past(rows)))
+        return joined([changed, later.part(end).repeated(len(cells))], axis=1)
 
-    def _resume(
-        self,
-        layer: int,
-        residual: Tensor,
-        carried: Carried,
-        first: int,
-        cells: Cells | None = None,
-    ) -> tuple[Tensor, Carried]:
-        """Rows after ``layer``, from rows before it; all positions from ``first`` on."""
-        is_last = layer == self.model.cfg.n_layers - 1
+    def _after(self, rows: State, cells: Cells | None = None) -> State:
+        """Rows after their layer: all positions, or the answer alone if it is all that is read."""
         answer = self.length - 1
-        if not (is_last and self.has_one_answer and first < answer):
-            entry = self._before(layer, first) if first else None
-            return self._block(layer, residual, carried, first, entry, cells)
-        entry = KeysValuesAlone(*self._before(layer, first).whole)
-        try:
-            before = _positions(carried, slice(None, -1))
-            self._block(layer, residual[:, :-1], before, first, entry, cells)
-        except Reached:
-            pass
-        own = _positions(carried, slice(-1, None))
-        return self._block(layer, residual[:, -1:], own, answer, KeysValues(*entry.whole), cells)
+        if not self._is_last(rows.layer) or rows.first == answer:
+            return self._run(rows, cells)
+        entry = KeysValuesAlone(*self.base.past(rows))
+        with suppress(Reached):
+            self._run(rows.part(rows.first, answer), cells, entry)
+        return self._run(rows.part(answer), cells, KeysValues(*entry.whole))
 
-    def _block(
-        self,
-        layer: int,
-        residual: Tensor,
-        carried: Carried,
-        first: int,
-        entry: KeysValues | None = None,
-        cells: Cells | None = None,
-    ) -> tuple[Tensor, Carried]:
-        """One block at positions ``first`` and on, its site patched where ``cells`` say so."""
-        end = first + residual.shape[1]
-        hooks: Any = nullcontext()
-        if cells is not None:
-            patch = partial(self._patch, cells, end)
-            hooks = self.model.hooks(fwd_hooks=[(self.site.names[layer], patch)])
-        device = layer_device(self.model, layer)
-        offsets = None if self.offsets is None else self.offsets[:, first:end].to(device)
-        with hooks:
-            return self.model.blocks[layer](
-                residual.to(device),
-                carried=carried,
-                past_kv_cache_entry=entry,
-                shortformer_pos_embed=offsets,
-            )
+    def _is_last(self, layer: int) -> bool:
+        """Whether this layer's output is needed at one position alone."""
+        return self.has_one_answer and layer == self.model.cfg.n_layers - 1
+
+    def _run(
+        self, rows: State, cells: Cells | None = None, entry: KeysValues | None = None
+    ) -> State:
+        """Rows after their layer, its site patched where ``cells`` say so."""
+        if entry is None and rows.first:
+            entry = KeysValues(*self.base.past(rows))
+        if cells is None:
+            return after(self.model, rows, entry)
+        patch = partial(self._patch, cells, rows.end)
+        with self.model.hooks(fwd_hooks=[(self.site.names[rows.layer], patch)]):
+            return after(self.model, rows, entry)
 
     def _patch(self, cells: Cells, end: int, activation: Tensor, hook: HookPoint) -> Tensor:
         # With a cache a hook sees the newest positions, or (rotated keys) all of them.
@@ -317,34 +241,3 @@ class PatchedRuns:
         mask = self.site.mask(cells, start, end).to(rows.device)
         patched = torch.where(mask, other, rows)
         return patched.flatten(0, 1)
-
-    def _before(self, layer: int, first: int) -> KeysValues:
-        keys, values = self.keys_values[layer]
-        entry = KeysValues(keys[:, :first], values[:, :first])
-        entry.whole = entry.past_keys, entry.past_values
-        return entry
-
-    def _repeated(self, layer: int, cells: Cells, first: int, end: int) -> tuple[Tensor, Carried]:
-        """The base run before ``layer`` at positions first..end, once for each cell."""
-
-        def repeated(x: Tensor) -> Tensor:
-            return x[:, first:end].repeat(len(cells), *[1] * (x.ndim - 1))
-
-        carried = self.carried[layer]
-        return repeated(self.residual[layer]), {
-            name: tuple(map(repeated, tensors)) for name, tensors in carried.items()
-        }
-
-
-def _positions(carried: Carried, which: slice) -> Carried:
-    return {name: tuple(x[:, which] for x in tensors) for name, tensors in carried.items()}
-
-
-def _stacked(several: list[tuple[Tensor, Carried]]) -> tuple[Tensor, Carried]:
-    if len(several) == 1:
-        return several[0]
-    residuals, carried = zip(*several, strict=True)
-    return torch.cat(residuals), {
-        name: tuple(map(torch.cat, zip(*(streams[name] for streams in carried), strict=True)))
-        for name in carried[0]
-    }
