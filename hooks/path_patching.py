@@ -39,7 +39,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from resval_lens.hooks.answers import read_out, right_padding
+from resval_lens.hooks.answers import read_out
 from resval_lens.hooks.links import links as links_of
 from resval_lens.hooks.path_nodes import Node, Nodes, check_reach, entered_heads, parse_nodes
 from resval_lens.hooks.prompts import (
@@ -49,6 +49,7 @@ from resval_lens.hooks.prompts import (
     ready,
     refuse_hooks,
 )
+from resval_lens.hooks.runs import Run, resumed
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
 
@@ -185,21 +186,14 @@ class _Runs:
         self.held = {f"blocks.{i}.attn.hook_z" for i in range(model.cfg.n_layers)}
         self.held |= self.links if frozen else set()
         sent = {node.hook_name for node in senders}
-        _, self.a = self._cached(pairs.corrupted, tuple(sent))
-        streams = tuple(f"hook_{s.of}{part}" for s in model.cfg.streams for part in ("", "_local"))
-        needed = ("hook_pos_embed", "hook_resid_pre", "hook_z", *streams, *self.links)
-        residual, self.b = self._cached(pairs.clean, needed)
-        self.clean_metric = self._metric(residual)[0]
+        self.a, _ = self._kept(pairs.corrupted, sent)
+        self.b, self.clean = self._kept(pairs.clean, self.held)
+        self.clean_metric = self._metric(self.clean.states[-1].residual)[0]
 
-    def _cached(self, inputs: Tensor, endings: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]:
-        residual, cache = self.model.run_with_cache(
-            inputs,
-            stop_at_layer=self.model.cfg.n_layers,
-            names_filter=lambda name: name.endswith(endings),
-            return_cache_object=False,
-            **right_padding(self.model),
-        )
-        return residual, cache
+    def _kept(self, inputs: Tensor, names: Iterable[str]) -> tuple[dict[str, Tensor], Run]:
+        kept, hooks, _ = self.model.get_caching_hooks(list(names))
+        with self.model.hooks(fwd_hooks=hooks):
+            return kept, Run(self.model, inputs)
 
     def _metric(self, residual: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "copy prompt"]:
         answers = self.pairs.answers.repeat(len(residual) // len(self.pairs))
@@ -207,17 +201,9 @@ class _Runs:
 
     def _resume(self, copies: int, start: int, stop: int | None, hooks: list[Any]) -> Tensor:
         """The residual stream after layers start..stop of the clean run, with hooks."""
-        residual, positions = self.b[f"blocks.{start}.hook_resid_pre"], None
-        if self.model.cfg.positional_embedding_type == "shortformer":
-            positions = _copies(self.b["hook_pos_embed"], copies)
-        carried = {
-            name: tuple(_copies(x, copies) for x in several)
-            for name, several in self.model.carried_before(start, self.b).items()
-        }
+        rows = self.clean.states[start].repeated(copies)
         with self.model.hooks(fwd_hooks=hooks):
-            return self.model.run_blocks(
-                _copies(residual, copies), start, stop, carried, shortformer_pos_embed=positions
-            )
+            return resumed(self.model, rows, stop)
 
     def measure(
         self, groups: Sequence[Sequence[Node]], receivers: Sequence[Node], start: int
@@ -273,11 +259,6 @@ class _Runs:
         ]
 
 
-def _copies(x: Tensor, copies: int) -> Tensor:
-    """[prompt, ...] as [copy × prompt, ...]."""
-    return x.repeat(copies, *[1] * (x.ndim - 1))
-
-
 def _keep(kept: dict[str, Tensor], activation: Tensor, hook: HookPoint) -> None:
     kept[str(hook.name)] = activation
 
@@ -290,10 +271,11 @@ def _placed(
     hook: HookPoint,
 ) -> Tensor:
     """The activation, or what it is held to, with each edit in its copy of the prompts."""
-    placed = activation.clone() if held is None else _copies(held, len(activation) // prompts)
-    copies = placed.unflatten(0, (-1, prompts))
+    copies = len(activation) // prompts
+    placed = activation.clone() if held is None else held.repeat(copies, 1, 1, 1)
+    rows = placed.unflatten(0, (copies, prompts))
     for copy, head, value in edits:
-        copies[(copy,) if head is None else (copy, ..., head, slice(None))] = value
+        rows[(copy,) if head is None else (copy, ..., head, slice(None))] = value
     return placed
 
 
