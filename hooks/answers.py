@@ -1,4 +1,4 @@
-"""Logits at each prompt's answer, of a whole run or of one that is resumed."""
+"""Logits at each prompt's answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.utilities import apply_softcap
 
-from resval_lens.attention import Carried
 from resval_lens.classifier import ICLClassifier
 from resval_lens.transformer import ResValTransformer
 
@@ -38,22 +37,6 @@ def answer_logits(
     if isinstance(model, ICLClassifier):
         return model(inputs)
     residual = model(inputs, stop_at_layer=model.cfg.n_layers, **right_padding(model))
-    return read_out(model, residual, answers)
-
-
-def resumed_logits(
-    model: ResValTransformer,
-    residual: Float[Tensor, "row pos d_model"],
-    layer: int,
-    carried: Carried,
-    answers: Int[Tensor, " row"],
-    **kwargs: Any,
-) -> Float[Tensor, "row d_vocab"]:
-    """:func:`answer_logits` from the residual stream before ``layer``."""
-    if model.cfg.positional_embedding_type == "shortformer":  # added in every layer
-        shape = torch.zeros(residual.shape[:2], dtype=torch.long, device=residual.device)
-        kwargs = {"shortformer_pos_embed": model.pos_embed(shape), **kwargs}
-    residual = model.run_blocks(residual, layer, None, carried, **kwargs)
     return read_out(model, residual, answers)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -14,7 +15,6 @@ from transformer_lens.hook_points import HookPoint
 
 from resval_lens.analyses.circuits.graph import Graph, Receiver
 from resval_lens.attention import StreamAttention
-from resval_lens.hook_names import handing_point
 from resval_lens.hooks.answers import answer_logits
 from resval_lens.transformer import ResValTransformer
 
@@ -28,44 +28,35 @@ class Recording:
     Attributes:
         writers: what each writer adds to the residual stream, without b_O, where its layer is.
         links: hook point of each receiver to what each of its slots brings.
-        handed: what each layer hands on, by stream.
-        residual: the residual stream before each layer, and after the last.
         logits: at the answers.
     """
 
     writers: list[Float[Tensor, "row pos d_model"]]
     links: dict[str, Parts]
-    handed: dict[str, Tensor]
-    residual: list[Float[Tensor, "row pos d_model"]]
     logits: Float[Tensor, "row d_vocab"]
-
-    @property
-    def numbers(self) -> int:
-        """How many numbers it holds."""
-        held = [*self.writers, *self.links.values(), *self.handed.values(), *self.residual]
-        return sum(x.numel() for x in held)
 
 
 class Recorder:
-    """Keeps everything that edges carry in one run, under its ``hooks``; without gradients."""
+    """Keeps everything that edges carry in one run, under its ``hooks``; without gradients.
+
+    Attributes:
+        writers, links: as of the :class:`Recording`.
+        embedding: what layer 0 reads: the first writer.
+        writing: hooks that keep writers alone.
+    """
 
     def __init__(self, model: ResValTransformer, graph: Graph) -> None:
         self.writers: list[Tensor] = []
-        self.residual: list[Tensor] = []
         self.links: dict[str, Parts] = {}
-        self.handed: dict[str, Tensor] = {}
-        last = model.cfg.n_layers - 1
-        self.hooks: list[Any] = [
-            *((f"blocks.{layer}.hook_resid_pre", self._keep) for layer in range(last + 1)),
-            (f"blocks.{last}.hook_resid_post", self._keep),
+        self.writing: list[Any] = [
+            ("blocks.0.hook_resid_pre", self._embedded),
             *writing_hooks(model, lambda layer, written: self.writers.extend(written)),
-            *link_hooks(model, graph, self.handed, self._arrived),
         ]
+        self.hooks: list[Any] = [*self.writing, *link_hooks(model, graph, self._arrived)]
 
-    def _keep(self, x: Tensor, hook: HookPoint) -> None:
-        if not self.residual:
-            self.writers.append(x.detach())
-        self.residual.append(x.detach())
+    def _embedded(self, x: Tensor, hook: HookPoint) -> None:
+        self.embedding = x.detach()
+        self.writers.append(self.embedding)
 
     @torch.no_grad()
     def _arrived(self, to: Receiver, link: Tensor, parts: Callable[[], Parts]) -> None:
@@ -73,7 +64,7 @@ class Recorder:
 
     def recording(self, logits: Float[Tensor, "row d_vocab"]) -> Recording:
         """What was kept; ``logits`` are the run's."""
-        return Recording(self.writers, self.links, self.handed, self.residual, logits.detach())
+        return Recording(self.writers, self.links, logits.detach())
 
 
 @torch.no_grad()
@@ -112,52 +103,26 @@ def writing_hooks(
 def link_hooks(
     model: ResValTransformer,
     graph: Graph,
-    handed: dict[str, Tensor],
     arrived: Callable[[Receiver, Tensor, Callable[[], Parts]], Tensor | None],
 ) -> list[tuple[str, Callable[..., Tensor | None]]]:
     """Hooks that call ``arrived`` with what arrives in each receiver, whole and (when asked) in
-    parts; what it returns, if anything, arrives instead. ``handed`` is filled on the way."""
+    parts; what it returns, if anything, arrives instead."""
 
-    def keep(x: Tensor, hook: HookPoint) -> None:
-        handed[str(hook.name)] = x.detach()
+    def arrive(to: Receiver, link: Tensor, hook: HookPoint) -> Tensor | None:
+        attention = cast("StreamAttention", model.blocks[to.layer].attn)
+        return arrived(to, link, partial(_parts, attention, to, link))
 
-    hooks: list[tuple[str, Any]] = [
-        (handing_point(stream, layer), keep)
-        for stream in model.cfg.streams
-        for layer in range(model.cfg.n_layers)
-    ]
-    for receiver in graph.receivers:
-        sources = sorted({source for source, _ in receiver.slots})
-        stream = next(stream for stream in model.cfg.streams if stream.of == receiver.stream)
-        names = [handing_point(stream, source) for source in sources]
-        attention = cast("StreamAttention", model.blocks[receiver.layer].attn)
-
-        def arrive(
-            link: Tensor,
-            hook: HookPoint,
-            to: Receiver = receiver,
-            names: list[str] = names,
-            attention: StreamAttention = attention,
-        ) -> Tensor | None:
-            def parts() -> Parts:
-                return _parts(
-                    attention, to, link, tuple(handed[name].to(link.device) for name in names)
-                )
-
-            return arrived(to, link, parts)
-
-        hooks.append((receiver.hook, arrive))
-    return hooks
+    return [(receiver.hook, partial(arrive, receiver)) for receiver in graph.receivers]
 
 
-def _parts(
-    attention: StreamAttention, receiver: Receiver, link: Tensor, handed: tuple[Tensor, ...]
-) -> Parts:
-    """What each slot brings; together they are ``link``."""
+def _parts(attention: StreamAttention, receiver: Receiver, link: Tensor) -> Parts:
+    """What each slot brings of what the layer is being handed; together they are ``link``."""
     if len(receiver.slots) == 1:  # a gate among them, whose weight only the layer knows
         return link[None]
     mix = attention.mix(receiver.stream)
     assert mix is not None
+    assert attention.delivery is not None
+    handed = tuple(x.detach().to(link.device) for x in attention.delivery.arriving[receiver.stream])
     if receiver.slots[0][1] is None:
         return torch.stack(mix.parts(handed))
     brought = []

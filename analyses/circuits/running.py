@@ -21,13 +21,14 @@ from transformer_lens.hook_points import HookPoint
 from resval_lens.analyses.circuits.graph import Graph, Reader, Receiver, graph_of
 from resval_lens.analyses.circuits.recording import (
     Parts,
+    Recorder,
     Recording,
     inputs_per_head,
     link_hooks,
     record,
     writing_hooks,
 )
-from resval_lens.hooks.answers import read_out, resumed_logits
+from resval_lens.hooks.answers import read_out
 from resval_lens.hooks.groups import Groups, alike
 from resval_lens.hooks.prompts import (
     MAX_TOKENS,
@@ -38,6 +39,7 @@ from resval_lens.hooks.prompts import (
     refuse_hooks,
     wide,
 )
+from resval_lens.hooks.runs import Run, resumed
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
 
@@ -117,7 +119,7 @@ class EdgeRuns:
         with evaluating(model):
             for number in range(len(self.parts)):
                 part = self._part(number)
-                logits = part.clean.logits, part.corrupted.logits
+                logits = part.clean.logits(part.pairs.answers), part.corrupted.logits
                 found.append(torch.stack([part.pairs.measure(x)[0] for x in logits]))
                 del part  # before the next is recorded
         order = torch.cat(self.parts).argsort().to(found[0].device)
@@ -148,16 +150,13 @@ class EdgeRuns:
             return self._held[number]
         rows = self.parts[number]
         pairs = self.pairs.rows(rows.to(self.pairs.clean.device))
-        clean, corrupted = (
-            record(self.model, self.graph, inputs, pairs.answers)
-            for inputs in (pairs.clean, pairs.corrupted)
-        )
-        # Of the clean run the parts of links, of the other all but these and writers are not used.
-        clean = replace(clean, links={})
-        corrupted = replace(corrupted, handed={}, residual=[])
+        recorder = Recorder(self.model, self.graph)
+        with self.model.hooks(fwd_hooks=recorder.writing):
+            clean = Run(self.model, pairs.clean)
+        corrupted = record(self.model, self.graph, pairs.corrupted, pairs.answers)
         if self.groups is not None:
             corrupted = self._mean_of(int(self.groups[rows[0]]), corrupted)
-        part = _Part(pairs, clean, corrupted)
+        part = _Part(pairs, clean, recorder.writers, corrupted)
         if part.numbers + sum(held.numbers for held in self._held.values()) <= MOST_NUMBERS:
             self._held[number] = part
         return part
@@ -184,7 +183,7 @@ class EdgeRuns:
             count, dtype = sum(map(len, rows)), of.logits.dtype
             means = [(x / count).to(dtype) for x in writers]
             of_links = {name: (x / count).to(dtype) for name, x in links.items()}
-            self._mean = group, Recording(means, of_links, {}, [], of.logits)
+            self._mean = group, Recording(means, of_links, of.logits)
         return replace(self._mean[1], logits=of.logits)
 
     @torch.no_grad()
@@ -257,7 +256,7 @@ class EdgeRuns:
             for number, rows in enumerate(self.parts):
                 part = self._part(number)
                 size = self.max_tokens // (len(rows) * self.pairs.length)
-                written = sum(x.numel() for x in part.clean.writers)
+                written = sum(x.numel() for x in part.written)
                 size = max(1, min(size, MOST_NUMBERS // (4 * written)))
                 for layer in first.unique().tolist():
                     for some in (first == layer).nonzero()[:, 0].split(size):
@@ -297,15 +296,18 @@ def _count(sizes: Int[Tensor, " group"]) -> str:
 
 @dataclass
 class _Part:
-    """Some prompts, and what edges carry on them."""
+    """Some prompts, their clean run with what is written there, and what corrupted edges carry."""
 
     pairs: PromptPairs
-    clean: Recording
+    clean: Run
+    written: list[Float[Tensor, "row pos d_model"]]
     corrupted: Recording
 
     @property
     def numbers(self) -> int:
-        return self.clean.numbers + self.corrupted.numbers
+        """How many numbers it holds."""
+        recorded = [*self.written, *self.corrupted.writers, *self.corrupted.links.values()]
+        return self.clean.numbers + sum(x.numel() for x in recorded)
 
 
 class _Run:
@@ -319,38 +321,30 @@ class _Run:
         self.changed = {
             group.hook: group for group in self.graph.groups if not kept[:, group.edges].all()
         }
-        clean, corrupted = part.clean.writers, part.corrupted.writers
+        clean, corrupted = part.written, part.corrupted.writers
         self.written = 1 + layer * ((len(clean) - 1) // self.graph.cfg.n_layers)
+        self.rows = part.clean.states[layer].repeated(len(kept))
         # What each writer writes now, less what it writes in the corrupted run; where its readers
         # are, which moves on with the layers.
-        self.difference = part.clean.residual[layer].new_empty(
-            len(kept), len(clean), *clean[0].shape
-        )
+        self.difference = self.rows.residual.new_empty(len(kept), len(clean), *clean[0].shape)
         for number in range(self.written):
             difference = clean[number] - corrupted[number]
             self.difference[:, number] = difference.to(self.difference.device)
 
     def logits(self) -> Float[Tensor, "row d_vocab"]:
-        model, clean, n_layers = self.model, self.part.clean, self.graph.cfg.n_layers
         answers = self.part.pairs.answers.repeat(len(self.kept))
-        residual = self._rows(clean.residual[self.layer])
-        if self.layer == n_layers:
-            return read_out(model, self._without(self.graph.readers[-1], residual), answers)
-        handed = {name: self._rows(x) for name, x in clean.handed.items()}
-        carried = model.carried_before(self.layer, handed)
-        hooks: list[Any] = writing_hooks(model, self._wrote)
-        hooks += link_hooks(model, self.graph, handed, self._arrived)
+        hooks: list[Any] = writing_hooks(self.model, self._wrote)
+        hooks += link_hooks(self.model, self.graph, self._arrived)
         hooks += [
             (name, partial(self._read, group))
             for name, group in self.changed.items()
             if isinstance(group, Reader)
         ]
-        with model.hooks(fwd_hooks=hooks):
-            return resumed_logits(model, residual, self.layer, carried, answers)
-
-    def _rows(self, x: Tensor) -> Tensor:
-        """The same for every circuit."""
-        return x.expand(len(self.kept), *x.shape).flatten(0, 1)
+        with self.model.hooks(fwd_hooks=hooks):
+            residual = resumed(self.model, self.rows)
+        if self.layer == self.graph.cfg.n_layers:  # no block is left to read its last hook point
+            residual = self._read(self.graph.readers[-1], residual)
+        return read_out(self.model, residual, answers)
 
     def _wrote(self, layer: int, outputs: list[Tensor]) -> None:
         for output in outputs:
@@ -359,10 +353,7 @@ class _Run:
             self.difference[:, self.written] = output.unflatten(0, (len(self.kept), -1)) - corrupted
             self.written += 1
 
-    def _read(self, reader: Reader, x: Tensor, hook: HookPoint) -> Tensor:
-        return self._without(reader, x)
-
-    def _without(self, reader: Reader, x: Tensor) -> Tensor:
+    def _read(self, reader: Reader, x: Tensor, hook: HookPoint | None = None) -> Tensor:
         """``x`` with the corrupted edges' part exchanged."""
         heads = len(reader.names)
         dropped = ~self.kept[:, reader.edges].unflatten(1, (heads, reader.writers))

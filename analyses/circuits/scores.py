@@ -144,7 +144,7 @@ def _approximate(
 
     with evaluating(model):
         corrupted = record(model, graph, pairs.corrupted, pairs.answers)
-        start = corrupted.residual[0]
+        start = corrupted.writers[0]
         written = torch.empty(0)
         scores = torch.zeros(
             len(graph), dtype=torch.promote_types(start.dtype, torch.float32), device=device
@@ -166,7 +166,7 @@ def _approximate(
             scores[group.edges] += found.flatten()
 
         _backward(model, pairs, graph, scored, recorder.hooks)
-        clean = recorder.residual[0]
+        clean = recorder.embedding
         for step in range(1, steps):
             inputs = torch.lerp(start, clean, step / steps)
             _backward(model, pairs, graph, scored, embedding=inputs)
