@@ -34,8 +34,6 @@ def answer_logits(
     Args:
         inputs: tokens, or a classifier's continuous tokens (it answers at the last position).
     """
-    if isinstance(model, ICLClassifier):
-        return model(inputs)
     residual = model(inputs, stop_at_layer=model.cfg.n_layers, **right_padding(model))
     return read_out(model, residual, answers)
 
@@ -43,14 +41,19 @@ def answer_logits(
 def read_out(
     model: ResValTransformer,
     residual: Float[Tensor, "row pos d_model"],
-    answers: Int[Tensor, " row"],
+    answers: Int[Tensor, " prompt"],
 ) -> Float[Tensor, "row d_vocab"]:
-    """Logits at each row's answer position, from the residual stream after the last layer."""
+    """Logits at each row's answer position, from the residual stream after the last layer.
+
+    Args:
+        residual: its rows are the prompts, over and over.
+    """
     if isinstance(model, ICLClassifier):
         return model.readout(residual[:, -1])
     residual = residual.to(layer_device(model, -1))
     rows = torch.arange(len(residual), device=residual.device)
-    last = residual[rows, answers.to(residual.device)][:, None]  # [row, 1, d_model]
+    answers = answers.to(residual.device).repeat(len(residual) // len(answers))
+    last = residual[rows, answers][:, None]  # [row, 1, d_model]
     logits = apply_softcap(
         model.unembed(model.unembed_input(last)), model.cfg.output_logits_soft_cap
     )

@@ -186,7 +186,7 @@ class PatchedRuns:
         size = max(1, MOST_LOGITS // (prompts * self.base_logits.shape[1]))
         for part in rows.residual.split(size * prompts):
             repeats = len(part) // prompts
-            logits = read_out(self.model, part, answers.clamp(min=0).repeat(repeats))
+            logits = read_out(self.model, part, answers.clamp(min=0))
             # Answered before anything is patched.
             early = (answers < 0).repeat(repeats)[:, None].to(logits.device)
             yield torch.where(early, self.base_logits.repeat(repeats, 1), logits)

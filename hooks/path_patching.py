@@ -196,8 +196,7 @@ class _Runs:
             return kept, Run(self.model, inputs)
 
     def _metric(self, residual: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "copy prompt"]:
-        answers = self.pairs.answers.repeat(len(residual) // len(self.pairs))
-        return self.pairs.measure(read_out(self.model, residual, answers))
+        return self.pairs.measure(read_out(self.model, residual, self.pairs.answers))
 
     def _resume(self, copies: int, start: int, stop: int | None, hooks: list[Any]) -> Tensor:
         """The residual stream after layers start..stop of the clean run, with hooks."""

@@ -3,7 +3,7 @@
     run = Run(model, tokens)
     rows = run.states[2].repeated(8)                     # before layer 2, [copy × row, pos, ...]
     with model.hooks(fwd_hooks=edits):
-        logits = read_out(model, resumed(model, rows), answers.repeat(8))
+        logits = read_out(model, resumed(model, rows), answers)
 
 A run that is edited from layer l on is the unedited one before it. So the unedited run is made
 once, its rows before layer l are repeated for each edited run, and the layers from l on are run

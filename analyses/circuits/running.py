@@ -332,7 +332,6 @@ class _Run:
             self.difference[:, number] = difference.to(self.difference.device)
 
     def logits(self) -> Float[Tensor, "row d_vocab"]:
-        answers = self.part.pairs.answers.repeat(len(self.kept))
         hooks: list[Any] = writing_hooks(self.model, self._wrote)
         hooks += link_hooks(self.model, self.graph, self._arrived)
         hooks += [
@@ -344,7 +343,7 @@ class _Run:
             residual = resumed(self.model, self.rows)
         if self.layer == self.graph.cfg.n_layers:  # no block is left to read its last hook point
             residual = self._read(self.graph.readers[-1], residual)
-        return read_out(self.model, residual, answers)
+        return read_out(self.model, residual, self.part.pairs.answers)
 
     def _wrote(self, layer: int, outputs: list[Tensor]) -> None:
         for output in outputs:
