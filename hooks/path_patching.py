@@ -212,16 +212,16 @@ class _Runs:
         holding = self._placing(edits, self.held | edits.keys())
         if receivers[0].kind == "logits":  # D, with its last residual stream patched, is C
             return self._metric(self._resume(len(groups), start, None, holding))
-        arrived: dict[str, Tensor] = {}
-        reading = [(node.hook_name, partial(_keep, arrived)) for node in receivers]
+        arrived, reading, _ = self.model.get_caching_hooks([node.hook_name for node in receivers])
         last = max(node.layer for node in receivers)
         # Hooks of one point run in this order: what arrives is read before it is held.
         self._resume(len(groups), start, last + 1, [*reading, *holding])
-        patches: dict[str, list[tuple[int | None, Tensor]]] = {}
+        patches: Edits = {}
         reached = [node for node in receivers if node.hook_name in arrived]
         for node in reached:
-            patches.setdefault(node.hook_name, []).append((node.head, node.part(arrived)))
-        patching = [(name, partial(_patched, values)) for name, values in patches.items()]
+            patches.setdefault(node.hook_name, []).append((0, node.head, node.part(arrived)))
+        rows = len(groups) * len(self.pairs)  # each its own: all of them are the one copy
+        patching = [(name, partial(_placed, None, rows, own)) for name, own in patches.items()]
         first = min(node.layer for node in reached)
         return self._metric(self._resume(len(groups), first, None, patching))
 
@@ -236,9 +236,9 @@ class _Runs:
                     entered.setdefault(node.layer, []).append((i, node))
         for layer, several in entered.items():
             name = f"blocks.{layer}.attn.hook_z"
-            z: dict[str, Tensor] = {}
+            z, reading, _ = self.model.get_caching_hooks([name])
             hooks = self._placing(edits, self.links & edits.keys())
-            self._resume(len(groups), layer, layer + 1, [*hooks, (name, partial(_keep, z))])
+            self._resume(len(groups), layer, layer + 1, [*hooks, *reading])
             copies = z[name].unflatten(0, (len(groups), -1))
             given = [
                 (i, head, copies[i, :, :, head])
@@ -258,10 +258,6 @@ class _Runs:
         ]
 
 
-def _keep(kept: dict[str, Tensor], activation: Tensor, hook: HookPoint) -> None:
-    kept[str(hook.name)] = activation
-
-
 def _placed(
     held: Tensor | None,
     prompts: int,
@@ -276,12 +272,3 @@ def _placed(
     for copy, head, value in edits:
         rows[(copy,) if head is None else (copy, ..., head, slice(None))] = value
     return placed
-
-
-def _patched(
-    values: Sequence[tuple[int | None, Tensor]], activation: Tensor, hook: HookPoint
-) -> Tensor:
-    patched = activation.clone()
-    for head, value in values:
-        patched[... if head is None else (..., head, slice(None))] = value
-    return patched
