@@ -6,6 +6,7 @@ Runs are stood in for by a table of faithfulness by size, so that thousands of c
 import math
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -138,13 +139,13 @@ def test_no_circuit_is_run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     first = runs.values(kept)
     assert runs.circuits_run == 5
     ran: list[int] = []
-    run = EdgeRuns._run
+    run = EdgeRuns.by_metrics
 
-    def counted(self: EdgeRuns, kept: torch.Tensor, progress: object) -> torch.Tensor:
+    def counted(self: EdgeRuns, kept: torch.Tensor, *rest: Any) -> dict[str, torch.Tensor]:
         ran.append(len(kept))
-        return run(self, kept, progress)  # type: ignore[arg-type]
+        return run(self, kept, *rest)
 
-    monkeypatch.setattr(EdgeRuns, "_run", counted)
+    monkeypatch.setattr(EdgeRuns, "by_metrics", counted)
     done: list[int] = []
     both = torch.cat([kept.flip(0), ~kept[:2], ~kept[:2]])
     again = runs.values(both, done.append)

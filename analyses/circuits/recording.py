@@ -52,7 +52,7 @@ class Recorder:
             ("blocks.0.hook_resid_pre", self._embedded),
             *writing_hooks(model, lambda layer, written: self.writers.extend(written)),
         ]
-        self.hooks: list[Any] = [*self.writing, *link_hooks(model, graph, self._arrived)]
+        self.hooks: list[Any] = [*self.writing, *arriving_hooks(model, graph, self._arrived)]
 
     def _embedded(self, x: Tensor, hook: HookPoint) -> None:
         self.embedding = x.detach()
@@ -61,10 +61,6 @@ class Recorder:
     @torch.no_grad()
     def _arrived(self, to: Receiver, link: Tensor, parts: Callable[[], Parts]) -> None:
         self.links[to.hook] = parts().detach()
-
-    def recording(self, logits: Float[Tensor, "row d_vocab"]) -> Recording:
-        """What was kept; ``logits`` are the run's."""
-        return Recording(self.writers, self.links, logits.detach())
 
 
 @torch.no_grad()
@@ -75,7 +71,7 @@ def record(
     recorder = Recorder(model, graph)
     with model.hooks(fwd_hooks=recorder.hooks):
         logits = answer_logits(model, inputs, answers)
-    return recorder.recording(logits)
+    return Recording(recorder.writers, recorder.links, logits)
 
 
 def writing_hooks(
@@ -100,7 +96,7 @@ def writing_hooks(
     return hooks
 
 
-def link_hooks(
+def arriving_hooks(
     model: ResValTransformer,
     graph: Graph,
     arrived: Callable[[Receiver, Tensor, Callable[[], Parts]], Tensor | None],

@@ -23,8 +23,8 @@ from resval_lens.analyses.circuits.recording import (
     Parts,
     Recorder,
     Recording,
+    arriving_hooks,
     inputs_per_head,
-    link_hooks,
     record,
     writing_hooks,
 )
@@ -210,21 +210,28 @@ class EdgeRuns:
         if known:
             progress(known)
         if news:
-            found = self._run(kept[list(news.values())], lambda done: progress(known + done))
-            self._known.update(zip(news, found, strict=True))
+            found = self.by_metrics(
+                kept[list(news.values())],
+                {"": self.pairs.metric},
+                lambda done: progress(known + done),
+            )
+            self._known.update(zip(news, found[""], strict=True))
         if not keys:
             return self.clean_values.new_empty(0, len(self.pairs))
         return torch.stack([self._known[key] for key in keys])
 
     @torch.no_grad()
     def by_metrics(
-        self, kept: Bool[Tensor, "circuit edge"], metrics: Mapping[str, Metric]
+        self,
+        kept: Bool[Tensor, "circuit edge"],
+        metrics: Mapping[str, Metric],
+        progress: Callable[[int], None] = lambda done: None,
     ) -> dict[str, Float[Tensor, "circuit prompt"]]:
         """:meth:`values` by other metrics, for each of which the same runs serve."""
         self._check(kept)
         shape = len(kept), len(self.pairs)
         found = {name: self.clean_values.new_empty(shape) for name in metrics}
-        for where, pairs, logits in self._answers(kept, lambda done: None):
+        for where, pairs, logits in self._answers(kept, progress):
             for name, metric in metrics.items():
                 found[name][where] = replace(pairs, metric=metric).measure(logits)
         return found
@@ -236,14 +243,6 @@ class EdgeRuns:
                 f"{list(kept.shape)}"
             )
         refuse_hooks(self.model)
-
-    def _run(
-        self, kept: Bool[Tensor, "circuit edge"], progress: Callable[[int], None]
-    ) -> Float[Tensor, "circuit prompt"]:
-        found = self.clean_values.new_empty(len(kept), len(self.pairs))
-        for where, pairs, logits in self._answers(kept, progress):
-            found[where] = pairs.measure(logits)
-        return found
 
     def _answers(
         self, kept: Bool[Tensor, "circuit edge"], progress: Callable[[int], None]
@@ -276,10 +275,8 @@ class EdgeRuns:
 
     def _first_layer(self, kept: Bool[Tensor, " edge"]) -> int:
         """The first layer that reads a corrupted edge; n_layers if only the logits do."""
-        for group in sorted(self.graph.groups, key=_depth):
-            if not kept[group.edges].all():
-                return _depth(group)
-        return self.graph.cfg.n_layers
+        changed = (_depth(group) for group in self.graph.groups if not kept[group.edges].all())
+        return min(changed, default=self.graph.cfg.n_layers)
 
 
 def _depth(group: Reader | Receiver) -> int:
@@ -333,7 +330,7 @@ class _Run:
 
     def logits(self) -> Float[Tensor, "row d_vocab"]:
         hooks: list[Any] = writing_hooks(self.model, self._wrote)
-        hooks += link_hooks(self.model, self.graph, self._arrived)
+        hooks += arriving_hooks(self.model, self.graph, self._arrived)
         hooks += [
             (name, partial(self._read, group))
             for name, group in self.changed.items()
