@@ -46,5 +46,5 @@ class LinkRuns:
         """Logits at the answers with the chosen links edited."""
         first = 0 if self._is_hooked else min(link.layer for link in chosen)
         with self.model.hooks(fwd_hooks=link_hooks(self.model, edit, chosen)):
-            residual = resumed(self.model, self._run.states[first])
-            return read_out(self.model, residual, self.pairs.answers)
+            last = resumed(self.model, self._run.states[first])
+            return read_out(self.model, last.residual, self.pairs.answers)

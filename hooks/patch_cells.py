@@ -21,7 +21,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from resval_lens.hooks.answers import read_out
-from resval_lens.hooks.runs import KeysValues, Run, State, after, embedded, joined
+from resval_lens.hooks.runs import KeysValues, Run, State, embedded, joined, resumed
 from resval_lens.norm import is_watched
 from resval_lens.transformer import ResValTransformer
 
@@ -223,10 +223,10 @@ class PatchedRuns:
         if entry is None and rows.first:
             entry = KeysValues(*self.base.past(rows))
         if cells is None:
-            return after(self.model, rows, entry)
+            return resumed(self.model, rows, rows.layer + 1, entry)
         patch = partial(self._patch, cells, rows.end)
         with self.model.hooks(fwd_hooks=[(self.site.names[rows.layer], patch)]):
-            return after(self.model, rows, entry)
+            return resumed(self.model, rows, rows.layer + 1, entry)
 
     def _patch(self, cells: Cells, end: int, activation: Tensor, hook: HookPoint) -> Tensor:
         # With a cache a hook sees the newest positions, or (rotated keys) all of them.

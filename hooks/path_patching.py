@@ -202,7 +202,7 @@ class _Runs:
         """The residual stream after layers start..stop of the clean run, with hooks."""
         rows = self.clean.states[start].repeated(copies)
         with self.model.hooks(fwd_hooks=hooks):
-            return resumed(self.model, rows, stop)
+            return resumed(self.model, rows, stop).residual
 
     def measure(
         self, groups: Sequence[Sequence[Node]], receivers: Sequence[Node], start: int

@@ -3,7 +3,7 @@
     run = Run(model, tokens)
     rows = run.states[2].repeated(8)                     # before layer 2, [copy × row, pos, ...]
     with model.hooks(fwd_hooks=edits):
-        logits = read_out(model, resumed(model, rows), answers)
+        logits = read_out(model, resumed(model, rows).residual, answers)
 
 A run that is edited from layer l on is the unedited one before it. So the unedited run is made
 once, its rows before layer l are repeated for each edited run, and the layers from l on are run
@@ -22,7 +22,7 @@ from torch import Tensor
 from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
 
 from resval_lens.attention import Carried
-from resval_lens.hooks.answers import layer_device, read_out, right_padding
+from resval_lens.hooks.answers import read_out, right_padding
 from resval_lens.transformer import ResValTransformer
 
 
@@ -114,9 +114,9 @@ class Run:
         self.states = [embedded(model, inputs)]
         self.keys_values: list[tuple[Tensor, Tensor]] = []
         nothing = self.states[0].residual.new_empty(len(inputs), 0, 1, 1)
-        for _ in range(model.cfg.n_layers):
+        for layer in range(model.cfg.n_layers):
             entry = KeysValues(nothing, nothing) if with_keys else None
-            self.states.append(after(model, self.states[-1], entry))
+            self.states.append(resumed(model, self.states[-1], layer + 1, entry))
             if entry is not None:
                 self.keys_values.append(entry.whole)
 
@@ -143,39 +143,27 @@ def embedded(model: ResValTransformer, inputs: Tensor) -> State:
     return State(0, model(inputs, stop_at_layer=0, **right_padding(model)), {})
 
 
-def after(model: ResValTransformer, state: State, entry: KeysValues | None = None) -> State:
-    """The state after its layer.
+def resumed(
+    model: ResValTransformer,
+    state: State,
+    stop: int | None = None,
+    entry: KeysValues | None = None,
+) -> State:
+    """The state before layer ``stop``, or after the last.
 
     Args:
-        entry: keys and values of the positions before it.
+        entry: keys and values of the positions before it, if this is one layer's run.
     """
-    state = replace(state, residual=state.residual.to(layer_device(model, state.layer)))
-    residual, carried = model.blocks[state.layer](
-        state.residual,
-        carried=state.carried,
-        past_kv_cache_entry=entry,
-        shortformer_pos_embed=_added_positions(model, state),
-    )
-    return replace(state, layer=state.layer + 1, residual=residual, carried=carried)
-
-
-def resumed(
-    model: ResValTransformer, state: State, stop: int | None = None
-) -> Float[Tensor, "row pos d_model"]:
-    """The residual stream before layer ``stop``, or after the last, of whole rows."""
-    return model.run_blocks(
+    added = None  # what a shortformer adds in every layer to what queries and keys are made of
+    if model.cfg.positional_embedding_type == "shortformer":
+        added = model.W_pos[None, state.first : state.end].to(state.residual.device)
+    residual, carried = model.run_blocks(
         state.residual,
         state.layer,
         stop,
         state.carried,
-        shortformer_pos_embed=_added_positions(model, state),
+        shortformer_pos_embed=added,
+        past_kv_cache=None if entry is None else {state.layer: entry},
     )
-
-
-def _added_positions(
-    model: ResValTransformer, state: State
-) -> Float[Tensor, "1 pos d_model"] | None:
-    """What a shortformer adds in every layer to what queries and keys are made of."""
-    if model.cfg.positional_embedding_type != "shortformer":
-        return None
-    return model.W_pos[None, state.first : state.end].to(state.residual.device)
+    layer = model.cfg.n_layers if stop is None else stop
+    return replace(state, layer=layer, residual=residual, carried=carried)

@@ -216,7 +216,7 @@ class ICLClassifier(ResValTransformer):
         residual = input
         if start_at_layer is None:
             residual = self.hook_embed(unshared(input, self.hook_embed))
-        residual = self.run_blocks(
+        residual, _ = self.run_blocks(
             residual, start_at_layer, stop_at_layer, carried, checkpoint_blocks=checkpoint_blocks
         )
         if stop_at_layer is not None:

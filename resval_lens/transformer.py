@@ -152,7 +152,7 @@ class ResValTransformer(WeightConversion):
                     self._check_length(before + residual.shape[1], attention_mask)
             if self.training and self.cfg.dropout and start_at_layer is None:
                 residual = F.dropout(residual, self.cfg.dropout)
-            residual = self.run_blocks(
+            residual, _ = self.run_blocks(
                 residual,
                 start_at_layer,
                 stop_at_layer,
@@ -190,8 +190,8 @@ class ResValTransformer(WeightConversion):
         attention_mask: Tensor | None = None,
         past_kv_cache: Any = None,
         checkpoint_blocks: bool = False,
-    ) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream after layers start..stop, the attention streams beside it."""
+    ) -> tuple[Float[Tensor, "batch pos d_model"], Carried]:
+        """The residual stream after layers start..stop, and what they and those before hand on."""
         layers = range(self.cfg.n_layers)[start_at_layer:stop_at_layer]
         self._check_carried(layers, carried)
         streams: Carried = carried or {}
@@ -210,7 +210,7 @@ class ResValTransformer(WeightConversion):
             if checkpoint_blocks:
                 block = partial(checkpoint, block, use_reentrant=False)
             residual, streams = block(residual.to(device), carried=streams)
-        return residual
+        return residual, streams
 
     def unembed_input(
         self, residual: Float[Tensor, "batch pos d_model"]

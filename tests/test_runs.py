@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from resval_lens.hooks.runs import KeysValues, Run, State, after, embedded, joined, resumed
+from resval_lens.hooks.runs import KeysValues, Run, State, embedded, joined, resumed
 from resval_lens.transformer import ResValTransformer
 from tests.classifiers import model_of
 from tests.classifiers import tokens as continuous_tokens
@@ -58,12 +58,13 @@ def test_copies_that_are_resumed_under_an_edit_are_whole_runs_under_it(
             )
 
         with model.hooks(fwd_hooks=[(name, scaled)]):
-            found = resumed(model, run.states[layer].repeated(2))
+            found = resumed(model, run.states[layer].repeated(2)).residual
             expected = residuals(model, TOKENS.repeat(2, 1))
         torch.testing.assert_close(found, expected[-1])
         with model.hooks(fwd_hooks=[(name, scaled)]):
             stopped = resumed(model, run.states[layer].repeated(2), layer + 1)
-        torch.testing.assert_close(stopped, expected[layer + 1])
+        assert stopped.layer == layer + 1
+        torch.testing.assert_close(stopped.residual, expected[layer + 1])
 
 
 def test_nothing_that_is_done_to_repeated_rows_reaches_the_run() -> None:
@@ -86,7 +87,7 @@ def test_other_rows_with_the_same_beginning_are_run_from_where_they_differ(
     others = torch.cat([TOKENS.repeat(2, 1)[:, :first], tiny_tokens(6, 6 - first, seed=7)], 1)
     state = embedded(model, others).part(first)
     for expected in residuals(model, others)[1:]:
-        state = after(model, state, KeysValues(*run.past(state)))
+        state = resumed(model, state, state.layer + 1, KeysValues(*run.past(state)))
         torch.testing.assert_close(state.residual, expected[:, first:])
     assert (state.layer, state.first, state.end) == (3, first, 6)
 
@@ -108,7 +109,7 @@ def test_a_classifier_is_kept_and_resumed_like_any_model() -> None:
     run, answers = Run(model, inputs), torch.full((4,), 16)
     with torch.no_grad():
         expected = model(inputs)
-        last = resumed(model, run.states[1])
+        last = resumed(model, run.states[1]).residual
     torch.testing.assert_close(run.logits(answers), expected)
     torch.testing.assert_close(last, run.states[2].residual)
 

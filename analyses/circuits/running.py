@@ -337,7 +337,7 @@ class _Run:
             if isinstance(group, Reader)
         ]
         with self.model.hooks(fwd_hooks=hooks):
-            residual = resumed(self.model, self.rows)
+            residual = resumed(self.model, self.rows).residual
         if self.layer == self.graph.cfg.n_layers:  # no block is left to read its last hook point
             residual = self._read(self.graph.readers[-1], residual)
         return read_out(self.model, residual, self.part.pairs.answers)
