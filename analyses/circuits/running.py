@@ -166,8 +166,7 @@ class EdgeRuns:
         assert self.groups is not None
         if self._mean is None or self._mean[0] != group:
             rows = [part for part in self.parts if self.groups[part[0]] == group]
-            writers: list[Tensor] = []
-            links: dict[str, Tensor] = {}
+            sums: list[Tensor] = []  # of what writers write, then of what links carry
             for own in rows:
                 pairs = self.pairs.rows(own.to(self.pairs.clean.device))
                 run = (
@@ -175,15 +174,13 @@ class EdgeRuns:
                     if len(rows) == 1
                     else record(self.model, self.graph, pairs.corrupted, pairs.answers)
                 )
-                sums = [wide(x).sum(0, keepdim=True) for x in run.writers]
-                writers = [a + b for a, b in zip(writers, sums, strict=True)] if writers else sums
-                for name, x in run.links.items():  # [slot, row, ...]
-                    added = wide(x).sum(1, keepdim=True)
-                    links[name] = links[name] + added if name in links else added
-            count, dtype = sum(map(len, rows)), of.logits.dtype
-            means = [(x / count).to(dtype) for x in writers]
-            of_links = {name: (x / count).to(dtype) for name, x in links.items()}
-            self._mean = group, Recording(means, of_links, of.logits)
+                added = [wide(x).sum(0, keepdim=True) for x in run.writers]
+                added += [wide(x).sum(1, keepdim=True) for x in run.links.values()]  # [slot, row..]
+                sums = [a + b for a, b in zip(sums, added, strict=True)] if sums else added
+            count = sum(map(len, rows))
+            means = [(x / count).to(of.logits.dtype) for x in sums]
+            links = dict(zip(of.links, means[len(of.writers) :], strict=True))
+            self._mean = group, Recording(means[: len(of.writers)], links, of.logits)
         return replace(self._mean[1], logits=of.logits)
 
     @torch.no_grad()
