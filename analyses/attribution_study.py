@@ -139,7 +139,7 @@ def attribution_study(
 def _copying(chosen: ModelOnTask, components: Sequence[str]) -> dict[str, Copying]:
     """Copying scores of heads' parts by name; none where weights do not tell (gates, matrices)."""
     model = chosen.model
-    if any(s.of == "v" and s.mix in ("gate", "matrix") for s in model.cfg.streams):
+    if any(s.of == "v" and (s.how.is_gated or s.how.crosses_heads) for s in model.cfg.streams):
         return {}
     by_name = {str(path): path for path in ov_paths(model)}
     paths = [by_name[name] for name in components if name in by_name][:MOST_COPYING]

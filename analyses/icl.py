@@ -21,7 +21,6 @@ from resval_lens.answer import can_answer_fast, edited_answers
 from resval_lens.classifier import ICLClassifier
 from resval_lens.hooks import edit_links, link_activations, links
 from resval_lens.recorded import RecordedRun
-from resval_lens.streams import COMPLEMENTARY
 from resval_lens.tasks.icl import ICLBatch, ICLWorld
 from resval_lens.tasks.icl_measures import measures_from
 from resval_lens.training.icl import evaluate, score
@@ -138,7 +137,7 @@ def link_study(subject: Subject, sequences: int, model: ICLClassifier | None = N
         for end, each in zip((whole, cut), both, strict=True):
             end[name] = score(each, targets)
     streams = model.cfg.streams
-    kept = all(s.own == 1 and s.mix not in {*COMPLEMENTARY, "learned_pair"} for s in streams)
+    kept = all(s.own == 1 and not s.how.own_is_learned for s in streams)
     return LinkStudy(
         links=[str(link) for link in links(model)],
         sequences=min(sequences, len(subject.tests["test"].targets)),

@@ -313,7 +313,7 @@ def _add_copies(
 ) -> None:
     """Fills in what is missing of these heads in ``copies``."""
     missing = {place for place in heads if copies[place].isnan()}
-    if any(stream.of == "v" and stream.mix == "gate" for stream in model.cfg.streams):
+    if any(stream.of == "v" and stream.how.is_gated for stream in model.cfg.streams):
         model = model.with_streams("", share_weights=True)  # a gate depends on the token: own only
     which = [path for path in ov_paths(model) if (path.layer, path.head) in missing]
     for path, copied in own_token_scores(model, pairs.clean, where, which=which).items():

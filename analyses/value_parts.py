@@ -124,7 +124,7 @@ def value_parts(model: ResValTransformer, cache: Cache) -> list[dict[int, Heads]
         mix = block.attn.mix("v")
         ending = "hook_v" if mix is None else "hook_v_local"
         local.append(cache[f"blocks.{layer}.attn.{ending}"])
-        gated = mix is not None and mix.stream.mix == "gate"
+        gated = mix is not None and mix.stream.how.is_gated
         x = block.ln1(cache[f"blocks.{layer}.hook_resid_pre"]) if gated else None
         gates.append(None if mix is None or x is None else mix.gate(x, local[-1].shape[2]))
     split = split_by_source(model, "v", local, gates)

@@ -76,7 +76,7 @@ def paths(model: ResValTransformer, of: str = "v") -> dict[Path, float]:
         ValueError: a gated stream, whose weights depend on the token.
     """
     stream = next((stream for stream in model.cfg.streams if stream.of == of), None)
-    if stream is not None and stream.mix == "gate":
+    if stream is not None and stream.how.is_gated:
         raise ValueError(
             f"the gate of the {of} stream depends on the token: its links have no weight of their "
             "own, and no weight circuits"
@@ -90,7 +90,7 @@ def paths(model: ResValTransformer, of: str = "v") -> dict[Path, float]:
     for layer, parts in enumerate(split_by_source(model, of, local)):
         for source, part in parts.items():
             weights = part[:, 0, :, 0].tolist()  # source head, reading head
-            every = stream is not None and stream.mix == "matrix" and source != layer
+            every = stream is not None and stream.how.crosses_heads and source != layer
             for head in range(cfg.n_heads):
                 own = head // (cfg.n_heads // heads)
                 for source_head in range(heads) if every else [own]:

@@ -140,7 +140,7 @@ def parts_of(cfg: ResValConfig, link: LinkLike) -> tuple[Link, ...]:
     if stream is not None and 0 <= link.layer < cfg.n_layers:
         heads = range(cfg.n_heads_of(link.stream))
         if link.head in heads:
-            sending = heads if stream.mix == "matrix" else (link.head,)
+            sending = heads if stream.how.crosses_heads else (link.head,)
             parts = tuple(
                 replace(link, source=(layer, head))
                 for layer in stream.sources(link.layer)

@@ -25,9 +25,6 @@ from torch import Tensor
 from resval_lens.classifier import ICLClassifier
 from resval_lens.norm import is_watched
 
-MIXES = frozenset({"add", "pair", "scalar", "learned_pair", "convex", "head", "matrix"})
-"""Mixes whose weights :func:`answer` knows: with one head, two numbers."""
-
 
 def can_answer_fast(model: ICLClassifier) -> bool:
     """Whether :func:`answer` is this model's: two plain layers, one head, no gate, no hooks."""
@@ -47,7 +44,7 @@ def can_answer_fast(model: ICLClassifier) -> bool:
         and cfg.n_layers == 2
         and cfg.n_heads == 1
         and cfg.n_key_value_heads is None
-        and all(stream.mix in MIXES for stream in cfg.streams)
+        and not any(stream.how.is_gated for stream in cfg.streams)
         and not any(is_watched(point) for point in model.hook_points())
     )
 
@@ -181,15 +178,12 @@ def _weights(model: ICLClassifier, name: str) -> tuple[float | Tensor, float | T
     mix = model.blocks[1].attn.mix(name)
     if mix is None:
         return 1.0, None
-    own: float | Tensor = mix.fixed[0]
-    link: float | Tensor = mix.fixed[1]
-    if mix.stream.is_learned:
-        link = mix.carried.flatten()[0]
-    if mix.stream.mix == "convex":
-        own = 1 - link
-    elif mix.stream.mix == "learned_pair":
-        own = mix.own
-    return own, link
+    own, (link,) = mix.weights()
+    return _number(own), _number(link)
+
+
+def _number(weight: float | Tensor) -> float | Tensor:
+    return weight.flatten()[0] if isinstance(weight, Tensor) else weight  # there is one head
 
 
 def _project(z: Tensor, model: ICLClassifier, layer: int) -> Tensor:

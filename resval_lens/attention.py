@@ -23,6 +23,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities.attention import complex_attn_linear, simple_attn_linear
 
 from resval_lens.config import ResValConfig
+from resval_lens.mixes import Sizes
 from resval_lens.mixing import StreamMix
 from resval_lens.norm import is_watched, unshared
 from resval_lens.streams import AttentionStream, shorthand
@@ -78,9 +79,8 @@ class StreamAttention(AbstractAttention):
             heads = self.cfg.n_heads
             if stream.of != "q":
                 heads = self.cfg.n_key_value_heads or heads
-            self.mixes[stream.of] = StreamMix(
-                stream, len(sources), heads, self.cfg.d_model, self.cfg.dtype
-            )
+            sizes = Sizes(len(sources), heads, self.cfg.d_model)
+            self.mixes[stream.of] = StreamMix(stream, sizes, self.cfg.dtype)
             setattr(self, f"hook_{stream.of}_local", HookPoint())  # [batch, pos, head, d_head]
             setattr(self, f"hook_{stream.of}_link", HookPoint())  # [batch, pos, head, d_head]
 

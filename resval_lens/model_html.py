@@ -5,6 +5,8 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from resval_lens.hook_names import handing_point
 from resval_lens.mixing import StreamMix
 from resval_lens.numbers import number
@@ -62,7 +64,7 @@ def _row(model: ResValTransformer, stream: AttentionStream, layer: int) -> str:
     of, heads = stream.of, model.cfg.n_heads_of(stream.of)
     sources = stream.sources(layer)
     assert mix is not None  # it receives
-    own, carried = _own(mix), _carried(mix, len(sources))
+    own, carried = _weights(mix)
     used = f"{of} = {own}{of}_local + {of}_link"
     if stream.detach:
         used += " (no gradient through the link)"
@@ -83,33 +85,20 @@ def _row(model: ResValTransformer, stream: AttentionStream, layer: int) -> str:
     )
 
 
-def _own(mix: StreamMix) -> str:
-    """The weight of the own part, nothing for 1."""
-    if mix.stream.mix == "gate":
-        return "(1 − g) · "
-    if mix.stream.mix == "convex":
-        return f"{number(1 - float(mix.carried.detach()[0]), '.3g')} · "
-    if mix.stream.mix == "learned_pair":
-        return f"{number(float(mix.own.detach()), '.3g')} · "
-    return _times(mix.fixed[0])
+def _weights(mix: StreamMix) -> tuple[str, list[str]]:
+    """The weights of the own part and of what each source hands on, as factors."""
+    if mix.stream.how.is_gated:
+        how, several = mix.stream.how, mix.sizes.sources
+        return f"({how.a}) · ", [f"{how.b} (per token and head) · "] * several
+    own, carried = mix.weights()
+    return _times(own), [_times(weight) for weight in carried]
 
 
-def _carried(mix: StreamMix, sources: int) -> list[str]:
-    """The weight of what each source hands on, nothing for a fixed 1."""
-    kind = mix.stream.mix
-    if kind == "gate":
-        return ["g (per token and head) · "]
-    if kind == "matrix":
-        return [f"[{mix.n_heads} × {mix.n_heads} heads] "] * sources
-    if kind == "head":
-        return [
-            f"({', '.join(number(w, '.3g') for w in row)}; per head) · "
-            for row in mix.carried.tolist()
-        ]
-    if mix.stream.is_learned:
-        return [f"{number(weight, '.3g')} · " for weight in mix.carried.tolist()]
-    return [_times(mix.fixed[1])] * sources
-
-
-def _times(weight: float) -> str:
-    return "" if weight == 1 else f"{number(weight, 'g')} · "
+def _times(weight: float | Tensor) -> str:
+    """A weight as a factor, nothing for a fixed 1."""
+    if not isinstance(weight, Tensor):
+        return "" if weight == 1 else f"{number(weight, 'g')} · "
+    if weight.ndim == 2:
+        return f"[{' × '.join(map(str, weight.shape))} heads] "
+    several = ", ".join(number(w, ".3g") for w in weight.flatten().tolist())
+    return f"({several}; per head) · " if weight.ndim else f"{several} · "

@@ -16,23 +16,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
+from resval_lens.mixes import MIXES, Mix
+
 Projection = Literal["q", "k", "v"]
 Source = Literal["previous", "first", "all"]
 Carry = Literal["raw", "sum"]
-Mix = Literal["add", "pair", "scalar", "learned_pair", "convex", "head", "gate", "matrix"]
-
-# mix: (weight of the own projection, weight of what is handed on), fixed or initial.
-DEFAULT_WEIGHTS: dict[str, tuple[float, float]] = {
-    "add": (1.0, 1.0),
-    "scalar": (1.0, 1.0),
-    "learned_pair": (0.5, 0.5),
-    "convex": (0.5, 0.5),
-    "head": (1.0, 1.0),
-    "gate": (0.5, 0.5),
-    "matrix": (1.0, 1.0),
-}
-COMPLEMENTARY: frozenset[str] = frozenset({"convex", "gate"})  # own weight = 1 − carried weight
-LEARNED: frozenset[str] = frozenset(get_args(Mix)) - {"add", "pair"}
 
 
 @dataclass(frozen=True)
@@ -45,24 +33,9 @@ class AttentionStream:
         carry: what a layer hands on: ``"sum"`` its total, so that values accumulate (the paper's
             formula read literally); ``"raw"`` its own projection alone (the authors' language-model
             code). The two differ from the third layer on.
-        mix: how what is handed on joins the local, ``total = own·local + carried·handed`` (a, b):
-
-            ============== =================================== ===========================
-            mix            a                                   b
-            ============== =================================== ===========================
-            add            1                                   fixed number
-            pair           fixed number                        fixed number
-            scalar         fixed number                        learned, one per layer
-            learned_pair   learned, one per layer              learned, one per layer
-            convex         1 − λ                               λ learned, one per layer
-            head           fixed number                        learned, one per head
-            gate           1 − g                               g = σ(x·w_h + c_h), learned,
-                                                               per token and head
-            matrix         fixed number                        learned [head, head] matrix:
-                                                               every head reads every head
-            ============== =================================== ===========================
-
-            With ``source="all"`` a learned b is learned per source layer, too.
+        mix: how what is handed on joins the local, ``total = own·local + carried·handed``: one of
+            :data:`~resval_lens.mixes.MIXES`, by name. With ``source="all"`` what is learned of
+            ``carried`` is learned per source layer, too.
         own, carried: the two weights where they are fixed, their initial values where learned
             (``carried`` is λ or g for convex and gate, ``carried · identity`` for matrix).
             ``None`` takes the mix's default.
@@ -80,18 +53,18 @@ layers=None, detach=False)
     of: Projection
     source: Source = "previous"
     carry: Carry = "sum"
-    mix: Mix = "add"
+    mix: str = "add"
     own: float | None = None  # a number once made
     carried: float | None = None  # a number once made
     layers: tuple[int, ...] | None = None
     detach: bool = False
 
     def __post_init__(self) -> None:
-        for name, choices in (("of", Projection), ("source", Source), ("carry", Carry),
-                              ("mix", Mix)):  # fmt: skip
-            if getattr(self, name) not in get_args(choices):
+        for name, choices in (("of", get_args(Projection)), ("source", get_args(Source)),
+                              ("carry", get_args(Carry)), ("mix", tuple(MIXES))):  # fmt: skip
+            if getattr(self, name) not in choices:
                 raise ValueError(
-                    f"AttentionStream.{name} must be one of {', '.join(get_args(choices))}; "
+                    f"AttentionStream.{name} must be one of {', '.join(choices)}; "
                     f"got {getattr(self, name)!r}"
                 )
         if not isinstance(self.detach, bool):
@@ -108,39 +81,9 @@ layers=None, detach=False)
                     raise ValueError(
                         f"AttentionStream.{name} must be a finite number; got {value!r}"
                     )
-        own, carried = self.own, self.carried
-        if self.mix == "pair" and (own is None or carried is None):
-            raise ValueError(
-                f"AttentionStream.mix='pair' needs both weights; got own={own!r}, "
-                f"carried={carried!r}"
-            )
-        if self.mix == "add" and own not in (None, 1):
-            raise ValueError(
-                f"AttentionStream.own={own!r} contradicts mix='add', whose own weight is 1; "
-                "use mix='pair'"
-            )
-        if self.mix in COMPLEMENTARY:
-            if self.source == "all":
-                raise ValueError(
-                    f"AttentionStream.source='all' contradicts mix={self.mix!r}, which divides one "
-                    "unit between two parts; use add, pair, scalar, learned_pair, head or matrix"
-                )
-            carried = 1 - own if carried is None and own is not None else carried
-            carried = DEFAULT_WEIGHTS[self.mix][1] if carried is None else carried
-            if own is not None and abs(own + carried - 1) > 1e-9:
-                raise ValueError(
-                    f"AttentionStream.own={own!r} contradicts carried={carried!r}: "
-                    f"mix={self.mix!r} needs own = 1 - carried"
-                )
-            own = 1 - carried
-            if self.mix == "gate" and not 0 < carried < 1:
-                raise ValueError(
-                    "AttentionStream.carried must lie strictly between 0 and 1 for mix='gate'; "
-                    f"got {carried!r}"
-                )
-        default_own, default_carried = DEFAULT_WEIGHTS.get(self.mix, (1.0, 1.0))
-        object.__setattr__(self, "own", float(default_own if own is None else own))
-        object.__setattr__(self, "carried", float(default_carried if carried is None else carried))
+        own, carried = self.how.settle(self.own, self.carried, self.source)
+        object.__setattr__(self, "own", float(own))
+        object.__setattr__(self, "carried", float(carried))
 
     def _settle_layers(self) -> None:
         if self.layers is None:
@@ -159,9 +102,14 @@ layers=None, detach=False)
         object.__setattr__(self, "layers", tuple(sorted(layers)))
 
     @property
+    def how(self) -> Mix:
+        """What the mix says of itself."""
+        return MIXES[self.mix]
+
+    @property
     def is_learned(self) -> bool:
         """Whether mixing adds parameters to the model."""
-        return self.mix in LEARNED
+        return self.how.own_is_learned or self.how.carried_is_learned
 
     def receives(self, layer: int) -> bool:
         """Whether ``layer`` receives along this stream."""
@@ -305,7 +253,7 @@ def shorthand(streams: Streams) -> str:
     names = []
     for stream in streams:
         usual: dict[str, Any] = {"source": "previous", "carry": "sum", "mix": "add"}
-        usual["own"], usual["carried"] = DEFAULT_WEIGHTS.get(stream.mix, (None, None))
+        usual["own"], usual["carried"] = stream.how.default or (None, None)
         usual |= {"layers": None, "detach": False}
         changed = [f"{k}={getattr(stream, k)}" for k, v in usual.items() if getattr(stream, k) != v]
         names.append(f"{stream.of}({', '.join(changed)})" if changed else stream.of)

@@ -33,7 +33,7 @@ def check_processing(
             "refactor_factored_attn_matrices=True: streams carry activations between layers in "
             "each head's own basis, which refactoring changes layer by layer"
         )
-    gated = [stream.of for stream in streams if stream.mix == "gate"]
+    gated = [stream.of for stream in streams if stream.how.is_gated]
     if gated and fold_ln:
         raise ValueError(
             f"fold_ln=True: the gate of the {gated[0]} stream reads the normalised input, whose "

@@ -512,9 +512,9 @@ def test_prose_is_escaped_and_code_is_not():
 
 
 def test_a_constant_is_documented_by_its_comment(package):
-    weights = package["streams.DEFAULT_WEIGHTS"].docstring
-    assert weights is not None
-    assert weights.value.startswith("mix: (weight of the own projection")
+    mixes = package["mixes.MIXES"].docstring
+    assert mixes is not None
+    assert mixes.value.startswith("Every mix by its name")
 
 
 def test_the_drawing_is_what_its_script_draws():

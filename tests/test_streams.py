@@ -9,16 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from resval_lens.config import ResValConfig
-from resval_lens.streams import (
-    COMPLEMENTARY,
-    LEARNED,
-    AttentionStream,
-    parse_streams,
-    shorthand,
-)
+from resval_lens.mixes import MIXES
+from resval_lens.streams import AttentionStream, parse_streams, shorthand
 from tests.helpers import tiny_config
-
-MIXES = ("add", "pair", "scalar", "learned_pair", "convex", "head", "gate", "matrix")
+from tests.mixes import each_mix, sources_of, weights_of
 
 
 @pytest.mark.usefixtures("unchecked_annotations")
@@ -101,7 +95,7 @@ def test_defaults_of_each_mix(mix: Any, own: float, carried: float) -> None:
     assert stream == AttentionStream("v", mix=mix, own=own, carried=carried)
 
 
-@pytest.mark.parametrize("mix", sorted(COMPLEMENTARY))
+@pytest.mark.parametrize("mix", ["convex", "gate"])
 def test_complementary_weights_add_to_one_whichever_is_given(mix: Any) -> None:
     from_own = AttentionStream("v", mix=mix, own=0.75)
     from_carried = AttentionStream("v", mix=mix, carried=0.25)
@@ -109,19 +103,14 @@ def test_complementary_weights_add_to_one_whichever_is_given(mix: Any) -> None:
     assert (from_own.own, from_own.carried) == (0.75, 0.25)
 
 
-def test_complementary_mixes_are_those_that_divide_one_unit() -> None:
-    assert {"convex", "gate"} == COMPLEMENTARY
+@each_mix
+def test_only_add_and_pair_learn_nothing(mix: str) -> None:
+    stream = AttentionStream("v", mix=mix, **weights_of(mix))
+    assert stream.is_learned == (mix not in ("add", "pair"))
 
 
-@pytest.mark.parametrize("mix", MIXES)
-def test_only_add_and_pair_learn_nothing(mix: Any) -> None:
-    stream = AttentionStream("v", mix=mix, own=0.5, carried=0.5) if mix != "add" else parse("v")
-    assert stream.is_learned == (mix not in ("add", "pair")) == (mix in LEARNED)
-
-
-@pytest.mark.usefixtures("unchecked_annotations")
-def parse(letter: str) -> AttentionStream:
-    return parse_streams(letter)[0]
+def test_a_mix_is_found_by_the_name_it_says() -> None:
+    assert [mix.name for mix in MIXES.values()] == list(MIXES)
 
 
 def test_whole_numbers_become_floats_and_layers_a_sorted_tuple() -> None:
@@ -229,21 +218,18 @@ def test_shorthand_names_what_differs_from_the_defaults(streams: Any, name: str)
 @st.composite
 def attention_streams(draw: st.DrawFn, n_layers: int = 4) -> AttentionStream:
     """Any valid stream."""
-    mix = draw(st.sampled_from(MIXES))
+    mix = draw(st.sampled_from(list(MIXES)))
     weight = st.floats(-4, 4) | st.integers(-2, 2)
     own, carried = draw(st.none() | weight), draw(st.none() | weight)
-    if mix == "add":
-        own = draw(st.sampled_from([None, 1, 1.0]))
-    elif mix == "pair":
-        own, carried = draw(weight), draw(weight)
-    elif mix in COMPLEMENTARY:
-        own, carried = None, draw(st.none() | st.floats(0.01, 0.99))
+    try:
+        AttentionStream("v", mix=mix, own=own, carried=carried)
+    except ValueError:  # not for this mix
+        own, carried = None, draw(st.floats(0.01, 0.99))
+        own = draw(weight) if MIXES[mix].default is None else None
     receivers = st.sets(st.integers(1, n_layers - 1), min_size=1)
     return AttentionStream(
         of=draw(st.sampled_from("qkv")),  # type: ignore[arg-type]
-        source=draw(
-            st.sampled_from(["previous", "first", "all"][: 2 + (mix not in COMPLEMENTARY)])
-        ),
+        source=draw(st.sampled_from(sources_of(mix))),  # type: ignore[arg-type]
         carry=draw(st.sampled_from(["sum", "raw"])),
         mix=mix,
         own=own,

@@ -10,6 +10,7 @@ from torch.autograd import gradcheck
 from torch.func import functional_call
 from transformer_lens import ActivationCache, HookedTransformer
 
+from resval_lens.mixes import MIXES, Sizes
 from resval_lens.mixing import StreamMix
 from resval_lens.streams import AttentionStream, StreamsLike
 from resval_lens.transformer import ResValTransformer
@@ -24,6 +25,7 @@ from tests.helpers import (
     tiny_model,
     tiny_tokens,
 )
+from tests.mixes import each_mix, each_mix_and_source, settings_of
 from tests.reference.attention_loop import forward as loop_forward
 
 each_architecture = pytest.mark.parametrize(
@@ -32,28 +34,6 @@ each_architecture = pytest.mark.parametrize(
 each_head_count = pytest.mark.parametrize("kv_heads", [None, 2], ids=["mha", "gqa"])
 each_source = pytest.mark.parametrize("source", ["previous", "first", "all"])
 each_carry = pytest.mark.parametrize("carry", ["raw", "sum"])
-
-# One of each mix, with fixed weights that are not the defaults.
-MIXES: dict[str, dict[str, Any]] = {
-    "add": {"carried": 0.7},
-    "pair": {"own": 0.3, "carried": -0.6},
-    "scalar": {"own": 0.8},
-    "learned_pair": {},
-    "convex": {"carried": 0.25},
-    "head": {"own": 0.9},
-    "gate": {"carried": 0.25},
-    "matrix": {"own": 0.8},
-}
-
-each_mix_and_source = pytest.mark.parametrize(
-    ("mix", "source"),
-    [
-        (mix, source)
-        for mix in MIXES
-        for source in ("previous", "first", "all")
-        if not (source == "all" and mix in ("convex", "gate"))  # refused
-    ],
-)
 
 
 def same_streams(of: str = "qkv", **settings: Any) -> tuple[AttentionStream, ...]:
@@ -72,10 +52,10 @@ def test_the_same_seed_gives_the_stock_weights(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("init_mode", ["gpt2", "xavier_uniform", "xavier_normal", "kaiming_normal"])
-@pytest.mark.parametrize("mix", MIXES)
+@each_mix
 def test_streams_do_not_change_the_weights_of_a_seed(mix: str, init_mode: str) -> None:
     stock = HookedTransformer(stock_config(init_mode=init_mode)).state_dict()
-    streams = same_streams(mix=mix, **MIXES[mix])
+    streams = same_streams(**settings_of(mix))
     ours = ResValTransformer(tiny_config(init_mode=init_mode, streams=streams)).state_dict()
     assert [name for name in ours if ".mixes." not in name] == list(stock)
     assert all(torch.equal(ours[name], stock[name]) for name in stock)
@@ -187,10 +167,10 @@ def test_gradients_equal_those_through_hooks(of: str, carry: str, detach: bool) 
         torch.testing.assert_close(found[name], expected[name], atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("mix", MIXES)
+@each_mix
 def test_detaching_changes_gradients_and_no_logits(mix: str) -> None:
-    attached = tiny_model(same_streams("v", mix=mix, **MIXES[mix]))
-    detached = tiny_model(same_streams("v", mix=mix, **MIXES[mix], detach=True))
+    attached = tiny_model(same_streams("v", **settings_of(mix)))
+    detached = tiny_model(same_streams("v", **settings_of(mix), detach=True))
     losses = [model(tiny_tokens(), return_type="loss") for model in (attached, detached)]
     assert torch.equal(*losses)
     for loss in losses:
@@ -288,6 +268,8 @@ def by_hand(mix: StreamMix, local: Tensor, handed: Sequence[Tensor], x: Tensor) 
                     gate = torch.sigmoid(x @ mix.gate_weight[h] + mix.gate_bias[h])[..., None]
                     own = 1 - gate
                     link += gate * tensor[:, :, h]
+                case _:
+                    raise AssertionError(f"mix={stream.mix!r}: its formula is missing here")
         total[:, :, h] = own * local[:, :, h] + link
     return total
 
@@ -305,7 +287,7 @@ def own_projection(model: ResValTransformer, cache: ActivationCache, of: str, la
 @each_head_count
 @torch.no_grad()
 def test_every_mix_is_its_formula(mix: str, source: str, carry: str, kv_heads: int | None) -> None:
-    streams = same_streams(source=source, carry=carry, mix=mix, **MIXES[mix])
+    streams = same_streams(source=source, carry=carry, **settings_of(mix))
     model = tiny_model(streams, n_layers=4, n_key_value_heads=kv_heads, dtype=torch.float64)
     cache = model.run_with_cache(tiny_tokens())[1]
     for of in "qkv":
@@ -325,7 +307,7 @@ def test_every_mix_is_its_formula(mix: str, source: str, carry: str, kv_heads: i
 def test_every_mixing_parameter_gets_a_gradient(
     mix: str, source: str, kv_heads: int | None
 ) -> None:
-    streams = same_streams(source=source, mix=mix, **MIXES[mix])
+    streams = same_streams(source=source, **settings_of(mix))
     model = tiny_model(streams, n_key_value_heads=kv_heads)
     model(tiny_tokens(), return_type="loss").backward()
     mixing = {name: p for name, p in model.named_parameters() if ".mixes." in name}
@@ -337,9 +319,9 @@ def test_every_mixing_parameter_gets_a_gradient(
 @each_mix_and_source
 def test_gradients_of_every_mix_are_finite_differences(mix: str, source: str) -> None:
     """In every weight, every tensor handed on, the own projection and the layer's input."""
-    stream = AttentionStream("v", mix=mix, source=source, **MIXES[mix])  # type: ignore[arg-type]
+    stream = AttentionStream("v", source=source, **settings_of(mix))  # type: ignore[arg-type]
     n_sources = len(stream.sources(3))
-    module = randomise(StreamMix(stream, n_sources, n_heads=2, d_model=3, dtype=torch.float64))
+    module = randomise(StreamMix(stream, Sizes(n_sources, heads=2, d_model=3), torch.float64))
     weights = dict(module.named_parameters())
     generator = torch.Generator().manual_seed(0)
     shapes = [(1, 2, 2, 3)] * (1 + n_sources) + [(1, 2, 3)]
@@ -354,13 +336,11 @@ def test_gradients_of_every_mix_are_finite_differences(mix: str, source: str) ->
     assert gradcheck(total, variables)
 
 
-@pytest.mark.parametrize("mix", MIXES)
+@each_mix
 @each_head_count
 def test_shapes_of_the_mixing_parameters(mix: str, kv_heads: int | None) -> None:
-    source = "all" if mix not in ("convex", "gate") else "first"
-    model = tiny_model(
-        same_streams(mix=mix, source=source, **MIXES[mix]), n_key_value_heads=kv_heads
-    )
+    source = "all" if MIXES[mix].takes_several else "first"
+    model = tiny_model(same_streams(source=source, **settings_of(mix)), n_key_value_heads=kv_heads)
     n, d_model = (2, 16) if source == "all" else (1, 16)
     for of in "qkv":
         heads = 4 if of == "q" else kv_heads or 4
@@ -401,7 +381,7 @@ def test_a_learned_mix_starts_as_the_fixed_pair(
     torch.testing.assert_close(logits(mix), logits("pair"), atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("mix", MIXES)
+@each_mix
 @pytest.mark.parametrize(
     "changes",
     [{"ungroup_grouped_query_attention": True}, {"use_split_qkv_input": True}],
@@ -411,14 +391,14 @@ def test_grouped_heads_mix_alike_however_they_are_laid_out(
     mix: str, changes: dict[str, Any]
 ) -> None:
     common = {"n_key_value_heads": 2, "dtype": torch.float64}
-    streams = same_streams(mix=mix, **MIXES[mix])
+    streams = same_streams(**settings_of(mix))
     grouped, other = tiny_model(streams, **common), tiny_model(streams, **common, **changes)
     torch.testing.assert_close(other(tiny_tokens()), grouped(tiny_tokens()), atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("mix", MIXES)
+@each_mix
 def test_separate_head_inputs_mix_alike(mix: str) -> None:
-    streams = same_streams(mix=mix, **MIXES[mix])
+    streams = same_streams(**settings_of(mix))
     common = tiny_model(streams, dtype=torch.float64)(tiny_tokens())
     separate = tiny_model(streams, dtype=torch.float64, use_attn_in=True)(tiny_tokens())
     torch.testing.assert_close(separate, common, atol=1e-12, rtol=0)

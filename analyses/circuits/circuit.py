@@ -128,7 +128,7 @@ class Circuit:
         """
         flow = self.flow()
         useful = _reach(flow, "input", nx.descendants) & _reach(flow, "logits", nx.ancestors)
-        gated = {stream.of for stream in self.graph.cfg.streams if stream.mix == "gate"}
+        gated = {stream.of for stream in self.graph.cfg.streams if stream.how.is_gated}
         numbers = []
         for source, target, data in flow.edges(data=True):
             if "edge" in data and target in useful:

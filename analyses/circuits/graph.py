@@ -134,7 +134,7 @@ class Graph:
         for stream in cfg.streams:
             for layer in range(cfg.n_layers):
                 if stream.receives(layer):
-                    self._receive(stream.of, layer, stream.sources(layer), stream.mix == "matrix")
+                    self._receive(stream.of, layer, stream.sources(layer), stream.how.crosses_heads)
         self.number = {str(edge): i for i, edge in enumerate(self.edges)}
 
     @classmethod

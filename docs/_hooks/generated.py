@@ -2,6 +2,7 @@
 
 <!-- results: NAME -->      a section of resval_lens.analyses.results_page
 <!-- commands -->           every command's help
+<!-- mixes -->              every mix: its weights and what it starts with
 :::* PATTERN ...            every public module whose name fits, in the order of names; each is
                             on one page only, the first that asks for it
 """
@@ -91,6 +92,17 @@ def commands() -> str:
     return "\n".join(_command(typer.main.get_command(app), ["resval-lens"]))
 
 
+def mixes() -> str:
+    """A table of every mix: what the weights of local and handed are, and their defaults."""
+    from resval_lens.mixes import MIXES
+
+    rows = ["| `mix` | own | carried | | default |", "|---|---|---|---|---|"]
+    for name, mix in MIXES.items():
+        default = "to be given" if mix.default is None else "{:g}, {:g}".format(*mix.default)
+        rows.append(f"| `{name}` | {mix.a} | {mix.b} | {mix.where} | {default} |")
+    return "\n".join(rows)
+
+
 def _command(command: Any, path: list[str]) -> list[str]:
     parts = []
     help_text = _plain(command.help or "")
@@ -140,6 +152,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         markdown = _RESULTS.sub(lambda found: results_page.section(found[1], DOCS), markdown)
     if source == "reference/commands.md":
         markdown = markdown.replace("<!-- commands -->", commands())
+    if "<!-- mixes -->" in markdown:
+        markdown = markdown.replace("<!-- mixes -->", mixes())
     return _MODULES.sub(
         lambda found: "\n".join(map(module_entry, claims()[source, found[1]])), markdown
     )

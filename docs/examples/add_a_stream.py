@@ -1,3 +1,4 @@
+# ruff: noqa: E402  # sections of pages import what they need
 """Stream variants that are settings, and a check of any variant against its formula."""
 
 # --8<-- [start:settings]
@@ -28,3 +29,41 @@ for layer in range(1, 4):
     local = torch.einsum("bpd,hde->bphe", x, attention.W_V) + attention.b_V
     torch.testing.assert_close(cache["v", layer], 0.5 * local + 0.5 * cache["v", 0])
 # --8<-- [end:check]
+
+# --8<-- [start:mix]
+import math
+
+from resval_lens.mixes import MIXES, Scalar, Start
+
+
+class Tanh(Scalar):
+    """b = tanh λ, λ learned, one per layer."""
+
+    name = "tanh"
+    b = "tanh λ"
+    where = "λ learned, one per layer"
+    default = (1.0, 0.5)
+
+    def settle(self, own, carried, source):
+        own, carried = super().settle(own, carried, source)
+        if not -1 < carried < 1:
+            raise ValueError(
+                "AttentionStream.carried must lie strictly between -1 and 1 for "
+                f"mix={self.name!r}; got {carried!r}"
+            )
+        return own, carried
+
+    def parameters(self, own, carried, sizes):
+        return {"carried": Start((sizes.sources,), math.atanh(carried))}
+
+    def weights(self, at, gate=None):
+        return at.fixed[0], tuple(at.carried.tanh())
+
+
+MIXES["tanh"] = Tanh()
+# --8<-- [end:mix]
+
+bounded = ResValTransformer(ResValConfig(**shape, streams="v(mix=tanh)"))
+_, cache = bounded.run_with_cache(tokens)
+torch.testing.assert_close(cache["v", 1], cache["v_local", 1] + 0.5 * cache["v", 0])
+del MIXES["tanh"]

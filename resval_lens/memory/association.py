@@ -45,7 +45,7 @@ def value_weights(attn: StreamAttention) -> tuple[float, float]:
         return 1.0, 0.0
     if mix.stream.is_learned:
         raise ValueError(f"streams: {mix.stream} has learned weights; memories need constant ones")
-    return float(mix.fixed[0]), float(mix.fixed[1])
+    return mix.fixed
 
 
 def check_induction_model(model: MemoryTransformer) -> None:

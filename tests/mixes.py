@@ -1,0 +1,37 @@
+"""A stream of every mix there is, for the tests that go through all of them."""
+
+from typing import Any
+
+import pytest
+
+from resval_lens.mixes import MIXES
+from resval_lens.streams import AttentionStream
+
+each_mix = pytest.mark.parametrize("mix", MIXES)
+UNGATED = [name for name, mix in MIXES.items() if not mix.is_gated]
+
+
+def sources_of(mix: str) -> tuple[str, ...]:
+    """What ``source`` may be."""
+    return ("previous", "first", "all") if MIXES[mix].takes_several else ("previous", "first")
+
+
+def weights_of(mix: str) -> dict[str, float]:
+    """Own and carried weights to start with; not the defaults."""
+    for weights in ({"own": 0.8, "carried": -0.6}, {"own": 0.75, "carried": 0.25}):
+        try:
+            AttentionStream("v", mix=mix, **weights)
+        except ValueError:
+            continue
+        return weights
+    return {"carried": 0.7}
+
+
+def settings_of(mix: str) -> dict[str, Any]:
+    """Fields of a stream of that mix."""
+    return {"mix": mix, **weights_of(mix)}
+
+
+each_mix_and_source = pytest.mark.parametrize(
+    ("mix", "source"), [(mix, source) for mix in MIXES for source in sources_of(mix)]
+)
