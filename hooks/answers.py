@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.utilities import apply_softcap
 
-from resval_lens.classifier import ICLClassifier
+from resval_lens.models.classifier import ICLClassifier
 from resval_lens.transformer import ResValTransformer
 
 

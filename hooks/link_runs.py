@@ -13,7 +13,7 @@ from resval_lens.hooks.answers import read_out
 from resval_lens.hooks.links import Link
 from resval_lens.hooks.prompts import PromptPairs, ready
 from resval_lens.hooks.runs import Run, resumed
-from resval_lens.norm import is_watched
+from resval_lens.lens.norm import is_watched
 from resval_lens.transformer import ResValTransformer
 
 

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-from resval_lens.hook_names import full_hook_name
+from resval_lens.lens.hook_names import full_hook_name
 from resval_lens.streams import shorthand
 from resval_lens.transformer import ResValTransformer
 

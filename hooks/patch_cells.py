@@ -22,7 +22,7 @@ from transformer_lens.hook_points import HookPoint
 
 from resval_lens.hooks.answers import read_out
 from resval_lens.hooks.runs import KeysValues, Run, State, embedded, joined, resumed
-from resval_lens.norm import is_watched
+from resval_lens.lens.norm import is_watched
 from resval_lens.transformer import ResValTransformer
 
 Cells = Int[Tensor, "cell 3"]

@@ -20,12 +20,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from resval_lens.hook_names import full_hook_name
 from resval_lens.hooks.answers import answer_logits
 from resval_lens.hooks.links import Numbers, among, whole_numbers
 from resval_lens.hooks.padding import first_own, moved
 from resval_lens.hooks.patch_cells import LOCAL, PatchedRuns, Site
 from resval_lens.hooks.prompts import MAX_TOKENS, PromptPairs, ready, vanishes
+from resval_lens.lens.hook_names import full_hook_name
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
 

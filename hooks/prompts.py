@@ -23,7 +23,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from resval_lens.classifier import ICLClassifier
 from resval_lens.hooks.padding import (
     Mask,
     first_own,
@@ -34,7 +33,8 @@ from resval_lens.hooks.padding import (
     refuse_unmasked,
 )
 from resval_lens.hooks.texts import Answers, Texts, answer_tokens, encoded_pairs
-from resval_lens.norm import is_hooked
+from resval_lens.lens.norm import is_hooked
+from resval_lens.models.classifier import ICLClassifier
 from resval_lens.transformer import ResValTransformer
 
 Metric = Callable[[Tensor, Tensor], Tensor]

@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resval_lens.classifier import ICLClassifier, classifier_config
     from resval_lens.config import ResValConfig
+    from resval_lens.models.classifier import ICLClassifier, classifier_config
     from resval_lens.streams import AttentionStream
     from resval_lens.transformer import ResValTransformer
 
@@ -21,10 +21,10 @@ __all__ = [
 # Loaded when first asked for: TransformerLens takes seconds to import, `resval-lens --help` none.
 _HOMES = {
     "AttentionStream": "resval_lens.streams",
-    "ICLClassifier": "resval_lens.classifier",
+    "ICLClassifier": "resval_lens.models.classifier",
     "ResValConfig": "resval_lens.config",
     "ResValTransformer": "resval_lens.transformer",
-    "classifier_config": "resval_lens.classifier",
+    "classifier_config": "resval_lens.models.classifier",
 }
 
 

@@ -25,7 +25,6 @@ from transformer_lens.utilities.attention import complex_attn_linear, simple_att
 from resval_lens.config import ResValConfig
 from resval_lens.mixes import Sizes
 from resval_lens.mixing import StreamMix
-from resval_lens.norm import is_watched, unshared
 from resval_lens.streams import AttentionStream, shorthand
 
 Heads = Float[Tensor, "batch pos _ d_head"]  # heads, or key-value heads

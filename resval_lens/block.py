@@ -16,7 +16,7 @@ from resval_lens.attention import (
     ResValGroupedQueryAttention,
 )
 from resval_lens.config import ResValConfig
-from resval_lens.norm import fused
+from resval_lens.lens.norm import fused
 
 
 class ResValBlock(TransformerBlock):

@@ -13,7 +13,7 @@ import torch
 from transformer_lens import HookedTransformerConfig
 
 from resval_lens.config_checks import check_fields
-from resval_lens.files import parse_json
+from resval_lens.io.files import parse_json
 from resval_lens.streams import Streams, StreamsLike, parse_streams
 
 

@@ -26,11 +26,11 @@ from transformer_lens.utilities import (
 from resval_lens.attention import Carried
 from resval_lens.block import ResValBlock
 from resval_lens.config import ResValConfig
-from resval_lens.conversion import WeightConversion
-from resval_lens.hook_names import handing_point
-from resval_lens.model_html import model_html
-from resval_lens.norm import fused
-from resval_lens.unembed import FusedUnembed, TiedUnembed, loss_sum
+from resval_lens.io.conversion import WeightConversion
+from resval_lens.lens.hook_names import handing_point
+from resval_lens.lens.model_html import model_html
+from resval_lens.lens.norm import fused
+from resval_lens.lens.unembed import FusedUnembed, TiedUnembed, loss_sum
 
 
 class ResValTransformer(WeightConversion):
@@ -119,7 +119,7 @@ class ResValTransformer(WeightConversion):
         Args:
             targets: what each position should predict, −100 where nothing. Then the sum of their
                 cross-entropies in nats is returned, whatever ``return_type``. It may have no
-                second derivative; see :func:`~resval_lens.unembed.loss_sum`.
+                second derivative; see :func:`~resval_lens.lens.unembed.loss_sum`.
             carried: with ``start_at_layer`` above 0, what the layers before it hand on; see
                 :meth:`carried_before`.
             checkpoint_blocks: recompute each block in the backward pass instead of keeping its

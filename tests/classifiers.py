@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resval_lens.classifier import ICLClassifier, classifier_config
+from resval_lens.models.classifier import ICLClassifier, classifier_config
 from resval_lens.streams import AttentionStream
 from resval_lens.tasks.icl import ICLTask, ICLWorld
 from tests.reference.classifier_numpy import random_params

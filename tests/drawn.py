@@ -12,8 +12,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from resval_lens.analyses.ablation_study import EDITS, Ablation, AblationRow, AblationStudy
-from resval_lens.analyses.circuit_study import CircuitStudy, Prompts, StudiedCircuit
 from resval_lens.analyses.circuits.circuit import Circuit
 from resval_lens.analyses.circuits.curve import Curve
 from resval_lens.analyses.circuits.evaluation import (
@@ -29,13 +27,15 @@ from resval_lens.analyses.circuits.graph import Graph
 from resval_lens.analyses.circuits.running import MeasuredBy
 from resval_lens.analyses.circuits.scores import EdgeScores
 from resval_lens.analyses.circuits.search import Tried
+from resval_lens.analyses.circuits.study import CircuitStudy, Prompts, StudiedCircuit
+from resval_lens.analyses.comparison.icl import LinkStudy
 from resval_lens.analyses.display.svg import svg
-from resval_lens.analyses.icl import LinkStudy
-from resval_lens.analyses.patching import Patching
-from resval_lens.analyses.subjects import Facts
+from resval_lens.analyses.studies.ablation import EDITS, Ablation, AblationRow, AblationStudy
+from resval_lens.analyses.studies.patching import Patching
+from resval_lens.analyses.studies.subjects import Facts
 from resval_lens.hooks.patching import PatchResult
-from resval_lens.recorded import RecordedRun
 from resval_lens.training import ICLRun
+from resval_lens.training.recorded import RecordedRun
 from tests.helpers import tiny_config
 
 TASKS = ("test", "ic", "ic2", "iw")

@@ -12,7 +12,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.hook_points import HookPoint
 
 from resval_lens.config import ResValConfig
-from resval_lens.files import digest, write_sealed
+from resval_lens.io.files import digest, write_sealed
 from resval_lens.streams import StreamsLike
 from resval_lens.transformer import ResValTransformer
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resval_lens.language_models import language_model_config
+from resval_lens.models.language_models import language_model_config
 from resval_lens.training.lm_run import LMRun
 
 CONFIG = language_model_config(

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from resval_lens.memory.construct import construct
-from resval_lens.memory.model import MemoryTransformer
-from resval_lens.presets import memory_variant
-from resval_lens.recorded import RecordedRun, load_run, write_record
-from resval_lens.tasks.bigrams import Bigrams
-from resval_lens.tasks.triggers import TriggerTask
-from resval_lens.training.memory import train_memory
-from resval_lens.training.memory_run import MemoryRun, initial_memory
+from resval_lens.analyses.papers.memory.model.construct import construct
+from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
+from resval_lens.analyses.papers.memory.tasks.bigrams import Bigrams
+from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
+from resval_lens.analyses.papers.memory.training.loop import train_memory
+from resval_lens.analyses.papers.memory.training.run import MemoryRun, initial_memory
+from resval_lens.models.presets import memory_variant
+from resval_lens.training.recorded import RecordedRun, load_run, write_record
 
 BIGRAMS = Bigrams.count("abcadbeacfbdaecbfaedcabfdecafbdceafbcad")
 TASK = TriggerTask(BIGRAMS, length=12, n_triggers=2, never_output="likeliest")

@@ -115,7 +115,7 @@ def compared(lines: list[str]) -> Iterator[tuple[str, float]]:
     """Each command, and how far its report on the device differs from the CPU's."""
     from typer.testing import CliRunner
 
-    from resval_lens.analyses.cli import app
+    from resval_lens.analyses.cli.app import app
 
     for line in lines:
         reports = []

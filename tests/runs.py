@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from resval_lens.files import read_tensors
+from resval_lens.io.files import read_tensors
 from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.run_folder import CHECK
 

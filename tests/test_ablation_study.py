@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from resval_lens.analyses.ablation_study import AblationStudy, ablation_study, groups
-from resval_lens.analyses.story_loss import story_loss, story_rows
+from resval_lens.analyses.studies.ablation import AblationStudy, ablation_study, groups
+from resval_lens.analyses.studies.story_loss import story_loss, story_rows
 from resval_lens.hooks import Link, links, mean_link_activations
 from resval_lens.hooks.prompts import PromptPairs, logit_difference, margin, probability
 from resval_lens.tasks import stories

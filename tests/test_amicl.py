@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Generator, Tensor
 
-from resval_lens.amicl import (
+from resval_lens.analyses.papers.amicl.model import (
     AMICL,
     READINGS,
     SEPARATIONS,

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resval_lens.amicl import AMICL, AMICLConfig, PairTask
-from resval_lens.analyses.amicl.counting import generators, share
-from resval_lens.analyses.amicl.figure_7 import Curves, Figure7
-from resval_lens.analyses.amicl.sweep import Sweep, SweepTask, TaskCurve, sweep
-from resval_lens.analyses.amicl.theory import threshold
+from resval_lens.analyses.papers.amicl.counting import generators, share
+from resval_lens.analyses.papers.amicl.figure_7 import Curves, Figure7
+from resval_lens.analyses.papers.amicl.model import AMICL, AMICLConfig, PairTask
+from resval_lens.analyses.papers.amicl.sweep import Sweep, SweepTask, TaskCurve, sweep
+from resval_lens.analyses.papers.amicl.theory import threshold
 
 VALUES = [0.0, 1.0, 2.0, 4.0, 32.0]
 

@@ -13,14 +13,16 @@ import torch
 from scipy import stats
 from typer.testing import CliRunner
 
-from resval_lens.amicl import AMICL, AMICLConfig, PairTask, Trials, exact
-from resval_lens.analyses.amicl.combinations import combinations
-from resval_lens.analyses.amicl.counting import SWEEP, batches, count, generators, share
-from resval_lens.analyses.amicl.figure_6 import figure_6
-from resval_lens.analyses.amicl.figure_7 import PUBLISHED_COUNTS, figure_7
-from resval_lens.analyses.amicl.figure_8 import figure_8
-from resval_lens.analyses.amicl.sweep import SweepTask, sweep, tasks
-from resval_lens.analyses.amicl.theory import (
+from resval_lens.analyses.cli.app import app
+from resval_lens.analyses.papers.amicl.bridge import transformer_study
+from resval_lens.analyses.papers.amicl.combinations import combinations
+from resval_lens.analyses.papers.amicl.counting import SWEEP, batches, count, generators, share
+from resval_lens.analyses.papers.amicl.figure_6 import figure_6
+from resval_lens.analyses.papers.amicl.figure_7 import PUBLISHED_COUNTS, figure_7
+from resval_lens.analyses.papers.amicl.figure_8 import figure_8
+from resval_lens.analyses.papers.amicl.model import AMICL, AMICLConfig, PairTask, Trials, exact
+from resval_lens.analyses.papers.amicl.sweep import SweepTask, sweep, tasks
+from resval_lens.analyses.papers.amicl.theory import (
     _best_right,
     _largest,
     margin,
@@ -28,8 +30,6 @@ from resval_lens.analyses.amicl.theory import (
     share_of_first,
     threshold,
 )
-from resval_lens.analyses.amicl.transformer import transformer_study
-from resval_lens.analyses.cli import app
 from tests.reference import amicl as reference
 
 PAPER, NOTEBOOK = SWEEP, PairTask(classes=50, reading="notebook")
@@ -136,7 +136,7 @@ def test_figure_6_shows_every_combination_and_argmax_on_the_label():
 @pytest.mark.parametrize("held", [1, 2, 1_000])
 def test_the_weight_on_the_label_is_its_share_of_the_pattern(held, monkeypatch):
     """One trial a time, label by label; however many are held at a time."""
-    monkeypatch.setattr("resval_lens.analyses.amicl.counting.FLOATS", held * 100 * 20)
+    monkeypatch.setattr("resval_lens.analyses.papers.amicl.counting.FLOATS", held * 100 * 20)
     (entry,) = (figure_6(seed=4, trials=3).readings["paper"],)
     generator = seeded(4)
     PairTask().draw(1, generator)
@@ -153,7 +153,7 @@ def test_the_weight_on_the_label_is_its_share_of_the_pattern(held, monkeypatch):
 
 
 def test_figure_6_holds_few_trials_at_a_time(monkeypatch):
-    monkeypatch.setattr("resval_lens.analyses.amicl.counting.FLOATS", 2 * 100 * 20)
+    monkeypatch.setattr("resval_lens.analyses.papers.amicl.counting.FLOATS", 2 * 100 * 20)
     draw, alive, most = PairTask.draw, [], [0]
 
     def drawn(*given):
@@ -457,7 +457,7 @@ def test_commands_print_and_write_what_they_found(arguments, name, words, tmp_pa
 
 
 def test_figure_8_from_the_command(tmp_path, monkeypatch):
-    monkeypatch.setattr("resval_lens.analyses.amicl.figure_8.LENGTHS", (10, 20))
+    monkeypatch.setattr("resval_lens.analyses.papers.amicl.figure_8.LENGTHS", (10, 20))
     said = invoke("reproduce", "figure-8", "--trials", "2", "--out", str(tmp_path), "--quiet")
     assert "practically perfect from 50" in said
     assert (tmp_path / "figure-8.png").is_file()
@@ -465,7 +465,7 @@ def test_figure_8_from_the_command(tmp_path, monkeypatch):
 
 def test_the_transformer_from_the_command(tmp_path, monkeypatch):
     small = partial(transformer_study, weights=(1.0, 2.0), fit_trials=300)
-    monkeypatch.setattr("resval_lens.analyses.amicl.transformer.transformer_study", small)
+    monkeypatch.setattr("resval_lens.analyses.papers.amicl.bridge.transformer_study", small)
     said = invoke("amicl", "transformer", "--trials", "5", "--out", str(tmp_path), "--quiet")
     assert "Largest difference from AMICL's output" in said
     assert max(len(line) for line in said.splitlines() if str(tmp_path) not in line) <= 80
@@ -518,7 +518,8 @@ def test_bad_input_is_refused_before_any_work(arguments, message, tmp_path):
 @pytest.mark.parametrize("command", ["reproduce table-1", "compare"])
 def test_training_for_no_steps_is_not_training_for_the_usual_ones(command, monkeypatch, tmp_path):
     monkeypatch.setattr(
-        "resval_lens.analyses.training_bars.train_with_bars", lambda *given: pytest.fail("trained")
+        "resval_lens.analyses.cli.training_bars.train_with_bars",
+        lambda *given: pytest.fail("trained"),
     )
     with pytest.raises(ValueError, match="steps must be a whole number above 0; got 0"):
         invoke(*f"{command} --train --steps 0 --runs {tmp_path} --out {tmp_path}".split())

@@ -15,17 +15,18 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch import Tensor
 
-from resval_lens.amicl.memory import AMICL, AMICLConfig
-from resval_lens.amicl.transformer import (
+from resval_lens.analyses.drawing.figures import save
+from resval_lens.analyses.papers.amicl import bridge as transformer
+from resval_lens.analyses.papers.amicl import counting
+from resval_lens.analyses.papers.amicl.bridge import TransformerStudy
+from resval_lens.analyses.papers.amicl.model.memory import AMICL, AMICLConfig
+from resval_lens.analyses.papers.amicl.model.transformer import (
     RecallConfig,
     RecallTransformer,
     best_classic,
     recall_transformer,
 )
-from resval_lens.amicl.trials import PairTask
-from resval_lens.analyses.amicl import counting, transformer
-from resval_lens.analyses.amicl.transformer import TransformerStudy
-from resval_lens.analyses.figures import save
+from resval_lens.analyses.papers.amicl.model.trials import PairTask
 from resval_lens.hooks import cut_links, edit_links, freeze, link_activations, links, scale_links
 from resval_lens.streams import AttentionStream
 from tests.reference import amicl as reference

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resval_lens.tasks.analogies import (
+from resval_lens.analyses.papers.memory.tasks.analogies import (
     Pair,
     analogy_task,
     generated_pairs,

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resval_lens.answer import answer, can_answer_fast, edited_answers
-from resval_lens.classifier import ClassifierConfig, ICLClassifier, classifier_config
 from resval_lens.hooks import cut_links, edit_links
+from resval_lens.models.answer import answer, can_answer_fast, edited_answers
+from resval_lens.models.classifier import ClassifierConfig, ICLClassifier, classifier_config
 from resval_lens.streams import AttentionStream
 from resval_lens.tasks.icl import ICLTask, ICLWorld
 from resval_lens.training.icl import evaluate

@@ -83,21 +83,21 @@ def test_a_module_imports_nothing_that_stands_above_it(path: Path, module: str) 
     ("module", "source"),
     [
         ("resval_lens.streams", "import resval_lens.hooks"),
-        ("resval_lens.streams", "import torch, resval_lens.analyses.cli as cli"),
+        ("resval_lens.streams", "import torch, resval_lens.analyses.cli.app as cli"),
         ("resval_lens.streams", "from resval_lens import analyses"),
         ("resval_lens.streams", "from resval_lens.hooks.links import links"),
         ("resval_lens.streams", "from . import hooks"),
         ("resval_lens.tasks.icl", "from ..analyses import tables"),
-        ("resval_lens.streams", "def f():\n    from resval_lens.analyses.cli import main"),
+        ("resval_lens.streams", "def f():\n    from resval_lens.analyses.cli.app import main"),
         ("resval_lens.streams", "if TYPE_CHECKING:\n    from resval_lens.hooks import Link"),
         ("resval_lens.streams", "import_module('resval_lens.hooks')"),
         ("resval_lens.streams", "from hooks import links"),
         ("resval_lens.training.icl", "from tests.helpers import tiny_model"),
-        ("resval_lens.hooks.links", "from resval_lens.analyses.icl import compare"),
+        ("resval_lens.hooks.links", "from resval_lens.analyses.comparison.icl import compare"),
         ("resval_lens.hooks.links", "from ..analyses import icl"),
         ("resval_lens.hooks", "import analyses"),
-        ("resval_lens.analyses.icl", "import notebooks.value_link"),
-        ("resval_lens.analyses.icl", "from hooks.links import links"),
+        ("resval_lens.analyses.comparison.icl", "import notebooks.value_link"),
+        ("resval_lens.analyses.comparison.icl", "from hooks.links import links"),
     ],
 )
 def test_an_import_of_what_stands_above_is_found(module: str, source: str) -> None:
@@ -107,12 +107,12 @@ def test_an_import_of_what_stands_above_is_found(module: str, source: str) -> No
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("resval_lens.streams", "import resval_lens.hook_names"),
+        ("resval_lens.streams", "import resval_lens.lens.hook_names"),
         ("resval_lens.streams", "from transformer_lens import hooks"),
         ("resval_lens.streams", "'''resval_lens.hooks edits them.'''"),
         ("resval_lens.hooks.ablate", "from resval_lens.hooks.links import links"),
         ("resval_lens.hooks.ablate", "from . import links\nfrom .. import streams"),
-        ("resval_lens.analyses.icl", "from resval_lens.hooks import cut_links"),
+        ("resval_lens.analyses.comparison.icl", "from resval_lens.hooks import cut_links"),
     ],
 )
 def test_an_import_of_what_stands_below_or_beside_is_allowed(module: str, source: str) -> None:
@@ -121,8 +121,8 @@ def test_an_import_of_what_stands_below_or_beside_is_allowed(module: str, source
 
 def test_every_file_of_the_three_folders_is_looked_at() -> None:
     named = set(MODULES.values())
-    assert {"resval_lens.classifier", "resval_lens.tasks.icl", "resval_lens.hooks"} < named
-    assert {"resval_lens.hooks.links", "resval_lens.analyses.cli"} < named
+    assert {"resval_lens.models.classifier", "resval_lens.tasks.icl", "resval_lens.hooks"} < named
+    assert {"resval_lens.hooks.links", "resval_lens.analyses.cli.app"} < named
 
 
 # What is installed

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from resval_lens.analyses import figures
-from resval_lens.analyses.attention_in_training import (
+from resval_lens.analyses.comparison.attention_in_training import (
     MEASURES,
     TITLES,
     AttentionInTraining,
     Rise,
     attention_in_training,
 )
-from resval_lens.analyses.seeds import TTests
-from resval_lens.recorded import RecordedRun, load_runs
+from resval_lens.analyses.drawing import figures
+from resval_lens.analyses.results.seeds import TTests
 from resval_lens.training.icl_run import ICLRun
+from resval_lens.training.recorded import RecordedRun, load_runs
 
 
 def run(

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from resval_lens.analyses.attribution import (
+from resval_lens.analyses.attribution.logits import (
     Attribution,
     attribute,
     logit_lens,
     part_name,
 )
-from resval_lens.analyses.value_parts import value_parts, z_parts
-from resval_lens.classifier import ICLClassifier
-from resval_lens.hook_names import ResValCache
+from resval_lens.analyses.attribution.values import value_parts, z_parts
 from resval_lens.hooks import cut_links
+from resval_lens.lens.hook_names import ResValCache
+from resval_lens.models.classifier import ICLClassifier
 from resval_lens.streams import AttentionStream
 from resval_lens.transformer import ResValTransformer
 from tests.classifiers import model_of

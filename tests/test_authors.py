@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resval_lens.authors import load_authors_classifier
+from resval_lens.models.authors import load_authors_classifier
 from tests.classifiers import (
     arrays,
     in_double,

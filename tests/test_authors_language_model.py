@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from resval_lens.authors_language_model import load_authors_language_model
+from resval_lens.models.authors_language_model import load_authors_language_model
 
 LAYERS, D, HEADS, MLP, VOCABULARY, POSITIONS = 3, 16, 4, 24, 11, 20
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from resval_lens import ResValTransformer
-from resval_lens.language_models import language_model_config
+from resval_lens.models.language_models import language_model_config
 from tests.benchmarks.gpu.models import plain_peer
 from tests.helpers import randomise
 

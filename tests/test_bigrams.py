@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resval_lens.tasks.bigrams import Bigrams, By, tiny_shakespeare
+from resval_lens.analyses.papers.memory.tasks.bigrams import Bigrams, By, tiny_shakespeare
 from tests.reference import triggers as reference
 
 TEXT = "to be, or not to be: that is the question"

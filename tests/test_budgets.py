@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from resval_lens.analyses.ablation_study import ablation_study
-from resval_lens.analyses.attribution import attribute, logit_lens
+from resval_lens.analyses.attribution.logits import attribute, logit_lens
 from resval_lens.analyses.circuits import running
 from resval_lens.analyses.circuits.running import EdgeRuns
 from resval_lens.analyses.circuits.scores import score_edges
+from resval_lens.analyses.studies.ablation import ablation_study
 from resval_lens.hooks import (
     PromptPairs,
     logit_difference,

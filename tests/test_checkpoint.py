@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformer_lens import HookedTransformer
 
-from resval_lens import checkpoint, files, provenance
-from resval_lens.checkpoint import FILES
+from resval_lens.io import checkpoint, files, provenance
+from resval_lens.io.checkpoint import FILES
 from resval_lens.streams import AttentionStream, StreamsLike
 from resval_lens.transformer import ResValTransformer
 from tests.helpers import reseal, stock_model, tiny_model, tiny_tokens
@@ -400,7 +400,7 @@ def test_the_record_says_what_made_the_model(
 
 
 def test_the_commit_is_that_of_the_source_tree() -> None:
-    source_tree = Path(provenance.__file__).resolve().parent.parent
+    source_tree = Path(provenance.__file__).resolve().parents[2]
     commit = provenance.git_commit()
     if (source_tree / ".git").exists():
         assert re.fullmatch(r"[0-9a-f]{40}\+?", str(commit))

@@ -9,8 +9,12 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from resval_lens.analyses import circuit_figures, circuit_tables, figures
-from resval_lens.analyses.circuit_compare import (
+from resval_lens.analyses.circuits.circuit import Circuit
+from resval_lens.analyses.circuits.running import Ablation, EdgeRuns
+from resval_lens.analyses.circuits.scores import EdgeScores, score_edges
+from resval_lens.analyses.circuits.study import agreement, circuit_study
+from resval_lens.analyses.comparison import circuit_tables
+from resval_lens.analyses.comparison.circuit_compare import (
     ComparedCircuits,
     Studied,
     check_counts,
@@ -22,23 +26,21 @@ from resval_lens.analyses.circuit_compare import (
     naming,
     studied_models,
 )
-from resval_lens.analyses.circuit_findings import MEASURES, over_seeds, sentences
-from resval_lens.analyses.circuit_report import circuit_table, scores_table
-from resval_lens.analyses.circuit_study import agreement, circuit_study
-from resval_lens.analyses.circuit_tasks import (
+from resval_lens.analyses.comparison.circuit_findings import MEASURES, over_seeds, sentences
+from resval_lens.analyses.drawing import figures
+from resval_lens.analyses.studies import circuit_figures
+from resval_lens.analyses.studies.circuit import circuit_table, scores_table
+from resval_lens.analyses.studies.circuit_tasks import (
     ioi_metrics,
     ioi_pairs,
     name_tokens,
 )
-from resval_lens.analyses.circuits.circuit import Circuit
-from resval_lens.analyses.circuits.running import Ablation, EdgeRuns
-from resval_lens.analyses.circuits.scores import EdgeScores, score_edges
 from resval_lens.hooks import PromptPairs, cut_links
 from resval_lens.hooks.answers import answer_logits
-from resval_lens.recorded import load_runs
 from resval_lens.tasks import stories
 from resval_lens.tasks.stories import ioi_prompts
 from resval_lens.training.icl_run import ICLRun
+from resval_lens.training.recorded import load_runs
 from resval_lens.transformer import ResValTransformer
 from tests.hand_built import LINKED_CIRCUIT, linked_model, linked_pairs
 

@@ -13,9 +13,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resval_lens.analyses.circuit_figures import circuits
-from resval_lens.analyses.circuit_report import circuit_table
-from resval_lens.analyses.circuit_study import circuit_study
 from resval_lens.analyses.circuits.circuit import Circuit, top_n
 from resval_lens.analyses.circuits.curve import curve
 from resval_lens.analyses.circuits.evaluation import (
@@ -29,7 +26,10 @@ from resval_lens.analyses.circuits.evaluation import (
 from resval_lens.analyses.circuits.graph import Graph
 from resval_lens.analyses.circuits.running import EdgeRuns
 from resval_lens.analyses.circuits.search import EVERY, Tried, most_runs, smallest
-from resval_lens.analyses.marks import TIP
+from resval_lens.analyses.circuits.study import circuit_study
+from resval_lens.analyses.drawing.marks import TIP
+from resval_lens.analyses.studies.circuit import circuit_table
+from resval_lens.analyses.studies.circuit_figures import circuits
 from resval_lens.hooks.prompts import PromptPairs
 from resval_lens.transformer import ResValTransformer
 from tests.helpers import tiny_model
@@ -237,7 +237,7 @@ def test_many_masks_are_held_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_of_a_large_circuit_the_strongest_edges_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resval_lens.analyses.circuit_figures.MOST_DRAWN", 5)
+    monkeypatch.setattr("resval_lens.analyses.studies.circuit_figures.MOST_DRAWN", 5)
     model = tiny_model("v", dtype=torch.float64)
     pairs = tiny_pairs(model)
     study = circuit_study(model, pairs, edges=60, most_edges=12)

@@ -27,9 +27,9 @@ from resval_lens.analyses.circuits.graph import Graph
 from resval_lens.analyses.circuits.running import EdgeRuns
 from resval_lens.analyses.circuits.scores import Method, score_edges
 from resval_lens.analyses.circuits.search import exact_best, smallest
-from resval_lens.classifier import ICLClassifier, classifier_config
 from resval_lens.hooks import cut_links
 from resval_lens.hooks.prompts import PromptPairs, logit_difference, margin
+from resval_lens.models.classifier import ICLClassifier, classifier_config
 from resval_lens.streams import AttentionStream
 from tests.hand_built import LINKED_CIRCUIT, linked_model, linked_pairs
 from tests.helpers import stock_model, tiny_config, tiny_model

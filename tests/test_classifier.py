@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor
 
-from resval_lens.authors import load_authors_classifier
-from resval_lens.classifier import ICLClassifier, classifier_config
-from resval_lens.presets import ICL_VARIANTS, icl_variant
+from resval_lens.models.authors import load_authors_classifier
+from resval_lens.models.classifier import ICLClassifier, classifier_config
+from resval_lens.models.presets import ICL_VARIANTS, icl_variant
 from resval_lens.tasks.icl import ICLTask
 from resval_lens.training.icl_run import ICLRun, initial_model
 from tests.benchmarks import plain_icl

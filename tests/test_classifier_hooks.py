@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from resval_lens.classifier import ICLClassifier
+from resval_lens.models.classifier import ICLClassifier
 from resval_lens.transformer import ResValTransformer
 from tests.classifiers import (
     MIXES,

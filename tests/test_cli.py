@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from resval_lens.analyses.options import numbers
+from resval_lens.numbers import numbers
 
 PROGRAM = [sys.executable, "-m", "resval_lens.analyses"]
 

@@ -18,20 +18,21 @@ from rich.table import Table
 from typer.models import OptionInfo
 from typer.testing import CliRunner
 
-from resval_lens.analyses import cli, completion
-from resval_lens.analyses.ablation_study import EDITS
-from resval_lens.analyses.amicl.commands import FIGURES
 from resval_lens.analyses.circuits.scores import Method
-from resval_lens.analyses.icl_emergence import TABLES
-from resval_lens.analyses.options import on_device, words
-from resval_lens.analyses.reporting import as_text, report, report_runs
-from resval_lens.analyses.subjects import KINDS, shipped_classifiers
-from resval_lens.analyses.tables import STYLE
-from resval_lens.checkpoint import SHIPPED_MODELS
+from resval_lens.analyses.cli import app as cli
+from resval_lens.analyses.cli import completion
+from resval_lens.analyses.cli.amicl import FIGURES
+from resval_lens.analyses.cli.options import on_device, words
+from resval_lens.analyses.cli.reporting import as_text, report, report_runs
+from resval_lens.analyses.comparison.icl_emergence import TABLES
+from resval_lens.analyses.results.tables import STYLE
+from resval_lens.analyses.studies.ablation import EDITS
+from resval_lens.analyses.studies.subjects import KINDS, shipped_classifiers
 from resval_lens.hooks.patching import AXES, DIRECTIONS
-from resval_lens.language_models import PRESETS
-from resval_lens.presets import ICL_VARIANTS, MEMORY_VARIANTS
-from resval_lens.recorded import SHIPPED
+from resval_lens.io.checkpoint import SHIPPED_MODELS
+from resval_lens.models.language_models import PRESETS
+from resval_lens.models.presets import ICL_VARIANTS, MEMORY_VARIANTS
+from resval_lens.training.recorded import SHIPPED
 
 RUN = CliRunner(env={"COLUMNS": "80", "TERM": "dumb", "NO_COLOR": "1"})
 
@@ -308,10 +309,10 @@ def test_ctrl_c_is_one_line_and_130(monkeypatch, capsys):
 
 
 def test_the_version_names_the_commit(monkeypatch, capsys):
-    monkeypatch.setattr("resval_lens.provenance.git_commit", lambda: "abc+")
+    monkeypatch.setattr("resval_lens.io.provenance.git_commit", lambda: "abc+")
     assert finish(monkeypatch, "--version") == 0
     assert capsys.readouterr().out == "resval-lens 0.1.0 (commit abc+)\n"
-    monkeypatch.setattr("resval_lens.provenance.git_commit", lambda: None)
+    monkeypatch.setattr("resval_lens.io.provenance.git_commit", lambda: None)
     assert finish(monkeypatch, "--version") == 0
     assert capsys.readouterr().out == "resval-lens 0.1.0\n"
 
@@ -323,7 +324,7 @@ def test_help_and_completion_load_no_torch():
     """Both in one process of its own, where nothing was imported before."""
     script = (
         "import os, sys\n"
-        "from resval_lens.analyses.cli import app\n"
+        "from resval_lens.analyses.cli.app import app\n"
         "for arguments in (['--help'], ['patch', '--help'], ['plan', '--gpus', 'x']):\n"
         "    try: app(arguments)\n"
         "    except SystemExit: pass\n"
@@ -417,7 +418,7 @@ def test_a_device_must_be_there(monkeypatch):
         on_device("cuda:2")
 
 
-LANGUAGE, CLASSIFIER = "transformer.ResValTransformer", "classifier.ICLClassifier"
+LANGUAGE, CLASSIFIER = "transformer.ResValTransformer", "models.classifier.ICLClassifier"
 MOVED = {
     "patch values": CLASSIFIER,
     "patch": LANGUAGE,

@@ -13,10 +13,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from resval_lens import ResValTransformer
-from resval_lens.analyses import cli, console
-from resval_lens.analyses.lm_progress import first_words
-from resval_lens.analyses.options import notes
-from resval_lens.analyses.subjects import find_model, model_on_task
+from resval_lens.analyses.cli import app as cli
+from resval_lens.analyses.cli import console
+from resval_lens.analyses.cli.options import notes
+from resval_lens.analyses.comparison.lm_progress import first_words
+from resval_lens.analyses.studies.subjects import find_model, model_on_task
 from tests.test_leading import model_with, word_tokenizer
 
 RUN = CliRunner(env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
@@ -149,7 +150,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     stream = io.StringIO()
     plain = Console(file=stream, force_terminal=False, width=300)
     for module in ("console", "options"):
-        monkeypatch.setattr(f"resval_lens.analyses.{module}.err", plain)
+        monkeypatch.setattr(f"resval_lens.analyses.cli.{module}.err", plain)
     monkeypatch.setattr(console.Lines, "EVERY", 0.02)
     return stream
 

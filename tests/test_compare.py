@@ -9,23 +9,23 @@ import pytest
 import torch
 
 from resval_lens import AttentionStream
-from resval_lens.analyses import figures
-from resval_lens.analyses.icl import (
+from resval_lens.analyses.comparison.icl import (
     accuracies,
     attention_study,
     four_cells,
     link_study,
     subjects,
 )
-from resval_lens.analyses.icl_compare import GRAFTED, compare
-from resval_lens.analyses.icl_curves import icl_curves
-from resval_lens.analyses.icl_emergence import emergence, paper_runs
-from resval_lens.classifier import ICLClassifier
+from resval_lens.analyses.comparison.icl_compare import GRAFTED, compare
+from resval_lens.analyses.comparison.icl_curves import icl_curves
+from resval_lens.analyses.comparison.icl_emergence import emergence, paper_runs
+from resval_lens.analyses.drawing import figures
 from resval_lens.hooks import cut_links
-from resval_lens.recorded import SHIPPED, export_run, load_run, load_runs, write_record
+from resval_lens.models.classifier import ICLClassifier
 from resval_lens.tasks.icl import ICLBatch
 from resval_lens.training.icl import evaluate
 from resval_lens.training.icl_run import ICLRun
+from resval_lens.training.recorded import SHIPPED, export_run, load_run, load_runs, write_record
 
 PAPER = ["classic", "queries", "keys", "values"]
 

@@ -12,28 +12,32 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from resval_lens.analyses import compare_command
-from resval_lens.analyses.circuit_compare import ComparedCircuits, Studied, studied_models
-from resval_lens.analyses.cli import app
-from resval_lens.analyses.compare_page import compare_page
-from resval_lens.analyses.compare_parts import Comparison, Sizes, compare_all
-from resval_lens.analyses.icl_emergence import paper_runs
-from resval_lens.analyses.ioi import ioi_scores
-from resval_lens.analyses.lm_compare import (
+from resval_lens.analyses.cli import compare as compare_command
+from resval_lens.analyses.cli.app import app
+from resval_lens.analyses.cli.reporting import report
+from resval_lens.analyses.comparison.circuit_compare import (
+    ComparedCircuits,
+    Studied,
+    studied_models,
+)
+from resval_lens.analyses.comparison.compare_parts import Comparison, Sizes, compare_all
+from resval_lens.analyses.comparison.icl_emergence import paper_runs
+from resval_lens.analyses.comparison.lm_compare import (
     GRAFTED,
     AttentionOnPrompt,
     ComparedLanguageModels,
     NotCompared,
     compare_language_models,
 )
-from resval_lens.analyses.reporting import report
-from resval_lens.analyses.result import plain
-from resval_lens.analyses.subjects import on_indirect_objects
-from resval_lens.recorded import load_runs
+from resval_lens.analyses.report.compare_page import compare_page
+from resval_lens.analyses.results.result import plain
+from resval_lens.analyses.studies.ioi import ioi_scores
+from resval_lens.analyses.studies.subjects import on_indirect_objects
 from resval_lens.tasks.ioi import encode
 from resval_lens.tasks.stories import ioi_prompts
 from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.lm_run import LMRun
+from resval_lens.training.recorded import load_runs
 from tests.browser import PHONE, browser, opened  # noqa: F401
 from tests.drawn import signed
 

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from resval_lens import answer
-from resval_lens.analyses.circuit_compare import studied_models
-from resval_lens.analyses.compare_parts import Sizes, compare_all
-from resval_lens.analyses.icl_emergence import paper_runs
-from resval_lens.analyses.result import plain
-from resval_lens.recorded import load_runs
+from resval_lens.analyses.comparison.circuit_compare import studied_models
+from resval_lens.analyses.comparison.compare_parts import Sizes, compare_all
+from resval_lens.analyses.comparison.icl_emergence import paper_runs
+from resval_lens.analyses.results.result import plain
+from resval_lens.models import answer
 from resval_lens.training import icl_run
 from resval_lens.training.icl_run import ICLRun, Worlds
+from resval_lens.training.recorded import load_runs
 
 FEW = Sizes(sequences=60, link_sequences=20, circuit_sequences=8, prompts=4, seed=0)
 

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformer_lens.utilities import SUPPORTED_ACTIVATIONS
 
-from resval_lens.classifier import classifier_config
+from resval_lens.analyses.papers.memory.model import memory_config
 from resval_lens.config import ResValConfig
-from resval_lens.memory import memory_config
+from resval_lens.models.classifier import classifier_config
 from tests.helpers import SETTINGS, tiny_config, tiny_model, tiny_tokens
 
 pytestmark = [

@@ -11,15 +11,15 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from resval_lens.classifier import ICLClassifier
-from resval_lens.memory.model import MemoryTransformer
-from resval_lens.recorded import load_run
+from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
+from resval_lens.analyses.papers.memory.training.loop import train_memory
+from resval_lens.analyses.papers.memory.training.run import MemoryRun
+from resval_lens.models.classifier import ICLClassifier
 from resval_lens.training.icl import train_icl
 from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.lm import train_lm
 from resval_lens.training.lm_run import LMRun
-from resval_lens.training.memory import train_memory
-from resval_lens.training.memory_run import MemoryRun
+from resval_lens.training.recorded import load_run
 from resval_lens.transformer import ResValTransformer
 from tests import lm_runs
 from tests.memory_runs import tiny_run

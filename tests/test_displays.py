@@ -17,7 +17,6 @@ import pytest
 import torch
 from rich.table import Table
 
-from resval_lens.analyses import figures, intervention_figures
 from resval_lens.analyses.circuits.circuit import Circuit
 from resval_lens.analyses.display import (
     Display,
@@ -28,6 +27,8 @@ from resval_lens.analyses.display import (
     show_patching,
 )
 from resval_lens.analyses.display.tables import html_table
+from resval_lens.analyses.drawing import figures
+from resval_lens.analyses.studies import intervention_figures
 from resval_lens.hooks.patching import PatchResult
 from tests.drawn import (
     NASTY,
@@ -251,7 +252,7 @@ def test_a_display_refuses_other_files_and_leaves_nothing_half_written(tmp_path,
     def full(_: int) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("resval_lens.files.os.fsync", full)
+    monkeypatch.setattr("resval_lens.io.files.os.fsync", full)
     for path in (page, tmp_path / "y.png"):
         with pytest.raises(OSError, match="no space left"):
             Display("b", "<p>other</p>", str.encode, bytes).save(path)

@@ -14,8 +14,8 @@ import pytest
 import torch
 import yaml
 
-from resval_lens.analyses import results_page
-from resval_lens.analyses.seeds import spread
+from resval_lens.analyses.report import results_page
+from resval_lens.analyses.results.seeds import spread
 
 matplotlib.use("Agg")
 ROOT = Path(__file__).parent.parent
@@ -387,7 +387,8 @@ def test_every_public_module_is_on_one_page_of_the_reference():
     shown = [name for names in generated.claims().values() for name in names]
     assert sorted(shown) == sorted(generated.public_modules())
     assert {"resval_lens.streams", "resval_lens.hooks.links", "resval_lens.analyses.circuits.acdc",
-            "resval_lens.memory", "resval_lens.analyses.cli"} <= set(shown)  # fmt: skip
+            "resval_lens.analyses.papers.memory.model",
+            "resval_lens.analyses.cli.app"} <= set(shown)  # fmt: skip
     entry = generated.module_entry("resval_lens.hooks")
     assert 'identifier="resval_lens.hooks.ablate.cut_links"><code>cut_links</code>' in entry
 

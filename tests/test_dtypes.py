@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from resval_lens.classifier import ICLClassifier
-from resval_lens.generation import stream_tokens
+from resval_lens.lens.generation import stream_tokens
+from resval_lens.models.classifier import ICLClassifier
 from resval_lens.streams import AttentionStream
 from resval_lens.transformer import ResValTransformer
 from tests.classifiers import model_of as classifier_of

@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from resval_lens.analyses.emergence import first_above, saved
-from resval_lens.analyses.icl_emergence import (
+from resval_lens.analyses.comparison.icl_emergence import (
     PUBLISHED,
     TABLES,
     Comparison,
@@ -23,10 +22,11 @@ from resval_lens.analyses.icl_emergence import (
     emergence,
     paper_runs,
 )
-from resval_lens.analyses.seeds import holm
-from resval_lens.presets import ICL_VARIANTS, PAPER_VARIANTS
-from resval_lens.recorded import RecordedRun
+from resval_lens.analyses.results.emergence import first_above, saved
+from resval_lens.analyses.results.seeds import holm
+from resval_lens.models.presets import ICL_VARIANTS, PAPER_VARIANTS
 from resval_lens.training.icl_run import ICLRun
+from resval_lens.training.recorded import RecordedRun
 
 NEVER = 10**9
 

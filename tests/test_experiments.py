@@ -18,17 +18,17 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from resval_lens.analyses import experiment_queue
-from resval_lens.analyses.cli import app
-from resval_lens.analyses.experiment_queue import Folders, QueueStatus, status, work
-from resval_lens.analyses.experiments import Experiment, planned, read_experiments
-from resval_lens.language_models import language_model_config, preset, resized
-from resval_lens.presets import ICL_VARIANTS, MEMORY_VARIANTS
-from resval_lens.recorded import SHIPPED, export_run, load_run
-from resval_lens.tasks.bigrams import tiny_shakespeare
-from resval_lens.tasks.triggers import TriggerTask
-from resval_lens.training.memory import train_memory
-from resval_lens.training.memory_run import MemoryRun
+from resval_lens.analyses.cli.app import app
+from resval_lens.analyses.experiments import queue as experiment_queue
+from resval_lens.analyses.experiments.experiment import Experiment, planned, read_experiments
+from resval_lens.analyses.experiments.queue import Folders, QueueStatus, status, work
+from resval_lens.analyses.papers.memory.tasks.bigrams import tiny_shakespeare
+from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
+from resval_lens.analyses.papers.memory.training.loop import train_memory
+from resval_lens.analyses.papers.memory.training.run import MemoryRun
+from resval_lens.models.language_models import language_model_config, preset, resized
+from resval_lens.models.presets import ICL_VARIANTS, MEMORY_VARIANTS
+from resval_lens.training.recorded import SHIPPED, export_run, load_run
 from tests.runs import metrics
 
 SMALL = """
@@ -243,8 +243,8 @@ def test_while_a_run_of_a_killed_queue_goes_on_no_other_begins(
     script.chmod(0o755)
     program = (
         "import sys; from pathlib import Path; sys.executable = sys.argv[1]\n"
-        "from resval_lens.analyses.experiment_queue import *\n"
-        "from resval_lens.analyses.experiments import *\n"
+        "from resval_lens.analyses.experiments.queue import *\n"
+        "from resval_lens.analyses.experiments.experiment import *\n"
         "work(read_experiments(Path(sys.argv[2])), Folders(Path(sys.argv[3]), Path(sys.argv[4])))"
     )
     paths = [script, queue, folders.runs, folders.records]

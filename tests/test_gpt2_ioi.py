@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from resval_lens import ResValTransformer
-from resval_lens.analyses.attribution import attribute
+from resval_lens.analyses.attribution.logits import attribute
 from resval_lens.hooks.answers import answer_logits
 from resval_lens.hooks.prompts import logit_difference
 from resval_lens.tasks.ioi import IOIBatch, encode, generate_prompts

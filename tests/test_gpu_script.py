@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from resval_lens import ResValTransformer
-from resval_lens.language_models import language_model_config
+from resval_lens.models.language_models import language_model_config
 from resval_lens.training.plan import size
 from tests.benchmarks.gpu.__main__ import Step, start
 from tests.benchmarks.gpu.source_tree import ROOT, lay_out
@@ -92,9 +92,8 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def test_the_package_is_whole_without_being_installed(environment: dict[str, str]) -> None:
     """By a Python that sees no installed one, in the folder where the source's own comes first."""
-    code = (
-        "import resval_lens.hooks.links, resval_lens.analyses.marks as last; print(last.__file__)"
-    )
+    last = "resval_lens.analyses.drawing.marks"
+    code = f"import resval_lens.hooks.links, {last} as last; print(last.__file__)"
     own = [path for path in sys.path if path.endswith("site-packages")]
     others = [line for folder in own for line in links(Path(folder))]
     environment["PYTHONPATH"] += os.pathsep + os.pathsep.join([*own, *others])
@@ -107,7 +106,7 @@ def test_the_package_is_whole_without_being_installed(environment: dict[str, str
     )
     assert done.returncode == 0, done.stderr
     assert "site-packages" not in done.stdout
-    assert Path(done.stdout.strip()).resolve() == ROOT / "analyses" / "marks.py"
+    assert Path(done.stdout.strip()).resolve() == ROOT / "analyses" / "drawing" / "marks.py"
 
 
 def links(site: Path) -> list[str]:

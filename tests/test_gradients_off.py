@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from transformer_lens.components import AbstractAttention
 
-from resval_lens.amicl.transformer import recall_transformer
 from resval_lens.analyses.circuits.scores import score_edges
-from resval_lens.classifier import ICLClassifier, classifier_config
+from resval_lens.analyses.papers.amicl.model.transformer import recall_transformer
+from resval_lens.analyses.papers.memory.model import MemoryTransformer, memory_config
+from resval_lens.analyses.papers.memory.training.loop import train_memory
 from resval_lens.hooks import PromptPairs, logit_difference
-from resval_lens.memory import MemoryTransformer, memory_config
+from resval_lens.models.classifier import ICLClassifier, classifier_config
 from resval_lens.training import train_icl
 from resval_lens.training.lm import train_lm
-from resval_lens.training.memory import train_memory
 from resval_lens.transformer import ResValTransformer
 from tests import lm_runs
 from tests.helpers import randomise, tiny_config, tiny_model, tiny_tokens

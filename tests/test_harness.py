@@ -16,9 +16,9 @@ from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from resval_lens import ResValTransformer
-from resval_lens.analyses.harness import HarnessLM, evaluate
+from resval_lens.analyses.studies.harness import HarnessLM, evaluate
 from resval_lens.hooks import cut_links
-from resval_lens.language_models import language_model_config
+from resval_lens.models.language_models import language_model_config
 from resval_lens.tasks import stories
 from tests.test_cli import run
 

@@ -10,7 +10,7 @@ from transformer_lens import head_detector
 from transformer_lens.head_detector import compute_head_attention_similarity_score, detect_head
 
 from resval_lens import ResValTransformer
-from resval_lens.analyses.head_scores import (
+from resval_lens.analyses.attribution.heads import (
     RepeatedTokens,
     candidates,
     head_scores,
@@ -20,8 +20,8 @@ from resval_lens.analyses.head_scores import (
     repeated_tokens,
     token_losses,
 )
-from resval_lens.classifier import ICLClassifier, classifier_config
 from resval_lens.hooks import cut_links, edit_links
+from resval_lens.models.classifier import ICLClassifier, classifier_config
 from tests.helpers import adding_hooks, stock_model, tiny_model, tiny_tokens
 
 SETTINGS: dict[str, dict[str, Any]] = {

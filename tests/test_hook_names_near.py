@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from resval_lens.classifier import ICLClassifier, classifier_config
 from resval_lens.hooks.names import known_hook_name, known_hook_names
+from resval_lens.models.classifier import ICLClassifier, classifier_config
 from resval_lens.streams import AttentionStream
 from tests.helpers import tiny_model
 

@@ -12,7 +12,7 @@ from transformer_lens import patching
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities import get_act_name
 
-from resval_lens.hook_names import full_hook_name
+from resval_lens.lens.hook_names import full_hook_name
 from resval_lens.streams import AttentionStream, StreamsLike
 from tests.helpers import tiny_model, tiny_tokens
 

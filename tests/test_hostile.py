@@ -13,19 +13,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from resval_lens import conversion
-from resval_lens.analyses.options import load_language_model
-from resval_lens.analyses.subjects import find_model
-from resval_lens.classifier import ICLClassifier, classifier_config
-from resval_lens.files import parse_json, read_json, read_tensors, write_json, write_sealed
-from resval_lens.recorded import load_run
+from resval_lens.analyses.cli.options import load_language_model
+from resval_lens.analyses.papers.memory.training.loop import train_memory
+from resval_lens.analyses.papers.memory.training.run import MemoryRun, draw_tests, initial_memory
+from resval_lens.analyses.studies.subjects import find_model
+from resval_lens.io import conversion
+from resval_lens.io.files import parse_json, read_json, read_tensors, write_json, write_sealed
+from resval_lens.models.classifier import ICLClassifier, classifier_config
 from resval_lens.tasks.text import load_tokenizer
 from resval_lens.training.icl import train_icl
 from resval_lens.training.icl_run import ICLRun, draw_world, initial_model, kept_models
 from resval_lens.training.lm import train_lm
 from resval_lens.training.lm_run import LMRun
-from resval_lens.training.memory import train_memory
-from resval_lens.training.memory_run import MemoryRun, draw_tests, initial_memory
+from resval_lens.training.recorded import load_run
 from resval_lens.training.run_folder import append_metrics, write_snapshot
 from resval_lens.transformer import ResValTransformer
 from tests import lm_runs

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from resval_lens import ResValTransformer
-from resval_lens.analyses.head_scores import (
+from resval_lens.analyses.attribution.heads import (
     head_scores,
     icl_score,
     repeated_loss,
     repeated_tokens,
     token_losses,
 )
-from resval_lens.analyses.induction import (
+from resval_lens.analyses.studies.induction import (
     InductionStudy,
     TopHead,
     even_scores,

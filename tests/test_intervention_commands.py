@@ -12,17 +12,17 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from resval_lens.analyses.circuit_commands import (
+from resval_lens.analyses.cli.circuit import (
     attribute_command,
     circuit_command,
 )
-from resval_lens.analyses.circuit_tasks import ioi_pairs
-from resval_lens.analyses.induction_command import induction_command
-from resval_lens.analyses.intervention_commands import ablate_command, indices, patch_command
-from resval_lens.analyses.subjects import find_model, model_on_task, on_two_sets
-from resval_lens.checkpoint import SHIPPED_MODELS
-from resval_lens.recorded import SHIPPED
+from resval_lens.analyses.cli.induction import induction_command
+from resval_lens.analyses.cli.interventions import ablate_command, indices, patch_command
+from resval_lens.analyses.studies.circuit_tasks import ioi_pairs
+from resval_lens.analyses.studies.subjects import find_model, model_on_task, on_two_sets
+from resval_lens.io.checkpoint import SHIPPED_MODELS
 from resval_lens.tasks.stories import ioi_prompts
+from resval_lens.training.recorded import SHIPPED
 from resval_lens.transformer import ResValTransformer
 from tests.helpers import tiny_config
 

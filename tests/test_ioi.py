@@ -19,10 +19,10 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 from transformers import PreTrainedTokenizerFast
 
-from resval_lens.analyses.ioi import ioi_per_prompt, ioi_scores, means
-from resval_lens.analyses.ioi_cells import cells_table, four_cells, scores_table
-from resval_lens.analyses.ioi_paper import PUBLISHED_TABLE_2, MeanAndSd, paper_table
-from resval_lens.analyses.result import plain
+from resval_lens.analyses.comparison.ioi_cells import cells_table, four_cells, scores_table
+from resval_lens.analyses.comparison.ioi_paper import PUBLISHED_TABLE_2, MeanAndSd, paper_table
+from resval_lens.analyses.results.result import plain
+from resval_lens.analyses.studies.ioi import ioi_per_prompt, ioi_scores, means
 from resval_lens.hooks import cut_links
 from resval_lens.tasks.ioi import (
     NAMES,

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from resval_lens.analyses import ioi_roles
-from resval_lens.analyses.attribution import attribute
-from resval_lens.analyses.circuit_tasks import ioi_pairs
-from resval_lens.analyses.ioi_roles import (
+from resval_lens.analyses.attribution.logits import attribute
+from resval_lens.analyses.studies import roles as ioi_roles
+from resval_lens.analyses.studies.circuit_tasks import ioi_pairs
+from resval_lens.analyses.studies.link_signals import link_signals
+from resval_lens.analyses.studies.roles import (
     ROLES,
     WEIGHTS,
     HeadMeasures,
@@ -17,7 +18,6 @@ from resval_lens.analyses.ioi_roles import (
     _judge,
     head_roles,
 )
-from resval_lens.analyses.link_signals import link_signals
 from resval_lens.hooks.path_patching import path_patch
 from resval_lens.tasks.ioi_corruptions import positions
 from resval_lens.tasks.stories import ioi_prompts

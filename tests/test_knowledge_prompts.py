@@ -10,8 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from resval_lens.tasks.bigrams import tiny_shakespeare
-from resval_lens.tasks.knowledge_prompts import Answers, KnowledgePrompts, knowledge_prompts
+from resval_lens.analyses.papers.memory.tasks.bigrams import tiny_shakespeare
+from resval_lens.analyses.papers.memory.tasks.knowledge_prompts import (
+    Answers,
+    KnowledgePrompts,
+    knowledge_prompts,
+)
 from tests.test_bigrams import small
 
 SHAKESPEARE = tiny_shakespeare()

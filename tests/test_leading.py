@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from resval_lens.analyses.circuit_tasks import draw_ioi, ioi_pairs
-from resval_lens.analyses.ioi_paper import paper_table
-from resval_lens.analyses.ioi_roles import head_roles
-from resval_lens.analyses.link_signals import link_signals
-from resval_lens.analyses.subjects import on_indirect_objects
+from resval_lens.analyses.comparison.ioi_paper import paper_table
+from resval_lens.analyses.studies.circuit_tasks import draw_ioi, ioi_pairs
+from resval_lens.analyses.studies.link_signals import link_signals
+from resval_lens.analyses.studies.roles import head_roles
+from resval_lens.analyses.studies.subjects import on_indirect_objects
 from resval_lens.tasks.ioi import NAMES, OBJECTS, PLACES, TEMPLATES, generate_prompts, sayable
 from resval_lens.tasks.leading import NamedToken, leading_token
 from resval_lens.tasks.stories import NAMES as STORY_NAMES

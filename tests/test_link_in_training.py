@@ -9,16 +9,16 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from resval_lens.analyses.cli import app
-from resval_lens.analyses.link_controls import CONTROLS, first_of, link_controls
-from resval_lens.analyses.link_in_training import LinkInTraining, link_in_training
-from resval_lens.classifier import ICLClassifier
+from resval_lens.analyses.cli.app import app
+from resval_lens.analyses.comparison.link_controls import CONTROLS, first_of, link_controls
+from resval_lens.analyses.comparison.link_in_training import LinkInTraining, link_in_training
 from resval_lens.hooks import cut_links
-from resval_lens.recorded import load_run, load_runs
+from resval_lens.models.classifier import ICLClassifier
 from resval_lens.streams import AttentionStream
 from resval_lens.tasks.icl import ICLBatch
 from resval_lens.training import draw_world, train_icl
 from resval_lens.training.icl_run import ICLRun, kept_models
+from resval_lens.training.recorded import load_run, load_runs
 from tests.runs import RUN
 
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from resval_lens.analyses.attribution import attribute
+from resval_lens.analyses.attribution.logits import attribute
+from resval_lens.analyses.attribution.values import links_of_part, value_parts
+from resval_lens.analyses.attribution.weights import ov_paths
 from resval_lens.analyses.circuits.circuit import Circuit
 from resval_lens.analyses.circuits.graph import Graph
 from resval_lens.analyses.circuits.running import EdgeRuns
-from resval_lens.analyses.value_parts import links_of_part, value_parts
-from resval_lens.analyses.weight_circuits import ov_paths
 from resval_lens.hooks import (
     Link,
     PromptPairs,

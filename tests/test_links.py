@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from resval_lens.classifier import ICLClassifier, classifier_config
 from resval_lens.hooks import (
     Link,
     cut_links,
@@ -20,6 +19,7 @@ from resval_lens.hooks import (
     scale_links,
     zero,
 )
+from resval_lens.models.classifier import ICLClassifier, classifier_config
 from resval_lens.streams import AttentionStream, StreamsLike
 from resval_lens.transformer import ResValTransformer
 from tests.helpers import tiny_model, tiny_tokens

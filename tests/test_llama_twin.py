@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from resval_lens import ResValTransformer
-from resval_lens.analyses.harness import HarnessLM
-from resval_lens.analyses.ioi import ioi_scores
-from resval_lens.analyses.ioi_cells import four_cells
-from resval_lens.generation import stream_tokens
-from resval_lens.language_models import language_model_config, preset
+from resval_lens.analyses.comparison.ioi_cells import four_cells
+from resval_lens.analyses.studies.harness import HarnessLM
+from resval_lens.analyses.studies.ioi import ioi_scores
+from resval_lens.lens.generation import stream_tokens
+from resval_lens.models.language_models import language_model_config, preset
 from resval_lens.tasks import stories
 from resval_lens.tasks.ioi import encode
 from resval_lens.tasks.text import PackedRows, write_token_files

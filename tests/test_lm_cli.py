@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from resval_lens import ResValTransformer
-from resval_lens.files import read_tensors
+from resval_lens.io.files import read_tensors
 from tests.helpers import tiny_config
 from tests.test_cli import PROGRAM, run
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from resval_lens import ResValTransformer
-from resval_lens.files import read_tensors
+from resval_lens.io.files import read_tensors
 from resval_lens.tasks.text import RowOrder
 from resval_lens.training.lm import train_lm
 from resval_lens.training.lm_run import LMRun
@@ -255,7 +255,7 @@ def test_a_loss_that_is_not_finite_spares_the_last_snapshot(tmp_path: Path) -> N
 def test_a_full_disk_spares_the_last_snapshot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import resval_lens.files as files
+    import resval_lens.io.files as files
 
     save = files.save_file
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from resval_lens import ResValTransformer
-from resval_lens import unembed as module
+from resval_lens.lens import unembed as module
 from tests.helpers import tiny_config
 
 VOCABULARY = 300

@@ -18,17 +18,19 @@ import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from resval_lens.analyses import circuit_figures, figures, intervention_figures, lm_figures, marks
-from resval_lens.analyses.circuit_findings import TaskCircuit
+from resval_lens.analyses.attribution.heads import HeadScores
+from resval_lens.analyses.comparison import lm_figures
+from resval_lens.analyses.comparison.circuit_findings import TaskCircuit
+from resval_lens.analyses.comparison.icl import AttentionStudy
+from resval_lens.analyses.comparison.icl_curves import icl_curves
+from resval_lens.analyses.comparison.link_in_training import LinkInTraining, LinkSnapshot
 from resval_lens.analyses.display.svg import svg
-from resval_lens.analyses.head_scores import HeadScores
-from resval_lens.analyses.icl import AttentionStudy
-from resval_lens.analyses.icl_curves import icl_curves
-from resval_lens.analyses.induction import TITLES
-from resval_lens.analyses.link_in_training import LinkInTraining, LinkSnapshot
-from resval_lens.recorded import RecordedRun
+from resval_lens.analyses.drawing import figures, marks
+from resval_lens.analyses.studies import circuit_figures, intervention_figures
+from resval_lens.analyses.studies.induction import TITLES
 from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.lm_run import LMRun
+from resval_lens.training.recorded import RecordedRun
 from tests.drawn import (
     CIRCUIT,
     SVG,

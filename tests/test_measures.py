@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from resval_lens.authors import load_authors_classifier
+from resval_lens.models.authors import load_authors_classifier
 from resval_lens.tasks.icl import ICLBatch, ICLTask, ICLWorld
 from resval_lens.tasks.icl_measures import attention_measures, measures_from
 from tests.reference.classifier_numpy import forward, random_params

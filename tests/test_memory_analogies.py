@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator
 
-from resval_lens.analyses.memory.analogies import (
+from resval_lens.analyses.cli.memory_knowledge import analogies_command
+from resval_lens.analyses.papers.memory.analogies import (
     TIMES,
     Longer,
     OfGroup,
@@ -26,7 +27,7 @@ from resval_lens.analyses.memory.analogies import (
     finished_run,
     longer,
 )
-from resval_lens.analyses.memory.capitals import (
+from resval_lens.analyses.papers.memory.capitals import (
     Capital,
     analogy_prompts,
     answer_summary,
@@ -36,15 +37,14 @@ from resval_lens.analyses.memory.capitals import (
     own_countries,
     with_unknown,
 )
-from resval_lens.analyses.memory.construction import Strengths, constructed_model
-from resval_lens.analyses.memory.knowledge_commands import analogies_command
-from resval_lens.memory.model import MemoryTransformer
-from resval_lens.recorded import load_runs
-from resval_lens.tasks.analogies import Pair, analogy_task, generated_pairs
-from resval_lens.tasks.triggers import TriggerTask
+from resval_lens.analyses.papers.memory.construction import Strengths, constructed_model
+from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
+from resval_lens.analyses.papers.memory.tasks.analogies import Pair, analogy_task, generated_pairs
+from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
+from resval_lens.analyses.papers.memory.training.loop import train_memory
+from resval_lens.analyses.papers.memory.training.run import MemoryRun
 from resval_lens.training import many
-from resval_lens.training.memory import train_memory
-from resval_lens.training.memory_run import MemoryRun
+from resval_lens.training.recorded import load_runs
 from resval_lens.training.run_folder import record_start
 from tests.test_memory_knowledge import assert_fits, some_bigrams
 
@@ -331,7 +331,7 @@ def train_here(planned: Sequence[many.Run], folder: Path, *_: Any) -> None:
         train_memory(run, folder / run.folder_name)
 
 
-BARS = "resval_lens.analyses.training_bars.train_with_bars"
+BARS = "resval_lens.analyses.cli.training_bars.train_with_bars"
 
 
 def test_the_command_reads_finished_runs_and_trains_others(tmp_path, capsys, monkeypatch):

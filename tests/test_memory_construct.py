@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from resval_lens.memory import (
+from resval_lens.analyses.papers.memory.model import (
     MemoryTransformer,
     construct,
     fast_logits,

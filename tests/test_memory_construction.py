@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Generator
 
-from resval_lens.analyses.memory.asked import global_knowledge
-from resval_lens.analyses.memory.construction import (
+from resval_lens.analyses.cli.memory_knowledge import construction_command
+from resval_lens.analyses.papers.memory.asked import global_knowledge
+from resval_lens.analyses.papers.memory.construction import (
     Deviation,
     Strengths,
     constructed_model,
@@ -19,15 +20,14 @@ from resval_lens.analyses.memory.construction import (
     heads_summary,
     run_heads,
 )
-from resval_lens.analyses.memory.construction_study import (
+from resval_lens.analyses.papers.memory.construction_study import (
     KINDS,
     Construction,
     construction_study,
     thresholds,
 )
-from resval_lens.analyses.memory.knowledge_commands import construction_command
-from resval_lens.memory.predictions import predict
-from resval_lens.tasks.triggers import TriggerTask
+from resval_lens.analyses.papers.memory.model.predictions import predict
+from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
 from tests.test_memory_knowledge import assert_fits, some_bigrams
 
 

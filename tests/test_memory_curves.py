@@ -11,8 +11,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from resval_lens.analyses.memory.comparable import by_variant, shown
-from resval_lens.analyses.memory.curves import (
+from resval_lens.analyses.cli.memory_runs import (
+    curves_command,
+    encodings_command,
+    lengths_command,
+)
+from resval_lens.analyses.papers.memory.comparable import by_variant, shown
+from resval_lens.analyses.papers.memory.curves import (
     CurveStudy,
     VariantCurves,
     _before,
@@ -20,13 +25,8 @@ from resval_lens.analyses.memory.curves import (
     curve_study,
     order,
 )
-from resval_lens.analyses.memory.run_commands import (
-    curves_command,
-    encodings_command,
-    lengths_command,
-)
-from resval_lens.analyses.seeds import Spread, spread
-from resval_lens.tasks.triggers import TriggerTask
+from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
+from resval_lens.analyses.results.seeds import Spread, spread
 from tests.memory_runs import BIGRAMS, STEPS, TASK, made_up, tiny_run, trained
 
 app = typer.Typer()
@@ -213,7 +213,7 @@ def test_training_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         planned.extend(runs)
         trained(folder, *(tiny_run(run.name, run.seed, steps=run.steps) for run in runs))
 
-    monkeypatch.setattr("resval_lens.analyses.training_bars.train_with_bars", train)
+    monkeypatch.setattr("resval_lens.analyses.cli.training_bars.train_with_bars", train)
     arguments = ["curves", "--train", "--variants", "alibi", "--seeds", "2,5", "--steps", "2"]
     folders = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--quiet"]
     CliRunner().invoke(app, [*arguments, *folders], catch_exceptions=False)

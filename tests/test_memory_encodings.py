@@ -12,24 +12,24 @@ from scipy import stats
 from torch import Generator
 from typer.testing import CliRunner
 
-from resval_lens.analyses.memory.edits import (
+from resval_lens.analyses.cli.memory_runs import encodings_command
+from resval_lens.analyses.papers.memory.edits import (
     EDITS,
     ablated,
     edited,
     four_cells,
     uniform_attention,
 )
-from resval_lens.analyses.memory.encodings import (
+from resval_lens.analyses.papers.memory.encodings import (
     REASON,
     EncodingStudy,
     _silenced_sentence,
     encoding_study,
 )
-from resval_lens.analyses.memory.run_commands import encodings_command
-from resval_lens.analyses.seeds import spread
-from resval_lens.memory.model import MemoryTransformer
-from resval_lens.tasks.triggers import TriggerTask
-from resval_lens.training.memory_run import initial_memory
+from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
+from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
+from resval_lens.analyses.papers.memory.training.run import initial_memory
+from resval_lens.analyses.results.seeds import spread
 from tests.memory_runs import (
     BIGRAMS,
     FLOOR,

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from resval_lens.analyses.papers.memory.model import MemoryTransformer, can_run_fast, fast_logits
+from resval_lens.analyses.papers.memory.model.fast import shifted
 from resval_lens.hooks import cut_links
-from resval_lens.memory import MemoryTransformer, can_run_fast, fast_logits
-from resval_lens.memory.fast import shifted
 from resval_lens.streams import AttentionStream
 from tests.test_memory_model import KINDS, TOKENS, model_of
 

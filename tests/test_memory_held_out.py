@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Generator
 
-from resval_lens.analyses.memory.held_out import (
+from resval_lens.analyses.cli.memory_knowledge import HELD_OUT_VARIANTS, held_out_command
+from resval_lens.analyses.papers.memory.held_out import (
     Both,
     HeldOut,
     HeldOutModel,
@@ -21,13 +22,12 @@ from resval_lens.analyses.memory.held_out import (
     measured_on,
     output_recall,
 )
-from resval_lens.analyses.memory.knowledge_commands import HELD_OUT_VARIANTS, held_out_command
-from resval_lens.analyses.seeds import Spread
-from resval_lens.recorded import load_runs
-from resval_lens.tasks.bigrams import Bigrams
-from resval_lens.tasks.triggers import TriggerTask
-from resval_lens.training.memory import train_memory
-from resval_lens.training.memory_run import MemoryRun
+from resval_lens.analyses.papers.memory.tasks.bigrams import Bigrams
+from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
+from resval_lens.analyses.papers.memory.training.loop import train_memory
+from resval_lens.analyses.papers.memory.training.run import MemoryRun
+from resval_lens.analyses.results.seeds import Spread
+from resval_lens.training.recorded import load_runs
 from tests.test_memory_knowledge import assert_fits, some_bigrams
 
 TASK = TriggerTask(some_bigrams(8), length=14, n_triggers=2)

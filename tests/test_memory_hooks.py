@@ -8,21 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from resval_lens.analyses.attribution import attribute, logit_lens
-from resval_lens.analyses.circuits.running import EdgeRuns
-from resval_lens.analyses.circuits.scores import score_edges
-from resval_lens.analyses.head_scores import head_scores, repeated_tokens, token_losses
-from resval_lens.analyses.weight_circuits import (
+from resval_lens.analyses.attribution.heads import head_scores, repeated_tokens, token_losses
+from resval_lens.analyses.attribution.logits import attribute, logit_lens
+from resval_lens.analyses.attribution.weights import (
     composition_scores,
     copying_scores,
     ov_circuit,
     own_token_scores,
 )
-from resval_lens.generation import stream_tokens
+from resval_lens.analyses.circuits.running import EdgeRuns
+from resval_lens.analyses.circuits.scores import score_edges
+from resval_lens.analyses.papers.memory.model import MemoryTransformer
 from resval_lens.hooks import PromptPairs, cut_links, edit_links, patch, path_patch, zero
 from resval_lens.hooks.answers import answer_logits
 from resval_lens.hooks.prompts import logit_difference
-from resval_lens.memory import MemoryTransformer
+from resval_lens.lens.generation import stream_tokens
 from tests.test_memory_model import KINDS, TOKENS, model_of
 
 OTHER = torch.tensor([[3, 5, 3, 6, 1, 1, 5], [2, 2, 4, 0, 1, 3, 2]])

@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Generator
 
-from resval_lens.analyses.memory.analogies_figure import shade
-from resval_lens.analyses.memory.asked import (
+from resval_lens.analyses.cli.memory_knowledge import KNOWLEDGE_VARIANTS, knowledge_command
+from resval_lens.analyses.papers.memory.analogies_figure import shade
+from resval_lens.analyses.papers.memory.asked import (
     FLOOR,
     Subject,
     constructed_subjects,
@@ -29,9 +30,9 @@ from resval_lens.analyses.memory.asked import (
     trained_subject,
     trained_subjects,
 )
-from resval_lens.analyses.memory.comparable import COLOURS, by_variant
-from resval_lens.analyses.memory.construction import Strengths, constructed_model
-from resval_lens.analyses.memory.knowledge import (
+from resval_lens.analyses.papers.memory.comparable import COLOURS, by_variant
+from resval_lens.analyses.papers.memory.construction import Strengths, constructed_model
+from resval_lens.analyses.papers.memory.knowledge import (
     Asked,
     Fit,
     Flip,
@@ -41,14 +42,13 @@ from resval_lens.analyses.memory.knowledge import (
     knowledge_over_seeds,
     knowledge_study,
 )
-from resval_lens.analyses.memory.knowledge_commands import KNOWLEDGE_VARIANTS, knowledge_command
-from resval_lens.analyses.seeds import Spread
-from resval_lens.recorded import RecordedRun, load_runs
-from resval_lens.tasks.bigrams import Bigrams
-from resval_lens.tasks.knowledge_prompts import knowledge_prompts
-from resval_lens.tasks.triggers import TriggerTask
-from resval_lens.training.memory import train_memory
-from resval_lens.training.memory_run import MemoryRun
+from resval_lens.analyses.papers.memory.tasks.bigrams import Bigrams
+from resval_lens.analyses.papers.memory.tasks.knowledge_prompts import knowledge_prompts
+from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
+from resval_lens.analyses.papers.memory.training.loop import train_memory
+from resval_lens.analyses.papers.memory.training.run import MemoryRun
+from resval_lens.analyses.results.seeds import Spread
+from resval_lens.training.recorded import RecordedRun, load_runs
 
 
 def some_bigrams(d_vocab: int = 9, seed: int = 0) -> Bigrams:
@@ -351,7 +351,7 @@ def test_the_variants_are_with_and_without_values_and_with_drawn_triggers(
         "absolute-drawn", "relative-drawn", "relative-values-drawn",
     ]  # fmt: skip
     monkeypatch.setattr(
-        "resval_lens.analyses.memory.asked.constructed_subjects",
+        "resval_lens.analyses.papers.memory.asked.constructed_subjects",
         lambda bigrams, tau3, seed: constructed_subjects(bigrams, tau3, seed, d_model=32),
     )
     some = {"runs": runs, "to": tmp_path, "quiet": True}

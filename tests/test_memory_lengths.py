@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from torch import Generator
 from typer.testing import CliRunner
 
-from resval_lens.analyses.memory.lengths import LengthStudy, length_study
-from resval_lens.analyses.memory.lengths_figure import attention_maps, largest
-from resval_lens.analyses.memory.positions import (
+from resval_lens.analyses.cli.memory_runs import lengths_command
+from resval_lens.analyses.papers.memory.lengths import LengthStudy, length_study
+from resval_lens.analyses.papers.memory.lengths_figure import attention_maps, largest
+from resval_lens.analyses.papers.memory.model.predictions import predict
+from resval_lens.analyses.papers.memory.positions import (
     attention_by_position,
     attention_map,
     binned,
@@ -26,11 +28,9 @@ from resval_lens.analyses.memory.positions import (
     position_bins,
     predicted_previous,
 )
-from resval_lens.analyses.memory.run_commands import lengths_command
-from resval_lens.memory.predictions import predict
-from resval_lens.recorded import load_run
-from resval_lens.tasks.triggers import optimal_loss
-from resval_lens.training.memory_run import MemoryRun
+from resval_lens.analyses.papers.memory.tasks.triggers import optimal_loss
+from resval_lens.analyses.papers.memory.training.run import MemoryRun
+from resval_lens.training.recorded import load_run
 from tests.memory_runs import FLOOR, TASK, constructed, exact_model, made_up, tiny_run, trained
 
 app = typer.Typer()
@@ -127,7 +127,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = TASK.batch(5, Generator().manual_seed(1), 20)
     model = exact_model(tiny_run("relative", d_model=96, n_ctx=30))
     whole = attention_by_position(model, batch)
-    monkeypatch.setattr("resval_lens.analyses.memory.positions.CHUNK", 2 * 20**2)
+    monkeypatch.setattr("resval_lens.analyses.papers.memory.positions.CHUNK", 2 * 20**2)
     parts = attention_by_position(model, batch)
     for name, x in whole.items():
         torch.testing.assert_close(parts[name], x, equal_nan=True)

@@ -14,9 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-from resval_lens.memory import MemoryConfig, MemoryTransformer, memory_config
-from resval_lens.memory.attention import MemoryAttention, key_distances, rotated
-from resval_lens.memory.model import sinusoids
+from resval_lens.analyses.papers.memory.model import MemoryConfig, MemoryTransformer, memory_config
+from resval_lens.analyses.papers.memory.model.attention import (
+    MemoryAttention,
+    key_distances,
+    rotated,
+)
+from resval_lens.analyses.papers.memory.model.model import sinusoids
 from resval_lens.streams import AttentionStream
 from resval_lens.transformer import ResValTransformer
 from tests.reference.memory import logits_of, turned

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from resval_lens.memory.config import memory_config
-from resval_lens.memory.construct import construct
-from resval_lens.memory.model import MemoryTransformer
-from resval_lens.memory.one_step import (
+from resval_lens.analyses.papers.memory.model.config import memory_config
+from resval_lens.analyses.papers.memory.model.construct import construct
+from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
+from resval_lens.analyses.papers.memory.model.one_step import (
     answers,
     coefficients,
     leading_previous,
@@ -23,7 +23,7 @@ from resval_lens.memory.one_step import (
     orthonormal,
     predicted_steps,
 )
-from resval_lens.memory.one_step_task import RecallBatch, RecallTask
+from resval_lens.analyses.papers.memory.model.one_step_task import RecallBatch, RecallTask
 from resval_lens.streams import AttentionStream
 from tests.reference.one_step import one_step as by_hand
 

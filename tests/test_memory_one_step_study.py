@@ -12,10 +12,10 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from resval_lens.analyses.cli import app
-from resval_lens.analyses.memory.one_step_study import one_step_study
-from resval_lens.memory.one_step import leading_previous
-from resval_lens.memory.one_step_task import RecallTask
+from resval_lens.analyses.cli.app import app
+from resval_lens.analyses.papers.memory.model.one_step import leading_previous
+from resval_lens.analyses.papers.memory.model.one_step_task import RecallTask
+from resval_lens.analyses.papers.memory.one_step_study import one_step_study
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_the_command_writes_what_it_found(tmp_path):
 
 def test_too_few_sequences_are_refused(monkeypatch):
     nothing = lambda model, name: torch.zeros(40, 40)  # noqa: E731
-    monkeypatch.setattr("resval_lens.analyses.memory.one_step_study.answers", nothing)
+    monkeypatch.setattr("resval_lens.analyses.papers.memory.one_step_study.answers", nothing)
     with pytest.raises(ValueError, match="each=8: on so few sequences the step on W_K1 writes"):
         one_step_study(d_vocab=12, length=8, each=8)
 

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from resval_lens.memory.config import memory_config
-from resval_lens.memory.construct import construct
-from resval_lens.memory.model import MemoryTransformer
-from resval_lens.memory.probes import (
+from resval_lens.analyses.papers.memory.model.config import memory_config
+from resval_lens.analyses.papers.memory.model.construct import construct
+from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
+from resval_lens.analyses.papers.memory.model.probes import (
     attention_recall,
     followers,
     memory_recall,
     own_and_link_values,
     recall,
 )
+from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
 from resval_lens.streams import AttentionStream
-from resval_lens.tasks.triggers import TriggerTask
 from tests.small_memory import small_bigrams
 
 BIGRAMS = small_bigrams(6)

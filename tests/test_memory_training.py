@@ -12,18 +12,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from resval_lens.memory.model import MemoryTransformer
-from resval_lens.presets import MEMORY_VARIANTS, memory_variant
-from resval_lens.recorded import (
+from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
+from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask, optimal_loss
+from resval_lens.analyses.papers.memory.training.loop import evaluate, train_memory
+from resval_lens.analyses.papers.memory.training.run import MemoryRun, draw_tests, initial_memory
+from resval_lens.models.presets import MEMORY_VARIANTS, memory_variant
+from resval_lens.streams import AttentionStream
+from resval_lens.training.recorded import (
     export_run,
     load_run,
     load_runs,
     write_record,
 )
-from resval_lens.streams import AttentionStream
-from resval_lens.tasks.triggers import TriggerTask, optimal_loss
-from resval_lens.training.memory import evaluate, train_memory
-from resval_lens.training.memory_run import MemoryRun, draw_tests, initial_memory
 from tests.runs import assert_same_outcome, metrics, snapshots, steps, stop_before
 from tests.small_memory import SMALL_RUN, SMALL_TASK, small_bigrams
 

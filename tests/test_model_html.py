@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from resval_lens.model_html import model_html
+from resval_lens.lens.model_html import model_html
 from resval_lens.streams import AttentionStream
 from resval_lens.transformer import ResValTransformer
 from tests.helpers import tiny_model, tiny_tokens

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformer_lens.hook_points import HookPoint
 
-from resval_lens.amicl import AMICL, AMICLConfig
+from resval_lens.analyses.papers.amicl.model import AMICL, AMICLConfig
 from resval_lens.streams import AttentionStream
 from resval_lens.transformer import ResValTransformer
 from tests.classifiers import in_double

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from resval_lens.analyses.ablation_study import ablation_study
-from resval_lens.analyses.attribution import attribute, logit_lens
+from resval_lens.analyses.attribution.logits import attribute, logit_lens
+from resval_lens.analyses.attribution.weights import own_token_scores
 from resval_lens.analyses.circuits.running import EdgeRuns
 from resval_lens.analyses.circuits.scores import score_edges
-from resval_lens.analyses.weight_circuits import own_token_scores
+from resval_lens.analyses.studies.ablation import ablation_study
 from resval_lens.hooks import (
     PromptPairs,
     edit_links,

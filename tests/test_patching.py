@@ -12,11 +12,11 @@ from torch import Tensor
 from transformer_lens import patching as stock
 from transformer_lens.hook_points import HookPoint
 
-from resval_lens.hook_names import full_hook_name
 from resval_lens.hooks import cut_links, edit_links, zero
 from resval_lens.hooks.patch_cells import PatchedRuns
 from resval_lens.hooks.patching import patch
 from resval_lens.hooks.prompts import PromptPairs, logit_difference, margin
+from resval_lens.lens.hook_names import full_hook_name
 from resval_lens.streams import AttentionStream
 from resval_lens.transformer import ResValTransformer
 from tests.classifiers import model_of

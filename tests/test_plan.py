@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from resval_lens import AttentionStream, ResValTransformer
-from resval_lens.language_models import PRESETS, language_model_config, resized
+from resval_lens.models.language_models import PRESETS, language_model_config, resized
 from resval_lens.training.plan import (
     flops_per_token,
     kept_for_backward,

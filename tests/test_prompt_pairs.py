@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from resval_lens.classifier import ICLClassifier, classifier_config
 from resval_lens.hooks.answers import answer_logits
 from resval_lens.hooks.prompts import (
     PromptPairs,
@@ -19,6 +18,7 @@ from resval_lens.hooks.prompts import (
     ready,
     vanishes,
 )
+from resval_lens.models.classifier import ICLClassifier, classifier_config
 from tests.helpers import tiny_model, tiny_tokens
 
 TOKENS = tiny_tokens(3)

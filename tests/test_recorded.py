@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from resval_lens.analyses.icl_emergence import emergence, paper_runs
-from resval_lens.presets import FURTHER_VARIANTS, PAPER_VARIANTS
-from resval_lens.recorded import SHIPPED, load_run, load_runs
+from resval_lens.analyses.comparison.icl_emergence import emergence, paper_runs
+from resval_lens.models.presets import FURTHER_VARIANTS, PAPER_VARIANTS
 from resval_lens.tasks.icl import ICLBatch
 from resval_lens.training.icl import measure
 from resval_lens.training.icl_run import ICLRun, draw_world, initial_model
+from resval_lens.training.recorded import SHIPPED, load_run, load_runs
 
 ROOT = Path(__file__).parent.parent
 README = " ".join((ROOT / "README.md").read_text().split())

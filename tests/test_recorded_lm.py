@@ -12,23 +12,28 @@ import torch
 from scipy import stats
 
 from resval_lens import ResValTransformer
-from resval_lens.analyses.cells import Cells
-from resval_lens.analyses.ioi import IOIScores, ioi_scores
-from resval_lens.analyses.ioi_cells import FourCells, cells_sentences, cells_table, four_cells
-from resval_lens.analyses.lm_emergence import at_loss, lm_emergence
-from resval_lens.analyses.lm_figures import training
-from resval_lens.analyses.lm_progress import ioi_sets
-from resval_lens.analyses.options import pairs_by_seed
-from resval_lens.analyses.result import plain
-from resval_lens.analyses.seeds import TTests, holm
-from resval_lens.checkpoint import SHIPPED_MODELS
-from resval_lens.language_models import language_model_config
-from resval_lens.provenance import provenance
-from resval_lens.recorded import export_run, load_run, load_runs
+from resval_lens.analyses.cli.options import pairs_by_seed
+from resval_lens.analyses.comparison.cells import Cells
+from resval_lens.analyses.comparison.ioi_cells import (
+    FourCells,
+    cells_sentences,
+    cells_table,
+    four_cells,
+)
+from resval_lens.analyses.comparison.lm_emergence import at_loss, lm_emergence
+from resval_lens.analyses.comparison.lm_figures import training
+from resval_lens.analyses.comparison.lm_progress import ioi_sets
+from resval_lens.analyses.results.result import plain
+from resval_lens.analyses.results.seeds import TTests, holm
+from resval_lens.analyses.studies.ioi import IOIScores, ioi_scores
+from resval_lens.io.checkpoint import SHIPPED_MODELS
+from resval_lens.io.provenance import provenance
+from resval_lens.models.language_models import language_model_config
 from resval_lens.streams import AttentionStream, architecture, parse_streams
 from resval_lens.tasks import stories
 from resval_lens.tasks.ioi import encode
 from resval_lens.training.lm_run import LMRun
+from resval_lens.training.recorded import export_run, load_run, load_runs
 from tests.test_ioi import shown
 
 SMALL = {"n_layers": 2, "d_model": 16, "n_heads": 2, "d_head": 8, "d_mlp": 32, "n_ctx": 12}

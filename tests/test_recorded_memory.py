@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resval_lens.analyses.memory.curves import curve_study
-from resval_lens.analyses.results_page import memory_order
-from resval_lens.presets import ENCODINGS, MEMORY_VARIANTS
-from resval_lens.recorded import load_runs
-from resval_lens.training.memory import evaluate, measure
-from resval_lens.training.memory_run import MemoryRun, draw_tests, initial_memory
+from resval_lens.analyses.papers.memory.curves import curve_study
+from resval_lens.analyses.papers.memory.training.loop import evaluate, measure
+from resval_lens.analyses.papers.memory.training.run import MemoryRun, draw_tests, initial_memory
+from resval_lens.analyses.report.results_page import memory_order
+from resval_lens.models.presets import ENCODINGS, MEMORY_VARIANTS
+from resval_lens.training.recorded import load_runs
 
 RUNS = load_runs(MemoryRun)
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "associative-memory.md").read_text()

@@ -11,8 +11,8 @@ import pytest
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from resval_lens.analyses.reporting import as_text, report
-from resval_lens.analyses.result import FLAT, OPTIONAL, Result, plain
+from resval_lens.analyses.cli.reporting import as_text, report
+from resval_lens.analyses.results.result import FLAT, OPTIONAL, Result, plain
 
 
 class Pair(NamedTuple):

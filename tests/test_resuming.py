@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from resval_lens.files import read_tensors, write_tensors
-from resval_lens.recorded import load_run
+from resval_lens.io.files import read_tensors, write_tensors
 from resval_lens.tasks.icl import ICLTask
 from resval_lens.training.icl import train_icl
 from resval_lens.training.icl_run import ICLRun
+from resval_lens.training.recorded import load_run
 from tests import crashing
 from tests.crashing import PROCESSES
 from tests.runs import (

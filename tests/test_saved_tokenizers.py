@@ -18,7 +18,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from resval_lens.checkpoint import tokenizer_files
+from resval_lens.io.checkpoint import tokenizer_files
 from resval_lens.transformer import ResValTransformer
 from tests.helpers import reseal, tiny_config
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from resval_lens import ResValConfig, ResValTransformer
-from resval_lens.language_models import language_model_config, preset
+from resval_lens.models.language_models import language_model_config, preset
 from tests.helpers import gradients, randomise, tiny_config, tiny_model, tiny_tokens
 
 # Tied embeddings

@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from resval_lens.classifier import ICLClassifier
-from resval_lens.files import read_tensors
-from resval_lens.presets import ICL_VARIANTS
+from resval_lens.io.files import read_tensors
+from resval_lens.models.classifier import ICLClassifier
+from resval_lens.models.presets import ICL_VARIANTS
 from resval_lens.streams import AttentionStream
 from resval_lens.tasks.icl import ICLTask
 from resval_lens.training.icl import evaluate, train_icl

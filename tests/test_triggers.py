@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Generator
 
-from resval_lens.tasks.bigrams import MOST_TOKENS, Bigrams, tiny_shakespeare
-from resval_lens.tasks.triggers import (
+from resval_lens.analyses.papers.memory.tasks.bigrams import MOST_TOKENS, Bigrams, tiny_shakespeare
+from resval_lens.analyses.papers.memory.tasks.triggers import (
     _BELOW_ONE,
     TriggerBatch,
     TriggerTask,

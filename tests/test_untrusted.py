@@ -21,24 +21,24 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from resval_lens.analyses.subjects import find_model
-from resval_lens.authors import load_authors_classifier
-from resval_lens.authors_language_model import load_authors_language_model
-from resval_lens.checkpoint import present_device
+from resval_lens.analyses.papers.memory.model.config import memory_config
+from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
+from resval_lens.analyses.papers.memory.tasks.analogies import read_pairs
+from resval_lens.analyses.papers.memory.tasks.bigrams import Bigrams
+from resval_lens.analyses.papers.memory.training.run import MemoryRun
+from resval_lens.analyses.studies.subjects import find_model
 from resval_lens.config import ResValConfig
-from resval_lens.files import note, write_json, write_sealed
-from resval_lens.memory.config import memory_config
-from resval_lens.memory.model import MemoryTransformer
-from resval_lens.recorded import export_run, load_run
+from resval_lens.io.checkpoint import present_device
+from resval_lens.io.files import note, write_json, write_sealed
+from resval_lens.models.authors import load_authors_classifier
+from resval_lens.models.authors_language_model import load_authors_language_model
 from resval_lens.tasks import stories
-from resval_lens.tasks.analogies import read_pairs
-from resval_lens.tasks.bigrams import Bigrams
 from resval_lens.tasks.text import TokenFiles, load_tokenizer, read_texts, write_token_files
 from resval_lens.training.icl import train_icl
 from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.lm import train_lm
 from resval_lens.training.lm_run import LMRun
-from resval_lens.training.memory_run import MemoryRun
+from resval_lens.training.recorded import export_run, load_run
 from resval_lens.training.run_folder import append_metrics, read_metrics
 from resval_lens.transformer import ResValTransformer
 from tests import lm_runs

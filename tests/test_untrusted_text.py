@@ -23,7 +23,7 @@ from resval_lens.analyses.display import (
 )
 from resval_lens.analyses.display.display import figure_html
 from resval_lens.analyses.display.tables import html_table
-from resval_lens.analyses.intervention_figures import ablated
+from resval_lens.analyses.studies.intervention_figures import ablated
 from tests.drawn import (
     ablation,
     evaluated_circuit,

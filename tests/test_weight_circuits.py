@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from resval_lens.analyses.value_parts import z_parts
-from resval_lens.analyses.weight_circuits import (
+from resval_lens.analyses.attribution.values import z_parts
+from resval_lens.analyses.attribution.weights import (
     Path,
     composition_scores,
     copying_scores,
@@ -17,7 +17,7 @@ from resval_lens.analyses.weight_circuits import (
     own_token_scores,
     paths,
 )
-from resval_lens.hook_names import ResValCache
+from resval_lens.lens.hook_names import ResValCache
 from resval_lens.streams import AttentionStream
 from resval_lens.transformer import ResValTransformer
 from tests.classifiers import model_of

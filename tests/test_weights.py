@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformer_lens.weight_processing import ProcessWeights
 
+from resval_lens.lens.weights import fold_value_biases_through_streams
 from resval_lens.streams import AttentionStream, StreamsLike
 from resval_lens.transformer import ResValTransformer
-from resval_lens.weights import fold_value_biases_through_streams
 from tests.helpers import randomise, stock_model, tiny_config, tiny_model, tiny_tokens
 
 each_head_count = pytest.mark.parametrize("kv_heads", [None, 2], ids=["mha", "gqa"])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import resval_lens.transformer
-from resval_lens.analyses.attribution import attribute, logit_lens
+from resval_lens.analyses.attribution.logits import attribute, logit_lens
 from resval_lens.analyses.circuits.running import EdgeRuns
 from resval_lens.analyses.circuits.scores import score_edges
 from resval_lens.hooks import (

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from resval_lens.analyses.circuits.graph import Graph
-from resval_lens.analyses.result import Result
+from resval_lens.analyses.results.result import Result
 from resval_lens.hooks.links import Link
 
 Rank = Literal["absolute", "helpful"]

@@ -16,7 +16,7 @@ from torch import Tensor
 from resval_lens.analyses.circuits.circuit import Circuit, Rank, ranked
 from resval_lens.analyses.circuits.evaluation import Progress, faithfulness, vanishing_gap
 from resval_lens.analyses.circuits.running import EdgeRuns, MeasuredBy
-from resval_lens.analyses.result import FLAT, Result
+from resval_lens.analyses.results.result import FLAT, Result
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of edges at which circuits are compared (MIB)."""

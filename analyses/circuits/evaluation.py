@@ -22,7 +22,7 @@ from torch import Generator
 from resval_lens.analyses.circuits.circuit import Circuit, NamedCircuit
 from resval_lens.analyses.circuits.graph import Graph, graph_of
 from resval_lens.analyses.circuits.running import EdgeRuns, MeasuredBy
-from resval_lens.analyses.result import FLAT
+from resval_lens.analyses.results.result import FLAT
 from resval_lens.hooks.prompts import vanishes
 
 MOST_EDGES = 256

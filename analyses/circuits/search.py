@@ -13,7 +13,7 @@ from torch import Tensor
 from resval_lens.analyses.circuits.circuit import Circuit, Rank, ranked
 from resval_lens.analyses.circuits.evaluation import Faithfulness, check_gap, faithfulness
 from resval_lens.analyses.circuits.running import EdgeRuns
-from resval_lens.analyses.result import OPTIONAL
+from resval_lens.analyses.results.result import OPTIONAL
 
 EVERY = 512
 """In a graph of at most so many edges :func:`smallest` tries every size, from 1 up."""

@@ -23,8 +23,8 @@ from resval_lens.analyses.display.page import (
     words,
 )
 from resval_lens.analyses.display.svg import svg
-from resval_lens.analyses.figures import drawn, kind_of
-from resval_lens.files import write_bytes
+from resval_lens.analyses.drawing.figures import drawn, kind_of
+from resval_lens.io.files import write_bytes
 
 _numbers = count()
 

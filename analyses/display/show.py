@@ -12,21 +12,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from resval_lens.analyses import circuit_figures, figures, intervention_figures
-from resval_lens.analyses.ablation_study import Ablation, AblationStudy
-from resval_lens.analyses.circuit_figures import Drawing, evaluated_drawings
 from resval_lens.analyses.circuits.circuit import Circuit
 from resval_lens.analyses.circuits.evaluation import EvaluatedCircuit
 from resval_lens.analyses.circuits.scores import EdgeScores
+from resval_lens.analyses.comparison.icl import LinkStudy
 from resval_lens.analyses.display.attention import (
     attention_body,
     attention_figure,
     attention_image,
 )
 from resval_lens.analyses.display.display import Display, show_figure
-from resval_lens.analyses.figures import drawn
-from resval_lens.analyses.icl import LinkStudy
-from resval_lens.analyses.patching import Patching
+from resval_lens.analyses.drawing import figures
+from resval_lens.analyses.drawing.figures import drawn
+from resval_lens.analyses.studies import circuit_figures, intervention_figures
+from resval_lens.analyses.studies.ablation import Ablation, AblationStudy
+from resval_lens.analyses.studies.circuit_figures import Drawing, evaluated_drawings
+from resval_lens.analyses.studies.patching import Patching
 from resval_lens.hooks.patching import PatchResult
 
 Patterns = Float[Tensor, "*head query key"]
@@ -150,8 +151,8 @@ def show_link_ablation(study: AblationStudy | Ablation | Mapping[str, LinkStudy]
     """What a task loses when links are edited: bars, or curves over the factors c of scaling.
 
     Args:
-        study: of :func:`~resval_lens.analyses.ablation_study.ablation_study`; or of classifiers, by
-            name, :func:`~resval_lens.analyses.icl.link_study`.
+        study: of :func:`~resval_lens.analyses.studies.ablation.ablation_study`; or of classifiers,
+            by name, :func:`~resval_lens.analyses.comparison.icl.link_study`.
 
     Raises:
         ValueError: neither of these.

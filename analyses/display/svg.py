@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 import matplotlib
 from matplotlib.figure import Figure
 
-from resval_lens.analyses.figures import clean, clean_words
-from resval_lens.analyses.marks import TIP
+from resval_lens.analyses.drawing.figures import clean, clean_words
+from resval_lens.analyses.drawing.marks import TIP
 
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
@@ -33,9 +33,9 @@ INKS = {
 def svg(figure: Figure, name: str, prefix: str) -> str:
     """``figure`` as an ``<svg>`` element.
 
-    It has an accessible name; each mark (:mod:`resval_lens.analyses.marks`) is a ``.rv-mark`` with
-    its tip in ``aria-label``, one of which is reached with Tab and the others from there with the
-    arrow keys (``page.js``).
+    It has an accessible name; each mark (:mod:`resval_lens.analyses.drawing.marks`) is a
+    ``.rv-mark`` with its tip in ``aria-label``, one of which is reached with Tab and the others
+    from there with the arrow keys (``page.js``).
 
     Args:
         name: what a screen reader says of it.

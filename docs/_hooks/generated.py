@@ -1,6 +1,6 @@
 """Parts of pages that are made when the site is built, so that they cannot be stale.
 
-<!-- results: NAME -->      a section of resval_lens.analyses.results_page
+<!-- results: NAME -->      a section of resval_lens.analyses.report.results_page
 <!-- commands -->           every command's help
 <!-- mixes -->              every mix: its weights and what it starts with
 :::* PATTERN ...            every public module whose name fits, in the order of names; each is
@@ -56,7 +56,7 @@ def claims() -> dict[tuple[str, str], list[str]]:
 def module_entry(name: str) -> str:
     """The directive for one module: a package by its docstring and the names that it exports."""
     path = public_modules()[name]
-    if path.name != "__init__.py" and "command" not in path.stem and path.stem != "cli":
+    if path.name != "__init__.py" and path.parent.name != "cli":
         return f"::: {name}\n"
     entry = f"::: {name}\n    options:\n      members: false\n"
     tree = ast.parse(path.read_text())
@@ -87,7 +87,7 @@ def commands() -> str:
     """Every command of the command line: what it does, its arguments and options."""
     import typer.main
 
-    from resval_lens.analyses.cli import app
+    from resval_lens.analyses.cli.app import app
 
     return "\n".join(_command(typer.main.get_command(app), ["resval-lens"]))
 
@@ -147,7 +147,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Called by MkDocs with each page's Markdown."""
     source = page.file.src_uri
     if "<!-- results: " in markdown:
-        from resval_lens.analyses import results_page
+        from resval_lens.analyses.report import results_page
 
         markdown = _RESULTS.sub(lambda found: results_page.section(found[1], DOCS), markdown)
     if source == "reference/commands.md":

@@ -5,7 +5,7 @@
 import torch
 
 from resval_lens import ResValTransformer
-from resval_lens.analyses.circuit_tasks import ioi_pairs
+from resval_lens.analyses.studies.circuit_tasks import ioi_pairs
 from resval_lens.hooks import (
     cut_links,
     edit_links,
@@ -65,7 +65,7 @@ logits = model.run_with_hooks(pairs.clean, fwd_hooks=hooks)
 # --8<-- [end:hooks]
 
 # --8<-- [start:study]
-from resval_lens.analyses.ablation_study import ablation_study
+from resval_lens.analyses.studies.ablation import ablation_study
 from resval_lens.hooks import logit_difference, probability
 
 others = ioi_pairs(model, ioi_prompts(64, seed=1, names="unseen"), "random-S2")

@@ -3,10 +3,15 @@
 # --8<-- [start:all]
 import torch
 
-from resval_lens.amicl import AMICL, AMICLConfig, PairTask, exact
-from resval_lens.memory import MemoryTransformer, construct, memory_config, predict
-from resval_lens.tasks.bigrams import tiny_shakespeare
-from resval_lens.tasks.triggers import TriggerTask
+from resval_lens.analyses.papers.amicl.model import AMICL, AMICLConfig, PairTask, exact
+from resval_lens.analyses.papers.memory.model import (
+    MemoryTransformer,
+    construct,
+    memory_config,
+    predict,
+)
+from resval_lens.analyses.papers.memory.tasks.bigrams import tiny_shakespeare
+from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
 
 generator = torch.Generator().manual_seed(0)
 trials = PairTask(d=100, length=20).draw(1_000, generator)

@@ -4,7 +4,7 @@
 # --8<-- [start:all]
 # --8<-- [start:pairs]
 from resval_lens import ResValTransformer
-from resval_lens.analyses.circuit_tasks import ioi_pairs
+from resval_lens.analyses.studies.circuit_tasks import ioi_pairs
 from resval_lens.tasks.stories import ioi_prompts
 
 model = ResValTransformer.from_pretrained("stories-small-values")
@@ -36,7 +36,7 @@ print(circuit.edges, faithfulness(runs, [circuit, circuit.without_links()]))
 # --8<-- [end:circuit]
 
 # --8<-- [start:attribute]
-from resval_lens.analyses.attribution import attribute
+from resval_lens.analyses.attribution.logits import attribute
 
 shares = attribute(model, pairs.clean, pairs.labels, pairs.last)
 print(shares["a1.h2"].mean())  # of the head's own values

@@ -3,7 +3,7 @@
 # --8<-- [start:train]
 from pathlib import Path
 
-from resval_lens.language_models import language_model_config
+from resval_lens.models.language_models import language_model_config
 from resval_lens.training.lm import train_lm
 from resval_lens.training.lm_data import prepare
 from resval_lens.training.lm_run import LMRun

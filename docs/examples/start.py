@@ -4,11 +4,11 @@
 # --8<-- [start:model]
 from pathlib import Path
 
-from resval_lens.analyses.icl import accuracies
+from resval_lens.analyses.comparison.icl import accuracies
 from resval_lens.hooks import cut_links, links
-from resval_lens.recorded import SHIPPED, load_run
 from resval_lens.training import draw_world
 from resval_lens.training.icl_run import ICLRun
+from resval_lens.training.recorded import SHIPPED, load_run
 
 recorded = load_run(SHIPPED / "icl" / "values-seed0", ICLRun)  # ships with the package
 model = recorded.model()  # a HookedTransformer with a value stream

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from resval_lens.classifier import ICLClassifier
+from resval_lens.models.classifier import ICLClassifier
 from resval_lens.tasks.icl import ICLBatch
 
 Pattern = Float[Tensor, "batch query key"]

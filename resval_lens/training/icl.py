@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from resval_lens.answer import answer, can_answer_fast
-from resval_lens.classifier import ICLClassifier
+from resval_lens.models.answer import answer, can_answer_fast
+from resval_lens.models.classifier import ICLClassifier
 from resval_lens.runtime import one_thread
 from resval_lens.tasks.icl import ICLBatch
 from resval_lens.tasks.icl_measures import attention_measures

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -10,11 +10,12 @@ from typing import Any, ClassVar, Self
 from torch import Generator
 
 from resval_lens.checks import is_number
-from resval_lens.classifier import ClassifierConfig, ICLClassifier, Spec, classifier_config
-from resval_lens.files import check_room
-from resval_lens.presets import ICL_VARIANTS
+from resval_lens.io.files import check_room
+from resval_lens.models.classifier import ClassifierConfig, ICLClassifier, Spec, classifier_config
+from resval_lens.models.presets import ICL_VARIANTS
 from resval_lens.streams import AttentionStream, parse_streams
 from resval_lens.tasks.icl import ICLBatch, ICLTask, ICLWorld
+from resval_lens.training.loop import Progress
 from resval_lens.training.run import Line, Run, place
 from resval_lens.training.run_folder import load_snapshot, snapshot_paths
 from resval_lens.training.settings import check_sgd_settings, seeded_generators
@@ -61,7 +62,7 @@ class ICLRun(Run[ICLClassifier]):
 
     @property
     def rank(self) -> tuple[int, str, int]:
-        """By variant, in the order of :data:`~resval_lens.presets.ICL_VARIANTS`, and seed."""
+        """By variant, as :data:`~resval_lens.models.presets.ICL_VARIANTS` has them, and seed."""
         return *place(self.name, list(ICL_VARIANTS)), self.seed
 
     def check_line(self, line: Line) -> None:
@@ -71,6 +72,14 @@ class ICLRun(Run[ICLClassifier]):
             found = found if isinstance(found, dict) else {}
             if not all(is_number(found.get(name)) for name in ("accuracy", "loss")):
                 raise ValueError(f"the accuracy or loss of {task!r}")
+
+    def train(
+        self, folder: Path, progress: Progress, should_stop: Callable[[], bool], keep: bool
+    ) -> ICLClassifier | None:
+        """As :func:`~resval_lens.training.icl.train_icl` does."""
+        from resval_lens.training.icl import train_icl
+
+        return train_icl(self, folder, progress, should_stop, keep)
 
     def load_model(self, folder: Path) -> ICLClassifier:
         """A saved classifier."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from resval_lens.checkpoint import save_model
+from resval_lens.io.checkpoint import save_model
 from resval_lens.runtime import gradients_on
 from resval_lens.tasks.text.order import RowOrder
 from resval_lens.training.lm_run import LMRun

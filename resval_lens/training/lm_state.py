@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from resval_lens.checkpoint import fitting
+from resval_lens.io.checkpoint import fitting
 from resval_lens.training.run_folder import read_snapshot
 
 OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -10,15 +10,33 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from queue import Empty
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from resval_lens.runtime import die_with
-from resval_lens.training.icl import train_icl
-from resval_lens.training.icl_run import ICLRun
-from resval_lens.training.memory import train_memory
-from resval_lens.training.memory_run import MemoryRun
+from resval_lens.training.loop import Progress
 
-Run = ICLRun | MemoryRun
+
+@runtime_checkable
+class Run(Protocol):
+    """A training run that needs nothing but a folder: an ICLRun, a MemoryRun."""
+
+    @property
+    def folder_name(self) -> str:
+        """Of the run's folder; no other run has it."""
+
+    @property
+    def steps(self) -> int:
+        """Of training."""
+
+    def headline(self, metrics: dict[str, Any]) -> str:
+        """A snapshot's metrics in a few words."""
+
+    def train(
+        self, folder: Path, progress: Progress, should_stop: Callable[[], bool], keep: bool
+    ) -> object:
+        """Trains in ``folder``; with ``keep`` every snapshot's weights stay."""
+
+
 Report = Callable[[Run, int, dict[str, Any] | None], None]
 """Called with a run, the step it reached, and at a snapshot its metrics."""
 
@@ -99,7 +117,4 @@ def _train(run: Run, folder: Path, keep_snapshots: bool) -> None:
     def progress(step: int, metrics: dict[str, Any] | None) -> None:
         _queue.put((run.folder_name, step, metrics))
 
-    if isinstance(run, ICLRun):
-        train_icl(run, folder, progress, _stop.is_set, keep_snapshots)
-    else:
-        train_memory(run, folder, progress, _stop.is_set, keep_snapshots)
+    run.train(folder, progress, _stop.is_set, keep_snapshots)

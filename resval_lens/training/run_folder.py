@@ -28,8 +28,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from resval_lens.checkpoint import fitting
-from resval_lens.files import (
+from resval_lens.io.checkpoint import fitting
+from resval_lens.io.files import (
     check_finite,
     check_plain,
     check_seal,
@@ -45,7 +45,7 @@ from resval_lens.files import (
     write_sealed,
     write_tensors,
 )
-from resval_lens.provenance import provenance
+from resval_lens.io.provenance import provenance
 
 RECORD = "the record of a training run"
 METRICS = "the metrics of a training run"

@@ -21,13 +21,13 @@ from rich.table import Table
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from resval_lens import ICLClassifier, ResValConfig, ResValTransformer, classifier_config
-from resval_lens.answer import answer
-from resval_lens.language_models import preset
-from resval_lens.memory import MemoryTransformer, fast_logits, memory_config
+from resval_lens.analyses.papers.memory.model import MemoryTransformer, fast_logits, memory_config
+from resval_lens.analyses.papers.memory.tasks.bigrams import tiny_shakespeare
+from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
+from resval_lens.models.answer import answer
+from resval_lens.models.language_models import preset
 from resval_lens.runtime import keep_freed_memory
-from resval_lens.tasks.bigrams import tiny_shakespeare
 from resval_lens.tasks.icl import ICLTask, ICLWorld
-from resval_lens.tasks.triggers import TriggerTask
 from tests.benchmarks import edges, patching, plain_gpt, plain_icl
 
 Step = Callable[[], object]

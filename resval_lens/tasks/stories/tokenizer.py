@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from resval_lens.io.files import DATA
 from resval_lens.tasks.stories.grammar import stories
 from resval_lens.tasks.stories.words import NAMES
 from resval_lens.tasks.text.vocabulary import load_tokenizer as load_from
 from resval_lens.tasks.text.vocabulary import train_bpe
 
-SHIPPED = Path(__file__).parents[2] / "data" / "stories" / "tokenizer.json"
+SHIPPED = DATA / "stories" / "tokenizer.json"
 D_VOCAB = 2048
 
 

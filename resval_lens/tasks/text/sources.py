@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from resval_lens.files import check_plain, checksum, digest
+from resval_lens.io.files import check_plain, checksum, digest
 
 END_OF_DOCUMENT = "<|endoftext|>"
 

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Int64, UInt
 from tokenizers import Tokenizer
 
-from resval_lens.files import check_plain, checksum, digest, read_json
+from resval_lens.io.files import check_plain, checksum, digest, read_json
 from resval_lens.tasks.text.vocabulary import fingerprint, load_tokenizer
 
 FORMAT = "resval-lens/tokens/1"

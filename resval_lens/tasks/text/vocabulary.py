@@ -13,7 +13,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from resval_lens.files import check_plain, read_bytes
+from resval_lens.io.files import check_plain, read_bytes
 from resval_lens.tasks.text.sources import END_OF_DOCUMENT, could_be_on_hub
 
 END_OF_TEXT = (END_OF_DOCUMENT, "</s>", "<eos>", "<|end_of_text|>", "<|eot_id|>")

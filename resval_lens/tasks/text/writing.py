@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int64, UInt
 from tokenizers import Tokenizer
 
-from resval_lens.files import checksum, write_json
+from resval_lens.io.files import checksum, write_json
 from resval_lens.tasks.text.token_files import (
     FILES,
     FORMAT,

@@ -12,7 +12,7 @@ from resval_lens.analyses.circuits.graph import graph_of
 from resval_lens.analyses.circuits.running import EdgeRuns
 from resval_lens.analyses.circuits.scores import score_edges
 from resval_lens.hooks import PromptPairs, logit_difference, patch
-from resval_lens.language_models import language_model_config
+from resval_lens.models.language_models import language_model_config
 from tests.benchmarks.gpu.models import ours, stock
 from tests.benchmarks.gpu.record import Record, Turn, measured, wait_for_turn
 

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from resval_lens import ResValTransformer
-from resval_lens.analyses.lm_progress import evaluation, ioi_sets
-from resval_lens.checkpoint import save_model
-from resval_lens.language_models import language_model_config, preset
+from resval_lens.analyses.comparison.lm_progress import evaluation, ioi_sets
+from resval_lens.io.checkpoint import save_model
+from resval_lens.models.language_models import language_model_config, preset
 from resval_lens.tasks import stories
 from resval_lens.tasks.text import read_texts, vocabulary_size
 from resval_lens.tasks.text.sources import END_OF_DOCUMENT

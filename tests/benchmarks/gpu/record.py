@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from resval_lens.provenance import provenance
+from resval_lens.io.provenance import provenance
 
 
 @dataclass(frozen=True)

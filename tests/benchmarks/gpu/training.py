@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from resval_lens import ResValConfig, ResValTransformer
-from resval_lens.language_models import language_model_config
+from resval_lens.models.language_models import language_model_config
 from resval_lens.training.plan import flops_per_token
 from tests.benchmarks.gpu.models import ours, plain_peer
 from tests.benchmarks.gpu.record import Record, Turn, measured, wait_for_turn

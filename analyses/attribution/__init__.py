@@ -1,0 +1,1 @@
+"""What parts of a model write to its logits: values by source, heads, weights."""

@@ -1,0 +1,305 @@
+"""A model's circuit for a task: found, measured, and what its links do in it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from scipy.stats import pearsonr, spearmanr
+
+from resval_lens.analyses.circuits.acdc import acdc
+from resval_lens.analyses.circuits.circuit import Circuit, check_count, top_n
+from resval_lens.analyses.circuits.curve import Curve, check_sizes, curve
+from resval_lens.analyses.circuits.evaluation import (
+    MOST_EDGES,
+    MOST_NODES,
+    Ends,
+    EvaluatedCircuit,
+    check_gap,
+    counting,
+    evaluate,
+    faithfulness,
+)
+from resval_lens.analyses.circuits.graph import Graph
+from resval_lens.analyses.circuits.metrics import FAITHFUL, ByMetric, by_each_metric
+from resval_lens.analyses.circuits.running import EdgeRuns
+from resval_lens.analyses.circuits.scores import EdgeScores, Method, score_edges
+from resval_lens.analyses.circuits.search import Tried, smallest
+from resval_lens.analyses.results.result import OPTIONAL, Result
+from resval_lens.hooks import cut_links
+from resval_lens.hooks.answers import answer_logits
+from resval_lens.hooks.prompts import Metric, PromptPairs, vanishes
+from resval_lens.runtime import evaluating
+from resval_lens.transformer import ResValTransformer
+
+STRONGEST = 25
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """On how many prompts edges were scored, and on how many others circuits evaluated."""
+
+    scored: int
+    evaluated: int
+
+
+@dataclass(frozen=True)
+class ScoredEdge:
+    """An edge and its score, in the metric's unit."""
+
+    edge: str
+    score: float
+
+
+@dataclass(frozen=True)
+class LinkShares:
+    """What the links of a circuit's model do.
+
+    Attributes:
+        in_circuit: how many links the circuit has.
+        share_of_circuit: of the circuit's effect, what runs through them, 1 − f(circuit without
+            its links) / f(circuit); None where the circuit has no effect.
+        faithfulness_of_model_with_links_corrupted: of the whole model, every link corrupted.
+        clean_metric_with_links_cut: the mean metric with every link cut (zero).
+    """
+
+    in_circuit: int
+    share_of_circuit: float | None
+    faithfulness_of_model_with_links_corrupted: float | None
+    clean_metric_with_links_cut: float
+
+
+@dataclass(frozen=True)
+class Agreement(Result):
+    """Rank correlation (Spearman's) and correlation (Pearson's) of two scores of every edge.
+
+    ``rank_of_size``: of |score|, by which circuits are chosen.
+    """
+
+    rank: float
+    rank_of_size: float
+    correlation: float
+
+
+@dataclass(frozen=True)
+class StudiedCircuit(EvaluatedCircuit):
+    """``path_length``: edges of a way from the input to the logits, averaged over all ways."""
+
+    path_length: float | None
+
+
+@dataclass(frozen=True)
+class CircuitStudy(Result):
+    """The fewest edges that are faithful enough, evaluated.
+
+    Attributes:
+        steps: runs that eap-ig averages over; None for other methods.
+        metric: of the prompts that circuits are evaluated on.
+        strongest: the edges of the largest scores, in the circuit or not.
+        least: the faithfulness that was asked for; None where a size was.
+        measured: what the circuit keeps of further metrics.
+        links: None of a model without links.
+        runs: how many circuits were run.
+        agreement: of the scores with exact ones, if that was asked for.
+    """
+
+    method: str
+    steps: int | None
+    prompts: Prompts
+    metric: Ends
+    strongest: tuple[ScoredEdge, ...]
+    curve: Curve
+    least: float | None
+    search: Tried
+    circuit: StudiedCircuit
+    measured: ByMetric
+    links: LinkShares | None
+    runs: int
+    agreement: Agreement | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True)
+class NamedEnds:
+    """The ends of the metric of that name."""
+
+    name: str
+    clean: float
+    corrupted: float
+
+
+@dataclass(frozen=True)
+class ACDCStudy(Result):
+    """ACDC's circuit, pruned and evaluated; ``tau`` is in the metric's unit."""
+
+    measured: ByMetric
+    method: str
+    tau: float
+    prompts: Prompts
+    metric: NamedEnds
+    circuit: EvaluatedCircuit
+    runs: int
+
+
+Study: TypeAlias = CircuitStudy | ACDCStudy
+
+
+def circuit_study(
+    model: ResValTransformer,
+    pairs: PromptPairs,
+    held_out: PromptPairs | None = None,
+    *,
+    method: Method = "eap-ig",
+    steps: int = 5,
+    least: float = FAITHFUL,
+    edges: int | None = None,
+    sizes: Sequence[int] | None = None,
+    exact: bool = False,
+    most_edges: int = MOST_EDGES,
+    most_nodes: int = MOST_NODES,
+    seed: int = 0,
+    metrics: Mapping[str, Metric] | None = None,
+    note: Note = lambda text: None,
+) -> CircuitStudy:
+    """Scores every edge, takes the fewest that are faithful enough, and evaluates them.
+
+    Args:
+        pairs: prompts by which edges are scored.
+        held_out: other prompts, on which circuits are chosen by size and evaluated; by default the
+            same.
+        least: the faithfulness that the circuit must have.
+        edges: take so many strongest edges instead of searching for the fewest.
+        sizes: circuits, by their numbers of edges, that the curve is drawn from; by default shares
+            of the graph.
+        exact: score by exact patching, too, and report how far ``method`` agrees.
+        most_edges, most_nodes: of the circuit that minimality and completeness are measured of;
+            drawn where there are more.
+        seed: of the random circuits, and of what is drawn.
+        metrics: that the circuit is also evaluated by.
+        note: called with what is being done.
+
+    Raises:
+        ValueError: the metric's gap between clean and corrupted prompts vanishes, no circuit is
+            faithful enough, or what scoring refuses.
+    """
+    graph = Graph.of(model)
+    if edges is not None:
+        check_count(graph, edges, "edges")
+    if sizes is not None:
+        check_sizes(sizes, len(graph))
+    note(f"scoring {len(graph):,} edges")
+    scores = score_edges(model, pairs, method, graph=graph, steps=steps)
+    note("running the model and its corrupted prompts")
+    runs = EdgeRuns(model, pairs if held_out is None else held_out, graph)
+    check_gap(runs)
+    by_size = counting(note, "circuits by size")
+    curves = curve(runs, scores.values, sizes=sizes, progress=by_size)
+    if edges is None:
+        what = f"the smallest circuit of faithfulness {least}: sizes tried"
+        smallest_ = smallest(runs, scores.values, least, progress=counting(note, what))
+        circuit, search = smallest_.circuit, smallest_.search
+    else:
+        circuit, search = top_n(graph, scores.values, edges).pruned(), Tried(edges)
+    generator = torch.Generator().manual_seed(seed)
+    evaluated = evaluate(
+        runs, circuit, generator, most_edges=most_edges, most_nodes=most_nodes, note=note
+    )
+    (measured,) = by_each_metric(model, runs.pairs, [circuit], metrics or {})
+    links, agreed = _links(model, runs, evaluated), None
+    if exact:
+        note("exact scores of every edge")
+        agreed = agreement(scores, score_edges(model, pairs, "exact", graph=graph))
+    return CircuitStudy(
+        method=method,
+        steps=scores.steps,
+        prompts=Prompts(len(pairs), len(runs.pairs)),
+        metric=Ends(runs.clean, runs.corrupted),
+        strongest=tuple(ScoredEdge(edge, value) for edge, value in scores.top(STRONGEST)),
+        curve=curves,
+        least=least if edges is None else None,
+        search=search,
+        circuit=StudiedCircuit(**vars(evaluated), path_length=_mean_length(circuit)),
+        measured=measured,
+        links=links,
+        runs=runs.circuits_run,
+        agreement=agreed,
+    )
+
+
+def acdc_study(
+    model: ResValTransformer,
+    pairs: PromptPairs,
+    held_out: PromptPairs,
+    tau: float,
+    metric: str,
+    metrics: Mapping[str, Metric],
+    *,
+    most_edges: int = MOST_EDGES,
+    most_nodes: int = MOST_NODES,
+    seed: int = 0,
+    note: Note = lambda text: None,
+) -> ACDCStudy:
+    """ACDC's circuit on some prompts, pruned, evaluated on others.
+
+    Args:
+        tau: edges that are worth less are dropped.
+        metric: the name of the prompts' metric.
+
+    Raises:
+        ValueError: no edge is left, or the metric's gap vanishes.
+    """
+    runs = EdgeRuns(model, pairs)
+    kept = acdc(runs, tau, lambda done, total: note(f"ACDC: {done:,} of {total:,} edges"))
+    circuit = kept.pruned()
+    if not len(circuit):
+        raise ValueError(
+            f"acdc={tau:g} leaves no edge from the input to the logits; the metric falls from "
+            f"{runs.clean:.3g} to {runs.corrupted:.3g} over all of them: take a smaller one"
+        )
+    others = EdgeRuns(model, held_out, runs.graph)
+    check_gap(others)
+    (measured,) = by_each_metric(model, held_out, [circuit], metrics)
+    generator = torch.Generator().manual_seed(seed)
+    evaluated = evaluate(
+        others, circuit, generator, most_edges=most_edges, most_nodes=most_nodes, note=note
+    )
+    ends = NamedEnds(metric, others.clean, others.corrupted)
+    counts, ran = Prompts(len(pairs), len(held_out)), runs.circuits_run + others.circuits_run
+    return ACDCStudy(measured, "acdc", tau, counts, ends, evaluated, ran)
+
+
+def agreement(scores: EdgeScores, oracle: EdgeScores) -> Agreement:
+    """How far two scores of every edge agree."""
+    ours, exact = (each.values.double().cpu().numpy() for each in (scores, oracle))
+    return Agreement(
+        float(spearmanr(ours, exact).statistic),
+        float(spearmanr(np.abs(ours), np.abs(exact)).statistic),
+        float(pearsonr(ours, exact).statistic),
+    )
+
+
+def _mean_length(circuit: Circuit) -> float | None:
+    lengths = Counter(circuit.path_lengths())
+    return sum(n * count for n, count in lengths.items()) / lengths.total() if lengths else None
+
+
+def _links(
+    model: ResValTransformer, runs: EdgeRuns, circuit: EvaluatedCircuit
+) -> LinkShares | None:
+    if not model.cfg.streams:
+        return None
+    own, without, share = circuit.faithfulness, circuit.faithfulness_without_links, None
+    if not vanishes(circuit.metric.circuit, runs.corrupted):  # it has an effect to share
+        assert own is not None
+        assert without is not None
+        share = 1 - without / own
+    corrupted = faithfulness(runs, [Circuit.whole(runs.graph).without_links()])[0]
+    pairs = runs.pairs
+    with torch.no_grad(), evaluating(model), cut_links(model):
+        cut = pairs.measure(answer_logits(model, pairs.clean, pairs.answers)).mean().item()
+    return LinkShares(len(circuit.links), share, corrupted.value, cut)

@@ -1,0 +1,185 @@
+"""``resval-lens amicl`` and the figures of AMICL in ``resval-lens reproduce``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from resval_lens.analyses.cli import completion
+from resval_lens.analyses.cli.completion import one_of
+from resval_lens.analyses.cli.options import (
+    Json,
+    Length,
+    Out,
+    Quiet,
+    Seed,
+    Temperature,
+    Trials,
+    notes,
+    writable,
+)
+from resval_lens.analyses.cli.reporting import report
+from resval_lens.analyses.results.result import Result
+
+FIGURES = ("figure-6", "figure-7", "figure-8")
+
+amicl_app = typer.Typer(
+    no_args_is_help=True,
+    help="AMICL, the one-layer associative memory, without training; on the CPU.",
+)
+Noise = Annotated[float, typer.Option(help="ε, how far an object's instances differ.")]
+Dimensions = Annotated[int, typer.Option("--d", help="Dimensions of a token.")]
+Classes = Annotated[int, typer.Option(help="K, classes to draw from.")]
+
+
+def reproduce_figure(
+    what: str, seed: int, trials: int, to: Path, as_json: bool, quiet: bool
+) -> None:
+    """Figure 6, 7 or 8 of the paper: tables, JSON and PNG, ours beside the published numbers.
+
+    Figure 7 is measured at 104 values of a, each with ``trials`` of its own.
+
+    Raises:
+        ValueError: trials below 1, a seed outside 0 to 2⁶³ − 1, a folder that cannot be written to.
+    """
+    from resval_lens.runtime import one_thread
+
+    _check(trials, seed)
+    writable(to)
+    study: Callable[..., Result]
+    if what == "figure-6":
+        from resval_lens.analyses.papers.amicl.figure_6 import figure_6 as study
+    elif what == "figure-7":
+        from resval_lens.analyses.papers.amicl.figure_7 import figure_7 as study
+    else:
+        from resval_lens.analyses.papers.amicl.figure_8 import figure_8 as study
+    with notes(quiet) as note, one_thread():
+        result = study(seed, trials, note=note)
+    report(result, to, what, as_json=as_json)
+
+
+@amicl_app.command("combinations")
+def combinations_command(
+    a: Annotated[float, typer.Option("--a", help="Weight of the previous token.")] = 2.0,
+    trials: Trials = 1_000,
+    noise: Noise = 0.1,
+    length: Length = 20,
+    d: Dimensions = 100,
+    classes: Classes = 512,
+    temperature: Temperature = 1.0,
+    seed: Seed = 0,
+    to: Out = Path("out"),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """All similarities with all separations, for both readings: how often is the label recalled?
+
+    Readings: paper (its text) and notebook (the authors' code: a random last key, distances that
+    are not negated, less noise). argmax must hit the label exactly; identity and softmax must
+    come nearest to it among the labels in the context, by distance and by angle. Each reading has
+    --trials sequences. On the CPU.
+
+    Example: `resval-lens amicl combinations --a 2`
+    """
+    from resval_lens.analyses.papers.amicl.combinations import combinations
+    from resval_lens.analyses.papers.amicl.model import AMICLConfig, PairTask
+    from resval_lens.runtime import one_thread
+
+    _check(trials, seed)
+    AMICLConfig(a=a, temperature=temperature)
+    task = PairTask(d=d, length=length, classes=classes, noise=noise)
+    writable(to)
+    with notes(quiet) as note, one_thread():
+        result = combinations(a, seed, trials, task, note, temperature)
+    report(result, to, "amicl-combinations", as_json=as_json)
+
+
+@amicl_app.command("sweep")
+def sweep_command(
+    trials: Trials = 2_000,
+    similarity: Annotated[
+        str,
+        typer.Option(
+            help="dot, pearson, manhattan or euclidean.",
+            autocompletion=one_of(*completion.SIMILARITIES),
+        ),
+    ] = "dot",
+    separation: Annotated[
+        str,
+        typer.Option(
+            help="identity, softmax or argmax.", autocompletion=one_of(*completion.SEPARATIONS)
+        ),
+    ] = "argmax",
+    reading: Annotated[
+        str,
+        typer.Option(
+            help="paper (its text) or notebook (the authors' code).",
+            autocompletion=one_of(*completion.READINGS),
+        ),
+    ] = "paper",
+    temperature: Temperature = 1.0,
+    seed: Seed = 0,
+    to: Out = Path("out"),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Which a is best for which task? The paper tried one task, and a from 0 to 2.
+
+    Here a goes from 0 to 32: on objects with more and less noise, on gaps between object and label,
+    on look-alikes, on objects that stand with several labels of which the last is dimly seen, and
+    with values through a map that is learned from examples. Each task has --trials sequences, the
+    same for every a. On the CPU.
+
+    Example: `resval-lens amicl sweep --trials 2000`
+    """
+    from resval_lens.analyses.papers.amicl.model import AMICLConfig
+    from resval_lens.analyses.papers.amicl.sweep import sweep
+    from resval_lens.runtime import one_thread
+
+    _check(trials, seed)
+    cfg = AMICLConfig(
+        similarity=similarity,  # type: ignore[arg-type]
+        separation=separation,  # type: ignore[arg-type]
+        temperature=temperature,
+        reading=reading,  # type: ignore[arg-type]
+    )
+    writable(to)
+    with notes(quiet) as note, one_thread():
+        result = sweep(seed=seed, trials=trials, cfg=cfg, note=note)
+    report(result, to, "amicl-sweep", as_json=as_json)
+
+
+@amicl_app.command("transformer")
+def transformer_command(
+    trials: Trials = 1_000,
+    seed: Seed = 0,
+    to: Out = Path("out"),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """A two-layer attention model with a value stream, its weights set by hand, is AMICL.
+
+    The same attention, the same recall; with the link cut nothing is recalled. Beside it what a
+    model without the stream can do in the same residual space, and with more of it. Each value of a
+    has --trials sequences. Half a minute, on the CPU.
+
+    Example: `resval-lens amicl transformer`
+    """
+    from resval_lens.analyses.papers.amicl.bridge import transformer_study
+    from resval_lens.runtime import one_thread
+
+    _check(trials, seed)
+    writable(to)
+    with notes(quiet) as note, one_thread():
+        result = transformer_study(trials, seed, note)
+    report(result, to, "amicl-transformer", as_json=as_json)
+
+
+def _check(trials: int, seed: int) -> None:
+    if trials < 1:
+        raise ValueError(f"trials must be 1 or more; got {trials}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be from 0 to 2^63 − 1; got {seed}")

@@ -1,0 +1,130 @@
+"""The command line: ``resval-lens --help``.
+
+Heavy imports stand inside the commands, so that help, completion and errors come at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from resval_lens.analyses.cli.amicl import amicl_app
+from resval_lens.analyses.cli.circuit import (
+    attribute_command,
+    circuit_command,
+)
+from resval_lens.analyses.cli.compare import compare_command
+from resval_lens.analyses.cli.console import err
+from resval_lens.analyses.cli.eval import eval_app
+from resval_lens.analyses.cli.generate import generate_command
+from resval_lens.analyses.cli.icl import (
+    link_in_training_command,
+    reproduce_command,
+    train_icl_command,
+)
+from resval_lens.analyses.cli.induction import induction_command
+from resval_lens.analyses.cli.interventions import ablate_command, patch_command
+from resval_lens.analyses.cli.lm import plan_command, train_lm_command
+from resval_lens.analyses.cli.memory import memory_app
+from resval_lens.analyses.cli.memory_training import train_memory_command
+from resval_lens.analyses.cli.runs import runs_app
+
+STOPPED = 130
+"""The exit code after Ctrl-C: 128 and the signal's number, as shells have it."""
+
+EPILOG = """Results go to stdout (with --json one JSON document), progress and errors to stderr.
+
+Exit codes: 0 done; 1 an error, in one line on stderr; 2 wrong usage; 130 stopped by Ctrl-C (after
+which the same `train` command goes on).
+"""
+
+
+class Interruptible(TyperGroup):
+    """Commands that Ctrl-C ends with one line and exit code 130, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            err.print("stopped", style="yellow")
+            raise typer.Exit(STOPPED) from None
+
+
+app = typer.Typer(
+    cls=Interruptible,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Transformers with a residual value stream: train them, cut their links, compare them.",
+    epilog=EPILOG,
+)
+train_app = typer.Typer(
+    no_args_is_help=True, help="Train models. A killed run goes on where it was."
+)
+app.add_typer(train_app, name="train")
+train_app.command("icl")(train_icl_command)
+train_app.command("lm")(train_lm_command)
+train_app.command("memory")(train_memory_command)
+app.add_typer(runs_app, name="runs")
+app.command("reproduce")(reproduce_command)
+app.command("compare")(compare_command)
+app.command("link-in-training")(link_in_training_command)
+app.command("plan")(plan_command)
+app.command("generate")(generate_command)
+app.add_typer(eval_app, name="eval")
+app.add_typer(amicl_app, name="amicl")
+app.add_typer(memory_app, name="memory")
+app.command("patch")(patch_command)
+app.command("ablate")(ablate_command)
+app.command("circuit")(circuit_command)
+app.command("attribute")(attribute_command)
+app.command("induction")(induction_command)
+
+
+def show_version(asked: bool | None) -> bool:
+    """Prints the version, and the git commit (``+``: with changes) where the source is a checkout.
+
+    Raises:
+        typer.Exit: afterwards.
+    """
+    if not asked:
+        return False
+    from resval_lens import __version__
+    from resval_lens.io.provenance import git_commit
+
+    commit = git_commit()
+    typer.echo(f"resval-lens {__version__}" + (f" (commit {commit})" if commit else ""))
+    raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the whole traceback of an error.")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Read before any command; main() looks at --debug itself."""
+
+
+def main() -> None:
+    """Entry point: an expected error is one line on stderr, its traceback with ``--debug``."""
+    try:
+        app()
+    except (ValueError, RuntimeError, OSError) as error:
+        if "--debug" in sys.argv:
+            raise
+        # A name from a file could hold what a terminal obeys.
+        words = " ".join(str(error).split())
+        line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words)
+        err.print(f"resval-lens: {line}", style="red", highlight=False, markup=False)
+        sys.exit(1)

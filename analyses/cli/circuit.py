@@ -1,0 +1,187 @@
+"""``resval-lens circuit`` and ``resval-lens attribute``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from resval_lens.analyses.cli.completion import METHODS, METRICS, one_of
+from resval_lens.analyses.cli.options import (
+    CorruptedBy,
+    Device,
+    General,
+    Json,
+    LanguageModel,
+    MaybeSeed,
+    Model,
+    Out,
+    Prepend,
+    Prompts,
+    Quiet,
+    notes,
+    only_for,
+    tell_left_out,
+    writable,
+)
+from resval_lens.analyses.cli.reporting import report
+from resval_lens.numbers import numbers
+
+
+def circuit_command(
+    model: Model = "stories-small-values",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="Scores of edges: eap, eap-ig or exact.", autocompletion=one_of(*METHODS)
+        ),
+    ] = "eap-ig",
+    ig_steps: Annotated[int, typer.Option(help="Runs that eap-ig averages over.")] = 5,
+    least: Annotated[float, typer.Option(help="Faithfulness that the circuit must have.")] = 0.85,
+    edges: Annotated[
+        int | None,
+        typer.Option(
+            help="Take so many strongest edges instead.", show_default="the fewest that are enough"
+        ),
+    ] = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            help="Numbers of edges, like 10,100,1000, for faithfulness by size.",
+            show_default="shares of all edges",
+        ),
+    ] = None,
+    minimality: Annotated[
+        int, typer.Option(help="Edges of the circuit tried without, drawn where there are more.")
+    ] = 256,
+    completeness: Annotated[
+        int, typer.Option(help="Heads and MLPs knocked out alone, drawn where there are more.")
+    ] = 64,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Also score exactly, and say how far scores agree.")
+    ] = False,
+    acdc: Annotated[
+        float | None,
+        typer.Option(
+            help="ACDC instead: drop edges worth less than this (unit of the metric).",
+            show_default="no ACDC",
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="That edges are scored and the circuit is chosen by: logit-difference (IO − S), "
+            "log-probability, names (IO − mean of all other names), probability; of a classifier "
+            "margin, log-probability, probability.",
+            show_default="logit-difference; of a classifier margin",
+            autocompletion=one_of(*METRICS),
+        ),
+    ] = None,
+    prompts: Prompts = 64,
+    seed: MaybeSeed = None,
+    corruption: CorruptedBy = None,
+    general: General = False,
+    prepend: Prepend = "auto",
+    device: Device = "cpu",
+    to: Out = Path("out"),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """The circuit of a task: the fewest edges, links among them, that stand for the model.
+
+    Edges are scored on the prompts; the circuit is chosen by size and evaluated on as many others,
+    with every other edge resampled from the corrupted prompts. In a model of more than 512 edges
+    not every size is tried: sizes grow by half, and then close in; the JSON has those that were.
+
+    What the circuit keeps of the other metrics is measured, too, with other edges resampled or at
+    means over corrupted prompts that are aligned with theirs: a difference like IO − S is the same
+    whether a model would name the two or anything else.
+
+    Prompts name indirect objects; a classifier's are sequences of its test set.
+
+    Example: `resval-lens circuit values --method exact`
+    """
+    from resval_lens.analyses.circuits.study import Study, acdc_study, circuit_study
+    from resval_lens.analyses.studies.circuit import CircuitReport
+    from resval_lens.analyses.studies.subjects import on_two_sets
+    from resval_lens.runtime import one_thread
+
+    if not 0 < least <= 1:
+        raise ValueError(f"least must be above 0 and at most 1; got {least}")
+    for name, count in (("minimality", minimality), ("completeness", completeness)):
+        if count < 0:
+            raise ValueError(f"{name} must be 0 or more; got {count}")
+    if acdc is not None:
+        only_for("circuits by size; ACDC drops edges one by one", edges=edges, sizes=sizes)
+    wanted = None if sizes is None else numbers(sizes, "sizes")
+    with notes(quiet) as note, one_thread():
+        note("prompts")
+        scored, held_out = on_two_sets(model, prompts, seed, corruption, general, device, prepend)
+        tell_left_out(scored.left_out, quiet)
+        if metric is not None:
+            scored, held_out = scored.by(metric), held_out.by(metric)
+        writable(to)
+        if acdc is not None:
+            study: Study = acdc_study(
+                scored.model,
+                scored.pairs,
+                held_out.pairs,
+                acdc,
+                scored.metric,
+                held_out.metrics,
+                most_edges=minimality,
+                most_nodes=completeness,
+                seed=seed or 0,
+                note=note,
+            )
+        else:
+            study = circuit_study(
+                scored.model,
+                scored.pairs,
+                held_out.pairs,
+                method=method,  # type: ignore[arg-type]
+                steps=ig_steps,
+                least=least,
+                edges=edges,
+                sizes=wanted,
+                exact=exact,
+                most_edges=minimality,
+                most_nodes=completeness,
+                seed=seed or 0,
+                metrics=held_out.metrics,
+                note=note,
+            )
+    found = CircuitReport(scored.facts(), general, scored.example(), study)
+    report(found, to, "circuit", as_json=as_json)
+
+
+def attribute_command(
+    model: LanguageModel = Path("stories-small-values"),
+    prompts: Prompts = 64,
+    seed: MaybeSeed = None,
+    general: General = False,
+    prepend: Prepend = "auto",
+    device: Device = "cpu",
+    to: Out = Path("out"),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Who writes the answer: exact shares of the logit difference, links told apart.
+
+    A head's share is split by the layer that its values come from. Beside it: how far that part's
+    weights copy tokens. And the logit lens.
+
+    Example: `resval-lens attribute stories-small-classic`
+    """
+    from resval_lens.analyses.studies.attribution import attribution_study
+    from resval_lens.analyses.studies.subjects import model_on_task
+    from resval_lens.runtime import one_thread
+
+    with notes(quiet) as note, one_thread():
+        note("prompts")
+        chosen = model_on_task(str(model), prompts, seed, None, general, device, prepend)
+        tell_left_out(chosen.left_out, quiet)
+        writable(to)
+        study = attribution_study(chosen, general, note)
+    report(study, to, "attribute", as_json=as_json)

@@ -1,0 +1,69 @@
+"""What shell completion offers: names known without importing torch, so that it answers at once.
+
+A test holds each of them equal to what the commands accept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from resval_lens.models.presets import ICL_VARIANTS, MEMORY_VARIANTS, PAPER_VARIANTS
+
+LANGUAGE_MODELS = ("stories-small-classic", "stories-small-values")
+MODELS = (*LANGUAGE_MODELS, *PAPER_VARIANTS)
+"""Models that ship: language models, and a classifier of each of the paper's variants."""
+PRESETS = ("stories-small", "tinystories-8m", "llama-1b")
+SPECS = ("reference", "paper")
+RESULTS = ("table-1", "table-5", "table-6", "figure-3", "further-variants", "figure-6", "figure-7",
+           "figure-8")  # fmt: skip
+"""What ``reproduce`` reproduces."""
+CLASSIFIER_VARIANTS = tuple(ICL_VARIANTS)
+SIMPLIFIED_VARIANTS = tuple(MEMORY_VARIANTS)
+CORRUPTIONS = ("random-S2", "ABC", "position", "token", "token+position", "random",
+               "random+position",
+         "labels", "objects")  # fmt: skip
+METHODS = ("eap", "eap-ig", "exact")
+METRICS = ("logit-difference", "log-probability", "names", "probability", "margin")
+EDITS = ("zero", "mean", "resample")
+AXES = ("layer", "position", "head")
+DIRECTIONS = ("denoise", "noise")
+SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z",
+         "pattern", "attn_scores", "v_local", "v_link")  # fmt: skip
+"""Hook points that are patched most; ``patch --site`` takes any other, too."""
+PREPENDED = ("auto", "none", "bos", "eos")
+POSITIONS = ("IO", "S1", "S1+1", "S2", "end", "all")
+STREAMS = ("q", "k", "v", "qk", "qv", "kv", "qkv")
+CARRIES = ("raw", "sum")
+DATA = ("stories", "tinystories")
+PRECISIONS = ("fp32", "bf16", "fp16")
+TRACKERS = ("tensorboard", "wandb")
+UNITS = ("characters", "words")
+TRIGGERS = ("fixed", "drawn")
+SIMILARITIES = ("dot", "pearson", "manhattan", "euclidean")
+SEPARATIONS = ("identity", "softmax", "argmax")
+READINGS = ("paper", "notebook")
+HARNESS_TASKS = ("arc_easy", "arc_challenge", "piqa", "openbookqa", "hellaswag")
+DEVICES = ("cpu", "cuda", "mps")
+
+Completion = Callable[[str], list[str]]
+
+
+def one_of(*names: str) -> Completion:
+    """Completes one of ``names``."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in names if name.startswith(incomplete)]
+
+    return complete
+
+
+def some_of(*names: str) -> Completion:
+    """Completes the last of several ``names``, comma-separated; none twice."""
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        given = before.split(",")
+        left = [name for name in names if name.startswith(last) and name not in given]
+        return [f"{before}{comma}{name}" for name in left]
+
+    return complete

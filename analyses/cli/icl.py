@@ -1,0 +1,214 @@
+"""``resval-lens train icl``, ``reproduce`` and ``link-in-training``: the two-layer classifiers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from resval_lens.analyses.cli import completion
+from resval_lens.analyses.cli.amicl import FIGURES, reproduce_figure
+from resval_lens.analyses.cli.options import (
+    ClassifierVariants,
+    Jobs,
+    Json,
+    KeepSnapshots,
+    LearningRate,
+    MaybeJobs,
+    MaybeSeed,
+    MaybeSeeds,
+    MaybeSteps,
+    MaybeTrials,
+    Out,
+    Quiet,
+    Runs,
+    RunsFolder,
+    Seeds,
+    Sequences,
+    Spec,
+    Steps,
+    Train,
+    notes,
+    only_for,
+    only_with_train,
+    words,
+    writable,
+)
+from resval_lens.analyses.cli.reporting import report, report_runs
+from resval_lens.numbers import numbers
+
+if TYPE_CHECKING:
+    from resval_lens.training.icl_run import ICLRun
+    from resval_lens.training.recorded import RecordedRun
+
+
+def train_icl_command(
+    variants: ClassifierVariants = "classic,queries,keys,values",
+    seeds: Seeds = "0-3",
+    steps: Steps = 75_000,
+    spec: Spec = "reference",
+    lr: LearningRate = 0.01,
+    jobs: Jobs = 0,
+    runs: RunsFolder = Path("runs/icl"),
+    keep_snapshots: KeepSnapshots = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train two-layer in-context classifiers (arXiv 2412.15113, section 3).
+
+    Every variant is trained with every seed, in steps of 128 sequences; variants of one seed share
+    vectors, batches and initial weights. Variants: classic, queries, keys, values, values-detached,
+    queries-values, queries-keys-values, values-half; own-half, own-root-2 and own-2 (layer 1's
+    values scaled, no link), values-norm-matched, values-no-own. A snapshot's weights take 1 MB.
+    Killed or stopped, the same command goes on from the newest snapshots. Training is a CPU
+    program.
+
+    Example: `resval-lens train icl --variants classic,values --seeds 0,1 --steps 45000`
+    """
+    planned = train_icl_runs(
+        words(variants), numbers(seeds), steps, spec, jobs, runs, keep_snapshots, quiet, lr
+    )
+    report_runs([runs / name for name in planned], as_json)
+
+
+def reproduce_command(
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="table-1, table-5, table-6, figure-3, further-variants; figure-6, figure-7 or "
+            "figure-8 (AMICL).",
+            autocompletion=completion.one_of(*completion.RESULTS),
+        ),
+    ],
+    runs: Runs = None,
+    train: Train = False,
+    seeds: MaybeSeeds = None,
+    steps: MaybeSteps = None,
+    jobs: MaybeJobs = None,
+    trials: MaybeTrials = None,
+    seed: MaybeSeed = None,
+    to: Out = Path("out"),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Print a table or draw a figure of the paper, ours beside the published numbers.
+
+    From the recorded runs that ship with the package, from --runs, or trained now (--train: seeds
+    0 to 3, 45,000 steps, into runs/icl if --runs is not given; the 16 runs take about 75 minutes on
+    2 cores). further-variants: gradient blocked through the link, several streams at once, an even
+    mix. Figures 6 to 8 are of AMICL, which is not trained: they are measured now, on the CPU, in
+    two readings, the paper's text and the authors' notebook; Figure 7 at 104 values of a, each with
+    --trials of its own. --trials and --seed are for these figures, the runs' options for all else.
+
+    Example: `resval-lens reproduce table-1`
+    """
+    from resval_lens.analyses.comparison.icl_curves import icl_curves
+    from resval_lens.analyses.comparison.icl_emergence import TABLES, emergence, paper_runs
+    from resval_lens.models.presets import FURTHER_VARIANTS, PAPER_VARIANTS
+
+    known = [*TABLES, "figure-3", "further-variants", *FIGURES]
+    if what not in known:
+        raise ValueError(f"{what!r} is not among {', '.join(known)}")
+    if what in FIGURES:
+        only_for("what is trained", runs=runs, train=train, seeds=seeds, steps=steps, jobs=jobs)
+        reproduce_figure(what, seed or 0, 1_000 if trials is None else trials, to, as_json, quiet)
+        return
+    only_for(", ".join(FIGURES), trials=trials, seed=seed)
+    further = what == "further-variants"
+    wanted = None if seeds is None else numbers(seeds)
+    writable(to)
+    if train:
+        names = ["classic", "values", *FURTHER_VARIANTS] if further else list(PAPER_VARIANTS)
+        runs, wanted = runs or Path("runs/icl"), wanted or [0, 1, 2, 3]
+        length = 45_000 if steps is None else steps
+        train_icl_runs(names, wanted, length, "reference", jobs or 0, runs, False, quiet)
+    else:
+        only_with_train(steps=steps, jobs=jobs)
+    found = load_recorded(runs, wanted, length if train else None)
+    if what == "figure-3":
+        report(icl_curves(paper_runs(found)), to, what, as_json=as_json)
+        return
+    study = emergence(found if further else paper_runs(found), TABLES.get(what, 0.95))
+    shown = study.table(), study.test_table(("classic", "values") if further else None)
+    report(study.to_dict(), to, what, as_json=as_json, tables=shown)
+
+
+def link_in_training_command(
+    run: Annotated[Path, typer.Argument(help="Folder of a run trained with --keep-snapshots.")],
+    sequences: Sequences = 2_000,
+    to: Out = Path("out"),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Cut the links at every snapshot of a run: when in training does the model need them?
+
+    On the first --sequences of each of the run's own test sets, on the CPU. Beside the cut, on the
+    first 500: links at their means and resampled, layer 1's own part cut, and the links cut while
+    the own part is larger, since a cut takes gain away, too. The run comes from
+    `resval-lens train icl --variants values --seeds 0 --steps 45000 --keep-snapshots`.
+
+    Example: `resval-lens link-in-training runs/icl/values-seed0`
+    """
+    from resval_lens.analyses.comparison.link_in_training import link_in_training
+    from resval_lens.runtime import one_thread
+    from resval_lens.training.icl_run import ICLRun
+    from resval_lens.training.recorded import load_run
+
+    writable(to)
+    with notes(quiet) as note, one_thread():
+        study = link_in_training(load_run(run, ICLRun), sequences, note=note)
+    report(study, to, "link-in-training", as_json=as_json)
+
+
+def train_icl_runs(
+    names: list[str],
+    seeds: list[int],
+    steps: int,
+    spec: str,
+    jobs: int,
+    folder: Path,
+    keep_snapshots: bool,
+    quiet: bool,
+    lr: float = 0.01,
+) -> list[str]:
+    """Trains the variants with every seed, with bars; the names of the runs' folders.
+
+    Raises:
+        ValueError: an unknown variant or spec, and what training refuses.
+    """
+    from resval_lens.analyses.cli.training_bars import train_with_bars
+    from resval_lens.models.presets import icl_variant
+    from resval_lens.training.icl_run import ICLRun
+
+    if spec not in completion.SPECS:
+        raise ValueError(f"spec must be 'reference' or 'paper'; got {spec!r}")
+    planned = [
+        ICLRun(name.strip(), icl_variant(name.strip()), seed, spec, steps=steps, lr=lr)  # type: ignore[arg-type]
+        for seed in seeds
+        for name in names
+    ]
+    train_with_bars(planned, folder, jobs, keep_snapshots, quiet)
+    return [run.folder_name for run in planned]
+
+
+def load_recorded(
+    runs: Path | None, seeds: list[int] | None, steps: int | None
+) -> list[RecordedRun[ICLRun]]:
+    """The runs of a folder, or those that ship; only those of some seeds, or of so many steps.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from resval_lens.training.icl_run import ICLRun
+    from resval_lens.training.recorded import SHIPPED, load_runs
+
+    found = [
+        recorded
+        for recorded in load_runs(ICLRun, runs)
+        if (seeds is None or recorded.run.seed in seeds)
+        and (steps is None or recorded.run.steps == steps)
+    ]
+    if not found:
+        raise ValueError(f"{runs or SHIPPED / ICLRun.shipped} holds no run of seeds {seeds}")
+    return found

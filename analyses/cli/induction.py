@@ -1,0 +1,95 @@
+"""``resval-lens induction``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from resval_lens.analyses.cli.options import (
+    Device,
+    Json,
+    MaybeLength,
+    MaybeModel,
+    MaybeSeed,
+    Out,
+    Prepend,
+    Quiet,
+    Runs,
+    notes,
+    writable,
+)
+from resval_lens.analyses.cli.reporting import report
+
+if TYPE_CHECKING:
+    from resval_lens.training.icl_run import ICLRun
+    from resval_lens.training.recorded import RecordedRun
+
+
+def induction_command(
+    model: MaybeModel = None,
+    runs: Runs = None,
+    rows: Annotated[int, typer.Option(help="Rows of random tokens for a language model.")] = 50,
+    length: MaybeLength = None,
+    seed: MaybeSeed = None,
+    prepend: Prepend = "auto",
+    device: Device = "cpu",
+    to: Out = Path("out"),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Induction: which heads copy from the context, and do they need the links?
+
+    A language model reads --length random tokens twice over: scores of its heads, and the loss
+    where tokens come again, as trained and with links ablated. Classifiers (a variant beside
+    classic, a run's folder, or all of --runs): what attention did in training (Reddy's measures),
+    and when it came to do so, variant by variant; no model is run.
+
+    Example: `resval-lens induction stories-small-values`
+    """
+    from resval_lens.analyses.studies.induction import induction_study
+    from resval_lens.analyses.studies.subjects import find_model
+    from resval_lens.runtime import one_thread
+    from resval_lens.tasks.leading import leading_token
+
+    recorded = _classifier_runs(model, runs)
+    if recorded is not None:
+        led = None if prepend == "auto" else prepend
+        for option, given in (("--length", length), ("--seed", seed), ("--prepend", led)):
+            if given is not None:
+                raise ValueError(f"{option} is for language models; these are recorded runs")
+        writable(to)
+        from resval_lens.analyses.comparison.attention_in_training import attention_in_training
+
+        report(attention_in_training(recorded), to, "induction", as_json=as_json)
+        return
+    with notes(quiet) as note, one_thread():
+        loaded, _ = find_model(str(model), device)
+        writable(to)
+        alone = loaded.tokenizer is None and prepend == "auto"
+        bos = None if alone else leading_token(loaded, prepend)
+        study = induction_study(
+            loaded, name=str(model), n=rows, length=length, seed=seed or 0, bos=bos, note=note
+        )
+    report(study, to, "induction", as_json=as_json)
+
+
+def _classifier_runs(model: str | None, runs: Path | None) -> list[RecordedRun[ICLRun]] | None:
+    """The training runs that are asked for; None for a language model."""
+    from resval_lens.analyses.comparison.icl_emergence import paper_runs
+    from resval_lens.analyses.studies.subjects import is_classifier_run
+    from resval_lens.training.icl_run import ICLRun
+    from resval_lens.training.recorded import load_run, load_runs
+
+    if model is not None and is_classifier_run(Path(model)):
+        return [load_run(Path(model), ICLRun)]
+    every = load_runs(ICLRun, runs)
+    if model is None:
+        return paper_runs(every) if runs is None else every
+    names = list(dict.fromkeys(recorded.run.name for recorded in every))
+    if model in names:
+        return [recorded for recorded in every if recorded.run.name in ("classic", model)]
+    if runs is not None:
+        raise ValueError(f"{runs} holds no runs of {model!r}; there are {', '.join(names)}")
+    return None

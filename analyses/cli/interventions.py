@@ -1,0 +1,269 @@
+"""``resval-lens patch`` and ``resval-lens ablate``."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from resval_lens.analyses.cli import completion
+from resval_lens.analyses.cli.completion import one_of, some_of
+from resval_lens.analyses.cli.console import progress_bars
+from resval_lens.analyses.cli.options import (
+    CorruptedBy,
+    Device,
+    General,
+    Heads,
+    Json,
+    Layers,
+    MaybeSeed,
+    Model,
+    Out,
+    Prepend,
+    Prompts,
+    Quiet,
+    notes,
+    tell_left_out,
+    words,
+    writable,
+)
+from resval_lens.analyses.cli.reporting import report
+from resval_lens.numbers import numbers
+
+if TYPE_CHECKING:
+    from resval_lens.analyses.studies.subjects import ModelOnTask
+    from resval_lens.hooks.patching import Positions
+
+
+def patch_command(
+    model: Model = "stories-small-values",
+    site: Annotated[
+        str,
+        typer.Option(
+            help="Hook point of the blocks: z, resid_pre, v_link, pattern, ...",
+            autocompletion=one_of(*completion.SITES),
+        ),
+    ] = "z",
+    by: Annotated[
+        str | None,
+        typer.Option(
+            help="What a cell has one of: layer, position, head, comma-separated.",
+            show_default="layer,head, or layer,position where there is one head or none",
+            autocompletion=some_of(*completion.AXES),
+        ),
+    ] = None,
+    direction: Annotated[
+        str,
+        typer.Option(
+            help="denoise (corrupted run takes from clean) or noise (the other way).",
+            autocompletion=one_of(*completion.DIRECTIONS),
+        ),
+    ] = "denoise",
+    positions: Annotated[
+        str | None,
+        typer.Option(
+            help="IO, S1, S1+1, S2, end, comma-separated; or numbers like 0,-1 or 0-3, or all: of "
+            "the prompts of one length.",
+            show_default="every one that has a name, or all",
+            autocompletion=some_of(*completion.POSITIONS),
+        ),
+    ] = None,
+    layers: Layers = None,
+    heads: Heads = None,
+    prompts: Prompts = 64,
+    seed: MaybeSeed = None,
+    corruption: CorruptedBy = None,
+    general: General = False,
+    prepend: Prepend = "auto",
+    device: Device = "cpu",
+    to: Out = Path("out"),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Activation patching: which layers, heads and positions carry the answer?
+
+    One run takes one activation from the other: how much of the gap between the clean prompts and
+    their corrupted prompts does it recover? Links are sites like any other: v_link, v_local.
+
+    Prompts name indirect objects; a classifier's are sequences of its test set.
+
+    Example: `resval-lens patch --site v_link --by layer,position`
+    """
+    from resval_lens.analyses.studies.patching import Patching
+    from resval_lens.analyses.studies.subjects import model_on_task
+    from resval_lens.hooks.patching import AXES, patch
+    from resval_lens.runtime import one_thread
+
+    axes = None if by is None else tuple(words(by))
+    for name in axes or ():
+        if name not in AXES:
+            raise ValueError(f"by must name some of {', '.join(AXES)}; got {name!r}")
+    chosen_layers, chosen_heads = indices(layers, "layers"), indices(heads, "heads")
+    with one_thread():
+        chosen = model_on_task(model, prompts, seed, corruption, general, device, prepend)
+        tell_left_out(chosen.left_out, quiet)
+        if axes is None:
+            axes = ("layer", "head") if _has_heads(chosen, site) else ("layer", "position")
+        chosen, where, labels = _positions(chosen, positions, "position" in axes)
+        writable(to)
+        with progress_bars(quiet) as bars:
+            bar = bars.add_task(f"{site} by {', '.join(axes)}", total=None, note="")
+            result = patch(
+                chosen.model,
+                chosen.pairs,
+                site,
+                layers=chosen_layers,
+                positions=where,
+                heads=chosen_heads,
+                by=axes,
+                direction=direction,
+                progress=lambda done, total: bars.update(bar, completed=done, total=total),
+            )
+        found = replace(
+            Patching.of(chosen, result),
+            drawn=prompts,
+            general=general,
+            patched_positions=labels,
+            patched_heads="all" if chosen_heads is None else chosen_heads,
+            values=result.values,
+            tokens=chosen.tokens() if isinstance(where, list) else None,
+        )
+    report(found, to, "patch", as_json=as_json)
+
+
+def ablate_command(
+    model: Model = "stories-small-values",
+    edits: Annotated[
+        str,
+        typer.Option(
+            help="Some of zero, mean, resample, comma-separated.",
+            autocompletion=some_of(*completion.EDITS),
+        ),
+    ] = "zero,mean,resample",
+    factors: Annotated[
+        str | None,
+        typer.Option(
+            "--scale", help="Also scale links by these, like 0.5,2,-1.", show_default="none"
+        ),
+    ] = None,
+    of: Annotated[
+        str | None,
+        typer.Option(
+            help="Links of these streams, letters of q, k, v.",
+            show_default="all",
+            autocompletion=one_of(*completion.STREAMS),
+        ),
+    ] = None,
+    layers: Layers = None,
+    heads: Heads = None,
+    prompts: Prompts = 100,
+    seed: MaybeSeed = None,
+    corruption: CorruptedBy = None,
+    general: General = False,
+    prepend: Prepend = "auto",
+    device: Device = "cpu",
+    to: Out = Path("out"),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Edit the links: what does the task lose without them?
+
+    All links together, each receiving layer's, and each alone are cut (zero), replaced by their
+    mean at that position over as many other prompts (mean), or by what they carry on the corrupted
+    corrupted prompt (resample).
+
+    Prompts name indirect objects; a classifier's are sequences of its test set. Beside stories'
+    prompts stands the loss on validation stories: a cut may ruin all text, not the task alone.
+
+    Example: `resval-lens ablate values --scale -1,0.5,2`
+    """
+    from resval_lens.analyses.studies.ablation import Ablation, ablation_study
+    from resval_lens.analyses.studies.story_loss import story_rows
+    from resval_lens.analyses.studies.subjects import on_two_sets
+    from resval_lens.runtime import one_thread
+
+    chosen_layers, chosen_heads = indices(layers, "layers"), indices(heads, "heads")
+    scales, wanted = _factors(factors), words(edits)
+    with notes(quiet) as note, one_thread():
+        note("prompts")
+        chosen, others = on_two_sets(model, prompts, seed, corruption, general, device, prepend)
+        tell_left_out(chosen.left_out, quiet)
+        writable(to)
+        study = ablation_study(
+            chosen.model,
+            chosen.pairs,
+            others.pairs,
+            chosen.measures,
+            edits=wanted,
+            scales=scales,
+            of=of,
+            layers=chosen_layers,
+            heads=chosen_heads,
+            text=story_rows(chosen.model) if chosen.prompts and not general else None,
+            note=note,
+        )
+    found = Ablation(chosen.facts(), general, study, chosen.example())
+    report(found, to, "ablate", as_json=as_json)
+
+
+def indices(text: str | None, name: str) -> list[int] | None:
+    """Whole numbers, negative ones too, from ``"0,2,-1"`` or ``"0-3"``; None stays None.
+
+    Raises:
+        ValueError: anything else, or none.
+    """
+    return None if text is None else numbers(text, name, negative=True)
+
+
+def _factors(text: str | None) -> list[float]:
+    try:
+        found = [float(part) for part in (text or "").split(",") if part.strip()]
+    except ValueError:
+        raise ValueError(f"scale must be numbers like 0.5,2,-1; got {text!r}") from None
+    for factor in found:
+        if not math.isfinite(factor):
+            raise ValueError(f"scale must be finite numbers; got {factor}")
+    return found
+
+
+def _has_heads(chosen: ModelOnTask, site: str) -> bool:
+    """Whether a layer's activation at ``site`` has more heads than one; no if there is no such."""
+    from resval_lens.lens.hook_names import full_hook_name
+
+    model = chosen.model
+    names = [full_hook_name(site, layer) for layer in range(model.cfg.n_layers)]
+    _, cache = model.run_with_cache(
+        chosen.pairs.clean[:1], names_filter=[name for name in names if name in model.hook_dict]
+    )
+    shapes: list[Any] = [x.shape for x in cache.values()]
+    return bool(shapes) and len(shapes[0]) == 4 and model.cfg.n_heads > 1
+
+
+def _positions(
+    chosen: ModelOnTask, text: str | None, has_axis: bool
+) -> tuple[ModelOnTask, Positions | None, Any]:
+    """The prompts that ``text`` is meant for, the positions that it names, and these as JSON."""
+    named = chosen.named_positions()
+    if text is None:
+        if not has_axis:
+            return chosen, None, "all"
+        text = ",".join(named) or "all"
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if words != ["all"] and re.search("[A-Za-z]", text):
+        for word in words:
+            if word not in named:
+                known = (
+                    f"among {', '.join(named)}, or numbers alone"
+                    if named
+                    else f"numbers 0 to {chosen.pairs.length - 1} for a classifier"
+                )
+                raise ValueError(f"positions must be {known}; got {word!r}")
+        return chosen, {word: named[word] for word in words}, words
+    chosen = chosen.of_one_length()
+    every = list(range(chosen.pairs.length))
+    where = every if words == ["all"] else indices(text, "positions")
+    return chosen, where, where

@@ -1,0 +1,286 @@
+"""``resval-lens memory construction``, ``knowledge``, ``held-out`` and ``analogies``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from resval_lens.analyses.cli.memory_runs import found_runs
+from resval_lens.analyses.cli.options import (
+    Batch,
+    Jobs,
+    Json,
+    LearningRate,
+    Length,
+    MaybeJobs,
+    MaybeSeeds,
+    MaybeSteps,
+    MaybeVariants,
+    Out,
+    Prompts,
+    Quiet,
+    Runs,
+    RunsFolder,
+    Seed,
+    Seeds,
+    Sequences,
+    Steps,
+    Tau3,
+    Train,
+    Triggers,
+    Variants,
+    Width,
+    notes,
+    words,
+    writable,
+)
+from resval_lens.analyses.cli.reporting import report
+from resval_lens.numbers import numbers
+
+if TYPE_CHECKING:
+    from resval_lens.analyses.papers.memory.training.run import MemoryRun
+    from resval_lens.training.recorded import RecordedRun
+
+KNOWLEDGE_VARIANTS = [
+    "absolute",
+    "relative",
+    "absolute-values",
+    "relative-values",
+    "absolute-drawn",
+    "relative-drawn",
+    "relative-values-drawn",
+]
+HELD_OUT_VARIANTS = [
+    "absolute",
+    "relative",
+    "relative-values",
+    "absolute-held-out",
+    "relative-held-out",
+    "relative-values-held-out",
+]
+
+
+def construction_command(
+    widths: Annotated[
+        str, typer.Option(help="d_model of models of random vectors, like 128,512.")
+    ] = "128,256,512,1024,2048",
+    tau1: Annotated[float, typer.Option(help="Strength of the previous-token head.")] = 10.0,
+    tau2: Annotated[float, typer.Option(help="Strength of the induction head.")] = 10.0,
+    tau3: Tau3 = 10.0,
+    length: Length = 128,
+    sequences: Sequences = 6,
+    seed: Seed = 0,
+    to: Out = Path("out"),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """An induction head written down: does it compute its closed form (arXiv 2412.11459)?
+
+    Absolute and relative positions, with and without a value stream; exact (dual vectors) and with
+    random vectors of several widths. Attention to the previous token by position, in-context
+    accuracy, and the gap of global knowledge at which the context loses. An absolute head knows
+    --length positions; test sequences are twice as long. Under a minute, on the CPU.
+
+    Example: `resval-lens memory construction --widths 128,512`
+    """
+    from resval_lens.analyses.papers.memory.construction import Strengths
+    from resval_lens.analyses.papers.memory.construction_study import construction_study
+    from resval_lens.runtime import one_thread
+
+    strengths = Strengths(tau1, tau2, tau3)
+    writable(to)
+    with notes(quiet) as note, one_thread():
+        study = construction_study(
+            seed, numbers(widths, "widths"), strengths,
+            trained=length, sequences=sequences, note=note,
+        )  # fmt: skip
+    report(study, to, "memory-construction", as_json=as_json)
+
+
+def knowledge_command(
+    variants: MaybeVariants = None,
+    runs: Runs = None,
+    train: Train = False,
+    seeds: MaybeSeeds = None,
+    steps: MaybeSteps = None,
+    jobs: MaybeJobs = None,
+    prompts: Prompts = 200,
+    tau3: Tau3 = 10.0,
+    seed: Seed = 0,
+    to: Out = Path("out"),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Context against training: after ", A B1, A B1, A B2, A", which of them? (arXiv 2412.11459)
+
+    B1 and B2 follow A one to five times each, in --prompts of each pair of counts. A constructed
+    model's margin is the gap of global knowledge plus τ3 (n1 − n2)/(n1 + n2); of trained ones both
+    weights are fitted: with A among the triggers and among other tokens; and with any A where each
+    sequence drew its triggers anew (-drawn). Of absolute and relative, each without and with
+    values, and the three with -drawn. About a minute; --train trains every variant first (1,000
+    steps, seed 0, into runs/memory), two or three minutes each and core; on the CPU.
+
+    Example: `resval-lens memory knowledge --prompts 400`
+    """
+    from resval_lens.analyses.papers.memory.asked import constructed_subjects, trained_subjects
+    from resval_lens.analyses.papers.memory.comparable import check_seed
+    from resval_lens.analyses.papers.memory.construction import Strengths
+    from resval_lens.analyses.papers.memory.knowledge import knowledge_study
+    from resval_lens.runtime import one_thread
+
+    check_seed(seed)
+    _check_size("prompts", prompts, 2)
+    strengths = Strengths(tau3=tau3)
+    writable(to)
+    found = with_models(
+        found_runs(variants, KNOWLEDGE_VARIANTS, runs, train, seeds, steps, jobs, quiet)
+    )
+    with notes(quiet) as note, one_thread():
+        trained = trained_subjects(found)
+        note("constructing")
+        constructed = constructed_subjects(found[0].run.task.bigrams, strengths.tau3, seed)
+        subjects = [*constructed, *trained]
+        study = knowledge_study(subjects, prompts, seed, note)
+    report(study, to, "memory-knowledge", as_json=as_json)
+
+
+def held_out_command(
+    variants: MaybeVariants = None,
+    runs: Runs = None,
+    train: Train = False,
+    seeds: MaybeSeeds = None,
+    steps: MaybeSteps = None,
+    jobs: MaybeJobs = None,
+    sequences: Sequences = 128,
+    seed: Seed = 0,
+    to: Out = Path("out"),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Outputs that were none in training: does the head copy any token? (arXiv 2412.11459)
+
+    Trained with outputs among the first 75% of the tokens, tested there and on the rest; beside
+    them ordinary runs, and constructed models that know all tokens or the first 75%. Of absolute,
+    relative and relative-values, each without and with -held-out. Half a minute; --train trains
+    every variant first (1,000 steps, seed 0, into runs/memory), two or three minutes each and core;
+    on the CPU.
+
+    Example: `resval-lens memory held-out --sequences 256`
+    """
+    from resval_lens.analyses.papers.memory.comparable import check_seed
+    from resval_lens.analyses.papers.memory.held_out import held_out_study
+    from resval_lens.runtime import one_thread
+
+    check_seed(seed)
+    _check_size("sequences", sequences, 1)
+    writable(to)
+    found = with_models(
+        found_runs(variants, HELD_OUT_VARIANTS, runs, train, seeds, steps, jobs, quiet)
+    )
+    with notes(quiet) as note, one_thread():
+        study = held_out_study(found, sequences, seed, note)
+    report(study, to, "memory-held-out", as_json=as_json)
+
+
+def analogies_command(
+    analogies: Annotated[
+        Path | None,
+        typer.Option(
+            help="questions-words.txt or a file like it.", show_default="pairs are made up"
+        ),
+    ] = None,
+    section: Annotated[
+        str | None, typer.Option(help="Section of --analogies.", show_default="capital-world")
+    ] = None,
+    pairs: Annotated[int | None, typer.Option(help="Made-up capitals.", show_default="116")] = None,
+    variants: Variants = "absolute,relative,absolute-values,relative-values",
+    seeds: Seeds = "0",
+    steps: Steps = 1_000,
+    batch: Batch = 32,
+    lr: LearningRate = 0.2,
+    d_model: Width = 128,
+    length: Length = 128,
+    n_triggers: Triggers = 5,
+    zipf: Annotated[
+        float, typer.Option(help="The k-th capital is ∝ k^−zipf as frequent; 0: all alike.")
+    ] = 1.0,
+    leak: Annotated[float, typer.Option(help="Probability of other countries in general.")] = 0.0,
+    runs: RunsFolder = Path("runs/analogies"),
+    jobs: Jobs = 0,
+    sequences: Sequences = 128,
+    seed: Seed = 0,
+    to: Out = Path("out"),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Capitals and countries: what training taught against what the context says.
+
+    Trains simplified transformers on "capital country" sequences in which other countries follow
+    some capitals, the triggers (arXiv 2412.11459), by any variant without -drawn or -held-out, two
+    or three minutes a run and core, on the CPU; runs in --runs that are finished and have all these
+    settings are read. Then: countries recalled without context; who wins as the context repeats
+    another one; capitals that training never had; --sequences of twice the length.
+
+    Example: `resval-lens memory analogies --pairs 58 --variants relative`
+    """
+    from resval_lens.analyses.cli.memory_training import planned_runs
+    from resval_lens.analyses.cli.training_bars import train_with_bars
+    from resval_lens.analyses.papers.memory.analogies import (
+        analogies_study,
+        check_variants,
+        finished_run,
+    )
+    from resval_lens.analyses.papers.memory.capitals import capitals_task
+    from resval_lens.analyses.papers.memory.comparable import check_seed
+    from resval_lens.analyses.papers.memory.tasks.analogies import generated_pairs, read_pairs
+    from resval_lens.analyses.papers.memory.training.run import MemoryRun
+    from resval_lens.runtime import one_thread
+    from resval_lens.training.recorded import load_run
+
+    if analogies is None:
+        if section is not None:
+            raise ValueError(f"--section {section} is for --analogies: add --analogies FILE")
+        capitals = generated_pairs(116 if pairs is None else pairs, 0)
+    else:
+        if pairs is not None:
+            raise ValueError(f"--pairs {pairs} is for made-up capitals: leave out --analogies")
+        capitals = read_pairs(analogies, section or "capital-world")
+    check_seed(seed)
+    _check_size("sequences", sequences, 1)
+    names = words(variants)
+    check_variants(names)
+    task = capitals_task(capitals, n_triggers, length, leak, zipf)
+    planned = planned_runs(
+        names, numbers(seeds), task=task, steps=steps, batch=batch, lr=lr,
+        d_model=d_model, snapshot_every=100, n_ctx=max(512, 2 * length),
+    )  # fmt: skip
+    writable(to)
+    missing = [run for run in planned if finished_run(runs, run) is None]
+    if missing:
+        train_with_bars(missing, runs, jobs, False, quiet)
+    found = [load_run(runs / run.folder_name, MemoryRun) for run in planned]
+    source = "generated" if analogies is None else analogies.name
+    with notes(quiet) as note, one_thread():
+        study = analogies_study(found, sequences, seed, note, source, zipf)
+    report(study, to, "memory-analogies", as_json=as_json)
+
+
+def with_models(runs: Sequence[RecordedRun[MemoryRun]]) -> list[RecordedRun[MemoryRun]]:
+    """The runs whose trained model was kept.
+
+    Raises:
+        ValueError: there are none.
+    """
+    kept = [recorded for recorded in runs if recorded.has_model]
+    if not kept:
+        names = ", ".join(recorded.run.folder_name for recorded in runs)
+        raise ValueError(f"none of {names} holds a trained model; add --train, or finish a run")
+    return kept
+
+
+def _check_size(name: str, value: int, least: int) -> None:
+    if value < least:  # before minutes of training
+        raise ValueError(f"{name} must be {least} or more; got {value}")

@@ -1,0 +1,164 @@
+"""``resval-lens train memory``, and training first in the experiments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from resval_lens.analyses.cli.completion import TRIGGERS, UNITS, one_of
+from resval_lens.analyses.cli.options import (
+    Batch,
+    Jobs,
+    Json,
+    KeepSnapshots,
+    LearningRate,
+    Length,
+    Quiet,
+    RunsFolder,
+    Seeds,
+    SnapshotEvery,
+    Steps,
+    Triggers,
+    Variants,
+    Width,
+    only_with_train,
+    words,
+)
+from resval_lens.analyses.cli.reporting import report_runs
+from resval_lens.numbers import numbers
+
+if TYPE_CHECKING:
+    from resval_lens.analyses.papers.memory.training.run import MemoryRun
+    from resval_lens.training.recorded import RecordedRun
+
+
+def train_memory_command(
+    variants: Variants = "absolute,relative,absolute-values,relative-values",
+    seeds: Seeds = "0",
+    steps: Steps = 1_000,
+    batch: Batch = 64,
+    lr: LearningRate = 0.1,
+    momentum: Annotated[float, typer.Option(help="Momentum of SGD.")] = 0.9,
+    d_model: Width = 128,
+    length: Length = 128,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="Count bigrams in this file.", show_default="Tiny Shakespeare's"),
+    ] = None,
+    unit: Annotated[
+        str | None,
+        typer.Option(
+            help="What the tokens of --text are: characters or words.",
+            show_default="characters",
+            autocompletion=one_of(*UNITS),
+        ),
+    ] = None,
+    triggers: Annotated[
+        str,
+        typer.Option(
+            help="fixed (the most frequent tokens) or drawn (per sequence).",
+            autocompletion=one_of(*TRIGGERS),
+        ),
+    ] = "fixed",
+    n_triggers: Triggers = 5,
+    snapshot_every: SnapshotEvery = 20,
+    jobs: Jobs = 0,
+    runs: RunsFolder = Path("runs/memory"),
+    keep_snapshots: KeepSnapshots = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train simplified transformers on bigrams with triggers (arXiv 2412.11459).
+
+    Two layers of one head, of which W_K, the last W_O and a linear feed-forward are trained by SGD
+    (the papers' --batch is 512). What follows a trigger is drawn anew in each sequence: an
+    induction head finds it. Variants: absolute, relative, sinusoidal, rotary, alibi; each with
+    -values added has a value stream; one-layer; absolute, relative and relative-values with -drawn
+    (triggers drawn per sequence) or -held-out added. Two or three minutes a run and core; training
+    is a CPU program. A snapshot's weights take 2 MB. Killed or stopped, the same command goes on
+    from the newest snapshots.
+
+    Example: `resval-lens train memory --variants absolute,relative --seeds 0,1`
+    """
+    from resval_lens.analyses.papers.memory.tasks.bigrams import Bigrams, tiny_shakespeare
+    from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
+
+    if unit not in (None, *UNITS):
+        raise ValueError(f"unit must be characters or words; got {unit!r}")
+    if text is None and unit is not None:
+        raise ValueError(f"--unit {unit} is for --text: bigrams are Tiny Shakespeare's otherwise")
+    count: Any = unit or "characters"
+    bigrams = tiny_shakespeare() if text is None else Bigrams.count_file(text, count)
+    task = TriggerTask(bigrams, length, n_triggers, triggers)  # type: ignore[arg-type]
+    planned = planned_runs(
+        words(variants), numbers(seeds), task=task, steps=steps, batch=batch, lr=lr,
+        momentum=momentum, d_model=d_model, snapshot_every=snapshot_every,
+        n_ctx=max(2_048, 2 * length),
+    )  # fmt: skip
+    from resval_lens.analyses.cli.training_bars import train_with_bars
+
+    train_with_bars(planned, runs, jobs, keep_snapshots, quiet)
+    report_runs([runs / run.folder_name for run in planned], as_json)
+
+
+def planned_runs(names: list[str], seeds: list[int], **settings: Any) -> list[Any]:
+    """A MemoryRun of each variant and seed.
+
+    Raises:
+        ValueError: an unknown variant, or a setting that cannot be.
+    """
+    from dataclasses import replace
+
+    from resval_lens.analyses.papers.memory.training.run import MemoryRun, default_task
+    from resval_lens.models.presets import memory_variant
+
+    planned = []
+    for seed in seeds:
+        for name in names:
+            own = memory_variant(name)
+            task = settings.get("task") or default_task()
+            task = replace(task, **own.pop("task", {}))
+            planned.append(MemoryRun(name, seed=seed, **{**settings, "task": task}, **own))
+    return planned
+
+
+def runs_for(
+    names: list[str],
+    runs: Path | None,
+    train: bool,
+    seeds: str | None,
+    steps: int | None,
+    jobs: int | None,
+    quiet: bool,
+) -> list[RecordedRun[MemoryRun]]:
+    """The runs an experiment is about: trained now, of a folder, or those that ship.
+
+    Raises:
+        ValueError: there are none; training settings without --train.
+    """
+    from resval_lens.analyses.cli.training_bars import train_with_bars
+    from resval_lens.analyses.papers.memory.training.run import MemoryRun
+    from resval_lens.training.recorded import SHIPPED, load_runs
+
+    wanted = None if seeds is None else numbers(seeds)
+    if train:
+        runs, wanted = runs or Path("runs/memory"), wanted or [0]
+        planned = planned_runs(names, wanted, steps=1_000 if steps is None else steps)
+        train_with_bars(planned, runs, jobs or 0, False, quiet)
+    else:
+        only_with_train(steps=steps, jobs=jobs)
+    found = [
+        recorded
+        for recorded in load_runs(MemoryRun, runs)
+        if recorded.run.name in names
+        and (wanted is None or recorded.run.seed in wanted)
+        and (steps is None or recorded.run.steps == steps)
+    ]
+    if not found:
+        raise ValueError(
+            f"{runs or SHIPPED / MemoryRun.shipped} holds no run of {', '.join(names)} and seeds "
+            f"{seeds or '(any)'}"
+        )
+    return found

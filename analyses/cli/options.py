@@ -1,0 +1,331 @@
+"""What the commands share: options, each of one name, type and meaning, and what reads them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from resval_lens.analyses.cli import completion
+from resval_lens.analyses.cli.completion import one_of, some_of
+from resval_lens.analyses.cli.console import Lines, err
+
+if TYPE_CHECKING:
+    from resval_lens.transformer import ResValTransformer
+
+
+def on_device(name: str | None) -> str | None:
+    """Reads ``--device``: a device of torch that is there; None where a shell asks for completion.
+
+    Raises:
+        ValueError: torch does not know it, cannot run models on it, or does not find it.
+    """
+    if name is None or name == "cpu":  # torch need not be loaded
+        return name
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type in ("meta", "cpu"):
+        raise ValueError(f"device must be one of cpu, cuda, cuda:1, mps, ...; got {name!r}")
+    backend: Any = getattr(torch, device.type, None)  # torch.cuda, torch.mps, torch.xpu
+    there = backend is not None and backend.is_available()
+    count = backend.device_count() if there else 0
+    if (device.index or 0) >= count:
+        found = f"{count} of its kind" if count else "none of its kind"
+        raise ValueError(f"device {name!r} is not there: torch {torch.__version__} finds {found}")
+    return name
+
+
+def how_many(text: str | int) -> int:
+    """Reads ``--prompts``.
+
+    Raises:
+        typer.BadParameter: no whole number, such as a file of prompts.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is no whole number; it says how many prompts are drawn. Prompts of your own "
+            "are for Python: resval_lens.hooks.prompts.PromptPairs"
+        ) from None
+
+
+# What a command prints and writes.
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr, results only.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout instead of tables.")
+]
+Out = Annotated[Path, typer.Option("--out", help="Folder for JSON and figures.")]
+MaybeOut = Annotated[
+    Path | None,
+    typer.Option("--out", help="Folder for JSON and figures.", show_default="none is written"),
+]
+
+# Chance and machine.
+_SEED = "Draws all that is random here."
+Seed = Annotated[int, typer.Option(help=_SEED)]
+MaybeSeed = Annotated[int | None, typer.Option(help=_SEED, show_default="0")]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="Where models run: cpu, cuda, cuda:1, mps.",
+        callback=on_device,
+        autocompletion=one_of(*completion.DEVICES),
+    ),
+]
+
+# Models, and what they are measured on.
+_NAMED = (
+    "stories-small-classic, stories-small-values; a classifier: classic, queries, keys, values; or "
+    "the folder of a saved model or of a training run."
+)
+Model = Annotated[str, typer.Argument(help=_NAMED, autocompletion=one_of(*completion.MODELS))]
+MaybeModel = Annotated[
+    str | None,
+    typer.Argument(
+        help=_NAMED,
+        show_default="the classifiers that ship",
+        autocompletion=one_of(*completion.MODELS),
+    ),
+]
+LanguageModel = Annotated[
+    Path,
+    typer.Argument(
+        help="A language model by name, or the folder of a saved one or of a training run.",
+        autocompletion=one_of(*completion.LANGUAGE_MODELS),
+    ),
+]
+Prompts = Annotated[int, typer.Option(help="How many prompts.", parser=how_many, metavar="INTEGER")]
+Sequences = Annotated[int, typer.Option(help="How many test sequences.")]
+Trials = Annotated[int, typer.Option(help="How many trials.")]
+MaybeTrials = Annotated[int | None, typer.Option(help="How many trials.", show_default="1000")]
+Length = Annotated[int, typer.Option(help="Tokens of a sequence.")]
+MaybeLength = Annotated[int | None, typer.Option(help="Tokens of a sequence.", show_default="50")]
+Temperature = Annotated[float, typer.Option(help="Temperature of the softmax.")]
+Tau3 = Annotated[float, typer.Option(help="Strength of a constructed head's output (nats).")]
+General = Annotated[
+    bool, typer.Option("--general", help="General prompts, not those of the stories.")
+]
+CorruptedBy = Annotated[
+    str | None,
+    typer.Option(
+        help="How corrupted prompts differ: random-S2, ABC, position, token, token+position, "
+        "random, random+position; of a classifier: labels, objects.",
+        show_default="random-S2; of a classifier labels",
+        autocompletion=one_of(*completion.CORRUPTIONS),
+    ),
+]
+Layers = Annotated[str | None, typer.Option(help="Layers, like 0,2,-1 or 1-3.", show_default="all")]
+Heads = Annotated[str | None, typer.Option(help="Heads, like 0,2,-1 or 1-3.", show_default="all")]
+Prepend = Annotated[
+    str,
+    typer.Option(
+        help="Token before each prompt: auto (as the model and its tokenizer say), none, bos, eos, "
+        "or one by name.",
+        autocompletion=one_of(*completion.PREPENDED),
+    ),
+]
+
+# Training runs.
+_STEPS, _JOBS = "Training steps.", "Processes at a time, a core each; 0: as many as cores."
+_SEEDS, _RUNS = "Seeds of runs, like 0,1,2 or 0-3.", "Folder of training runs."
+_VARIANTS = "Variants by name, comma-separated."
+Seeds = Annotated[str, typer.Option(help=_SEEDS)]
+MaybeSeeds = Annotated[str | None, typer.Option(help=_SEEDS, show_default="all there are")]
+Steps = Annotated[int, typer.Option(help=_STEPS)]
+MaybeSteps = Annotated[
+    int | None, typer.Option(help=_STEPS, show_default="with --train, those of the shipped runs")
+]
+Jobs = Annotated[int, typer.Option(help=_JOBS)]
+MaybeJobs = Annotated[int | None, typer.Option(help=_JOBS, show_default="with --train, 0")]
+RunsFolder = Annotated[Path, typer.Option("--runs", help=_RUNS)]
+Runs = Annotated[Path | None, typer.Option(help=_RUNS, show_default="the shipped ones")]
+Train = Annotated[bool, typer.Option("--train", help="Train first, into --runs.")]
+ClassifierVariants = Annotated[
+    str,
+    typer.Option(
+        "--variants", help=_VARIANTS, autocompletion=some_of(*completion.CLASSIFIER_VARIANTS)
+    ),
+]
+Variants = Annotated[
+    str,
+    typer.Option(
+        "--variants", help=_VARIANTS, autocompletion=some_of(*completion.SIMPLIFIED_VARIANTS)
+    ),
+]
+MaybeVariants = Annotated[
+    str | None,
+    typer.Option(
+        "--variants",
+        help=_VARIANTS,
+        show_default="those named above",
+        autocompletion=some_of(*completion.SIMPLIFIED_VARIANTS),
+    ),
+]
+KeepSnapshots = Annotated[
+    bool, typer.Option("--keep-snapshots", help="Keep every snapshot's weights.")
+]
+SnapshotEvery = Annotated[int, typer.Option(help="Steps between snapshots.")]
+_BATCH, _LR = "Sequences of a training step.", "Learning rate."
+Batch = Annotated[int, typer.Option(help=_BATCH)]
+MaybeBatch = Annotated[int | None, typer.Option(help=_BATCH, show_default="the preset's")]
+LearningRate = Annotated[float, typer.Option(help=_LR)]
+MaybeLearningRate = Annotated[float | None, typer.Option(help=_LR, show_default="the preset's")]
+_WIDTH = "Width of the residual stream."
+Width = Annotated[int, typer.Option("--d-model", help=_WIDTH)]
+MaybeWidth = Annotated[
+    int | None, typer.Option("--d-model", help=_WIDTH, show_default="the preset's")
+]
+Triggers = Annotated[int, typer.Option("--n-triggers", help="Triggers of a sequence.")]
+
+# Language models' presets.
+Preset = Annotated[
+    str,
+    typer.Argument(
+        help="stories-small, tinystories-8m or llama-1b.",
+        autocompletion=one_of(*completion.PRESETS),
+    ),
+]
+Spec = Annotated[
+    str,
+    typer.Option(
+        help="reference (the authors' public code) or paper (its text).",
+        autocompletion=one_of(*completion.SPECS),
+    ),
+]
+Streams = Annotated[
+    str,
+    typer.Option(
+        help="Which of q, k, v flow, like v or qk; none if empty; in brackets how, like "
+        "'v(mix=pair, own=2, carried=0)'.",
+        autocompletion=one_of(*completion.STREAMS),
+    ),
+]
+_MICRO_BATCH = "Sequences at a time on one device."
+MicroBatch = Annotated[int, typer.Option(help=_MICRO_BATCH)]
+MaybeMicroBatch = Annotated[int | None, typer.Option(help=_MICRO_BATCH, show_default="all at once")]
+CheckpointBlocks = Annotated[
+    bool | None,
+    typer.Option(
+        "--checkpoint-blocks/--no-checkpoint",  # short enough to leave room for help
+        help="Recompute blocks in the backward pass.",
+        show_default="the preset's",
+    ),
+]
+
+
+def words(text: str) -> list[str]:
+    """What stands between commas: ``"classic, values"`` is two words; empty ones are left out."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def only_for(what: str, **given: object) -> None:
+    """Raises ValueError for an option that was given, though it is for ``what``."""
+    for name, value in given.items():
+        if value is not None and value is not False:
+            shown = f"--{name}" if value is True else f"--{name} {value}"
+            raise ValueError(f"{shown} is for {what}")
+
+
+def only_with_train(**given: int | None) -> None:
+    """Raises ValueError for an option that was given without --train."""
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"--{name} {value} is for training: add --train")
+
+
+def writable(folder: Path) -> None:
+    """Raises ValueError now rather than after minutes of work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"cannot write to {folder}: permission denied")
+
+
+def load_language_model(folder: Path, device: str = "cpu") -> ResValTransformer:
+    """A model by name, or of the folder of a saved one or of its training run, with its tokenizer.
+
+    Raises:
+        ValueError: there is none, or it has no tokenizer.
+    """
+    from resval_lens.training.run_folder import trained_model
+    from resval_lens.transformer import ResValTransformer
+
+    if (folder / "run.json").is_file():
+        folder = trained_model(folder)
+    model = ResValTransformer.from_pretrained(folder, device=device)
+    if model.tokenizer is None:
+        raise ValueError(f"{folder} has no tokenizer.json; a prompt cannot be put into its tokens")
+    return model
+
+
+def pairs_by_seed(first: Sequence[Path], second: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Saved models of the same training seed; of single ones, or without seeds, in order.
+
+    Raises:
+        ValueError: more models of one kind than of the other, and their seeds do not say which
+            belong together.
+    """
+    seeds = [[_seed(folder) for folder in folders] for folders in (first, second)]
+    known = all(None not in each and len(set(each)) == len(each) for each in seeds)
+    if known and set(seeds[0]) & set(seeds[1]):
+        by_seed = dict(zip(seeds[1], second, strict=True))
+        return [
+            (one, by_seed[seed])
+            for seed, one in zip(seeds[0], first, strict=True)
+            if seed in by_seed
+        ]
+    if len(first) != len(second):
+        raise ValueError(
+            f"{len(first)} models of one kind and {len(second)} of the other, without seeds to "
+            "pair them by; give as many of each"
+        )
+    return list(zip(first, second, strict=True))
+
+
+def _seed(folder: Path) -> int | None:
+    from resval_lens.io.checkpoint import SHIPPED_MODELS
+    from resval_lens.io.files import read_json
+
+    path = SHIPPED_MODELS.get(str(folder), folder) / "provenance.json"
+    record = read_json(path, "a model's provenance") if path.is_file() else {}
+    seed = record.get("run", {}).get("seed") if isinstance(record, dict) else None
+    return seed if isinstance(seed, int) else None
+
+
+@contextmanager
+def notes(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Says what is being done, while it is; silence if ``quiet``.
+
+    One line that is rewritten, or where stderr is no terminal a line every few seconds.
+    """
+    if quiet:
+        yield lambda text: None
+    elif err.is_terminal:
+        with err.status("") as status:
+            yield status.update
+    else:
+        lines = Lines()
+        with lines:
+            yield lines.say
+
+
+def tell_left_out(names: Sequence[str], quiet: bool) -> None:
+    """Says on stderr which names prompts do without."""
+    if names and not quiet:
+        some = ", ".join(names[:5]) + (", ..." if names[5:] else "")
+        count = f"{len(names)} names are" if len(names) > 1 else "1 name is"
+        err.print(
+            f"note: {count} not one token with this tokenizer and left out of prompts: {some}",
+            highlight=False, markup=False,
+        )  # fmt: skip

@@ -1,0 +1,122 @@
+"""How every command ends: results are written, and printed as tables or, with --json, as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from resval_lens.analyses.cli.console import out
+from resval_lens.analyses.results.result import Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+
+def report(
+    data: Result | Mapping[str, Any],
+    to: Path | None,
+    name: str,
+    *,
+    as_json: bool,
+    tables: Sequence[Table | str] = (),
+    found: Sequence[str] = (),
+    figures: Mapping[str, Figure] | None = None,
+    beside: Mapping[str, Mapping[str, Any]] | None = None,
+    pages: Mapping[Path, Callable[[Mapping[str, Any]], str]] | None = None,
+) -> None:
+    """Writes results into a folder; prints tables, sentences and paths, or one JSON document.
+
+    The document is the same to the byte as the ``{name}.json`` that is written: ``data``, with
+    ``found`` first and ``provenance`` last.
+
+    Args:
+        data: a study's result, whose own tables, sentences and figures come first.
+        to: the folder; None writes nothing.
+        tables: tables, or lines of text between them.
+        found: sentences.
+        figures: pictures by file name.
+        beside: further JSON documents by file name, which are written and not printed.
+        pages: HTML by path, made of the document.
+    """
+    from resval_lens.io.files import write_bytes
+    from resval_lens.io.provenance import provenance
+
+    made = provenance()
+    if isinstance(data, Result):
+        tables, found = (*data.tables(), *tables), (*data.sentences(), *found)
+        figures = {**(data.figures() if to is not None else {}), **(figures or {})}
+        data = data.to_dict()
+    head = {"found": list(found)} if found else {}
+    document = {**head, **data, "provenance": made}
+    text = as_text(document)
+    written = {path: make(document).encode() for path, make in (pages or {}).items()}
+    paths = []
+    if to is not None:
+        from resval_lens.analyses.drawing.figures import save
+
+        to.mkdir(parents=True, exist_ok=True)
+        paths = [save(figure, to / file) for file, figure in (figures or {}).items()]
+        documents = {
+            file: as_text({**one, "provenance": made}) for file, one in (beside or {}).items()
+        }
+        for file, words in {**documents, f"{name}.json": text}.items():
+            write_bytes(to / file, words.encode())
+            paths.append(to / file)
+    for path, content in written.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, content)
+        paths.append(path)
+    if as_json:
+        typer.echo(text, nl=False)
+        return
+    for table in tables:
+        out.print(table, highlight=False, markup=not isinstance(table, str))
+    for sentence in found:
+        out.print(f"• {sentence}", highlight=False, markup=False)
+    if paths:
+        out.print(
+            ("\n" if found else "") + "\n".join(map(str, paths)),
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
+
+
+def report_runs(folders: Sequence[Path], as_json: bool) -> None:
+    """Prints where finished training runs left their models; as JSON, with the last metrics."""
+    from resval_lens.io.provenance import provenance
+    from resval_lens.training.run_folder import read_metrics
+
+    if not as_json:
+        for folder in folders:
+            out.print(str(folder / "model"), highlight=False, soft_wrap=True, markup=False)
+        return
+    runs = [
+        {
+            "folder": str(folder),
+            "model": str(folder / "model"),
+            "metrics": read_metrics(folder)[-1],
+        }
+        for folder in folders
+    ]
+    typer.echo(as_text({"runs": runs, "provenance": provenance()}), nl=False)
+
+
+def as_text(content: Any) -> str:
+    """Indented JSON; numbers that JSON has not, NaN and the infinite, are null."""
+    import json
+
+    return json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

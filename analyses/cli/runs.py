@@ -1,0 +1,123 @@
+"""``resval-lens runs``: the queue of training runs that findings need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from resval_lens.analyses.cli.console import err
+from resval_lens.analyses.cli.options import Json, Quiet, RunsFolder, writable
+from resval_lens.analyses.cli.reporting import report
+
+runs_app = typer.Typer(
+    no_args_is_help=True,
+    help="Train what findings need, run after run, at the lowest priority.",
+)
+
+Queue = Annotated[
+    Path | None,
+    typer.Option(help="List of experiments (TOML).", show_default="the package's own"),
+]
+Records = Annotated[Path, typer.Option(help="Folder that finished runs are copied to.")]
+Corpus = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder with train.txt and valid.txt, for experiments on real text.",
+        show_default="these wait",
+    ),
+]
+
+
+@runs_app.command("status")
+def status_command(
+    queue: Queue = None,
+    runs: RunsFolder = Path("runs/queue"),
+    records: Records = Path("runs/records"),
+    corpus: Corpus = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """How far is each experiment, and which run is next?
+
+    A run is done when its record is there: in --records, or among those that ship. Records are
+    read on the CPU; nothing is run.
+
+    Example: `resval-lens runs status`
+    """
+    from resval_lens.analyses.experiments.experiment import QUEUE, read_experiments
+    from resval_lens.analyses.experiments.queue import Folders, status
+
+    found = status(read_experiments(queue or QUEUE, corpus), Folders(runs, records))
+    report(found, None, "runs", as_json=as_json)
+
+
+@runs_app.command("next")
+def next_command(
+    queue: Queue = None,
+    runs: RunsFolder = Path("runs/queue"),
+    records: Records = Path("runs/records"),
+    corpus: Corpus = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train the next run of the queue to its end, and record it.
+
+    On one core, at the lowest priority: classifiers and simplified transformers on the CPU, for
+    language models accelerate chooses the device.
+
+    Example: `resval-lens runs next`
+    """
+    _work(queue, runs, records, corpus, 1, as_json, quiet)
+
+
+@runs_app.command("all")
+def all_command(
+    queue: Queue = None,
+    runs: RunsFolder = Path("runs/queue"),
+    records: Records = Path("runs/records"),
+    corpus: Corpus = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train every run of the queue that has no record yet, most important first.
+
+    One at a time, on one core, at the lowest priority: classifiers and simplified transformers on
+    the CPU, for language models accelerate chooses the device. Stopped, or killed, it goes on where
+    it was: finished runs have their records, and the one under way its snapshot. The package's own
+    list, analyses/experiments/experiments.toml, takes about 50 hours of a core.
+
+    Example: `resval-lens runs all --quiet`
+    """
+    _work(queue, runs, records, corpus, None, as_json, quiet)
+
+
+def _work(
+    queue: Path | None,
+    runs: Path,
+    records: Path,
+    corpus: Path | None,
+    most: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from resval_lens.analyses.experiments.experiment import QUEUE, read_experiments
+    from resval_lens.analyses.experiments.queue import Folders, status, work
+
+    experiments, folders = read_experiments(queue or QUEUE, corpus), Folders(runs, records)
+    writable(runs)
+    writable(records)
+
+    def note(what: str) -> None:
+        if not quiet:
+            err.print(what, highlight=False, markup=False)
+
+    try:
+        failed = work(experiments, folders, most, quiet, note)
+    except KeyboardInterrupt:
+        err.print("stopped; the same command goes on from here", style="yellow")
+        raise typer.Exit(130) from None
+    report(status(experiments, folders), None, "runs", as_json=as_json)
+    if failed:
+        raise RuntimeError(f"{len(failed)} runs failed: {', '.join(failed)}")

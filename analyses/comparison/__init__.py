@@ -1,0 +1,1 @@
+"""Classic beside residual-value models: recorded runs, over seeds and while they train."""

@@ -1,0 +1,172 @@
+"""When in training a model depends on its links: each snapshot, with them, without, and controlled.
+
+Where a cut costs accuracy, so may any edit as large; the controls of
+:mod:`~resval_lens.analyses.comparison.link_controls` stand beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from resval_lens.analyses.comparison.icl import edited_logits
+from resval_lens.analyses.comparison.link_controls import first_of, link_controls
+from resval_lens.analyses.results.result import Result
+from resval_lens.tasks.icl import MEANING, TASKS
+from resval_lens.training.icl import score
+from resval_lens.training.icl_run import ICLRun, draw_world, kept_models
+from resval_lens.training.recorded import RecordedRun
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class LinkSnapshot:
+    """Accuracies on each task at one snapshot: as trained, every link cut, under each control."""
+
+    step: int
+    trained: Mapping[str, float]
+    cut: Mapping[str, float]
+    controls: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LinkInTraining(Result):
+    """Accuracies at each kept snapshot of a run.
+
+    Attributes:
+        starts: the provenance of each start of the run.
+        sequences: of each test set; ``control_sequences`` of these under controls
+            (:func:`~resval_lens.analyses.comparison.link_controls.link_controls`).
+    """
+
+    run: ICLRun
+    starts: Sequence[Mapping[str, Any]]
+    sequences: int
+    control_sequences: int
+    snapshots: tuple[LinkSnapshot, ...]
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> LinkInTraining:
+        """What :meth:`to_dict` wrote, with controls or without; other entries are passed over."""
+        return cls(
+            ICLRun.from_dict(document["run"]),
+            document["starts"],
+            document["sequences"],
+            document.get("control_sequences", 0),
+            tuple(LinkSnapshot(**each) for each in document["snapshots"]),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The run's streams as it writes them itself."""
+        return super().to_dict() | {"run": self.run.to_dict()}
+
+    def tables(self) -> tuple[Table, Table]:
+        """As trained → with the links cut; IC under each control."""
+        from rich.table import Table
+
+        from resval_lens.analyses.results.tables import STYLE
+
+        title = f"{self.run.name}, seed {self.run.seed}: as trained → links cut"
+        cut = Table(title=title, **STYLE)
+        title = f"IC, beside other edits (first {self.control_sequences:,})"
+        controlled = Table(title=title, **STYLE)
+        shown, names = self._shown(), self.snapshots[0].controls
+        for table, columns in ((cut, TASKS.values()), (controlled, names)):
+            for name in ("step", *columns):
+                table.add_column(name, justify="right")
+        for each in shown:
+            cells = (f"{each.trained[task]:.3f} → {each.cut[task]:.3f}" for task in TASKS)
+            cut.add_row(str(each.step), *cells)
+            cells = (f"{each.controls[name]['ic']:.3f}" for name in names)
+            controlled.add_row(str(each.step), *cells)
+        return cut, controlled
+
+    def _shown(self, most: int = 16) -> Sequence[LinkSnapshot]:
+        """At most so many snapshots, evenly, with the last."""
+        every = -(-len(self.snapshots) // most)
+        return self.snapshots[(len(self.snapshots) - 1) % every :: every]
+
+    def figures(self) -> dict[str, Figure]:
+        """Accuracy in training as trained (solid) and with the links cut (dashed)."""
+        from resval_lens.analyses.drawing.figures import STYLE, colour, plt
+        from resval_lens.analyses.drawing.marks import points
+        from resval_lens.numbers import number
+
+        with plt.rc_context(STYLE):
+            figure, row = plt.subplots(
+                1, len(TASKS), figsize=(3.1 * len(TASKS), 3.2), sharey=True, layout="constrained"
+            )
+            shade = colour(self.run.name)
+            steps = [each.step for each in self.snapshots]
+            for axes, task in zip(row, TASKS, strict=True):
+                trained = [each.trained[task] for each in self.snapshots]
+                cut = [each.cut[task] for each in self.snapshots]
+                axes.plot(steps, trained, color=shade, lw=2, label="as trained")
+                axes.plot(steps, cut, color=shade, lw=2, ls="--", label="links cut")
+                for y, how in ((trained, "as trained"), (cut, "links cut")):
+                    texts = [
+                        f"step {at:,}, {how}: {TASKS[task]} {number(value)}"
+                        for at, value in zip(steps, y, strict=True)
+                    ]
+                    points(axes, steps, y, texts, shade)
+                axes.fill_between(steps, trained, cut, color=shade, alpha=0.12, lw=0)
+                axes.set(title=f"{TASKS[task]}: {MEANING[task]}", xlabel="step", ylim=(0, 1.02))
+                axes.margins(x=0)
+            row[0].set_ylabel("accuracy")
+            row[0].legend(loc="lower right")
+        return {"link-in-training.png": figure}
+
+
+def link_in_training(
+    recorded: RecordedRun,
+    sequences: int = 2_000,
+    control_sequences: int = 500,
+    note: Callable[[str], None] = lambda text: None,
+) -> LinkInTraining:
+    """Accuracy on each task at each kept snapshot, as trained, with every link cut, controlled.
+
+    Args:
+        recorded: a run with streams whose snapshots were kept (``--keep-snapshots``).
+        sequences: of each test set.
+        control_sequences: of these, for the controls.
+        note: called with what is being done.
+
+    Raises:
+        ValueError: fewer than two snapshots, a run without streams, ``sequences`` below 1,
+            ``control_sequences`` below 2.
+    """
+    if sequences < 1:
+        raise ValueError(f"sequences must be 1 or more; got {sequences}")
+    if not recorded.run.streams:
+        raise ValueError(f"{recorded.folder} is a run without streams: it has no links to cut")
+    _, tests = draw_world(recorded.run)
+    tests = first_of(tests, sequences)
+    some = first_of(tests, control_sequences)
+    snapshots = []
+    for step, model in kept_models(recorded.run, recorded.folder):
+        note(f"{recorded.run.folder_name}: step {step}")
+        trained: dict[str, float] = {}
+        cut: dict[str, float] = {}
+        for task, batch in tests.items():
+            both = edited_logits(model, batch.inputs, torch.tensor([1.0, 0.0]))
+            for cell, logits in zip((trained, cut), both, strict=True):
+                cell[task] = score(logits, batch.targets)["accuracy"]
+        controls = link_controls(model, some, recorded.run.seed)
+        snapshots.append(LinkSnapshot(step, trained, cut, controls))
+    if len(snapshots) < 2:
+        raise ValueError(
+            f"{recorded.folder} holds {len(snapshots)} snapshots; train it with --keep-snapshots"
+        )
+    return LinkInTraining(
+        recorded.run,
+        recorded.starts,
+        len(tests["test"].targets),
+        len(some["test"].targets),
+        tuple(snapshots),
+    )

@@ -1,0 +1,1 @@
+"""How figures are drawn, and marks in them that say their numbers."""

@@ -1,0 +1,1 @@
+"""Lists of training runs, worked through one at a time."""

@@ -1,0 +1,1 @@
+"""Papers of their own models and tasks; nothing but commands imports them."""

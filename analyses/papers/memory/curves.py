@@ -1,0 +1,311 @@
+"""When in training each memory of an induction head is there (arXiv 2412.11459, 2306.00802)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from resval_lens.analyses.papers.memory.comparable import (
+    OfRuns,
+    by_variant,
+    formatted,
+    narrow_table,
+    shown,
+)
+from resval_lens.analyses.papers.memory.model.config import Positions
+from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
+from resval_lens.analyses.papers.memory.training.run import MemoryRun
+from resval_lens.analyses.results.emergence import first_above
+from resval_lens.analyses.results.seeds import Spread, spread
+from resval_lens.training.recorded import RecordedRun
+
+Measure = Literal[
+    "W_O2", "W_O2_alone", "W_K2", "W_K1", "W_K1_near", "W_K1_far", "W_F", "W_F_alone",
+    "previous", "target", "accuracy",
+]  # fmt: skip
+
+MEASURES: dict[Measure, tuple[str, str]] = {
+    "W_O2": ("recall", "W_O2_read"),
+    "W_O2_alone": ("recall", "W_O2"),
+    "W_K2": ("recall", "W_K2"),
+    "W_K1": ("recall", "W_K1"),
+    "W_K1_near": ("recall", "W_K1_near"),
+    "W_K1_far": ("recall", "W_K1_far"),
+    "W_F": ("recall", "global_kl"),
+    "W_F_alone": ("recall", "W_F_kl"),
+    "previous": ("attention", "previous"),
+    "target": ("attention", "target"),
+    "accuracy": ("trained", "accuracy"),
+}
+"""What is followed, and where it lies in a snapshot's metrics; W_F becomes a share.
+
+The readout hears W_O² through W_F, and W_F beside the token itself; "alone" are the matrices
+without, as the papers probe them.
+"""
+
+LABELS: dict[Measure, str] = {
+    "W_O2": "W_O²",
+    "W_O2_alone": "W_O² alone",
+    "W_K2": "W_K²",
+    "W_K1": "W_K¹",
+    "W_K1_near": "W_K¹ (t < 64)",
+    "W_K1_far": "W_K¹ (t ≥ 64)",
+    "W_F": "W_F",
+    "W_F_alone": "W_F alone",
+    "previous": "layer 0 looks at t − 1",
+    "target": "layer 1 looks at the target",
+    "accuracy": "in-context accuracy",
+}
+HEADS: dict[Measure, str] = {
+    "W_O2": "W_O²", "W_K2": "W_K²", "W_K1": "W_K¹", "W_F": "W_F", "previous": "t − 1",
+    "target": "target", "accuracy": "accuracy",
+}  # fmt: skip
+"""What tables have."""
+
+ORDERED = tuple(HEADS)
+ONE_LAYER, TWO_LAYERS = 0.55, 0.99
+"""In-context accuracies that arXiv 2306.00802 reports, about."""
+
+_SHARES: tuple[Measure, ...] = ("W_F", "W_F_alone")
+
+
+@dataclass(frozen=True)
+class VariantCurves:
+    """Every measure of a variant's runs.
+
+    Attributes:
+        ended: whether all runs are at their end.
+        steps: of the snapshots, by seed.
+        curves: by measure and seed.
+        first: the first step at which it passes.
+        final: the last value.
+        order: measures by their mean first step, equal ones together.
+    """
+
+    positions: Positions
+    n_layers: int
+    ended: bool
+    steps: Mapping[int, list[int]]
+    curves: Mapping[Measure, Mapping[int, list[float | None]]]
+    first: Mapping[Measure, Spread]
+    final: Mapping[Measure, Spread]
+    order: list[list[Measure]]
+
+    def told_order(self) -> str:
+        """Measures in their order with the steps, and those that pass later, or never."""
+        ranked = [
+            " and ".join(LABELS[name] for name in group)
+            + f" (step {shown(self.first[group[0]], '.0f')})"
+            for group in self.order
+        ]
+        late = [
+            f"{LABELS[name]} ({shown(self.final[name])} at the end)"
+            for name in ORDERED
+            if name in self.first and not any(name in group for group in self.order)
+        ]
+        never = "not in every seed: " if len(self.steps) > 1 else "not yet: "
+        parts = [", then ".join(ranked)] if ranked else []
+        return "; ".join(parts + ([never + ", ".join(late)] if late else []))
+
+    def passed(self, name: Measure) -> str:
+        """From which step on it is there."""
+        first = self.first[name]
+        return "never" if first.mean is None else f"from step {shown(first, '.0f')} on"
+
+
+@dataclass(frozen=True)
+class CurveStudy(OfRuns):
+    """Curves of every measure, the first step at which each passes, and the order, by variant.
+
+    Attributes:
+        threshold: above it a measure passes; recall and attention are shares, see
+            :mod:`resval_lens.analyses.papers.memory.model.probes`.
+        known: the same for W_F, the share of the bigrams that it tells,
+
+                1 − KL / (log V − H),    H: mean entropy of π_b(·|u) over KL's tokens
+
+            0 where it answers uniformly, 1 where it knows them all.
+    """
+
+    threshold: float
+    known: float
+    run: MemoryRun
+    variants: Mapping[str, VariantCurves]
+
+    def tables(self) -> list[Table]:
+        """When each measure passes, and where it ends, by variant."""
+        first, final = (
+            narrow_table(title, ["variant", *HEADS.values()])
+            for title in (
+                f"First step above {self.threshold:g} (W_F: {self.known:.0%} of bigrams)",
+                "At the last step",
+            )
+        )
+        for name, own in self.variants.items():
+            named = f"{name} ({len(own.steps)})"
+            there = [own.first.get(measure) for measure in HEADS]
+            first.add_row(named, *("" if x is None else shown(x, ".0f", True) for x in there))
+            there = [own.final.get(measure) for measure in HEADS]  # no room for deviations
+            final.add_row(named, *("" if x is None else formatted(x.mean, ".2f") for x in there))
+        final.caption = (
+            "(variant (seeds), means; recall of the memories; what W_F tells\n"
+            "of the bigrams; share of positions that look at t − 1, at the\n"
+            "target; in-context accuracy)"
+        )
+        return [first, final]
+
+    def figures(self) -> dict[str, Figure]:
+        """Recall of each memory and in-context accuracy against the step, a panel a variant."""
+        from resval_lens.analyses.papers.memory.curves_figure import draw
+
+        return {"memory-curves.png": draw(self)}
+
+    def sentences(self) -> list[str]:
+        """The order of learning of each variant, and what is known about it beside the found."""
+        said = [
+            f"Steps are of snapshots, one in {self.run.snapshot_every}. A memory is there above "
+            f"{self.threshold:g} recall, W_F above {self.known:.0%} of what the bigrams tell."
+        ]
+        for name, own in self.variants.items():
+            said.append(f"{name}{'' if own.ended else ' (still in training)'}: {own.told_order()}.")
+        told = self.told_order()
+        if told:
+            said.append(
+                f"Known is that W_O² comes first and W_K² is easier than W_K¹. Here {told}."
+            )
+        for name, own in self.variants.items():
+            if "W_K1_far" in own.first:
+                near, far = own.final["W_K1_near"], own.final["W_K1_far"]
+                said.append(
+                    f"{name}: at the end W_K¹ recalls {shown(near)} of the positions below 64 and "
+                    f"{shown(far)} of the later ones (above {self.threshold:g}: "
+                    f"{own.passed('W_K1_near')}, {own.passed('W_K1_far')})."
+                )
+        ends = {n: own for n, own in self.variants.items() if "accuracy" in own.final}
+        said += [
+            f"{name}, a single layer, ends at {shown(own.final['accuracy'])} in-context accuracy "
+            f"(published: about {ONE_LAYER:.2f}; two layers about {TWO_LAYERS:.2f})."
+            for name, own in ends.items()
+            if own.n_layers == 1
+        ]
+        each = ", ".join(
+            f"{name} {shown(own.final['accuracy'])}"
+            for name, own in ends.items()
+            if own.n_layers == 2
+        )
+        if each:
+            said.append(f"In-context accuracy of two layers at the last step: {each}.")
+        return said
+
+    def told_order(self) -> str:
+        """In how many of the two-layer runs one memory passes before another; "" if none passes."""
+        two = [own for own in self.variants.values() if own.n_layers == 2]
+        pairs: tuple[tuple[Measure, Measure], ...] = (
+            ("W_O2", "W_K2"), ("W_O2", "W_K1"), ("W_K2", "W_K1"),
+        )  # fmt: skip
+        counts = [(f"{LABELS[a]} before {LABELS[b]}", *_before(two, a, b)) for a, b in pairs]
+        return ", ".join(
+            f"{what} in {k} of {n} runs" + (f" ({same} at the same snapshot)" if same else "")
+            for what, k, same, n in counts
+            if n
+        )
+
+
+def curve_study(
+    runs: Sequence[RecordedRun[MemoryRun]], threshold: float = 0.9, known: float = 0.5
+) -> CurveStudy:
+    """Curves of every measure of the runs, which differ in variant and seed only.
+
+    A measure passes at the first snapshot where it exceeds ``threshold``, W_F where it exceeds
+    ``known``. Of a run that has not ended there is what it has.
+
+    Raises:
+        ValueError: a threshold that is not between 0 and 1, or runs that cannot be compared.
+    """
+    for name, value in {"threshold": threshold, "known": known}.items():
+        if not 0 < value < 1:
+            raise ValueError(f"{name} must lie between 0 and 1; got {value!r}")
+    variants = {}
+    for name, own in by_variant(runs).items():
+        curves = {
+            measure: {recorded.run.seed: _curve(recorded, measure) for recorded in own}
+            for measure in MEASURES
+        }
+        steps = {recorded.run.seed: [line["step"] for line in recorded.metrics] for recorded in own}
+        first = {
+            measure: {
+                seed: first_above(
+                    zip(steps[seed], curve, strict=True),
+                    known if measure in _SHARES else threshold,
+                )
+                for seed, curve in by_seed.items()
+            }
+            for measure, by_seed in curves.items()
+            if any(x is not None for curve in by_seed.values() for x in curve)
+        }
+        variants[name] = VariantCurves(
+            own[0].run.positions,
+            own[0].run.n_layers,
+            all(recorded.done for recorded in own),
+            steps,
+            {measure: curves[measure] for measure in first},
+            {measure: spread(numbers) for measure, numbers in first.items()},
+            {
+                measure: spread({seed: curve[-1] for seed, curve in curves[measure].items()})
+                for measure in first
+            },
+            order({measure: first[measure] for measure in ORDERED if measure in first}),
+        )
+    return CurveStudy(threshold, known, runs[0].run, variants)
+
+
+def order(first: Mapping[Measure, Mapping[int, int | None]]) -> list[list[Measure]]:
+    """Names by their mean step over seeds, equal ones together; without those a seed never saw."""
+    means = {
+        name: float(np.mean([step for step in by_seed.values() if step is not None]))
+        for name, by_seed in first.items()
+        if None not in by_seed.values()
+    }
+    return [[n for n in means if means[n] == mean] for mean in sorted(set(means.values()))]
+
+
+def bigram_information(task: TriggerTask) -> float:
+    """log V − mean H(π_b(·|u)) over tokens u that occur and are no fixed triggers, in nats."""
+    bigrams = task.bigrams
+    counted = bigrams.unigram_counts > 0
+    counted[list(task.trigger_tokens if task.triggers == "fixed" else ())] = False
+    pi = bigrams.conditional[counted]
+    entropy = -torch.special.xlogy(pi, pi).sum(1)
+    return float(np.log(bigrams.d_vocab) - entropy.mean())
+
+
+def _curve(recorded: RecordedRun, measure: Measure) -> list[float | None]:
+    group, name = MEASURES[measure]
+    values: list[float | None] = [line[group].get(name) for line in recorded.metrics]
+    if measure in _SHARES:
+        whole = bigram_information(recorded.run.task)
+        return [None if kl is None else 1 - kl / whole for kl in values]
+    return values
+
+
+def _before(studies: Sequence[VariantCurves], a: Measure, b: Measure) -> tuple[int, int, int]:
+    """Runs in which ``a`` passes first, in which both at one snapshot, and that follow both.
+
+    One that never passes is late; runs in which neither passes are not counted.
+    """
+    earlier = together = count = 0
+    for study in studies:
+        if a in study.first and b in study.first:
+            others = study.first[b].by_seed
+            for seed, one in study.first[a].by_seed.items():
+                other = others[seed]
+                count += one is not None or other is not None
+                earlier += one is not None and (other is None or one < other)
+                together += one is not None and one == other
+    return earlier, together, count

@@ -1,0 +1,1 @@
+"""Sequences that the simplified transformers learn: triggers, facts, analogies."""

@@ -1,0 +1,1 @@
+"""Pages: the report of ``compare``, and the recorded runs in Markdown."""

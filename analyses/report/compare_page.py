@@ -1,0 +1,345 @@
+"""``resval-lens compare --report``: what was compared and found, on one page that opens offline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.figure import Figure
+from rich.markup import escape as markup
+from rich.table import Table
+
+from resval_lens.analyses.circuits.metrics import FAITHFUL
+from resval_lens.analyses.comparison import lm_figures
+from resval_lens.analyses.comparison.circuit_compare import ComparedCircuits
+from resval_lens.analyses.comparison.compare_parts import Comparison
+from resval_lens.analyses.comparison.icl_compare import ComparedClassifiers
+from resval_lens.analyses.comparison.icl_curves import icl_curves
+from resval_lens.analyses.comparison.ioi_cells import cells_sentences
+from resval_lens.analyses.comparison.lm_compare import ComparedLanguageModels, NotCompared
+from resval_lens.analyses.comparison.lm_emergence import LMEmergence
+from resval_lens.analyses.display.attention import attention_body
+from resval_lens.analyses.display.display import figure_html
+from resval_lens.analyses.display.page import page, words
+from resval_lens.analyses.display.tables import html_table
+from resval_lens.analyses.drawing import figures
+from resval_lens.analyses.studies import circuit_figures, intervention_figures
+from resval_lens.analyses.studies.patching import Patching
+from resval_lens.tasks.icl import TASKS
+from resval_lens.training.icl_run import ICLRun
+from resval_lens.training.lm_run import LMRun
+from resval_lens.training.recorded import RecordedRun
+
+Data = Mapping[str, Any]
+Drawn = Mapping[str, Figure | None]
+TITLE = "Classic and residual-value transformers, compared"
+CLASSIFIERS = "two-layer classifiers"
+LANGUAGE_MODELS = "language models"
+
+
+def compare_page(
+    study: Comparison,
+    data: Data,
+    runs: Sequence[RecordedRun[ICLRun]],
+    lm_runs: Sequence[RecordedRun[LMRun]],
+    ready: Drawn | None = None,
+) -> str:
+    """The page, of what was compared and the runs whose curves are drawn.
+
+    Everything is inside: style, script, CircuitsVis once. A policy in the page forbids it to
+    fetch anything.
+
+    Args:
+        data: what ``compare.json`` holds: its ``found`` and ``provenance`` are shown.
+        lm_runs: of language models; empty if there are none to draw.
+        ready: figures that are images beside the page, too, by file name; they are laid out once.
+    """
+    ready = ready or {}
+    classifiers, language, circuits = study.classifiers, study.language_models, study.circuits
+    sections: dict[str, Callable[[], str]] = {
+        "What was compared": lambda: _compared(study),
+        "What was found": lambda: _found(data),
+        "Accuracy and emergence": lambda: _emergence(study, runs, lm_runs, ready),
+        "Attention": lambda: _attention(classifiers, language),
+        "Links ablated": lambda: _links(classifiers, language, ready),
+        "Activations patched": lambda: _patched(language.patched),
+        "Circuits": lambda: _circuits(circuits, ready),
+        "What links carry": lambda: _signals(circuits),
+        "The four cells": lambda: _cells(classifiers, language),
+        "Provenance": lambda: _provenance(data["provenance"], study.settings),
+    }
+    ids = {heading: heading.lower().replace(" ", "-") for heading in sections}
+    contents = "".join(f'<li><a href="#{ids[name]}">{name}</a></li>' for name in sections)
+    said = data.get("found", ["The numbers bear no sentence; they are below."])
+    body = [
+        f'<h1>{TITLE}</h1><p class="rv-lead">{words(said[0])}</p>',
+        f'<nav aria-label="Contents"><ul>{contents}</ul></nav>',
+        '<p class="rv-quiet">Point at or touch a part of a figure, or Tab to it and go on with the '
+        "arrow keys, and it says its number. Wide figures and tables scroll sideways.</p>",
+    ]
+    body += [
+        f'<section aria-labelledby="{ids[name]}"><h2 id="{ids[name]}">{name}</h2>{make()}</section>'
+        for name, make in sections.items()
+    ]
+    return page(TITLE, "\n".join(body), with_circuitsvis=True)
+
+
+def _compared(study: Comparison) -> str:
+    names = {"classic": "no stream", "queries": "queries flow", "keys": "keys flow",
+             "values": "values flow"}  # fmt: skip
+    table = Table(title="Models")
+    for heading in ("model", "task", "stream"):
+        table.add_column(heading)
+    for heading in ("seed", "seeds of its curves", "evaluated on"):
+        table.add_column(heading, justify="right")
+    seeds = {row.variant: row.snapshots for row in study.emergence.rows}
+    for name, model in study.classifiers.models.items():
+        table.add_row(
+            name, CLASSIFIERS, names.get(name, name),
+            str(model.seed), ", ".join(map(str, seeds.get(name, []))),
+            f"{model.sequences:,} sequences",
+        )  # fmt: skip
+    table.add_section()
+    language, of_models = study.language_models, study.lm_emergence
+    curves = of_models.seeds if isinstance(of_models, LMEmergence) else {}
+    for name, scores in language.scores.items():
+        kind = scores.architecture
+        seed = "" if scores.seed is None else str(scores.seed)
+        table.add_row(
+            markup(name), LANGUAGE_MODELS, names.get(kind, kind), seed,
+            f"{curves[kind]} seeds" if kind in curves else "", f"{language.prompts:,} prompts",
+        )  # fmt: skip
+    return (
+        "<p>Transformers in which each attention layer's values (queries, keys) also receive the "
+        "previous layer's of the same head (arXiv 2412.15113), beside classic ones: "
+        f"{CLASSIFIERS} that learn to classify in context, and "
+        f"{LANGUAGE_MODELS} that name the indirect object of a generated story. Everything below "
+        "was measured now, on these models, but training curves and the tables under them, which "
+        "are of recorded runs.</p><p>Layers in names count from 0: the links v1 arrive in layer 1, "
+        "those of its head 2 are v1.h2; a1.h2 is that head and m1 the layer's MLP. V₁→V₂ is the "
+        "paper's name for the one link of a classifier, whose layers are also called 1 and "
+        "2.</p>" + html_table(table)
+    )
+
+
+def _found(data: Data) -> str:
+    lines = "".join(f"<li>{words(sentence)}</li>" for sentence in data.get("found", []))
+    if not lines:
+        return "<p>The numbers bear no sentence.</p>"
+    return (
+        f"<ul>{lines}</ul><p class='rv-quiet'>A link's weight, norm or attention is not its "
+        "importance; where these sentences say what a link does, it was cut or corrupted.</p>"
+    )
+
+
+def _emergence(
+    study: Comparison,
+    runs: Sequence[RecordedRun[ICLRun]],
+    lm_runs: Sequence[RecordedRun[LMRun]],
+    ready: Drawn,
+) -> str:
+    parts = [
+        f"<h3>{CLASSIFIERS.capitalize()}</h3>",
+        _figure(ready.get("accuracy.png") or study.classifiers.accuracy_figure(),
+                 "Accuracy of each model on each task",
+                "Accuracy at the end of training, of one seed. Test: as in training; IC: fresh "
+                "classes; IC2: known classes with new labels; IW: only memory helps."),
+        _figure(ready.get("emergence.png") or icl_curves(runs).figure(),
+                 "Accuracy and loss of classifiers in training",
+                "Thin: single seeds; thick: their mean."),
+        html_table(study.emergence.table()),
+    ]  # fmt: skip
+    of_models = study.lm_emergence
+    if isinstance(of_models, NotCompared):
+        parts.append(f"<p>Curves of language models are not drawn: {words(of_models.reason)}.</p>")
+    elif lm_runs:
+        parts += [
+            f"<h3>{LANGUAGE_MODELS.capitalize()}</h3>",
+            _figure(lm_figures.training(lm_runs), "Language models in training",
+                    "Thin: single seeds; thick: their mean. Unseen: pairs of names that never "
+                    "meet in training text, frames and objects that never occur in it."),
+            *(html_table(table) for table in of_models.tables()),
+        ]  # fmt: skip
+    return "".join(parts)
+
+
+def _attention(classifiers: ComparedClassifiers, language: ComparedLanguageModels) -> str:
+    shown = {name: classifiers.attention[name] for name in _pair(classifiers.attention)}
+    length = len(next(iter(shown.values())).mean_pattern[0])
+    tokens = [f"{'label' if i % 2 else 'object'} {i // 2 + 1} " for i in range(length - 1)]
+    means = {name: torch.tensor(study.mean_pattern).clamp(0, 1) for name, study in shown.items()}
+    parts = [
+        f"<h3>{CLASSIFIERS.capitalize()}</h3><p>Mean weights over sequences of fresh classes. "
+        "Layer 1 writes each object next to its label; layer 2 lets the query find the label. "
+        "Hover over a layer to see it alone, click to keep it; click a token to see what it "
+        "attends to.</p>",
+        attention_body(means, [*tokens, "query"], ["layer 1", "layer 2"]),
+        html_table(classifiers.attention_table()),
+    ]
+    attention = language.attention
+    if attention.tokens:
+        patterns = {name: torch.tensor(of.patterns) for name, of in attention.models.items()}
+        heads = {name: of.heads for name, of in attention.models.items()}
+        parts += [
+            f"<h3>{LANGUAGE_MODELS.capitalize()}</h3><p>All heads (layer.head) on one prompt. The "
+            "answer is said at the last token.</p>",
+            attention_body(patterns, attention.tokens, heads),
+        ]
+    return "".join(parts)
+
+
+def _links(classifiers: ComparedClassifiers, language: ComparedLanguageModels, ready: Drawn) -> str:
+    parts = []
+    if classifiers.links:
+        parts += [
+            f"<h3>{CLASSIFIERS.capitalize()}</h3>",
+            _figure(ready.get("link_edits.png") or figures.link_edits(classifiers.links),
+                     "Accuracy against the scale of the links",
+                    "Every link of a model scaled by c; ○: replaced by its mean over other "
+                    "sequences."),
+        ]  # fmt: skip
+        if classifiers.controls:
+            parts.append(html_table(classifiers.controls.table()))
+    if language.links:
+        parts.append(f"<h3>{LANGUAGE_MODELS.capitalize()}</h3>")
+    for name, ablation in language.links.items():
+        study, model = ablation.study, ablation.facts.model
+        parts += [
+            _figure(intervention_figures.ablation_curves(study, model), f"{name}: links scaled",
+                    "v1 are the links that arrive in layer 1, all heads. At c = 0 also "
+                    "mean-ablated (○) and resampled from the corrupted prompts (×)."),
+        ]  # fmt: skip
+        if study.story_loss:
+            parts += map(html_table, study.story_loss.tables())
+        if name in language.scores:  # its own links, not grafted ones
+            alone = intervention_figures.ablated(study, model, scales=False)
+            said = "Each layer's links and each head's alone (v1.h2: into head 2 of layer 1)."
+            parts.append(_figure(alone, f"{name}: each link edited", said))
+    return "".join(parts) or "<p>None of these models has links.</p>"
+
+
+def _patched(patched: Sequence[Patching]) -> str:
+    if not patched:
+        return "<p>No language model was compared.</p>"
+    example = patched[0].example
+    assert example is not None
+    said = (
+        "<p>The corrupted run takes one activation from the clean run: how much of the gap between "
+        "the two does it recover (0: as corrupted, 1: as clean)? IO is the recipient's name, S1 "
+        "and S2 the giver's first and second mention, S1+1 the token after the first, end the "
+        "last. The corrupted prompts differ in who gives: "
+        f"<q>{words(example.clean)}</q>, <q>{words(example.corrupted)}</q>.</p>"
+    )
+    sites = list(dict.fromkeys(found.site for found in patched))
+    what = {"resid_pre": "the residual stream before each layer", "z": "heads' outputs",
+            "q_link": "what arrives over the query links", "k_link": "what arrives over the key "
+            "links", "v_link": "what arrives over the value links"}  # fmt: skip
+    most = max(1.0, *(found.largest for found in patched))  # side by side: one scale
+    drawn = "".join(
+        _figure(
+            found.figure(most),
+            f"{found.facts.model}: {what.get(found.site, found.site)}, patched",
+            f"{found.facts.model}: {what.get(found.site, found.site)}, "
+            f"by {' and '.join(found.axes)}.",
+        )
+        for found in sorted(patched, key=lambda found: sites.index(found.site))
+    )
+    return f'{said}<div class="rv-pairs">{drawn}</div>'
+
+
+def _circuits(circuits: ComparedCircuits, ready: Drawn) -> str:
+    parts = [
+        "<p>Tasks, and how prompts are corrupted: IC, classifying in context, by other labels or "
+        "other objects; IOI, naming the indirect object, by someone else who gives (random-S2) or "
+        "three other names (ABC). Metrics: IO − S is the same whether the model would name the two "
+        "or anything else; log P(IO), P(IO) and IO less the mean of all other names ask for the "
+        "name itself. f is faithfulness, the share of the clean − corrupted gap that a circuit "
+        "keeps.</p>"
+    ]
+    said = (
+        f"The fewest highest-scored edges with a faithfulness of {FAITHFUL:g} by log P(IO). Every "
+        "other edge carries what it carries on the corrupted prompt. The stronger an edge is "
+        "drawn, the more the metric loses without it. Of several seeds, the first is drawn."
+    )
+    for task in dict.fromkeys(title.split(": ")[1] for title in circuits.drawn):
+        own = {title: each for title, each in circuits.drawn.items() if title.endswith(task)}
+        caption = f"As above, {task}." if len(parts) > 1 else f"{task}. {said}"
+        parts.append(_figure(circuit_figures.circuits(own), f"Circuits, {task}", caption))
+    parts += map(html_table, circuits.circuit_tables())
+    parts.append(
+        _figure(ready.get("faithfulness.png") or circuit_figures.faithfulness(circuits.circuits),
+                "Faithfulness by size",
+                "Faithfulness of the highest-scored edges, before any is pruned that leads nowhere "
+                "(the table's are pruned); 1: as the whole model. It may pass 1: edges that work "
+                "against the answer are left out. CPR is the area under such a curve over the "
+                "share of edges, CMD that between it and 1.")
+    )  # fmt: skip
+    return "".join(parts)
+
+
+def _signals(circuits: ComparedCircuits) -> str:
+    if not circuits.heads:
+        return "<p>No language model was compared.</p>"
+    said = (
+        "<p>Roles after Wang et al. (arXiv 2211.00593), measured on ABC prompts: movers attend "
+        "from "
+        "the end to a name and write it (negative: against it; of both names: the giver's, too), "
+        "suppressors write it off, inhibiting heads tell movers which to leave out.</p>"
+    )
+    return said + "".join(map(html_table, circuits.head_tables()))
+
+
+def _cells(classifiers: ComparedClassifiers, language: ComparedLanguageModels) -> str:
+    parts = [
+        "<p>The same weights, run as the other architecture: a link grafted on, or removed. Each "
+        "as it was trained is the comparison; the other two say how far weights and link have "
+        "grown together.</p>"
+    ]
+    if classifiers.four_cells:
+        table = Table(title="Classifiers: accuracy")
+        for heading in ("trained", "run"):
+            table.add_column(heading)
+        for label in TASKS.values():
+            table.add_column(label, justify="right")
+        for (trained, run), row in classifiers.four_cells.cells.by_way().items():
+            table.add_row(trained, f"{run} stream", *(f"{row[task]:.3f}" for task in TASKS))
+        parts.append(html_table(table))
+    for kind, pairs in language.cells().items():
+        parts.append(html_table(language.cells_table(kind)))
+        said = "".join(f"<li>{words(text)}</li>" for text in cells_sentences(pairs))
+        parts.append(f"<ul>{said}</ul>")
+    if len(parts) == 1:
+        return "<p>None of these models has a pair: classic and with a stream, of one seed.</p>"
+    return "".join(parts)
+
+
+def _provenance(facts: Data, settings: Data) -> str:
+    rows = {
+        "command": f"<code>{words(facts['command'])}</code>",
+        "created": words(facts["created"]),
+        "git commit": words(facts["git_commit"] or "not in a git checkout"),
+        **{words(name): words(number) for name, number in facts["versions"].items()},
+        "machine": words(facts["machine"]),
+        **{words(name): words(str(value)) for name, value in settings.items()},
+    }
+    lines = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows.items())
+    return (
+        f"<dl>{lines}</dl><p class='rv-quiet'>All numbers of this page, and more, are in "
+        "the compare.json that the same command wrote; the curves of training are in the runs' "
+        "metrics.</p>"
+    )
+
+
+def _pair(names: Mapping[str, Any]) -> list[str]:
+    """Classic and values, where there are both; else all."""
+    both = [name for name in ("classic", "values") if name in names]
+    return both if len(both) == 2 else list(names)
+
+
+def _figure(figure: Figure, name: str, caption: str) -> str:
+    body = figure_html(figure, name, caption)
+    figure.set_layout_engine("none")  # an image of it is laid out as the page is
+    plt.close(figure)
+    return body

@@ -1,0 +1,440 @@
+"""The recorded runs in tables of Markdown, ours beside the published: the results page.
+
+Everything is computed from the runs that ship and from the JSON that lies beside the page when the
+page is built; no number on it is written by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from resval_lens.analyses.comparison import ioi_cells
+from resval_lens.analyses.comparison.circuit_findings import MetricMatrix, OverSeeds
+from resval_lens.analyses.comparison.icl_emergence import (
+    NO_GAIN_CONTROL,
+    PUBLISHED,
+    TABLES,
+    Crossing,
+    Emergence,
+    paper_runs,
+)
+from resval_lens.analyses.comparison.icl_emergence import emergence as emergence_study
+from resval_lens.analyses.comparison.ioi_paper import PUBLISHED_TABLE_2
+from resval_lens.analyses.comparison.link_controls import first_of, link_controls
+from resval_lens.analyses.comparison.link_in_training import LinkInTraining
+from resval_lens.analyses.comparison.lm_emergence import Compared, lm_emergence
+from resval_lens.analyses.papers.amicl.figure_7 import PUBLISHED_COUNTS, figure_7
+from resval_lens.analyses.papers.memory.comparable import shown
+from resval_lens.analyses.papers.memory.curves import (
+    LABELS,
+    ONE_LAYER,
+    TWO_LAYERS,
+    Measure,
+    curve_study,
+)
+from resval_lens.analyses.papers.memory.training.run import MemoryRun
+from resval_lens.analyses.results.seeds import present, spread
+from resval_lens.io.checkpoint import SHIPPED_MODELS
+from resval_lens.numbers import number
+from resval_lens.runtime import one_thread
+from resval_lens.tasks.icl import TASKS
+from resval_lens.tasks.ioi import PAPER_SENTENCES, encode
+from resval_lens.tasks.leading import leading_token
+from resval_lens.tasks.stories import ioi_prompts
+from resval_lens.training.icl_run import ICLRun, draw_world
+from resval_lens.training.lm_run import LMRun
+from resval_lens.training.recorded import RecordedRun, load_runs
+from resval_lens.transformer import ResValTransformer
+
+FOLLOWED: tuple[Measure, ...] = ("W_F", "W_K2", "W_O2", "W_K1", "accuracy")
+"""Measures of :mod:`~resval_lens.analyses.papers.memory.curves` that the page has."""
+
+
+def section(name: str, folder: Path) -> str:
+    """One part of the page as Markdown; ``folder`` holds the studies' JSON.
+
+    Raises:
+        ValueError: there is no part of that name.
+    """
+    sections: dict[str, Callable[[], str]] = {
+        **{table: lambda t=above: emergence(t) for table, above in TABLES.items()},  # type: ignore[misc]
+        "further-variants": further_variants,
+        "final-accuracy": final_accuracy,
+        "link-in-training": lambda: link_in_training(_read(folder, "link-in-training")),
+        "link-controls": link_controls_table,
+        "language-models": language_models,
+        "loss-matched": loss_matched,
+        "published-table-2": published_table_2,
+        "four-cells": four_cells,
+        "circuits": lambda: circuits(_read(folder, "circuits")),
+        "circuits-by-metric": lambda: circuits_by_metric(_read(folder, "circuits-by-metric")),
+        "memory": memory,
+        "amicl": amicl,
+        "provenance-icl": lambda: provenance_table(load_runs(ICLRun)),
+        "provenance-lm": lambda: provenance_table(load_runs(LMRun)),
+        "provenance-memory": lambda: provenance_table(load_runs(MemoryRun)),
+    }
+    if name not in sections:
+        raise ValueError(f"the results page has no part {name!r}; it has {', '.join(sections)}")
+    with one_thread():
+        return sections[name]()
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
+    """Rows as a Markdown table, whose first ``words`` columns are words and the others numbers."""
+    rule = ["---" if i < words else "--:" for i in range(len(columns))]
+    lines = [columns, rule, *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def emergence(threshold: float) -> str:
+    """Tables 1, 5 and 6 of arXiv 2412.15113: the first snapshot above ``threshold``, and t-tests.
+
+    Ours beside the published, mean ± population sd over seeds, in snapshots of 500 steps.
+    """
+    study = emergence_study(paper_runs(load_runs(ICLRun)), threshold)
+    theirs = PUBLISHED[threshold]["ic"]
+    return (
+        f"Values pass {threshold:g} on IC after {study.saving('ic', 'values'):.0%} fewer steps "
+        f"than classic; published: {1 - theirs['values'][0] / theirs['classic'][0]:.0%}. "
+        f"{NO_GAIN_CONTROL}\n\n{_emergence_rows(study, study.rows)}\n{_tests(study, 'classic')}"
+    )
+
+
+def further_variants() -> str:
+    """What the paper leaves open, at .95: gradient blocked, several streams, an even mix."""
+    study = emergence_study(load_runs(ICLRun), 0.95)
+    return _emergence_rows(study, [row for row in study.rows if row.published is None])
+
+
+def _emergence_rows(study: Emergence, chosen: Sequence[Crossing]) -> str:
+    rows = []
+    for row in chosen:
+        cells = [TASKS[row.task], row.variant, str(len(row.snapshots)), row.told()]
+        cells += ["{:.2f} ± {:.2f}".format(*row.published)] if row.published else []
+        rows.append([*cells, _number(study.saving(row.task, row.variant), ".0%")])
+    theirs = ["published"] if chosen[0].published else []
+    return markdown_table(["task", "stream", "seeds", "ours", *theirs, "steps saved"], rows, 2)
+
+
+def _tests(study: Emergence, against: str) -> str:
+    forms = (".2f", ".2g", ".2g") * 2
+    rows = [
+        [
+            TASKS[each.task],
+            f"{each.first} − {each.second}",
+            *map(_number, each.tests.in_order, forms),
+        ]
+        for each in study.t_tests
+        if against in (each.first, each.second)
+    ]
+    columns = ["task", "pair", "t", "p", "Holm", "t, paired by seed", "p, paired", "Holm"]
+    said = (
+        "t-tests of independent runs, and paired by seed. *Holm*: the p to its left, corrected "
+        f"for the {len(study.t_tests)} tests of the four streams on both tasks, of which those "
+        f"against {against} are shown."
+    )
+    return f"{said}\n\n{markdown_table(columns, rows, 2)}"
+
+
+def final_accuracy() -> str:
+    """Accuracies of every two-layer variant at its last step, mean ± sd over seeds."""
+    runs = load_runs(ICLRun)
+    tasks = ("test", "ic", "ic2", "iw")
+    rows = []
+    for name in dict.fromkeys(recorded.run.name for recorded in runs):
+        own = [recorded for recorded in runs if recorded.run.name == name]
+        cells = []
+        for task in tasks:
+            cells.append(_spread([each.metrics[-1][task]["accuracy"] for each in own], ".3f"))
+        steps = ", ".join(sorted({f"{each.run.steps:,}" for each in own}))
+        rows.append([name, str(len(own)), steps, *cells])
+    return markdown_table(["stream", "seeds", "steps", "Test", "IC", "IC2", "IW"], rows)
+
+
+def link_in_training(document: Mapping[str, Any], every: int = 3_000) -> str:
+    """Accuracies as trained → with the links cut, every so many steps of one run."""
+    study = LinkInTraining.from_dict(document)
+    tasks = ("test", "ic", "ic2", "iw")
+    rows = [
+        [f"{each.step:,}"] + [f"{each.trained[task]:.3f} → {each.cut[task]:.3f}" for task in tasks]
+        for each in study.snapshots
+        if each.step % every == 0
+    ]
+    worst = max(study.snapshots, key=lambda each: each.trained["ic"] - each.cut["ic"])
+    last = study.snapshots[-1]
+    said = (
+        f"{study.run.name}, seed {study.run.seed}, {study.sequences:,} sequences of each test. The "
+        f"cut costs most at step {worst.step:,}: IC {worst.trained['ic']:.2f} → "
+        f"{worst.cut['ic']:.2f}; at step {last.step:,} it is {last.trained['ic']:.2f} → "
+        f"{last.cut['ic']:.2f}."
+    )
+    table = markdown_table(["step", "Test", "IC", "IC2", "IW"], rows, 0)
+    return f"{said}\n\n{table}\n{_made(document['provenance'])}"
+
+
+def link_controls_table(sequences: int = 1_000) -> str:
+    """The cut of each shipped model with a link beside changes of gain; seed 0, run now."""
+    rows = []
+    for recorded in load_runs(ICLRun):
+        if recorded.has_model and recorded.run.streams:
+            _, tests = draw_world(recorded.run)
+            found = link_controls(recorded.model(), first_of(tests, sequences), recorded.run.seed)
+            rows += [
+                [recorded.run.name, name, *(f"{row[task]:.3f}" for task in ("ic", "ic2", "iw"))]
+                for name, row in found.items()
+            ]
+    table = markdown_table(["stream", "edit", "IC", "IC2", "IW"], rows, 2)
+    return f"One seed of each (0), {sequences:,} sequences of each test, run now.\n\n{table}"
+
+
+def language_models() -> str:
+    """Loss, indirect objects and the steps at which they emerge, classic beside values."""
+    study = lm_emergence(load_runs(LMRun))
+    seeds = ", ".join(f"{count} of {name}" for name, count in study.seeds.items())
+    return (
+        f"Seeds: {seeds}; {study.steps:,} steps, evaluated every {study.evaluate_every}. "
+        f"{_lm_table(study.compared)}"
+    )
+
+
+def loss_matched() -> str:
+    """The same models where their validation losses are equal."""
+    return _lm_table(lm_emergence(load_runs(LMRun)).matched.compared)
+
+
+def _survivors(found: Compared) -> str:
+    """Which differences stand once the tests of their table are counted."""
+    kinds = {
+        "independent": [(test.tests.p, test.tests.p_holm, test) for test in found.tests],
+        "paired": [(test.tests.p_paired, test.tests.p_paired_holm, test) for test in found.tests],
+    }
+    said = []
+    for kind, tests in kinds.items():
+        made = present(p for p, _, _ in tests)
+        kept = [test for _, corrected, test in tests if corrected is not None and corrected < 0.05]
+        which = ", ".join(f"{test.measure} ({test.prompts or 'text'})" for test in kept)
+        said.append(
+            f"Of {len(made)} {kind} t-tests {sum(p < 0.05 for p in made)} have p < .05, "
+            f"and {len(kept) or 'none'} after Holm's correction{f': {which}' * bool(kept)}."
+        )
+    return " ".join(said).replace(">", "&gt;")
+
+
+def _lm_table(found: Compared) -> str:
+    """What survives Holm's correction, and the table."""
+    rows = []
+    for own, tests in found.lines():
+        measure = own[0].measure
+        form = ",.0f" if measure.startswith("step") else ".4f"
+        cells = [row.spread.told(form) for row in own]
+        p = [
+            _number(x, ".2g") for each in tests for x in (each.p, each.p_paired, each.p_paired_holm)
+        ]
+        rows.append([own[0].prompts, measure, *cells, *p])
+    first, *others = (row.architecture for row in own)
+    heads = [f"{p} ({name})" for name in others for p in ("p", "p, paired", "Holm, paired")]
+    table = markdown_table(["prompts", "measure", first, *others, *heads], rows, 2)
+    return f"{_survivors(found)}\n\n{table}"
+
+
+def circuits(report: Mapping[str, Any]) -> str:
+    """Circuits by task and architecture over seeds, and what was found, in words."""
+    columns = {
+        "edges": ".1f", "of": ".0f", "faithfulness": ".2f", "links in it": ".1f",
+        "share through links": ".0%", "model, links corrupted": ".0%",
+    }  # fmt: skip
+    rows = []
+    for row in map(OverSeeds.from_dict, report["over_seeds"]):
+        measures = [(row.measures.get(name), form) for name, form in columns.items()]
+        cells = ["" if x is None else _spread(x.by_seed, form) for x, form in measures]
+        rows.append([row.task, row.metric, row.architecture, str(len(row.seeds)), *cells])
+    table = markdown_table(["task", "metric", "model", "seeds", *columns], rows, 3)
+    said = "\n".join(f"- {sentence}" for sentence in report["found"])
+    return f"{table}\n{said}\n\n{_made(report['provenance'])}"
+
+
+def circuits_by_metric(report: Mapping[str, Any]) -> str:
+    """Circuits chosen by each metric, and what each keeps of all."""
+    matrices = [MetricMatrix.from_dict(each) for each in report["matrices"]]
+    rows = [
+        [
+            matrix.architecture,
+            circuit.by,
+            str(circuit.n_edges),
+            str(len(circuit.links)),
+            *(own.told(" / ", ".2f") for own in circuit.measured.values()),
+            f"{circuit.measured['P(IO)'].resample.circuit:.3f} of "
+            f"{circuit.measured['P(IO)'].clean:.3f}",
+        ]
+        for matrix in matrices
+        for circuit in matrix.circuits
+    ]
+    names = [f"f, {name}" for name in matrices[0].circuits[0].measured]
+    columns = ["model", "chosen by", "edges", "links", *names, "P(IO)"]
+    table = markdown_table(columns, rows, 2)
+    return (
+        f"f: all other edges resampled / at means. P(IO): resampled, of the whole model’s.\n\n"
+        f"{table}\n{_made(report['provenance'])}"
+    )
+
+
+def memory() -> str:
+    """Simplified transformers: when each memory is there, and accuracy at 128 and 256 tokens."""
+    runs = plain_memory_runs()
+    study = curve_study(runs)
+    rows = []
+    for name, variant in study.variants.items():
+        own = [recorded for recorded in runs if recorded.run.name == name]
+        first = variant.first
+        cells = [
+            shown(first[measure], ".0f") if measure in first and
+            first[measure].mean is not None else "" for measure in FOLLOWED
+        ]  # fmt: skip
+        cells[-1] = cells[-1] or "never"
+        for where in ("trained", "longer"):
+            cells.append(_spread([each.metrics[-1][where]["accuracy"] for each in own], ".3f"))
+        rows.append([name, str(len(own)), *cells])
+    heads = [f"{LABELS[measure]}" for measure in FOLLOWED]
+    return (
+        f"Steps of the first snapshot, of one in {study.run.snapshot_every}, above "
+        f"{study.threshold:g} (W_F: above {study.known:.0%} of what the bigrams tell); empty "
+        "where no seed got there. The last columns are in-context accuracies at the end. "
+        f"Published, about: {TWO_LAYERS:g} for two layers, {ONE_LAYER:g} for one.\n\n"
+        + markdown_table(["variant", "seeds", *heads, "128 tokens", "256 tokens"], rows)
+        + "\n"
+        + memory_order()
+    )
+
+
+MEMORY_KINDS = {
+    "triggers fixed": "",
+    "triggers drawn in each sequence": "drawn",
+    "some outputs held out": "held-out",
+}
+"""What the shipped runs were trained on, and how their names end."""
+
+
+def memory_order() -> str:
+    """In how many runs of each kind one memory passes before another, as a list."""
+    every = load_runs(MemoryRun)
+    lines = []
+    for what, ending in MEMORY_KINDS.items():
+        runs = [run for run in every if run.run.name.endswith(ending)] if ending else (
+            plain_memory_runs()
+        )  # fmt: skip
+        seeds = "one seed" if len({run.run.seed for run in runs}) == 1 else "two or three seeds"
+        lines.append(f"- {what} ({seeds} a variant): {curve_study(runs).told_order()}.")
+    return "\n".join(lines) + "\n"
+
+
+def plain_memory_runs() -> list[RecordedRun[MemoryRun]]:
+    """The shipped runs that differ in encoding, stream, layers and seed alone."""
+    return [
+        recorded
+        for recorded in load_runs(MemoryRun)
+        if not recorded.run.name.endswith(("drawn", "held-out"))
+    ]
+
+
+def amicl(trials: int = 1_000, points: int = 100, seed: int = 0) -> str:
+    """Figure 7 at the values of a that have published counts; drawn and counted now.
+
+    The numbers of ``resval-lens reproduce figure-7``, six seconds of one core.
+    """
+    data = figure_7(seed, trials, points)
+    chosen = [data.a.index(a) for a in PUBLISHED_COUNTS]
+    by_similarity = {
+        "dot": {reading: curves.dot for reading, curves in data.readings.items()},
+        "pearson": {reading: curves.pearson for reading, curves in data.readings.items()},
+    }
+    columns = {
+        f"{similarity}, {reading}": [f"{counted[i].share:.3f}" for i in chosen]
+        for similarity, readings in by_similarity.items()
+        for reading, counted in readings.items()
+    }
+    columns["dot, published"] = [
+        f"{low / 1000:.3f}" if low == high else f"{low / 1000:.3f} to {high / 1000:.3f}"
+        for low, high in PUBLISHED_COUNTS.values()
+    ]
+    rows = zip((f"{a:g}" for a in PUBLISHED_COUNTS), *columns.values(), strict=True)
+    return markdown_table(["a", *columns], rows, 0)
+
+
+def published_table_2() -> str:
+    """Table 2 of arXiv 2412.15113 as it is published: P(IO) and P(S) in %, mean ± sample sd."""
+    rows = [
+        [text, architecture]
+        + [f"{numbers[name][i][0]:.2f} ± {numbers[name][i][1]:.2f}" for name in numbers]
+        for i, text in enumerate(PAPER_SENTENCES)
+        for architecture, numbers in PUBLISHED_TABLE_2.items()
+    ]
+    rows = [[text.replace("*", "\\*"), *rest] for text, *rest in rows]
+    return markdown_table(["sentence", "", "P(IO) %", "P(S) %"], rows, 2)
+
+
+def four_cells(prompts: int = 200, seed: int = 0) -> str:
+    """The shipped pair of language models, each run as either architecture; run now.
+
+    Unseen prompts of :func:`~resval_lens.tasks.stories.prompts.ioi_prompts`, as in
+    ``resval-lens eval ioi --prompts 200``.
+    """
+    classic, values = (ResValTransformer.from_pretrained(name) for name in SHIPPED_MODELS)
+    drawn = ioi_prompts(prompts, seed, "unseen", "unseen", "unseen")
+    found = ioi_cells.four_cells(
+        classic, values, encode(drawn, classic.tokenizer, leading_token(classic))
+    )
+    rows = [
+        [f"trained {trained}", f"run {run}", f"{scores.logit_difference:.2f}",
+         f"{scores.p_io:.3f}", f"{scores.accuracy:.3f}"]
+        for (trained, run), scores in found.cells.by_way().items()
+    ]  # fmt: skip
+    return markdown_table(["", "", "logit difference", "P(IO)", "accuracy"], rows, 2)
+
+
+def provenance_table(runs: Sequence[Any]) -> str:
+    """Commands, commits, versions and dates of recorded runs, those of one start together."""
+    starts: dict[tuple[str, str], list[tuple[str, dict[str, Any]]]] = {}
+    for recorded in runs:
+        for start in recorded.starts:
+            key = start["command"], start["git_commit"] or "unknown"
+            starts.setdefault(key, []).append((recorded.folder.name, start))
+    rows = []
+    for (command, commit), own in starts.items():
+        versions = own[0][1]["versions"]
+        dates = sorted(start["created"][:10] for _, start in own)
+        shown_dates = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
+        rows.append(
+            [
+                f"`{command}`",
+                str(len({name for name, _ in own})),
+                f"`{commit[:7]}{'+' if commit.endswith('+') else ''}`",
+                f"torch {versions['torch']}, transformer-lens {versions['transformer-lens']}",
+                shown_dates,
+            ]
+        )
+    return markdown_table(["command", "runs", "commit", "versions", "started"], rows, 5)
+
+
+def _made(made: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
+    return (
+        f"Made by `{made['command']}` on {made['created'][:10]}, commit "
+        f"`{made['git_commit'][:7]}` ({versions}).\n"
+    )
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
+    return found
+
+
+def _spread(numbers: Sequence[float | None], form: str) -> str:
+    return spread(dict(enumerate(numbers))).told(form)
+
+
+def _number(x: float | None, form: str) -> str:
+    return "" if x is None else number(x, form)

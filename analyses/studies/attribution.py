@@ -1,0 +1,197 @@
+"""Who writes the answer, in words and numbers: what ``resval-lens attribute`` reports."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from resval_lens.analyses.attribution.logits import attribute, logit_lens
+from resval_lens.analyses.attribution.weights import copying_scores, ov_paths, own_token_scores
+from resval_lens.analyses.results.result import FLAT, Result
+from resval_lens.analyses.results.tables import WIDE
+from resval_lens.analyses.studies.subjects import Example, Facts, ModelOnTask
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_COPYING = 200
+"""Heads' parts whose copying scores are told: the largest; each takes a readout of every prompt."""
+
+
+@dataclass(frozen=True)
+class HeadShares:
+    """What all heads write of the logit difference, by where their values come from."""
+
+    own: float
+    along_links: float
+
+
+@dataclass(frozen=True)
+class Copying:
+    """How far a head's part copies tokens.
+
+    Attributes:
+        eigenvalues: :func:`~resval_lens.analyses.attribution.weights.copying_scores`; None of a
+            path of weight 0.
+        names_io: :func:`~resval_lens.analyses.attribution.weights.own_token_scores` of IO.
+    """
+
+    eigenvalues: float | None
+    names_io: float
+
+
+@dataclass(frozen=True)
+class LensPoint:
+    """What the logit lens reads ``after`` the embeddings or a layer; IO is the first label.
+
+    Attributes:
+        logit_difference, probability: means over prompts, the latter of IO.
+        median_rank: of IO; 0 is the likeliest token.
+    """
+
+    after: str
+    logit_difference: float
+    probability: float
+    median_rank: float
+
+
+@dataclass(frozen=True)
+class AttributionStudy(Result):
+    """Shares of the mean logit difference, and the logit lens.
+
+    Attributes:
+        general: whether the prompts are general ones instead of stories.
+        components: each one's mean share in logits, largest first
+            (:class:`~resval_lens.analyses.attribution.logits.Attribution`).
+        shares: the same in parts of ``total``; empty where that is 0.
+        copying: by component; empty where weights do not tell (gates, matrices).
+    """
+
+    facts: Facts = field(metadata=FLAT)
+    general: bool
+    total: float
+    components: Mapping[str, float]
+    shares: Mapping[str, float]
+    heads: HeadShares
+    copying: Mapping[str, Copying]
+    lens: tuple[LensPoint, ...]
+    example: Example | None
+
+    def tables(self) -> list[Table | str]:
+        """The largest components; the lens."""
+        return [attribution_table(self), lens_table(self.lens)]
+
+    def figures(self) -> Mapping[str, Figure]:
+        """The largest components."""
+        from resval_lens.analyses.studies.circuit_figures import attribution
+
+        return {"attribute.png": attribution(self.facts.model, self.components)}
+
+
+def attribution_study(
+    chosen: ModelOnTask, general: bool = False, note: Callable[[str], None] = lambda text: None
+) -> AttributionStudy:
+    """Direct logit attribution and the logit lens of a language model on indirect objects.
+
+    Args:
+        general: whether the prompts are general ones, which the report says.
+        note: called with what is being done.
+
+    Raises:
+        ValueError: what :func:`~resval_lens.analyses.attribution.logits.attribute` refuses.
+    """
+    asked = chosen.pairs.clean, chosen.pairs.labels, chosen.pairs.last
+    note("direct logit attribution")
+    shares = attribute(chosen.model, *asked)
+    note("logit lens")
+    lens = logit_lens(chosen.model, *asked)
+    note("copying scores")
+    total, means = shares.total.mean().item(), shares.means()
+    copying = _copying(chosen, list(means))
+    heads = shares.heads.mean(0)  # [layer, source, head]
+    own = heads.diagonal().sum().item()
+    return AttributionStudy(
+        facts=chosen.facts(),
+        general=general,
+        total=total,
+        components=means,
+        shares={name: value / total for name, value in means.items()} if total else {},
+        heads=HeadShares(own, heads.sum().item() - own),
+        copying=copying,
+        lens=tuple(
+            LensPoint(
+                point,
+                lens.logit_difference[i].mean().item(),
+                lens.probability[i].mean().item(),
+                lens.rank[i].double().quantile(0.5).item(),
+            )
+            for i, point in enumerate(lens.points)
+        ),
+        example=chosen.example(),
+    )
+
+
+def _copying(chosen: ModelOnTask, components: Sequence[str]) -> dict[str, Copying]:
+    """Copying scores of heads' parts by name; none where weights do not tell (gates, matrices)."""
+    model = chosen.model
+    if any(s.of == "v" and (s.how.is_gated or s.how.crosses_heads) for s in model.cfg.streams):
+        return {}
+    by_name = {str(path): path for path in ov_paths(model)}
+    paths = [by_name[name] for name in components if name in by_name][:MOST_COPYING]
+    names_io = own_token_scores(
+        model, chosen.pairs.clean, chosen.named_positions()["IO"], which=paths
+    )
+    # Weights alone say what a head copies once those of the norms are folded in. Not every device
+    # has eigenvalues.
+    folded = deepcopy(model).to("cpu", print_details=False)
+    folded.process_weights_(
+        center_writing_weights=False, center_unembed=False, fold_value_biases=False
+    )
+    return {
+        str(path): Copying(None if math.isnan(score) else score, names_io[path])
+        for path, score in copying_scores(folded, paths).items()
+    }
+
+
+def attribution_table(found: AttributionStudy, most: int = 14) -> Table:
+    """What writes the logit difference."""
+    table = Table(
+        title=f"Who writes the logit difference of {found.total:.2f}, after the final norm\n"
+        f"(heads' own values {found.heads.own:+.2f}, along links {found.heads.along_links:+.2f})",
+        **WIDE,
+    )
+    table.add_column("component", no_wrap=True)
+    for name in ("logits", "share", "copying", "names IO"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, share in list(found.components.items())[:most]:
+        copies, cells = found.copying.get(name), ("", "")
+        if copies is not None:
+            eigenvalues = "" if copies.eigenvalues is None else f"{copies.eigenvalues:+.2f}"
+            cells = eigenvalues, f"{copies.names_io:.0%}"
+        part = f"{found.shares[name]:+.0%}" if found.shares else ""
+        table.add_row(name, f"{share:+.3f}", part, *cells)
+    table.caption = (
+        "a2.h1: a head's own values; a2.h1 from 1: layer 1's, along links\n"
+        "copying: Σλ/Σ|λ| of the OV circuit (1 copies, −1 lowers tokens)\n"
+        "names IO: how often among its top 5, attending to it alone"
+    )
+    return table
+
+
+def lens_table(lens: Sequence[LensPoint]) -> Table:
+    """The logit lens."""
+    table = Table(title="Logit lens: the readout of the residual stream so far", **WIDE)
+    table.add_column("after")
+    for name in ("logit difference", "P(IO)", "median rank of IO"):
+        table.add_column(name, justify="right")
+    for row in lens:
+        table.add_row(
+            row.after if row.after == "embed" else f"layer {row.after}",
+            f"{row.logit_difference:+.3f}", f"{row.probability:.3f}", f"{row.median_rank:g}",
+        )  # fmt: skip
+    return table

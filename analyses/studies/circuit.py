@@ -1,0 +1,156 @@
+"""What ``resval-lens circuit`` says of one circuit: tables, sentences, a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from resval_lens.analyses.circuits.metrics import ByMetric
+from resval_lens.analyses.circuits.study import CircuitStudy, Study
+from resval_lens.analyses.results.result import FLAT, Result
+from resval_lens.analyses.results.tables import NARROW
+from resval_lens.analyses.studies.subjects import Example, Facts
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class CircuitReport(Result):
+    """A study of one circuit, and of which model on which prompts (``general`` ones?) it is."""
+
+    facts: Facts = field(metadata=FLAT)
+    general: bool
+    example: Example | None
+    study: Study = field(metadata=FLAT)
+
+    def tables(self) -> list[Table | str]:
+        """The circuit's edges, what it keeps of every metric, and the strongest edges of all."""
+        shown: list[Table | str] = [circuit_table(self.study), measured_table(self.study.measured)]
+        if isinstance(self.study, CircuitStudy):
+            shown.append(scores_table(self.study))
+        return shown
+
+    def figures(self) -> Mapping[str, Figure]:
+        """The circuit, unless it has no edges."""
+        from resval_lens.analyses.studies.circuit_figures import circuits
+
+        if not self.study.circuit.edges:
+            return {}
+        title = f"{self.facts.model}: {self.facts.task}, corrupted by {self.facts.corruption}"
+        return {"circuit.png": circuits({title: self.study.circuit})}
+
+    def sentences(self) -> list[str]:
+        """What the circuit keeps, how it was found, and what links do."""
+        study, circuit, name = self.study, self.study.circuit, self.facts.metric
+        probability, kept = list(study.measured.items())[-1]
+        said = [
+            f"{name[:1].upper()}{name[1:]} on {study.prompts.evaluated} prompts that edges were "
+            f"not scored on: {study.metric.clean:.3f}, corrupted ({self.facts.corruption}) "
+            f"{study.metric.corrupted:.3f}, of the circuit {circuit.metric.circuit:.3f}.",
+            f"{probability} is {kept.clean:.3f} on these prompts; the circuit alone gives "
+            f"{kept.resample.circuit:.3f}, with other edges at their means "
+            f"{kept.mean.circuit:.3f}.",
+        ]
+        if isinstance(study, CircuitStudy):
+            said += _of_search(study)
+        tried = circuit.measured.minimality
+        if tried.edges < tried.of:
+            said.append(
+                f"Minimality is that of {tried.edges:,} of its {tried.of:,} edges, drawn by the "
+                "seed."
+            )
+        if circuit.links:
+            links = "link" if len(circuit.links) == 1 else f"{len(circuit.links)} links"
+            said.append(
+                f"Without its {links} the circuit's faithfulness is "
+                f"{circuit.faithfulness_without_links:.3f}."
+            )
+        if isinstance(study, CircuitStudy) and study.links is not None:
+            said.append(
+                "The whole model with every link corrupted keeps "
+                f"{study.links.faithfulness_of_model_with_links_corrupted:.3f}; with every link "
+                f"cut its {name} is {study.links.clean_metric_with_links_cut:.3f}."
+            )
+        if isinstance(study, CircuitStudy) and study.agreement is not None:
+            said.append(
+                f"Scores by {study.method} and exact ones agree with a rank correlation of "
+                f"{study.agreement.rank:.2f} (of their sizes {study.agreement.rank_of_size:.2f})."
+            )
+        return said
+
+
+def _of_search(study: CircuitStudy) -> list[str]:
+    """That a size that was asked for is no circuit's, or that not every size was tried."""
+    search, n_edges = study.search, study.circuit.n_edges
+    if search.sizes is None:
+        return [] if search.size == n_edges else [
+            f"Of the {search.size:,} strongest edges {n_edges:,} lie on a way from the input to "
+            "the logits; the others change nothing."
+        ]  # fmt: skip
+    if search.every_smaller_size_tried:
+        return []
+    return [
+        f"The circuit is the smallest of the {len(search.sizes)} sizes tried (up to "
+        f"{search.sizes[-1]:,} edges), not of all."
+    ]
+
+
+def measured_table(measured: ByMetric) -> Table:
+    """What a circuit keeps of every metric."""
+    table = Table(title="The circuit by every metric", **NARROW)
+    for name in ("metric", "edges outside it"):
+        table.add_column(name, no_wrap=True)
+    for name in ("clean", "corrupted", "circuit", "f"):
+        table.add_column(name, justify="right")
+    for metric, own in measured.items():
+        for kept, how in (
+            (own.resample, "as on the corrupted prompts"),
+            (own.mean, "mean over corrupted prompts"),
+        ):
+            numbers = (f"{x:z.3f}" for x in (own.clean, kept.corrupted, kept.circuit))
+            f = "" if kept.faithfulness is None else f"{kept.faithfulness:z.2f}"
+            table.add_row(metric, how, *numbers, f)
+    return table
+
+
+def circuit_table(study: Study, most: int = 30) -> Table:
+    """The edges of one circuit with what each is worth, largest first."""
+    circuit = study.circuit
+    worth = sorted(circuit.minimality.items(), key=lambda item: -abs(item[1]))
+    table = Table(
+        title=f"{circuit.n_edges:,} of {circuit.n_edges_of_model:,} edges: "
+        f"faithfulness {circuit.faithfulness:.3f}\n"
+        f"(random ones of this size: {circuit.random.mean:.3f})",
+        **NARROW,
+    )
+    table.add_column("edge", no_wrap=True)
+    table.add_column("lost without it", justify="right")
+    for edge, loss in worth[:most]:
+        name = f"[bold]{edge}[/bold] (link)" if edge in circuit.links else edge
+        table.add_row(name, f"{loss:.3f}")
+    said = []
+    tried = circuit.measured.minimality
+    if tried.edges < tried.of:
+        said.append(f"of {tried.of:,} edges {tried.edges:,} were drawn and tried")
+    if len(worth) > most:
+        said.append(f"{len(worth) - most} more are in the JSON")
+    if said:
+        table.caption = f"({'; '.join(said)})"
+    return table
+
+
+def scores_table(study: CircuitStudy, most: int = 15) -> Table:
+    """The strongest edges of all, in the circuit or not."""
+    title = f"Strongest edges by {study.method}\n(what corrupting one does to the metric)"
+    table = Table(title=title, **NARROW)
+    table.add_column("edge", no_wrap=True)
+    table.add_column("score", justify="right")
+    table.add_column("in the circuit")
+    for line in study.strongest[:most]:
+        inside = "yes" * (line.edge in study.circuit.edges)
+        table.add_row(line.edge, f"{line.score:+.3f}", inside)
+    return table

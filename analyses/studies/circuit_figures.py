@@ -1,0 +1,207 @@
+"""Pictures of circuits. Every number in them is in the JSON beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch
+
+from resval_lens.analyses.circuits.circuit import NamedCircuit
+from resval_lens.analyses.circuits.evaluation import EvaluatedCircuit
+from resval_lens.analyses.drawing.figures import STYLE, colour, per_row, plain
+from resval_lens.analyses.drawing.marks import points, tip
+from resval_lens.hooks.links import Link
+from resval_lens.numbers import number
+
+if TYPE_CHECKING:
+    from resval_lens.analyses.comparison.circuit_compare import TaskCircuit
+
+LINK = "#D55E00"
+RESIDUAL = "#555555"
+DASHED = (0, (5, 1.2))
+"""Links are told apart without colour, too."""
+MOST_DRAWN = 120
+LINKS = {"q": "query link", "k": "key link", "v": "value link"}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A circuit, how strong its edges are drawn, and what these numbers are called."""
+
+    title: str
+    circuit: NamedCircuit
+    weights: Mapping[str, float]
+    weight: str
+
+
+def evaluated_drawings(named: Mapping[str, EvaluatedCircuit]) -> list[Drawing]:
+    """Circuits by title, each edge as strong as what the metric loses without it."""
+    loss = "the metric's loss without it"
+    return [Drawing(name, each, each.minimality, loss) for name, each in named.items()]
+
+
+def circuits(named: Mapping[str, EvaluatedCircuit]) -> Figure:
+    """:func:`side_by_side` of evaluated circuits by title."""
+    return side_by_side(evaluated_drawings(named))
+
+
+def side_by_side(drawings: Sequence[Drawing]) -> Figure:
+    """Circuits, the input below and the logits above; links in colour.
+
+    Of more than ``MOST_DRAWN`` edges the strongest are drawn, and the title says so.
+    """
+    with plt.rc_context(STYLE):
+        figure, row = plt.subplots(
+            1, len(drawings), figsize=(4.4 * len(drawings), 5.6), squeeze=False,
+            layout="constrained",
+        )  # fmt: skip
+        for axes, each in zip(row[0], drawings, strict=True):
+            weights, edges = each.weights, each.circuit.edges
+            drawn = set(sorted(weights, key=lambda edge: -abs(weights[edge]))[:MOST_DRAWN])
+            shown = {edge: weights[edge] for edge in edges if edge in drawn}
+            _draw(axes, each.circuit, shown, each.weight)
+            few = f"\n{len(shown)} of {len(edges):,} edges" if len(shown) < len(edges) else ""
+            axes.set_title(each.title + few, fontsize=9, parse_math=False)
+        row[0, 0].plot([], [], color=LINK, lw=2, ls=DASHED, label="link")
+        row[0, 0].plot([], [], color=RESIDUAL, lw=2, label="residual stream")
+        figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def _draw(axes: Axes, circuit: NamedCircuit, weights: Mapping[str, float], weight: str) -> None:
+    places = _places(circuit.nodes)
+    largest = max((abs(value) for value in weights.values()), default=1.0) or 1.0
+    for edge in weights:
+        source, target = edge.split("->")
+        worth = abs(weights[edge]) / largest
+        shade = LINK if edge in circuit.links else RESIDUAL
+        # A key-value head is drawn as the heads that share it.
+        readers = circuit.groups.get(target, (target.split("<")[0],))
+        writers = circuit.groups.get(source, (source.split("<")[0],))
+        writers = writers if len(writers) == len(readers) else writers * len(readers)
+        for writer, reader in zip(writers, readers, strict=True):
+            end, gap = places[reader], 13
+            if target.endswith(">"):  # q, k and v side by side under the head that reads them
+                end = end[0] + {"q": -0.13, "k": 0.0, "v": 0.13}[target[-2]], end[1] - 0.24
+                gap = 5
+                axes.text(*end, target[-2], fontsize=7, ha="center", va="center", zorder=3)
+            arrow = _arrow(axes, places[writer], end, gap, shade, worth)
+            kind = LINKS[Link.parse(edge).stream] if edge in circuit.links else "residual stream"
+            tip(arrow, f"{edge} ({kind}): {weight} {number(weights[edge])}")
+    for name, (x, y) in places.items():
+        face = "#E8F1F8" if name.startswith("a") else "#F4F0E6"
+        axes.text(x, y, name, ha="center", va="center", fontsize=9, zorder=3,
+                  bbox={"boxstyle": "round,pad=0.35", "fc": face, "ec": "#888888"})  # fmt: skip
+    ys = [y for _, y in places.values()]
+    axes.set(xlim=(-1.25, 1.25), ylim=(min(ys) - 0.5, max(ys) + 0.5))
+    axes.axis("off")
+
+
+def _arrow(
+    axes: Axes,
+    start: tuple[float, float],
+    end: tuple[float, float],
+    gap: float,
+    shade: str,
+    worth: float,
+) -> FancyArrowPatch:
+    """An arrow that ends ``gap`` points before ``end``."""
+    arrow = FancyArrowPatch(
+        start, end, arrowstyle="-|>", mutation_scale=9, shrinkA=13, shrinkB=gap,
+        connectionstyle=f"arc3,rad={_bend(start, end)}", color=shade,
+        alpha=0.35 + 0.65 * worth, lw=0.8 + 2.4 * worth, zorder=2 if shade == LINK else 1,
+        ls=DASHED if shade == LINK else "-",
+    )  # fmt: skip
+    axes.add_patch(arrow)
+    return arrow
+
+
+def _places(nodes: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Heads of a layer side by side, its MLP above them."""
+    rows: dict[str, list[str]] = {}
+    for name in nodes:
+        rows.setdefault(name.split(".")[0], []).append(name)
+    places = {}
+    for y, names in enumerate(rows.values()):
+        width = min(1.0, 0.45 * (len(names) - 1))
+        for x, name in zip(np.linspace(-width, width, len(names)), names, strict=True):
+            shift = 0.0 if len(names) > 1 or name in ("input", "logits") else (-1) ** y * 0.35
+            places[name] = (float(x) + shift, float(y))
+    return places
+
+
+def _bend(start: tuple[float, float], end: tuple[float, float]) -> float:
+    """Arrows over several rows swing around what lies between."""
+    rows = round(end[1] - start[1])
+    return 0.0 if rows <= 1 else 0.12 * min(rows, 4) * (1 if end[0] + start[0] >= 0 else -1)
+
+
+def faithfulness(entries: Sequence[TaskCircuit]) -> Figure:
+    """Faithfulness against circuit size: a panel for each task, a line for each model."""
+    tasks = list(dict.fromkeys(entry.task for entry in entries))
+    with plt.rc_context(STYLE):
+        columns = per_row(len(tasks))
+        lines = -(-len(tasks) // columns)
+        figure, grid = plt.subplots(
+            lines, columns, figsize=(4 * columns, 3.2 * lines), squeeze=False, sharey=True,
+            layout="constrained",
+        )  # fmt: skip
+        for axes in grid.flat[len(tasks) :]:
+            axes.axis("off")
+        seen: set[str] = set()
+        for axes, task in zip(grid.flat, tasks, strict=False):
+            own = [entry for entry in entries if entry.task == task]
+            for entry in own:
+                curve, name = entry.study.curve, entry.architecture
+                drawn = curve.sizes, [math.nan if f is None else f for f in curve.faithfulness]
+                axes.plot(
+                    *drawn, "o-", color=colour(name), ms=3,
+                    label=None if name in seen else plain(name),
+                )  # fmt: skip
+                texts = [
+                    f"{entry.name}: edges {size:,}, faithfulness {number(f)}"
+                    for size, f in zip(*drawn, strict=True)
+                ]
+                points(axes, *drawn, texts, colour(name))
+                seen.add(name)
+            axes.axhline(1, color="#999999", lw=0.8, ls=":")
+            if own[0].study.least is not None:
+                axes.axhline(own[0].study.least, color="#999999", lw=0.8, ls="--")
+            axes.set(title=task, xlabel="edges kept", xscale="log", ylim=(-0.1, 1.4))
+        for axes in grid[:, 0]:
+            axes.set_ylabel("faithfulness")
+        figure.legend(loc="outside lower center", ncols=4)
+    return figure
+
+
+def attribution(title: str, components: Mapping[str, float]) -> Figure:
+    """Direct logit attribution: the largest components, heads' values along links in colour.
+
+    Args:
+        components: mean shares in logits, by name.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(4.6, 5.2), layout="constrained")
+        largest = sorted(components.items(), key=lambda item: -abs(item[1]))[:16]
+        names, shares = zip(*reversed(largest), strict=True)
+        shades = [LINK if " from " in name else RESIDUAL for name in names]
+        bars = axes.barh(range(len(names)), shares, color=shades)
+        for bar, name, share in zip(bars, names, shares, strict=True):
+            tip(bar, f"{name}: {number(share)}")
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.axvline(0, color="#999999", lw=0.8)
+        axes.set(title=plain(title), xlabel="share of the logit difference (logits)")
+        axes.plot([], [], color=LINK, lw=5, label="along links")
+        axes.plot([], [], color=RESIDUAL, lw=5, label="all else")
+        axes.legend(loc="lower right")
+    return figure

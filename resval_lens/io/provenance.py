@@ -1,0 +1,69 @@
+"""Where a number came from: command, versions, git commit, machine."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from resval_lens import __version__
+
+
+def provenance(**facts: Any) -> dict[str, Any]:
+    """A JSON-able record of this process, with ``facts`` (seed, metrics, ...) added.
+
+    The command names no folder that lies elsewhere, so that a record can be published: of such a
+    path only the last part.
+    """
+    program = Path(sys.argv[0]).name or "python"
+    if program == "__main__.py":  # python -m resval_lens.analyses
+        program = "resval-lens"
+    return {
+        "command": shlex.join([program, *map(_named, sys.argv[1:])]),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_commit": git_commit(),
+        "versions": {
+            "python": platform.python_version(),
+            "resval-lens": __version__,  # of this source: it may run without being installed
+            **{name: version(name) for name in ("torch", "transformer-lens")},
+        },
+        "machine": platform.machine(),
+        **facts,
+    }
+
+
+def _named(argument: str) -> str:
+    """An argument, without the folders that lead out of the one that the command runs in."""
+    option, equals, value = argument.rpartition("=") if argument[:2] == "--" else ("", "", argument)
+    path = Path(value)
+    outside = path.is_absolute() or ".." in path.parts
+    return option + equals + (path.name if outside else value)
+
+
+@cache
+def git_commit() -> str | None:
+    """The commit of this source tree, ``+`` added if files differ from it; None outside git.
+
+    Looked up once: later commits are not the code that this process runs.
+    """
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,1 @@
+"""Where streams meet TransformerLens: hook names, caching, norms, weights, generation."""

@@ -1,0 +1,1 @@
+"""The paper's models by name: two-layer classifiers and language models."""
