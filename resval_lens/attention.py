@@ -23,6 +23,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities.attention import complex_attn_linear, simple_attn_linear
 
 from resval_lens.config import ResValConfig
+from resval_lens.lens.norm import is_watched, unshared
 from resval_lens.mixes import Sizes
 from resval_lens.mixing import StreamMix
 from resval_lens.streams import AttentionStream, shorthand

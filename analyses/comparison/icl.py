@@ -18,7 +18,8 @@ from resval_lens.analyses.comparison.cells import Cells
 from resval_lens.analyses.comparison.link_controls import first_of
 from resval_lens.analyses.results.result import Result
 from resval_lens.hooks import edit_links, link_activations, links
-from resval_lens.recorded import RecordedRun
+from resval_lens.models.answer import can_answer_fast, edited_answers
+from resval_lens.models.classifier import ICLClassifier
 from resval_lens.tasks.icl import ICLBatch, ICLWorld
 from resval_lens.tasks.icl_measures import measures_from
 from resval_lens.training.icl import evaluate, score

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from resval_lens.hook_names import handing_point
+from resval_lens.lens.hook_names import handing_point
 from resval_lens.mixing import StreamMix
 from resval_lens.numbers import number
 from resval_lens.streams import AttentionStream, architecture
