@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.utilities import apply_softcap
 
-from resval_lens.models.classifier import ICLClassifier
 from resval_lens.transformer import ResValTransformer
 
 
@@ -23,7 +21,7 @@ def right_padding(model: ResValTransformer) -> dict[str, Any]:
 
     A tokenizer that pads on the left would have TransformerLens mask it.
     """
-    return {} if isinstance(model, ICLClassifier) else {"padding_side": "right"}
+    return {"padding_side": "right"} if model.reads_tokens else {}
 
 
 def answer_logits(
@@ -35,7 +33,7 @@ def answer_logits(
         inputs: tokens, or a classifier's continuous tokens (it answers at the last position).
     """
     residual = model(inputs, stop_at_layer=model.cfg.n_layers, **right_padding(model))
-    return read_out(model, residual, answers)
+    return model.read_out(residual, answers)
 
 
 def read_out(
@@ -43,18 +41,5 @@ def read_out(
     residual: Float[Tensor, "row pos d_model"],
     answers: Int[Tensor, " prompt"],
 ) -> Float[Tensor, "row d_vocab"]:
-    """Logits at each row's answer position, from the residual stream after the last layer.
-
-    Args:
-        residual: its rows are the prompts, over and over.
-    """
-    if isinstance(model, ICLClassifier):
-        return model.readout(residual[:, -1])
-    residual = residual.to(layer_device(model, -1))
-    rows = torch.arange(len(residual), device=residual.device)
-    answers = answers.to(residual.device).repeat(len(residual) // len(answers))
-    last = residual[rows, answers][:, None]  # [row, 1, d_model]
-    logits = apply_softcap(
-        model.unembed(model.unembed_input(last)), model.cfg.output_logits_soft_cap
-    )
-    return logits[:, 0]
+    """:meth:`.read_out` of the model: logits at each row's answer position."""
+    return model.read_out(residual, answers)

@@ -34,7 +34,6 @@ from resval_lens.hooks.padding import (
 )
 from resval_lens.hooks.texts import Answers, Texts, answer_tokens, encoded_pairs
 from resval_lens.lens.norm import is_hooked
-from resval_lens.models.classifier import ICLClassifier
 from resval_lens.transformer import ResValTransformer
 
 Metric = Callable[[Tensor, Tensor], Tensor]
@@ -392,9 +391,9 @@ def ready(model: ResValTransformer, pairs: PromptPairs) -> PromptPairs:
     check_model(model)
     if not isinstance(pairs, PromptPairs):
         raise ValueError(f"pairs must be PromptPairs; got {type(pairs).__name__}")
-    if isinstance(model, ICLClassifier):
+    if model.answers_last:
         if pairs.last is not None or pairs.mask is not None:
-            raise ValueError("a classifier answers at the last position; leave out last and mask")
+            raise ValueError(f"{model.kind} answers at the last position; leave out last and mask")
         return pairs.to(model.cfg.device)
     for name in ("clean", "corrupted"):
         tokens = getattr(pairs, name)

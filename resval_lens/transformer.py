@@ -7,7 +7,7 @@ import warnings
 from contextlib import nullcontext
 from fnmatch import fnmatch
 from functools import partial
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,10 @@ class ResValTransformer(WeightConversion):
 
     cfg: ResValConfig
     block_class: type[ResValBlock] = ResValBlock
+    kind: ClassVar[str] = "a language model"
+    """What it is, in messages."""
+    without: ClassVar[tuple[str, ...]] = ()
+    """What HookedTransformer has and this model has not: attributes, which are not kept."""
 
     @torch.inference_mode(False)  # parameters that were made inside it could never be trained
     def __init__(
@@ -88,6 +92,8 @@ class ResValTransformer(WeightConversion):
             if cfg.tied_embedding
             else FusedUnembed(cfg)
         )
+        for name in self.without:
+            delattr(self, name)
         if init_weights:
             self.init_weights()
         for name, parameter in self.named_parameters():
@@ -217,6 +223,44 @@ class ResValTransformer(WeightConversion):
     ) -> Float[Tensor, "batch pos d_model"]:
         """What the unembedding reads of the residual stream after the last layer."""
         return residual if self.cfg.normalization_type is None else self.ln_final(residual)
+
+    def readout_parts(
+        self, residual: Float[Tensor, "batch pos d_model"]
+    ) -> dict[str, Float[Tensor, "batch pos d_model"]]:
+        """What is added to the residual stream after the last layer, linear in it, by name."""
+        return {}
+
+    def read_out(
+        self, residual: Float[Tensor, "row pos d_model"], answers: Int[Tensor, " prompt"]
+    ) -> Float[Tensor, "row output"]:
+        """Logits at each row's answer position, from the residual stream after the last layer.
+
+        Args:
+            residual: its rows are the prompts, over and over.
+        """
+        residual = residual.to(self.blocks[-1].attn.W_O.device)
+        rows = torch.arange(len(residual), device=residual.device)
+        answers = answers.to(residual.device).repeat(len(residual) // len(answers))
+        last = residual[rows, answers][:, None]  # [row, 1, d_model]
+        logits = apply_softcap(
+            self.unembed(self.unembed_input(last)), self.cfg.output_logits_soft_cap
+        )
+        return logits[:, 0]
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether its input is token ids; if not, vectors with their positions in them."""
+        return "embed" not in self.without
+
+    @property
+    def answers_last(self) -> bool:
+        """Whether it answers at the last position alone, by a readout that is no unembedding."""
+        return "unembed" in self.without
+
+    @property
+    def n_outputs(self) -> int:
+        """How many logits an answer has."""
+        return self.cfg.d_vocab_out
 
     def _check_carried(self, layers: range, carried: Carried | None) -> None:
         if len(layers) == 0 or layers[0] == 0:

@@ -32,6 +32,13 @@ FORBIDDEN = {
 }
 
 
+PAPERS = "resval_lens.analyses.papers"
+"""Leaves: what is about one paper. Only what lists them all imports them."""
+LISTS = tuple(f"resval_lens.analyses.{room}" for room in ("cli", "experiments", "report"))
+METHODS = ("resval_lens.hooks", "resval_lens.analyses.attribution", "resval_lens.analyses.circuits")
+"""What takes any model, and asks it what it is instead of knowing its class."""
+
+
 def modules() -> Iterator[tuple[Path, str]]:
     """Every Python file of the package and the name it is imported by."""
     for folder, package in HOMES.items():
@@ -117,6 +124,35 @@ def test_an_import_of_what_stands_above_is_found(module: str, source: str) -> No
 )
 def test_an_import_of_what_stands_below_or_beside_is_allowed(module: str, source: str) -> None:
     assert offences(source, module) == []
+
+
+def known(source: str, module: str) -> list[str]:
+    """Papers, and classes of models, that ``source`` should not know of."""
+    forbidden: tuple[str, ...] = ()
+    if not any(within(module, package) for package in (PAPERS, *LISTS)):
+        forbidden += (PAPERS,)
+    if any(within(module, package) for package in METHODS):
+        forbidden += ("resval_lens.models.classifier",)
+    names = imported(source, module)
+    return [name for name in names if any(within(name, package) for package in forbidden)]
+
+
+@each_module
+def test_a_method_knows_no_paper_and_no_class_of_models(path: Path, module: str) -> None:
+    assert known(path.read_text(), module) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("resval_lens.analyses.studies.ioi", f"from {PAPERS}.memory.model import construct"),
+        ("resval_lens.analyses.attribution.logits", f"import {PAPERS}.amicl.model"),
+        ("resval_lens.hooks.links", "from resval_lens.models.classifier import ICLClassifier"),
+    ],
+)
+def test_a_paper_or_class_that_is_known_is_found(module: str, source: str) -> None:
+    assert len(known(source, module)) == 1
+    assert known(source, f"{PAPERS}.memory.asked") == []
 
 
 def test_every_file_of_the_three_folders_is_looked_at() -> None:

@@ -23,7 +23,6 @@ from transformer_lens.utilities import LocallyOverridenDefaults
 from resval_lens.hooks import freeze, mean_link_activations
 from resval_lens.hooks.ablate import Edit
 from resval_lens.hooks.prompts import prompts_within
-from resval_lens.models.classifier import ICLClassifier
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
 
@@ -309,7 +308,7 @@ def _check_rows(model: ResValTransformer, tokens: Tensor, max_tokens: int) -> No
 
 
 def _check_language_model(model: ResValTransformer) -> None:
-    if isinstance(model, ICLClassifier):
-        raise ValueError("a classifier reads vectors; this needs a language model")
+    if not model.reads_tokens:
+        raise ValueError(f"{model.kind} reads vectors; this needs a language model")
     if model.cfg.attention_dir != "causal":
         raise ValueError(f"this needs causal attention; the model's is {model.cfg.attention_dir!r}")

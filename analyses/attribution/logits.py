@@ -17,7 +17,6 @@ from transformer_lens.components import LayerNorm, LayerNormPre
 from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
 from resval_lens.analyses.attribution.values import equal, part_name, z_parts
-from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
 from resval_lens.hooks.answers import read_out, right_padding
 from resval_lens.hooks.padding import Mask
 from resval_lens.hooks.prompts import (
@@ -28,7 +27,6 @@ from resval_lens.hooks.prompts import (
     ready,
     wide,
 )
-from resval_lens.models.classifier import ICLClassifier
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
 
@@ -45,8 +43,8 @@ class Attribution:
         components: ``embed``, ``pos_embed``, ``a2.h1`` (head 1 of layer 2, its own values),
             ``a2.h1 from 0`` (what it has of layer 0's values along links: those of
             :func:`~resval_lens.analyses.attribution.values.links_of_part`), ``b_O 2`` (the layer's
-            output bias), ``m2`` (an MLP), ``feed_forward`` (a MemoryTransformer's), ``ln_final.b``,
-            ``b_U``.
+            output bias), ``m2`` (an MLP), what the model adds after its layers (``readout_parts``),
+            ``ln_final.b``, ``b_U``.
         values: each component's share, [prompt, component].
         total: logit(first label) − logit(second label) of the run, [prompt]: the shares' sum.
         heads: the heads' shares by the layer their values come from, [prompt, layer, source,
@@ -144,8 +142,8 @@ def _attribute(
         values[f"b_O {layer}"] = direction @ attn.b_O.to(direction)
         if not cfg.attn_only:
             values[f"m{layer}"] = share(f"blocks.{layer}.hook_mlp_out")
-    if isinstance(model, MemoryTransformer):
-        values["feed_forward"] = written_last(model, residual, answers, direction)
+    for name, x in model.readout_parts(residual[rows, answers][:, None]).items():
+        values[name] = (x[:, 0] * direction).sum(-1)
     values |= biases
     return tuple(values), torch.stack(list(values.values()), 1), total, heads
 
@@ -157,14 +155,6 @@ def written_along(
 ) -> Float[Tensor, "prompt head"]:
     """z W_O · direction: what each head writes along a direction of :func:`read_direction`."""
     return (z * torch.einsum("hdm,pm->phd", W_O.to(direction), direction)).sum(-1)
-
-
-def written_last(
-    model: MemoryTransformer, residual: Tensor, answers: Tensor, direction: Tensor
-) -> Float[Tensor, " prompt"]:
-    """x W_F · direction: what the linear feed-forward after the layers writes."""
-    read = residual[torch.arange(len(residual)), answers][:, None]
-    return (model.feed_forward(read)[:, 0] * direction).sum(-1)
 
 
 def read_direction(
@@ -257,9 +247,9 @@ def _looked_at(
 def _check_linear(model: ResValTransformer) -> None:
     check_model(model)
     cfg = model.cfg
-    if isinstance(model, ICLClassifier):
+    if model.answers_last:
         raise ValueError(
-            "a classifier's logits are no sum over what its heads write: its readout has ReLU "
+            f"{model.kind}'s logits are no sum over what its heads write: its readout has ReLU "
             "layers; z_parts has the parts of what that readout reads"
         )
     if cfg.output_logits_soft_cap > 0:
@@ -286,15 +276,13 @@ def _prompts(
 ) -> PromptPairs:
     """The prompts as pairs without corrupted prompts, which knows what fits."""
     check_model(model)
-    classifies = isinstance(model, ICLClassifier)
     if labels.ndim != 2 or labels.shape[1] != 2:
         raise ValueError(
             f"labels must be two for each prompt, [prompt, 2]; got {list(labels.shape)}"
         )
-    outputs = model.cfg.n_labels if isinstance(model, ICLClassifier) else model.cfg.d_vocab_out
-    outside = labels[(labels < 0) | (labels >= outputs)]
+    outside = labels[(labels < 0) | (labels >= model.n_outputs)]
     if len(outside):
-        raise ValueError(f"labels: {outside[0].item()} is not among 0 to {outputs - 1}")
-    if tokens.ndim != (3 if classifies else 2):
+        raise ValueError(f"labels: {outside[0].item()} is not among 0 to {model.n_outputs - 1}")
+    if tokens.ndim != (3 if model.answers_last else 2):
         raise ValueError(f"tokens must be [prompt, pos]; got {list(tokens.shape)}")
     return ready(model, PromptPairs(tokens, tokens, logit_difference, labels, last, mask=mask))

@@ -24,7 +24,6 @@ from transformer_lens.components import GroupedQueryAttention
 from transformer_lens.utilities.matrix import composition_scores as composed
 
 from resval_lens.analyses.attribution.values import links_of_part, part_name, split_by_source
-from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
 from resval_lens.hooks.links import Link
 from resval_lens.hooks.padding import (
     Mask,
@@ -35,7 +34,6 @@ from resval_lens.hooks.padding import (
     refuse_padding_around,
     refuse_unmasked,
 )
-from resval_lens.models.classifier import ICLClassifier
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
 
@@ -202,8 +200,8 @@ def copying_scores(
 ) -> dict[Path, float]:
     """Σ λ / Σ |λ| over the eigenvalues of W_E OV W_U: 1 copies tokens, −1 lowers their logits.
 
-    Real: eigenvalues come in conjugate pairs. NaN for a path of weight 0. A MemoryTransformer's
-    feed-forward, linear and after every layer, is part of the readout: W_U is (1 + W_F) W_U.
+    Real: eigenvalues come in conjugate pairs. NaN for a path of weight 0. What is
+    added after the last layer (``readout_parts``, x W) is part of the readout: W_U is (1 + W) W_U.
 
     Args:
         which: paths of :func:`ov_paths`; by default all.
@@ -219,8 +217,9 @@ def copying_scores(
     circuit = _ov(model, which, weights)
     # The eigenvalues other than 0 of W_E (V O) W_U are those of V (O W_U W_E).
     around = model.unembed.W_U @ model.embed.W_E  # [d_model, d_model]
-    if isinstance(model, MemoryTransformer):
-        around = around + model.feed_forward.W_F @ around
+    one = torch.eye(len(around), dtype=around.dtype, device=around.device)
+    for part in model.readout_parts(one[None]).values():  # their matrices
+        around = around + part[0] @ around
     eigenvalues = FactoredMatrix(circuit.A, circuit.B @ around).eigenvalues  # [path, d_head]
     scores = eigenvalues.sum(-1).real / eigenvalues.abs().sum(-1)
     return dict(zip(which, scores.tolist(), strict=True))
@@ -242,8 +241,8 @@ def own_token_scores(
     The copy score of Wang et al. (arXiv 2211.00593, section 3.1), for local and link paths. x is
     the residual stream after layer 0 at the token, where the model has MLPs and the path's source
     is a later layer, and its embedding otherwise. Biases of values, outputs and ln1 are left out:
-    they say the same of every token. A path of weight 0 copies nothing. A MemoryTransformer's
-    feed-forward is part of the readout, as in :func:`copying_scores`.
+    they say the same of every token. A path of weight 0 copies nothing. What is
+    added after the last layer is part of the readout, as in :func:`copying_scores`.
 
     Args:
         tokens: prompts.
@@ -322,8 +321,8 @@ def _projections(
 
 
 def _check_tokens(model: ResValTransformer) -> None:
-    if isinstance(model, ICLClassifier):
-        raise ValueError("a classifier has no embedding or unembedding: no tokens that it copies")
+    if not model.reads_tokens:
+        raise ValueError(f"{model.kind} has no embedding or unembedding: no tokens that it copies")
     if model.cfg.d_vocab_out != model.cfg.d_vocab:
         raise ValueError(
             f"d_vocab_out={model.cfg.d_vocab_out} differs from d_vocab={model.cfg.d_vocab}: "

@@ -138,6 +138,9 @@ class ICLClassifier(ResValTransformer):
 
     cfg: ClassifierConfig
     config_class = ClassifierConfig
+    kind = "a classifier"
+    # Tokens arrive as vectors with their positions in them, and answers leave by the readout.
+    without = ("embed", "pos_embed", "hook_pos_embed", "unembed")
 
     @torch.inference_mode(False)
     def __init__(
@@ -151,8 +154,6 @@ class ICLClassifier(ResValTransformer):
         finally:
             cfg.init_weights = wanted
         self.cfg.init_weights = wanted
-        # Tokens arrive as vectors with their positions in them, and answers leave by the readout.
-        del self.embed, self.pos_embed, self.hook_pos_embed, self.unembed
         self.readout = Readout(cfg)
         if not cfg.output_projection:
             for block in self.blocks:
@@ -235,6 +236,17 @@ class ICLClassifier(ResValTransformer):
             )
         loss = F.cross_entropy(logits, targets)
         return loss if return_type == "loss" else (logits, loss)
+
+    def read_out(
+        self, residual: Float[Tensor, "row pos d_model"], answers: Int[Tensor, " prompt"]
+    ) -> Float[Tensor, "row label"]:
+        """Logits of each row's label: the answer is the last position's."""
+        return self.readout(residual[:, -1])
+
+    @property
+    def n_outputs(self) -> int:
+        """Labels."""
+        return self.cfg.n_labels
 
     def load_and_process_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Refused: there are no norms, embeddings or biases to fold.

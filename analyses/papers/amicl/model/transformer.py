@@ -154,6 +154,9 @@ class RecallTransformer(ResValTransformer):
 
     cfg: RecallConfig
     config_class = RecallConfig
+    kind = "a recall transformer"
+    # Tokens arrive as vectors with their positions in them.
+    without = ("embed", "pos_embed", "hook_pos_embed")
 
     @torch.inference_mode(False)
     def __init__(self, cfg: RecallConfig, tokenizer: None = None) -> None:
@@ -168,11 +171,7 @@ class RecallTransformer(ResValTransformer):
                 "streams must carry values alone: layer 1's queries and keys are of positions, "
                 f"and recall would be another function; got a stream of {', '.join(positions)}"
             )
-        super().__init__(cfg, move_to_device=False)
-        # Tokens arrive as vectors with their positions in them.
-        del self.embed, self.pos_embed, self.hook_pos_embed
-        self.move_model_modules_to_device()
-        self.setup()
+        super().__init__(cfg)
 
     def move_model_modules_to_device(self) -> None:
         """The whole model to ``cfg.device``."""

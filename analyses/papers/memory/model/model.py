@@ -57,6 +57,7 @@ class MemoryTransformer(ResValTransformer):
 
     cfg: MemoryConfig
     config_class = MemoryConfig
+    kind = "a simplified transformer"
     block_class = MemoryBlock
 
     @torch.inference_mode(False)
@@ -71,8 +72,6 @@ class MemoryTransformer(ResValTransformer):
         finally:
             cfg.init_weights = wanted
         self.cfg.init_weights = wanted
-        if not self.cfg.in_the_stream:
-            del self.pos_embed, self.hook_pos_embed
         self.feed_forward = LinearFeedForward(self.cfg)
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(not any(fnmatch(name, kept) for kept in self.cfg.frozen))
@@ -115,6 +114,17 @@ class MemoryTransformer(ResValTransformer):
             for weight in (attn.W_V, attn.W_O, attn.W_K):
                 normal(weight, scale * (cfg.initial_std if weight.requires_grad else 1))
         normal(self.feed_forward.W_F, scale * cfg.initial_std)
+
+    @property
+    def without(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Positions that are not added to embeddings have no part of their own."""
+        return () if self.cfg.in_the_stream else ("pos_embed", "hook_pos_embed")
+
+    def readout_parts(
+        self, residual: Float[Tensor, "batch pos d_model"]
+    ) -> dict[str, Float[Tensor, "batch pos d_model"]]:
+        """What W_F adds."""
+        return {"feed_forward": self.feed_forward(residual)}
 
     def unembed_input(
         self, residual: Float[Tensor, "batch pos d_model"]
