@@ -10,6 +10,7 @@ from torch import Tensor
 from resval_lens.models.classifier import ICLClassifier, classifier_config
 from resval_lens.streams import AttentionStream
 from resval_lens.tasks.icl import ICLTask, ICLWorld
+from tests.mixes import UNGATED, stream_of
 from tests.reference.classifier_numpy import random_params
 
 MIXES = {
@@ -24,11 +25,7 @@ MIXES = {
     "detached k": AttentionStream("k", detach=True, mix="scalar"),
     "half": AttentionStream("v", mix="pair", own=0.5, carried=0.25),
     "tripled": tuple(AttentionStream(s, carried=3.0) for s in "qkv"),
-    "scalar": tuple(AttentionStream(s, mix="scalar", own=0.8, carried=0.6) for s in "qkv"),
-    "convex": tuple(AttentionStream(s, mix="convex", carried=0.3) for s in "qkv"),
-    "learned_pair": tuple(AttentionStream(s, mix="learned_pair") for s in "qkv"),
-    "head": tuple(AttentionStream(s, mix="head", own=0.7, carried=0.4) for s in "qkv"),
-    "matrix": tuple(AttentionStream(s, mix="matrix", carried=0.4) for s in "qkv"),
+    **{mix: tuple(stream_of(mix, s) for s in "qkv") for mix in UNGATED},
     "first": AttentionStream("v", source="first", carry="raw"),
     "all": AttentionStream("k", source="all", mix="scalar"),
 }

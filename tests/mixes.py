@@ -32,6 +32,11 @@ def settings_of(mix: str) -> dict[str, Any]:
     return {"mix": mix, **weights_of(mix)}
 
 
+def stream_of(mix: str, of: Any = "v", **fields: Any) -> AttentionStream:
+    """One of them, with weights that are not the defaults."""
+    return AttentionStream(of, **settings_of(mix), **fields)
+
+
 each_mix_and_source = pytest.mark.parametrize(
     ("mix", "source"), [(mix, source) for mix in MIXES for source in sources_of(mix)]
 )

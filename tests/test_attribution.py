@@ -20,12 +20,14 @@ from resval_lens.analyses.attribution.logits import (
 from resval_lens.analyses.attribution.values import value_parts, z_parts
 from resval_lens.hooks import cut_links
 from resval_lens.lens.hook_names import ResValCache
+from resval_lens.mixes import MIXES
 from resval_lens.models.classifier import ICLClassifier
 from resval_lens.streams import AttentionStream
 from resval_lens.transformer import ResValTransformer
 from tests.classifiers import model_of
 from tests.classifiers import tokens as continuous_tokens
 from tests.helpers import ARCHITECTURES, tiny_model, tiny_tokens
+from tests.mixes import each_mix, sources_of, stream_of
 
 STREAMS: dict[str, Any] = {
     "none": "",
@@ -122,23 +124,21 @@ def test_parts_are_right_in_every_architecture(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["gqa", "gqa-ungrouped", "split-qkv-gqa", "attn-in"])
-@pytest.mark.parametrize("mix", ["head", "gate", "matrix"])
+@each_mix
 def test_parts_are_right_where_heads_are_mixed_and_grouped(mix: Any, architecture: str) -> None:
-    model = double(AttentionStream("v", mix=mix), **ARCHITECTURES[architecture])
+    model = double(stream_of(mix), **ARCHITECTURES[architecture])
     check_parts_against_removal(model)
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(
-    st.sampled_from(["previous", "first", "all"]),
+    st.sampled_from([(mix, source) for mix in MIXES for source in sources_of(mix)]),
     st.sampled_from(["raw", "sum"]),
-    st.sampled_from(["add", "scalar", "learned_pair", "convex", "head", "gate", "matrix"]),
     st.none() | st.sets(st.integers(1, 3), min_size=1).map(tuple),
 )
-def test_parts_of_any_stream(source: Any, carry: Any, mix: Any, layers: Any) -> None:
-    if source == "all" and mix in ("convex", "gate"):
-        mix = "head"
-    stream = AttentionStream("v", source=source, carry=carry, mix=mix, layers=layers)
+def test_parts_of_any_stream(which: tuple[str, str], carry: Any, layers: Any) -> None:
+    mix, source = which
+    stream = stream_of(mix, source=source, carry=carry, layers=layers)
     check_parts_against_removal(double(stream, n_layers=4, n_heads=2, d_model=8))
 
 

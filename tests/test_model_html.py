@@ -11,25 +11,26 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from resval_lens.lens.model_html import model_html
+from resval_lens.mixes import MIXES
 from resval_lens.streams import AttentionStream
 from resval_lens.transformer import ResValTransformer
 from tests.helpers import tiny_model, tiny_tokens
+from tests.mixes import sources_of
 
 SMALL = {"attn_only": True, "d_model": 8, "n_ctx": 6, "use_fused": True}
-KEPT = ("add", "pair", "scalar", "learned_pair", "head", "matrix")
-COMPLEMENTARY = ("convex", "gate")
 
 
 @st.composite
 def streams(draw: Any, of: str, n_layers: int) -> AttentionStream:
     """Any stream that a model of so many layers can have."""
-    source = draw(st.sampled_from(("previous", "first", "all")))
-    mix = draw(st.sampled_from(KEPT + (COMPLEMENTARY if source != "all" else ())))
+    mix = draw(st.sampled_from(list(MIXES)))
+    source = draw(st.sampled_from(sources_of(mix)))
     weight = st.sampled_from((-1.5, 0.25, 1.0, 0.123456))
-    shares = {"carried": draw(st.sampled_from((0.1, 0.625)))}
-    numbers = shares if mix in COMPLEMENTARY else {"carried": draw(weight)}
-    if mix not in (*COMPLEMENTARY, "add"):
-        numbers["own"] = draw(weight)
+    numbers = {"own": draw(weight), "carried": draw(weight)}
+    try:
+        AttentionStream(of, mix=mix, **numbers)
+    except ValueError:  # not for this mix
+        numbers = {"carried": draw(st.sampled_from((0.1, 0.625)))}
     some = st.lists(st.integers(1, n_layers - 1), min_size=1, unique=True).map(tuple)
     return AttentionStream(
         of, source=source, carry=draw(st.sampled_from(("sum", "raw"))), mix=mix,
@@ -92,13 +93,13 @@ def test_the_printed_equation_is_what_the_model_computes(chosen: dict[str, Any])
         )
         assert len(parts) == len(stream.sources(int(layer)))
         handed = [cache[point] for _, point in parts]
-        if stream.mix == "gate":
+        if stream.how.is_gated:
             assert (own_text, parts[0][0]) == ("(1 − g) · ", "g (per token and head) · ")
             assert_gated(total, local, handed[0])
             continue
         own = weight_of(own_text)
         close(total, [own * local, link])
-        if stream.mix == "matrix":
+        if stream.how.crosses_heads:
             n = model.cfg.n_key_value_heads if of != "q" and model.cfg.n_key_value_heads else 4
             assert [text for text, _ in parts] == [f"[{n} × {n} heads] "] * len(parts)
         else:

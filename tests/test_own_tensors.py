@@ -17,17 +17,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformer_lens.hook_points import HookPoint
 
 from resval_lens.analyses.papers.amicl.model import AMICL, AMICLConfig
+from resval_lens.mixes import MIXES
 from resval_lens.streams import AttentionStream
 from resval_lens.transformer import ResValTransformer
 from tests.classifiers import in_double
 from tests.classifiers import model_of as classifier_of
 from tests.classifiers import tokens as classifier_tokens
 from tests.helpers import gradients, randomise, tiny_config, tiny_tokens
+from tests.mixes import settings_of, sources_of
 from tests.test_memory_model import TOKENS as MEMORY_TOKENS
 from tests.test_memory_model import model_of as memory_of
 
 TOKENS = tiny_tokens(length=4)
-MIXES: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "add": {},
     "add, raw": {"carry": "raw"},
     "first": {"source": "first"},
@@ -36,12 +38,7 @@ MIXES: dict[str, dict[str, Any]] = {
     "first alone": {"source": "first", "mix": "pair", "own": 0, "carried": 1},
     "none of it": {"mix": "pair", "own": 1, "carried": 0},
     "half": {"carried": 0.5},
-    "scalar": {"mix": "scalar"},
-    "learned_pair": {"mix": "learned_pair", "source": "all"},
-    "convex": {"mix": "convex"},
-    "head": {"mix": "head", "carry": "raw"},
-    "gate": {"mix": "gate", "source": "first"},
-    "matrix": {"mix": "matrix"},
+    **{f"mix={mix}": {**settings_of(mix), "source": sources_of(mix)[-1]} for mix in MIXES},
     "some layers": {"layers": (2,)},
     "detached": {"detach": True},
     "detached, first": {"detach": True, "source": "first"},
@@ -54,12 +51,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "qk-norm": {"use_qk_norm": True},
     "split": {"use_split_qkv_input": True},
 }
-CASES = [("v", mix, "fused") for mix in MIXES] + [("qkv", "first", kind) for kind in SETTINGS]
+CASES = [("v", mix, "fused") for mix in VARIANTS] + [("qkv", "first", kind) for kind in SETTINGS]
 each_case = pytest.mark.parametrize(("of", "mix", "settings"), CASES)
 
 
 def model_of(of: str, mix: str, settings: str) -> ResValTransformer:
-    streams = [AttentionStream(letter, **MIXES[mix]) for letter in of]  # type: ignore[arg-type]
+    streams = [AttentionStream(letter, **VARIANTS[mix]) for letter in of]  # type: ignore[arg-type]
     cfg = tiny_config(streams=streams, dtype=torch.float64, n_layers=3, **SETTINGS[settings])
     return randomise(ResValTransformer(cfg))
 

@@ -12,24 +12,15 @@ from resval_lens.lens.weights import fold_value_biases_through_streams
 from resval_lens.streams import AttentionStream, StreamsLike
 from resval_lens.transformer import ResValTransformer
 from tests.helpers import randomise, stock_model, tiny_config, tiny_model, tiny_tokens
+from tests.mixes import UNGATED, sources_of, stream_of
 
 each_head_count = pytest.mark.parametrize("kv_heads", [None, 2], ids=["mha", "gqa"])
 
-FOLDABLE: dict[str, dict[str, Any]] = {
-    "add": {},
-    "pair": {"own": 0.5, "carried": -0.7},
-    "scalar": {},
-    "convex": {},
-    "learned_pair": {},
-    "head": {"own": 0.8},
-    "matrix": {},
-}
 FOLDABLE_STREAMS = [
-    AttentionStream("v", mix=mix, source=source, carry=carry, **weights)  # type: ignore[arg-type]
-    for mix, weights in FOLDABLE.items()
-    for source in ("previous", "first", "all")
+    stream_of(mix, source=source, carry=carry)
+    for mix in UNGATED
+    for source in sources_of(mix)
     for carry in ("raw", "sum")
-    if not (mix == "convex" and source == "all")  # refused
 ]
 
 

@@ -119,7 +119,7 @@ def ov_circuit(
     Args:
         source: the layer the values come from; by default the head's own.
         source_head: key-value head of the source; by default the head's own. Needed for the links
-            of a ``mix="matrix"`` stream, where every head reads every head.
+            of a stream whose mix crosses heads, like ``"matrix"``: every head reads every head.
 
     Raises:
         ValueError: a path that is not there, or not told from others; a gated value stream.
@@ -135,8 +135,9 @@ def ov_circuit(
                else f"there is no head {head} of layer {layer}")
         )  # fmt: skip
     if source_head is None and len(there) > 1:
+        (mix,) = (stream.mix for stream in model.cfg.streams if stream.of == "v")
         raise ValueError(
-            f"{there[0]}: every head reads every head along mix='matrix'; name a source_head, "
+            f"{there[0]}: every head reads every head along mix={mix!r}; name a source_head, "
             f"0 to {len(there) - 1}"
         )
     chosen = [p for p in there if source_head in (None, p.source_head)]
