@@ -358,21 +358,12 @@ def test_shapes_of_the_mixing_parameters(mix: str, kv_heads: int | None) -> None
         assert {name: tuple(p.shape) for name, p in parameters} == expected
 
 
-@pytest.mark.parametrize(
-    ("mix", "own", "carried"),
-    [
-        ("scalar", 0.8, 0.3),
-        ("learned_pair", 0.8, 0.3),
-        ("convex", 0.7, 0.3),
-        ("head", 0.8, 0.3),
-        ("gate", 0.7, 0.3),
-        ("matrix", 0.8, 0.3),
-    ],
-)
+@pytest.mark.parametrize("mix", [mix for mix in MIXES if mix not in ("add", "pair")])
 @each_head_count
-def test_a_learned_mix_starts_as_the_fixed_pair(
-    mix: str, own: float, carried: float, kv_heads: int | None
-) -> None:
+def test_a_learned_mix_starts_as_the_fixed_pair(mix: str, kv_heads: int | None) -> None:
+    start = AttentionStream("v", **settings_of(mix))
+    own, carried = start.own, start.carried
+
     def logits(mix: str) -> Tensor:
         streams = same_streams(mix=mix, own=own, carried=carried)
         config = tiny_config(streams=streams, n_key_value_heads=kv_heads, dtype=torch.float64)
