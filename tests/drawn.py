@@ -32,7 +32,7 @@ from resval_lens.analyses.comparison.icl import LinkStudy
 from resval_lens.analyses.display.svg import svg
 from resval_lens.analyses.studies.ablation import EDITS, Ablation, AblationRow, AblationStudy
 from resval_lens.analyses.studies.patching import Patching
-from resval_lens.analyses.studies.subjects import Facts
+from resval_lens.analyses.tasks.problem import Facts
 from resval_lens.hooks.patching import PatchResult
 from resval_lens.training import ICLRun
 from resval_lens.training.recorded import RecordedRun

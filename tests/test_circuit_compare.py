@@ -30,7 +30,7 @@ from resval_lens.analyses.comparison.circuit_findings import MEASURES, over_seed
 from resval_lens.analyses.drawing import figures
 from resval_lens.analyses.studies import circuit_figures
 from resval_lens.analyses.studies.circuit import circuit_table, scores_table
-from resval_lens.analyses.studies.circuit_tasks import (
+from resval_lens.analyses.tasks.pairs import (
     ioi_metrics,
     ioi_pairs,
     name_tokens,

@@ -27,10 +27,11 @@ from resval_lens.analyses.cli.reporting import as_text, report, report_runs
 from resval_lens.analyses.comparison.icl_emergence import TABLES
 from resval_lens.analyses.results.tables import STYLE
 from resval_lens.analyses.studies.ablation import EDITS
-from resval_lens.analyses.studies.subjects import KINDS, shipped_classifiers
+from resval_lens.analyses.tasks import TASKS
 from resval_lens.hooks.patching import AXES, DIRECTIONS
 from resval_lens.io.checkpoint import SHIPPED_MODELS
 from resval_lens.models.language_models import PRESETS
+from resval_lens.models.load import shipped_classifiers
 from resval_lens.models.presets import ICL_VARIANTS, MEMORY_VARIANTS
 from resval_lens.training.recorded import SHIPPED
 
@@ -380,7 +381,9 @@ def test_completion_knows_what_the_commands_accept():
     assert set(completion.RESULTS) == {*TABLES, *FIGURES, "figure-3", "further-variants"}
     assert tuple(ICL_VARIANTS) == completion.CLASSIFIER_VARIANTS
     assert tuple(MEMORY_VARIANTS) == completion.SIMPLIFIED_VARIANTS
-    assert set(completion.CORRUPTIONS) == {kind for kinds in KINDS.values() for kind in kinds}
+    assert set(completion.CORRUPTIONS) == {
+        kind for task in TASKS.values() for kind in task.corruptions
+    }
     assert get_args(Method) == completion.METHODS
     assert tuple(EDITS) == completion.EDITS
     assert (completion.AXES, completion.DIRECTIONS) == (AXES, DIRECTIONS)

@@ -17,7 +17,9 @@ from resval_lens.analyses.cli import app as cli
 from resval_lens.analyses.cli import console
 from resval_lens.analyses.cli.options import notes
 from resval_lens.analyses.comparison.lm_progress import first_words
-from resval_lens.analyses.studies.subjects import find_model, model_on_task
+from resval_lens.analyses.tasks import Asked
+from resval_lens.analyses.tasks.problem import pose
+from resval_lens.models.load import load_model
 from tests.test_leading import model_with, word_tokenizer
 
 RUN = CliRunner(env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
@@ -96,9 +98,9 @@ def test_another_tokenizers_model_is_studied(tmp_path: Path) -> None:
     missing = {"Elena", "Mary", "John"}
     model = model_with(word_tokenizer(missing))
     model.save_pretrained(tmp_path / "model")
-    loaded, _ = find_model(str(tmp_path / "model"))
+    loaded = load_model(str(tmp_path / "model")).model
     assert loaded.tokenizer.get_vocab() == model.tokenizer.get_vocab()
-    chosen = model_on_task(str(tmp_path / "model"), 4, general=True)
+    chosen = pose(str(tmp_path / "model"), 4, Asked(general=True))
     assert set(chosen.left_out) == missing
     found = invoke("patch", str(tmp_path / "model"), "--prompts", "4", "--general", "--prepend",
                    "eos", "--out", str(tmp_path / "out"))  # fmt: skip

@@ -32,7 +32,8 @@ from resval_lens.analyses.comparison.lm_compare import (
 from resval_lens.analyses.report.compare_page import compare_page
 from resval_lens.analyses.results.result import plain
 from resval_lens.analyses.studies.ioi import ioi_scores
-from resval_lens.analyses.studies.subjects import on_indirect_objects
+from resval_lens.analyses.tasks import TASKS, Asked
+from resval_lens.models.load import Loaded
 from resval_lens.tasks.ioi import encode
 from resval_lens.tasks.stories import ioi_prompts
 from resval_lens.training.icl_run import ICLRun
@@ -190,7 +191,7 @@ def test_attention_is_the_models_own(html: str, data: dict):
         assert torch.allclose(torch.tensor(props["attention"]), means, atol=6e-5)
         assert props["headLabels"] == ["layer 1", "layer 2"]
     for props, models in zip(shown[2:], studied_models(), strict=True):
-        chosen = on_indirect_objects(models.name, models.model, 1, 0, "random-S2")
+        chosen = TASKS["ioi"].draw(Loaded(models.name, models.model), 1, Asked(0))
         end = int(chosen.pairs.answers[0]) + 1
         _, cache = models.model.run_with_cache(chosen.pairs.clean[:, :end])
         own = torch.cat([cache["pattern", layer][0] for layer in range(4)])
@@ -304,7 +305,7 @@ def test_a_patched_head_is_a_plain_hook(compared: ComparedLanguageModels):
             entry for entry in compared.patched
             if entry.facts.model == each.name and entry.site == "z"
         )  # fmt: skip
-        pairs = on_indirect_objects(each.name, each.model, 6, 3, "random-S2").pairs
+        pairs = TASKS["ioi"].draw(Loaded(each.name, each.model), 6, Asked(3)).pairs
         rows = torch.arange(len(pairs))
         with torch.no_grad():
             _, clean = each.model.run_with_cache(pairs.clean)

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from resval_lens.analyses.cli.options import load_language_model
 from resval_lens.analyses.papers.memory.training.loop import train_memory
 from resval_lens.analyses.papers.memory.training.run import MemoryRun, draw_tests, initial_memory
-from resval_lens.analyses.studies.subjects import find_model
 from resval_lens.io import conversion
 from resval_lens.io.files import parse_json, read_json, read_tensors, write_json, write_sealed
 from resval_lens.models.classifier import ICLClassifier, classifier_config
+from resval_lens.models.load import load_model
 from resval_lens.tasks.text import load_tokenizer
 from resval_lens.training.icl import train_icl
 from resval_lens.training.icl_run import ICLRun, draw_world, initial_model, kept_models
@@ -310,11 +310,11 @@ def test_a_runs_missing_model_is_not_looked_up_on_the_hub(
     monkeypatch.chdir(tmp_path)
     folder = make_run(Path("evil"), lm_runs.RUN.to_dict(), valid_loss=1.0)
     for load in (
-        lambda: find_model("evil"),
+        lambda: load_model("evil"),
         lambda: load_language_model(folder),
         load_run(folder, LMRun).model,
         load_run(make_run(Path("icl"), RUN.to_dict()), ICLRun).model,
-        lambda: find_model("icl"),
+        lambda: load_model("icl"),
     ):
         refused(load, "model is missing")
 
@@ -326,7 +326,7 @@ def test_another_runs_model_is_refused(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "3" / "model")
     shutil.copytree(tmp_path / "4" / "model", tmp_path / "3" / "model")
     recorded = load_run(tmp_path / "3", ICLRun)
-    for load in (recorded.model, lambda: find_model(str(tmp_path / "3"))):
+    for load in (recorded.model, lambda: load_model(str(tmp_path / "3"))):
         refused(load, str(tmp_path / "3" / "model"), "is not of the model that this run ended with")
 
 

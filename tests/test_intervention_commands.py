@@ -18,9 +18,10 @@ from resval_lens.analyses.cli.circuit import (
 )
 from resval_lens.analyses.cli.induction import induction_command
 from resval_lens.analyses.cli.interventions import ablate_command, indices, patch_command
-from resval_lens.analyses.studies.circuit_tasks import ioi_pairs
-from resval_lens.analyses.studies.subjects import find_model, model_on_task, on_two_sets
+from resval_lens.analyses.tasks.pairs import ioi_pairs
+from resval_lens.analyses.tasks.problem import pose, pose_two
 from resval_lens.io.checkpoint import SHIPPED_MODELS
+from resval_lens.models.load import load_model
 from resval_lens.tasks.stories import ioi_prompts
 from resval_lens.training.recorded import SHIPPED
 from resval_lens.transformer import ResValTransformer
@@ -140,7 +141,7 @@ def test_patched_heads_are_plain_hooks_by_hand(done: dict[str, Done]) -> None:
 
 def test_positions_by_number_take_prompts_of_one_length(done: dict[str, Done]) -> None:
     output, report, _ = done["patch numbers"]
-    chosen = model_on_task("stories-small-values", 12)
+    chosen = pose("stories-small-values", 12)
     lengths = (chosen.pairs.answers + 1).tolist()
     commonest = max(set(lengths), key=lengths.count)
     assert report["prompts"] == lengths.count(commonest) < 12 == report["drawn"]
@@ -187,7 +188,7 @@ def test_ablations_of_a_classifier(done: dict[str, Done]) -> None:
     assert list(values) == ["zero", "mean", "resample", "scale 1", "scale 0"]
     assert values["scale 1"] == pytest.approx(report["clean"])
     assert values["scale 0"] == pytest.approx(values["zero"])
-    chosen, others = on_two_sets("values", 20)
+    chosen, others = pose_two("values", 20)
     assert (len(chosen.pairs), len(others.pairs)) == (20, 20)
     assert not torch.equal(chosen.pairs.clean, others.pairs.clean)
     right = chosen.model(chosen.pairs.clean).argmax(-1) == chosen.pairs.labels[:, 0]
@@ -212,7 +213,7 @@ def test_circuits_are_evaluated_on_other_prompts(done: dict[str, Done]) -> None:
     assert report["prompts"] == {"scored": 4, "evaluated": 4}
     assert report["circuit"]["faithfulness"] >= 0.5
     assert "a0.h2<v>->a1.h2<v>" in report["circuit"]["links"]
-    chosen, others = on_two_sets("stories-small-values", 4)
+    chosen, others = pose_two("stories-small-values", 4)
     assert not {p.text for p in chosen.prompts} & {p.text for p in others.prompts}
 
 
@@ -226,7 +227,7 @@ def test_a_circuit_is_chosen_by_the_metric_that_is_asked_for(done: dict[str, Don
     with pytest.raises(
         ValueError, match=r"metric: indirect objects is measured by .*; got 'margin'"
     ):
-        on_two_sets("stories-small-values", 4)[0].by("margin")
+        pose_two("stories-small-values", 4)[0].by("margin")
 
 
 def test_scores_are_compared_with_exact_ones(done: dict[str, Done]) -> None:
@@ -298,23 +299,23 @@ def test_runs_of_a_folder_are_all_compared(tmp_path: Path) -> None:
 def test_models_are_found_by_name_and_folder(tmp_path: Path) -> None:
     shipped = SHIPPED_MODELS["stories-small-values"]
     for name in (str(shipped), str(shipped.parent)):  # a model, and its training run
-        model, recorded = find_model(name)
-        assert model.cfg.streams[0].of == "v"
-        assert recorded is None
+        loaded = load_model(name)
+        assert loaded.model.cfg.streams[0].of == "v"
+        assert loaded.run is None
     for name in (
         "queries",
         str(SHIPPED / "icl" / "queries-seed0"),
         str(SHIPPED / "icl" / "queries-seed0/model"),
     ):
-        _, recorded = find_model(name)
+        recorded = load_model(name).run
         assert recorded is not None
         assert recorded.run.folder_name == "queries-seed0"
     shutil.copytree(SHIPPED / "icl" / "queries-seed0" / "model", tmp_path / "alone")
     with pytest.raises(ValueError, match="alone is a classifier without its training run"):
-        find_model(str(tmp_path / "alone"))
+        load_model(str(tmp_path / "alone"))
     ResValTransformer(tiny_config()).save_pretrained(tmp_path / "tiny")
     with pytest.raises(ValueError, match="this model has no tokenizer"):
-        model_on_task(str(tmp_path / "tiny"), 2)
+        pose(str(tmp_path / "tiny"), 2)
 
 
 @pytest.mark.parametrize(
@@ -324,11 +325,15 @@ def test_models_are_found_by_name_and_folder(tmp_path: Path) -> None:
          "'stories-small-values'? There are stories-small-classic, stories-small-values, classic"),
         ("patch analyses", "analyses holds no saved model; expected its config.json"),
         ("patch values --corruption random-S2", "has labels, objects; got 'random-S2'"),
-        ("patch --corruption labels", "random+position, random-S2, ABC; got 'labels'"),
+        ("patch --corruption labels", "indirect objects, has random-S2, ABC, position, token, "
+         "token+position, random, random+position; got 'labels'"),
         ("patch values --seed 1", "--seed is for indirect objects; values is a classifier"),
         ("patch values --general", "--general is for indirect objects"),
         ("patch values --prompts 20000", "values has 10,000 sequences; 20,000 are needed"),
-        ("patch --prompts 0", "prompts must be 1 or more; got 0"),
+        ("patch --task nim", "task must be one of ioi, icl; got 'nim'"),
+        ("patch values --task ioi", "task ioi: its prompts are tokens; values reads vectors"),
+        ("ablate --task icl", "prompts are vectors; stories-small-values reads tokens"),
+        ("patch --prompts 0", "prompts must be a whole number from 1 up; got 0"),
         ("patch --by layer,heads", "by must name some of layer, position, head; got 'heads'"),
         ("patch --layers a", "layers must be numbers like 0,2,-1 or 0-3; got 'a'"),
         ("patch --heads 4 --prompts 2", "heads: 4 is not among 0 to 3"),
@@ -345,7 +350,7 @@ def test_models_are_found_by_name_and_folder(tmp_path: Path) -> None:
         ("circuit values --acdc 100 --prompts 4", "acdc=100 leaves no edge"),
         ("circuit values --acdc 0 --prompts 4", "tau must be above 0; got 0.0"),
         ("circuit values --method foo --prompts 4", "method must be one of eap, eap-ig, exact"),
-        ("circuit --prompts 0", "prompts must be 1 or more; got 0"),
+        ("circuit --prompts 0", "prompts must be a whole number from 1 up; got 0"),
         ("attribute values --prompts 2", "a classifier's logits are no sum"),
         ("induction values --length 5", "--length is for language models"),
         ("induction valuess", "did you mean 'values'?"),

@@ -193,7 +193,9 @@ def test_names_that_cannot_be_are_refused(kind: Kind, names: list[str], message:
     ids=["one", "several"],
 )
 def test_an_unknown_kind_is_refused_with_those_there_are(use: Any) -> None:
-    with pytest.raises(ValueError, match=r"kind must be one of position, token, .*; got 'order'"):
+    with pytest.raises(
+        ValueError, match=r"kind must be one of random-S2, ABC, position, token, .*; got 'order'"
+    ):
         use("order")
 
 

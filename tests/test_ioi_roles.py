@@ -8,7 +8,6 @@ import torch
 
 from resval_lens.analyses.attribution.logits import attribute
 from resval_lens.analyses.studies import roles as ioi_roles
-from resval_lens.analyses.studies.circuit_tasks import ioi_pairs
 from resval_lens.analyses.studies.link_signals import link_signals
 from resval_lens.analyses.studies.roles import (
     ROLES,
@@ -18,6 +17,7 @@ from resval_lens.analyses.studies.roles import (
     _judge,
     head_roles,
 )
+from resval_lens.analyses.tasks.pairs import ioi_pairs
 from resval_lens.hooks.path_patching import path_patch
 from resval_lens.tasks.ioi_corruptions import positions
 from resval_lens.tasks.stories import ioi_prompts

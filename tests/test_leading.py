@@ -11,10 +11,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from resval_lens.analyses.comparison.ioi_paper import paper_table
-from resval_lens.analyses.studies.circuit_tasks import draw_ioi, ioi_pairs
 from resval_lens.analyses.studies.link_signals import link_signals
 from resval_lens.analyses.studies.roles import head_roles
-from resval_lens.analyses.studies.subjects import on_indirect_objects
+from resval_lens.analyses.tasks import TASKS, Asked
+from resval_lens.analyses.tasks.pairs import draw_ioi, ioi_pairs
+from resval_lens.models.load import Loaded
 from resval_lens.tasks.ioi import NAMES, OBJECTS, PLACES, TEMPLATES, generate_prompts, sayable
 from resval_lens.tasks.leading import NamedToken, leading_token
 from resval_lens.tasks.stories import NAMES as STORY_NAMES
@@ -80,14 +81,14 @@ def test_every_reader_of_prompts_is_led_alike() -> None:
     model = model_with(tokenizer)
     number = tokenizer.bos_token_id
     for prepend, lead in (("auto", number), ("none", None), ("eos", tokenizer.eos_token_id)):
-        chosen = on_indirect_objects("some", model, 6, 0, "random-S2", True, prepend)
+        chosen = TASKS["ioi"].draw(Loaded("some", model), 6, Asked(general=True, prepend=prepend))
         first = chosen.pairs.clean[:, 0].tolist()
         assert chosen.lead == lead
         assert (first == [lead] * 6) is (lead is not None)
         assert chosen.facts().leading_token == (
             None if lead is None else NamedToken(lead, tokenizer.decode([lead]))
         )
-        where = chosen.named_positions()
+        where = chosen.named_positions
         io = chosen.pairs.clean[torch.arange(6), where["IO"]]
         assert io.tolist() == chosen.pairs.labels[:, 0].tolist()
         example = chosen.example()
@@ -117,7 +118,7 @@ def test_names_of_several_tokens_are_left_out(missing: set[str], seed: int) -> N
     assert prompts == generate_prompts(20, seed, names)
     model = model_with(tokenizer)
     kind = "random" if len(names) > 4 else "random-S2"
-    chosen = on_indirect_objects("some", model, 20, seed, kind, general=True)
+    chosen = TASKS["ioi"].draw(Loaded("some", model), 20, Asked(seed, kind, True))
     assert chosen.facts().names_left_out == tuple(left_out)
     said = {word for prompt in chosen.prompts for word in prompt.text.replace(".", "").split()}
     assert not said & missing

@@ -26,12 +26,12 @@ from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
 from resval_lens.analyses.papers.memory.tasks.analogies import read_pairs
 from resval_lens.analyses.papers.memory.tasks.bigrams import Bigrams
 from resval_lens.analyses.papers.memory.training.run import MemoryRun
-from resval_lens.analyses.studies.subjects import find_model
 from resval_lens.config import ResValConfig
 from resval_lens.io.checkpoint import present_device
 from resval_lens.io.files import note, write_json, write_sealed
 from resval_lens.models.authors import load_authors_classifier
 from resval_lens.models.authors_language_model import load_authors_language_model
+from resval_lens.models.load import load_model
 from resval_lens.tasks import stories
 from resval_lens.tasks.text import TokenFiles, load_tokenizer, read_texts, write_token_files
 from resval_lens.training.icl import train_icl
@@ -109,7 +109,7 @@ def test_a_model_cannot_have_its_tokenizer_run_as_code(
     assert ResValConfig.from_json('{"n_layers": 1, "d_model": 8, "d_head": 4, "n_ctx": 4, '
                                   '"attn_only": true, "d_vocab": 5, "trust_remote_code": true}'
                                   ).trust_remote_code is False  # fmt: skip
-    for loaded in (ResValTransformer.from_pretrained(saved), find_model(str(saved))[0]):
+    for loaded in (ResValTransformer.from_pretrained(saved), load_model(saved).model):
         assert loaded.tokenizer is None
         assert (loaded.cfg.trust_remote_code, loaded.cfg.tokenizer_name) == (False, None)
     assert not (tmp_path / "executed").exists()

@@ -20,12 +20,14 @@ from resval_lens.analyses.cli.options import (
     Prepend,
     Prompts,
     Quiet,
+    TaskName,
     notes,
     only_for,
     tell_left_out,
     writable,
 )
 from resval_lens.analyses.cli.reporting import report
+from resval_lens.analyses.tasks import TASKS
 from resval_lens.numbers import numbers
 
 
@@ -71,15 +73,16 @@ def circuit_command(
     metric: Annotated[
         str | None,
         typer.Option(
-            help="That edges are scored and the circuit is chosen by: logit-difference (IO − S), "
-            "log-probability, names (IO − mean of all other names), probability; of a classifier "
-            "margin, log-probability, probability.",
-            show_default="logit-difference; of a classifier margin",
+            help="That edges are scored and the circuit is chosen by: "
+            + "; ".join(f"{task.name} {', '.join(task.metrics)}" for task in TASKS.values())
+            + ".",
+            show_default="the task's first",
             autocompletion=one_of(*METRICS),
         ),
     ] = None,
     prompts: Prompts = 64,
     seed: MaybeSeed = None,
+    task: TaskName = None,
     corruption: CorruptedBy = None,
     general: General = False,
     prepend: Prepend = "auto",
@@ -104,7 +107,8 @@ def circuit_command(
     """
     from resval_lens.analyses.circuits.study import Study, acdc_study, circuit_study
     from resval_lens.analyses.studies.circuit import CircuitReport
-    from resval_lens.analyses.studies.subjects import on_two_sets
+    from resval_lens.analyses.tasks import Asked
+    from resval_lens.analyses.tasks.problem import pose_two
     from resval_lens.runtime import one_thread
 
     if not 0 < least <= 1:
@@ -117,7 +121,8 @@ def circuit_command(
     wanted = None if sizes is None else numbers(sizes, "sizes")
     with notes(quiet) as note, one_thread():
         note("prompts")
-        scored, held_out = on_two_sets(model, prompts, seed, corruption, general, device, prepend)
+        asked = Asked(seed, corruption, general, prepend)
+        scored, held_out = pose_two(model, prompts, asked, task, device)
         tell_left_out(scored.left_out, quiet)
         if metric is not None:
             scored, held_out = scored.by(metric), held_out.by(metric)
@@ -175,12 +180,14 @@ def attribute_command(
     Example: `resval-lens attribute stories-small-classic`
     """
     from resval_lens.analyses.studies.attribution import attribution_study
-    from resval_lens.analyses.studies.subjects import model_on_task
+    from resval_lens.analyses.tasks import Asked
+    from resval_lens.analyses.tasks.problem import pose
     from resval_lens.runtime import one_thread
 
     with notes(quiet) as note, one_thread():
         note("prompts")
-        chosen = model_on_task(str(model), prompts, seed, None, general, device, prepend)
+        asked = Asked(seed, None, general, prepend)
+        chosen = pose(str(model), prompts, asked, device=device)
         tell_left_out(chosen.left_out, quiet)
         writable(to)
         study = attribution_study(chosen, general, note)

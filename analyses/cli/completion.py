@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from resval_lens.analyses.tasks import TASKS
 from resval_lens.models.presets import ICL_VARIANTS, MEMORY_VARIANTS, PAPER_VARIANTS
 
 LANGUAGE_MODELS = ("stories-small-classic", "stories-small-values")
@@ -19,11 +20,9 @@ RESULTS = ("table-1", "table-5", "table-6", "figure-3", "further-variants", "fig
 """What ``reproduce`` reproduces."""
 CLASSIFIER_VARIANTS = tuple(ICL_VARIANTS)
 SIMPLIFIED_VARIANTS = tuple(MEMORY_VARIANTS)
-CORRUPTIONS = ("random-S2", "ABC", "position", "token", "token+position", "random",
-               "random+position",
-         "labels", "objects")  # fmt: skip
+CORRUPTIONS = tuple(kind for task in TASKS.values() for kind in task.corruptions)
 METHODS = ("eap", "eap-ig", "exact")
-METRICS = ("logit-difference", "log-probability", "names", "probability", "margin")
+METRICS = tuple(dict.fromkeys(name for task in TASKS.values() for name in task.metrics))
 EDITS = ("zero", "mean", "resample")
 AXES = ("layer", "position", "head")
 DIRECTIONS = ("denoise", "noise")
@@ -31,7 +30,7 @@ SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k"
          "pattern", "attn_scores", "v_local", "v_link")  # fmt: skip
 """Hook points that are patched most; ``patch --site`` takes any other, too."""
 PREPENDED = ("auto", "none", "bos", "eos")
-POSITIONS = ("IO", "S1", "S1+1", "S2", "end", "all")
+POSITIONS = (*(name for task in TASKS.values() for name in task.positions), "all")
 STREAMS = ("q", "k", "v", "qk", "qv", "kv", "qkv")
 CARRIES = ("raw", "sum")
 DATA = ("stories", "tinystories")

@@ -65,8 +65,8 @@ def ioi_command(
     Example: `resval-lens eval ioi stories-small-classic stories-small-values`
     """
     from resval_lens.analyses.comparison.ioi_study import ioi_study
-    from resval_lens.analyses.studies.circuit_tasks import draw_ioi
     from resval_lens.analyses.studies.ioi import check_one_tokenizer
+    from resval_lens.analyses.tasks.pairs import draw_ioi
     from resval_lens.io.checkpoint import SHIPPED_MODELS
     from resval_lens.streams import architectures_of
     from resval_lens.tasks.ioi import encode

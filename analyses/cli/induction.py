@@ -49,7 +49,7 @@ def induction_command(
     Example: `resval-lens induction stories-small-values`
     """
     from resval_lens.analyses.studies.induction import induction_study
-    from resval_lens.analyses.studies.subjects import find_model
+    from resval_lens.models.load import load_model
     from resval_lens.runtime import one_thread
     from resval_lens.tasks.leading import leading_token
 
@@ -65,7 +65,7 @@ def induction_command(
         report(attention_in_training(recorded), to, "induction", as_json=as_json)
         return
     with notes(quiet) as note, one_thread():
-        loaded, _ = find_model(str(model), device)
+        loaded = load_model(str(model), device=device).model
         writable(to)
         alone = loaded.tokenizer is None and prepend == "auto"
         bos = None if alone else leading_token(loaded, prepend)
@@ -78,7 +78,7 @@ def induction_command(
 def _classifier_runs(model: str | None, runs: Path | None) -> list[RecordedRun[ICLRun]] | None:
     """The training runs that are asked for; None for a language model."""
     from resval_lens.analyses.comparison.icl_emergence import paper_runs
-    from resval_lens.analyses.studies.subjects import is_classifier_run
+    from resval_lens.models.load import is_classifier_run
     from resval_lens.training.icl_run import ICLRun
     from resval_lens.training.recorded import load_run, load_runs
 

@@ -26,6 +26,7 @@ from resval_lens.analyses.cli.options import (
     Prepend,
     Prompts,
     Quiet,
+    TaskName,
     notes,
     tell_left_out,
     words,
@@ -35,7 +36,7 @@ from resval_lens.analyses.cli.reporting import report
 from resval_lens.numbers import numbers
 
 if TYPE_CHECKING:
-    from resval_lens.analyses.studies.subjects import ModelOnTask
+    from resval_lens.analyses.tasks.problem import Problem
     from resval_lens.hooks.patching import Positions
 
 
@@ -76,6 +77,7 @@ def patch_command(
     heads: Heads = None,
     prompts: Prompts = 64,
     seed: MaybeSeed = None,
+    task: TaskName = None,
     corruption: CorruptedBy = None,
     general: General = False,
     prepend: Prepend = "auto",
@@ -94,7 +96,8 @@ def patch_command(
     Example: `resval-lens patch --site v_link --by layer,position`
     """
     from resval_lens.analyses.studies.patching import Patching
-    from resval_lens.analyses.studies.subjects import model_on_task
+    from resval_lens.analyses.tasks import Asked
+    from resval_lens.analyses.tasks.problem import pose
     from resval_lens.hooks.patching import AXES, patch
     from resval_lens.runtime import one_thread
 
@@ -104,7 +107,7 @@ def patch_command(
             raise ValueError(f"by must name some of {', '.join(AXES)}; got {name!r}")
     chosen_layers, chosen_heads = indices(layers, "layers"), indices(heads, "heads")
     with one_thread():
-        chosen = model_on_task(model, prompts, seed, corruption, general, device, prepend)
+        chosen = pose(model, prompts, Asked(seed, corruption, general, prepend), task, device)
         tell_left_out(chosen.left_out, quiet)
         if axes is None:
             axes = ("layer", "head") if _has_heads(chosen, site) else ("layer", "position")
@@ -162,6 +165,7 @@ def ablate_command(
     heads: Heads = None,
     prompts: Prompts = 100,
     seed: MaybeSeed = None,
+    task: TaskName = None,
     corruption: CorruptedBy = None,
     general: General = False,
     prepend: Prepend = "auto",
@@ -183,14 +187,16 @@ def ablate_command(
     """
     from resval_lens.analyses.studies.ablation import Ablation, ablation_study
     from resval_lens.analyses.studies.story_loss import story_rows
-    from resval_lens.analyses.studies.subjects import on_two_sets
+    from resval_lens.analyses.tasks import Asked
+    from resval_lens.analyses.tasks.problem import pose_two
     from resval_lens.runtime import one_thread
 
     chosen_layers, chosen_heads = indices(layers, "layers"), indices(heads, "heads")
     scales, wanted = _factors(factors), words(edits)
     with notes(quiet) as note, one_thread():
         note("prompts")
-        chosen, others = on_two_sets(model, prompts, seed, corruption, general, device, prepend)
+        asked = Asked(seed, corruption, general, prepend)
+        chosen, others = pose_two(model, prompts, asked, task, device)
         tell_left_out(chosen.left_out, quiet)
         writable(to)
         study = ablation_study(
@@ -230,7 +236,7 @@ def _factors(text: str | None) -> list[float]:
     return found
 
 
-def _has_heads(chosen: ModelOnTask, site: str) -> bool:
+def _has_heads(chosen: Problem, site: str) -> bool:
     """Whether a layer's activation at ``site`` has more heads than one; no if there is no such."""
     from resval_lens.lens.hook_names import full_hook_name
 
@@ -244,10 +250,10 @@ def _has_heads(chosen: ModelOnTask, site: str) -> bool:
 
 
 def _positions(
-    chosen: ModelOnTask, text: str | None, has_axis: bool
-) -> tuple[ModelOnTask, Positions | None, Any]:
+    chosen: Problem, text: str | None, has_axis: bool
+) -> tuple[Problem, Positions | None, Any]:
     """The prompts that ``text`` is meant for, the positions that it names, and these as JSON."""
-    named = chosen.named_positions()
+    named = chosen.named_positions
     if text is None:
         if not has_axis:
             return chosen, None, "all"

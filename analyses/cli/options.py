@@ -13,6 +13,7 @@ import typer
 from resval_lens.analyses.cli import completion
 from resval_lens.analyses.cli.completion import one_of, some_of
 from resval_lens.analyses.cli.console import Lines, err
+from resval_lens.analyses.tasks import TASKS
 
 if TYPE_CHECKING:
     from resval_lens.transformer import ResValTransformer
@@ -114,12 +115,22 @@ Tau3 = Annotated[float, typer.Option(help="Strength of a constructed head's outp
 General = Annotated[
     bool, typer.Option("--general", help="General prompts, not those of the stories.")
 ]
+TaskName = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        help="; ".join(f"{task.name}: {task.title}" for task in TASKS.values()) + ".",
+        show_default="the first that the model can read",
+        autocompletion=one_of(*TASKS),
+    ),
+]
 CorruptedBy = Annotated[
     str | None,
     typer.Option(
-        help="How corrupted prompts differ: random-S2, ABC, position, token, token+position, "
-        "random, random+position; of a classifier: labels, objects.",
-        show_default="random-S2; of a classifier labels",
+        help="How corrupted prompts differ: "
+        + "; ".join(f"{task.name} {', '.join(task.corruptions)}" for task in TASKS.values())
+        + ".",
+        show_default="the task's first",
         autocompletion=one_of(*completion.CORRUPTIONS),
     ),
 ]
@@ -252,20 +263,17 @@ def writable(folder: Path) -> None:
         raise ValueError(f"cannot write to {folder}: permission denied")
 
 
-def load_language_model(folder: Path, device: str = "cpu") -> ResValTransformer:
-    """A model by name, or of the folder of a saved one or of its training run, with its tokenizer.
+def load_language_model(name: Path, device: str = "cpu") -> ResValTransformer:
+    """:func:`~resval_lens.models.load.load_model`, of models with a tokenizer.
 
     Raises:
         ValueError: there is none, or it has no tokenizer.
     """
-    from resval_lens.training.run_folder import trained_model
-    from resval_lens.transformer import ResValTransformer
+    from resval_lens.models.load import load_model
 
-    if (folder / "run.json").is_file():
-        folder = trained_model(folder)
-    model = ResValTransformer.from_pretrained(folder, device=device)
+    model = load_model(name, device=device).model
     if model.tokenizer is None:
-        raise ValueError(f"{folder} has no tokenizer.json; a prompt cannot be put into its tokens")
+        raise ValueError(f"{name} has no tokenizer.json; a prompt cannot be put into its tokens")
     return model
 
 

@@ -20,16 +20,16 @@ from resval_lens.analyses.comparison.circuit_findings import (
     sentences,
 )
 from resval_lens.analyses.results.result import Result, plain
-from resval_lens.analyses.studies.circuit_tasks import (
+from resval_lens.analyses.studies.ioi import check_one_tokenizer
+from resval_lens.analyses.studies.link_signals import link_signals
+from resval_lens.analyses.studies.roles import head_roles
+from resval_lens.analyses.tasks.pairs import (
     ICL_METRICS,
     NAMING,
     icl_pairs,
     ioi_metrics,
     ioi_pairs,
 )
-from resval_lens.analyses.studies.ioi import check_one_tokenizer
-from resval_lens.analyses.studies.link_signals import link_signals
-from resval_lens.analyses.studies.roles import head_roles
 from resval_lens.hooks.groups import alike
 from resval_lens.io.checkpoint import SHIPPED_MODELS
 from resval_lens.streams import architecture, architectures_of

@@ -21,9 +21,11 @@ from resval_lens.analyses.studies.ablation import AblationStudy, ablation_study
 from resval_lens.analyses.studies.ioi import IOIScores, ioi_scores
 from resval_lens.analyses.studies.patching import Patching
 from resval_lens.analyses.studies.story_loss import story_rows
-from resval_lens.analyses.studies.subjects import Facts, ModelOnTask, on_indirect_objects
+from resval_lens.analyses.tasks import TASKS, Asked
+from resval_lens.analyses.tasks.problem import Facts, Problem
 from resval_lens.hooks.answers import right_padding
 from resval_lens.hooks.patching import patch
+from resval_lens.models.load import Loaded
 from resval_lens.runtime import evaluating
 from resval_lens.tasks.ioi import IOIBatch, IOIPrompt, encode
 from resval_lens.tasks.leading import leading_token
@@ -177,7 +179,7 @@ def compare_language_models(
         found = ioi_scores(each.model, _encoded(drawn, each))
         scores[each.name] = ModelScores(each.architecture, each.seed, found)
     patched = [
-        _patched(on_indirect_objects(each.name, each.model, prompts, seed, CORRUPTION), site, note)
+        _patched(_problem(each, prompts, seed), site, note)
         for each in chosen
         for site in [*PATCHED, *(f"{stream.of}_link" for stream in each.model.cfg.streams)]
     ]
@@ -232,16 +234,20 @@ def _size(each: Studied) -> tuple[Any, ...]:
     return cfg.n_layers, cfg.n_heads, cfg.n_key_value_heads, cfg.d_model, cfg.d_head, cfg.d_mlp
 
 
-def _patched(chosen: ModelOnTask, site: str, note: Note) -> Patching:
+def _problem(each: Studied, prompts: int, seed: int) -> Problem:
+    return TASKS["ioi"].draw(Loaded(each.name, each.model), prompts, Asked(seed, CORRUPTION))
+
+
+def _patched(chosen: Problem, site: str, note: Note) -> Patching:
     note(f"{chosen.name}: patching {site}")
     by = PATCHED.get(site, ("layer", "position"))
-    where = chosen.named_positions() if "position" in by else None
+    where = chosen.named_positions if "position" in by else None
     result = patch(chosen.model, chosen.pairs, site, positions=where, by=by)
     return Patching.of(chosen, result)
 
 
 def _link_study(each: Studied, prompts: int, seed: int, note: Note) -> ModelAblation:
-    both = on_indirect_objects(each.name, each.model, 2 * prompts, seed, CORRUPTION)
+    both = _problem(each, 2 * prompts, seed)
     chosen, others = both.rows(slice(0, prompts)), both.rows(slice(prompts, None))
     study = ablation_study(
         chosen.model,
@@ -260,7 +266,7 @@ def _attention(models: Sequence[Studied], seed: int) -> AttentionOnPrompt:
     """Every head's pattern on the first prompt."""
     tokens, shown = None, {}
     for each in models:
-        chosen = on_indirect_objects(each.name, each.model, 1, seed, CORRUPTION)
+        chosen = _problem(each, 1, seed)
         end = int(chosen.pairs.answers[0]) + 1
         layers = range(each.model.cfg.n_layers)
         names = [f"blocks.{layer}.attn.hook_pattern" for layer in layers]

@@ -21,7 +21,7 @@ from transformer_lens.utilities import LocallyOverridenDefaults
 from resval_lens.analyses.results.result import FLAT, Result
 from resval_lens.analyses.results.tables import WIDE
 from resval_lens.analyses.studies.story_loss import StoryLoss, story_loss
-from resval_lens.analyses.studies.subjects import Example, Facts
+from resval_lens.analyses.tasks.problem import Example, Facts
 from resval_lens.hooks import (
     Link,
     freeze,

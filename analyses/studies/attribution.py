@@ -14,7 +14,7 @@ from resval_lens.analyses.attribution.logits import attribute, logit_lens
 from resval_lens.analyses.attribution.weights import copying_scores, ov_paths, own_token_scores
 from resval_lens.analyses.results.result import FLAT, Result
 from resval_lens.analyses.results.tables import WIDE
-from resval_lens.analyses.studies.subjects import Example, Facts, ModelOnTask
+from resval_lens.analyses.tasks.problem import Example, Facts, Problem
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -94,7 +94,7 @@ class AttributionStudy(Result):
 
 
 def attribution_study(
-    chosen: ModelOnTask, general: bool = False, note: Callable[[str], None] = lambda text: None
+    chosen: Problem, general: bool = False, note: Callable[[str], None] = lambda text: None
 ) -> AttributionStudy:
     """Direct logit attribution and the logit lens of a language model on indirect objects.
 
@@ -136,7 +136,7 @@ def attribution_study(
     )
 
 
-def _copying(chosen: ModelOnTask, components: Sequence[str]) -> dict[str, Copying]:
+def _copying(chosen: Problem, components: Sequence[str]) -> dict[str, Copying]:
     """Copying scores of heads' parts by name; none where weights do not tell (gates, matrices)."""
     model = chosen.model
     if any(s.of == "v" and (s.how.is_gated or s.how.crosses_heads) for s in model.cfg.streams):
@@ -144,7 +144,7 @@ def _copying(chosen: ModelOnTask, components: Sequence[str]) -> dict[str, Copyin
     by_name = {str(path): path for path in ov_paths(model)}
     paths = [by_name[name] for name in components if name in by_name][:MOST_COPYING]
     names_io = own_token_scores(
-        model, chosen.pairs.clean, chosen.named_positions()["IO"], which=paths
+        model, chosen.pairs.clean, chosen.named_positions["IO"], which=paths
     )
     # Weights alone say what a head copies once those of the norms are folded in. Not every device
     # has eigenvalues.

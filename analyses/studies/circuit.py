@@ -12,7 +12,7 @@ from resval_lens.analyses.circuits.metrics import ByMetric
 from resval_lens.analyses.circuits.study import CircuitStudy, Study
 from resval_lens.analyses.results.result import FLAT, Result
 from resval_lens.analyses.results.tables import NARROW
-from resval_lens.analyses.studies.subjects import Example, Facts
+from resval_lens.analyses.tasks.problem import Example, Facts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

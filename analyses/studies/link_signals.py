@@ -19,7 +19,7 @@ from typing import get_args
 import torch
 
 from resval_lens.analyses.results.result import Result
-from resval_lens.analyses.studies.circuit_tasks import ioi_pairs
+from resval_lens.analyses.tasks.pairs import ioi_pairs
 from resval_lens.hooks import freeze, link_activations, link_groups
 from resval_lens.hooks.link_runs import LinkRuns
 from resval_lens.hooks.prompts import MAX_TOKENS, check_model, ready, refuse_hooks

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from resval_lens.analyses.results.result import FLAT, OPTIONAL, Result
 from resval_lens.analyses.results.tables import WIDE
-from resval_lens.analyses.studies.subjects import Example, Facts, ModelOnTask
+from resval_lens.analyses.tasks.problem import Example, Facts, Problem
 from resval_lens.hooks.patching import PatchResult
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Patching(Result):
     example: Example | None
 
     @classmethod
-    def of(cls, chosen: ModelOnTask, found: PatchResult) -> Patching:
+    def of(cls, chosen: Problem, found: PatchResult) -> Patching:
         """``found`` on the prompts of ``chosen``."""
         return cls(
             facts=chosen.facts(), site=found.site, direction=found.direction, axes=found.axes,

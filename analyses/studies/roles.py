@@ -46,7 +46,7 @@ from resval_lens.analyses.attribution.logits import attribute, read_direction, w
 from resval_lens.analyses.attribution.weights import ov_paths, own_token_scores
 from resval_lens.analyses.circuits.evaluation import Ends
 from resval_lens.analyses.results.result import FLAT, Result
-from resval_lens.analyses.studies.circuit_tasks import ioi_pairs
+from resval_lens.analyses.tasks.pairs import ioi_pairs
 from resval_lens.hooks.answers import right_padding
 from resval_lens.hooks.links import head_name
 from resval_lens.hooks.patching import PatchResult, patch

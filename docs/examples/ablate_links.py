@@ -5,7 +5,7 @@
 import torch
 
 from resval_lens import ResValTransformer
-from resval_lens.analyses.studies.circuit_tasks import ioi_pairs
+from resval_lens.analyses.tasks.pairs import ioi_pairs
 from resval_lens.hooks import (
     cut_links,
     edit_links,

@@ -21,6 +21,14 @@ pairs = PromptPairs.from_text(
 print(patch(model, pairs, "z", by=("layer", "head")).recovered())
 # --8<-- [end:pairs]
 
+# --8<-- [start:pose]
+from resval_lens.analyses.tasks import Asked
+from resval_lens.analyses.tasks.problem import pose
+
+problem = pose("stories-small-values", 8, Asked(seed=0, corruption="ABC"), task="ioi")
+print(problem.example(), problem.by("log-probability").metric, problem.named_positions["IO"])
+# --8<-- [end:pose]
+
 # --8<-- [start:task]
 from dataclasses import dataclass
 from typing import NamedTuple

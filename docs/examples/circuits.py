@@ -4,7 +4,7 @@
 # --8<-- [start:all]
 # --8<-- [start:pairs]
 from resval_lens import ResValTransformer
-from resval_lens.analyses.studies.circuit_tasks import ioi_pairs
+from resval_lens.analyses.tasks.pairs import ioi_pairs
 from resval_lens.tasks.stories import ioi_prompts
 
 model = ResValTransformer.from_pretrained("stories-small-values")

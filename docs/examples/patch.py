@@ -3,7 +3,7 @@
 
 # --8<-- [start:sites]
 from resval_lens import ResValTransformer
-from resval_lens.analyses.studies.circuit_tasks import ioi_pairs
+from resval_lens.analyses.tasks.pairs import ioi_pairs
 from resval_lens.hooks import patch
 from resval_lens.tasks.ioi_corruptions import positions
 from resval_lens.tasks.leading import leading_token

@@ -39,7 +39,7 @@ from torch import Tensor
 from resval_lens.tasks.ioi import IOIPrompt, padding_id, token_ids
 
 Kind = Literal[
-    "position", "token", "token+position", "random", "random+position", "random-S2", "ABC"
+    "random-S2", "ABC", "position", "token", "token+position", "random", "random+position"
 ]  # fmt: skip
 Signal = Literal["kept", "inverted", "random", "none"]
 

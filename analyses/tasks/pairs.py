@@ -1,4 +1,4 @@
-"""The two tasks on which circuits are compared, as clean and corrupted prompts with a metric.
+"""Clean and corrupted prompts of the two tasks, with a metric.
 
 - Indirect objects in a language model: logit(IO) − logit(S), corrupted prompts of any kind of
   :mod:`resval_lens.tasks.ioi_corruptions`. A group has its names and its end at the same
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from resval_lens.hooks.prompts import (
@@ -50,6 +50,20 @@ ICL_METRICS: dict[str, Metric] = {
     "log P(right)": log_probability,
     "P(right)": probability,
 }
+
+
+def io_is_likelier(
+    logits: Float[Tensor, "prompt d_vocab"], labels: Int[Tensor, "prompt 2"]
+) -> Bool[Tensor, " prompt"]:
+    """Whether P(IO) > P(S), with labels (IO, S)."""
+    return logit_difference(logits, labels) > 0
+
+
+def is_right(
+    logits: Float[Tensor, "prompt label"], labels: Int[Tensor, "prompt some"]
+) -> Bool[Tensor, " prompt"]:
+    """Whether the first label's logit is the largest of all."""
+    return logits.argmax(-1) == labels[:, 0]
 
 
 def ioi_metrics(model: ResValTransformer) -> dict[str, Metric]:

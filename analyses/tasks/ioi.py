@@ -1,0 +1,99 @@
+"""Indirect objects: who is given something, in a sentence where two are named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from resval_lens.analyses.tasks.task import DRAWN, Asked, Task
+
+if TYPE_CHECKING:
+    from resval_lens.analyses.tasks.problem import Example, Problem
+    from resval_lens.hooks.prompts import Metric
+    from resval_lens.models.load import Loaded
+    from resval_lens.transformer import ResValTransformer
+
+
+class IndirectObjects(Task):
+    """Naming the indirect object; labels are (IO, S).
+
+    Prompts are stories whose names, frames and objects never met in training text, or the general
+    ones of :func:`~resval_lens.tasks.ioi.generate_prompts`. Corrupted prompts are those of
+    :mod:`resval_lens.tasks.ioi_corruptions`.
+    """
+
+    name = "ioi"
+    title = "indirect objects"
+    reads_tokens = True
+    corruptions = (
+        "random-S2", "ABC", "position", "token", "token+position", "random", "random+position",
+    )  # fmt: skip
+    metrics: ClassVar = {
+        "logit-difference": "IO − S",
+        "log-probability": "log P(IO)",
+        "names": "IO − other names",
+        "probability": "P(IO)",
+    }
+    positions = ("IO", "S1", "S1+1", "S2", "end")
+
+    def measures(self) -> Mapping[str, Metric]:
+        from resval_lens.analyses.tasks.pairs import io_is_likelier
+        from resval_lens.hooks.prompts import logit_difference, probability
+
+        return {
+            "logit difference": logit_difference,
+            "P(IO)": probability,
+            "accuracy": io_is_likelier,
+        }
+
+    def metric_functions(self, model: ResValTransformer) -> Mapping[str, Metric]:
+        from resval_lens.analyses.tasks.pairs import ioi_metrics
+
+        return ioi_metrics(model)
+
+    def draw(self, loaded: Loaded, count: int, asked: Asked = DRAWN) -> Problem:
+        from resval_lens.analyses.tasks.pairs import draw_ioi, ioi_pairs
+        from resval_lens.analyses.tasks.problem import Problem
+        from resval_lens.tasks.ioi_corruptions import positions
+        from resval_lens.tasks.leading import leading_token
+
+        name, model = loaded.name, loaded.model
+        kind, seed = self.corruption(loaded, asked), asked.seed or 0
+        if model.tokenizer is None:
+            raise ValueError(f"{name}: this model has no tokenizer to put a prompt into its tokens")
+        lead = leading_token(model, asked.prepend)
+        which: Any = "general" if asked.general else "unseen"
+        try:
+            drawn, left_out = draw_ioi(model.tokenizer, count, seed, which)
+            pairs = ioi_pairs(model, drawn, kind, seed, prepend=asked.prepend)  # type: ignore[arg-type]
+        except ValueError as error:
+            which = "general prompts" if asked.general else "stories' prompts"
+            hint = "" if asked.general else "; --general has others"
+            raise ValueError(f"{name} on {which}: {error}{hint}") from None
+        if pairs.length > model.cfg.n_ctx:
+            raise ValueError(
+                f"{name} has a context of {model.cfg.n_ctx} tokens; these prompts need "
+                f"{pairs.length}"
+            )
+        pairs = pairs.to(model.cfg.device)
+        where = positions(drawn, model.tokenizer, lead)
+        return Problem(
+            name, model, self, kind, seed, pairs, where, tuple(drawn), lead, tuple(left_out)
+        )
+
+    def tokens(self, problem: Problem) -> list[str]:
+        tokenizer: Any = problem.model.tokenizer
+        return [tokenizer.decode([token]) for token in problem.pairs.clean[0].tolist()]
+
+    def example(self, problem: Problem) -> Example | None:
+        from resval_lens.analyses.tasks.problem import Example
+
+        tokenizer: Any = problem.model.tokenizer
+        start, end = int(problem.lead is not None), int(problem.pairs.answers[0]) + 1
+        pairs = problem.pairs
+        return Example(
+            *(
+                tokenizer.decode(rows[0, start:end].tolist())
+                for rows in (pairs.clean, pairs.corrupted)
+            )
+        )

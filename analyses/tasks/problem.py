@@ -1,0 +1,202 @@
+"""A problem: a model on a task's prompts, beside their corrupted prompts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from resval_lens.analyses.tasks import TASKS
+from resval_lens.analyses.tasks.task import DRAWN, Asked, Task
+from resval_lens.checks import check_whole
+from resval_lens.hooks.prompts import Metric, PromptPairs
+from resval_lens.models.load import load_model
+from resval_lens.streams import shorthand
+from resval_lens.tasks.ioi import IOIPrompt
+from resval_lens.tasks.leading import NamedToken, named_token
+from resval_lens.transformer import ResValTransformer
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What every report says of a :class:`Problem`.
+
+    Attributes:
+        streams: as :func:`~resval_lens.streams.shorthand` writes them.
+        corruption: how corrupted prompts differ.
+        prompts: how many.
+        metric: its name.
+    """
+
+    model: str
+    streams: str
+    task: str
+    corruption: str
+    seed: int
+    prompts: int
+    metric: str
+    leading_token: NamedToken | None
+    names_left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and its corrupted prompt, as text."""
+
+    clean: str
+    corrupted: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model, its task, and prompts beside their corrupted prompts.
+
+    Attributes:
+        name: as the model was asked for.
+        corruption: how corrupted prompts differ.
+        seed: that drew the prompts; of a classifier, that of its training run.
+        named_positions: where each prompt has what the task names, as IO, S1, S1+1, S2, end.
+        prompts: as text, if they are; of indirect objects.
+        lead: the token before each prompt, if there is one.
+        left_out: names that prompts do without, as the tokenizer has no one token for them.
+        asked: the name of the metric that was asked for, if any (:meth:`by`).
+    """
+
+    name: str
+    model: ResValTransformer
+    task: Task
+    corruption: str
+    seed: int
+    pairs: PromptPairs
+    named_positions: Mapping[str, Int[Tensor, " prompt"]] = field(default_factory=dict)
+    prompts: tuple[IOIPrompt, ...] = ()
+    lead: int | None = None
+    left_out: tuple[str, ...] = ()
+    asked: str = ""
+
+    @property
+    def measures(self) -> Mapping[str, Metric]:
+        """What is measured, by name."""
+        return self.task.measures()
+
+    @property
+    def metric(self) -> str:
+        """The name of the prompts' metric."""
+        return self.asked or next(iter(self.measures))
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """Metrics that circuits are chosen and evaluated by, by name."""
+        return self.task.metric_functions(self.model)
+
+    def by(self, metric: str) -> Problem:
+        """The same by another of the task's ``metrics``.
+
+        Raises:
+            ValueError: the task has no such metric.
+        """
+        names = self.task.metrics
+        if metric not in names:
+            raise ValueError(
+                f"metric: {self.task.title} is measured by {', '.join(names)}; got {metric!r}"
+            )
+        name = names[metric]
+        return replace(self, pairs=replace(self.pairs, metric=self.metrics[name]), asked=name)
+
+    def facts(self) -> Facts:
+        """What every report says of it."""
+        return Facts(
+            self.name,
+            shorthand(self.model.cfg.streams),
+            self.task.title,
+            self.corruption,
+            self.seed,
+            len(self.pairs),
+            self.metric,
+            named_token(self.model, self.lead),
+            self.left_out,
+        )
+
+    def rows(self, which: slice | Int[Tensor, " some"]) -> Problem:
+        """On some of the prompts."""
+        chosen = range(len(self.pairs))[which] if isinstance(which, slice) else which.tolist()
+        texts = tuple(self.prompts[i] for i in chosen) if self.prompts else ()
+        where = {name: each[which] for name, each in self.named_positions.items()}
+        return replace(self, pairs=self.pairs.rows(which), named_positions=where, prompts=texts)
+
+    def of_one_length(self) -> Problem:
+        """On the prompts of the commonest length, without padding."""
+        last = self.pairs.answers.tolist()
+        commonest = Counter(last).most_common(1)[0][0]
+        found = self.rows(torch.tensor([i for i, each in enumerate(last) if each == commonest]))
+        pairs, end = found.pairs, commonest + 1
+        unpadded = replace(
+            pairs,
+            clean=pairs.clean[:, :end],
+            corrupted=pairs.corrupted[:, :end],
+            last=None,
+            mask=None,
+        )
+        return replace(found, pairs=unpadded)
+
+    def tokens(self) -> list[str]:
+        """The first prompt's tokens; of a classifier, o (object), l (label) and q (query)."""
+        return self.task.tokens(self)
+
+    def example(self) -> Example | None:
+        """The first prompt and its corrupted prompt; None if they are no text."""
+        return self.task.example(self)
+
+
+def pose(
+    name: str,
+    prompts: int,
+    asked: Asked = DRAWN,
+    task: str | None = None,
+    device: str | None = None,
+) -> Problem:
+    """The model of that name (:func:`~resval_lens.models.load.load_model`) on prompts of a task.
+
+    Args:
+        prompts: how many.
+        task: one of ``TASKS``; by default the first whose prompts the model can read.
+        device: where the model runs; the prompts go there, too.
+
+    Raises:
+        ValueError: an unknown model or task; a model that cannot read the task's prompts; what
+            :meth:`~resval_lens.analyses.tasks.task.Task.draw` refuses.
+    """
+    check_whole("prompts", prompts, 1)
+    if task is not None and task not in TASKS:
+        raise ValueError(f"task must be one of {', '.join(TASKS)}; got {task!r}")
+    loaded = load_model(name, device=device)
+    reads_tokens = loaded.model.reads_tokens
+    chosen = (
+        next(each for each in TASKS.values() if each.reads_tokens == reads_tokens)
+        if task is None
+        else TASKS[task]
+    )
+    if chosen.reads_tokens != reads_tokens:
+        kinds = ("vectors", "tokens")
+        raise ValueError(
+            f"task {chosen.name}: its prompts are {kinds[chosen.reads_tokens]}; {name} reads "
+            f"{kinds[reads_tokens]}"
+        )
+    return chosen.draw(loaded, prompts, asked)
+
+
+def pose_two(
+    name: str,
+    prompts: int,
+    asked: Asked = DRAWN,
+    task: str | None = None,
+    device: str | None = None,
+) -> tuple[Problem, Problem]:
+    """:func:`pose` on ``prompts`` prompts, and on as many others."""
+    check_whole("prompts", prompts, 1)
+    both = pose(name, 2 * prompts, asked, task, device)
+    return both.rows(slice(0, prompts)), both.rows(slice(prompts, None))

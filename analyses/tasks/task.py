@@ -1,0 +1,96 @@
+"""A task: how prompts, corrupted prompts, labels and metrics come about for a model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from resval_lens.analyses.tasks.problem import Example, Problem
+    from resval_lens.hooks.prompts import Metric
+    from resval_lens.models.load import Loaded
+    from resval_lens.transformer import ResValTransformer
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a task's prompts are to be drawn; what is None is up to the task.
+
+    Attributes:
+        seed: draws prompts, and new names of corrupted prompts.
+        corruption: how corrupted prompts differ: one of the task's ``corruptions``.
+        general: general prompts instead of those like training text.
+        prepend: what leads each prompt (:func:`~resval_lens.tasks.leading.leading_token`).
+    """
+
+    seed: int | None = None
+    corruption: str | None = None
+    general: bool = False
+    prepend: str = "auto"
+
+
+DRAWN = Asked()
+"""As the task itself would have it."""
+
+
+class Task(ABC):
+    """A task that models are measured on.
+
+    Attributes:
+        name: as it is asked for.
+        title: as reports call it.
+        reads_tokens: whether its prompts are tokens; else they are vectors.
+        corruptions: how corrupted prompts may differ; the first, if nothing else is asked for.
+        metrics: what circuits are chosen by, as it is asked for and as it is called.
+        positions: names of positions in its prompts.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    reads_tokens: ClassVar[bool]
+    corruptions: ClassVar[tuple[str, ...]]
+    metrics: ClassVar[Mapping[str, str]]
+    positions: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def measures(self) -> Mapping[str, Metric]:
+        """What is measured, by name; the first is its prompts' metric, if no other is asked for."""
+
+    @abstractmethod
+    def metric_functions(self, model: ResValTransformer) -> Mapping[str, Metric]:
+        """Metrics that circuits are evaluated by, by the names that ``metrics`` calls them."""
+
+    @abstractmethod
+    def draw(self, loaded: Loaded, count: int, asked: Asked = DRAWN) -> Problem:
+        """The model on ``count`` prompts, on its device.
+
+        Raises:
+            ValueError: a model that cannot be asked this; what the task does not have; prompts
+                that the tokenizer, the context or a test set do not have room for.
+        """
+
+    @abstractmethod
+    def tokens(self, problem: Problem) -> list[str]:
+        """The first prompt's positions, for people."""
+
+    @abstractmethod
+    def example(self, problem: Problem) -> Example | None:
+        """The first prompt and its corrupted prompt as text; None if they are no text."""
+
+    def corruption(self, loaded: Loaded, asked: Asked) -> str:
+        """The corruption that is asked for, or the first.
+
+        Raises:
+            ValueError: this task has no such.
+        """
+        kind = asked.corruption
+        if kind is None:
+            return self.corruptions[0]
+        if kind not in self.corruptions:
+            raise ValueError(
+                f"corruption: {loaded.name}, on {self.title}, has {', '.join(self.corruptions)}; "
+                f"got {kind!r}"
+            )
+        return kind

@@ -1,0 +1,103 @@
+"""Any model by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from resval_lens.io.checkpoint import SHIPPED_MODELS, read_config
+from resval_lens.io.conversion import TRANSFORMER_LENS_NAMES
+from resval_lens.models.classifier import ICLClassifier
+from resval_lens.streams import StreamsLike
+from resval_lens.training.icl_run import ICLRun
+from resval_lens.training.recorded import RecordedRun, load_run, load_runs
+from resval_lens.training.run_folder import read_record, trained_model
+from resval_lens.transformer import ResValTransformer
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, the name it was asked for by, and a classifier's training run."""
+
+    name: str
+    model: ResValTransformer
+    run: RecordedRun[ICLRun] | None = None
+
+
+def shipped_classifiers() -> dict[str, RecordedRun[ICLRun]]:
+    """The first run of each variant that ships with a trained model, by the variant's name."""
+    found: dict[str, RecordedRun[ICLRun]] = {}
+    for recorded in load_runs(ICLRun):
+        if recorded.has_model:
+            found.setdefault(recorded.run.name, recorded)
+    return found
+
+
+def is_classifier_run(folder: Path) -> bool:
+    """Whether ``folder`` holds a training run of a two-layer classifier."""
+    return (folder / "run.json").is_file() and "task" in read_record(folder)["run"]
+
+
+def load_model(
+    name: str | Path, *, streams: StreamsLike = None, device: str | None = None
+) -> Loaded:
+    """A model by name, and the training run of a classifier.
+
+    Args:
+        name: of a model that ships: a language model (``SHIPPED_MODELS``) or a classifier
+            (:func:`shipped_classifiers`); one that TransformerLens knows, or of the Hugging Face
+            hub (user/name); the folder of a saved language model, or of a training run.
+        streams: run the weights with these streams instead of those they were saved with.
+        device: where it runs; by default the device it was saved on if there is one here.
+
+    Raises:
+        ValueError: none of these (near names are suggested), or a classifier's model without its
+            run, which its test sequences are drawn by.
+    """
+    name, folder = str(name), Path(name)
+
+    def language_model(source: str | Path) -> Loaded:
+        return Loaded(
+            name, ResValTransformer.from_pretrained(source, streams=streams, device=device)
+        )
+
+    def classifier(recorded: RecordedRun[ICLRun]) -> Loaded:
+        source = trained_model(recorded.folder)
+        model = ICLClassifier.from_pretrained(source, streams=streams, device=device)
+        return Loaded(name, model, recorded)
+
+    if is_classifier_run(folder):
+        return classifier(load_run(folder, ICLRun))
+    if (folder / "run.json").is_file():  # of a language model
+        folder = trained_model(folder)
+    if folder.is_dir() and (folder / "config.json").is_file():
+        if not _is_classifier(folder):
+            return language_model(folder)
+        if not is_classifier_run(folder.parent):
+            raise ValueError(
+                f"{name} is a classifier without its training run, which draws the sequences "
+                "it is tested on; give the run's folder"
+            )
+        return classifier(load_run(folder.parent, ICLRun))
+    if name in SHIPPED_MODELS or name in TRANSFORMER_LENS_NAMES or "/" in name:
+        return language_model(name)
+    classifiers = shipped_classifiers()
+    if name in classifiers:
+        return classifier(classifiers[name])
+    if folder.is_dir():
+        raise ValueError(f"{name} holds no saved model; expected its config.json")
+    known = [*SHIPPED_MODELS, *classifiers]
+    near = get_close_matches(name, [*known, *TRANSFORMER_LENS_NAMES], n=1)
+    meant = f"; did you mean {near[0]!r}? There are" if near else "; there are"
+    raise ValueError(
+        f"no model {name!r}{meant} {', '.join(known)}, the names that TransformerLens knows, like "
+        "gpt2, or a folder"
+    )
+
+
+def _is_classifier(folder: Path) -> bool:
+    try:
+        return read_config(folder)[0] == "ICLClassifier"
+    except ValueError:  # what it is says whoever loads it
+        return False
