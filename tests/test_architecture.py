@@ -32,9 +32,28 @@ FORBIDDEN = {
 }
 
 
-PAPERS = "resval_lens.analyses.papers"
+ANALYSES = "resval_lens.analyses"
+COMMON = ("results", "drawing")
+METHOD = (*COMMON, "circuits", "attribution")
+STUDY = (*METHOD, "studies", "comparison")
+ROOMS: dict[str, tuple[str, ...]] = {
+    "results": (),
+    "drawing": (),
+    "circuits": COMMON,
+    "attribution": COMMON,
+    "studies": METHOD,
+    "comparison": (*METHOD, "studies"),
+    "display": STUDY,
+    "papers": STUDY,
+    "report": (*STUDY, "display", "papers"),
+    "experiments": (*STUDY, "papers"),
+    "cli": (*STUDY, "display", "papers", "report", "experiments"),
+}
+"""The rooms of the analyses, lowest first, and the rooms that each may import."""
+MOST_ROOMS = 15
+PAPERS = f"{ANALYSES}.papers"
 """Leaves: what is about one paper. Only what lists them all imports them."""
-LISTS = tuple(f"resval_lens.analyses.{room}" for room in ("cli", "experiments", "report"))
+LISTS = tuple(f"{ANALYSES}.{room}" for room, below in ROOMS.items() if "papers" in below)
 METHODS = ("resval_lens.hooks", "resval_lens.analyses.attribution", "resval_lens.analyses.circuits")
 """What takes any model, and asks it what it is instead of knowing its class."""
 
@@ -124,6 +143,53 @@ def test_an_import_of_what_stands_above_is_found(module: str, source: str) -> No
 )
 def test_an_import_of_what_stands_below_or_beside_is_allowed(module: str, source: str) -> None:
     assert offences(source, module) == []
+
+
+def room_of(name: str) -> str | None:
+    """The room of ``analyses`` that a dotted name is in."""
+    return name.split(".")[2] if within(name, ANALYSES) and name != ANALYSES else None
+
+
+def arrows_up(source: str, module: str, is_package: bool = False) -> list[str]:
+    """What ``source`` imports of rooms that its own may not import."""
+    room = room_of(module)
+    if room not in ROOMS:  # above them all: what starts the command line
+        return []
+    rooms = {name: room_of(name) for name in imported(source, module, is_package)}
+    return [name for name, other in rooms.items() if other and other not in (room, *ROOMS[room])]
+
+
+@each_module
+def test_no_arrow_between_rooms_points_up(path: Path, module: str) -> None:
+    assert arrows_up(path.read_text(), module, path.name == "__init__.py") == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("drawing.figures", f"if TYPE_CHECKING:\n    from {ANALYSES}.comparison.icl import X"),
+        ("studies.circuit_figures", f"from {ANALYSES}.comparison import circuit_compare"),
+        ("results.tables", "from ..drawing import figures"),
+        ("display.show", f"def f():\n    from {ANALYSES}.papers.amicl.sweep import sweep"),
+        ("comparison.cells", f"import_module('{ANALYSES}.papers.memory.curves')"),
+        ("papers.amicl.sweep", f"import {ANALYSES}.report.results_page"),
+        ("circuits.graph", f"from {ANALYSES}.attribution import logits"),
+    ],
+)
+def test_an_arrow_between_rooms_that_points_up_is_found(module: str, source: str) -> None:
+    assert len(arrows_up(source, f"{ANALYSES}.{module}")) == 1
+    assert arrows_up(source, f"{ANALYSES}.cli.app") == []
+
+
+def test_the_rooms_are_those_that_are_declared_and_each_says_in_one_line_what_it_holds() -> None:
+    floor = {path.parent for path in (ROOT / "analyses").glob("*/__init__.py")}
+    assert {path.name for path in floor} == set(ROOMS)
+    assert len(ROOMS) <= MOST_ROOMS
+    for number, (room, below) in enumerate(ROOMS.items()):
+        assert set(below) <= set(list(ROOMS)[:number]), room
+        said = ast.get_docstring(ast.parse((ROOT / "analyses" / room / "__init__.py").read_text()))
+        assert len((said or "").splitlines()) == 1, room
+    assert {room for room in ROOMS if "papers" in ROOMS[room]} == {"report", "experiments", "cli"}
 
 
 def known(source: str, module: str) -> list[str]:

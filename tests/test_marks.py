@@ -19,13 +19,13 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from resval_lens.analyses.attribution.heads import HeadScores
-from resval_lens.analyses.comparison import lm_figures
+from resval_lens.analyses.comparison import figures
 from resval_lens.analyses.comparison.circuit_findings import TaskCircuit
 from resval_lens.analyses.comparison.icl import AttentionStudy
 from resval_lens.analyses.comparison.icl_curves import icl_curves
 from resval_lens.analyses.comparison.link_in_training import LinkInTraining, LinkSnapshot
 from resval_lens.analyses.display.svg import svg
-from resval_lens.analyses.drawing import figures, marks
+from resval_lens.analyses.drawing import marks
 from resval_lens.analyses.studies import circuit_figures, intervention_figures
 from resval_lens.analyses.studies.induction import TITLES
 from resval_lens.training.icl_run import ICLRun
@@ -321,7 +321,7 @@ def test_language_models_say_means_over_the_steps_that_all_have():
     runs = [recorded("", 0, [0, 10, 20, 30]), recorded("", 1, [0, 10, 30]),
             recorded("v", 0, [0, 10, 20])]  # fmt: skip
     loss = [{line["step"]: line["valid_loss"] for line in run.metrics} for run in runs]
-    assert said(lm_figures.training(runs)) == [
+    assert said(figures.training(runs)) == [
         *(f"classic, step {s}: {(loss[0][s] + loss[1][s]) / 2:.3f}" for s in (10, 30)),
         *(f"values, step {s}: {loss[2][s]:.3f}" for s in (10, 20)),
     ]
@@ -395,7 +395,7 @@ def test_attribution_says_the_sixteen_largest_shares():
 def test_faithfulness_and_links_in_training_say_their_curves():
     study = circuit_study([1, 12, 1200], [-0.05, 0.5, 1.1])
     entry = TaskCircuit("t", "margin", "values", 0, "v0", study)
-    assert said(circuit_figures.faithfulness([entry])) == [
+    assert said(figures.faithfulness([entry])) == [
         "v0: edges 1, faithfulness −0.050",
         "v0: edges 12, faithfulness 0.500",
         "v0: edges 1,200, faithfulness 1.100",

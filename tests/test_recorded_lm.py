@@ -14,6 +14,7 @@ from scipy import stats
 from resval_lens import ResValTransformer
 from resval_lens.analyses.cli.options import pairs_by_seed
 from resval_lens.analyses.comparison.cells import Cells
+from resval_lens.analyses.comparison.figures import training
 from resval_lens.analyses.comparison.ioi_cells import (
     FourCells,
     cells_sentences,
@@ -21,7 +22,6 @@ from resval_lens.analyses.comparison.ioi_cells import (
     four_cells,
 )
 from resval_lens.analyses.comparison.lm_emergence import at_loss, lm_emergence
-from resval_lens.analyses.comparison.lm_figures import training
 from resval_lens.analyses.comparison.lm_progress import ioi_sets
 from resval_lens.analyses.results.result import plain
 from resval_lens.analyses.results.seeds import TTests, holm

@@ -181,8 +181,8 @@ def emergence_command(
 
     Example: `resval-lens eval emergence --runs runs/lm`
     """
+    from resval_lens.analyses.comparison.figures import training
     from resval_lens.analyses.comparison.lm_emergence import lm_emergence
-    from resval_lens.analyses.comparison.lm_figures import training
     from resval_lens.training.lm_run import LMRun
     from resval_lens.training.recorded import SHIPPED, load_runs
 

@@ -329,9 +329,10 @@ class ComparedCircuits(Result):
 
     def figures(self) -> dict[str, Figure]:
         """The first seed's circuits, and faithfulness by size of all."""
-        from resval_lens.analyses.studies import circuit_figures as figures
+        from resval_lens.analyses.comparison.figures import faithfulness
+        from resval_lens.analyses.studies.circuit_figures import circuits
 
         return {
-            "circuits.png": figures.circuits(self.drawn),
-            "faithfulness.png": figures.faithfulness(self.circuits),
+            "circuits.png": circuits(self.drawn),
+            "faithfulness.png": faithfulness(self.circuits),
         }

@@ -177,7 +177,7 @@ class ComparedClassifiers(Result):
 
     def figures(self) -> dict[str, Figure]:
         """Accuracies, links scaled, attention."""
-        from resval_lens.analyses.drawing import figures
+        from resval_lens.analyses.comparison import figures
 
         return {
             "accuracy.png": self.accuracy_figure(),
@@ -187,7 +187,7 @@ class ComparedClassifiers(Result):
 
     def accuracy_figure(self) -> Figure:
         """Accuracy of each model on each task."""
-        from resval_lens.analyses.drawing.figures import bars
+        from resval_lens.analyses.comparison.figures import bars
 
         return bars({name: model.accuracies for name, model in self.models.items()})
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from resval_lens.analyses.circuits.circuit import Circuit
 from resval_lens.analyses.circuits.evaluation import EvaluatedCircuit
 from resval_lens.analyses.circuits.scores import EdgeScores
+from resval_lens.analyses.comparison import figures
 from resval_lens.analyses.comparison.icl import LinkStudy
 from resval_lens.analyses.display.attention import (
     attention_body,
@@ -22,7 +23,6 @@ from resval_lens.analyses.display.attention import (
     attention_image,
 )
 from resval_lens.analyses.display.display import Display, show_figure
-from resval_lens.analyses.drawing import figures
 from resval_lens.analyses.drawing.figures import drawn
 from resval_lens.analyses.studies import circuit_figures, intervention_figures
 from resval_lens.analyses.studies.ablation import Ablation, AblationStudy

@@ -12,7 +12,7 @@ from rich.markup import escape as markup
 from rich.table import Table
 
 from resval_lens.analyses.circuits.metrics import FAITHFUL
-from resval_lens.analyses.comparison import lm_figures
+from resval_lens.analyses.comparison import figures
 from resval_lens.analyses.comparison.circuit_compare import ComparedCircuits
 from resval_lens.analyses.comparison.compare_parts import Comparison
 from resval_lens.analyses.comparison.icl_compare import ComparedClassifiers
@@ -24,7 +24,6 @@ from resval_lens.analyses.display.attention import attention_body
 from resval_lens.analyses.display.display import figure_html
 from resval_lens.analyses.display.page import page, words
 from resval_lens.analyses.display.tables import html_table
-from resval_lens.analyses.drawing import figures
 from resval_lens.analyses.studies import circuit_figures, intervention_figures
 from resval_lens.analyses.studies.patching import Patching
 from resval_lens.tasks.icl import TASKS
@@ -157,7 +156,7 @@ def _emergence(
     elif lm_runs:
         parts += [
             f"<h3>{LANGUAGE_MODELS.capitalize()}</h3>",
-            _figure(lm_figures.training(lm_runs), "Language models in training",
+            _figure(figures.training(lm_runs), "Language models in training",
                     "Thin: single seeds; thick: their mean. Unseen: pairs of names that never "
                     "meet in training text, frames and objects that never occur in it."),
             *(html_table(table) for table in of_models.tables()),
@@ -269,7 +268,7 @@ def _circuits(circuits: ComparedCircuits, ready: Drawn) -> str:
         parts.append(_figure(circuit_figures.circuits(own), f"Circuits, {task}", caption))
     parts += map(html_table, circuits.circuit_tables())
     parts.append(
-        _figure(ready.get("faithfulness.png") or circuit_figures.faithfulness(circuits.circuits),
+        _figure(ready.get("faithfulness.png") or figures.faithfulness(circuits.circuits),
                 "Faithfulness by size",
                 "Faithfulness of the highest-scored edges, before any is pruned that leads nowhere "
                 "(the table's are pruned); 1: as the whole model. It may pass 1: edges that work "

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -18,13 +16,10 @@ from matplotlib.patches import FancyArrowPatch
 
 from resval_lens.analyses.circuits.circuit import NamedCircuit
 from resval_lens.analyses.circuits.evaluation import EvaluatedCircuit
-from resval_lens.analyses.drawing.figures import STYLE, colour, per_row, plain
-from resval_lens.analyses.drawing.marks import points, tip
+from resval_lens.analyses.drawing.figures import STYLE, plain
+from resval_lens.analyses.drawing.marks import tip
 from resval_lens.hooks.links import Link
 from resval_lens.numbers import number
-
-if TYPE_CHECKING:
-    from resval_lens.analyses.comparison.circuit_compare import TaskCircuit
 
 LINK = "#D55E00"
 RESIDUAL = "#555555"
@@ -144,44 +139,6 @@ def _bend(start: tuple[float, float], end: tuple[float, float]) -> float:
     """Arrows over several rows swing around what lies between."""
     rows = round(end[1] - start[1])
     return 0.0 if rows <= 1 else 0.12 * min(rows, 4) * (1 if end[0] + start[0] >= 0 else -1)
-
-
-def faithfulness(entries: Sequence[TaskCircuit]) -> Figure:
-    """Faithfulness against circuit size: a panel for each task, a line for each model."""
-    tasks = list(dict.fromkeys(entry.task for entry in entries))
-    with plt.rc_context(STYLE):
-        columns = per_row(len(tasks))
-        lines = -(-len(tasks) // columns)
-        figure, grid = plt.subplots(
-            lines, columns, figsize=(4 * columns, 3.2 * lines), squeeze=False, sharey=True,
-            layout="constrained",
-        )  # fmt: skip
-        for axes in grid.flat[len(tasks) :]:
-            axes.axis("off")
-        seen: set[str] = set()
-        for axes, task in zip(grid.flat, tasks, strict=False):
-            own = [entry for entry in entries if entry.task == task]
-            for entry in own:
-                curve, name = entry.study.curve, entry.architecture
-                drawn = curve.sizes, [math.nan if f is None else f for f in curve.faithfulness]
-                axes.plot(
-                    *drawn, "o-", color=colour(name), ms=3,
-                    label=None if name in seen else plain(name),
-                )  # fmt: skip
-                texts = [
-                    f"{entry.name}: edges {size:,}, faithfulness {number(f)}"
-                    for size, f in zip(*drawn, strict=True)
-                ]
-                points(axes, *drawn, texts, colour(name))
-                seen.add(name)
-            axes.axhline(1, color="#999999", lw=0.8, ls=":")
-            if own[0].study.least is not None:
-                axes.axhline(own[0].study.least, color="#999999", lw=0.8, ls="--")
-            axes.set(title=task, xlabel="edges kept", xscale="log", ylim=(-0.1, 1.4))
-        for axes in grid[:, 0]:
-            axes.set_ylabel("faithfulness")
-        figure.legend(loc="outside lower center", ncols=4)
-    return figure
 
 
 def attribution(title: str, components: Mapping[str, float]) -> Figure:
