@@ -34,11 +34,12 @@ FORBIDDEN = {
 
 ANALYSES = "resval_lens.analyses"
 COMMON = ("results", "drawing")
-METHOD = (*COMMON, "circuits", "attribution")
+METHOD = (*COMMON, "tasks", "circuits", "attribution")
 STUDY = (*METHOD, "studies", "comparison")
 ROOMS: dict[str, tuple[str, ...]] = {
     "results": (),
     "drawing": (),
+    "tasks": COMMON,
     "circuits": COMMON,
     "attribution": COMMON,
     "studies": METHOD,
@@ -188,7 +189,9 @@ def test_the_rooms_are_those_that_are_declared_and_each_says_in_one_line_what_it
     for number, (room, below) in enumerate(ROOMS.items()):
         assert set(below) <= set(list(ROOMS)[:number]), room
         said = ast.get_docstring(ast.parse((ROOT / "analyses" / room / "__init__.py").read_text()))
-        assert len((said or "").splitlines()) == 1, room
+        first, *more = (said or "").splitlines() or [""]
+        assert first.endswith("."), room
+        assert not more or more[0] == "", room
     assert {room for room in ROOMS if "papers" in ROOMS[room]} == {"report", "experiments", "cli"}
 
 
