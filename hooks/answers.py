@@ -34,12 +34,3 @@ def answer_logits(
     """
     residual = model(inputs, stop_at_layer=model.cfg.n_layers, **right_padding(model))
     return model.read_out(residual, answers)
-
-
-def read_out(
-    model: ResValTransformer,
-    residual: Float[Tensor, "row pos d_model"],
-    answers: Int[Tensor, " prompt"],
-) -> Float[Tensor, "row d_vocab"]:
-    """:meth:`.read_out` of the model: logits at each row's answer position."""
-    return model.read_out(residual, answers)

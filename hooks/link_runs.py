@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from resval_lens.hooks.ablate import Edit, link_hooks
-from resval_lens.hooks.answers import read_out
 from resval_lens.hooks.links import Link
 from resval_lens.hooks.prompts import PromptPairs, ready
 from resval_lens.hooks.runs import Run, resumed
@@ -47,4 +46,4 @@ class LinkRuns:
         first = 0 if self._is_hooked else min(link.layer for link in chosen)
         with self.model.hooks(fwd_hooks=link_hooks(self.model, edit, chosen)):
             last = resumed(self.model, self._run.states[first])
-            return read_out(self.model, last.residual, self.pairs.answers)
+            return self.model.read_out(last.residual, self.pairs.answers)

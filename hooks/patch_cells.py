@@ -20,7 +20,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from resval_lens.hooks.answers import read_out
 from resval_lens.hooks.runs import KeysValues, Run, State, embedded, joined, resumed
 from resval_lens.lens.norm import is_watched
 from resval_lens.transformer import ResValTransformer
@@ -130,7 +129,7 @@ class PatchedRuns:
             for _ in range(self.model.cfg.n_layers):
                 state = self._run(state)
         whole = torch.cat([self.base.states[-1].residual[:, : self.start], state.residual], 1)
-        self.source_logits = read_out(self.model, whole, self.answers)
+        self.source_logits = self.model.read_out(whole, self.answers)
 
     def batches(self, cells: Cells, max_tokens: int) -> Iterator[Int[Tensor, " some"]]:
         """Which cells to compute together, by layer; those that cannot differ from base in none.
@@ -186,7 +185,7 @@ class PatchedRuns:
         size = max(1, MOST_LOGITS // (prompts * self.base_logits.shape[1]))
         for part in rows.residual.split(size * prompts):
             repeats = len(part) // prompts
-            logits = read_out(self.model, part, answers.clamp(min=0))
+            logits = self.model.read_out(part, answers.clamp(min=0))
             # Answered before anything is patched.
             early = (answers < 0).repeat(repeats)[:, None].to(logits.device)
             yield torch.where(early, self.base_logits.repeat(repeats, 1), logits)

@@ -148,5 +148,5 @@ def _reaches(model: ResValTransformer, sender: Node, receiver: Node) -> bool:
     stream = next(stream for stream in model.cfg.streams if stream.of == receiver.projection)
     sources = stream.sources(receiver.layer)
     handed_on = same and stream.carry == "sum" and sender.layer in sources
-    aligned = sender.head == receiver.head or stream.mix == "matrix"
+    aligned = sender.head == receiver.head or stream.how.crosses_heads
     return sender.layer < sources[-1] or (handed_on and aligned)

@@ -39,7 +39,6 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from resval_lens.hooks.answers import read_out
 from resval_lens.hooks.links import links as links_of
 from resval_lens.hooks.path_nodes import Node, Nodes, check_reach, entered_heads, parse_nodes
 from resval_lens.hooks.prompts import (
@@ -196,7 +195,7 @@ class _Runs:
             return kept, Run(self.model, inputs)
 
     def _metric(self, residual: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "copy prompt"]:
-        return self.pairs.measure(read_out(self.model, residual, self.pairs.answers))
+        return self.pairs.measure(self.model.read_out(residual, self.pairs.answers))
 
     def _resume(self, copies: int, start: int, stop: int | None, hooks: list[Any]) -> Tensor:
         """The residual stream after layers start..stop of the clean run, with hooks."""

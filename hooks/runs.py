@@ -3,7 +3,7 @@
     run = Run(model, tokens)
     rows = run.states[2].repeated(8)                     # before layer 2, [copy × row, pos, ...]
     with model.hooks(fwd_hooks=edits):
-        logits = read_out(model, resumed(model, rows).residual, answers)
+        logits = model.read_out(resumed(model, rows).residual, answers)
 
 A run that is edited from layer l on is the unedited one before it. So the unedited run is made
 once, its rows before layer l are repeated for each edited run, and the layers from l on are run
@@ -22,7 +22,7 @@ from torch import Tensor
 from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
 
 from resval_lens.attention import Carried
-from resval_lens.hooks.answers import read_out, right_padding
+from resval_lens.hooks.answers import right_padding
 from resval_lens.transformer import ResValTransformer
 
 
@@ -130,7 +130,7 @@ class Run:
     @torch.no_grad()
     def logits(self, answers: Int[Tensor, " row"]) -> Float[Tensor, "row d_vocab"]:
         """Logits at each row's answer position."""
-        return read_out(self.model, self.states[-1].residual, answers)
+        return self.model.read_out(self.states[-1].residual, answers)
 
     def past(self, state: State) -> tuple[Tensor, Tensor]:
         """This run's keys and values in the state's layer, of the positions before it."""

@@ -11,6 +11,7 @@ from transformer_lens import HookedTransformer
 from resval_lens.hooks import Link, cut_links, edit_links, freeze, link_activations, links
 from resval_lens.hooks.path_patching import path_patch, path_patch_each
 from resval_lens.hooks.prompts import PromptPairs, logit_difference, margin
+from resval_lens.mixes import MIXES, Matrix
 from resval_lens.models.classifier import ICLClassifier, classifier_config
 from resval_lens.streams import AttentionStream, StreamsLike
 from resval_lens.transformer import ResValTransformer
@@ -384,13 +385,22 @@ def test_a_path_is_refused_where_nothing_flows(
     stream: AttentionStream, sender: str, receiver: str, flows: bool
 ) -> None:
     model = tiny_model(stream, **DOUBLE)
-    if stream.mix == "matrix":
+    if stream.how.crosses_heads:
         model.blocks[2].attn.mixes["v"].carried.fill_(1.0)  # every head reads every head
     if flows:
         assert path_patch(model, PAIRS, sender, receiver).effect.abs().max() > 1e-6
     else:
         with pytest.raises(ValueError, match=f"nothing flows from {sender} into {receiver}"):
             path_patch(model, PAIRS, sender, receiver)
+
+
+def test_a_path_crosses_heads_where_a_mix_of_ones_own_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Every(Matrix):
+        name = "every"
+
+    monkeypatch.setitem(MIXES, "every", Every())
+    stream = AttentionStream("v", mix="every")
+    test_a_path_is_refused_where_nothing_flows(stream, "v1.h1", "v2.h0", True)
 
 
 def test_a_parallel_mlp_does_not_read_its_own_layers_heads() -> None:

@@ -17,7 +17,7 @@ from transformer_lens.components import LayerNorm, LayerNormPre
 from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
 from resval_lens.analyses.attribution.values import equal, part_name, z_parts
-from resval_lens.hooks.answers import read_out, right_padding
+from resval_lens.hooks.answers import right_padding
 from resval_lens.hooks.padding import Mask
 from resval_lens.hooks.prompts import (
     MAX_TOKENS,
@@ -165,7 +165,7 @@ def read_direction(
     norm = None if model.cfg.normalization_type is None else model.ln_final
     look: list[Any] = [("ln_final.hook_scale", lambda x, hook: scales.append(x))]
     with model.hooks(fwd_hooks=[] if norm is None else look):
-        logits = read_out(model, residual, answers)
+        logits = model.read_out(residual, answers)
     labels = labels.to(logits.device)
     dtype = torch.promote_types(logits.dtype, torch.float32)
     total = logit_difference(logits.to(dtype), labels)
@@ -237,7 +237,7 @@ def _looked_at(
     model: ResValTransformer, residual: Tensor, part: PromptPairs
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logit difference, P(first label) and its rank, [prompt], of one residual stream."""
-    logits = wide(read_out(model, residual, part.answers).cpu())
+    logits = wide(model.read_out(residual, part.answers).cpu())
     chosen = part.labels.cpu()
     first, second = logits.gather(1, chosen).unbind(1)
     p = logits.softmax(1).gather(1, chosen[:, :1])[:, 0]

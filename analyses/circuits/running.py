@@ -28,7 +28,6 @@ from resval_lens.analyses.circuits.recording import (
     record,
     writing_hooks,
 )
-from resval_lens.hooks.answers import read_out
 from resval_lens.hooks.groups import Groups, alike
 from resval_lens.hooks.prompts import (
     MAX_TOKENS,
@@ -337,7 +336,7 @@ class _Run:
             residual = resumed(self.model, self.rows).residual
         if self.layer == self.graph.cfg.n_layers:  # no block is left to read its last hook point
             residual = self._read(self.graph.readers[-1], residual)
-        return read_out(self.model, residual, self.part.pairs.answers)
+        return self.model.read_out(residual, self.part.pairs.answers)
 
     def _wrote(self, layer: int, outputs: list[Tensor]) -> None:
         for output in outputs:
