@@ -195,6 +195,23 @@ def test_the_rooms_are_those_that_are_declared_and_each_says_in_one_line_what_it
     assert {room for room in ROOMS if "papers" in ROOMS[room]} == {"report", "experiments", "cli"}
 
 
+CORE = {"lens": (), "io": (), "tasks": ("io",), "models": ("lens", "io", "tasks"),
+        "training": ("lens", "io", "models", "tasks")}  # fmt: skip
+"""The rooms of the core, and the rooms that each may import; files on its floor import two."""
+
+
+def test_no_core_module_knows_tasks_or_training() -> None:
+    """Streams, attention, block and transformer; what loads any model and the package know all."""
+    for path, module in MODULES.items():
+        room = path.relative_to(ROOT).parts[1].removesuffix(".py")
+        if path.relative_to(ROOT).parts[0] != "resval_lens" or room in ("__init__", "load"):
+            continue
+        allowed = {*CORE.get(room, ()), "lens", "io", room}
+        for name in imported(path.read_text(), module, path.name == "__init__.py"):
+            other = name.removeprefix("resval_lens.").partition(".")[0]
+            assert other not in CORE or other in allowed, f"{module} imports {name}"
+
+
 def known(source: str, module: str) -> list[str]:
     """Papers, and classes of models, that ``source`` should not know of."""
     forbidden: tuple[str, ...] = ()

@@ -30,8 +30,8 @@ from resval_lens.analyses.studies.ablation import EDITS
 from resval_lens.analyses.tasks import TASKS
 from resval_lens.hooks.patching import AXES, DIRECTIONS
 from resval_lens.io.checkpoint import SHIPPED_MODELS
+from resval_lens.load import shipped_classifiers
 from resval_lens.models.language_models import PRESETS
-from resval_lens.models.load import shipped_classifiers
 from resval_lens.models.presets import ICL_VARIANTS, MEMORY_VARIANTS
 from resval_lens.training.recorded import SHIPPED
 

@@ -19,7 +19,7 @@ from resval_lens.analyses.cli.options import notes
 from resval_lens.analyses.comparison.lm_progress import first_words
 from resval_lens.analyses.tasks import Asked
 from resval_lens.analyses.tasks.problem import pose
-from resval_lens.models.load import load_model
+from resval_lens.load import load_model
 from tests.test_leading import model_with, word_tokenizer
 
 RUN = CliRunner(env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})

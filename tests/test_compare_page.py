@@ -33,7 +33,7 @@ from resval_lens.analyses.report.compare_page import compare_page
 from resval_lens.analyses.results.result import plain
 from resval_lens.analyses.studies.ioi import ioi_scores
 from resval_lens.analyses.tasks import TASKS, Asked
-from resval_lens.models.load import Loaded
+from resval_lens.load import Loaded
 from resval_lens.tasks.ioi import encode
 from resval_lens.tasks.stories import ioi_prompts
 from resval_lens.training.icl_run import ICLRun

@@ -8,9 +8,9 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from resval_lens import ResValTransformer
 from resval_lens.analyses.cli.generate import generate_command
+from resval_lens.io.tokenizers import fingerprint
 from resval_lens.lens.generation import stream_tokens
 from resval_lens.tasks import stories
-from resval_lens.tasks.text.vocabulary import fingerprint
 from tests.helpers import SETTINGS, tiny_config
 from tests.test_cli import run
 from tests.test_harness import model

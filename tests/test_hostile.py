@@ -18,8 +18,8 @@ from resval_lens.analyses.papers.memory.training.loop import train_memory
 from resval_lens.analyses.papers.memory.training.run import MemoryRun, draw_tests, initial_memory
 from resval_lens.io import conversion
 from resval_lens.io.files import parse_json, read_json, read_tensors, write_json, write_sealed
+from resval_lens.load import load_model
 from resval_lens.models.classifier import ICLClassifier, classifier_config
-from resval_lens.models.load import load_model
 from resval_lens.tasks.text import load_tokenizer
 from resval_lens.training.icl import train_icl
 from resval_lens.training.icl_run import ICLRun, draw_world, initial_model, kept_models

@@ -21,7 +21,7 @@ from resval_lens.analyses.cli.interventions import ablate_command, indices, patc
 from resval_lens.analyses.tasks.pairs import ioi_pairs
 from resval_lens.analyses.tasks.problem import pose, pose_two
 from resval_lens.io.checkpoint import SHIPPED_MODELS
-from resval_lens.models.load import load_model
+from resval_lens.load import load_model
 from resval_lens.tasks.stories import ioi_prompts
 from resval_lens.training.recorded import SHIPPED
 from resval_lens.transformer import ResValTransformer

@@ -15,7 +15,7 @@ from resval_lens.analyses.studies.link_signals import link_signals
 from resval_lens.analyses.studies.roles import head_roles
 from resval_lens.analyses.tasks import TASKS, Asked
 from resval_lens.analyses.tasks.pairs import draw_ioi, ioi_pairs
-from resval_lens.models.load import Loaded
+from resval_lens.load import Loaded
 from resval_lens.tasks.ioi import NAMES, OBJECTS, PLACES, TEMPLATES, generate_prompts, sayable
 from resval_lens.tasks.leading import NamedToken, leading_token
 from resval_lens.tasks.stories import NAMES as STORY_NAMES

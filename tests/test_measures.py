@@ -11,7 +11,7 @@ from torch import Tensor
 
 from resval_lens.models.authors import load_authors_classifier
 from resval_lens.tasks.icl import ICLBatch, ICLTask, ICLWorld
-from resval_lens.tasks.icl_measures import attention_measures, measures_from
+from resval_lens.training.icl_measures import attention_measures, measures_from
 from tests.reference.classifier_numpy import forward, random_params
 
 NAMES = {"ila1", "ila1_labels", "tla2", "tila2", "induction_strength", "cla"}

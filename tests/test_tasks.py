@@ -8,7 +8,7 @@ import torch
 from resval_lens.analyses.tasks import TASKS, Asked, Task
 from resval_lens.analyses.tasks.problem import Problem, pose
 from resval_lens.io.checkpoint import SHIPPED_MODELS
-from resval_lens.models.load import Loaded, load_model, shipped_classifiers
+from resval_lens.load import Loaded, load_model, shipped_classifiers
 from resval_lens.tasks.icl_corruptions import Exchanged
 from resval_lens.tasks.ioi_corruptions import Kind
 from tests.helpers import tiny_model

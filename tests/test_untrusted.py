@@ -29,9 +29,9 @@ from resval_lens.analyses.papers.memory.training.run import MemoryRun
 from resval_lens.config import ResValConfig
 from resval_lens.io.checkpoint import present_device
 from resval_lens.io.files import note, write_json, write_sealed
+from resval_lens.load import load_model
 from resval_lens.models.authors import load_authors_classifier
 from resval_lens.models.authors_language_model import load_authors_language_model
-from resval_lens.models.load import load_model
 from resval_lens.tasks import stories
 from resval_lens.tasks.text import TokenFiles, load_tokenizer, read_texts, write_token_files
 from resval_lens.training.icl import train_icl

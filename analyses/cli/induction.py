@@ -49,7 +49,7 @@ def induction_command(
     Example: `resval-lens induction stories-small-values`
     """
     from resval_lens.analyses.studies.induction import induction_study
-    from resval_lens.models.load import load_model
+    from resval_lens.load import load_model
     from resval_lens.runtime import one_thread
     from resval_lens.tasks.leading import leading_token
 
@@ -78,7 +78,7 @@ def induction_command(
 def _classifier_runs(model: str | None, runs: Path | None) -> list[RecordedRun[ICLRun]] | None:
     """The training runs that are asked for; None for a language model."""
     from resval_lens.analyses.comparison.icl_emergence import paper_runs
-    from resval_lens.models.load import is_classifier_run
+    from resval_lens.load import is_classifier_run
     from resval_lens.training.icl_run import ICLRun
     from resval_lens.training.recorded import load_run, load_runs
 

@@ -140,11 +140,11 @@ def train_lm_command(
     from accelerate import PartialState
 
     from resval_lens.analyses.comparison.lm_progress import evaluation, ioi_sets
+    from resval_lens.io.tokenizers import vocabulary_size
     from resval_lens.models.language_models import language_model_config, resized
     from resval_lens.models.language_models import preset as find_preset
     from resval_lens.runtime import keep_freed_memory
     from resval_lens.tasks.text.token_files import checksum, read_meta
-    from resval_lens.tasks.text.vocabulary import vocabulary_size
     from resval_lens.training.lm import train_lm
     from resval_lens.training.lm_data import GENERATED, prepare
     from resval_lens.training.lm_run import LMRun

@@ -264,12 +264,12 @@ def writable(folder: Path) -> None:
 
 
 def load_language_model(name: Path, device: str = "cpu") -> ResValTransformer:
-    """:func:`~resval_lens.models.load.load_model`, of models with a tokenizer.
+    """:func:`~resval_lens.load.load_model`, of models with a tokenizer.
 
     Raises:
         ValueError: there is none, or it has no tokenizer.
     """
-    from resval_lens.models.load import load_model
+    from resval_lens.load import load_model
 
     model = load_model(name, device=device).model
     if model.tokenizer is None:

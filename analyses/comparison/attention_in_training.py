@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MEASURES = ("ila1", "ila1_labels", "tla2", "tila2", "induction_strength", "cla")
-"""What is recorded of attention in training: :mod:`resval_lens.tasks.icl_measures`."""
+"""What is recorded of attention in training: :mod:`resval_lens.training.icl_measures`."""
 TITLES = {
     "ila1_labels": "layer 1: label to its object",
     "tla2": "layer 2: query to labels",

@@ -21,8 +21,8 @@ from resval_lens.hooks import edit_links, link_activations, links
 from resval_lens.models.answer import can_answer_fast, edited_answers
 from resval_lens.models.classifier import ICLClassifier
 from resval_lens.tasks.icl import ICLBatch, ICLWorld
-from resval_lens.tasks.icl_measures import measures_from
 from resval_lens.training.icl import evaluate, score
+from resval_lens.training.icl_measures import measures_from
 from resval_lens.training.icl_run import ICLRun, Worlds
 from resval_lens.training.recorded import RecordedRun
 
@@ -221,7 +221,7 @@ def accuracies_of(results: Results) -> Accuracies:
 
 @dataclass(frozen=True)
 class AttentionStudy(Result):
-    """Reddy's attention measures (:mod:`resval_lens.tasks.icl_measures`) on one task.
+    """Reddy's attention measures (:mod:`resval_lens.training.icl_measures`) on one task.
 
     Attributes:
         measures: by name.

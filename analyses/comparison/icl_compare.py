@@ -50,7 +50,7 @@ MEASURES = {
     "induction_strength": "induction strength",
     "cla": "CLA",
 }
-"""Attention measures that are shown (:mod:`resval_lens.tasks.icl_measures`)."""
+"""Attention measures that are shown (:mod:`resval_lens.training.icl_measures`)."""
 Note = Callable[[str], None]
 
 

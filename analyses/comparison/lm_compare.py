@@ -25,7 +25,7 @@ from resval_lens.analyses.tasks import TASKS, Asked
 from resval_lens.analyses.tasks.problem import Facts, Problem
 from resval_lens.hooks.answers import right_padding
 from resval_lens.hooks.patching import patch
-from resval_lens.models.load import Loaded
+from resval_lens.load import Loaded
 from resval_lens.runtime import evaluating
 from resval_lens.tasks.ioi import IOIBatch, IOIPrompt, encode
 from resval_lens.tasks.leading import leading_token

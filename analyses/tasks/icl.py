@@ -10,7 +10,7 @@ from resval_lens.analyses.tasks.task import DRAWN, Asked, Task
 if TYPE_CHECKING:
     from resval_lens.analyses.tasks.problem import Example, Problem
     from resval_lens.hooks.prompts import Metric
-    from resval_lens.models.load import Loaded
+    from resval_lens.load import Loaded
     from resval_lens.transformer import ResValTransformer
 
 

@@ -14,7 +14,7 @@ from resval_lens.analyses.tasks import TASKS
 from resval_lens.analyses.tasks.task import DRAWN, Asked, Task
 from resval_lens.checks import check_whole
 from resval_lens.hooks.prompts import Metric, PromptPairs
-from resval_lens.models.load import load_model
+from resval_lens.load import load_model
 from resval_lens.streams import shorthand
 from resval_lens.tasks.ioi import IOIPrompt
 from resval_lens.tasks.leading import NamedToken, named_token
@@ -159,7 +159,7 @@ def pose(
     task: str | None = None,
     device: str | None = None,
 ) -> Problem:
-    """The model of that name (:func:`~resval_lens.models.load.load_model`) on prompts of a task.
+    """The model of that name (:func:`~resval_lens.load.load_model`) on prompts of a task.
 
     Args:
         prompts: how many.

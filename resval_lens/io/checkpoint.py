@@ -41,7 +41,7 @@ from resval_lens.io.files import (
     write_tensors,
 )
 from resval_lens.io.provenance import provenance
-from resval_lens.tasks.text.vocabulary import end_of_text, load_tokenizer
+from resval_lens.io.tokenizers import end_of_text, load_tokenizer
 
 FORMAT = "resval-lens/1"
 CONFIG_KEYS = ("format", "model_class", "config", "sha256")

@@ -15,7 +15,7 @@ from resval_lens.models.answer import answer, can_answer_fast
 from resval_lens.models.classifier import ICLClassifier
 from resval_lens.runtime import one_thread
 from resval_lens.tasks.icl import ICLBatch
-from resval_lens.tasks.icl_measures import attention_measures
+from resval_lens.training.icl_measures import attention_measures
 from resval_lens.training.icl_run import ICLRun, draw_world, initial_model
 from resval_lens.training.loop import Progress, Trainee, train_in_folder
 

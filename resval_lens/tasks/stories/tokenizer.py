@@ -8,10 +8,10 @@ from itertools import islice
 from tokenizers import Tokenizer
 
 from resval_lens.io.files import DATA
+from resval_lens.io.tokenizers import load_tokenizer as load_from
+from resval_lens.io.tokenizers import train_bpe
 from resval_lens.tasks.stories.grammar import stories
 from resval_lens.tasks.stories.words import NAMES
-from resval_lens.tasks.text.vocabulary import load_tokenizer as load_from
-from resval_lens.tasks.text.vocabulary import train_bpe
 
 SHIPPED = DATA / "stories" / "tokenizer.json"
 D_VOCAB = 2048

@@ -14,10 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from resval_lens.io.files import check_plain, checksum, digest
-
-END_OF_DOCUMENT = "<|endoftext|>"
-
-_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+from resval_lens.io.tokenizers import END_OF_DOCUMENT, could_be_on_hub
 
 
 def read_texts(source: str | Path, split: str = "train", field: str = "text") -> Iterator[str]:
@@ -66,11 +63,6 @@ def named(source: str | Path) -> str:
     else:
         return str(source)
     return f"{path.resolve().name} (sha256 {found})"
-
-
-def could_be_on_hub(name: str) -> bool:
-    """Whether ``name`` is written as hub names are, ``name`` or ``owner/name``."""
-    return _HUB_NAME.fullmatch(name) is not None
 
 
 def _files(folder: Path, split: str, all_of: bool = False) -> list[Path]:

@@ -19,7 +19,7 @@ from jaxtyping import Int64, UInt
 from tokenizers import Tokenizer
 
 from resval_lens.io.files import check_plain, checksum, digest, read_json
-from resval_lens.tasks.text.vocabulary import fingerprint, load_tokenizer
+from resval_lens.io.tokenizers import fingerprint, load_tokenizer
 
 FORMAT = "resval-lens/tokens/1"
 FILES = ("tokens.bin", "documents.bin", "tokenizer.json", "meta.json")

@@ -17,6 +17,7 @@ from jaxtyping import Int64, UInt
 from tokenizers import Tokenizer
 
 from resval_lens.io.files import checksum, write_json
+from resval_lens.io.tokenizers import end_of_text, fingerprint, vocabulary_size
 from resval_lens.tasks.text.token_files import (
     FILES,
     FORMAT,
@@ -25,7 +26,6 @@ from resval_lens.tasks.text.token_files import (
     read_meta,
     token_dtype,
 )
-from resval_lens.tasks.text.vocabulary import end_of_text, fingerprint, vocabulary_size
 
 Progress = Callable[[int, int], None]
 

@@ -21,10 +21,10 @@ import torch
 from resval_lens import ResValTransformer
 from resval_lens.analyses.comparison.lm_progress import evaluation, ioi_sets
 from resval_lens.io.checkpoint import save_model
+from resval_lens.io.tokenizers import END_OF_DOCUMENT
 from resval_lens.models.language_models import language_model_config, preset
 from resval_lens.tasks import stories
 from resval_lens.tasks.text import read_texts, vocabulary_size
-from resval_lens.tasks.text.sources import END_OF_DOCUMENT
 from resval_lens.tasks.text.token_files import checksum, read_meta
 from resval_lens.training.lm import train_lm
 from resval_lens.training.lm_data import LMData, prepare

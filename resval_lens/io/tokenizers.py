@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from resval_lens.io.files import check_plain, read_bytes
-from resval_lens.tasks.text.sources import END_OF_DOCUMENT, could_be_on_hub
 
+END_OF_DOCUMENT = "<|endoftext|>"
 END_OF_TEXT = (END_OF_DOCUMENT, "</s>", "<eos>", "<|end_of_text|>", "<|eot_id|>")
 MOST_ADDED = 1_000  # special tokens that a tokenizer puts around a text
 MOST_GROWTH = 1_000  # times as long as it was, which a text may become in one of its parts
 
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _ONE_FILE = "tokenizer.json"
 _TWO_FILES = ("vocab.json", "merges.txt")
 
@@ -97,6 +99,11 @@ def end_of_text(tokenizer: Tokenizer) -> int:
         if token is not None:
             return int(token)
     raise ValueError(f"the tokenizer has no end of text; expected one of {END_OF_TEXT}")
+
+
+def could_be_on_hub(name: str) -> bool:
+    """Whether ``name`` is written as hub names are, ``name`` or ``owner/name``."""
+    return _HUB_NAME.fullmatch(name) is not None
 
 
 def vocabulary_size(tokenizer: Tokenizer) -> int:
