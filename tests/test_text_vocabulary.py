@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
+from resval_lens.io import tokenizers as files_tokenizers
 from resval_lens.tasks.text import (
     end_of_text,
     fingerprint,
     load_tokenizer,
     train_bpe,
-    vocabulary,
 )
 from tests.text_files import STORIES, WITH_MARK, tokenizer
 
@@ -121,7 +121,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes) -> N
 def test_a_missing_file_is_not_looked_for_on_the_hub(
     source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vocabulary, "hf_hub_download", None)
+    monkeypatch.setattr(files_tokenizers, "hf_hub_download", None)
     for missing in (source, Path(source)):
         with pytest.raises(ValueError, match="is missing; expected a tokenizer's file or folder"):
             load_tokenizer(missing)
@@ -143,7 +143,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[st
                 raise EntryNotFoundError(f"404: no {file}")
             return str(tmp_path / file)
 
-        monkeypatch.setattr(vocabulary, "hf_hub_download", download)
+        monkeypatch.setattr(files_tokenizers, "hf_hub_download", download)
         return asked
 
     return start
@@ -178,7 +178,7 @@ def test_a_hub_that_is_not_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         asked.append(file)
         raise LocalEntryNotFoundError("Please check your connection\nand try again.")
 
-    monkeypatch.setattr(vocabulary, "hf_hub_download", download)
+    monkeypatch.setattr(files_tokenizers, "hf_hub_download", download)
     with pytest.raises(ValueError, match=r"Face hub \(Please check your connection"):
         load_tokenizer("gpt2")
     assert asked == ["tokenizer.json"]
@@ -207,10 +207,10 @@ def test_a_tokenizer_without_an_end_of_text_is_refused() -> None:
 
 def test_the_vocabulary_ends_at_the_highest_id() -> None:
     gap = Tokenizer(models.WordLevel({"a": 0, "</s>": 9}, "a"))
-    assert vocabulary.vocabulary_size(gap) == 10
+    assert files_tokenizers.vocabulary_size(gap) == 10
     gap.add_special_tokens(["<more>"])
-    assert vocabulary.vocabulary_size(gap) == max(gap.get_vocab().values()) + 1
-    assert vocabulary.vocabulary_size(Tokenizer(models.BPE())) == 0
+    assert files_tokenizers.vocabulary_size(gap) == max(gap.get_vocab().values()) + 1
+    assert files_tokenizers.vocabulary_size(Tokenizer(models.BPE())) == 0
 
 
 def test_a_fingerprint_tells_tokenizers_apart_and_not_their_settings() -> None:
