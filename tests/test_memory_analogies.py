@@ -24,7 +24,6 @@ from resval_lens.analyses.papers.memory.analogies import (
     analogies_study,
     by_rank,
     check_variants,
-    finished_run,
     longer,
 )
 from resval_lens.analyses.papers.memory.capitals import (
@@ -42,7 +41,7 @@ from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
 from resval_lens.analyses.papers.memory.tasks.analogies import Pair, analogy_task, generated_pairs
 from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
 from resval_lens.analyses.papers.memory.training.loop import train_memory
-from resval_lens.analyses.papers.memory.training.run import MemoryRun
+from resval_lens.analyses.papers.memory.training.run import MemoryRun, finished_run
 from resval_lens.training import many
 from resval_lens.training.recorded import load_runs
 from resval_lens.training.run_folder import record_start

@@ -17,8 +17,12 @@ from torch import Generator
 from typer.testing import CliRunner
 
 from resval_lens.analyses.cli.memory_runs import lengths_command
-from resval_lens.analyses.papers.memory.lengths import LengthStudy, length_study
-from resval_lens.analyses.papers.memory.lengths_figure import attention_maps, largest
+from resval_lens.analyses.papers.memory.lengths import (
+    LengthStudy,
+    attention_maps,
+    largest,
+    length_study,
+)
 from resval_lens.analyses.papers.memory.model.predictions import predict
 from resval_lens.analyses.papers.memory.positions import (
     attention_by_position,

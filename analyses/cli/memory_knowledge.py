@@ -231,12 +231,11 @@ def analogies_command(
     from resval_lens.analyses.papers.memory.analogies import (
         analogies_study,
         check_variants,
-        finished_run,
     )
     from resval_lens.analyses.papers.memory.capitals import capitals_task
     from resval_lens.analyses.papers.memory.comparable import check_seed
     from resval_lens.analyses.papers.memory.tasks.analogies import generated_pairs, read_pairs
-    from resval_lens.analyses.papers.memory.training.run import MemoryRun
+    from resval_lens.analyses.papers.memory.training.run import MemoryRun, finished_run
     from resval_lens.runtime import one_thread
     from resval_lens.training.recorded import load_run
 

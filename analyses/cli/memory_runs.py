@@ -102,8 +102,7 @@ def lengths_command(
     Example: `resval-lens memory lengths --lengths 128,256,512`
     """
     from resval_lens.analyses.papers.memory.comparable import check_seed
-    from resval_lens.analyses.papers.memory.lengths import length_study
-    from resval_lens.analyses.papers.memory.lengths_figure import attention_maps
+    from resval_lens.analyses.papers.memory.lengths import attention_maps, length_study
     from resval_lens.analyses.papers.memory.positions import attention_map
     from resval_lens.runtime import one_thread
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -25,6 +27,26 @@ Cell = Literal[
     "trained with, run without",
     "trained with, run with",
 ]
+
+
+@dataclass(frozen=True)
+class Edited:
+    """In-context accuracy of a trained model under each edit; see :func:`ablated`."""
+
+    variant: str
+    seed: int
+    sequences: int
+    accuracy: Mapping[Edit, float | None]
+
+
+@dataclass(frozen=True)
+class FourCells:
+    """In-context accuracy of models trained and run with and without the value stream."""
+
+    variant: str
+    seed: int
+    sequences: int
+    cells: Mapping[Cell, float | None]
 
 
 def ablated(

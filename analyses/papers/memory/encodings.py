@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from resval_lens.analyses.drawing.figures import STYLE, plt
 from resval_lens.analyses.papers.memory.comparable import (
     Note,
     OfRuns,
@@ -17,12 +20,19 @@ from resval_lens.analyses.papers.memory.comparable import (
     narrow_table,
     shown,
 )
-from resval_lens.analyses.papers.memory.edits import EDITS, Cell, Edit, ablated, four_cells
+from resval_lens.analyses.papers.memory.edits import (
+    EDITS,
+    Edit,
+    Edited,
+    FourCells,
+    ablated,
+    four_cells,
+)
 from resval_lens.analyses.papers.memory.model.config import Positions
 from resval_lens.analyses.papers.memory.training.run import MemoryRun, draw_tests
 from resval_lens.analyses.results.emergence import first_above, saved
 from resval_lens.analyses.results.result import FLAT, Result
-from resval_lens.analyses.results.seeds import Spread, TTests, corrected, spread, t_tests
+from resval_lens.analyses.results.seeds import Spread, TTests, corrected, present, spread, t_tests
 from resval_lens.training.recorded import RecordedRun
 
 THRESHOLDS = (0.5, 0.9, 0.95)
@@ -103,26 +113,6 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Edited:
-    """In-context accuracy of a trained model under each edit; see :func:`ablated`."""
-
-    variant: str
-    seed: int
-    sequences: int
-    accuracy: Mapping[Edit, float | None]
-
-
-@dataclass(frozen=True)
-class FourCells:
-    """In-context accuracy of models trained and run with and without the value stream."""
-
-    variant: str
-    seed: int
-    sequences: int
-    cells: Mapping[Cell, float | None]
-
-
-@dataclass(frozen=True)
 class EncodingStudy(OfRuns):
     """Steps, final numbers, and what edits of the trained models cost, by encoding."""
 
@@ -132,6 +122,11 @@ class EncodingStudy(OfRuns):
     pairs: list[Pair]
     ablations: list[Edited]
     cells: list[FourCells]
+
+    @property
+    def encodings(self) -> list[str]:
+        """Variants, each once with or without a value stream."""
+        return list(dict.fromkeys(name.removesuffix(VALUES) for name in self.variants))
 
     def tables(self) -> list[Table]:
         """Steps and final accuracy, the tests, the edits, the four cells."""
@@ -143,14 +138,10 @@ class EncodingStudy(OfRuns):
         tables = [table]
         for name, own in self.variants.items():
             found = own.measures
-            table.add_row(
-                f"{name} ({len(own.seeds)})",
-                *(shown(found.steps[x], ".0f", True) for x in self.thresholds),
-                *(
-                    shown(x, tight=True)
-                    for x in (found.accuracy, found.accuracy_longer, found.previous)
-                ),
-            )
+            steps = (shown(found.steps[x], ".0f", True) for x in self.thresholds)
+            ends = (found.accuracy, found.accuracy_longer, found.previous)
+            each_end = (shown(x, tight=True) for x in ends)
+            table.add_row(f"{name} ({len(own.seeds)})", *steps, *each_end)
         if self.pairs:
             table = narrow_table(
                 "With a value stream against without, by seed",
@@ -159,14 +150,11 @@ class EncodingStudy(OfRuns):
             for row in self.pairs:
                 if row.measure.startswith(("step", "accuracy")):
                     table.add_row(
-                        row.encoding,
-                        row.measure,
-                        str(len(row.seeds)),
+                        row.encoding, row.measure, str(len(row.seeds)),
                         formatted(row.difference, "+.0f" if row.saved is not None else "+.3f"),
-                        formatted(row.saved, ".0%"),
-                        formatted(row.tests.t_paired, ".2f"),
+                        formatted(row.saved, ".0%"), formatted(row.tests.t_paired, ".2f"),
                         formatted(row.tests.p_paired, ".2g"),
-                    )
+                    )  # fmt: skip
             tables.append(table)
         if self.ablations:
             table = narrow_table(
@@ -185,18 +173,15 @@ class EncodingStudy(OfRuns):
                 ["encoding", "seed", "trained without", "trained with"],
             )
             for each in self.cells:
-                plain, grafted, removed, whole = map(formatted, each.cells.values())
-                table.add_row(
-                    each.variant, str(each.seed), f"{plain} → {grafted}", f"{removed} → {whole}"
-                )
+                cell = [formatted(accuracy) for accuracy in each.cells.values()]
+                pairs = (" → ".join(cell[:2]), " → ".join(cell[2:]))
+                table.add_row(each.variant, str(each.seed), *pairs)
             tables.append(table)
         return tables
 
     def figures(self) -> dict[str, Figure]:
         """Steps to .9 and final accuracy with and without values; edits of trained models."""
-        from resval_lens.analyses.papers.memory.encodings_figure import draw
-
-        return {"memory-encodings.png": draw(self)}
+        return {"memory-encodings.png": _draw(self)}
 
     def sentences(self) -> list[str]:
         """Does the value stream speed up, or replace, the previous-token head?"""
@@ -255,15 +240,16 @@ class EncodingStudy(OfRuns):
         return text + "."
 
     def _edits_over_seeds(self) -> dict[str, dict[Edit, Spread]]:
-        """Accuracy over seeds by variant and edit."""
-        found: dict[str, dict[Edit, dict[int, float | None]]] = {}
+        """Accuracy over seeds by variant and edit; all models of a variant have the same edits."""
+        grouped: dict[str, dict[int, Mapping[Edit, float | None]]] = {}
         for entry in self.ablations:
-            for edit, accuracy in entry.accuracy.items():
-                own = found.setdefault(entry.variant, {}).setdefault(edit, {})
-                own[entry.seed] = accuracy
+            grouped.setdefault(entry.variant, {})[entry.seed] = entry.accuracy
         return {
-            name: {edit: spread(by_seed) for edit, by_seed in own.items()}
-            for name, own in found.items()
+            name: {
+                edit: spread({seed: accuracy[edit] for seed, accuracy in own.items()})
+                for edit in next(iter(own.values()))
+            }
+            for name, own in grouped.items()
         }
 
 
@@ -314,10 +300,14 @@ def _measures(runs: Sequence[RecordedRun[MemoryRun]]) -> Measures:
     def last(group: str, key: str) -> Spread:
         return spread({each.run.seed: each.metrics[-1][group][key] for each in runs})
 
+    curves = {
+        each.run.seed: [(line["step"], line["trained"]["accuracy"]) for line in each.metrics]
+        for each in runs
+    }
     return Measures(
         {
-            threshold: spread({each.run.seed: _first(each, threshold) for each in runs})
-            for threshold in THRESHOLDS
+            x: spread({seed: first_above(curve, x) for seed, curve in curves.items()})
+            for x in THRESHOLDS
         },
         accuracy=last("trained", "accuracy"),
         accuracy_longer=last("longer", "accuracy"),
@@ -325,11 +315,6 @@ def _measures(runs: Sequence[RecordedRun[MemoryRun]]) -> Measures:
         previous=last("attention", "previous_mass"),
         target=last("attention", "target_mass"),
     )
-
-
-def _first(recorded: RecordedRun, threshold: float) -> int | None:
-    curve = ((line["step"], line["trained"]["accuracy"]) for line in recorded.metrics)
-    return first_above(curve, threshold)
 
 
 def _pairs(variants: Mapping[str, Encoding]) -> list[Pair]:
@@ -386,3 +371,84 @@ def _silenced_sentence(
         f"the link carries layer 0 on ({shown(with_['both'])} with the link cut, too): the link "
         f"{verdict}."
     )
+
+
+WITHOUT, WITH = "#555555", "#0072B2"
+SHADES = ("#555555", "#56B4E9", "#D55E00", "#E69F00", "#009E73")
+
+
+def _draw(study: EncodingStudy) -> Figure:
+    edited = study.ablations
+    with plt.rc_context(STYLE):
+        figure = plt.figure(figsize=(12.4, 7.4 if edited else 3.8), layout="constrained")
+        halves: Any = figure.subfigures(2, 1, hspace=0.05) if edited else [figure]
+        steps, accuracy = halves[0].subplots(1, 2)
+        _step_bars(steps, study)
+        _accuracy_bars(accuracy, study)
+        kinds = {label: shade for _, _, shade, label in _bars(study)}
+        patches = [plt.Rectangle((0, 0), 1, 1, color=kinds[label], label=label) for label in kinds]
+        halves[0].legend(handles=patches, loc="outside lower center", ncols=len(patches))
+        if edited:
+            _edit_bars(halves[1].subplots(), edited)
+            halves[1].legend(loc="outside lower center", ncols=len(EDITS))
+    return figure
+
+
+def _bars(study: EncodingStudy) -> list[tuple[float, str, str, str]]:
+    """(place, variant, colour, label) of each bar."""
+    bars = []
+    for i, name in enumerate(study.encodings):
+        for shift, variant, shade, label in (
+            (-0.2, name, WITHOUT, "without"),
+            (0.2, name + VALUES, WITH, "with a value stream"),
+        ):
+            if variant in study.variants:
+                bars.append((i + shift, variant, shade, label))
+    return bars
+
+
+def _step_bars(axes: Axes, study: EncodingStudy) -> None:
+    for place, variant, shade, _ in _bars(study):
+        steps = study.variants[variant].measures.steps[0.9]
+        if steps.mean is not None:
+            axes.bar(place, steps.mean, 0.36, color=shade, alpha=0.8)
+            axes.plot(
+                [place] * len(steps.there), steps.there, "o", color="black", ms=3, mfc="white"
+            )
+        else:
+            axes.text(place, 0, "never", rotation=90, ha="center", va="bottom", fontsize=8)
+    axes.set_xticks(range(len(study.encodings)), study.encodings)
+    axes.set(title="Steps to an in-context accuracy of .9 (dots: seeds)", ylabel="step")
+
+
+def _accuracy_bars(axes: Axes, study: EncodingStudy) -> None:
+    length = study.run.task.length
+    for place, variant, shade, _ in _bars(study):
+        measures = study.variants[variant].measures
+        for shift, found, alpha in (
+            (-0.09, measures.accuracy, 0.9),
+            (0.09, measures.accuracy_longer, 0.45),
+        ):
+            if found.mean is not None:
+                axes.bar(place + shift, found.mean, 0.17, color=shade, alpha=alpha,
+                         yerr=found.sd or None, error_kw={"lw": 0.8})  # fmt: skip
+    axes.set_xticks(range(len(study.encodings)), study.encodings)
+    axes.set(title=f"In-context accuracy at {length} (dark) and {2 * length} tokens (light)",
+             ylim=(0, 1.04), ylabel="accuracy")  # fmt: skip
+
+
+def _edit_bars(axes: Axes, entries: Sequence[Edited]) -> None:
+    variants = list(dict.fromkeys(entry.variant for entry in entries))
+    width = 0.8 / len(EDITS)
+    for i, (edit, shade) in enumerate(zip(EDITS, SHADES, strict=True)):
+        places, heights = [], []
+        for j, variant in enumerate(variants):
+            numbers = present(e.accuracy.get(edit) for e in entries if e.variant == variant)
+            if numbers:
+                places.append(j + (i - (len(EDITS) - 1) / 2) * width)
+                heights.append(float(np.mean(numbers)))
+        axes.bar(places, heights, width * 0.92, color=shade, label=edit)
+    names = [variant.replace(VALUES, "\n+ values") for variant in variants]
+    axes.set_xticks(range(len(variants)), names)
+    axes.set(title="In-context accuracy of the trained models, edited", ylim=(0, 1.04),
+             ylabel="accuracy")  # fmt: skip

@@ -17,7 +17,9 @@ from resval_lens.io.files import check_room
 from resval_lens.models.presets import MEMORY_VARIANTS
 from resval_lens.streams import AttentionStream, parse_streams
 from resval_lens.training.loop import Progress
+from resval_lens.training.recorded import RecordedRun, load_run
 from resval_lens.training.run import Line, Run, place
+from resval_lens.training.run_folder import read_metrics
 from resval_lens.training.settings import check_sgd_settings, seeded_generators
 
 
@@ -153,3 +155,24 @@ def initial_memory(run: MemoryRun) -> MemoryTransformer:
     )  # fmt: skip
     MemoryTransformer.check_memory(config)
     return MemoryTransformer(config, generator=run.generators()["weights"])
+
+
+def finished_run(folder: Path, planned: MemoryRun) -> RecordedRun[MemoryRun] | None:
+    """The run under ``folder`` that is just what is planned, if it is done and has its model.
+
+    Raises:
+        ValueError: its place holds a run on another task, or its files are damaged.
+    """
+    path = folder / planned.folder_name
+    if not (path / "run.json").exists() or not read_metrics(path):
+        return None
+    recorded = load_run(path, MemoryRun)
+    task = recorded.run.task
+    other = [f.name for f in fields(task) if getattr(task, f.name) != getattr(planned.task, f.name)]
+    if other:
+        raise ValueError(
+            f"{path} holds a run on another task (other {', '.join(other)}); choose another folder "
+            "of runs"
+        )
+    same = recorded.run == planned and recorded.done and recorded.has_model
+    return recorded if same else None
