@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from resval_lens.analyses.papers.amicl.accuracy import Curves, Figure7
 from resval_lens.analyses.papers.amicl.counting import generators, share
-from resval_lens.analyses.papers.amicl.figure_7 import Curves, Figure7
 from resval_lens.analyses.papers.amicl.model import AMICL, AMICLConfig, PairTask
 from resval_lens.analyses.papers.amicl.sweep import Sweep, SweepTask, TaskCurve, sweep
 from resval_lens.analyses.papers.amicl.theory import threshold

@@ -14,12 +14,10 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from resval_lens.analyses.cli.app import app
+from resval_lens.analyses.papers.amicl.accuracy import PUBLISHED_COUNTS, figure_7, figure_8
 from resval_lens.analyses.papers.amicl.bridge import transformer_study
-from resval_lens.analyses.papers.amicl.combinations import combinations
+from resval_lens.analyses.papers.amicl.combinations import combinations, figure_6
 from resval_lens.analyses.papers.amicl.counting import SWEEP, batches, count, generators, share
-from resval_lens.analyses.papers.amicl.figure_6 import figure_6
-from resval_lens.analyses.papers.amicl.figure_7 import PUBLISHED_COUNTS, figure_7
-from resval_lens.analyses.papers.amicl.figure_8 import figure_8
 from resval_lens.analyses.papers.amicl.model import AMICL, AMICLConfig, PairTask, Trials, exact
 from resval_lens.analyses.papers.amicl.sweep import SweepTask, sweep, tasks
 from resval_lens.analyses.papers.amicl.theory import (

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator
 
-from resval_lens.analyses.cli.memory_knowledge import analogies_command
+from resval_lens.analyses.cli.memory import analogies_command
 from resval_lens.analyses.papers.memory.analogies import (
     TIMES,
     Longer,

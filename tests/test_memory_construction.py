@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Generator
 
-from resval_lens.analyses.cli.memory_knowledge import construction_command
+from resval_lens.analyses.cli.memory import construction_command
 from resval_lens.analyses.papers.memory.asked import global_knowledge
 from resval_lens.analyses.papers.memory.construction import (
     Deviation,

@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from resval_lens.analyses.cli.memory_runs import (
+from resval_lens.analyses.cli.memory import (
     curves_command,
     encodings_command,
     lengths_command,

@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Generator
 from typer.testing import CliRunner
 
-from resval_lens.analyses.cli.memory_runs import encodings_command
+from resval_lens.analyses.cli.memory import encodings_command
 from resval_lens.analyses.papers.memory.edits import (
     EDITS,
     ablated,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Generator
 
-from resval_lens.analyses.cli.memory_knowledge import HELD_OUT_VARIANTS, held_out_command
+from resval_lens.analyses.cli.memory import HELD_OUT_VARIANTS, held_out_command
 from resval_lens.analyses.papers.memory.held_out import (
     Both,
     HeldOut,

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Generator
 
-from resval_lens.analyses.cli.memory_knowledge import KNOWLEDGE_VARIANTS, knowledge_command
+from resval_lens.analyses.cli.memory import KNOWLEDGE_VARIANTS, knowledge_command
 from resval_lens.analyses.papers.memory.analogies import shade
 from resval_lens.analyses.papers.memory.asked import (
     FLOOR,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Generator
 from typer.testing import CliRunner
 
-from resval_lens.analyses.cli.memory_runs import lengths_command
+from resval_lens.analyses.cli.memory import lengths_command
 from resval_lens.analyses.papers.memory.lengths import (
     LengthStudy,
     attention_maps,

@@ -9,18 +9,9 @@ from typing import Annotated
 import typer
 
 from resval_lens.analyses.cli import completion
+from resval_lens.analyses.cli import options as opt
 from resval_lens.analyses.cli.completion import one_of
-from resval_lens.analyses.cli.options import (
-    Json,
-    Length,
-    Out,
-    Quiet,
-    Seed,
-    Temperature,
-    Trials,
-    notes,
-    writable,
-)
+from resval_lens.analyses.cli.options import notes, writable
 from resval_lens.analyses.cli.reporting import report
 from resval_lens.analyses.results.result import Result
 
@@ -45,35 +36,33 @@ def reproduce_figure(
     Raises:
         ValueError: trials below 1, a seed outside 0 to 2⁶³ − 1, a folder that cannot be written to.
     """
+    from resval_lens.analyses.papers.amicl.accuracy import figure_7, figure_8
+    from resval_lens.analyses.papers.amicl.combinations import figure_6
     from resval_lens.runtime import one_thread
 
     _check(trials, seed)
     writable(to)
-    study: Callable[..., Result]
-    if what == "figure-6":
-        from resval_lens.analyses.papers.amicl.figure_6 import figure_6 as study
-    elif what == "figure-7":
-        from resval_lens.analyses.papers.amicl.figure_7 import figure_7 as study
-    else:
-        from resval_lens.analyses.papers.amicl.figure_8 import figure_8 as study
+    studies: dict[str, Callable[..., Result]] = {
+        "figure-6": figure_6, "figure-7": figure_7, "figure-8": figure_8
+    }  # fmt: skip
     with notes(quiet) as note, one_thread():
-        result = study(seed, trials, note=note)
+        result = studies[what](seed, trials, note=note)
     report(result, to, what, as_json=as_json)
 
 
 @amicl_app.command("combinations")
 def combinations_command(
     a: Annotated[float, typer.Option("--a", help="Weight of the previous token.")] = 2.0,
-    trials: Trials = 1_000,
+    trials: opt.Trials = 1_000,
     noise: Noise = 0.1,
-    length: Length = 20,
+    length: opt.Length = 20,
     d: Dimensions = 100,
     classes: Classes = 512,
-    temperature: Temperature = 1.0,
-    seed: Seed = 0,
-    to: Out = Path("out"),
-    as_json: Json = False,
-    quiet: Quiet = False,
+    temperature: opt.Temperature = 1.0,
+    seed: opt.Seed = 0,
+    to: opt.Out = Path("out"),
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """All similarities with all separations, for both readings: how often is the label recalled?
 
@@ -99,7 +88,7 @@ def combinations_command(
 
 @amicl_app.command("sweep")
 def sweep_command(
-    trials: Trials = 2_000,
+    trials: opt.Trials = 2_000,
     similarity: Annotated[
         str,
         typer.Option(
@@ -120,11 +109,11 @@ def sweep_command(
             autocompletion=one_of(*completion.READINGS),
         ),
     ] = "paper",
-    temperature: Temperature = 1.0,
-    seed: Seed = 0,
-    to: Out = Path("out"),
-    as_json: Json = False,
-    quiet: Quiet = False,
+    temperature: opt.Temperature = 1.0,
+    seed: opt.Seed = 0,
+    to: opt.Out = Path("out"),
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Which a is best for which task? The paper tried one task, and a from 0 to 2.
 
@@ -154,11 +143,11 @@ def sweep_command(
 
 @amicl_app.command("transformer")
 def transformer_command(
-    trials: Trials = 1_000,
-    seed: Seed = 0,
-    to: Out = Path("out"),
-    as_json: Json = False,
-    quiet: Quiet = False,
+    trials: opt.Trials = 1_000,
+    seed: opt.Seed = 0,
+    to: opt.Out = Path("out"),
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """A two-layer attention model with a value stream, its weights set by hand, is AMICL.
 

@@ -2,35 +2,92 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from resval_lens.analyses.cli.memory_knowledge import (
-    analogies_command,
-    construction_command,
-    held_out_command,
-    knowledge_command,
-)
-from resval_lens.analyses.cli.memory_runs import (
-    curves_command,
-    encodings_command,
-    lengths_command,
-)
-from resval_lens.analyses.cli.options import Json, Length, Out, Quiet, Seed, notes, writable
+from resval_lens.analyses.cli import options as opt
+from resval_lens.analyses.cli.memory_training import found_runs, planned_runs
+from resval_lens.analyses.cli.options import notes, words, writable
 from resval_lens.analyses.cli.reporting import report
+from resval_lens.analyses.results.result import plain
+from resval_lens.models.presets import ENCODINGS
+from resval_lens.numbers import numbers
+
+if TYPE_CHECKING:
+    from resval_lens.analyses.papers.memory.training.run import MemoryRun
+    from resval_lens.training.recorded import RecordedRun
 
 memory_app = typer.Typer(
     no_args_is_help=True,
     help="Induction heads as associative memories (arXiv 2412.11459): written down and trained; on "
     "the CPU.",
 )
+ALL = (*ENCODINGS, *(f"{name}-values" for name in ENCODINGS), "one-layer")
+FOUR = ("absolute", "relative", "absolute-values", "relative-values")
+KNOWLEDGE_VARIANTS = [
+    "absolute",
+    "relative",
+    "absolute-values",
+    "relative-values",
+    "absolute-drawn",
+    "relative-drawn",
+    "relative-values-drawn",
+]
+HELD_OUT_VARIANTS = [
+    "absolute",
+    "relative",
+    "relative-values",
+    "absolute-held-out",
+    "relative-held-out",
+    "relative-values-held-out",
+]
 
 
+@memory_app.command("construction")
+def construction_command(
+    widths: Annotated[
+        str, typer.Option(help="d_model of models of random vectors, like 128,512.")
+    ] = "128,256,512,1024,2048",
+    tau1: Annotated[float, typer.Option(help="Strength of the previous-token head.")] = 10.0,
+    tau2: Annotated[float, typer.Option(help="Strength of the induction head.")] = 10.0,
+    tau3: opt.Tau3 = 10.0,
+    length: opt.Length = 128,
+    sequences: opt.Sequences = 6,
+    seed: opt.Seed = 0,
+    to: opt.Out = Path("out"),
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """An induction head written down: does it compute its closed form (arXiv 2412.11459)?
+
+    Absolute and relative positions, with and without a value stream; exact (dual vectors) and with
+    random vectors of several widths. Attention to the previous token by position, in-context
+    accuracy, and the gap of global knowledge at which the context loses. An absolute head knows
+    --length positions; test sequences are twice as long. Under a minute, on the CPU.
+
+    Example: `resval-lens memory construction --widths 128,512`
+    """
+    from resval_lens.analyses.papers.memory.construction import Strengths
+    from resval_lens.analyses.papers.memory.construction_study import construction_study
+    from resval_lens.runtime import one_thread
+
+    strengths = Strengths(tau1, tau2, tau3)
+    writable(to)
+    with notes(quiet) as note, one_thread():
+        study = construction_study(
+            seed, numbers(widths, "widths"), strengths,
+            trained=length, sequences=sequences, note=note,
+        )  # fmt: skip
+    report(study, to, "memory-construction", as_json=as_json)
+
+
+@memory_app.command("one-step")
 def one_step_command(
     d_vocab: Annotated[int, typer.Option(help="Tokens.")] = 16,
-    length: Length = 16,
+    length: opt.Length = 16,
     shortest: Annotated[
         int | None,
         typer.Option(help="Tokens of the shortest sequence.", show_default="--length, as of all"),
@@ -38,10 +95,10 @@ def one_step_command(
     each: Annotated[
         int, typer.Option(help="Sequences for each place of what is to be recalled.")
     ] = 64,
-    seed: Seed = 0,
-    to: Out = Path("out"),
-    as_json: Json = False,
-    quiet: Quiet = False,
+    seed: opt.Seed = 0,
+    to: opt.Out = Path("out"),
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """One gradient step on each matrix, from zero: which memories does it write?
 
@@ -66,11 +123,318 @@ def one_step_command(
     report(study, to, "memory-one-step", as_json=as_json)
 
 
-memory_app.command("construction")(construction_command)
-memory_app.command("one-step")(one_step_command)
-memory_app.command("curves")(curves_command)
-memory_app.command("lengths")(lengths_command)
-memory_app.command("knowledge")(knowledge_command)
-memory_app.command("held-out")(held_out_command)
-memory_app.command("analogies")(analogies_command)
-memory_app.command("encodings")(encodings_command)
+@memory_app.command("curves")
+def curves_command(
+    variants: opt.MaybeVariants = None,
+    runs: opt.Runs = None,
+    train: opt.Train = False,
+    seeds: opt.MaybeSeeds = None,
+    steps: opt.MaybeSteps = None,
+    jobs: opt.MaybeJobs = None,
+    threshold: Annotated[
+        float, typer.Option(help="Above it a memory, or the accuracy, is there.")
+    ] = 0.9,
+    known: Annotated[
+        float, typer.Option(help="The same for W_F: its share of what the bigrams tell.")
+    ] = 0.5,
+    to: opt.Out = Path("out"),
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """In which order does an induction head's training fill its memories?
+
+    Recall of W_K¹, W_K², W_O² and W_F, what both heads look at, and in-context accuracy at every
+    snapshot: the first step at which each is there, by variant, over seeds. Of every encoding, with
+    and without values, and one-layer. From recorded runs it takes seconds; --train trains every
+    variant first (1,000 steps, seed 0, into runs/memory), two or three minutes each and core; on
+    the CPU.
+
+    Example: `resval-lens memory curves --variants absolute,relative,one-layer`
+    """
+    from resval_lens.analyses.papers.memory.curves import curve_study
+
+    writable(to)
+    found = found_runs(variants, ALL, runs, train, seeds, steps, jobs, quiet)
+    study = curve_study(found, threshold, known)
+    report(study, to, "memory-curves", as_json=as_json)
+
+
+@memory_app.command("lengths")
+def lengths_command(
+    variants: opt.MaybeVariants = None,
+    runs: opt.Runs = None,
+    train: opt.Train = False,
+    seeds: opt.MaybeSeeds = None,
+    steps: opt.MaybeSteps = None,
+    jobs: opt.MaybeJobs = None,
+    lengths: Annotated[
+        str, typer.Option(help="Tokens of a sequence; those over the models' context are skipped.")
+    ] = "128,256,1024,2048",
+    tokens: Annotated[int, typer.Option(help="Test tokens of each length.")] = 2**16,
+    attention: Annotated[
+        int, typer.Option(help="Sequences of the longest length, for attention.")
+    ] = 8,
+    seed: opt.Seed = 0,
+    to: opt.Out = Path("out"),
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Do trained induction heads work on sequences longer than those they were trained on?
+
+    In-context accuracy, loss and attention at every length and by position, layer 0's attention
+    to t − 1 beside the constructed head's; and both layers' attention on one sequence twice as
+    long as those of training. Of absolute and relative, each without and with values. Under a
+    minute, with --train (1,000 steps, seed 0, into runs/memory) two or three minutes a model more;
+    on the CPU.
+
+    Example: `resval-lens memory lengths --lengths 128,256,512`
+    """
+    from resval_lens.analyses.papers.memory.comparable import check_seed
+    from resval_lens.analyses.papers.memory.lengths import attention_maps, length_study
+    from resval_lens.analyses.papers.memory.positions import attention_map
+    from resval_lens.runtime import one_thread
+
+    wanted = numbers(lengths, "lengths")
+    check_seed(seed)
+    writable(to)
+    found = found_runs(variants, FOUR, runs, train, seeds, steps, jobs, quiet)
+    with notes(quiet) as note, one_thread():
+        study = length_study(found, wanted, tokens, attention, seed, note)
+        note("attention on one sequence")
+        maps = {
+            recorded.run.name: attention_map(
+                recorded.model(), recorded.run.task, 2 * recorded.run.task.length, seed
+            )
+            for recorded in _mapped(found)
+        }
+    report(
+        study, to, "memory-lengths", as_json=as_json,
+        figures={"memory-attention.png": attention_maps(maps)},
+        beside={"memory-attention.json": {"maps": plain(maps)}},  # a map has 33,000 numbers
+    )  # fmt: skip
+
+
+@memory_app.command("knowledge")
+def knowledge_command(
+    variants: opt.MaybeVariants = None,
+    runs: opt.Runs = None,
+    train: opt.Train = False,
+    seeds: opt.MaybeSeeds = None,
+    steps: opt.MaybeSteps = None,
+    jobs: opt.MaybeJobs = None,
+    prompts: opt.Prompts = 200,
+    tau3: opt.Tau3 = 10.0,
+    seed: opt.Seed = 0,
+    to: opt.Out = Path("out"),
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Context against training: after ", A B1, A B1, A B2, A", which of them? (arXiv 2412.11459)
+
+    B1 and B2 follow A one to five times each, in --prompts of each pair of counts. A constructed
+    model's margin is the gap of global knowledge plus τ3 (n1 − n2)/(n1 + n2); of trained ones both
+    weights are fitted: with A among the triggers and among other tokens; and with any A where each
+    sequence drew its triggers anew (-drawn). Of absolute and relative, each without and with
+    values, and the three with -drawn. About a minute; --train trains every variant first (1,000
+    steps, seed 0, into runs/memory), two or three minutes each and core; on the CPU.
+
+    Example: `resval-lens memory knowledge --prompts 400`
+    """
+    from resval_lens.analyses.papers.memory.asked import constructed_subjects, trained_subjects
+    from resval_lens.analyses.papers.memory.comparable import check_seed
+    from resval_lens.analyses.papers.memory.construction import Strengths
+    from resval_lens.analyses.papers.memory.knowledge import knowledge_study
+    from resval_lens.runtime import one_thread
+
+    check_seed(seed)
+    _check_size("prompts", prompts, 2)
+    strengths = Strengths(tau3=tau3)
+    writable(to)
+    found = with_models(
+        found_runs(variants, KNOWLEDGE_VARIANTS, runs, train, seeds, steps, jobs, quiet)
+    )
+    with notes(quiet) as note, one_thread():
+        trained = trained_subjects(found)
+        note("constructing")
+        constructed = constructed_subjects(found[0].run.task.bigrams, strengths.tau3, seed)
+        subjects = [*constructed, *trained]
+        study = knowledge_study(subjects, prompts, seed, note)
+    report(study, to, "memory-knowledge", as_json=as_json)
+
+
+@memory_app.command("held-out")
+def held_out_command(
+    variants: opt.MaybeVariants = None,
+    runs: opt.Runs = None,
+    train: opt.Train = False,
+    seeds: opt.MaybeSeeds = None,
+    steps: opt.MaybeSteps = None,
+    jobs: opt.MaybeJobs = None,
+    sequences: opt.Sequences = 128,
+    seed: opt.Seed = 0,
+    to: opt.Out = Path("out"),
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Outputs that were none in training: does the head copy any token? (arXiv 2412.11459)
+
+    Trained with outputs among the first 75% of the tokens, tested there and on the rest; beside
+    them ordinary runs, and constructed models that know all tokens or the first 75%. Of absolute,
+    relative and relative-values, each without and with -held-out. Half a minute; --train trains
+    every variant first (1,000 steps, seed 0, into runs/memory), two or three minutes each and core;
+    on the CPU.
+
+    Example: `resval-lens memory held-out --sequences 256`
+    """
+    from resval_lens.analyses.papers.memory.comparable import check_seed
+    from resval_lens.analyses.papers.memory.held_out import held_out_study
+    from resval_lens.runtime import one_thread
+
+    check_seed(seed)
+    _check_size("sequences", sequences, 1)
+    writable(to)
+    found = with_models(
+        found_runs(variants, HELD_OUT_VARIANTS, runs, train, seeds, steps, jobs, quiet)
+    )
+    with notes(quiet) as note, one_thread():
+        study = held_out_study(found, sequences, seed, note)
+    report(study, to, "memory-held-out", as_json=as_json)
+
+
+@memory_app.command("analogies")
+def analogies_command(
+    analogies: Annotated[
+        Path | None,
+        typer.Option(
+            help="questions-words.txt or a file like it.", show_default="pairs are made up"
+        ),
+    ] = None,
+    section: Annotated[
+        str | None, typer.Option(help="Section of --analogies.", show_default="capital-world")
+    ] = None,
+    pairs: Annotated[int | None, typer.Option(help="Made-up capitals.", show_default="116")] = None,
+    variants: opt.Variants = "absolute,relative,absolute-values,relative-values",
+    seeds: opt.Seeds = "0",
+    steps: opt.Steps = 1_000,
+    batch: opt.Batch = 32,
+    lr: opt.LearningRate = 0.2,
+    d_model: opt.Width = 128,
+    length: opt.Length = 128,
+    n_triggers: opt.Triggers = 5,
+    zipf: Annotated[
+        float, typer.Option(help="The k-th capital is ∝ k^−zipf as frequent; 0: all alike.")
+    ] = 1.0,
+    leak: Annotated[float, typer.Option(help="Probability of other countries in general.")] = 0.0,
+    runs: opt.RunsFolder = Path("runs/analogies"),
+    jobs: opt.Jobs = 0,
+    sequences: opt.Sequences = 128,
+    seed: opt.Seed = 0,
+    to: opt.Out = Path("out"),
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Capitals and countries: what training taught against what the context says.
+
+    Trains simplified transformers on "capital country" sequences in which other countries follow
+    some capitals, the triggers (arXiv 2412.11459), by any variant without -drawn or -held-out, two
+    or three minutes a run and core, on the CPU; runs in --runs that are finished and have all these
+    settings are read. Then: countries recalled without context; who wins as the context repeats
+    another one; capitals that training never had; --sequences of twice the length.
+
+    Example: `resval-lens memory analogies --pairs 58 --variants relative`
+    """
+    from resval_lens.analyses.cli.training_bars import train_with_bars
+    from resval_lens.analyses.papers.memory.analogies import (
+        analogies_study,
+        check_variants,
+    )
+    from resval_lens.analyses.papers.memory.capitals import capitals_task
+    from resval_lens.analyses.papers.memory.comparable import check_seed
+    from resval_lens.analyses.papers.memory.tasks.analogies import generated_pairs, read_pairs
+    from resval_lens.analyses.papers.memory.training.run import MemoryRun, finished_run
+    from resval_lens.runtime import one_thread
+    from resval_lens.training.recorded import load_run
+
+    if analogies is None:
+        if section is not None:
+            raise ValueError(f"--section {section} is for --analogies: add --analogies FILE")
+        capitals = generated_pairs(116 if pairs is None else pairs, 0)
+    else:
+        if pairs is not None:
+            raise ValueError(f"--pairs {pairs} is for made-up capitals: leave out --analogies")
+        capitals = read_pairs(analogies, section or "capital-world")
+    check_seed(seed)
+    _check_size("sequences", sequences, 1)
+    names = words(variants)
+    check_variants(names)
+    task = capitals_task(capitals, n_triggers, length, leak, zipf)
+    planned = planned_runs(
+        names, numbers(seeds), task=task, steps=steps, batch=batch, lr=lr,
+        d_model=d_model, snapshot_every=100, n_ctx=max(512, 2 * length),
+    )  # fmt: skip
+    writable(to)
+    missing = [run for run in planned if finished_run(runs, run) is None]
+    if missing:
+        train_with_bars(missing, runs, jobs, False, quiet)
+    found = [load_run(runs / run.folder_name, MemoryRun) for run in planned]
+    source = "generated" if analogies is None else analogies.name
+    with notes(quiet) as note, one_thread():
+        study = analogies_study(found, sequences, seed, note, source, zipf)
+    report(study, to, "memory-analogies", as_json=as_json)
+
+
+@memory_app.command("encodings")
+def encodings_command(
+    variants: opt.MaybeVariants = None,
+    runs: opt.Runs = None,
+    train: opt.Train = False,
+    seeds: opt.MaybeSeeds = None,
+    steps: opt.MaybeSteps = None,
+    jobs: opt.MaybeJobs = None,
+    to: opt.Out = Path("out"),
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Positional encodings with and without a value stream: does the stream help to induce?
+
+    Steps to in-context accuracies of .5, .9 and .95, final accuracies, t-tests paired by seed; and
+    of every trained model the accuracy with its link cut, its first head silenced or made uniform,
+    and its weights run with the other architecture. Of every encoding, with and without values, and
+    one-layer. About a minute for eleven models on one core; --train trains every variant first
+    (1,000 steps, seed 0, into runs/memory), two or three minutes each and core; on the CPU.
+
+    Example: `resval-lens memory encodings --train --seeds 0-2`
+    """
+    from resval_lens.analyses.papers.memory.encodings import encoding_study
+    from resval_lens.runtime import one_thread
+
+    writable(to)
+    found = found_runs(variants, ALL, runs, train, seeds, steps, jobs, quiet)
+    with notes(quiet) as note, one_thread():
+        study = encoding_study(found, note)
+    report(study, to, "memory-encodings", as_json=as_json)
+
+
+def _mapped(found: Sequence[RecordedRun[MemoryRun]]) -> list[RecordedRun[MemoryRun]]:
+    """The first model of each variant without a stream; of all if every one has a stream."""
+    first = {recorded.run.name: recorded for recorded in reversed(found) if recorded.has_model}
+    ordered = [first[name] for name in reversed(first)]
+    return [recorded for recorded in ordered if not recorded.run.streams] or ordered
+
+
+def with_models(runs: Sequence[RecordedRun[MemoryRun]]) -> list[RecordedRun[MemoryRun]]:
+    """The runs whose trained model was kept.
+
+    Raises:
+        ValueError: there are none.
+    """
+    kept = [recorded for recorded in runs if recorded.has_model]
+    if not kept:
+        names = ", ".join(recorded.run.folder_name for recorded in runs)
+        raise ValueError(f"none of {names} holds a trained model; add --train, or finish a run")
+    return kept
+
+
+def _check_size(name: str, value: int, least: int) -> None:
+    if value < least:  # before minutes of training
+        raise ValueError(f"{name} must be {least} or more; got {value}")

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from resval_lens.analyses.cli import options as opt
 from resval_lens.analyses.cli.completion import TRIGGERS, UNITS, one_of
-from resval_lens.analyses.cli.options import (
-    Batch,
-    Jobs,
-    Json,
-    KeepSnapshots,
-    LearningRate,
-    Length,
-    Quiet,
-    RunsFolder,
-    Seeds,
-    SnapshotEvery,
-    Steps,
-    Triggers,
-    Variants,
-    Width,
-    only_with_train,
-    words,
-)
+from resval_lens.analyses.cli.options import only_with_train, words
 from resval_lens.analyses.cli.reporting import report_runs
 from resval_lens.numbers import numbers
 
@@ -35,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def train_memory_command(
-    variants: Variants = "absolute,relative,absolute-values,relative-values",
-    seeds: Seeds = "0",
-    steps: Steps = 1_000,
-    batch: Batch = 64,
-    lr: LearningRate = 0.1,
+    variants: opt.Variants = "absolute,relative,absolute-values,relative-values",
+    seeds: opt.Seeds = "0",
+    steps: opt.Steps = 1_000,
+    batch: opt.Batch = 64,
+    lr: opt.LearningRate = 0.1,
     momentum: Annotated[float, typer.Option(help="Momentum of SGD.")] = 0.9,
-    d_model: Width = 128,
-    length: Length = 128,
+    d_model: opt.Width = 128,
+    length: opt.Length = 128,
     text: Annotated[
         Path | None,
         typer.Option(help="Count bigrams in this file.", show_default="Tiny Shakespeare's"),
@@ -62,13 +47,13 @@ def train_memory_command(
             autocompletion=one_of(*TRIGGERS),
         ),
     ] = "fixed",
-    n_triggers: Triggers = 5,
-    snapshot_every: SnapshotEvery = 20,
-    jobs: Jobs = 0,
-    runs: RunsFolder = Path("runs/memory"),
-    keep_snapshots: KeepSnapshots = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    n_triggers: opt.Triggers = 5,
+    snapshot_every: opt.SnapshotEvery = 20,
+    jobs: opt.Jobs = 0,
+    runs: opt.RunsFolder = Path("runs/memory"),
+    keep_snapshots: opt.KeepSnapshots = False,
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Train simplified transformers on bigrams with triggers (arXiv 2412.11459).
 
@@ -124,8 +109,9 @@ def planned_runs(names: list[str], seeds: list[int], **settings: Any) -> list[An
     return planned
 
 
-def runs_for(
-    names: list[str],
+def found_runs(
+    variants: str | None,
+    default: Sequence[str],
     runs: Path | None,
     train: bool,
     seeds: str | None,
@@ -135,6 +121,8 @@ def runs_for(
 ) -> list[RecordedRun[MemoryRun]]:
     """The runs an experiment is about: trained now, of a folder, or those that ship.
 
+    Of the variants asked for, every one of which must be there; or of ``default``.
+
     Raises:
         ValueError: there are none; training settings without --train.
     """
@@ -142,6 +130,7 @@ def runs_for(
     from resval_lens.analyses.papers.memory.training.run import MemoryRun
     from resval_lens.training.recorded import SHIPPED, load_runs
 
+    names = list(default) if variants is None else words(variants)
     wanted = None if seeds is None else numbers(seeds)
     if train:
         runs, wanted = runs or Path("runs/memory"), wanted or [0]
@@ -161,4 +150,8 @@ def runs_for(
             f"{runs or SHIPPED / MemoryRun.shipped} holds no run of {', '.join(names)} and seeds "
             f"{seeds or '(any)'}"
         )
+    there = {recorded.run.name for recorded in found}
+    for name in names:
+        if variants is not None and name not in there:
+            raise ValueError(f"there is no run of {name!r}; there are {', '.join(sorted(there))}")
     return found

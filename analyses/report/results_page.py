@@ -26,7 +26,7 @@ from resval_lens.analyses.comparison.ioi_paper import PUBLISHED_TABLE_2
 from resval_lens.analyses.comparison.link_controls import first_of, link_controls
 from resval_lens.analyses.comparison.link_in_training import LinkInTraining
 from resval_lens.analyses.comparison.lm_emergence import Compared, lm_emergence
-from resval_lens.analyses.papers.amicl.figure_7 import PUBLISHED_COUNTS, figure_7
+from resval_lens.analyses.papers.amicl.accuracy import PUBLISHED_COUNTS, figure_7
 from resval_lens.analyses.papers.memory.comparable import shown
 from resval_lens.analyses.papers.memory.curves import (
     LABELS,
