@@ -10,8 +10,7 @@ from resval_lens.analyses.papers.memory.model.construct import construct
 from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
 from resval_lens.analyses.papers.memory.tasks.bigrams import Bigrams
 from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
-from resval_lens.analyses.papers.memory.training.loop import train_memory
-from resval_lens.analyses.papers.memory.training.run import MemoryRun, initial_memory
+from resval_lens.analyses.papers.memory.training import MemoryRun, initial_memory, train_memory
 from resval_lens.models.presets import memory_variant
 from resval_lens.training.recorded import RecordedRun, load_run, write_record
 

@@ -4,7 +4,7 @@ import torch
 
 from resval_lens.analyses.papers.memory.tasks.bigrams import Bigrams
 from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
-from resval_lens.analyses.papers.memory.training.run import MemoryRun
+from resval_lens.analyses.papers.memory.training import MemoryRun
 
 
 def small_bigrams(d_vocab: int = 7, seed: int = 0) -> Bigrams:

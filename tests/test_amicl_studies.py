@@ -455,7 +455,7 @@ def test_commands_print_and_write_what_they_found(arguments, name, words, tmp_pa
 
 
 def test_figure_8_from_the_command(tmp_path, monkeypatch):
-    monkeypatch.setattr("resval_lens.analyses.papers.amicl.figure_8.LENGTHS", (10, 20))
+    monkeypatch.setattr("resval_lens.analyses.papers.amicl.accuracy.LENGTHS", (10, 20))
     said = invoke("reproduce", "figure-8", "--trials", "2", "--out", str(tmp_path), "--quiet")
     assert "practically perfect from 50" in said
     assert (tmp_path / "figure-8.png").is_file()

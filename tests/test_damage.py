@@ -12,8 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
-from resval_lens.analyses.papers.memory.training.loop import train_memory
-from resval_lens.analyses.papers.memory.training.run import MemoryRun
+from resval_lens.analyses.papers.memory.training import MemoryRun, train_memory
 from resval_lens.models.classifier import ICLClassifier
 from resval_lens.training.icl import train_icl
 from resval_lens.training.icl_run import ICLRun

@@ -24,8 +24,7 @@ from resval_lens.analyses.experiments.experiment import Experiment, planned, rea
 from resval_lens.analyses.experiments.queue import Folders, QueueStatus, status, work
 from resval_lens.analyses.papers.memory.tasks.bigrams import tiny_shakespeare
 from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
-from resval_lens.analyses.papers.memory.training.loop import train_memory
-from resval_lens.analyses.papers.memory.training.run import MemoryRun
+from resval_lens.analyses.papers.memory.training import MemoryRun, train_memory
 from resval_lens.models.language_models import language_model_config, preset, resized
 from resval_lens.models.presets import ICL_VARIANTS, MEMORY_VARIANTS
 from resval_lens.training.recorded import SHIPPED, export_run, load_run

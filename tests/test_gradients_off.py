@@ -13,7 +13,7 @@ from transformer_lens.components import AbstractAttention
 from resval_lens.analyses.circuits.scores import score_edges
 from resval_lens.analyses.papers.amicl.model.transformer import recall_transformer
 from resval_lens.analyses.papers.memory.model import MemoryTransformer, memory_config
-from resval_lens.analyses.papers.memory.training.loop import train_memory
+from resval_lens.analyses.papers.memory.training import train_memory
 from resval_lens.hooks import PromptPairs, logit_difference
 from resval_lens.models.classifier import ICLClassifier, classifier_config
 from resval_lens.training import train_icl

@@ -14,8 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from resval_lens.analyses.cli.options import load_language_model
-from resval_lens.analyses.papers.memory.training.loop import train_memory
-from resval_lens.analyses.papers.memory.training.run import MemoryRun, draw_tests, initial_memory
+from resval_lens.analyses.papers.memory.training import (
+    MemoryRun,
+    draw_tests,
+    initial_memory,
+    train_memory,
+)
 from resval_lens.io import conversion
 from resval_lens.io.files import parse_json, read_json, read_tensors, write_json, write_sealed
 from resval_lens.load import load_model

@@ -40,8 +40,7 @@ from resval_lens.analyses.papers.memory.construction import Strengths, construct
 from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
 from resval_lens.analyses.papers.memory.tasks.analogies import Pair, analogy_task, generated_pairs
 from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
-from resval_lens.analyses.papers.memory.training.loop import train_memory
-from resval_lens.analyses.papers.memory.training.run import MemoryRun, finished_run
+from resval_lens.analyses.papers.memory.training import MemoryRun, finished_run, train_memory
 from resval_lens.training import many
 from resval_lens.training.recorded import load_runs
 from resval_lens.training.run_folder import record_start

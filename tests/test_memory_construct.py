@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from resval_lens.analyses.papers.memory.model import (
     MemoryTransformer,
     construct,
     fast_logits,
-    hard_logits,
     memory_config,
     predict,
     previous_token_attention,
@@ -26,6 +26,36 @@ V, LENGTH = 5, 8
 PAIR = AttentionStream("v", mix="pair", own=0.5, carried=0.7)
 KINDS = ("relative", "absolute", "sinusoidal")
 STREAMS = {"none": "", "v": "v", "pair": PAIR}
+
+
+def hard_logits(
+    tokens: Int[Tensor, "batch pos"],
+    log_bigrams: Float[Tensor, "d_vocab d_vocab"],
+    tau3: float = 10.0,
+) -> Float[Tensor, "batch d_vocab"]:
+    """ξ_v = log π_b(v|q) + τ3 f(v)/Σf at the last position: the limit of τ1, then τ2 → ∞.
+
+    f(v) is how often v has followed q = z_T. Position 0, which attends to itself, counts as its
+    own follower; a q that nothing matches has its attention spread over all positions. So for
+    ", A B1, A B1, A B2, A" the context speaks for B1 by τ3/3 more than for B2: global knowledge
+    wins exactly where its log-bigram gap is larger. (Without the first comma it is τ3/4.)
+
+    Raises:
+        ValueError: tokens that ``log_bigrams`` does not have.
+    """
+    for token in tokens.flatten().tolist():
+        if not 0 <= token < len(log_bigrams):
+            raise ValueError(
+                f"tokens has {token}; log_bigrams has tokens 0 to {len(log_bigrams) - 1}"
+            )
+    query = tokens[:, -1:]
+    before = torch.cat([tokens[:, :1], tokens[:, :-1]], dim=1)  # what each position looks back to
+    follows = (before == query).double()
+    follows = torch.where(follows.sum(1, keepdim=True) > 0, follows, torch.ones_like(follows))
+    counts = torch.zeros(len(tokens), len(log_bigrams), dtype=torch.float64, device=tokens.device)
+    counts.scatter_add_(1, tokens, follows)
+    shares = counts / counts.sum(1, keepdim=True)
+    return log_bigrams.double()[query[:, 0]] + tau3 * shares
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -28,7 +28,7 @@ from resval_lens.analyses.papers.memory.encodings import (
 )
 from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
 from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
-from resval_lens.analyses.papers.memory.training.run import initial_memory
+from resval_lens.analyses.papers.memory.training import initial_memory
 from resval_lens.analyses.results.seeds import spread
 from tests.memory_runs import (
     BIGRAMS,

@@ -24,8 +24,7 @@ from resval_lens.analyses.papers.memory.held_out import (
 )
 from resval_lens.analyses.papers.memory.tasks.bigrams import Bigrams
 from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
-from resval_lens.analyses.papers.memory.training.loop import train_memory
-from resval_lens.analyses.papers.memory.training.run import MemoryRun
+from resval_lens.analyses.papers.memory.training import MemoryRun, train_memory
 from resval_lens.analyses.results.seeds import Spread
 from resval_lens.training.recorded import load_runs
 from tests.test_memory_knowledge import assert_fits, some_bigrams

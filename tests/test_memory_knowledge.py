@@ -45,8 +45,7 @@ from resval_lens.analyses.papers.memory.knowledge import (
 from resval_lens.analyses.papers.memory.tasks.bigrams import Bigrams
 from resval_lens.analyses.papers.memory.tasks.knowledge_prompts import knowledge_prompts
 from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
-from resval_lens.analyses.papers.memory.training.loop import train_memory
-from resval_lens.analyses.papers.memory.training.run import MemoryRun
+from resval_lens.analyses.papers.memory.training import MemoryRun, train_memory
 from resval_lens.analyses.results.seeds import Spread
 from resval_lens.training.recorded import RecordedRun, load_runs
 

@@ -33,7 +33,7 @@ from resval_lens.analyses.papers.memory.positions import (
     predicted_previous,
 )
 from resval_lens.analyses.papers.memory.tasks.triggers import optimal_loss
-from resval_lens.analyses.papers.memory.training.run import MemoryRun
+from resval_lens.analyses.papers.memory.training import MemoryRun
 from resval_lens.training.recorded import load_run
 from tests.memory_runs import FLOOR, TASK, constructed, exact_model, made_up, tiny_run, trained
 

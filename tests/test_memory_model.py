@@ -15,12 +15,12 @@ from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from resval_lens.analyses.papers.memory.model import MemoryConfig, MemoryTransformer, memory_config
-from resval_lens.analyses.papers.memory.model.attention import (
+from resval_lens.analyses.papers.memory.model.model import (
     MemoryAttention,
     key_distances,
     rotated,
+    sinusoids,
 )
-from resval_lens.analyses.papers.memory.model.model import sinusoids
 from resval_lens.streams import AttentionStream
 from resval_lens.transformer import ResValTransformer
 from tests.reference.memory import logits_of, turned

@@ -14,8 +14,13 @@ import torch.nn.functional as F
 
 from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
 from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask, optimal_loss
-from resval_lens.analyses.papers.memory.training.loop import evaluate, train_memory
-from resval_lens.analyses.papers.memory.training.run import MemoryRun, draw_tests, initial_memory
+from resval_lens.analyses.papers.memory.training import (
+    MemoryRun,
+    draw_tests,
+    evaluate,
+    initial_memory,
+    train_memory,
+)
 from resval_lens.models.presets import MEMORY_VARIANTS, memory_variant
 from resval_lens.streams import AttentionStream
 from resval_lens.training.recorded import (

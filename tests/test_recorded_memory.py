@@ -7,8 +7,13 @@ import numpy as np
 import pytest
 
 from resval_lens.analyses.papers.memory.curves import curve_study
-from resval_lens.analyses.papers.memory.training.loop import evaluate, measure
-from resval_lens.analyses.papers.memory.training.run import MemoryRun, draw_tests, initial_memory
+from resval_lens.analyses.papers.memory.training import (
+    MemoryRun,
+    draw_tests,
+    evaluate,
+    initial_memory,
+    measure,
+)
 from resval_lens.analyses.report.results_page import memory_order
 from resval_lens.models.presets import ENCODINGS, MEMORY_VARIANTS
 from resval_lens.training.recorded import load_runs

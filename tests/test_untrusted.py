@@ -25,7 +25,7 @@ from resval_lens.analyses.papers.memory.model.config import memory_config
 from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
 from resval_lens.analyses.papers.memory.tasks.analogies import read_pairs
 from resval_lens.analyses.papers.memory.tasks.bigrams import Bigrams
-from resval_lens.analyses.papers.memory.training.run import MemoryRun
+from resval_lens.analyses.papers.memory.training import MemoryRun
 from resval_lens.config import ResValConfig
 from resval_lens.io.checkpoint import present_device
 from resval_lens.io.files import note, write_json, write_sealed

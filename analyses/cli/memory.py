@@ -17,7 +17,7 @@ from resval_lens.models.presets import ENCODINGS
 from resval_lens.numbers import numbers
 
 if TYPE_CHECKING:
-    from resval_lens.analyses.papers.memory.training.run import MemoryRun
+    from resval_lens.analyses.papers.memory.training import MemoryRun
     from resval_lens.training.recorded import RecordedRun
 
 memory_app = typer.Typer(
@@ -351,7 +351,7 @@ def analogies_command(
     from resval_lens.analyses.papers.memory.capitals import capitals_task
     from resval_lens.analyses.papers.memory.comparable import check_seed
     from resval_lens.analyses.papers.memory.tasks.analogies import generated_pairs, read_pairs
-    from resval_lens.analyses.papers.memory.training.run import MemoryRun, finished_run
+    from resval_lens.analyses.papers.memory.training import MemoryRun, finished_run
     from resval_lens.runtime import one_thread
     from resval_lens.training.recorded import load_run
 

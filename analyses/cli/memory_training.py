@@ -15,7 +15,7 @@ from resval_lens.analyses.cli.reporting import report_runs
 from resval_lens.numbers import numbers
 
 if TYPE_CHECKING:
-    from resval_lens.analyses.papers.memory.training.run import MemoryRun
+    from resval_lens.analyses.papers.memory.training import MemoryRun
     from resval_lens.training.recorded import RecordedRun
 
 
@@ -96,7 +96,7 @@ def planned_runs(names: list[str], seeds: list[int], **settings: Any) -> list[An
     """
     from dataclasses import replace
 
-    from resval_lens.analyses.papers.memory.training.run import MemoryRun, default_task
+    from resval_lens.analyses.papers.memory.training import MemoryRun, default_task
     from resval_lens.models.presets import memory_variant
 
     planned = []
@@ -127,7 +127,7 @@ def found_runs(
         ValueError: there are none; training settings without --train.
     """
     from resval_lens.analyses.cli.training_bars import train_with_bars
-    from resval_lens.analyses.papers.memory.training.run import MemoryRun
+    from resval_lens.analyses.papers.memory.training import MemoryRun
     from resval_lens.training.recorded import SHIPPED, load_runs
 
     names = list(default) if variants is None else words(variants)

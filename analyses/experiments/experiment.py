@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resval_lens.analyses.papers.memory.training.run import MemoryRun
+from resval_lens.analyses.papers.memory.training import MemoryRun
 from resval_lens.numbers import numbers
 from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.lm_run import LMRun

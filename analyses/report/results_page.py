@@ -29,13 +29,13 @@ from resval_lens.analyses.comparison.lm_emergence import Compared, lm_emergence
 from resval_lens.analyses.papers.amicl.accuracy import PUBLISHED_COUNTS, figure_7
 from resval_lens.analyses.papers.memory.comparable import shown
 from resval_lens.analyses.papers.memory.curves import (
-    LABELS,
+    MEASURES,
     ONE_LAYER,
     TWO_LAYERS,
     Measure,
     curve_study,
 )
-from resval_lens.analyses.papers.memory.training.run import MemoryRun
+from resval_lens.analyses.papers.memory.training import MemoryRun
 from resval_lens.analyses.results.seeds import present, spread
 from resval_lens.io.checkpoint import SHIPPED_MODELS
 from resval_lens.numbers import number
@@ -298,7 +298,7 @@ def memory() -> str:
         for where in ("trained", "longer"):
             cells.append(_spread([each.metrics[-1][where]["accuracy"] for each in own], ".3f"))
         rows.append([name, str(len(own)), *cells])
-    heads = [f"{LABELS[measure]}" for measure in FOLLOWED]
+    heads = [MEASURES[measure].label for measure in FOLLOWED]
     return (
         f"Steps of the first snapshot, of one in {study.run.snapshot_every}, above "
         f"{study.threshold:g} (W_F: above {study.known:.0%} of what the bigrams tell); empty "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from matplotlib.axes import Axes
@@ -27,22 +27,28 @@ from resval_lens.hooks import cut_links
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0)
 """Values of a."""
 Model = Literal["amicl", "values", "cut", "classic", "classic_readout", "classic_slot"]
-MODELS: dict[Model, str] = {
-    "amicl": "AMICL",
-    "values": "value stream",
-    "cut": "link cut",
-    "classic": "classic, best values",
-    "classic_readout": "classic, best values and readout",
-    "classic_slot": "classic, a slot more",
+
+
+class Look(NamedTuple):
+    """How a model is named in the picture, its colour, and the head of its column if it has one."""
+
+    label: str
+    shade: str
+    head: str = ""
+
+
+MODELS: dict[Model, Look] = {
+    "amicl": Look("AMICL", "#000000", "AMICL"),
+    "values": Look("value stream", COLOURS["values"], "value\nstream"),
+    "cut": Look("link cut", COLOURS["values-detached"], "link\ncut"),
+    "classic": Look("classic, best values", COLOURS["classic"], "classic"),
+    "classic_readout": Look(
+        "classic, best values and readout", COLOURS["queries"], "with\nreadout"
+    ),
+    "classic_slot": Look("classic, a slot more", COLOURS["keys"]),
 }
-SHADES: dict[Model, str] = {
-    "amicl": "#000000",
-    "values": COLOURS["values"],
-    "cut": COLOURS["values-detached"],
-    "classic": COLOURS["classic"],
-    "classic_readout": COLOURS["queries"],
-    "classic_slot": COLOURS["keys"],
-}
+FITTED: tuple[Model, ...] = ("classic", "classic_readout")
+"""Whose error is of interest."""
 Recall = Callable[[Tensor], Tensor]
 
 
@@ -116,22 +122,12 @@ class TransformerStudy(Result):
             title=f"Share of {self.trials:,} trials with the right label nearest; relative errors",
             **TABLE_STYLE,
         )
-        nearest: dict[Model, str] = {
-            "amicl": "AMICL",
-            "values": "value\nstream",
-            "cut": "link\ncut",
-            "classic": "classic",
-            "classic_readout": "with\nreadout",
-        }
-        errors: dict[Model, str] = {
-            "classic": "error,\nclassic",
-            "classic_readout": "error,\nreadout",
-        }
-        for head in ("a", *nearest.values(), *errors.values()):
+        nearest = {name: look.head for name, look in MODELS.items() if look.head}
+        for head in ("a", *nearest.values(), "error,\nclassic", "error,\nreadout"):
             found.add_column(head, justify="right")
         for row in self.rows:
             numbers = [row.models[name].nearest for name in nearest]
-            numbers += [row.models[name].error for name in errors]
+            numbers += [row.models[name].error for name in FITTED]
             found.add_row(f"{row.a:g}", *(f"{x:.3f}" for x in numbers))
         stream, slot = (
             max(row.models[name].difference for row in self.rows)
@@ -307,16 +303,16 @@ def _draw(study: TransformerStudy) -> Figure:
         axes["model"].set_xlabel("o object, l label, ? asked for; blue: the right label")
 
         a = [row.a for row in study.rows]
-        for name, label in MODELS.items():
+        for name, (label, *_) in MODELS.items():
             found = [row.models[name] for row in study.rows]
             axes["accuracy"].plot(a, [x.nearest for x in found], label=label, **_line(name))
             axes["error"].plot(a, [x.error for x in found], label=label, **_line(name))
-        for name in ("classic", "classic_readout"):
+        for name in FITTED:
             expected: Any = [row.models[name].expected_error for row in study.rows]
-            axes["error"].plot(a, expected, ":", color=SHADES[name], lw=1.2)
+            axes["error"].plot(a, expected, ":", color=MODELS[name].shade, lw=1.2)
         axes["accuracy"].plot(
             a, [row.models["classic"].cosine for row in study.rows], "--",
-            color=SHADES["classic"], lw=1.4, label="classic, best values; by angle",
+            color=MODELS["classic"].shade, lw=1.4, label="classic, best values; by angle",
         )  # fmt: skip
         axes["accuracy"].set(
             title=f"the right label is the nearest (T = {study.temperature:g})",
@@ -347,8 +343,8 @@ def _line(name: Model) -> dict[str, Any]:
     if name == "amicl":
         return {"color": "#BBBBBB", "lw": 7, "solid_capstyle": "round"}
     if name == "classic_slot":
-        return {"color": SHADES[name], "lw": 0, "marker": "o", "ms": 5, "mfc": "white"}
-    return {"color": SHADES[name], "lw": 2}
+        return {"color": MODELS[name].shade, "lw": 0, "marker": "o", "ms": 5, "mfc": "white"}
+    return {"color": MODELS[name].shade, "lw": 2}
 
 
 def _weights(

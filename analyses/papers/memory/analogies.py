@@ -43,9 +43,9 @@ from resval_lens.analyses.papers.memory.comparable import (
     tight,
 )
 from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
+from resval_lens.analyses.papers.memory.model.probes import mean
 from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
-from resval_lens.analyses.papers.memory.training.loop import batch_logits
-from resval_lens.analyses.papers.memory.training.run import MemoryRun
+from resval_lens.analyses.papers.memory.training import MemoryRun, batch_logits
 from resval_lens.analyses.results.result import FLAT, OPTIONAL, Result, plain
 from resval_lens.analyses.results.seeds import Spread
 from resval_lens.models.presets import MEMORY_VARIANTS, memory_variant
@@ -251,13 +251,8 @@ def longer(
     """In-context accuracy on sequences of twice the trained length: in its halves."""
     batch = task.batch(sequences, generator, 2 * task.length)
     hits = batch_logits(model, batch.inputs).argmax(-1) == batch.targets
-    known = batch.in_context
-
-    def accuracy(part: slice) -> float | None:
-        own = hits[:, part][known[:, part]]
-        return float(own.double().mean()) if len(own) else None
-
-    return Longer(accuracy(slice(0, task.length)), accuracy(slice(task.length, None)))
+    halves = (slice(0, task.length), slice(task.length, None))
+    return Longer(*(mean(hits[:, half][batch.in_context[:, half]]) for half in halves))
 
 
 def model_answers(recorded: RecordedRun, seed: int, sequences: int) -> AnalogyModel:

@@ -14,8 +14,7 @@ from resval_lens.analyses.papers.memory.construction import Strengths, construct
 from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
 from resval_lens.analyses.papers.memory.tasks.bigrams import Bigrams
 from resval_lens.analyses.papers.memory.tasks.knowledge_prompts import KnowledgePrompts
-from resval_lens.analyses.papers.memory.training.loop import batch_logits
-from resval_lens.analyses.papers.memory.training.run import MemoryRun
+from resval_lens.analyses.papers.memory.training import MemoryRun, batch_logits
 from resval_lens.training.recorded import RecordedRun
 
 FLOOR = 1e-3

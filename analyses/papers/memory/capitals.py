@@ -19,7 +19,7 @@ from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
 from resval_lens.analyses.papers.memory.tasks.analogies import Pair, analogy_task
 from resval_lens.analyses.papers.memory.tasks.bigrams import Bigrams
 from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
-from resval_lens.analyses.papers.memory.training.loop import batch_logits
+from resval_lens.analyses.papers.memory.training import batch_logits
 
 Number = TypeVar("Number")
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from rich.table import Table
 
-from resval_lens.analyses.papers.memory.training.run import MemoryRun
+from resval_lens.analyses.papers.memory.training import MemoryRun
 from resval_lens.analyses.results.result import Result
 from resval_lens.analyses.results.seeds import Spread, spread
 from resval_lens.analyses.results.tables import STYLE

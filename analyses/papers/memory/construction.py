@@ -19,7 +19,7 @@ from resval_lens.analyses.papers.memory.model.config import Positions, memory_co
 from resval_lens.analyses.papers.memory.model.construct import construct
 from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
 from resval_lens.analyses.papers.memory.model.predictions import Prediction
-from resval_lens.analyses.papers.memory.model.probes import followers
+from resval_lens.analyses.papers.memory.model.probes import followers, mean
 from resval_lens.analyses.papers.memory.tasks.triggers import TriggerBatch
 
 LARGEST = 500
@@ -174,13 +174,10 @@ def heads_summary(
     early = torch.zeros_like(known)
     early[:, :trained] = True
 
-    def share(where: Tensor) -> float | None:
-        return float(hits[where].double().mean()) if where.any() else None
-
     on_target = (beta * followers(batch.inputs)).sum(-1)[known]
     return Heads(
         alpha.diagonal(-1, 1, 2).double().mean(0).tolist(),
-        float(on_target.double().mean()) if known.any() else None,
-        share(known & early),
-        share(known & ~early),
+        mean(on_target),
+        mean(hits[known & early]),
+        mean(hits[known & ~early]),
     )

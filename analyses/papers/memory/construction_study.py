@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -171,20 +171,15 @@ class Construction(Result):
                         form[t - 2], exact.attention[t - 2], widest.attention[t - 2],
                     )
                 )  # fmt: skip
+            measures: tuple[tuple[str, str, Callable[[Heads], float | None]], ...] = (
+                ("attention on what followed", "attention", lambda own: own.target),
+                (f"in-context accuracy, t ≤ {trained}", "accuracy", lambda own: own.accuracy),
+                (f"in-context accuracy, t > {trained}", "accuracy", lambda own: own.accuracy_later),
+            )  # fmt: skip
             rows += [
-                PredictionRow(
-                    f"{short}: attention on what followed", "attention",
-                    closed.target, exact.target, widest.target,
-                ),
-                PredictionRow(
-                    f"{short}: in-context accuracy, t ≤ {trained}", "accuracy",
-                    closed.accuracy, exact.accuracy, widest.accuracy,
-                ),
-                PredictionRow(
-                    f"{short}: in-context accuracy, t > {trained}", "accuracy",
-                    closed.accuracy_later, exact.accuracy_later, widest.accuracy_later,
-                ),
-            ]  # fmt: skip
+                PredictionRow(f"{short}: {what}", unit, of(closed), of(exact), of(widest))
+                for what, unit, of in measures
+            ]
         for counts, row in self.thresholds.exact.items():
             name = f"{counts.replace(':', ' B1, ')} B2: gap at which B2 wins"
             other = self.thresholds.random[counts].found.at

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from resval_lens.analyses.papers.memory.comparable import (
 )
 from resval_lens.analyses.papers.memory.model.config import Positions
 from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
-from resval_lens.analyses.papers.memory.training.run import MemoryRun
+from resval_lens.analyses.papers.memory.training import MemoryRun
 from resval_lens.analyses.results.emergence import first_above
 from resval_lens.analyses.results.seeds import Spread, spread
 from resval_lens.training.recorded import RecordedRun
@@ -33,45 +33,46 @@ Measure = Literal[
     "previous", "target", "accuracy",
 ]  # fmt: skip
 
-MEASURES: dict[Measure, tuple[str, str]] = {
-    "W_O2": ("recall", "W_O2_read"),
-    "W_O2_alone": ("recall", "W_O2"),
-    "W_K2": ("recall", "W_K2"),
-    "W_K1": ("recall", "W_K1"),
-    "W_K1_near": ("recall", "W_K1_near"),
-    "W_K1_far": ("recall", "W_K1_far"),
-    "W_F": ("recall", "global_kl"),
-    "W_F_alone": ("recall", "W_F_kl"),
-    "previous": ("attention", "previous"),
-    "target": ("attention", "target"),
-    "accuracy": ("trained", "accuracy"),
+
+class Followed(NamedTuple):
+    """What is followed: where it lies in a snapshot's metrics, and its names.
+
+    Attributes:
+        head: of its column, if tables have one.
+        look: colour and line, if it is drawn.
+    """
+
+    group: str
+    key: str
+    label: str
+    head: str = ""
+    look: tuple[str, str] | None = None
+
+
+MEASURES: dict[Measure, Followed] = {
+    "W_O2": Followed("recall", "W_O2_read", "W_O²", "W_O²", ("#D55E00", "-")),
+    "W_O2_alone": Followed("recall", "W_O2", "W_O² alone"),
+    "W_K2": Followed("recall", "W_K2", "W_K²", "W_K²", ("#0072B2", "-")),
+    "W_K1": Followed("recall", "W_K1", "W_K¹", "W_K¹", ("#009E73", "-")),
+    "W_K1_near": Followed("recall", "W_K1_near", "W_K¹ (t < 64)", look=("#009E73", "--")),
+    "W_K1_far": Followed("recall", "W_K1_far", "W_K¹ (t ≥ 64)", look=("#009E73", ":")),
+    "W_F": Followed("recall", "global_kl", "W_F", "W_F", ("#E69F00", "-")),
+    "W_F_alone": Followed("recall", "W_F_kl", "W_F alone"),
+    "previous": Followed("attention", "previous", "layer 0 looks at t − 1", "t − 1"),
+    "target": Followed("attention", "target", "layer 1 looks at the target", "target"),
+    "accuracy": Followed(
+        "trained", "accuracy", "in-context accuracy", "accuracy", ("#222222", "-")
+    ),
 }
-"""What is followed, and where it lies in a snapshot's metrics; W_F becomes a share.
+"""The divergence of W_F becomes a share.
 
 The readout hears W_O² through W_F, and W_F beside the token itself; "alone" are the matrices
 without, as the papers probe them.
 """
 
-LABELS: dict[Measure, str] = {
-    "W_O2": "W_O²",
-    "W_O2_alone": "W_O² alone",
-    "W_K2": "W_K²",
-    "W_K1": "W_K¹",
-    "W_K1_near": "W_K¹ (t < 64)",
-    "W_K1_far": "W_K¹ (t ≥ 64)",
-    "W_F": "W_F",
-    "W_F_alone": "W_F alone",
-    "previous": "layer 0 looks at t − 1",
-    "target": "layer 1 looks at the target",
-    "accuracy": "in-context accuracy",
-}
-HEADS: dict[Measure, str] = {
-    "W_O2": "W_O²", "W_K2": "W_K²", "W_K1": "W_K¹", "W_F": "W_F", "previous": "t − 1",
-    "target": "target", "accuracy": "accuracy",
-}  # fmt: skip
+HEADS = {name: own.head for name, own in MEASURES.items() if own.head}
 """What tables have."""
-
-ORDERED = tuple(HEADS)
+DRAWN = {name: own.look for name, own in MEASURES.items() if own.look}
 ONE_LAYER, TWO_LAYERS = 0.55, 0.99
 """In-context accuracies that arXiv 2306.00802 reports, about."""
 
@@ -103,13 +104,13 @@ class VariantCurves:
     def told_order(self) -> str:
         """Measures in their order with the steps, and those that pass later, or never."""
         ranked = [
-            " and ".join(LABELS[name] for name in group)
+            " and ".join(MEASURES[name].label for name in group)
             + f" (step {shown(self.first[group[0]], '.0f')})"
             for group in self.order
         ]
         late = [
-            f"{LABELS[name]} ({shown(self.final[name])} at the end)"
-            for name in ORDERED
+            f"{MEASURES[name].label} ({shown(self.final[name])} at the end)"
+            for name in HEADS
             if name in self.first and not any(name in group for group in self.order)
         ]
         never = "not in every seed: " if len(self.steps) > 1 else "not yet: "
@@ -210,7 +211,10 @@ class CurveStudy(OfRuns):
         pairs: tuple[tuple[Measure, Measure], ...] = (
             ("W_O2", "W_K2"), ("W_O2", "W_K1"), ("W_K2", "W_K1"),
         )  # fmt: skip
-        counts = [(f"{LABELS[a]} before {LABELS[b]}", *_before(two, a, b)) for a, b in pairs]
+        counts = [
+            (f"{MEASURES[a].label} before {MEASURES[b].label}", *_before(two, a, b))
+            for a, b in pairs
+        ]
         return ", ".join(
             f"{what} in {k} of {n} runs" + (f" ({same} at the same snapshot)" if same else "")
             for what, k, same, n in counts
@@ -261,7 +265,7 @@ def curve_study(
                 measure: spread({seed: curve[-1] for seed, curve in curves[measure].items()})
                 for measure in first
             },
-            order({measure: first[measure] for measure in ORDERED if measure in first}),
+            order({measure: first[measure] for measure in HEADS if measure in first}),
         )
     return CurveStudy(threshold, known, runs[0].run, variants)
 
@@ -287,8 +291,8 @@ def bigram_information(task: TriggerTask) -> float:
 
 
 def _curve(recorded: RecordedRun, measure: Measure) -> list[float | None]:
-    group, name = MEASURES[measure]
-    values: list[float | None] = [line[group].get(name) for line in recorded.metrics]
+    own = MEASURES[measure]
+    values: list[float | None] = [line[own.group].get(own.key) for line in recorded.metrics]
     if measure in _SHARES:
         whole = bigram_information(recorded.run.task)
         return [None if kl is None else 1 - kl / whole for kl in values]
@@ -312,15 +316,6 @@ def _before(studies: Sequence[VariantCurves], a: Measure, b: Measure) -> tuple[i
     return earlier, together, count
 
 
-DRAWN: dict[Measure, tuple[str, str]] = {
-    "W_O2": ("#D55E00", "-"),
-    "W_K2": ("#0072B2", "-"),
-    "W_K1": ("#009E73", "-"),
-    "W_K1_near": ("#009E73", "--"),
-    "W_K1_far": ("#009E73", ":"),
-    "W_F": ("#E69F00", "-"),
-    "accuracy": ("#222222", "-"),
-}
 COLUMNS = 5
 
 
@@ -362,7 +357,7 @@ def _draw(study: CurveStudy) -> Figure:
 
 
 def _label(measure: Measure) -> str:
-    return "W_F (share of the bigrams)" if measure == "W_F" else LABELS[measure]
+    return "W_F (share of the bigrams)" if measure == "W_F" else MEASURES[measure].label
 
 
 def _curve_panel(axes: Axes, own: VariantCurves) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
 from resval_lens.analyses.papers.memory.tasks.triggers import TriggerBatch, TriggerTask
-from resval_lens.analyses.papers.memory.training.loop import evaluate
+from resval_lens.analyses.papers.memory.training import evaluate
 from resval_lens.hooks import cut_links
 from resval_lens.hooks.ablate import held_hooks
 

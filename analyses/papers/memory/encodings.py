@@ -29,7 +29,7 @@ from resval_lens.analyses.papers.memory.edits import (
     four_cells,
 )
 from resval_lens.analyses.papers.memory.model.config import Positions
-from resval_lens.analyses.papers.memory.training.run import MemoryRun, draw_tests
+from resval_lens.analyses.papers.memory.training import MemoryRun, draw_tests
 from resval_lens.analyses.results.emergence import first_above, saved
 from resval_lens.analyses.results.result import FLAT, Result
 from resval_lens.analyses.results.seeds import Spread, TTests, corrected, present, spread, t_tests

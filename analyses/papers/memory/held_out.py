@@ -33,12 +33,12 @@ from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
 from resval_lens.analyses.papers.memory.model.predictions import predict
 from resval_lens.analyses.papers.memory.model.probes import (
     attention_recall,
+    mean,
     own_and_link_values,
     recall,
 )
 from resval_lens.analyses.papers.memory.tasks.triggers import TriggerBatch, TriggerTask
-from resval_lens.analyses.papers.memory.training.loop import batch_logits, evaluate
-from resval_lens.analyses.papers.memory.training.run import MemoryRun
+from resval_lens.analyses.papers.memory.training import MemoryRun, batch_logits, evaluate
 from resval_lens.analyses.results.result import FLAT, OPTIONAL, Result
 from resval_lens.analyses.results.seeds import Spread
 from resval_lens.training.recorded import RecordedRun
@@ -69,7 +69,7 @@ class Measured(Generic[Number]):
     """What a model does on a test: of one seed a number, of several a Spread.
 
     Attributes:
-        accuracy, in_context: as :func:`~resval_lens.analyses.papers.memory.training.loop.evaluate`.
+        accuracy, in_context: as :func:`~resval_lens.analyses.papers.memory.training.evaluate`.
         says_seen: share of in-context positions where the answer is one of the first 75%.
         target: attention of the last head on what followed the trigger before, mean.
     """
@@ -213,11 +213,10 @@ def measured_on(
     scores = evaluate(model, task, batch)
     seen = replace(task, output_range=SEEN).output_tokens
     answers = batch_logits(model, batch.inputs).argmax(-1)[batch.in_context]
-    says_seen = ((answers >= seen.start) & (answers < seen.stop)).double()
     return Measured(
         scores["accuracy"],
         scores["in_context"],
-        float(says_seen.mean()) if len(answers) else None,
+        mean((answers >= seen.start) & (answers < seen.stop)),
         attention_recall(model, TriggerBatch(*(x[:32] for x in batch)))["target_mass"],
     )
 
@@ -269,8 +268,7 @@ def constructed_studies(
 
         def accuracy(batch: TriggerBatch, known: range = known) -> float | None:
             logits = predict(batch.inputs, logs, **asdict(Strengths()), known=known).logits
-            hits = (logits.argmax(-1) == batch.targets)[batch.in_context]
-            return float(hits.double().mean()) if len(hits) else None
+            return mean((logits.argmax(-1) == batch.targets)[batch.in_context])
 
         predicted = Both(accuracy(tests.seen[1]), accuracy(tests.held_out[1]))
         rows.append(model_study(model, tests, name, seed, predicted=predicted))

@@ -8,13 +8,12 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from rich.table import Table
-from torch import Generator, Tensor
+from torch import Generator
 
 from resval_lens.analyses.drawing.figures import STYLE, plt
 from resval_lens.analyses.papers.memory.comparable import (
@@ -27,6 +26,7 @@ from resval_lens.analyses.papers.memory.comparable import (
     shown,
 )
 from resval_lens.analyses.papers.memory.model.config import Positions
+from resval_lens.analyses.papers.memory.model.probes import mean
 from resval_lens.analyses.papers.memory.positions import (
     AttentionMap,
     attention_by_position,
@@ -35,9 +35,8 @@ from resval_lens.analyses.papers.memory.positions import (
     position_bins,
     predicted_previous,
 )
-from resval_lens.analyses.papers.memory.tasks.triggers import TriggerBatch, optimal_loss
-from resval_lens.analyses.papers.memory.training.loop import batch_logits
-from resval_lens.analyses.papers.memory.training.run import MemoryRun
+from resval_lens.analyses.papers.memory.tasks.triggers import TriggerBatch
+from resval_lens.analyses.papers.memory.training import MemoryRun, scores
 from resval_lens.analyses.results.result import FLAT, OPTIONAL
 from resval_lens.analyses.results.seeds import Spread
 from resval_lens.training.recorded import RecordedRun
@@ -202,21 +201,21 @@ class LengthStudy(OfRuns):
         if last[0].last <= trained:
             return []
 
-        def mean(numbers: list[float | None]) -> str:
+        def told(numbers: list[float | None]) -> str:
             whole = _mean_of(numbers)
             return "none" if whole is None else f"{whole:.3f}"
 
         text = (
-            f"{name}: layer 0's attention to t − 1 is {mean([x.previous_mass for x in inside])} at "
+            f"{name}: layer 0's attention to t − 1 is {told([x.previous_mass for x in inside])} at "
             f"positions {inside[0].first:,} to {inside[0].last:,} and "
-            f"{mean([x.previous_mass for x in last])} at {last[0].first:,} to {last[0].last:,}"
+            f"{told([x.previous_mass for x in last])} at {last[0].first:,} to {last[0].last:,}"
         )
         if last[0].predicted is None:
             return [text + "."]
         tau1 = shown(self.over_seeds[name].tau1, ".2f")
         return [
             f"{text}; the construction with τ1 = {tau1}, fitted to trained positions, says "
-            f"{mean([x.predicted for x in inside])} and {mean([x.predicted for x in last])}."
+            f"{told([x.predicted for x in inside])} and {told([x.predicted for x in last])}."
         ]
 
 
@@ -294,42 +293,37 @@ def _measured(
     known_there, lengths = looked_at.in_context, []
     hits, excesses = [], []
     for batch in batches:
-        logits = batch_logits(model, batch.inputs)
-        losses = F.cross_entropy(logits.mT.double(), batch.targets, reduction="none")
-        hits.append((logits.argmax(-1) == batch.targets).double())
-        excesses.append(losses - optimal_loss(task, batch))
+        right, losses, excess = scores(model, task, batch)
+        hits.append(right.double())
+        excesses.append(excess)
         n, known = batch.inputs.shape[1], batch.in_context
-        scores = Scores[float | None](
-            accuracy=_mean(hits[-1][known]),
-            loss=_mean(losses),
-            excess=_mean(excesses[-1]),
-            in_context=_mean(losses[known]),
-            previous_mass=_mean(attention["previous_mass"][:, 1:n]),
-            target_mass=_mean(attention["target_mass"][:, :n][known_there[:, :n]]),
+        found = Scores[float | None](
+            accuracy=mean(right[known]),
+            loss=mean(losses),
+            excess=mean(excess),
+            in_context=mean(losses[known]),
+            previous_mass=mean(attention["previous_mass"][:, 1:n]),
+            target_mass=mean(attention["target_mass"][:, :n][known_there[:, :n]]),
         )
-        lengths.append(AtLength(n, scores, int(known.sum())))
+        lengths.append(AtLength(n, found, int(known.sum())))
     by_position = attention["previous_mass"].mean(0)  # position t at t − 1
     tau1 = fitted_tau1(by_position[1 : task.length])
     there = [torch.ones_like(x, dtype=torch.bool) for x in excesses]
     accuracy = binned(hits, [batch.in_context for batch in batches], bins)
-    excess = binned(excesses, there, bins)
+    above_best = binned(excesses, there, bins)
     target = binned([attention["target_mass"]], [known_there], bins)
     rows = []
-    for (first, last), *measured in zip(bins, accuracy, excess, target, strict=True):
+    for (first, last), *measured in zip(bins, accuracy, above_best, target, strict=True):
         places = [t for t in range(first, last + 1) if t > 1]
         constructed = [predicted_previous(t, tau1, run.positions, task.length) for t in places]
-        previous = _mean(by_position[[t - 1 for t in places]])
-        (right, n_right), (above, n_above), (looked, n_looked) = measured
+        previous = mean(by_position[[t - 1 for t in places]])
+        (right_share, n_right), (above, n_above), (looked, n_looked) = measured
         rows.append(
-            Bin(first, last, right, n_right, above, n_above, looked, n_looked, previous,
+            Bin(first, last, right_share, n_right, above, n_above, looked, n_looked, previous,
                 _mean_of(constructed))
         )  # fmt: skip
     streams = [stream.of for stream in run.streams]
     return MeasuredModel(run.name, run.seed, run.positions, streams, tau1, lengths, rows)
-
-
-def _mean(x: Tensor) -> float | None:
-    return float(x.mean()) if x.numel() else None
 
 
 def _mean_of(numbers: Sequence[float | None]) -> float | None:

@@ -270,19 +270,6 @@ class RecallTransformer(ResValTransformer):
         """
         return self(self.embed_trial(x))[:, -1]
 
-    @torch.no_grad()
-    def attention(self, x: Float[Tensor, "batch s d"]) -> Float[Tensor, "batch s"]:
-        """β, layer 2's attention of the last token in AMICL's order: tokens 1..s−1, then BOS.
-
-        The weight of the query token on itself is zero and left out; BOS stands in its place.
-
-        Raises:
-            ValueError: as :meth:`embed_trial`.
-        """
-        name = "blocks.1.attn.hook_pattern"
-        _, cache = self.run_with_cache(self.embed_trial(x), names_filter=name)
-        return cache[name][:, 0, -1, :-1].roll(-1, dims=-1)
-
     def load_and_process_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Refused: there are no norms, embeddings or biases to fold.
 

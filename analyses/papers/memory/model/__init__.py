@@ -6,7 +6,6 @@ from resval_lens.analyses.papers.memory.model.fast import can_run_fast, fast_log
 from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
 from resval_lens.analyses.papers.memory.model.predictions import (
     Prediction,
-    hard_logits,
     predict,
     previous_token_attention,
 )
@@ -18,7 +17,6 @@ __all__ = [
     "can_run_fast",
     "construct",
     "fast_logits",
-    "hard_logits",
     "memory_config",
     "predict",
     "previous_token_attention",

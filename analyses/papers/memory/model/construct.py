@@ -22,8 +22,7 @@ from resval_lens.analyses.papers.memory.model.association import (
     duals,
     value_weights,
 )
-from resval_lens.analyses.papers.memory.model.attention import MemoryAttention
-from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
+from resval_lens.analyses.papers.memory.model.model import MemoryAttention, MemoryTransformer
 
 
 @torch.no_grad()

@@ -14,12 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from resval_lens.analyses.papers.memory.model.association import value_weights
-from resval_lens.analyses.papers.memory.model.attention import (
+from resval_lens.analyses.papers.memory.model.model import (
     MemoryAttention,
+    MemoryTransformer,
     key_distances,
     rotated,
 )
-from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
 from resval_lens.lens.norm import is_watched
 
 

@@ -28,8 +28,7 @@ from resval_lens.analyses.papers.memory.model.association import (
     duals,
     value_weights,
 )
-from resval_lens.analyses.papers.memory.model.attention import MemoryAttention
-from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
+from resval_lens.analyses.papers.memory.model.model import MemoryAttention, MemoryTransformer
 from resval_lens.analyses.papers.memory.model.one_step_task import RecallBatch, RecallTask
 
 Matrix = Literal["W_O2", "W_K2", "W_K1"]

@@ -10,14 +10,13 @@ matrix writes an induction head (Bietti et al. 2023, arXiv 2306.00802, section 5
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-_MOST_SEQUENCES = 1_000_000
+from resval_lens.checks import check_whole
 
 
 class RecallBatch(NamedTuple):
@@ -57,10 +56,7 @@ class RecallTask:
 
     def __post_init__(self) -> None:
         for name in ("d_vocab", "length", "shortest"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 3:
-                raise ValueError(
-                    f"{name} must be a whole number from 3 up; got {getattr(self, name)!r}"
-                )
+            check_whole(name, getattr(self, name), 3)
         if self.shortest > self.length:
             raise ValueError(
                 f"shortest={self.shortest} must be at most length={self.length}, the longest"
@@ -85,32 +81,6 @@ class RecallTask:
         q = torch.randint(self.d_vocab, (size,), generator=generator)
         others = torch.randint(1, self.d_vocab, (size, self.length), generator=generator)
         return self._laid_out(rows, q, (q[:, None] + others) % self.d_vocab)
-
-    def every(self) -> RecallBatch:
-        """Every sequence there is, with its probability.
-
-        Raises:
-            ValueError: more than a million of them.
-        """
-        v = self.d_vocab
-        count = sum(v * (v - 1) ** (T - 2) for T, _, _ in self.places)
-        if count > _MOST_SEQUENCES:
-            raise ValueError(
-                f"d_vocab={v} and length={self.length} make {count:,} sequences; at most "
-                f"{_MOST_SEQUENCES:,} are written down"
-            )
-        rows, queries, drawn = [], [], []
-        for T, t_o, p in self.places:
-            free = [s for s in range(T - 1) if s != t_o - 2]  # all but the two q
-            choices = v * (v - 1) ** len(free)
-            for q, *rest in product(range(v), *[range(1, v)] * len(free)):
-                line = [0] * self.length
-                for s, other in zip(free, rest, strict=True):
-                    line[s] = (q + other) % v
-                rows.append((T, t_o, p / choices))
-                queries.append(q)
-                drawn.append(line)
-        return self._laid_out(rows, torch.tensor(queries), torch.tensor(drawn))
 
     def _laid_out(
         self, rows: list[tuple[int, int, float]], q: Tensor, others: Tensor

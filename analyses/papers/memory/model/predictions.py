@@ -105,32 +105,6 @@ def previous_token_attention(t: int, tau1: float) -> float:
     return 1 / (1 + (t - 1) * math.exp(-tau1))
 
 
-def hard_logits(
-    tokens: Int[Tensor, "batch pos"],
-    log_bigrams: Float[Tensor, "d_vocab d_vocab"],
-    tau3: float = 10.0,
-) -> Float[Tensor, "batch d_vocab"]:
-    """ξ_v = log π_b(v|q) + τ3 f(v)/Σf at the last position: the limit of τ1, then τ2 → ∞.
-
-    f(v) is how often v has followed q = z_T. Position 0, which attends to itself, counts as its
-    own follower; a q that nothing matches has its attention spread over all positions. So for
-    ", A B1, A B1, A B2, A" the context speaks for B1 by τ3/3 more than for B2: global knowledge
-    wins exactly where its log-bigram gap is larger. (Without the first comma it is τ3/4.)
-
-    Raises:
-        ValueError: tokens that ``log_bigrams`` does not have.
-    """
-    _check("tokens", tokens.flatten().tolist(), len(log_bigrams))
-    query = tokens[:, -1:]
-    before = torch.cat([tokens[:, :1], tokens[:, :-1]], dim=1)  # what each position looks back to
-    follows = (before == query).double()
-    follows = torch.where(follows.sum(1, keepdim=True) > 0, follows, torch.ones_like(follows))
-    counts = torch.zeros(len(tokens), len(log_bigrams), dtype=torch.float64, device=tokens.device)
-    counts.scatter_add_(1, tokens, follows)
-    shares = counts / counts.sum(1, keepdim=True)
-    return log_bigrams.double()[query[:, 0]] + tau3 * shares
-
-
 def _check(name: str, tokens: list[int], d_vocab: int) -> None:
     for token in tokens:
         if not 0 <= token < d_vocab:

@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from resval_lens.analyses.papers.memory.model.association import value_weights
-from resval_lens.analyses.papers.memory.model.attention import MemoryAttention
-from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
+from resval_lens.analyses.papers.memory.model.model import MemoryAttention, MemoryTransformer
 from resval_lens.analyses.papers.memory.tasks.bigrams import Bigrams
 from resval_lens.analyses.papers.memory.tasks.triggers import TriggerBatch
 
@@ -70,21 +69,21 @@ def memory_recall(
         hits = ((p[1:] @ first.W_K[0].T) @ p.T).argmax(1) == torch.arange(
             length - 1, device=p.device
         )
-        found["W_K1"] = _share(hits)
-        found["W_K1_near"], found["W_K1_far"] = _share(hits[: NEAR - 1]), _share(hits[NEAR - 1 :])
+        found["W_K1"] = mean(hits)
+        found["W_K1_near"], found["W_K1_far"] = mean(hits[: NEAR - 1]), mean(hits[NEAR - 1 :])
     elif isinstance(first, MemoryAttention) and first.positions == "relative":
         hits = (W_E @ (first.W_R[:length] @ first.W_K[0]).T).argmax(1) == 1
-        found["W_K1"] = _share(hits)
+        found["W_K1"] = mean(hits)
     if cfg.n_layers > 1:
         echoes = W_E @ first.W_V[0] @ first.W_O[0]
         hits = recall(W_E, last.W_K[0].T, echoes)
-        found["W_K2"] = _share(hits[list(triggers)] if triggers else hits)
+        found["W_K2"] = mean(hits[list(triggers)] if triggers else hits)
     mix = last.mix("v")
     if mix is None or not mix.stream.is_learned:
         values = own_and_link_values(model)
-        found["W_O2"] = _share(recall(values, last.W_O[0], W_U.T))
+        found["W_O2"] = mean(recall(values, last.W_O[0], W_U.T))
         heard = last.W_O[0] + last.W_O[0] @ model.feed_forward.W_F
-        found["W_O2_read"] = _share(recall(values, heard, W_U.T))
+        found["W_O2_read"] = mean(recall(values, heard, W_U.T))
     occurring = bigrams.unigram_counts > 0
     occurring[list(triggers)] = False
     if occurring.any():
@@ -122,8 +121,8 @@ def attention_recall(model: MemoryTransformer, batch: TriggerBatch) -> dict[str,
     first = cache[names[0]][:, 0]
     before = torch.arange(first.shape[1] - 1, device=first.device)
     found: dict[str, float | None] = {
-        "previous": _share(first[:, 1:].argmax(-1) == before),
-        "previous_mass": _mean(first.diagonal(-1, 1, 2)),
+        "previous": mean(first[:, 1:].argmax(-1) == before),
+        "previous_mass": mean(first.diagonal(-1, 1, 2)),
         "target": None,
         "target_mass": None,
     }
@@ -131,8 +130,8 @@ def attention_recall(model: MemoryTransformer, batch: TriggerBatch) -> dict[str,
         last, wanted = cache[names[-1]][:, 0], batch.in_context.to(first.device)
         after = followers(batch.inputs).to(first.device)
         top = after.gather(2, last.argmax(-1, keepdim=True))[..., 0]
-        found["target"] = _share(top[wanted])
-        found["target_mass"] = _mean((last * after).sum(-1)[wanted])
+        found["target"] = mean(top[wanted])
+        found["target_mass"] = mean((last * after).sum(-1)[wanted])
     return found
 
 
@@ -142,9 +141,6 @@ def followers(tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch query_pos
     return (tokens[:, :, None] == before[:, None]).tril()
 
 
-def _share(hits: Tensor) -> float | None:
-    return float(hits.double().mean()) if hits.numel() else None
-
-
-def _mean(x: Tensor) -> float | None:
+def mean(x: Shaped[Tensor, "..."]) -> float | None:
+    """The mean, or share of what is true, in double precision; None of none."""
     return float(x.double().mean()) if x.numel() else None

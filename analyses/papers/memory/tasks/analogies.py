@@ -18,6 +18,7 @@ import torch
 
 from resval_lens.analyses.papers.memory.tasks.bigrams import MOST_TOKENS, Bigrams
 from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
+from resval_lens.checks import check_whole
 from resval_lens.io.files import read_bytes
 
 _SYLLABLES = tuple(c + v for c in "bdfgklmnprstvz" for v in "aeiou")
@@ -78,8 +79,7 @@ def generated_pairs(n: int, seed: int) -> list[Pair]:
     """
     if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= _MOST_PAIRS:
         raise ValueError(f"n must be a whole number from 1 to {_MOST_PAIRS:,}; got {n!r}")
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise ValueError(f"seed must be a whole number from 0 up; got {seed!r}")
+    check_whole("seed", seed, 0)
     rng = random.Random(seed)
     seen: set[str] = set()
 

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from resval_lens.analyses.papers.memory.tasks.bigrams import Bigrams
+from resval_lens.checks import check_whole
 
 Answers = Literal["following", "any"]
 
@@ -97,8 +98,7 @@ def knowledge_prompts(
             query with two followers.
     """
     for name, value, least in (("n_first", n_first, 0), ("n_second", n_second, 0), ("n", n, 1)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} must be a whole number from {least} up; got {value!r}")
+        check_whole(name, value, least)
     if not n_first + n_second:
         raise ValueError("n_first and n_second must not both be 0")
     if answers not in get_args(Answers):
