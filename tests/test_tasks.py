@@ -5,6 +5,8 @@ from typing import Any, get_args
 import pytest
 import torch
 
+from resval_lens.analyses.circuits.study import circuit_study
+from resval_lens.analyses.studies.ablation import ablation_study
 from resval_lens.analyses.tasks import TASKS, Asked, Task
 from resval_lens.analyses.tasks.problem import Problem, pose
 from resval_lens.io.checkpoint import SHIPPED_MODELS
@@ -65,6 +67,20 @@ def test_a_problem_on_some_prompts_is_that_of_these_prompts(task: Task) -> None:
     assert len(problem.tokens()) == problem.pairs.length
     example = problem.example()
     assert (example is not None) is task.reads_tokens
+
+
+@each_task
+def test_every_study_of_a_model_takes_it(task: Task) -> None:
+    """Means over prompts need ``groups`` where lengths differ."""
+    first, others = drawn(task), drawn(task)
+    study = ablation_study(
+        first.model, first.pairs, others.pairs, first.measures, edits=["zero", "mean"], scales=[]
+    )
+    assert study.to_dict()
+    found = circuit_study(
+        first.model, first.pairs, others.pairs, method="eap", edges=3, metrics=first.metrics
+    )
+    assert found.to_dict()
 
 
 def test_the_task_is_the_first_that_the_model_can_read() -> None:

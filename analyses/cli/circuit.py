@@ -98,10 +98,8 @@ def circuit_command(
     not every size is tried: sizes grow by half, and then close in; the JSON has those that were.
 
     What the circuit keeps of the other metrics is measured, too, with other edges resampled or at
-    means over corrupted prompts that are aligned with theirs: a difference like IO − S is the same
-    whether a model would name the two or anything else.
-
-    Prompts name indirect objects; a classifier's are sequences of its test set.
+    means over corrupted prompts that are aligned with theirs: a difference of two logits is the
+    same whether a model would say the two or anything else.
 
     Example: `resval-lens circuit values --method exact`
     """
@@ -165,6 +163,7 @@ def attribute_command(
     model: LanguageModel = Path("stories-small-values"),
     prompts: Prompts = 64,
     seed: MaybeSeed = None,
+    task: TaskName = None,
     general: General = False,
     prepend: Prepend = "auto",
     device: Device = "cpu",
@@ -187,7 +186,7 @@ def attribute_command(
     with notes(quiet) as note, one_thread():
         note("prompts")
         asked = Asked(seed, None, general, prepend)
-        chosen = pose(str(model), prompts, asked, device=device)
+        chosen = pose(str(model), prompts, asked, task, device)
         tell_left_out(chosen.left_out, quiet)
         writable(to)
         study = attribution_study(chosen, general, note)

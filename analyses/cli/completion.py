@@ -30,7 +30,7 @@ SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k"
          "pattern", "attn_scores", "v_local", "v_link")  # fmt: skip
 """Hook points that are patched most; ``patch --site`` takes any other, too."""
 PREPENDED = ("auto", "none", "bos", "eos")
-POSITIONS = (*(name for task in TASKS.values() for name in task.positions), "all")
+POSITIONS = (*dict.fromkeys(name for task in TASKS.values() for name in task.positions), "all")
 STREAMS = ("q", "k", "v", "qk", "qv", "kv", "qkv")
 CARRIES = ("raw", "sum")
 DATA = ("stories", "tinystories")

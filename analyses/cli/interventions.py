@@ -33,6 +33,7 @@ from resval_lens.analyses.cli.options import (
     writable,
 )
 from resval_lens.analyses.cli.reporting import report
+from resval_lens.analyses.tasks import TASKS
 from resval_lens.numbers import numbers
 
 if TYPE_CHECKING:
@@ -67,8 +68,12 @@ def patch_command(
     positions: Annotated[
         str | None,
         typer.Option(
-            help="IO, S1, S1+1, S2, end, comma-separated; or numbers like 0,-1 or 0-3, or all: of "
-            "the prompts of one length.",
+            help="; ".join(
+                f"of {task.name} {', '.join(task.positions)}"
+                for task in TASKS.values()
+                if task.positions
+            )
+            + ", comma-separated; or numbers like 0,-1 or 0-3, or all: of prompts of one length.",
             show_default="every one that has a name, or all",
             autocompletion=some_of(*completion.POSITIONS),
         ),
@@ -90,8 +95,6 @@ def patch_command(
 
     One run takes one activation from the other: how much of the gap between the clean prompts and
     their corrupted prompts does it recover? Links are sites like any other: v_link, v_local.
-
-    Prompts name indirect objects; a classifier's are sequences of its test set.
 
     Example: `resval-lens patch --site v_link --by layer,position`
     """
@@ -177,11 +180,11 @@ def ablate_command(
     """Edit the links: what does the task lose without them?
 
     All links together, each receiving layer's, and each alone are cut (zero), replaced by their
-    mean at that position over as many other prompts (mean), or by what they carry on the corrupted
+    mean at that position over as many other prompts (mean), or by what they carry on the
     corrupted prompt (resample).
 
-    Prompts name indirect objects; a classifier's are sequences of its test set. Beside stories'
-    prompts stands the loss on validation stories: a cut may ruin all text, not the task alone.
+    Beside prompts of the stories stands the loss on validation stories: a cut may ruin all text,
+    not the task alone.
 
     Example: `resval-lens ablate values --scale -1,0.5,2`
     """

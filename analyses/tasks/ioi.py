@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from resval_lens.analyses.tasks.task import DRAWN, Asked, Task
 
 if TYPE_CHECKING:
-    from resval_lens.analyses.tasks.problem import Example, Problem
+    from resval_lens.analyses.tasks.problem import Problem
     from resval_lens.hooks.prompts import Metric
     from resval_lens.load import Loaded
     from resval_lens.transformer import ResValTransformer
@@ -79,21 +79,4 @@ class IndirectObjects(Task):
         where = positions(drawn, model.tokenizer, lead)
         return Problem(
             name, model, self, kind, seed, pairs, where, tuple(drawn), lead, tuple(left_out)
-        )
-
-    def tokens(self, problem: Problem) -> list[str]:
-        tokenizer: Any = problem.model.tokenizer
-        return [tokenizer.decode([token]) for token in problem.pairs.clean[0].tolist()]
-
-    def example(self, problem: Problem) -> Example | None:
-        from resval_lens.analyses.tasks.problem import Example
-
-        tokenizer: Any = problem.model.tokenizer
-        start, end = int(problem.lead is not None), int(problem.pairs.answers[0]) + 1
-        pairs = problem.pairs
-        return Example(
-            *(
-                tokenizer.decode(rows[0, start:end].tolist())
-                for rows in (pairs.clean, pairs.corrupted)
-            )
         )

@@ -1,4 +1,4 @@
-"""Clean and corrupted prompts of the two tasks, with a metric.
+"""Clean and corrupted prompts of indirect objects and of classifying in context, with metrics.
 
 - Indirect objects in a language model: logit(IO) − logit(S), corrupted prompts of any kind of
   :mod:`resval_lens.tasks.ioi_corruptions`. A group has its names and its end at the same

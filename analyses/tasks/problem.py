@@ -59,8 +59,8 @@ class Problem:
         name: as the model was asked for.
         corruption: how corrupted prompts differ.
         seed: that drew the prompts; of a classifier, that of its training run.
-        named_positions: where each prompt has what the task names, as IO, S1, S1+1, S2, end.
-        prompts: as text, if they are; of indirect objects.
+        named_positions: where each prompt has what the task's ``positions`` name.
+        prompts: of indirect objects, with their names.
         lead: the token before each prompt, if there is one.
         left_out: names that prompts do without, as the tokenizer has no one token for them.
         asked: the name of the metric that was asked for, if any (:meth:`by`).

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from resval_lens.analyses.tasks.problem import Example, Problem
@@ -38,12 +38,15 @@ DRAWN = Asked()
 class Task(ABC):
     """A task that models are measured on.
 
+    Methods import torch when they are called, so that help and completion come at once.
+
     Attributes:
         name: as it is asked for.
         title: as reports call it.
         reads_tokens: whether its prompts are tokens; else they are vectors.
         corruptions: how corrupted prompts may differ; the first, if nothing else is asked for.
-        metrics: what circuits are chosen by, as it is asked for and as it is called.
+        metrics: what circuits are chosen by, as it is asked for and as :meth:`metric_functions`
+            calls it, in the same order.
         positions: names of positions in its prompts.
     """
 
@@ -66,18 +69,28 @@ class Task(ABC):
     def draw(self, loaded: Loaded, count: int, asked: Asked = DRAWN) -> Problem:
         """The model on ``count`` prompts, on its device.
 
+        Clean prompts do not depend on the corruption. Where prompts differ in length, ``groups`` of
+        the pairs say which share their positions: means over prompts are taken within them. The
+        pairs' metric is the first of :meth:`measures`.
+
         Raises:
             ValueError: a model that cannot be asked this; what the task does not have; prompts
                 that the tokenizer, the context or a test set do not have room for.
         """
 
-    @abstractmethod
     def tokens(self, problem: Problem) -> list[str]:
-        """The first prompt's positions, for people."""
+        """The first prompt's positions, for people: its tokens."""
+        tokenizer: Any = problem.model.tokenizer
+        return [tokenizer.decode([token]) for token in problem.pairs.clean[0].tolist()]
 
-    @abstractmethod
     def example(self, problem: Problem) -> Example | None:
         """The first prompt and its corrupted prompt as text; None if they are no text."""
+        from resval_lens.analyses.tasks.problem import Example
+
+        tokenizer: Any = problem.model.tokenizer
+        start, end = int(problem.lead is not None), int(problem.pairs.answers[0]) + 1
+        both = problem.pairs.clean, problem.pairs.corrupted
+        return Example(*(tokenizer.decode(rows[0, start:end].tolist()) for rows in both))
 
     def corruption(self, loaded: Loaded, asked: Asked) -> str:
         """The corruption that is asked for, or the first.
