@@ -11,7 +11,7 @@ import numpy as np
 from resval_lens.analyses.results.emergence import first_above
 from resval_lens.analyses.results.result import FLAT, Result
 from resval_lens.analyses.results.seeds import Spread, TTests, corrected, spread, t_tests
-from resval_lens.analyses.results.tables import WIDE
+from resval_lens.analyses.results.tables import WIDE, Row, optional, table
 from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.recorded import RecordedRun
 
@@ -76,14 +76,6 @@ class Rise:
     steps: Spread = field(metadata=FLAT)
     tests: TTests = field(metadata=FLAT)
 
-    def told(self) -> str:
-        """The mean step ± sd, and how many seeds never got there."""
-        if self.steps.mean is None:
-            return "never"
-        never = len(self.steps.by_seed) - len(self.steps.there)
-        text = f"{self.steps.mean:,.0f} ± {self.steps.sd:,.0f}"
-        return f"{text} ({never} never)" if never else text
-
 
 @dataclass(frozen=True)
 class AttentionInTraining(Result):
@@ -101,34 +93,33 @@ class AttentionInTraining(Result):
 
     def tables(self) -> tuple[Table]:
         """When the measures rise."""
-        from rich.table import Table
-
-        table = Table(
-            title=f"Step at which a measure has come {self.share:.0%} of its way "
-            "(mean ± sd over seeds)",
-            **WIDE,
-        )
-        table.add_column("variant", no_wrap=True)
-        for name in ("its own way", "p", f"{self.baseline}'s way", "p"):
-            table.add_column(name, justify="right")
         rises = {(rise.measure, rise.variant, rise.bar): rise for rise in self.rises}
+        rows: list[Row] = []
         for measure, title in SHORT.items():
-            table.add_row(f"[bold]{title}[/bold]")
+            rows += [None, [f"[bold]{title}[/bold]"]]
             for variant in self.variants:
                 cells = []
                 for bar in ("own", "baseline"):
                     rise = rises.get((measure, variant, bar))
-                    p = rise and rise.tests.p_paired_holm
-                    cells += [rise.told() if rise else "", "" if p is None else f"{p:.2g}"]
-                last = variant == list(self.variants)[-1]
-                table.add_row(f"  {variant}", *cells, end_section=last)
-        table.caption = (
-            f"own way: from a run's first value to its last; {self.baseline}'s: from its first\n"
-            f"mean value to its last; p: t-tests against {self.baseline}, paired by seed,\n"
-            "corrected by Holm for the tests of this table;\n"
-            "(1), (2): mean attention of that layer"
+                    told, p = (
+                        (rise.steps.told(",.0f"), rise.tests.p_paired_holm) if rise else ("", None)
+                    )
+                    cells += [told, optional(p, ".2g")]
+                rows.append([f"  {variant}", *cells])
+        return (
+            table(
+                f"Step at which a measure has come {self.share:.0%} of its way "
+                "(mean ± sd over seeds)",
+                ("variant",),
+                ("its own way", "p", f"{self.baseline}'s way", "p"),
+                rows,
+                f"own way: from a run's first value to its last; {self.baseline}'s: from its\n"
+                f"first mean value to its last; p: t-tests against {self.baseline}, paired by\n"
+                "seed, corrected by Holm for the tests of this table;\n"
+                "(1), (2): mean attention of that layer",
+                WIDE,
+            ),
         )
-        return (table,)
 
     def figures(self) -> dict[str, Figure]:
         """One line a seed (light), one a variant (dark: the mean); dotted: the baseline's level."""

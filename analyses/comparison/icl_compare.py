@@ -5,7 +5,7 @@ Everything here is measured live on the models given; emergence curves come from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,7 @@ from resval_lens.analyses.comparison.link_controls import (
     link_controls,
 )
 from resval_lens.analyses.results.result import OPTIONAL, Result
-from resval_lens.analyses.results.tables import STYLE
+from resval_lens.analyses.results.tables import Row, table
 from resval_lens.tasks.icl import TASKS
 from resval_lens.training.icl import evaluate
 from resval_lens.training.icl_run import ICLRun, Worlds
@@ -81,14 +81,12 @@ class Controls:
 
     def table(self) -> Table:
         """The cut beside changes of gain."""
-        title = f"{self.model}: the links cut, beside other edits\n({self.sequences:,} sequences)"
-        table = _table_of_tasks(title, "edit")
-        for name, row in self.accuracy.items():
-            table.add_row(name, *_cells(row))
-        table.caption = (
-            "own: layer 1's own values; a cut takes gain away, too, which × 2 gives back"
+        return _table_of_tasks(
+            f"{self.model}: the links cut, beside other edits\n({self.sequences:,} sequences)",
+            ("edit",),
+            ([name, *_cells(row)] for name, row in self.accuracy.items()),
+            "own: layer 1's own values; a cut takes gain away, too, which × 2 gives back",
         )
-        return table
 
 
 @dataclass(frozen=True)
@@ -116,36 +114,43 @@ class ComparedClassifiers(Result):
 
     def accuracy_table(self) -> Table:
         """Accuracies, the effect of each edit, and the four cells."""
-        table = _table_of_tasks("Accuracy", "model (seed)", "links", "n")
+        rows: list[Row] = []
 
         def add(model: str, links: str, n: int, row: Accuracies) -> None:
-            table.add_row(model, links, f"{n:,}", *_cells(row))
+            rows.append([model, links, f"{n:,}", *_cells(row)])
 
         for name, model in self.models.items():
             add(f"{name} ({model.seed})", "as trained", model.sequences, model.accuracies)
             if name in self.links:
                 add("", "cut", model.sequences, self.links[name].accuracies_cut)
         for name, study in self.links.items():
-            table.add_section()
+            rows.append(None)
             for c in SHOWN_SCALES:
                 add(name, f"scaled by {c:g}", study.sequences, study.scale[c])
             add(name, "mean-ablated", study.sequences, study.mean)
         if self.four_cells:
-            table.add_section()
+            rows.append(None)
             n = self.models["values"].sequences
             for (trained, run), row in self.four_cells.cells.by_way().items():
                 add(f"trained {trained}", f"run {run}", n, row)
-        return table
+        return table("Accuracy", ("model (seed)", "links"), ("n", *TASKS.values()), rows)
 
     def attention_table(self) -> Table:
         """Reddy's measures on fresh classes."""
+        rows = (
+            [name, *(f"{study.measures[measure]:.3f}" for measure in MEASURES)]
+            for name, study in self.attention.items()
+        )
         title = "Attention on IC (mean weights; CLA: share of answers)"
-        table = Table("model", title=title, **STYLE)
-        for label in MEASURES.values():
-            table.add_column(label, justify="right")
-        for name, study in self.attention.items():
-            table.add_row(name, *(f"{study.measures[measure]:.3f}" for measure in MEASURES))
-        return table
+        return table(title, ("model",), MEASURES.values(), rows)
+
+    def cells_table(self) -> Table | None:
+        """Accuracies of the four cells, where there are both models."""
+        if not self.four_cells:
+            return None
+        ways = self.four_cells.cells.by_way().items()
+        rows = ([trained, f"{run} stream", *_cells(row)] for (trained, run), row in ways)
+        return _table_of_tasks("Classifiers: accuracy", ("trained", "run"), rows)
 
     def sentences(self) -> list[str]:
         """What cutting and grafting the link does; only what the numbers bear."""
@@ -192,13 +197,10 @@ class ComparedClassifiers(Result):
         return bars({name: model.accuracies for name, model in self.models.items()})
 
 
-def _table_of_tasks(title: str, *names: str) -> Table:
-    table = Table(title=title, **STYLE)
-    for name in names:
-        table.add_column(name, justify="right" if name == "n" else "left", no_wrap=name == "edit")
-    for label in TASKS.values():
-        table.add_column(label, justify="right")
-    return table
+def _table_of_tasks(
+    title: str, words: Sequence[str], rows: Iterable[Row], caption: str = ""
+) -> Table:
+    return table(title, words, TASKS.values(), rows, caption)
 
 
 def _cells(row: Accuracies) -> list[str]:

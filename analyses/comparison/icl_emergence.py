@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from resval_lens.analyses.results.emergence import first_above, saved
 from resval_lens.analyses.results.result import FLAT, Result
 from resval_lens.analyses.results.seeds import Spread, TTests, corrected, spread, t_tests
+from resval_lens.analyses.results.tables import STYLE, in_sections, optional, table
 from resval_lens.models.presets import PAPER_VARIANTS
 from resval_lens.tasks.icl import TASKS
 from resval_lens.training.icl_run import ICLRun
@@ -90,10 +91,7 @@ class Crossing(Result):
 
     def told(self) -> str:
         """The mean snapshot ± sd, and how many seeds got there if not all."""
-        first, there = self.first, len(self.first.there)
-        text = "never" if first.mean is None else f"{first.mean:.2f} ± {first.sd:.2f}"
-        whole = there == len(self.snapshots)
-        return text if whole else f"{text} ({there} of {len(self.snapshots)} got there)"
+        return self.first.told(".2f")
 
 
 @dataclass(frozen=True)
@@ -142,54 +140,40 @@ class Emergence(Result):
 
     def table(self) -> Table:
         """Ours beside the paper's."""
-        from rich.table import Table
-
-        from resval_lens.analyses.results.tables import STYLE
-
-        title = f"First snapshot (of 500 steps) above {self.threshold} accuracy"
-        table = Table(title=title, **STYLE)
-        for name in ("task", "variant"):
-            table.add_column(name, no_wrap=True)
-        for name in ("seeds", "ours (± sd)", "published", "saved"):
-            table.add_column(name, justify="right")
-        previous = None
-        for row in self.rows:
-            if previous not in (None, row.task):
-                table.add_section()
-            previous = row.task
-            saving = self.saving(row.task, row.variant)
-            table.add_row(
+        rows = [
+            (
                 TASKS[row.task],
                 row.variant,
                 str(len(row.snapshots)),
                 row.told(),
-                "" if row.published is None else "{:.2f} ± {:.2f}".format(*row.published),
-                "" if saving is None else f"{saving:.1%}",
+                "{:.2f} ± {:.2f}".format(*row.published) if row.published else "",
+                optional(self.saving(row.task, row.variant), ".1%"),
             )
-        return table
+            for row in self.rows
+        ]
+        title = f"First snapshot (of 500 steps) above {self.threshold} accuracy"
+        columns = ("seeds", "ours (± sd)", "published", "saved")
+        return table(title, ("task", "variant"), columns, in_sections(rows))
 
     def test_table(self, against: Sequence[str] | None = None) -> Table:
         """The tests of every pair of variants, or only those ``against`` some."""
-        from rich.table import Table
-
-        from resval_lens.analyses.results.tables import STYLE
-
-        table = Table(
-            title="t-tests, also paired by seed (t < 0: the first is earlier)",
-            caption=f"Holm: the p to its left, corrected for the {len(self.t_tests)} tests.",
-            padding=0,
-            **STYLE,
+        return table(
+            "t-tests, also paired by seed (t < 0: the first is earlier)",
+            ("task", "first", "second"),
+            ("t", "p", "Holm", "paired\nt", "paired\np", "Holm"),
+            (
+                (
+                    TASKS[each.task],
+                    each.first,
+                    each.second,
+                    *map(optional, each.tests.in_order, (".2f", ".2g", ".2g") * 2),
+                )
+                for each in self.t_tests
+                if against is None or each.second in against
+            ),
+            f"Holm: the p to its left, corrected for the {len(self.t_tests)} tests.",
+            STYLE | {"padding": 0},
         )
-        for name in ("task", "first", "second"):
-            table.add_column(name, no_wrap=True)
-        for name in ("t", "p", "Holm", "paired\nt", "paired\np", "Holm"):
-            table.add_column(name, justify="right", no_wrap=True)
-        for each in self.t_tests:
-            if against is None or each.second in against:
-                numbers = zip(each.tests.in_order, (".2f", ".2g", ".2g") * 2, strict=True)
-                cells = ("" if x is None else format(x, form) for x, form in numbers)
-                table.add_row(TASKS[each.task], each.first, each.second, *cells)
-        return table
 
     def told(self) -> list[str]:
         """How much sooner values get to IC than classic, in words; nothing if that is unknown."""

@@ -12,7 +12,7 @@ from rich.table import Table
 from resval_lens.analyses.comparison.cells import Cells
 from resval_lens.analyses.results.result import Result
 from resval_lens.analyses.results.seeds import spread
-from resval_lens.analyses.results.tables import STYLE
+from resval_lens.analyses.results.tables import table
 from resval_lens.analyses.studies.ioi import IOIScores, ioi_scores
 from resval_lens.streams import AttentionStream, shorthand
 from resval_lens.tasks.ioi import IOIBatch
@@ -78,10 +78,8 @@ def scores_table(
     scores: Mapping[str, IOIScores], title: str = "Indirect object identification"
 ) -> Table:
     """One row for each name in ``scores``."""
-    table = _table_of_scores(title, ["model"])
-    for name, row in scores.items():
-        table.add_row(escape(name), *_cells([row]))
-    return table
+    rows = ([escape(name), *_cells([row])] for name, row in scores.items())
+    return table(f"{title}\n{LEGEND}", ["model"], [name for name, _, _ in SCORES], rows)
 
 
 def cells_table(pairs: Sequence[FourCells], title: str = "Four cells") -> Table:
@@ -91,11 +89,10 @@ def cells_table(pairs: Sequence[FourCells], title: str = "Four cells") -> Table:
     if len(pairs) > 1:
         title += f"\n(mean ± population sd of {len(pairs)} pairs)"
         scores = OVER_PAIRS
-    table = _table_of_scores(title, ("trained", "run"), scores)
-    for trained, run in pairs[0].cells.by_way():
-        rows = [pair.cells.by_way()[trained, run] for pair in pairs]
-        table.add_row(trained, run, *_cells(rows, scores))
-    return table
+    cells = [pair.cells.by_way() for pair in pairs]
+    rows = ([*way, *_cells([each[way] for each in cells], scores)] for way in cells[0])
+    columns = [name for name, _, _ in scores]
+    return table(f"{title}\n{LEGEND}", ("trained", "run"), columns, rows)
 
 
 def cells_sentences(pairs: Sequence[FourCells]) -> list[str]:
@@ -108,15 +105,6 @@ def cells_sentences(pairs: Sequence[FourCells]) -> list[str]:
         f"P(IO) {classic:.3f} → {grafted:.3f}.",
         f"Weights trained with the stream, run without: P(IO) {stream:.3f} → {removed:.3f}.",
     ]
-
-
-def _table_of_scores(title: str, names: Sequence[str], scores: Sequence[Score] = SCORES) -> Table:
-    table = Table(title=f"{title}\n{LEGEND}", **STYLE)
-    for name in names:
-        table.add_column(name, overflow="fold")
-    for heading, _, _ in scores:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
 
 
 def _cells(rows: Sequence[IOIScores], scores: Sequence[Score] = SCORES) -> list[str]:

@@ -14,7 +14,7 @@ from transformer_lens import HookedTransformer
 
 from resval_lens.analyses.results.result import Result
 from resval_lens.analyses.results.seeds import mean_and_sd
-from resval_lens.analyses.results.tables import STYLE
+from resval_lens.analyses.results.tables import STYLE, in_sections, table
 from resval_lens.analyses.studies.ioi import ioi_per_prompt
 from resval_lens.tasks.ioi import PAPER_SENTENCES, SCRIPT_SENTENCES, encode, paper_prompts
 
@@ -115,38 +115,33 @@ class PaperTable(Result):
         Deviations are those of the sample (ddof = 1), as published; the data have the population's,
         too. A single seed has none.
         """
-        table = Table(
-            title=f"Next-token probability in {self.unit}, either person as the subject\n"
-            "(mean ± sample sd over seeds)",
-            pad_edge=False,
-            **STYLE,
+        rows = [
+            (
+                f"{row.architecture} ({row.seeds})",
+                str(row.sentence),
+                _spread(row.p_io),
+                _spread(row.published.p_io if row.published else None),
+                _spread(row.p_subject),
+                _spread(row.published.p_subject if row.published else None),
+            )
+            for row in self.rows
+        ]
+        title = (
+            f"Next-token probability in {self.unit}, either person as the subject\n"
+            "(mean ± sample sd over seeds)"
         )
-        table.caption = (
+        caption = (
             "published: models of 8 million parameters trained on TinyStories, whatever these are; "
             "sentences by number, their text is in the JSON"
         )
-        table.add_column("model", no_wrap=True)
-        for name in ("#", "P(IO)", "published", "P(S)", "published"):
-            table.add_column(name, justify="right", no_wrap=True)
-        previous = None
-        for row in self.rows:
-            if previous not in (None, row.architecture):
-                table.add_section()
-            name = "" if row.architecture == previous else f"{row.architecture} ({row.seeds})"
-            previous = row.architecture
-            paper = row.published
-            table.add_row(
-                name,
-                str(row.sentence),
-                _spread(row.p_io),
-                "" if paper is None else _spread(paper.p_io),
-                _spread(row.p_subject),
-                "" if paper is None else _spread(paper.p_subject),
-            )
-        return [table]
+        columns = ("#", "P(IO)", "published", "P(S)", "published")
+        style = STYLE | {"pad_edge": False}
+        return [table(title, ("model",), columns, in_sections(rows), caption, style)]
 
 
-def _spread(of: OverSeeds | MeanAndSd) -> str:
+def _spread(of: OverSeeds | MeanAndSd | None) -> str:
+    if of is None:
+        return ""
     return f"{of.mean:.2f}" + ("" if of.sd_sample is None else f" ± {of.sd_sample:.2f}")
 
 

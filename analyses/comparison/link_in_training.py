@@ -15,6 +15,7 @@ import torch
 from resval_lens.analyses.comparison.icl import edited_logits
 from resval_lens.analyses.comparison.link_controls import first_of, link_controls
 from resval_lens.analyses.results.result import Result
+from resval_lens.analyses.results.tables import table
 from resval_lens.tasks.icl import MEANING, TASKS
 from resval_lens.training.icl import score
 from resval_lens.training.icl_run import ICLRun, draw_world, kept_models
@@ -68,24 +69,28 @@ class LinkInTraining(Result):
 
     def tables(self) -> tuple[Table, Table]:
         """As trained → with the links cut; IC under each control."""
-        from rich.table import Table
-
-        from resval_lens.analyses.results.tables import STYLE
-
-        title = f"{self.run.name}, seed {self.run.seed}: as trained → links cut"
-        cut = Table(title=title, **STYLE)
-        title = f"IC, beside other edits (first {self.control_sequences:,})"
-        controlled = Table(title=title, **STYLE)
         shown, names = self._shown(), self.snapshots[0].controls
-        for table, columns in ((cut, TASKS.values()), (controlled, names)):
-            for name in ("step", *columns):
-                table.add_column(name, justify="right")
-        for each in shown:
-            cells = (f"{each.trained[task]:.3f} → {each.cut[task]:.3f}" for task in TASKS)
-            cut.add_row(str(each.step), *cells)
-            cells = (f"{each.controls[name]['ic']:.3f}" for name in names)
-            controlled.add_row(str(each.step), *cells)
-        return cut, controlled
+        return (
+            table(
+                f"{self.run.name}, seed {self.run.seed}: as trained → links cut",
+                (),
+                ("step", *TASKS.values()),
+                (
+                    [str(each.step)]
+                    + [f"{each.trained[task]:.3f} → {each.cut[task]:.3f}" for task in TASKS]
+                    for each in shown
+                ),
+            ),
+            table(
+                f"IC, beside other edits (first {self.control_sequences:,})",
+                (),
+                ("step", *names),
+                (
+                    [str(each.step), *(f"{each.controls[name]['ic']:.3f}" for name in names)]
+                    for each in shown
+                ),
+            ),
+        )
 
     def _shown(self, most: int = 16) -> Sequence[LinkSnapshot]:
         """At most so many snapshots, evenly, with the last."""

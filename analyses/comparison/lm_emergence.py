@@ -14,6 +14,7 @@ import numpy as np
 from resval_lens.analyses.results.emergence import first_above
 from resval_lens.analyses.results.result import FLAT, Result
 from resval_lens.analyses.results.seeds import Spread, TTests, corrected, present, spread, t_tests
+from resval_lens.analyses.results.tables import NARROW, in_sections, table
 from resval_lens.streams import architectures_of
 from resval_lens.training.lm_run import LMRun
 from resval_lens.training.recorded import RecordedRun
@@ -42,19 +43,10 @@ class Measured:
     spread: Spread = field(metadata=FLAT)
 
     def told(self, seeds: int) -> str:
-        """Mean ± sd, and how many seeds never got there, or how many of ``seeds`` were measured."""
-        numbers, form = self.spread, ",.0f" if self.measure.startswith("step:") else ".3f"
-        if not numbers.by_seed:
-            return ""
-        if numbers.mean is None:
-            return "never"
-        text = f"{numbers.mean:{form}}"
-        if len(numbers.by_seed) > 1:
-            text += f" ± {numbers.sd:{form}}"
-        never = len(numbers.by_seed) - len(numbers.there)
-        if len(numbers.by_seed) < seeds:
-            text += f"\n({len(numbers.by_seed)} of {seeds})"
-        return f"{text}\n({never} never)" if never else text
+        """Mean ± sd, and how many of ``seeds`` have a number if some have not."""
+        form = ",.0f" if self.measure.startswith("step:") else ".3f"
+        told = self.spread.told(form, seeds) if self.spread.by_seed else ""
+        return told.replace(" (", "\n(")
 
 
 @dataclass(frozen=True)
@@ -86,31 +78,23 @@ class Compared:
 
     def table(self, seeds: Mapping[str, int], title: str, caption: str) -> Table:
         """Mean ± sd of each architecture, and p of their tests; ``seeds``: how many of each."""
-        from rich.table import Table
-
-        from resval_lens.analyses.results.tables import NARROW
-
-        first, *others = seeds
-        table = Table(title=title, caption=caption, **NARROW)
-        for name in ("prompts", ""):
-            table.add_column(name, no_wrap=True)
-        for name in (first, *others):
-            table.add_column(name, justify="right", no_wrap=True)
-        for name in others:
-            whose = f" ({name})" if len(others) > 1 else ""
-            for heading in ("p", "pairs", "Holm"):
-                table.add_column(heading + whose, justify="right")
-        previous = None
-        for rows, tests in self.lines():
-            prompts, measure = rows[0].prompts, rows[0].measure
-            cells = [row.told(seeds[row.architecture]) for row in rows]
-            for each in tests:
-                cells += [_told_p(p) for p in (each.p, each.p_paired, each.p_paired_holm)]
-            if previous not in (None, prompts):
-                table.add_section()
-            table.add_row("" if previous == prompts else prompts, measure, *cells)
-            previous = prompts
-        return table
+        _, *others = seeds
+        rows = [
+            (
+                own[0].prompts,
+                own[0].measure,
+                *(row.told(seeds[row.architecture]) for row in own),
+                *(
+                    _told_p(p)
+                    for each in tests
+                    for p in (each.p, each.p_paired, each.p_paired_holm)
+                ),
+            )
+            for own, tests in self.lines()
+        ]
+        whose = [f" ({name})" if others[1:] else "" for name in others]
+        columns = [heading + name for name in whose for heading in ("p", "pairs", "Holm")]
+        return table(title, ("prompts", ""), (*seeds, *columns), in_sections(rows), caption, NARROW)
 
 
 def _told_p(p: float | None) -> str:

@@ -26,7 +26,6 @@ from resval_lens.analyses.display.page import page, words
 from resval_lens.analyses.display.tables import html_table
 from resval_lens.analyses.studies import circuit_figures, intervention_figures
 from resval_lens.analyses.studies.patching import Patching
-from resval_lens.tasks.icl import TASKS
 from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.lm_run import LMRun
 from resval_lens.training.recorded import RecordedRun
@@ -296,15 +295,8 @@ def _cells(classifiers: ComparedClassifiers, language: ComparedLanguageModels) -
         "as it was trained is the comparison; the other two say how far weights and link have "
         "grown together.</p>"
     ]
-    if classifiers.four_cells:
-        table = Table(title="Classifiers: accuracy")
-        for heading in ("trained", "run"):
-            table.add_column(heading)
-        for label in TASKS.values():
-            table.add_column(label, justify="right")
-        for (trained, run), row in classifiers.four_cells.cells.by_way().items():
-            table.add_row(trained, f"{run} stream", *(f"{row[task]:.3f}" for task in TASKS))
-        parts.append(html_table(table))
+    if cells := classifiers.cells_table():
+        parts.append(html_table(cells))
     for kind, pairs in language.cells().items():
         parts.append(html_table(language.cells_table(kind)))
         said = "".join(f"<li>{words(text)}</li>" for text in cells_sentences(pairs))

@@ -28,11 +28,15 @@ class Spread:
         """The numbers of the seeds that have one."""
         return present(self.by_seed.values())
 
-    def told(self, form: str) -> str:
-        """Mean ± sd, of one number itself, and how many are there if some are not."""
+    def told(self, form: str, seeds: int | None = None) -> str:
+        """Mean ± sd, of one number itself, and how many of ``seeds`` are there if some are not.
+
+        Args:
+            seeds: how many there are, by default those of ``by_seed``.
+        """
         if self.mean is None:
             return "never"
-        count, every = len(self.there), len(self.by_seed)
+        count, every = len(self.there), seeds or len(self.by_seed)
         text = f"{self.mean:{form}}" + (f" ± {self.sd:{form}}" if count > 1 else "")
         return text if count == every else f"{text} ({count} of {every})"
 
