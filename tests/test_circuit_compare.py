@@ -146,17 +146,22 @@ def test_what_is_said_is_what_was_measured(compared: ComparedCircuits) -> None:
     assert said == compared.sentences() == compared.to_dict()["found"]
     by_task = {row.task: row.measures for row in compared.over_seeds
                if row.architecture == "values"}  # fmt: skip
-    for sentence, (task, measures) in zip(said, by_task.items(), strict=False):
+    for task, measures in by_task.items():
+        sentence, *_, last = [each for each in said if each.startswith(task)]
         metric = "margin" if task.startswith("IC") else "log P(IO)"
         start = f"{task}, seed 0, by {metric}: the values model's circuit has "
         assert sentence.startswith(start)
         assert f"{measures['edges'].mean:.3g} edges" in sentence
         kept = measures["model, links corrupted"].mean
-        assert sentence.endswith(f"the whole model keeps {kept:.0%} of the clean − corrupted gap.")
-    assert "of who gave is a token" in said[-1]
+        assert last.endswith(f"values model keeps {kept:.0%} of the clean − corrupted gap.")
+    assert said[-4].endswith("of who gave is a token.")
+    token, position = (f"by {compared.heads[1].signals.effects['all'][kind]:z.0%}"
+                       for kind in ("token", "position"))  # fmt: skip
+    assert token.replace("-", "−") in said[-3]
+    assert position.replace("-", "−") in said[-2]
     assert said[-1].endswith("IO − S does not say whether either is named.")
     twice = [*compared.circuits, *compared.circuits]
-    assert "(by seed " in sentences(twice, compared.heads)[0]
+    assert "(by seed " in sentences(twice, compared.heads)[2]
     assert sentences(twice, [])[0].startswith(
         "IC (labels), seeds 0, 0, by margin: the values models' circuits"
     )

@@ -125,9 +125,9 @@ def read(html: str) -> Reader:
 
 
 def test_every_section_is_there_and_the_contents_lead_to_it(read: Reader):
-    headings = ("What was compared", "What was found", "Accuracy and emergence", "Attention",
+    headings = ("What was compared", "Accuracy and emergence", "Attention",
                 "Links ablated", "Activations patched", "Circuits", "What links carry",
-                "The four cells", "Provenance")  # fmt: skip
+                "The four cells", "What else was found", "Provenance")  # fmt: skip
     assert [link.removeprefix("#") for link in read.links] == [
         heading.lower().replace(" ", "-") for heading in headings
     ]
@@ -135,12 +135,21 @@ def test_every_section_is_there_and_the_contents_lead_to_it(read: Reader):
     assert len(read.ids) == len(set(read.ids))
 
 
-def test_what_was_found_is_said_and_the_first_of_it_leads(read: Reader, data: dict):
+def test_what_was_found_is_said_and_three_of_it_lead(read: Reader, data: dict):
     for sentence in data["found"]:
         assert sentence in read.text
     before_contents = read.text.split("What was compared")[0]
-    assert data["found"][0] in before_contents
-    assert re.search(r"\d", data["found"][0])
+    after_figures = read.text.split("What else was found")[-1]
+    for number, sentence in enumerate(data["found"]):
+        assert sentence in (before_contents if number < 3 else after_figures)
+    for sentence, what in zip(
+        data["found"][:3],
+        ("fewer training steps", "with every link corrupted", "they change IO − S by"),
+        strict=True,
+    ):
+        assert what in sentence
+        assert re.search(r"\d", sentence)
+    assert len(data["found"]) == len(set(data["found"]))
 
 
 def test_nothing_is_fetched_and_the_page_is_small(html: str):

@@ -16,6 +16,8 @@ from resval_lens.analyses.comparison.circuit_findings import (
     MetricMatrix,
     OverSeeds,
     TaskCircuit,
+    carried,
+    links_corrupted,
     over_seeds,
     sentences,
 )
@@ -307,6 +309,15 @@ class ComparedCircuits(Result):
     def sentences(self) -> list[str]:
         """What the value link does, from what corrupting and cutting it does."""
         return sentences(self.circuits, self.heads, self.matrices)
+
+    def headlines(self) -> list[str]:
+        """Of indirect objects: what is left without links, and what links carry."""
+        rows = [row for row in self.over_seeds if row.task.startswith("IOI")]
+        linked = [row for row in rows if "model, links corrupted" in row.measures]
+        kept = [links_corrupted(linked[-1])] if linked else []
+        with_links = [each for each in self.heads if each.signals is not None]
+        of_first = [each for each in with_links if each.architecture == with_links[0].architecture]
+        return [*kept, *(carried(of_first)[1:2] if of_first else [])]
 
     def circuit_tables(self) -> list[Table]:
         """Measures over seeds; of language models also circuits by every metric."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from resval_lens.analyses.circuits.metrics import ChosenBy
@@ -126,62 +126,71 @@ def sentences(
     matrices: Sequence[MetricMatrix] = (),
 ) -> list[str]:
     """What the value link does, in words, from what corrupting and cutting it does."""
-    said = []
     rows = {(row.task, row.architecture): row for row in over_seeds(circuits)}
-    for (task, kind), row in rows.items():
-        own, classic = row.measures, rows.get((task, "classic"))
-        if "share through links" not in own:
-            continue
-        beside = ""
-        if classic:
-            beside = f" ({classic.measures['edges'].mean:.3g} without the stream)"
-        links, kept = own["links in it"].mean, own["model, links corrupted"]
-        inside = "none of them a link"
-        if links:
-            count = "1 of them a link" if links == 1 else f"{links:.3g} of them links"
-            inside = f"{count}; {_percent(own['share through links'])} of its effect runs there"
-        whose = "model's circuit has" if len(row.seeds) == 1 else "models' circuits have"
-        said.append(
-            f"{task}, {_of(row.seeds)}, by {row.metric}: the {kind} {whose} "
-            f"{own['edges'].mean:.3g} edges{beside}, {inside}; with every link corrupted the "
-            f"whole model keeps {_percent(kept)} of the clean − corrupted gap."
-        )
-    said += [_matrix_sentence(matrix) for matrix in matrices]
-    by_kind: dict[str, list[tuple[int | None, LinkSignals]]] = {}
+    said = []
+    for (task, _), row in rows.items():
+        if "share through links" in row.measures:
+            said += [*_circuit(row, rows.get((task, "classic"))), links_corrupted(row)]
+    said += [sentence for matrix in matrices for sentence in _by_metric(matrix)]
+    by_kind: dict[str, list[IOIHeads]] = {}
     for each in heads:
         if each.signals is not None:
-            by_kind.setdefault(each.architecture, []).append((each.seed, each.signals))
-    for kind, several in by_kind.items():
-        token, position = (
-            _over([signals.effects["all"][of] for _, signals in several]) for of in SIGNALS[:2]
-        )
-        signal = "a token" if token.mean < position.mean else "a position"
-        said.append(
-            f"What the links of the {kind} model ({_of([seed for seed, _ in several])}) carry of "
-            f"who gave is {signal}: frozen to prompts in which the other person's token gives "
-            f"they change IO − S by {_percent(token)}, frozen to prompts in which the giver stood "
-            f"elsewhere by {_percent(position)} (−200%: inverted). IO − S does not say whether "
-            "either is named."
-        )
-    return said
+            by_kind.setdefault(each.architecture, []).append(each)
+    return said + [sentence for several in by_kind.values() for sentence in carried(several)]
 
 
-def _matrix_sentence(matrix: MetricMatrix) -> str:
-    """What a circuit that keeps one metric keeps of P(IO)."""
-    each = []
-    for circuit in matrix.circuits:
-        own, count = circuit.measured, len(circuit.links)
-        links = f", {count} link{'s' * (count > 1)}" if count else ""
-        each.append(
-            f"by {circuit.by} {circuit.n_edges} edges{links}, "
-            f"f {own[circuit.by].resample.faithfulness:.2f}, "
-            f"P(IO) {own['P(IO)'].resample.circuit:.3f}"
-        )
-    clean = matrix.circuits[0].measured["P(IO)"].clean
-    return (
-        f"{matrix.name} ({matrix.corruption} prompts, {_of([matrix.seed])}): the whole model's "
-        f"P(IO) is {clean:.3f}; circuits chosen {'; '.join(each)}."
+def _circuit(row: OverSeeds, classic: OverSeeds | None) -> Iterator[str]:
+    """How large a circuit is, and what of its effect runs through links."""
+    own, links = row.measures, row.measures["links in it"].mean
+    whose = "model's circuit has" if len(row.seeds) == 1 else "models' circuits have"
+    beside = f" ({classic.measures['edges'].mean:.3g} without the stream)" if classic else ""
+    yield (
+        f"{row.task}, {_of(row.seeds)}, by {row.metric}: the {row.architecture} {whose} "
+        f"{own['edges'].mean:.3g} edges{beside}."
     )
+    if not links:
+        yield f"{row.task}: none of these edges is a link."
+        return
+    count = "1 of these edges is a link" if links == 1 else f"{links:.3g} of these edges are links"
+    share = _percent(own["share through links"])
+    yield f"{row.task}: {count}; {share} of the circuit's effect runs there."
+
+
+def links_corrupted(row: OverSeeds) -> str:
+    """What the whole model keeps with every link corrupted."""
+    kept = _percent(row.measures["model, links corrupted"])
+    return (
+        f"{row.task}: with every link corrupted the whole {row.architecture} model keeps {kept} "
+        "of the clean − corrupted gap."
+    )
+
+
+def _by_metric(matrix: MetricMatrix) -> Iterator[str]:
+    """What circuits that keep one metric keep of P(IO)."""
+    clean = matrix.circuits[0].measured["P(IO)"].clean
+    yield (
+        f"{matrix.name} ({matrix.corruption} prompts, {_of([matrix.seed])}): P(IO) of the whole "
+        f"model is {clean:.3f}."
+    )
+    for each in matrix.circuits:
+        kept = each.measured["P(IO)"].resample.circuit
+        yield f"{matrix.name}: P(IO) of its circuit by {each.by} is {kept:.3f}."
+
+
+def carried(several: Sequence[IOIHeads]) -> list[str]:
+    """What the links of models of one architecture carry of who gave."""
+    effects = [each.signals.effects["all"] for each in several if each.signals is not None]
+    token, position = (_over([effect[kind] for effect in effects]) for kind in SIGNALS[:2])
+    signal = "a token" if token.mean < position.mean else "a position"
+    whose = f"{several[0].architecture} model ({_of([each.seed for each in several])})"
+    return [
+        f"What the links of the {whose} carry of who gave is {signal}.",
+        "Frozen to prompts in which the other person's token gives, they change IO − S by "
+        f"{_percent(token)} (−200%: inverted).",
+        "Frozen to prompts in which the giver stood elsewhere, they change IO − S by "
+        f"{_percent(position)}.",
+        "IO − S does not say whether either is named.",
+    ]
 
 
 def _of(seeds: Sequence[int | None]) -> str:

@@ -81,14 +81,19 @@ class Comparison(Result):
         found["language_models"]["emergence"] = found.pop("lm_emergence")
         return found
 
+    def headlines(self) -> list[str]:
+        """What matters most: how much sooner, and what the link does in language models."""
+        return [*self.emergence.told()[:1], *self.circuits.headlines()]
+
     def sentences(self) -> list[str]:
-        """Of training, classifiers, circuits and language models."""
-        return [
+        """The headlines; then what else of training, classifiers, circuits and language models."""
+        every = [
             *self.emergence.told(),
             *self.classifiers.sentences(),
             *self.circuits.sentences(),
             *self.language_models.sentences(),
         ]
+        return list(dict.fromkeys([*self.headlines(), *every]))
 
     def tables(self) -> list[Table | str]:
         """The same."""

@@ -158,20 +158,21 @@ class ComparedClassifiers(Result):
         if "values" in self.links:
             model, cut = self.models["values"], self.links["values"].accuracies_cut
             trained = model.accuracies
-            said.append(
+            said += [
                 f"Cutting the V₁→V₂ link of the values model (seed {model.seed}) takes IC from "
-                f"{trained['ic']:.2f} to {cut['ic']:.2f} and IW from {trained['iw']:.2f} to "
-                f"{cut['iw']:.2f}."
-            )
+                f"{trained['ic']:.2f} to {cut['ic']:.2f}.",
+                f"The same cut takes IW from {trained['iw']:.2f} to {cut['iw']:.2f}.",
+            ]
         if self.controls:
             accuracy = self.controls.accuracy
-            said.append(
-                f"On {self.controls.sequences:,} sequences, IC of the same model is "
-                f"{accuracy[CUT]['ic']:.2f} with the link cut, {accuracy[DOUBLED]['ic']:.2f} with "
-                "the link cut and layer 1's own values doubled "
-                f"(IW {accuracy[DOUBLED]['iw']:.2f}), and {accuracy[OWN_CUT]['ic']:.2f} with those "
-                "cut instead: one seed, at the end of training."
-            )
+            said += [
+                f"The cut alone leaves IC at {accuracy[CUT]['ic']:.2f} "
+                f"({self.controls.sequences:,} sequences, one seed, the end of training).",
+                "The cut with layer 1's own values doubled leaves IC at "
+                f"{accuracy[DOUBLED]['ic']:.2f} (IW {accuracy[DOUBLED]['iw']:.2f}).",
+                "Layer 1's own values cut, and the link whole, leave IC at "
+                f"{accuracy[OWN_CUT]['ic']:.2f}.",
+            ]
         if self.four_cells:
             cells = self.four_cells.cells
             said.append(

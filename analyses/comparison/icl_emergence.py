@@ -181,23 +181,22 @@ class Emergence(Result):
         tests, saving = self.test("ic", "values", "classic"), self.saving("ic", "values")
         if values is None or classic is None or tests is None or tests.p is None or saving is None:
             return []
-        paired = published = ""
+        seeds = min(len(values.snapshots), len(classic.snapshots))
+        said = [
+            f"The values stream reaches {self.threshold} on IC with {saving:.0%} fewer training "
+            f"steps than the classic model ({seeds} seeds).",
+            f"A t-test of independent runs gives p = {tests.p:.2g} (t = {tests.t:.1f}; corrected "
+            f"by Holm for {len(self.t_tests)} tests {tests.p_holm:.2g}).",
+        ]
         if tests.p_paired is not None:
-            paired = (
-                f"; paired by seed t = {tests.t_paired:.1f}, p = {tests.p_paired:.2g}, "
-                f"corrected {tests.p_paired_holm:.2g}"
+            said.append(
+                f"Paired by seed it gives p = {tests.p_paired:.2g} (t = {tests.t_paired:.1f}; "
+                f"corrected {tests.p_paired_holm:.2g})."
             )
         if values.published and classic.published:
-            published = f"; published: {1 - values.published.mean / classic.published.mean:.0%}"
-        seeds = min(len(values.snapshots), len(classic.snapshots))
-        said = (
-            f"The values stream reaches {self.threshold} on IC with {saving:.0%} fewer training "
-            f"steps than the classic model ({seeds} seeds; "
-            f"t-test of independent runs: t = {tests.t:.1f}, p = {tests.p:.2g}, corrected by Holm "
-            f"for {len(self.t_tests)} tests {tests.p_holm:.2g}{paired}{published}). "
-            f"{NO_GAIN_CONTROL}"
-        )
-        return [said.replace("= -", "= −")]
+            theirs = 1 - values.published.mean / classic.published.mean
+            said.append(f"The published saving is {theirs:.0%}.")
+        return [*(each.replace("= -", "= −") for each in said), NO_GAIN_CONTROL]
 
 
 def emergence(runs: Sequence[RecordedRun[ICLRun]], threshold: float) -> Emergence:

@@ -6,7 +6,7 @@ the corrupted prompts differ in who gives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -115,7 +115,7 @@ class ComparedLanguageModels(Result):
 
     def sentences(self) -> list[str]:
         """What cutting links does, of every model with links of its own or grafted on."""
-        return [_links_cut(name, each.study) for name, each in self.links.items()]
+        return [said for name, each in self.links.items() for said in _links_cut(name, each.study)]
 
     def cells(self) -> dict[str, list[FourCells]]:
         """The four cells by architecture with streams."""
@@ -133,26 +133,24 @@ class ComparedLanguageModels(Result):
         return [self.cells_table(kind) for kind in self.cells()]
 
 
-def _links_cut(name: str, study: AblationStudy) -> str:
-    cells = study.cells(study.metric)
-    cut = {links: value for (links, edit), value in cells.items() if edit == "zero"}
-    cut = {links: value for links, value in cut.items() if "." not in links}
-    parts = ", ".join(f"{_called(links)} {value:.2f}" for links, value in cut.items())
-    clean = study.clean[study.metric]
-    sentence = f"{name}: {study.metric} {clean:.2f}; with links cut, {parts}."
-    losses = study.story_loss
+def _links_cut(name: str, study: AblationStudy) -> Iterator[str]:
+    """The metric as it is and with links cut, whole layers' and all; the loss on stories."""
+    metric, losses = study.metric, study.story_loss
+    yield f"{name}: {metric} is {study.clean[metric]:.2f}."
+    for (links, edit), value in study.cells(metric).items():
+        if edit == "zero" and "." not in links:
+            yield f"{name}: {metric} is {value:.2f} with {_called(links)} cut."
+            if losses:
+                loss = losses.cut[links]
+                yield f"{name}: loss on stories is {loss:.2f} nats with the same links cut."
     if losses:
-        beside = ", ".join(f"{_called(links)} {losses.cut[links]:.2f}" for links in cut)
-        own = ", ".join(f"{layer} {loss:.2f}" for layer, loss in losses.own_cut.items())
-        sentence += (
-            f" Loss on stories {losses.clean:.2f} nats; with the same links cut, {beside}; "
-            f"with layers' own values cut instead, {own}."
-        )
-    return sentence
+        yield f"{name}: loss on stories is {losses.clean:.2f} nats with every link whole."
+        for layer, loss in losses.own_cut.items():
+            yield f"{name}: loss on stories is {loss:.2f} nats with {layer}'s own values cut."
 
 
 def _called(links: str) -> str:
-    return "all" if links == "all" else f"{links} (into layer {links[1:]})"
+    return "all links" if links == "all" else f"the links {links} (into layer {links[1:]})"
 
 
 def compare_language_models(

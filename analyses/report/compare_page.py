@@ -17,6 +17,7 @@ from resval_lens.analyses.comparison.circuit_compare import ComparedCircuits
 from resval_lens.analyses.comparison.compare_parts import Comparison
 from resval_lens.analyses.comparison.icl_compare import ComparedClassifiers
 from resval_lens.analyses.comparison.icl_curves import icl_curves
+from resval_lens.analyses.comparison.icl_emergence import NO_GAIN_CONTROL
 from resval_lens.analyses.comparison.ioi_cells import cells_sentences
 from resval_lens.analyses.comparison.lm_compare import ComparedLanguageModels, NotCompared
 from resval_lens.analyses.comparison.lm_emergence import LMEmergence
@@ -35,6 +36,8 @@ Drawn = Mapping[str, Figure | None]
 TITLE = "Classic and residual-value transformers, compared"
 CLASSIFIERS = "two-layer classifiers"
 LANGUAGE_MODELS = "language models"
+MAIN = 3
+"""So many findings open the page; the others stand below the figures."""
 
 
 def compare_page(
@@ -55,10 +58,10 @@ def compare_page(
         ready: figures that are images beside the page, too, by file name; they are laid out once.
     """
     ready = ready or {}
+    said = data.get("found", [])
     classifiers, language, circuits = study.classifiers, study.language_models, study.circuits
     sections: dict[str, Callable[[], str]] = {
         "What was compared": lambda: _compared(study),
-        "What was found": lambda: _found(data),
         "Accuracy and emergence": lambda: _emergence(study, runs, lm_runs, ready),
         "Attention": lambda: _attention(classifiers, language),
         "Links ablated": lambda: _links(classifiers, language, ready),
@@ -66,13 +69,13 @@ def compare_page(
         "Circuits": lambda: _circuits(circuits, ready),
         "What links carry": lambda: _signals(circuits),
         "The four cells": lambda: _cells(classifiers, language),
+        "What else was found": lambda: _found(said[MAIN:]),
         "Provenance": lambda: _provenance(data["provenance"], study.settings),
     }
     ids = {heading: heading.lower().replace(" ", "-") for heading in sections}
     contents = "".join(f'<li><a href="#{ids[name]}">{name}</a></li>' for name in sections)
-    said = data.get("found", ["The numbers bear no sentence; they are below."])
     body = [
-        f'<h1>{TITLE}</h1><p class="rv-lead">{words(said[0])}</p>',
+        f"<h1>{TITLE}</h1>{_lead(said[:MAIN])}",
         f'<nav aria-label="Contents"><ul>{contents}</ul></nav>',
         '<p class="rv-quiet">Point at or touch a part of a figure, or Tab to it and go on with the '
         "arrow keys, and it says its number. Wide figures and tables scroll sideways.</p>",
@@ -122,14 +125,22 @@ def _compared(study: Comparison) -> str:
     )
 
 
-def _found(data: Data) -> str:
-    lines = "".join(f"<li>{words(sentence)}</li>" for sentence in data.get("found", []))
-    if not lines:
-        return "<p>The numbers bear no sentence.</p>"
+def _lead(said: Sequence[str]) -> str:
+    """The findings that matter most, and what none of them says."""
+    if not said:
+        return '<p class="rv-lead">The numbers bear no sentence; they are below.</p>'
+    lines = "".join(f"<li>{words(sentence)}</li>" for sentence in said)
     return (
-        f"<ul>{lines}</ul><p class='rv-quiet'>A link's weight, norm or attention is not its "
-        "importance; where these sentences say what a link does, it was cut or corrupted.</p>"
+        f'<ol class="rv-lead">{lines}</ol><p class="rv-quiet">A link\'s weight, norm or attention '
+        "is not its importance; where these sentences say what a link does, it was cut or "
+        f"corrupted. {NO_GAIN_CONTROL}</p>"
     )
+
+
+def _found(said: Sequence[str]) -> str:
+    if not said:
+        return "<p>Nothing that is not above.</p>"
+    return f"<ul>{''.join(f'<li>{words(sentence)}</li>' for sentence in said)}</ul>"
 
 
 def _emergence(
