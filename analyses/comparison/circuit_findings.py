@@ -185,10 +185,10 @@ def carried(several: Sequence[IOIHeads]) -> list[str]:
     whose = f"{several[0].architecture} model ({_of([each.seed for each in several])})"
     return [
         f"What the links of the {whose} carry of who gave is {signal}.",
-        "Frozen to prompts in which the other person's token gives, they change IO − S by "
-        f"{_percent(token)} (−200%: inverted).",
-        "Frozen to prompts in which the giver stood elsewhere, they change IO − S by "
-        f"{_percent(position)}.",
+        f"Links of the {whose}, frozen to prompts in which the other person's token gives, "
+        f"change IO − S by {_percent(token)} (−200%: inverted).",
+        f"Links of the {whose}, frozen to prompts in which the giver stood elsewhere, "
+        f"change IO − S by {_percent(position)}.",
         "IO − S does not say whether either is named.",
     ]
 

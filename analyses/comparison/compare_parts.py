@@ -93,7 +93,8 @@ class Comparison(Result):
             *self.circuits.sentences(),
             *self.language_models.sentences(),
         ]
-        return list(dict.fromkeys([*self.headlines(), *every]))
+        first = self.headlines()
+        return [*first, *(each for each in every if each not in first)]
 
     def tables(self) -> list[Table | str]:
         """The same."""
