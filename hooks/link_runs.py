@@ -12,7 +12,7 @@ from resval_lens.hooks.ablate import Edit, link_hooks
 from resval_lens.hooks.links import Link
 from resval_lens.hooks.prompts import PromptPairs, ready
 from resval_lens.hooks.runs import Run, resumed
-from resval_lens.lens.norm import is_watched
+from resval_lens.lens.norm import any_watched
 from resval_lens.transformer import ResValTransformer
 
 
@@ -37,7 +37,7 @@ class LinkRuns:
         """
         self.model, self.pairs = model, ready(model, pairs)
         self._run = Run(model, self.pairs.clean)
-        self._is_hooked = any(is_watched(point) for point in model.hook_points())
+        self._is_hooked = any_watched(model)
         self.clean = self._run.logits(self.pairs.answers)
 
     @torch.no_grad()

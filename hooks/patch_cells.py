@@ -21,7 +21,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from resval_lens.hooks.runs import KeysValues, Run, State, embedded, joined, resumed
-from resval_lens.lens.norm import is_watched
+from resval_lens.lens.norm import any_watched
 from resval_lens.transformer import ResValTransformer
 
 Cells = Int[Tensor, "cell 3"]
@@ -100,7 +100,7 @@ class PatchedRuns:
         site: Site,
     ) -> None:
         self.model, self.site, self.answers = model, site, answers
-        is_free = not any(is_watched(point) for point in model.hook_dict.values())
+        is_free = not any_watched(model)
         self.resumes = model.cfg.attention_dir == "causal" and is_free
         self.start = 0
         if self.resumes:  # before `start` the runs are the same; after the answers is nothing

@@ -16,10 +16,10 @@ from resval_lens.analyses.comparison.circuit_findings import (
     MetricMatrix,
     OverSeeds,
     TaskCircuit,
-    carried,
     links_corrupted,
     over_seeds,
     sentences,
+    what_links_carry,
 )
 from resval_lens.analyses.results.result import Result, plain
 from resval_lens.analyses.studies.ioi import check_one_tokenizer
@@ -317,7 +317,7 @@ class ComparedCircuits(Result):
         kept = [links_corrupted(linked[-1])] if linked else []
         with_links = [each for each in self.heads if each.signals is not None]
         of_first = [each for each in with_links if each.architecture == with_links[0].architecture]
-        return [*kept, *(carried(of_first)[1:2] if of_first else [])]
+        return [*kept, *(what_links_carry(of_first)[1:2] if of_first else [])]
 
     def circuit_tables(self) -> list[Table]:
         """Measures over seeds; of language models also circuits by every metric."""

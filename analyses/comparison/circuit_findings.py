@@ -136,7 +136,9 @@ def sentences(
     for each in heads:
         if each.signals is not None:
             by_kind.setdefault(each.architecture, []).append(each)
-    return said + [sentence for several in by_kind.values() for sentence in carried(several)]
+    return said + [
+        sentence for several in by_kind.values() for sentence in what_links_carry(several)
+    ]
 
 
 def _circuit(row: OverSeeds, classic: OverSeeds | None) -> Iterator[str]:
@@ -177,7 +179,7 @@ def _by_metric(matrix: MetricMatrix) -> Iterator[str]:
         yield f"{matrix.name}: P(IO) of its circuit by {each.by} is {kept:.3f}."
 
 
-def carried(several: Sequence[IOIHeads]) -> list[str]:
+def what_links_carry(several: Sequence[IOIHeads]) -> list[str]:
     """What the links of models of one architecture carry of who gave."""
     effects = [each.signals.effects["all"] for each in several if each.signals is not None]
     token, position = (_over([effect[kind] for effect in effects]) for kind in SIGNALS[:2])

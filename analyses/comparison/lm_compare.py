@@ -139,10 +139,10 @@ def _links_cut(name: str, study: AblationStudy) -> Iterator[str]:
     yield f"{name}: {metric} is {study.clean[metric]:.2f}."
     for (links, edit), value in study.cells(metric).items():
         if edit == "zero" and "." not in links:
-            yield f"{name}: {metric} is {value:.2f} with {_called(links)} cut."
+            cut = f"with {_called(links)} cut"
+            yield f"{name}: {metric} is {value:.2f} {cut}."
             if losses:
-                loss = losses.cut[links]
-                yield f"{name}: loss on stories is {loss:.2f} nats with the same links cut."
+                yield f"{name}: loss on stories is {losses.cut[links]:.2f} nats {cut}."
     if losses:
         yield f"{name}: loss on stories is {losses.clean:.2f} nats with every link whole."
         for layer, loss in losses.own_cut.items():

@@ -52,9 +52,8 @@ class IndirectObjects(Task):
         return ioi_metrics(model)
 
     def draw(self, loaded: Loaded, count: int, asked: Asked = DRAWN) -> Problem:
-        from resval_lens.analyses.tasks.pairs import draw_ioi, ioi_pairs
+        from resval_lens.analyses.tasks.pairs import draw_ioi, pairs_and_positions
         from resval_lens.analyses.tasks.problem import Problem
-        from resval_lens.tasks.ioi_corruptions import positions
         from resval_lens.tasks.leading import leading_token
 
         name, model = loaded.name, loaded.model
@@ -65,7 +64,7 @@ class IndirectObjects(Task):
         which: Any = "general" if asked.general else "unseen"
         try:
             drawn, left_out = draw_ioi(model.tokenizer, count, seed, which)
-            pairs = ioi_pairs(model, drawn, kind, seed, prepend=asked.prepend)  # type: ignore[arg-type]
+            pairs, where = pairs_and_positions(model.tokenizer, drawn, lead, kind, seed)  # type: ignore[arg-type]
         except ValueError as error:
             which = "general prompts" if asked.general else "stories' prompts"
             hint = "" if asked.general else "; --general has others"
@@ -76,7 +75,6 @@ class IndirectObjects(Task):
                 f"{pairs.length}"
             )
         pairs = pairs.to(model.cfg.device)
-        where = positions(drawn, model.tokenizer, lead)
         return Problem(
             name, model, self, kind, seed, pairs, where, tuple(drawn), lead, tuple(left_out)
         )

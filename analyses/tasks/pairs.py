@@ -151,14 +151,25 @@ def ioi_pairs(
             ``corrupted_texts``
             refuse.
     """
-    tokenizer = _tokenizer(model)
-    lead = leading_token(model, prepend)
+    tokenizer, lead = _tokenizer(model), leading_token(model, prepend)
+    return pairs_and_positions(tokenizer, prompts, lead, kind, seed, names)[0]
+
+
+def pairs_and_positions(
+    tokenizer: Any,
+    prompts: Sequence[IOIPrompt],
+    lead: int | None,
+    kind: Kind,
+    seed: int,
+    names: Sequence[str] | None = None,
+) -> tuple[PromptPairs, dict[str, Int[Tensor, " prompt"]]]:
+    """:func:`ioi_pairs` that ``lead`` leads, and where each prompt has its names and its end."""
     batch = encode(prompts, tokenizer, lead)
     texts = corrupted_texts(prompts, kind, seed, names)
     corrupted = encode_corrupted(prompts, texts, tokenizer, lead)
     labels = torch.stack([batch.io, batch.subject], 1)
     where = positions(prompts, tokenizer, lead)
-    return PromptPairs(
+    pairs = PromptPairs(
         batch.tokens,
         corrupted,
         logit_difference,
@@ -168,6 +179,7 @@ def ioi_pairs(
         torch.arange(batch.tokens.shape[1]) <= batch.last[:, None],
         _alike(where),
     )
+    return pairs, where
 
 
 def _alike(where: Mapping[str, Int[Tensor, " prompt"]]) -> Int[Tensor, " prompt"]:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
+from transformer_lens import HookedRootModule
 from transformer_lens.components import LayerNorm, RMSNorm
 from transformer_lens.hook_points import HookPoint
 
@@ -62,6 +63,11 @@ def is_watched(hook_point: HookPoint) -> bool:
     """
     wrapped = "forward" in hook_point.__dict__
     return is_hooked(hook_point) or wrapped or bool(_has_any_global_hook())
+
+
+def any_watched(model: HookedRootModule) -> bool:
+    """Whether anything would see an activation of ``model``, or its gradient, anywhere in it."""
+    return any(is_watched(point) for point in model.hook_points())
 
 
 def unshared(x: Tensor, hook_point: HookPoint) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from resval_lens.lens.norm import is_watched
+from resval_lens.lens.norm import any_watched
 from resval_lens.models.classifier import ICLClassifier
 
 
@@ -45,7 +45,7 @@ def can_answer_fast(model: ICLClassifier) -> bool:
         and cfg.n_heads == 1
         and cfg.n_key_value_heads is None
         and not any(stream.how.is_gated for stream in cfg.streams)
-        and not any(is_watched(point) for point in model.hook_points())
+        and not any_watched(model)
     )
 
 

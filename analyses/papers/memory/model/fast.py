@@ -20,7 +20,7 @@ from resval_lens.analyses.papers.memory.model.model import (
     key_distances,
     rotated,
 )
-from resval_lens.lens.norm import is_watched
+from resval_lens.lens.norm import any_watched
 
 
 def can_run_fast(model: MemoryTransformer) -> bool:
@@ -39,7 +39,7 @@ def can_run_fast(model: MemoryTransformer) -> bool:
         and all(s.of == "v" and not s.is_learned and not s.detach for s in streams)
         and not any(name.endswith((*fixed, "b_U")) for name in trained)
         and model.compares_inputs
-        and not any(is_watched(point) for point in model.hook_points())
+        and not any_watched(model)
     )
 
 
