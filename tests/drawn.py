@@ -30,7 +30,8 @@ from resval_lens.analyses.circuits.search import Tried
 from resval_lens.analyses.circuits.study import CircuitStudy, Prompts, StudiedCircuit
 from resval_lens.analyses.comparison.icl import LinkStudy
 from resval_lens.analyses.display.svg import svg
-from resval_lens.analyses.studies.ablation import EDITS, Ablation, AblationRow, AblationStudy
+from resval_lens.analyses.studies.ablation import Ablation, AblationRow, AblationStudy
+from resval_lens.analyses.studies.ablations import ABLATIONS
 from resval_lens.analyses.studies.patching import Patching
 from resval_lens.analyses.tasks.problem import Facts
 from resval_lens.hooks.patching import PatchResult
@@ -123,7 +124,7 @@ def circuit_study(sizes: Sequence[int], faithfulness: Sequence[float]) -> Circui
 def ablation(scales: Sequence[float] = (), seed: int = 0) -> AblationStudy:
     """What ``ablation_study`` gives of a model of two layers of links."""
     drawn = np.random.default_rng(seed)
-    edits = ["zero", "mean", "resample", *(f"scale {c:g}" for c in scales)]
+    edits = [*ABLATIONS, *(f"scale {c:g}" for c in scales)]
     rows = [
         AblationRow(links, 4, edit, {"logit difference": drawn.normal(), "p": drawn.random()})
         for links in ("all", "v1", "v2", "v1.0", "v2.3")
@@ -134,7 +135,7 @@ def ablation(scales: Sequence[float] = (), seed: int = 0) -> AblationStudy:
         others=4,
         mean_prompts=4,
         measures=["logit difference", "p"],
-        edits=EDITS,
+        edits={name: each.meaning for name, each in ABLATIONS.items()},
         scales=list(scales),
         links=8,
         story_loss=None,

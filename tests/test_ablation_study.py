@@ -13,8 +13,10 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from resval_lens.analyses.studies.ablation import AblationStudy, ablation_study, groups
+from resval_lens.analyses.studies.ablations import ABLATIONS, LinkAblation
 from resval_lens.analyses.studies.story_loss import story_loss, story_rows
-from resval_lens.hooks import Link, links, mean_link_activations
+from resval_lens.hooks import Link, links, mean_link_activations, scale
+from resval_lens.hooks.ablate import Edit
 from resval_lens.hooks.prompts import PromptPairs, logit_difference, margin, probability
 from resval_lens.tasks import stories
 from resval_lens.transformer import ResValTransformer
@@ -114,7 +116,7 @@ def test_a_mask_says_that_what_looks_like_padding_is_none() -> None:
     assert ablation_study(model, pairs, pairs, MEASURES) == expected
 
 
-@pytest.mark.parametrize("edit", ["zero", "mean", "resample", "scale -1.5"])
+@pytest.mark.parametrize("edit", [*ABLATIONS, "scale -1.5"])
 @pytest.mark.parametrize("name", list(WHERE))
 def test_each_edit_is_plain_hooks_by_hand(
     model: ResValTransformer, study: AblationStudy, name: str, edit: str
@@ -140,6 +142,33 @@ def test_each_edit_is_plain_hooks_by_hand(
     expected = by_hand(model, edits, rows=rows)
     assert row_of(study, name, edit) == pytest.approx(expected, abs=1e-5)
     assert study.mean_prompts == 3
+
+
+class Opposite(LinkAblation):
+    name = "opposite"
+    meaning = "carries −1.5 times what it would"
+
+    def __init__(self, of_others: bool) -> None:
+        self.of_others = of_others  # type: ignore[misc]
+        self.given: list[Tensor] = []
+
+    def edit(self, model: Any, chosen: Any, pairs: PromptPairs, max_tokens: int) -> Edit:
+        self.given.append(pairs.clean)
+        return scale(-1.5)
+
+
+@pytest.mark.parametrize("of_others", [False, True])
+def test_an_ablation_of_ones_own_is_one_entry(
+    model: ResValTransformer, of_others: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Opposite(of_others)
+    monkeypatch.setitem(ABLATIONS, "opposite", own)
+    found = ablation_study(model, PAIRS, OTHERS, MEASURES, layers=1)
+    assert found.edited == ["zero", "mean", "resample", "opposite"]
+    rows = list(ALIKE) if of_others else list(range(5))
+    expected = by_hand(model, {hook_of(1): lambda x: x.mul_(-1.5)}, rows=rows)
+    assert row_of(found, "v1", "opposite") == pytest.approx(expected, abs=1e-5)
+    assert sum(map(len, own.given)) == (4 if of_others else 5)
 
 
 @pytest.mark.parametrize("what", ["clean", "all", "v1", "v2.h1", "own v1", "own v2"])
@@ -230,11 +259,11 @@ def test_clean_and_corrupted_are_the_unedited_runs(
 def test_every_group_has_every_edit_and_the_study_is_json(study: AblationStudy) -> None:
     assert json.loads(json.dumps(study.to_dict())) == study.to_dict()
     names = ["all", "v1", "v2", *(f"v{layer}.h{head}" for layer in (1, 2) for head in range(4))]
-    edits = ["zero", "mean", "resample", "scale -1.5", "scale 1"]
+    edits = [*ABLATIONS, "scale -1.5", "scale 1"]
     assert [(r.links, r.edit) for r in study.rows] == [(n, e) for n in names for e in edits]
     assert [row.n_links for row in study.rows[::5]] == [8, 4, 4, *[1] * 8]
     assert (study.prompts, study.others, study.links) == (5, 4, 8)
-    assert set(study.edits) == {"zero", "mean", "resample"}
+    assert study.edits == {name: each.meaning for name, each in ABLATIONS.items()}
 
 
 def test_parts_of_prompts_make_no_difference(

@@ -26,7 +26,6 @@ from resval_lens.analyses.cli.options import on_device, words
 from resval_lens.analyses.cli.reporting import as_text, report, report_runs
 from resval_lens.analyses.comparison.icl_emergence import TABLES
 from resval_lens.analyses.results.tables import STYLE
-from resval_lens.analyses.studies.ablation import EDITS
 from resval_lens.analyses.tasks import TASKS
 from resval_lens.hooks.patching import AXES, DIRECTIONS
 from resval_lens.io.checkpoint import SHIPPED_MODELS
@@ -385,7 +384,6 @@ def test_completion_knows_what_the_commands_accept():
         kind for task in TASKS.values() for kind in task.corruptions
     }
     assert get_args(Method) == completion.METHODS
-    assert tuple(EDITS) == completion.EDITS
     assert (completion.AXES, completion.DIRECTIONS) == (AXES, DIRECTIONS)
 
 

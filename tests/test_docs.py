@@ -16,6 +16,7 @@ import yaml
 
 from resval_lens.analyses.report import results_page
 from resval_lens.analyses.results.seeds import spread
+from resval_lens.analyses.studies.ablations import ABLATIONS
 
 matplotlib.use("Agg")
 ROOT = Path(__file__).parent.parent
@@ -516,6 +517,12 @@ def test_a_constant_is_documented_by_its_comment(package):
     mixes = package["mixes.MIXES"].docstring
     assert mixes is not None
     assert mixes.value.startswith("Every mix by its name")
+
+
+def test_every_ablation_has_its_row():
+    names = re.findall(r"^\| `(\S+)` \| carries", hook("generated").ablations(), re.MULTILINE)
+    assert names == list(ABLATIONS)
+    assert "<!-- ablations -->" in (DOCS / "how-to" / "ablate-links.md").read_text()
 
 
 def test_the_drawing_is_what_its_script_draws():

@@ -208,7 +208,7 @@ def test_ablated_links_are_those_of_each_prompt_alone(side: str, max_tokens: int
     model = model_of("rotary")
     pairs, alone, _ = pairs_of(side)
     pairs = replace(pairs, groups=torch.arange(3))
-    edits: dict[str, Any] = {"edits": ("zero", "mean", "resample"), "scales": (2.0,)}
+    edits: dict[str, Any] = {"scales": (2.0,)}
     measures = {"d": logit_difference}
     found = ablation_study(model, pairs, pairs, measures, max_tokens=max_tokens, **edits)
     each = [ablation_study(model, one, one, measures, **edits) for one in alone]

@@ -7,6 +7,7 @@ import torch
 
 from resval_lens.analyses.circuits.study import circuit_study
 from resval_lens.analyses.studies.ablation import ablation_study
+from resval_lens.analyses.studies.ablations import ABLATIONS
 from resval_lens.analyses.tasks import TASKS, Asked, Task
 from resval_lens.analyses.tasks.problem import Problem, pose
 from resval_lens.io.checkpoint import SHIPPED_MODELS
@@ -74,9 +75,9 @@ def test_every_study_of_a_model_takes_it(task: Task) -> None:
     """Means over prompts need ``groups`` where lengths differ."""
     first, others = drawn(task), drawn(task)
     study = ablation_study(
-        first.model, first.pairs, others.pairs, first.measures, edits=["zero", "mean"], scales=[]
+        first.model, first.pairs, others.pairs, first.measures, layers=1, heads=0
     )
-    assert study.to_dict()
+    assert study.edited == list(ABLATIONS)
     found = circuit_study(
         first.model, first.pairs, others.pairs, method="eap", edges=3, metrics=first.metrics
     )

@@ -23,7 +23,6 @@ SIMPLIFIED_VARIANTS = tuple(MEMORY_VARIANTS)
 CORRUPTIONS = tuple(kind for task in TASKS.values() for kind in task.corruptions)
 METHODS = ("eap", "eap-ig", "exact")
 METRICS = tuple(dict.fromkeys(name for task in TASKS.values() for name in task.metrics))
-EDITS = ("zero", "mean", "resample")
 AXES = ("layer", "position", "head")
 DIRECTIONS = ("denoise", "noise")
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z",

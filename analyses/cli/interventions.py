@@ -33,6 +33,7 @@ from resval_lens.analyses.cli.options import (
     writable,
 )
 from resval_lens.analyses.cli.reporting import report
+from resval_lens.analyses.studies.ablations import ABLATIONS
 from resval_lens.analyses.tasks import TASKS
 from resval_lens.numbers import numbers
 
@@ -146,10 +147,11 @@ def ablate_command(
     edits: Annotated[
         str,
         typer.Option(
-            help="Some of zero, mean, resample, comma-separated.",
-            autocompletion=some_of(*completion.EDITS),
+            help="; ".join(f"{each.name}: a link {each.meaning}" for each in ABLATIONS.values())
+            + ". Comma-separated.",
+            autocompletion=some_of(*ABLATIONS),
         ),
-    ] = "zero,mean,resample",
+    ] = ",".join(ABLATIONS),
     factors: Annotated[
         str | None,
         typer.Option(
@@ -179,9 +181,8 @@ def ablate_command(
 ) -> None:
     """Edit the links: what does the task lose without them?
 
-    All links together, each receiving layer's, and each alone are cut (zero), replaced by their
-    mean at that position over as many other prompts (mean), or by what they carry on the
-    corrupted prompt (resample).
+    All links together, each receiving layer's, and each alone carry something else (--edits; a
+    mean is over as many other prompts), or a multiple of what they would (--scale).
 
     Beside prompts of the stories stands the loss on validation stories: a cut may ruin all text,
     not the task alone.

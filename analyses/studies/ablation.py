@@ -1,9 +1,7 @@
 """What each edit of the links does to a task: all links, each layer's, each alone.
 
-zero        the link carries nothing
-mean        its mean at that position over other prompts in which that position means the same
-resample    what it carries on the corrupted prompt
-scale c     c times what it would
+An edit is one of :data:`~resval_lens.analyses.studies.ablations.ABLATIONS`, or ``scale c``: the
+link carries c times what it would.
 """
 
 from __future__ import annotations
@@ -20,18 +18,10 @@ from transformer_lens.utilities import LocallyOverridenDefaults
 
 from resval_lens.analyses.results.result import FLAT, Result
 from resval_lens.analyses.results.tables import WIDE
+from resval_lens.analyses.studies.ablations import ABLATIONS
 from resval_lens.analyses.studies.story_loss import StoryLoss, story_loss
 from resval_lens.analyses.tasks.problem import Example, Facts
-from resval_lens.hooks import (
-    Link,
-    freeze,
-    link_activations,
-    link_groups,
-    links,
-    mean_link_activations,
-    scale,
-    zero,
-)
+from resval_lens.hooks import Link, link_groups, links, scale
 from resval_lens.hooks.ablate import Edit
 from resval_lens.hooks.answers import answer_logits
 from resval_lens.hooks.groups import Groups, alike
@@ -43,13 +33,6 @@ from resval_lens.transformer import ResValTransformer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-EDITS = {
-    "zero": "carries nothing",
-    "mean": "carries its mean at that position over others",
-    "resample": "carries what it does on the corrupted prompt",
-}
-"""The edits and what an edited link does."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +153,7 @@ def ablation_study(
     others: PromptPairs,
     measures: Mapping[str, Metric],
     *,
-    edits: Sequence[str] = tuple(EDITS),
+    edits: Sequence[str] | None = None,
     scales: Sequence[float] = (),
     of: str | None = None,
     layers: Numbers | None = None,
@@ -185,7 +168,7 @@ def ablation_study(
         others: prompts whose clean runs give the means: a prompt's mean is over those of its group
             (``PromptPairs.groups``; prompts that have none are all one, if all are of one length).
         measures: of the answers' logits and the prompts' labels, by name.
-        edits: some of ``EDITS``.
+        edits: some of ``ABLATIONS``; all of them by default.
         scales: factors c of further edits.
         of, layers, heads: the links: see :func:`~resval_lens.hooks.links.links`.
         max_tokens: rows × positions of one model call, one prompt at least.
@@ -194,19 +177,23 @@ def ablation_study(
 
     Raises:
         ValueError: a model without links, links that are not there, no edit or an unknown one,
-            a factor that is not finite, or (for means) no prompt that has others of its group.
+            a factor that is not finite, or (for what takes from others) no prompt that has others
+            of its group.
     """
+    edits = tuple(ABLATIONS) if edits is None else edits
     for name in edits:
-        if name not in EDITS:
-            raise ValueError(f"edits must be among {', '.join(EDITS)}; got {name!r}")
+        if name not in ABLATIONS:
+            raise ValueError(f"edits must be among {', '.join(ABLATIONS)}; got {name!r}")
     if not edits and not scales:
-        raise ValueError("there is no edit; name one of zero, mean, resample or a scale")
+        raise ValueError(f"there is no edit; name one of {', '.join(ABLATIONS)} or a scale")
     chosen = links(model, of, layers, heads)
     pairs = ready(model, pairs)
     named = groups(model, chosen)
-    changes: dict[str, Edit] = {"zero": zero()} if "zero" in edits else {}
+    of_others = [name for name in edits if ABLATIONS[name].of_others]
+    own = [name for name in edits if not ABLATIONS[name].of_others]
     scaled = {f"scale {c:g}": scale(c) for c in scales}
-    changes |= {name: edit for name, edit in scaled.items() if name != "scale 0" or not changes}
+    if "zero" in edits:
+        scaled.pop("scale 0", None)
     found: dict[tuple[str, str], list[dict[str, Tensor]]] = {}
 
     def measure(edit: str, change: Edit, runs: LinkRuns) -> None:
@@ -226,21 +213,18 @@ def ablation_study(
             found.setdefault(("no links", "corrupted"), []).append(
                 _measured(corrupted, part, measures)
             )
-            if "resample" in edits:
-                arriving = link_activations(model, part.corrupted, chosen, part.mask)
-                changes["resample"] = freeze(arriving)
-            for edit, change in changes.items():
+            made = {name: ABLATIONS[name].edit(model, chosen, part, max_tokens) for name in own}
+            for edit, change in {**made, **scaled}.items():
                 note(f"links: {edit}")
                 measure(edit, change, runs)
-        if "mean" in edits:
-            for own, same in _by_group(pairs, ready(model, others)):
-                note("links: mean")
-                mean_prompts += len(own)
-                means_of = mean_link_activations(
-                    model, same.clean, chosen, mask=same.mask, max_tokens=max_tokens
-                )
-                for part in own.within(max_tokens):
-                    measure("mean", freeze(means_of), LinkRuns(model, part))
+        if of_others:
+            for group, same in _by_group(pairs, ready(model, others), of_others):
+                mean_prompts += len(group)
+                for edit in of_others:
+                    note(f"links: {edit}")
+                    change = ABLATIONS[edit].edit(model, chosen, same, max_tokens)
+                    for part in group.within(max_tokens):
+                        measure(edit, change, LinkRuns(model, part))
     if "zero" in edits:
         found |= {(name, "scale 0"): found[name, "zero"] for name in named}
     losses = None
@@ -256,7 +240,7 @@ def ablation_study(
         others=len(others),
         mean_prompts=mean_prompts,
         measures=list(measures),
-        edits={name: EDITS[name] for name in edits},
+        edits={name: ABLATIONS[name].meaning for name in edits},
         scales=list(scales),
         links=len(chosen),
         story_loss=losses,
@@ -270,7 +254,9 @@ def ablation_study(
     )
 
 
-def _by_group(pairs: PromptPairs, others: PromptPairs) -> list[tuple[PromptPairs, PromptPairs]]:
+def _by_group(
+    pairs: PromptPairs, others: PromptPairs, edits: Sequence[str]
+) -> list[tuple[PromptPairs, PromptPairs]]:
     """Prompts of a group beside the others of that group, cut to their length."""
     known: Groups | None = "all" if pairs.groups is None and others.groups is None else None
     of_pairs, of_others = alike(pairs, known), alike(others, known)
@@ -289,8 +275,8 @@ def _by_group(pairs: PromptPairs, others: PromptPairs) -> list[tuple[PromptPairs
         found.append((_cut(own, end), _cut(same, end)))
     if not found:
         raise ValueError(
-            f"mean: none of the {len(others)} other prompts is of a group of these {len(pairs)}; "
-            "take more prompts, or leave out the edit 'mean'"
+            f"{edits[0]}: none of the {len(others)} other prompts is of a group of these "
+            f"{len(pairs)}; take more prompts, or leave out the edit {edits[0]!r}"
         )
     return found
 

@@ -3,6 +3,7 @@
 <!-- results: NAME -->      a section of resval_lens.analyses.report.results_page
 <!-- commands -->           every command's help
 <!-- mixes -->              every mix: its weights and what it starts with
+<!-- ablations -->          every ablation: what a link carries
 :::* PATTERN ...            every public module whose name fits, in the order of names; each is
                             on one page only, the first that asks for it
 """
@@ -103,6 +104,14 @@ def mixes() -> str:
     return "\n".join(rows)
 
 
+def ablations() -> str:
+    """A table of every ablation that ``resval-lens ablate`` has."""
+    from resval_lens.analyses.studies.ablations import ABLATIONS
+
+    rows = [f"| `{name}` | {each.meaning} |" for name, each in ABLATIONS.items()]
+    return "\n".join(["| `--edits` | a link |", "|---|---|", *rows])
+
+
 def _command(command: Any, path: list[str]) -> list[str]:
     parts = []
     help_text = _plain(command.help or "")
@@ -154,6 +163,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         markdown = markdown.replace("<!-- commands -->", commands())
     if "<!-- mixes -->" in markdown:
         markdown = markdown.replace("<!-- mixes -->", mixes())
+    if "<!-- ablations -->" in markdown:
+        markdown = markdown.replace("<!-- ablations -->", ablations())
     return _MODULES.sub(
         lambda found: "\n".join(map(module_entry, claims()[source, found[1]])), markdown
     )
