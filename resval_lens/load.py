@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+import torch
+
 from resval_lens.io.checkpoint import SHIPPED_MODELS, read_config
-from resval_lens.io.conversion import TRANSFORMER_LENS_NAMES
+from resval_lens.io.loading import TRANSFORMER_LENS_NAMES, is_saved_model
 from resval_lens.models.classifier import ICLClassifier
 from resval_lens.streams import StreamsLike
 from resval_lens.training.icl_run import ICLRun
@@ -40,53 +42,68 @@ def is_classifier_run(folder: Path) -> bool:
 
 
 def load_model(
-    name: str | Path, *, streams: StreamsLike = None, device: str | None = None
+    name: str | Path,
+    *,
+    streams: StreamsLike = None,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    fold: bool = False,
 ) -> Loaded:
     """A model by name, and the training run of a classifier.
 
     Args:
         name: of a model that ships: a language model (``SHIPPED_MODELS``) or a classifier
-            (:func:`shipped_classifiers`); one that TransformerLens knows, or of the Hugging Face
-            hub (user/name); the folder of a saved language model, or of a training run.
+            (:func:`shipped_classifiers`); the folder of a saved model or of a training run; a
+            model in another format (:data:`~resval_lens.io.formats.FORMATS`); a name that
+            TransformerLens knows, or of the Hugging Face hub (user/name).
         streams: run the weights with these streams instead of those they were saved with.
         device: where it runs; by default the device it was saved on if there is one here.
+        dtype: to compute in (:meth:`~resval_lens.ResValTransformer.from_pretrained`).
+        fold: process the weights as TransformerLens does by default (fold norms, centre what is
+            written to the residual stream and the logits, fold value biases), right through the
+            streams.
 
     Raises:
-        ValueError: none of these (near names are suggested), or a classifier's model without its
-            run, which its test sequences are drawn by.
+        ValueError: none of these (near names are suggested); what ``from_pretrained`` refuses; a
+            classifier's model without its run, which its test sequences are drawn by; ``fold``
+            where streams do not survive it.
     """
-    name, folder = str(name), Path(name)
+    name, path = str(name), Path(name)
+
+    def loaded(model: ResValTransformer, run: RecordedRun[ICLRun] | None = None) -> Loaded:
+        model = model if dtype is None else model.to(dtype)
+        if fold:
+            model.process_weights_()
+        return Loaded(name, model, run)
 
     def language_model(source: str | Path) -> Loaded:
-        return Loaded(
-            name, ResValTransformer.from_pretrained(source, streams=streams, device=device)
+        return loaded(
+            ResValTransformer.from_pretrained(source, streams=streams, device=device, dtype=dtype)
         )
 
     def classifier(recorded: RecordedRun[ICLRun]) -> Loaded:
         source = trained_model(recorded.folder)
         model = ICLClassifier.from_pretrained(source, streams=streams, device=device)
-        return Loaded(name, model, recorded)
+        return loaded(model, recorded)
 
-    if is_classifier_run(folder):
-        return classifier(load_run(folder, ICLRun))
-    if (folder / "run.json").is_file():  # of a language model
-        folder = trained_model(folder)
-    if folder.is_dir() and (folder / "config.json").is_file():
-        if not _is_classifier(folder):
-            return language_model(folder)
-        if not is_classifier_run(folder.parent):
+    if is_classifier_run(path):
+        return classifier(load_run(path, ICLRun))
+    if (path / "run.json").is_file():  # of a language model
+        path = trained_model(path)
+    if is_saved_model(path):
+        if not _is_classifier(path):
+            return language_model(path)
+        if not is_classifier_run(path.parent):
             raise ValueError(
                 f"{name} is a classifier without its training run, which draws the sequences "
                 "it is tested on; give the run's folder"
             )
-        return classifier(load_run(folder.parent, ICLRun))
-    if name in SHIPPED_MODELS or name in TRANSFORMER_LENS_NAMES or "/" in name:
-        return language_model(name)
+        return classifier(load_run(path.parent, ICLRun))
+    if path.exists() or name in SHIPPED_MODELS or name in TRANSFORMER_LENS_NAMES or "/" in name:
+        return language_model(path if path.exists() else name)
     classifiers = shipped_classifiers()
     if name in classifiers:
         return classifier(classifiers[name])
-    if folder.is_dir():
-        raise ValueError(f"{name} holds no saved model; expected its config.json")
     known = [*SHIPPED_MODELS, *classifiers]
     near = get_close_matches(name, [*known, *TRANSFORMER_LENS_NAMES], n=1)
     meant = f"; did you mean {near[0]!r}? There are" if near else "; there are"

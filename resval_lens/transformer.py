@@ -26,14 +26,14 @@ from transformer_lens.utilities import (
 from resval_lens.attention import Carried
 from resval_lens.block import ResValBlock
 from resval_lens.config import ResValConfig
-from resval_lens.io.conversion import WeightConversion
+from resval_lens.io.loading import Loading
 from resval_lens.lens.hook_names import handing_point
 from resval_lens.lens.model_html import model_html
 from resval_lens.lens.norm import fused
 from resval_lens.lens.unembed import FusedUnembed, TiedUnembed, loss_sum
 
 
-class ResValTransformer(WeightConversion):
+class ResValTransformer(Loading):
     """A HookedTransformer whose attention layers may receive earlier layers' q, k or v.
 
     Everything a HookedTransformer does works: hooks, cache, loss, generation, weight properties.

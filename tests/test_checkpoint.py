@@ -5,6 +5,7 @@ import pickle
 import re
 import shutil
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 from unittest.mock import create_autospec
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformer_lens import HookedTransformer
 
 from resval_lens.io import checkpoint, files, provenance
-from resval_lens.io.checkpoint import FILES
+from resval_lens.io.checkpoint import FILES, HUB_FILES, NOT_OURS
 from resval_lens.streams import AttentionStream, StreamsLike
 from resval_lens.transformer import ResValTransformer
 from tests.helpers import reseal, stock_model, tiny_model, tiny_tokens
@@ -416,8 +417,14 @@ def test_a_hub_model_is_fetched_and_loaded(saved: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     loaded = ResValTransformer.from_pretrained("someone/a-model", revision="abc", token="t")
     download.assert_called_once_with(
-        "someone/a-model", allow_patterns=list(FILES), revision="abc", token="t"
+        "someone/a-model",
+        allow_patterns=list(HUB_FILES),
+        ignore_patterns=list(NOT_OURS),
+        revision="abc",
+        token="t",
     )
+    assert all(any(fnmatch(name, pattern) for pattern in HUB_FILES) for name in FILES)
+    assert not any(fnmatch(name, pattern) for name in FILES for pattern in NOT_OURS)
     assert torch.equal(loaded(tiny_tokens()), tiny_model(LEARNED)(tiny_tokens()))
 
 

@@ -143,6 +143,16 @@ def test_adding_a_stream(run):
     assert len(run("add_a_stream")["models"]) == 3
 
 
+def test_bringing_a_model(run):
+    found = run("your_model")
+    llama, tokens = found["llama"], torch.arange(20)[None]
+    with torch.no_grad():
+        wanted = llama(tokens).logits
+        assert torch.allclose(found["grafted"](tokens), wanted, atol=1e-5)
+        assert torch.equal(found["again"](tokens), found["model"](tokens))
+    assert found["folded"].cfg.normalization_type == "RMSPre"
+
+
 def test_adding_a_task(run):
     found = run("add_a_task", steps=("range(2_000)", "range(20)"))
     batch = found["test"]

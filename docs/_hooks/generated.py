@@ -2,6 +2,7 @@
 
 <!-- results: NAME -->      a section of resval_lens.analyses.report.results_page
 <!-- commands -->           every command's help
+<!-- architectures -->      architectures of transformers that are converted
 <!-- mixes -->              every mix: its weights and what it starts with
 <!-- ablations -->          every ablation: what a link carries
 :::* PATTERN ...            every public module whose name fits, in the order of names; each is
@@ -112,6 +113,22 @@ def ablations() -> str:
     return "\n".join(["| `--edits` | a link |", "|---|---|", *rows])
 
 
+def architectures() -> str:
+    """Architectures of transformers that are converted, in the order of their names."""
+    from resval_lens.io.formats.settings import ARCHITECTURES
+
+    return ", ".join(f"`{name}`" for name in ARCHITECTURES)
+
+
+PARTS = {
+    "commands": commands,
+    "architectures": architectures,
+    "mixes": mixes,
+    "ablations": ablations,
+}
+"""What is made of something in the package, by its mark."""
+
+
 def _command(command: Any, path: list[str]) -> list[str]:
     parts = []
     help_text = _plain(command.help or "")
@@ -159,12 +176,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         from resval_lens.analyses.report import results_page
 
         markdown = _RESULTS.sub(lambda found: results_page.section(found[1], DOCS), markdown)
-    if source == "reference/commands.md":
-        markdown = markdown.replace("<!-- commands -->", commands())
-    if "<!-- mixes -->" in markdown:
-        markdown = markdown.replace("<!-- mixes -->", mixes())
-    if "<!-- ablations -->" in markdown:
-        markdown = markdown.replace("<!-- ablations -->", ablations())
+    for name, made in PARTS.items():
+        if f"<!-- {name} -->" in markdown:
+            markdown = markdown.replace(f"<!-- {name} -->", made())
     return _MODULES.sub(
         lambda found: "\n".join(map(module_entry, claims()[source, found[1]])), markdown
     )

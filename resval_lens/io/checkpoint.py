@@ -32,6 +32,7 @@ from resval_lens.io.files import (
     check_seal,
     check_small,
     digest,
+    first_line,
     note,
     read_json,
     read_tensors,
@@ -66,6 +67,10 @@ SHIPPED_MODELS = {
 FILES = (
     "config.json", "model.safetensors", "provenance.json", "tokenizer.json", "tokenizer_config.json"
 )  # fmt: skip
+
+
+HUB_FILES = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.txt")
+NOT_OURS = ("*/*", "consolidated*")  # copies of the weights in other formats
 
 
 def save_model(
@@ -323,8 +328,8 @@ def check_parameters(
 def fetch(repo_id: str, known: Collection[str] = (), **hub: Any) -> Path:
     """The folder of a model on the Hugging Face hub, downloaded or cached.
 
-    Only ``FILES`` are fetched. ``hub`` goes to ``huggingface_hub.snapshot_download``
-    (revision, token, cache_dir, ...).
+    Only ``HUB_FILES`` are fetched: a model of ours, or of transformers. ``hub`` goes to
+    ``huggingface_hub.snapshot_download`` (revision, token, cache_dir, ...).
 
     Args:
         known: names that may have been meant.
@@ -336,9 +341,13 @@ def fetch(repo_id: str, known: Collection[str] = (), **hub: Any) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=list(FILES), **hub))
+        return Path(
+            snapshot_download(
+                repo_id, allow_patterns=list(HUB_FILES), ignore_patterns=list(NOT_OURS), **hub
+            )
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         if constants.HF_HUB_OFFLINE:
             reason = "HF_HUB_OFFLINE is set: it was not asked, and its cache has no such model"
         near = get_close_matches(repo_id, known, n=3, cutoff=0.8)

@@ -1,37 +1,23 @@
-"""Weights in and out of a model: processed, converted, run with other streams, saved, loaded."""
+"""Weights of a model: processed, converted, run with other streams."""
 
 from __future__ import annotations
 
 import copy
-import tempfile
-import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 from transformer_lens import HookedTransformer
-from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
+from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities import TypedModuleList
 
 from resval_lens.block import ResValBlock
 from resval_lens.config import ResValConfig
-from resval_lens.io.checkpoint import (
-    SHIPPED_MODELS,
-    check_files,
-    check_parameters,
-    fetch,
-    load_parameters,
-    present_device,
-    push,
-    read_config,
-    read_tokenizer,
-    save_model,
-    tokenizer_files,
-)
-from resval_lens.io.files import check_room, note, tensor_shapes
+from resval_lens.io.files import check_room, first_line
+from resval_lens.io.formats.format import Converted
+from resval_lens.io.formats.hugging_face import converted_from_hf
 from resval_lens.lens.caching import StreamCaching
 from resval_lens.lens.unembed import TiedUnembed
 from resval_lens.lens.weights import (
@@ -42,15 +28,8 @@ from resval_lens.lens.weights import (
 )
 from resval_lens.streams import AttentionStream, StreamsLike
 
-PROCESSING = (
-    "fold_ln",
-    "center_writing_weights",
-    "center_unembed",
-    "fold_value_biases",
-    "refactor_factored_attn_matrices",
-)
-_ONE_BY_ONE = ("n_layers", "n_readout_layers", "num_experts")  # of them modules are made
-TRANSFORMER_LENS_NAMES = frozenset(OFFICIAL_MODEL_NAMES).union(*MODEL_ALIASES.values())
+ONE_BY_ONE = ("n_layers", "n_readout_layers", "num_experts")
+"""Settings that say how many modules of a kind are made."""
 
 
 class WeightConversion(StreamCaching):
@@ -138,7 +117,7 @@ class WeightConversion(StreamCaching):
     @classmethod
     def from_hooked(
         cls,
-        model: HookedTransformer,
+        model: HookedTransformer | TransformerBridge,
         streams: StreamsLike = None,
         *,
         share_weights: bool = False,
@@ -153,14 +132,23 @@ class WeightConversion(StreamCaching):
         before grafting a stream: ``from_pretrained`` takes their value biases away.
 
         Args:
+            model: of a TransformerBridge, the model of transformers inside it (:meth:`from_hf`).
             streams: as in ResValConfig; None: those of ``model``, a HookedTransformer has none.
             share_weights: use the same parameter tensors instead of copies.
             unprocessed: value biases were never folded and heads never refactored, though the
                 weights look so (:func:`~resval_lens.lens.weights.processing_of`).
 
         Raises:
-            ValueError: streams that processed weights can no longer carry.
+            ValueError: streams that processed weights can no longer carry; a bridge in
+                compatibility mode.
         """
+        if isinstance(model, TransformerBridge):
+            if model.compatibility_mode:
+                raise ValueError(
+                    "this TransformerBridge is in compatibility mode, which changes its weights; "
+                    "convert it before enable_compatibility_mode()"
+                )
+            return cls.from_hf(model.original_model, model.tokenizer, streams=streams)
         config = ResValConfig.from_hooked(model.cfg, streams)
         if not unprocessed:
             processed = processing_of(model)
@@ -174,6 +162,58 @@ class WeightConversion(StreamCaching):
                 setattr(config, name, value)
         config.init_weights, config.tokenizer_name = False, None
         return cls(config)._take_over(model, share_weights)
+
+    @classmethod
+    def from_hf(
+        cls,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        streams: StreamsLike = None,
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """A causal language model of transformers, which stays as it is; its weights are copied.
+
+        Settings and weights are TransformerLens's conversion, unprocessed. On a few tokens its
+        logits are held to those of ``model``.
+
+        Args:
+            tokenizer: of transformers. Texts start with its beginning of text where it puts one
+                there itself (``cfg.default_prepend_bos``).
+            streams: as in ResValConfig; none by default.
+            device: by default that of ``model``.
+            dtype: by default that of ``model``.
+
+        Raises:
+            ValueError: an architecture that cannot be converted, or logits that are not the
+                original's.
+        """
+        return cls._from_converted(converted_from_hf(model, tokenizer, dtype, device), streams)
+
+    @classmethod
+    def _from_converted(
+        cls, converted: Converted, streams: StreamsLike, tokenizer: Any = None
+    ) -> Self:
+        cfg = cls.config_class.from_hooked(converted.cfg)
+        cfg.init_weights = False
+        cls.check_memory(cfg)
+        model = cls(cfg)
+        model._use_tokenizer(converted.tokenizer if tokenizer is None else tokenizer)
+        try:
+            missing = model.load_state_dict(dict(converted.state), strict=False).missing_keys
+        except RuntimeError as error:
+            raise ValueError(f"{converted.source}: {first_line(error)}") from None
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for each in set(missing) & set(parameters):
+                unread = each == "pos_embed.W_pos" and cfg.positional_embedding_type == "alibi"
+                if not unread and not each.rpartition(".")[2].startswith(("b", "_b")):
+                    raise ValueError(f"{converted.source}: its conversion lacks {each}")
+                parameters[each].zero_()  # an architecture without this bias
+        model.eval()
+        converted.check(model)
+        return model if streams is None else model.with_streams(streams, share_weights=True)
 
     def with_streams(self, streams: StreamsLike, *, share_weights: bool = False) -> Self:
         """The same weights, run with other streams: ``with_streams("")`` cuts, ``"v"`` grafts.
@@ -243,153 +283,14 @@ class WeightConversion(StreamCaching):
             )
         return self
 
-    def save_pretrained(
-        self,
-        folder: str | Path,
-        *,
-        record: dict[str, Any] | None = None,
-        overwrite: bool = False,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        """Saves into ``folder``: safetensors, config.json, provenance.json; all or nothing.
-
-        A language model's (fast) tokenizer is saved along, and checksums, so that damage is seen.
-
-        Args:
-            record: provenance to keep beside the weights (command, versions, seed, metrics); this
-                process's by default.
-            dtype: store the weights rounded to this precision; they load as ``cfg.dtype``.
-
-        Raises:
-            ValueError: the folder holds something else, or a model and ``overwrite`` is off; a
-                weight that is not finite, or that ``dtype`` cannot hold.
-        """
-        parameters = {name: x.to(dtype or x.dtype) for name, x in self.named_parameters()}
-        for name, x in self.named_parameters():
-            if parameters[name].isfinite().sum() != x.isfinite().sum():
-                raise ValueError(f"{name} has weights too large for {dtype}")
-        save_model(
-            folder,
-            type(self).__name__,
-            self.cfg.to_json(),
-            parameters,
-            record,
-            overwrite,
-            tokenizer=tokenizer_files(self.tokenizer),
-        )
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls,
-        name: str | Path,
-        *,
-        streams: StreamsLike = None,
-        tokenizer: Any = None,
-        device: str | None = None,
-        **options: Any,
-    ) -> Self:
-        """A saved model, from a folder or the Hugging Face hub; or a model TransformerLens knows.
-
-        ``ResValTransformer.from_pretrained("gpt2", streams="v")`` loads TransformerLens's "gpt2"
-        without weight processing and converts it (:meth:`from_hooked`).
-
-        Args:
-            name: a folder that :meth:`save_pretrained` wrote, a hub id of such a folder, a
-                TransformerLens model name, or one of
-                :data:`resval_lens.io.checkpoint.SHIPPED_MODELS` ("stories-small-classic",
-                "stories-small-values").
-            streams: run the weights with these streams instead of those they were saved with.
-            tokenizer: for the loaded model; by default the one that was saved with it.
-            device: where to run; by default the device it was saved on if there is one here.
-            options: for ``huggingface_hub.snapshot_download`` (revision, token, ...), or for
-                ``HookedTransformer.from_pretrained_no_processing``; processing that it is asked
-                for (``fold_ln=True``, ...) is :meth:`process_weights_`, after the conversion.
-
-        Raises:
-            ValueError: files that are missing, damaged, of another shape or class, by name; a
-                processing step that streams do not survive.
-        """
-        name = name if Path(name).is_dir() else SHIPPED_MODELS.get(str(name), name)
-        is_folder = Path(name).is_dir()
-        if is_folder and options:
-            raise ValueError(
-                f"{next(iter(options))}= is for models from the hub; {name} is a folder"
-            )
-        if not is_folder and str(name) in TRANSFORMER_LENS_NAMES:
-            steps = {step: options.pop(step, False) for step in PROCESSING}
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="HookedTransformer is deprecated")
-                stock = HookedTransformer.from_pretrained_no_processing(
-                    str(name), device=device, tokenizer=tokenizer, **options
-                )
-            model = cls.from_hooked(stock, streams, unprocessed=True)
-            if any(steps.values()):  # through the streams, or refused
-                model.process_weights_(**steps)
-            return model
-        known = (*SHIPPED_MODELS, *TRANSFORMER_LENS_NAMES)
-        folder = Path(name) if is_folder else fetch(str(name), known, **options)
-        model_class, config = read_config(folder)
-        if model_class != cls.__name__:
-            raise ValueError(
-                f"{folder} holds a {model_class}; load it with that class, not {cls.__name__}"
-            )
-        weights = folder / "model.safetensors"
-        try:
-            cfg = cls.config_class.from_json(config)
-            cfg.device = device or present_device(str(cfg.device))
-            wanted, cfg.init_weights = cfg.init_weights, False
-            elsewhere, cfg.tokenizer_name = cfg.tokenizer_name, None
-        except Exception as error:  # a stranger's settings fail in many ways
-            raise ValueError(f"{folder / 'config.json'}: {_first_line(error)}") from None
-        cls.check_size(cfg, weights, folder / "config.json")
-        check_files(folder)  # now that the weights are known to be no larger than they should be
-        try:
-            model = cls(cfg, tokenizer=tokenizer)
-        except Exception as error:
-            raise ValueError(f"{folder / 'config.json'}: {_first_line(error)}") from None
-        if tokenizer is None:
-            model._use_tokenizer(read_tokenizer(folder))
-            if model.tokenizer is None and elsewhere is not None:
-                note(
-                    f"{folder} names its tokenizer, {elsewhere!r}, and holds none; it was not "
-                    "looked for: pass tokenizer="
-                )
-        load_parameters(dict(model.named_parameters()), weights)
-        model.cfg.init_weights = wanted
-        model.eval()  # no dropout, where there is any
-        return model if streams is None else model.with_streams(streams, share_weights=True)
-
-    @classmethod
-    def check_size(
-        cls, cfg: ResValConfig, weights: Path, source: Path, beside: Collection[str] = ()
-    ) -> None:
-        """Raises ValueError where ``weights`` is not of the model of ``cfg``; takes no memory.
-
-        Args:
-            source: the file that ``cfg`` is from, to name it.
-            beside: what ``weights`` may hold beside the parameters.
-        """
-        found = tensor_shapes(weights, "a saved model's parameters")
-        found = {name: x for name, x in found.items() if name not in beside}
-        try:
-            for name in _ONE_BY_ONE:
-                if (getattr(cfg, name, None) or 0) > len(found):
-                    raise ValueError(f"{name}={getattr(cfg, name)}, for {len(found)} parameters")
-            model = cls._without_memory(cfg)
-        except Exception as error:
-            raise ValueError(f"{source}: {_first_line(error)}") from None
-        check_parameters(dict(model.named_parameters()), found, weights)
-        tables = f"{source}: what a model of n_ctx={cfg.n_ctx} keeps in tables"
-        check_room(_bytes_of(model.buffers()), tables)
-
     @classmethod
     def check_memory(cls, cfg: ResValConfig) -> None:
         """Raises ValueError for a model that is larger than this machine's memory."""
-        for name in _ONE_BY_ONE:
+        for name in ONE_BY_ONE:
             number = getattr(cfg, name, None) or 0
             check_room(number * 2**14, f"a model of {name}={number}")  # modules, however narrow
         model = cls._without_memory(cfg)
-        size = _bytes_of([*model.parameters(), *model.buffers()])
+        size = bytes_of([*model.parameters(), *model.buffers()])
         check_room(size, f"a model of d_model={cfg.d_model}, n_ctx={cfg.n_ctx}")
 
     @classmethod
@@ -399,25 +300,11 @@ class WeightConversion(StreamCaching):
         with torch.device("meta"):
             return cls(shapes)
 
-    def push_to_hub(self, repo_id: str, *, record: dict[str, Any] | None = None, **hub: Any) -> str:
-        """Saves to a temporary folder and uploads it to the Hugging Face hub; the commit's address.
-
-        Args:
-            hub: token, private, commit_message, ...
-        """
-        with tempfile.TemporaryDirectory() as parent:
-            folder = Path(parent) / "model"
-            self.save_pretrained(folder, record=record)
-            return push(folder, repo_id, **hub)
-
-
-def _bytes_of(tensors: Iterable[Tensor]) -> int:
-    return sum(x.numel() * x.element_size() for x in tensors)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
-
 
 def _mixed_like(stream: AttentionStream) -> AttentionStream:
     return replace(stream, layers=None, detach=False)
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """How much memory the entries of tensors take."""
+    return sum(x.numel() * x.element_size() for x in tensors)

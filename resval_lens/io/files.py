@@ -49,6 +49,11 @@ def note_unsealed(path: Path) -> None:
     note(f"{path} has no checksum, as older versions wrote it: damage would not be seen")
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or else its name."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def check_plain(path: Path, what: str) -> None:
     """Raises ValueError unless ``path`` is a plain file, or a link to one; nothing is opened."""
     try:
@@ -81,11 +86,15 @@ def read_bytes(path: Path, what: str) -> bytes:
         raise ValueError(f"{path} cannot be read ({error}); expected {what}") from None
 
 
+def memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def check_room(size: int, what: str) -> None:
     """Raises ValueError if ``what``, of ``size`` bytes, is larger than this machine's memory."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if size > memory:
-        raise ValueError(f"{what} takes {size:,} bytes; this machine has {memory:,}")
+    if size > memory():
+        raise ValueError(f"{what} takes {size:,} bytes; this machine has {memory():,}")
 
 
 def digest(path: Path) -> str:

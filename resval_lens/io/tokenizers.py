@@ -14,7 +14,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from resval_lens.io.files import check_plain, read_bytes
+from resval_lens.io.files import check_plain, first_line, read_bytes
 
 END_OF_DOCUMENT = "<|endoftext|>"
 END_OF_TEXT = (END_OF_DOCUMENT, "</s>", "<eos>", "<|end_of_text|>", "<|eot_id|>")
@@ -194,8 +194,7 @@ def _from_hub(name: str) -> Tokenizer:
             vocab, merges = (Path(hf_hub_download(name, file)) for file in _TWO_FILES)
             return _read_gpt2(vocab, merges)
     except (OSError, EntryNotFoundError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"{name!r} is no file or folder here, and no tokenizer could be had from the Hugging "
-            f"Face hub ({reason})"
+            f"Face hub ({first_line(error)})"
         ) from None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from resval_lens.config import ResValConfig
-from resval_lens.io.files import check_finite, check_plain
+from resval_lens.io.files import check_finite, check_plain, first_line
 from resval_lens.models.language_models import language_model_config
 from resval_lens.streams import Carry, StreamsLike
 from resval_lens.transformer import ResValTransformer
@@ -86,7 +86,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damage has many names here
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         raise ValueError(f"{path} is not a checkpoint of tensors ({reason})") from None
     state = saved.get("state_dict") if isinstance(saved, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(x, Tensor) for x in state.values()):

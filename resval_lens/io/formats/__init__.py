@@ -1,0 +1,17 @@
+"""Formats in which others save models: one entry each."""
+
+from pathlib import Path
+
+from resval_lens.io.formats.format import Converted, Format
+from resval_lens.io.formats.hugging_face import GGUF, HuggingFaceFolder
+from resval_lens.io.formats.nanogpt import NanoGPT
+
+FORMATS: tuple[Format, ...] = (HuggingFaceFolder(), GGUF(), NanoGPT())
+"""Every format, in the order in which a path is held to them."""
+
+__all__ = ["FORMATS", "Converted", "Format", "format_of"]
+
+
+def format_of(path: Path) -> Format | None:
+    """The format of a file or folder, if it is one of ``FORMATS``."""
+    return next((each for each in FORMATS if each.holds(path)), None)

@@ -1,0 +1,145 @@
+"""Settings of transformers' models as TransformerLens's, whatever a model is called.
+
+TransformerLens converts the weights of more architectures than it derives settings for: those of
+Gemma and OLMo stand there by the names of the models that were published. Here they follow from
+the model's own configuration.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformer_lens import HookedTransformerConfig
+from transformer_lens.loading_from_pretrained import get_pretrained_model_config
+
+_FROM_CONFIG = (
+    "ApertusForCausalLM", "BloomForCausalLM", "GPT2LMHeadModel", "GPTJForCausalLM",
+    "GPTNeoForCausalLM", "GPTNeoXForCausalLM", "GptOssForCausalLM", "LlamaForCausalLM",
+    "MistralForCausalLM", "MixtralForCausalLM", "OPTForCausalLM", "Olmo3ForCausalLM",
+    "OlmoeForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM",
+)  # fmt: skip
+"""TransformerLens derives the settings of these from their configuration."""
+_DERIVED = (
+    "Gemma2ForCausalLM", "Gemma3ForCausalLM", "GemmaForCausalLM", "Olmo2ForCausalLM",
+    "OlmoForCausalLM", "PhiForCausalLM",
+)  # fmt: skip
+"""TransformerLens has the settings of these by the names of published models, or asks for a field
+that newer transformers have elsewhere (Phi)."""
+_CENTRED = ("OlmoForCausalLM", "PhiForCausalLM")
+ARCHITECTURES = tuple(sorted((*_FROM_CONFIG, *_DERIVED), key=str.lower))
+"""Architectures of transformers that can be converted."""
+
+
+def check_architecture(config: Any, source: str) -> str:
+    """The architecture that a configuration of transformers names.
+
+    Raises:
+        ValueError: it is not among ``ARCHITECTURES``.
+    """
+    named = (getattr(config, "architectures", None) or [f"{type(config).__name__} without one"])[0]
+    if named not in ARCHITECTURES:
+        raise ValueError(
+            f"{source}: the architecture {named} cannot be converted; these can: "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+    return str(named)
+
+
+def hooked_config(config: Any, source: str, **settings: Any) -> HookedTransformerConfig:
+    """A configuration of transformers as TransformerLens's.
+
+    Args:
+        settings: device, dtype, default_prepend_bos.
+
+    Raises:
+        ValueError: an architecture that cannot be converted.
+    """
+    architecture = check_architecture(config, source)
+    if architecture in _DERIVED:
+        cfg = HookedTransformerConfig(**_derived(config, architecture), **settings)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            _save(config, architecture, Path(folder))
+            cfg = get_pretrained_model_config(folder, **settings)
+        head = getattr(config, "head_dim", None)
+        if head not in (None, cfg.d_head):  # Llama's is taken to be d_model / n_heads there
+            cfg = replace(cfg, d_head=head, rotary_dim=head, attn_scale=-1.0)
+    cfg.model_name, cfg.tokenizer_name = architecture.removesuffix("ForCausalLM"), None
+    return cfg
+
+
+def _save(config: Any, architecture: str, folder: Path) -> None:
+    """config.json as TransformerLens reads it."""
+    config.save_pretrained(folder)
+    path = folder / "config.json"
+    settings = json.loads(path.read_text())
+    if "n_positions" in settings:  # GPT-2's, under its older name
+        settings.setdefault("n_ctx", settings["n_positions"])
+    path.write_text(json.dumps({**settings, "architectures": [architecture]}))
+
+
+def _derived(config: Any, architecture: str) -> dict[str, Any]:
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kinds = getattr(config, "layer_types", None) or []
+    local = [{"sliding_attention": "local"}.get(kind, "global") for kind in kinds]
+    rotary = getattr(config, "rope_parameters", None) or {}
+    turned = rotary.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", 1.0))
+    bases = _rotary_bases(config)
+    settings: dict[str, Any] = {
+        "original_architecture": architecture,
+        "d_model": config.hidden_size,
+        "d_head": head,
+        "n_heads": heads,
+        "n_key_value_heads": None if groups == heads else groups,
+        "d_mlp": config.intermediate_size,
+        "n_layers": config.num_hidden_layers,
+        "n_ctx": config.max_position_embeddings,
+        "d_vocab": config.vocab_size,
+        "act_fn": getattr(config, "hidden_activation", None) or config.hidden_act,
+        "eps": getattr(config, "rms_norm_eps", getattr(config, "layer_norm_eps", 1e-5)),
+        "normalization_type": "LN" if architecture in _CENTRED else "RMS",
+        "positional_embedding_type": "rotary",
+        "rotary_dim": round(turned * head),
+        "rotary_base": bases[0],
+        "gated_mlp": architecture != "PhiForCausalLM",
+        "parallel_attn_mlp": architecture == "PhiForCausalLM",
+        "init_weights": False,
+    }
+    if "local" in local:
+        settings |= {
+            "use_local_attn": True,
+            "attn_types": local,
+            "window_size": config.sliding_window,
+        }
+    if architecture == "OlmoForCausalLM":
+        settings["clip_qkv"] = config.clip_qkv
+    if architecture.startswith("Gemma"):
+        settings["final_rms"] = True
+        scale = getattr(config, "query_pre_attn_scalar", None)
+        if scale is not None:  # Gemma 2 and 3
+            settings |= {"attn_scale": scale**0.5, "use_normalization_before_and_after": True}
+            settings |= {
+                ours: soft_cap
+                for ours, theirs in (
+                    ("attn_scores_soft_cap", "attn_logit_softcapping"),
+                    ("output_logits_soft_cap", "final_logit_softcapping"),
+                )
+                if (soft_cap := getattr(config, theirs, None)) is not None
+            }
+        if architecture == "Gemma3ForCausalLM":
+            settings |= {"use_qk_norm": True, "rotary_base_local": bases[1]}
+    return settings
+
+
+def _rotary_bases(config: Any) -> tuple[float, float]:
+    """Bases of the rotation in layers that attend everywhere, and in those with a window."""
+    rotary = getattr(config, "rope_parameters", None) or {}
+    wide, near = rotary.get("full_attention", rotary), rotary.get("sliding_attention", rotary)
+    older = getattr(config, "rope_theta", 10_000.0)
+    local = getattr(config, "rope_local_base_freq", older)
+    return float(wide.get("rope_theta", older)), float(near.get("rope_theta", local))
