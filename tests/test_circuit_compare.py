@@ -16,15 +16,15 @@ from resval_lens.analyses.circuits.study import agreement, circuit_study
 from resval_lens.analyses.comparison import circuit_tables
 from resval_lens.analyses.comparison.circuit_compare import (
     ComparedCircuits,
-    Studied,
+    ComparedModel,
     check_counts,
     check_models,
     classifier_circuits,
+    compared_models,
     ioi_circuits,
     ioi_heads,
     ioi_matrices,
     naming,
-    studied_models,
 )
 from resval_lens.analyses.comparison.circuit_findings import MEASURES, over_seeds, sentences
 from resval_lens.analyses.drawing import figures
@@ -52,7 +52,7 @@ def compared() -> ComparedCircuits:
         for each in load_runs(ICLRun)
         if each.has_model and each.run.name in ("classic", "values")
     ]
-    models = studied_models()
+    models = compared_models()
     of_names = ioi_circuits(models, 8)
     circuits = classifier_circuits(runs, 32) + of_names
     matrices = ioi_matrices(models, 8, found_already=of_names)
@@ -243,22 +243,22 @@ def test_every_table_and_figure_draws(compared: ComparedCircuits, tmp_path: Path
 
 def test_a_folder_without_runs_on_stories_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no training runs"):
-        studied_models(tmp_path)
+        compared_models(tmp_path)
 
 
 def test_a_studied_model_is_named_by_its_architecture() -> None:
     model = ResValTransformer.from_pretrained("stories-small-values")
-    assert Studied("mine", None, model).architecture == "values"
+    assert ComparedModel("mine", None, model).architecture == "values"
 
 
 def test_models_that_cannot_be_compared_are_refused_at_once() -> None:
-    models = studied_models()
+    models = compared_models()
     with pytest.raises(ValueError, match="prompts=1 are too few: kind='ABC' takes 3 new names"):
         check_models(models, 1, 0)
     other = copy.copy(models[1].model)
     other.tokenizer = Tokens({"a": 0})
     with pytest.raises(ValueError, match="mine has another tokenizer than stories-small-classic"):
-        check_models([models[0], Studied("mine", 0, other)], 64, 0)
+        check_models([models[0], ComparedModel("mine", 0, other)], 64, 0)
     with pytest.raises(ValueError, match="prompts must be 1 or more; got 0"):
         check_counts(sequences=1, prompts=0)
 

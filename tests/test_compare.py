@@ -14,7 +14,7 @@ from resval_lens.analyses.comparison.icl import (
     attention_study,
     four_cells,
     link_study,
-    subjects,
+    trained_classifiers,
 )
 from resval_lens.analyses.comparison.icl_compare import GRAFTED, compare
 from resval_lens.analyses.comparison.icl_curves import icl_curves
@@ -38,78 +38,80 @@ def accuracy(model: ICLClassifier, batch: ICLBatch) -> float:
 
 @pytest.fixture(scope="module")
 def shipped() -> dict:
-    return {subject.name: subject for subject in subjects(paper_runs(load_runs(ICLRun)), 400)}
+    return {each.name: each for each in trained_classifiers(paper_runs(load_runs(ICLRun)), 400)}
 
 
 def test_four_models_ship_and_answer_in_context(shipped):
     assert list(shipped) == PAPER
-    for subject in shipped.values():
-        assert accuracy(subject.model, subject.tests["ic"]) > 0.95
+    for trained in shipped.values():
+        assert accuracy(trained.model, trained.tests["ic"]) > 0.95
 
 
 def test_shipped_models_reach_their_recorded_accuracy():
     """The recorded run's test sets, drawn anew, give the recorded number."""
-    (subject,) = subjects([run for run in load_runs(ICLRun) if run.run.name == "values"], 10_000)
+    (trained,) = trained_classifiers(
+        [run for run in load_runs(ICLRun) if run.run.name == "values"], 10_000
+    )
     recorded = json.loads(
         (SHIPPED / "icl" / "values-seed0" / "model" / "provenance.json").read_text()
     )["metrics"]
-    ours = evaluate(subject.model, {"ic": subject.tests["ic"]})["ic"]
+    ours = evaluate(trained.model, {"ic": trained.tests["ic"]})["ic"]
     assert ours["accuracy"] == pytest.approx(recorded["ic"]["accuracy"], abs=2e-4)
     assert ours["loss"] == pytest.approx(recorded["ic"]["loss"], abs=1e-4)
 
 
 def test_accuracies_count_argmax_hits(shipped):
-    subject = shipped["keys"]
-    batch = ICLBatch(*(x[:50] for x in subject.tests["iw"]))
+    trained = shipped["keys"]
+    batch = ICLBatch(*(x[:50] for x in trained.tests["iw"]))
     with torch.no_grad():
-        hits = [int(subject.model(x[None]).argmax()) == int(y)
+        hits = [int(trained.model(x[None]).argmax()) == int(y)
                 for x, y in zip(batch.inputs, batch.targets, strict=True)]  # fmt: skip
-    assert accuracies(subject.model, {"iw": batch}) == {"iw": np.mean(hits)}
+    assert accuracies(trained.model, {"iw": batch}) == {"iw": np.mean(hits)}
 
 
 @pytest.mark.parametrize("name", ["queries", "keys", "values"])
 def test_scaling_the_link_is_changing_the_carried_weight(shipped, name):
-    subject = shipped[name]
-    study = link_study(subject, 150)
-    of = subject.model.cfg.streams[0].of
+    trained = shipped[name]
+    study = link_study(trained, 150)
+    of = trained.model.cfg.streams[0].of
     for c in (-1.0, 0.5, 2.0):
-        other = subject.model.with_streams(AttentionStream(of=of, carried=c))
+        other = trained.model.with_streams(AttentionStream(of=of, carried=c))
         expected = {
             task: accuracy(other, ICLBatch(*(x[:150] for x in batch)))
-            for task, batch in subject.tests.items()
+            for task, batch in trained.tests.items()
         }
         assert study.scale[c] == pytest.approx(expected, abs=1e-9)
-    some = ICLBatch(*(x[:150] for x in subject.tests["ic"]))
-    assert study.scale[0.0]["ic"] == accuracy(subject.model.with_streams(""), some)
+    some = ICLBatch(*(x[:150] for x in trained.tests["ic"]))
+    assert study.scale[0.0]["ic"] == accuracy(trained.model.with_streams(""), some)
     assert study.sequences == study.to_dict()["sequences"] == 150
     assert study.to_dict()["scale"]["0.0"] == study.scale[0.0]
     for results, streams in (
         (study.cut, ""),
         (study.without, ""),
-        (study.whole, subject.model.cfg.streams),
+        (study.whole, trained.model.cfg.streams),
     ):
-        expected = evaluate(subject.model.with_streams(streams), subject.tests)
+        expected = evaluate(trained.model.with_streams(streams), trained.tests)
         for task, numbers in results.items():
             assert numbers == pytest.approx(expected[task], abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["queries", "keys", "values"])
 def test_a_mean_link_is_a_hook_that_puts_the_mean_in_its_place(shipped, name):
-    subject = shipped[name]
-    study = link_study(subject, 150)
-    of = subject.model.cfg.streams[0].of
-    generator = torch.Generator().manual_seed(subject.seed)
-    for task, settings in subject.world.task.tests().items():
-        others = subject.world.batch(1000, generator, settings).inputs
-        _, cache = subject.model.run_with_cache(others)
+    trained = shipped[name]
+    study = link_study(trained, 150)
+    of = trained.model.cfg.streams[0].of
+    generator = torch.Generator().manual_seed(trained.seed)
+    for task, settings in trained.world.task.tests().items():
+        others = trained.world.batch(1000, generator, settings).inputs
+        _, cache = trained.model.run_with_cache(others)
         put = cache[f"blocks.1.attn.hook_{of}_link"].mean(0)
 
         def replace(link, hook, put=put):
             return put.expand_as(link)
 
-        with subject.model.hooks(fwd_hooks=[(f"blocks.1.attn.hook_{of}_link", replace)]):
-            some = ICLBatch(*(x[:150] for x in subject.tests[task]))
-            assert study.mean[task] == accuracy(subject.model, some)
+        with trained.model.hooks(fwd_hooks=[(f"blocks.1.attn.hook_{of}_link", replace)]):
+            some = ICLBatch(*(x[:150] for x in trained.tests[task]))
+            assert study.mean[task] == accuracy(trained.model, some)
 
 
 @pytest.mark.parametrize("mix", ["gate", "convex", "pair"])
@@ -119,10 +121,10 @@ def test_an_own_weight_that_is_not_one_stays_when_the_link_is_cut(shipped, mix):
     stream = AttentionStream("v", mix=mix, **own)
     classic = shipped["classic"]
     tests = {task: ICLBatch(*(x[:100] for x in batch)) for task, batch in classic.tests.items()}
-    subject = replace(classic, tests=tests, model=classic.model.with_streams(stream))
-    study = link_study(subject, 60)
-    with cut_links(subject.model):
-        cut = {task: accuracy(subject.model, batch) for task, batch in tests.items()}
+    trained = replace(classic, tests=tests, model=classic.model.with_streams(stream))
+    study = link_study(trained, 60)
+    with cut_links(trained.model):
+        cut = {task: accuracy(trained.model, batch) for task, batch in tests.items()}
     assert study.accuracies_cut == study.to_dict()["cut"] == pytest.approx(cut)
     without = {task: accuracy(classic.model, batch) for task, batch in tests.items()}
     assert {task: of["accuracy"] for task, of in study.without.items()} == pytest.approx(without)
@@ -193,12 +195,12 @@ def test_the_study_is_json_and_every_figure_draws(tmp_path):
 
 def test_no_models_is_said():
     with pytest.raises(ValueError, match="none of these runs has a trained model"):
-        subjects([run for run in load_runs(ICLRun) if not run.has_model], 10)
+        trained_classifiers([run for run in load_runs(ICLRun) if not run.has_model], 10)
 
 
 def test_sequences_below_one_are_refused():
     with pytest.raises(ValueError, match="sequences must be 1 or more; got 0"):
-        subjects(load_runs(ICLRun), 0)
+        trained_classifiers(load_runs(ICLRun), 0)
 
 
 def test_export_keeps_metrics_and_chosen_models_and_refuses_unfinished_runs(tmp_path):

@@ -17,8 +17,8 @@ from resval_lens.analyses.cli.app import app
 from resval_lens.analyses.cli.reporting import report
 from resval_lens.analyses.comparison.circuit_compare import (
     ComparedCircuits,
-    Studied,
-    studied_models,
+    ComparedModel,
+    compared_models,
 )
 from resval_lens.analyses.comparison.compare_parts import Comparison, Sizes, compare_all
 from resval_lens.analyses.comparison.icl_emergence import paper_runs
@@ -199,7 +199,7 @@ def test_attention_is_the_models_own(html: str, data: dict):
         means = torch.tensor(data["attention"][name]["mean_pattern"])
         assert torch.allclose(torch.tensor(props["attention"]), means, atol=6e-5)
         assert props["headLabels"] == ["layer 1", "layer 2"]
-    for props, models in zip(shown[2:], studied_models(), strict=True):
+    for props, models in zip(shown[2:], compared_models(), strict=True):
         chosen = TASKS["ioi"].draw(Loaded(models.name, models.model), 1, Asked(0))
         end = int(chosen.pairs.answers[0]) + 1
         _, cache = models.model.run_with_cache(chosen.pairs.clean[:, :end])
@@ -288,7 +288,7 @@ def test_models_without_links_or_sentences_make_a_page(study: Comparison, data: 
 
 @pytest.fixture(scope="module")
 def compared() -> ComparedLanguageModels:
-    return compare_language_models(studied_models(), prompts=6, seed=3)
+    return compare_language_models(compared_models(), prompts=6, seed=3)
 
 
 def test_cutting_every_link_is_running_without_the_stream(compared: ComparedLanguageModels):
@@ -309,7 +309,7 @@ def test_cutting_every_link_is_running_without_the_stream(compared: ComparedLang
 
 
 def test_a_patched_head_is_a_plain_hook(compared: ComparedLanguageModels):
-    for each in studied_models():
+    for each in compared_models():
         (found,) = (
             entry for entry in compared.patched
             if entry.facts.model == each.name and entry.site == "z"
@@ -335,7 +335,7 @@ def test_a_patched_head_is_a_plain_hook(compared: ComparedLanguageModels):
 
 def test_scores_are_those_of_the_prompts(compared: ComparedLanguageModels):
     drawn = ioi_prompts(6, 3, "unseen", "unseen", "unseen")
-    for each in studied_models():
+    for each in compared_models():
         tokenizer = each.model.tokenizer
         expected = ioi_scores(each.model, encode(drawn, tokenizer, tokenizer.eos_token_id))
         own = compared.scores[each.name].scores
@@ -344,14 +344,14 @@ def test_scores_are_those_of_the_prompts(compared: ComparedLanguageModels):
 
 def test_no_prompts_are_refused():
     with pytest.raises(ValueError, match="prompts must be 1 or more; got 0"):
-        compare_language_models(studied_models(), prompts=0)
+        compare_language_models(compared_models(), prompts=0)
 
 
 def test_links_of_queries_are_patched_and_kinds_stay_apart(study: Comparison, data: dict):
     """Models with other streams: each with its own links, cells and name."""
-    classic = studied_models()[0]
+    classic = compared_models()[0]
     models = [classic] + [
-        Studied(f"mine-{streams}", 0, classic.model.with_streams(streams))
+        ComparedModel(f"mine-{streams}", 0, classic.model.with_streams(streams))
         for streams in ("q", "qv")
     ]
     found = compare_language_models(models, prompts=4)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from resval_lens.analyses.comparison.circuit_compare import studied_models
+from resval_lens.analyses.comparison.circuit_compare import compared_models
 from resval_lens.analyses.comparison.compare_parts import Sizes, compare_all
 from resval_lens.analyses.comparison.icl_emergence import paper_runs
 from resval_lens.analyses.results.result import plain
@@ -41,7 +41,7 @@ class Alone:
             patched.setattr(answer, "_first_layer", counted_layer)
             patched.setattr(icl_run, "draw_world", counted_world)
             self.found = compare_all(
-                paper_runs(load_runs(ICLRun)), studied_models(), FEW, 1, self.notes.append
+                paper_runs(load_runs(ICLRun)), compared_models(), FEW, 1, self.notes.append
             )
 
 
@@ -59,7 +59,7 @@ def test_no_world_is_drawn_twice_and_no_sequence_read_twice_by_one_model(alone: 
 
 def test_two_processes_find_what_one_finds_to_the_bit(alone: Alone) -> None:
     notes: list[str] = []
-    found = compare_all(paper_runs(load_runs(ICLRun)), studied_models(), FEW, 2, notes.append)
+    found = compare_all(paper_runs(load_runs(ICLRun)), compared_models(), FEW, 2, notes.append)
     assert json.dumps(plain(found)) == json.dumps(plain(alone.found))
     said, by_one = "\n".join(notes), "\n".join(alone.notes)
     for half, where in (("classifiers", by_one), ("classifiers and circuits", said)):

@@ -21,23 +21,23 @@ from resval_lens.analyses.cli.memory import KNOWLEDGE_VARIANTS, knowledge_comman
 from resval_lens.analyses.papers.memory.analogies import shade
 from resval_lens.analyses.papers.memory.asked import (
     FLOOR,
-    Subject,
-    constructed_subjects,
+    AskedModel,
+    constructed_models,
     flip_point,
     global_knowledge,
     least_squares,
     margins,
-    trained_subject,
-    trained_subjects,
+    trained_model,
+    trained_models,
 )
 from resval_lens.analyses.papers.memory.comparable import COLOURS, by_variant
 from resval_lens.analyses.papers.memory.construction import Strengths, constructed_model
 from resval_lens.analyses.papers.memory.knowledge import (
-    Asked,
     Fit,
     Flip,
     Group,
     Knowledge,
+    ModelKnowledge,
     group_study,
     knowledge_over_seeds,
     knowledge_study,
@@ -183,8 +183,8 @@ def test_a_constructed_model_has_its_weights_back_and_flips_at_a_third_of_tau3()
         global_knowledge(bigrams), Generator().manual_seed(0),
         n_ctx=40, strengths=Strengths(30.0, 30.0, 6.0),
     )  # fmt: skip
-    subject = Subject("constructed", model, bigrams, {"all": None}, tau3=6.0)
-    found = group_study(subject, None, 60, Generator().manual_seed(0))
+    asked = AskedModel("constructed", model, bigrams, {"all": None}, tau3=6.0)
+    found = group_study(asked, None, 60, Generator().manual_seed(0))
     assert found.fit.weight == pytest.approx(1, abs=1e-6)
     assert found.fit.tau3 == pytest.approx(6, abs=1e-5)
     assert found.fit.r2 == pytest.approx(1, abs=1e-9)
@@ -207,11 +207,11 @@ def test_a_constructed_model_has_its_weights_back_and_flips_at_a_third_of_tau3()
 
 def test_a_is_a_trigger_or_none_and_triggers_are_no_fillers(runs):
     recorded = load_runs(MemoryRun, runs)[0]
-    subject = trained_subject(recorded)
+    asked = trained_model(recorded)
     fixed = recorded.run.task.trigger_tokens
-    assert subject.groups["triggers"] == fixed
-    assert sorted([*subject.groups["others"], *fixed]) == list(range(9))
-    assert subject.no_fillers == fixed
+    assert asked.groups["triggers"] == fixed
+    assert sorted([*asked.groups["others"], *fixed]) == list(range(9))
+    assert asked.no_fillers == fixed
 
 
 def test_drawn_triggers_may_be_fillers(tmp_path):
@@ -219,13 +219,13 @@ def test_drawn_triggers_may_be_fillers(tmp_path):
     run = MemoryRun("relative", task=task, d_model=16, n_ctx=40, steps=1, batch=2,
                     snapshot_every=1, test_size=2)  # fmt: skip
     train_memory(run, tmp_path / run.folder_name)
-    subject = trained_subject(load_runs(MemoryRun, tmp_path)[0])
-    assert subject.groups == {"any token": None}
-    assert not subject.no_fillers
+    asked = trained_model(load_runs(MemoryRun, tmp_path)[0])
+    assert asked.groups == {"any token": None}
+    assert not asked.no_fillers
     # The same prompts as a constructed model, and others than of fixed triggers.
-    constructed = constructed_subjects(task.bigrams, d_model=32)[0]
-    fixed = replace(subject, name="fixed", groups={"triggers": [0, 1]}, no_fillers=[0, 1])
-    study = knowledge_study([subject, constructed, fixed], prompts=4)
+    constructed = constructed_models(task.bigrams, d_model=32)[0]
+    fixed = replace(asked, name="fixed", groups={"triggers": [0, 1]}, no_fillers=[0, 1])
+    study = knowledge_study([asked, constructed, fixed], prompts=4)
     gaps = [
         [cell.gap for cell in next(iter(each.groups.values())).cells] for each in study.subjects
     ]
@@ -238,18 +238,20 @@ def test_among_candidates_drawn_triggers_are_a_group(tmp_path):
     run = MemoryRun("relative", task=task, d_model=16, n_ctx=40, steps=1, batch=2,
                     snapshot_every=1, test_size=2)  # fmt: skip
     train_memory(run, tmp_path / run.folder_name)
-    subject = trained_subject(load_runs(MemoryRun, tmp_path)[0])
-    assert subject.groups == {"triggers": (0, 3, 4, 5), "others": [1, 2, 6, 7, 8]}
+    asked = trained_model(load_runs(MemoryRun, tmp_path)[0])
+    assert asked.groups == {"triggers": (0, 3, 4, 5), "others": [1, 2, 6, 7, 8]}
 
 
-def one_of(name: str, seed: int, tau3: float, flip: float | None, fitted: float | None) -> Asked:
+def one_of(
+    name: str, seed: int, tau3: float, flip: float | None, fitted: float | None
+) -> ModelKnowledge:
     fit = Fit(1 - seed / 10, 0.0, tau3, 0.0, None)
     found = Group(fit, Flip(flip, 0.0, fitted), majority=0.5, off_expected=0.0, cells=[])
-    return Asked(name, seed, None, {"any token": found})
+    return ModelKnowledge(name, seed, None, {"any token": found})
 
 
-def study_of(studied: list[Asked]) -> Knowledge:
-    return Knowledge(0, 2, FLOOR, studied, knowledge_over_seeds(studied))
+def study_of(known: list[ModelKnowledge]) -> Knowledge:
+    return Knowledge(0, 2, FLOOR, known, knowledge_over_seeds(known))
 
 
 def test_means_and_deviations_over_seeds_are_numpys():
@@ -295,7 +297,7 @@ def test_thresholds_are_compared_in_the_seeds_that_have_both():
 
 def test_tables_of_three_seeds_fit_in_80_columns():
     names = ("constructed, d = 1,024", *KNOWLEDGE_VARIANTS)
-    studied = []
+    known = []
     for name in names:
         for seed in range(3):
             one = one_of(name, seed, 20.0 - 12.3 * seed, None, 10.25 * (seed + 1))
@@ -304,8 +306,8 @@ def test_tables_of_three_seeds_fit_in_80_columns():
             flip = replace(found.flip, at=None if seed == 1 else 99.9 - seed)
             found = replace(found, fit=fit, flip=flip)
             groups = {"any token": found, "triggers": found, "others": found}
-            studied.append(replace(one, groups=groups))
-    tables = study_of(studied).tables()
+            known.append(replace(one, groups=groups))
+    tables = study_of(known).tables()
     text = assert_fits(tables, names)
     assert "98.9±1.0 (2/3)" in text
     assert " 7.7±10.0 " in text
@@ -335,7 +337,7 @@ def test_runs_that_differ_in_more_than_variant_and_seed_are_refused():
         (recorded_as("a"), "a-seed0 and runs/a-seed0 are the same variant and seed; keep one"),
     ):
         with pytest.raises(ValueError, match=said) as error:
-            trained_subjects([first, twin])
+            trained_models([first, twin])
         assert len(str(error.value)) < 400
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=r"b-seed0 has task.triggers='drawn'"):
@@ -350,8 +352,8 @@ def test_the_variants_are_with_and_without_values_and_with_drawn_triggers(
         "absolute-drawn", "relative-drawn", "relative-values-drawn",
     ]  # fmt: skip
     monkeypatch.setattr(
-        "resval_lens.analyses.papers.memory.asked.constructed_subjects",
-        lambda bigrams, tau3, seed: constructed_subjects(bigrams, tau3, seed, d_model=32),
+        "resval_lens.analyses.papers.memory.asked.constructed_models",
+        lambda bigrams, tau3, seed: constructed_models(bigrams, tau3, seed, d_model=32),
     )
     some = {"runs": runs, "to": tmp_path, "quiet": True}
     knowledge_command("absolute-values", prompts=2, **some)
@@ -367,7 +369,7 @@ def test_seeds_that_cannot_be_are_refused_before_any_work(seed, tmp_path):
     with pytest.raises(ValueError, match=f"^seed must be a whole number from 0 to .*; got {seed}$"):
         knowledge_command(runs=tmp_path / "none", seed=seed, to=tmp_path)
     for asked in (lambda: knowledge_study([], seed=seed),
-                  lambda: constructed_subjects(some_bigrams(), seed=seed)):  # fmt: skip
+                  lambda: constructed_models(some_bigrams(), seed=seed)):  # fmt: skip
         with pytest.raises(ValueError, match="seed must be a whole number"):
             asked()
 
@@ -412,7 +414,7 @@ def test_runs_without_models_and_too_few_prompts_are_refused(runs, tmp_path):
 
 
 def test_constructed_subjects_answer_prompts_of_all_counts():
-    exact, random = constructed_subjects(some_bigrams(), tau3=4.0, d_model=64)
+    exact, random = constructed_models(some_bigrams(), tau3=4.0, d_model=64)
     assert exact.model.cfg.n_ctx == random.model.cfg.n_ctx == 32
     assert exact.model.cfg.dtype == torch.float64
     assert random.model.cfg.d_model == 64

@@ -84,7 +84,7 @@ def compare_command(
         check_counts,
         check_models,
         check_sizes,
-        studied_models,
+        compared_models,
     )
     from resval_lens.analyses.comparison.compare_parts import Comparison, Sizes, compare_all
     from resval_lens.analyses.comparison.icl_curves import icl_curves
@@ -100,7 +100,7 @@ def compare_command(
     to = to or page or Path("out")
     check_counts(sequences=sequences, link_sequences=link_sequences, prompts=prompts)
     wanted = None if seeds is None else numbers(seeds)
-    models = studied_models(lm_runs)
+    models = compared_models(lm_runs)
     check_models(models, prompts, seed)
     curves = load_runs(LMRun) if lm_runs is None else load_runs(LMRun, lm_runs)
     for folder in (to, *([page] if page else [])):

@@ -240,7 +240,7 @@ def knowledge_command(
 
     Example: `resval-lens memory knowledge --prompts 400`
     """
-    from resval_lens.analyses.papers.memory.asked import constructed_subjects, trained_subjects
+    from resval_lens.analyses.papers.memory.asked import constructed_models, trained_models
     from resval_lens.analyses.papers.memory.comparable import check_seed
     from resval_lens.analyses.papers.memory.construction import Strengths
     from resval_lens.analyses.papers.memory.knowledge import knowledge_study
@@ -254,11 +254,11 @@ def knowledge_command(
         found_runs(variants, KNOWLEDGE_VARIANTS, runs, train, seeds, steps, jobs, quiet)
     )
     with notes(quiet) as note, one_thread():
-        trained = trained_subjects(found)
+        trained = trained_models(found)
         note("constructing")
-        constructed = constructed_subjects(found[0].run.task.bigrams, strengths.tau3, seed)
-        subjects = [*constructed, *trained]
-        study = knowledge_study(subjects, prompts, seed, note)
+        constructed = constructed_models(found[0].run.task.bigrams, strengths.tau3, seed)
+        models = [*constructed, *trained]
+        study = knowledge_study(models, prompts, seed, note)
     report(study, to, "memory-knowledge", as_json=as_json)
 
 

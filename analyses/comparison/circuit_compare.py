@@ -55,7 +55,7 @@ ICL_CORRUPTIONS: tuple[Exchanged, ...] = ("labels", "objects")
 
 
 @dataclass(frozen=True)
-class Studied:
+class ComparedModel:
     """A language model that is compared: its name, its training seed if it is known.
 
     Attributes:
@@ -129,7 +129,7 @@ def _about(note: Note, what: str) -> Note:
 
 
 def ioi_circuits(
-    models: Sequence[Studied],
+    models: Sequence[ComparedModel],
     prompts: int = 64,
     seed: int = 0,
     exact: bool = False,
@@ -163,7 +163,7 @@ def ioi_circuits(
 
 
 def ioi_matrices(
-    models: Sequence[Studied],
+    models: Sequence[ComparedModel],
     prompts: int = 64,
     seed: int = 0,
     found_already: Sequence[TaskCircuit] = (),
@@ -210,7 +210,10 @@ def naming(name: str) -> Iterator[None]:
 
 
 def ioi_heads(
-    models: Sequence[Studied], prompts: int = 64, seed: int = 0, note: Note = lambda text: None
+    models: Sequence[ComparedModel],
+    prompts: int = 64,
+    seed: int = 0,
+    note: Note = lambda text: None,
 ) -> list[IOIHeads]:
     """Each language model's heads by role, and what its links carry of who gave."""
     drawn = ioi_prompts(prompts, seed, "unseen", "unseen", "unseen")
@@ -226,7 +229,7 @@ def ioi_heads(
     return found
 
 
-def studied_models(folder: Path | None = None) -> list[Studied]:
+def compared_models(folder: Path | None = None) -> list[ComparedModel]:
     """The models of a folder's finished runs, or the pair that ships.
 
     Raises:
@@ -234,7 +237,8 @@ def studied_models(folder: Path | None = None) -> list[Studied]:
     """
     if folder is None:
         return [
-            Studied(name, 0, ResValTransformer.from_pretrained(name)) for name in SHIPPED_MODELS
+            ComparedModel(name, 0, ResValTransformer.from_pretrained(name))
+            for name in SHIPPED_MODELS
         ]
     several = load_runs(LMRun, folder)
     runs = [
@@ -244,12 +248,12 @@ def studied_models(folder: Path | None = None) -> list[Studied]:
         raise ValueError(f"{folder} holds no finished run on generated stories")
     kinds = architectures_of([each.run.config.streams for each in runs])
     return [
-        Studied(each.run.folder_name, each.run.seed, each.model(), kind)
+        ComparedModel(each.run.folder_name, each.run.seed, each.model(), kind)
         for kind, each in zip(kinds, runs, strict=True)
     ]
 
 
-def check_models(models: Sequence[Studied], prompts: int, seed: int) -> None:
+def check_models(models: Sequence[ComparedModel], prompts: int, seed: int) -> None:
     """Raises ValueError, before any work, for models that cannot be compared on such prompts.
 
     They must have one tokenizer, and the prompts their corrupted prompts.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resval_lens.analyses.comparison.circuit_compare import (
     ComparedCircuits,
-    Studied,
+    ComparedModel,
     classifier_circuits,
     ioi_circuits,
     ioi_heads,
@@ -108,7 +108,7 @@ class Comparison(Result):
 
 def compare_all(
     runs: Sequence[RecordedRun[ICLRun]],
-    models: Sequence[Studied],
+    models: Sequence[ComparedModel],
     sizes: Sizes,
     jobs: int = 1,
     note: Note = lambda text: None,
@@ -157,7 +157,7 @@ def compare_all(
 
 @one_thread()
 def _classifiers(
-    runs: Sequence[RecordedRun[ICLRun]], models: Sequence[Studied], sizes: Sizes, note: Note
+    runs: Sequence[RecordedRun[ICLRun]], models: Sequence[ComparedModel], sizes: Sizes, note: Note
 ) -> tuple[ComparedClassifiers, list[TaskCircuit], list[Circuits]]:
     worlds = Worlds()
     chosen = [each for each in runs if each.has_model and each.run.name in ("classic", "values")]
@@ -175,7 +175,10 @@ def _classifiers(
 
 @one_thread()
 def _language_models(
-    models: Sequence[Studied], with_circuits: Sequence[Studied], sizes: Sizes, note: Note
+    models: Sequence[ComparedModel],
+    with_circuits: Sequence[ComparedModel],
+    sizes: Sizes,
+    note: Note,
 ) -> tuple[ComparedLanguageModels, list[Circuits], list[IOIHeads]]:
     asked = sizes.prompts, sizes.seed
     steps: list[Step] = [partial(compare_language_models, models, *asked)]
@@ -186,7 +189,7 @@ def _language_models(
     return found, rest[:count], list(chain(*rest[count:]))
 
 
-def _circuits(models: Sequence[Studied], prompts: int, seed: int, note: Note) -> Circuits:
+def _circuits(models: Sequence[ComparedModel], prompts: int, seed: int, note: Note) -> Circuits:
     """Circuits, and those by each metric, which need not be searched for twice."""
     circuits = ioi_circuits(models, prompts, seed, note=note)
     return circuits, ioi_matrices(models, prompts, seed, circuits, note)

@@ -34,8 +34,8 @@ Results = Mapping[str, Mapping[str, float]]
 
 
 @dataclass
-class Subject:
-    """A trained model with the world it was trained in."""
+class TrainedClassifier:
+    """A classifier, the world that it was trained in, and its test sets."""
 
     name: str
     seed: int
@@ -44,9 +44,9 @@ class Subject:
     tests: dict[str, ICLBatch]
 
 
-def subjects(
+def trained_classifiers(
     runs: Sequence[RecordedRun[ICLRun]], sequences: int, worlds: Worlds | None = None
-) -> list[Subject]:
+) -> list[TrainedClassifier]:
     """The first run of each variant that has a model, with ``sequences`` of its own test sets.
 
     Args:
@@ -58,14 +58,14 @@ def subjects(
     if sequences < 1:
         raise ValueError(f"sequences must be 1 or more; got {sequences}")
     worlds = worlds or Worlds()
-    found: dict[str, Subject] = {}
+    found: dict[str, TrainedClassifier] = {}
     for recorded in runs:
         run = recorded.run
         if run.name in found or not recorded.has_model:
             continue
         world, tests = worlds.of(run)
         first = first_of(tests, sequences)
-        found[run.name] = Subject(run.name, run.seed, recorded.model(), world, first)
+        found[run.name] = TrainedClassifier(run.name, run.seed, recorded.model(), world, first)
     if not found:
         raise ValueError("none of these runs has a trained model; train to the end first")
     return list(found.values())
@@ -111,23 +111,25 @@ class LinkStudy(Result):
 
 
 @torch.no_grad()
-def link_study(subject: Subject, sequences: int, model: ICLClassifier | None = None) -> LinkStudy:
+def link_study(
+    trained: TrainedClassifier, sequences: int, model: ICLClassifier | None = None
+) -> LinkStudy:
     """Every edit of every link at once, so that layer 1 is run once for all of them.
 
     Args:
         sequences: the first of each task, for other edits than the cut.
-        model: the weights to be run instead, such as the subject's with a link grafted on.
+        model: the weights to be run instead, such as its own with a link grafted on.
     """
-    model = model or subject.model
+    model = model or trained.model
     factors = torch.tensor([*SCALES, 0.0])
     at = [SCALES.index(1), SCALES.index(0)]
-    generator = torch.Generator().manual_seed(subject.seed)
+    generator = torch.Generator().manual_seed(trained.seed)
     edits: dict[str, list[float]] = {}
     whole: dict[str, dict[str, float]] = {}
     cut: dict[str, dict[str, float]] = {}
-    for name, task in subject.world.task.tests().items():
-        inputs, targets = subject.tests[name].inputs, subject.tests[name].targets
-        means = _means(model, subject.world.batch(1000, generator, task).inputs, len(factors))
+    for name, task in trained.world.task.tests().items():
+        inputs, targets = trained.tests[name].inputs, trained.tests[name].targets
+        means = _means(model, trained.world.batch(1000, generator, task).inputs, len(factors))
         logits = edited_logits(model, inputs[:sequences], factors, means)
         edits[name] = [score(each, targets[:sequences])["accuracy"] for each in logits]
         both = logits[at]
@@ -140,12 +142,12 @@ def link_study(subject: Subject, sequences: int, model: ICLClassifier | None = N
     kept = all(s.own == 1 and not s.how.own_is_learned for s in streams)
     return LinkStudy(
         links=[str(link) for link in links(model)],
-        sequences=min(sequences, len(subject.tests["test"].targets)),
+        sequences=min(sequences, len(trained.tests["test"].targets)),
         scale={c: {name: row[i] for name, row in edits.items()} for i, c in enumerate(SCALES)},
         mean={name: row[-1] for name, row in edits.items()},
         whole=whole,
         cut=cut,
-        without=cut if kept else evaluate(model.with_streams(""), subject.tests),
+        without=cut if kept else evaluate(model.with_streams(""), trained.tests),
     )
 
 
@@ -234,13 +236,15 @@ class AttentionStudy(Result):
 
 
 @torch.no_grad()
-def attention_study(subject: Subject, task: str = "ic", chunk: int = 128) -> AttentionStudy:
+def attention_study(
+    trained: TrainedClassifier, task: str = "ic", chunk: int = 128
+) -> AttentionStudy:
     """Reddy's attention measures, and the mean pattern of each layer, on one task."""
-    batch = subject.tests[task]
+    batch = trained.tests[task]
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in (0, 1)]
     found = []
     for part in batch.inputs.split(chunk):
-        logits, cache = subject.model.run_with_cache(part, names_filter=names)
+        logits, cache = trained.model.run_with_cache(part, names_filter=names)
         found.append((*(cache[name][:, 0] for name in names), logits))
     first, second, logits = (torch.cat(each) for each in zip(*found, strict=True))
     measures = measures_from(first, second, logits, batch)

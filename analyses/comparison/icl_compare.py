@@ -21,7 +21,7 @@ from resval_lens.analyses.comparison.icl import (
     attention_study,
     four_cells,
     link_study,
-    subjects,
+    trained_classifiers,
 )
 from resval_lens.analyses.comparison.link_controls import (
     CUT,
@@ -229,15 +229,15 @@ def compare(
     if link_sequences < 1:
         raise ValueError(f"link_sequences must be 1 or more; got {link_sequences}")
     note("loading models and drawing test sets")
-    chosen = {subject.name: subject for subject in subjects(runs, sequences, worlds)}
+    chosen = {each.name: each for each in trained_classifiers(runs, sequences, worlds)}
     studies: dict[str, LinkStudy] = {}
     attention = {}
-    for name, subject in chosen.items():
+    for name, trained in chosen.items():
         note(f"{name}: attention")
-        attention[name] = attention_study(subject)
-        if subject.model.cfg.streams:
+        attention[name] = attention_study(trained)
+        if trained.model.cfg.streams:
             note(f"{name}: accuracies, links edited")
-            studies[name] = link_study(subject, link_sequences)
+            studies[name] = link_study(trained, link_sequences)
     results = {name: study.whole for name, study in studies.items()}
     cells = controls = None
     if {"classic", "values"} <= set(chosen):
@@ -255,10 +255,10 @@ def compare(
         controls = Controls("values", len(some["test"].targets), accuracy)
     models = {
         name: Evaluated(
-            subject.seed,
-            len(subject.tests["test"].targets),
-            results.get(name) or evaluate(subject.model, subject.tests),
+            trained.seed,
+            len(trained.tests["test"].targets),
+            results.get(name) or evaluate(trained.model, trained.tests),
         )
-        for name, subject in chosen.items()
+        for name, trained in chosen.items()
     }
     return ComparedClassifiers(models, studies, attention, cells, controls)

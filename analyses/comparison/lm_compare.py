@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from resval_lens.analyses.comparison.circuit_compare import Studied, check_counts
+from resval_lens.analyses.comparison.circuit_compare import ComparedModel, check_counts
 from resval_lens.analyses.comparison.ioi_cells import FourCells, cells_table, four_cells
 from resval_lens.analyses.comparison.lm_emergence import LMEmergence, lm_emergence
 from resval_lens.analyses.results.result import FLAT, Result
@@ -154,7 +154,10 @@ def _called(links: str) -> str:
 
 
 def compare_language_models(
-    models: Sequence[Studied], prompts: int = 64, seed: int = 0, note: Note = lambda text: None
+    models: Sequence[ComparedModel],
+    prompts: int = 64,
+    seed: int = 0,
+    note: Note = lambda text: None,
 ) -> ComparedLanguageModels:
     """What ``resval-lens compare`` says of language models beside their circuits.
 
@@ -198,7 +201,7 @@ def compare_language_models(
     )
 
 
-def _encoded(drawn: Sequence[IOIPrompt], each: Studied) -> IOIBatch:
+def _encoded(drawn: Sequence[IOIPrompt], each: ComparedModel) -> IOIBatch:
     return encode(drawn, each.model.tokenizer, leading_token(each.model))
 
 
@@ -217,7 +220,7 @@ def emergence(runs: Sequence[RecordedRun[LMRun]]) -> LMEmergence | NotCompared:
         return NotCompared(str(error))
 
 
-def _with_links(models: Sequence[Studied]) -> list[Studied]:
+def _with_links(models: Sequence[ComparedModel]) -> list[ComparedModel]:
     """Those with streams, and the first classic model with the first of these streams grafted."""
     streams = [each for each in models if each.model.cfg.streams]
     classic = next((each for each in models if not each.model.cfg.streams), None)
@@ -227,12 +230,12 @@ def _with_links(models: Sequence[Studied]) -> list[Studied]:
     return [*streams, replace(classic, name=classic.name + GRAFTED, model=grafted)]
 
 
-def _size(each: Studied) -> tuple[Any, ...]:
+def _size(each: ComparedModel) -> tuple[Any, ...]:
     cfg = each.model.cfg
     return cfg.n_layers, cfg.n_heads, cfg.n_key_value_heads, cfg.d_model, cfg.d_head, cfg.d_mlp
 
 
-def _problem(each: Studied, prompts: int, seed: int) -> Problem:
+def _problem(each: ComparedModel, prompts: int, seed: int) -> Problem:
     return TASKS["ioi"].draw(Loaded(each.name, each.model), prompts, Asked(seed, CORRUPTION))
 
 
@@ -244,7 +247,7 @@ def _patched(chosen: Problem, site: str, note: Note) -> Patching:
     return Patching.of(chosen, result)
 
 
-def _link_study(each: Studied, prompts: int, seed: int, note: Note) -> ModelAblation:
+def _link_study(each: ComparedModel, prompts: int, seed: int, note: Note) -> ModelAblation:
     both = _problem(each, 2 * prompts, seed)
     chosen, others = both.rows(slice(0, prompts)), both.rows(slice(prompts, None))
     study = ablation_study(
@@ -260,7 +263,7 @@ def _link_study(each: Studied, prompts: int, seed: int, note: Note) -> ModelAbla
 
 
 @torch.no_grad()
-def _attention(models: Sequence[Studied], seed: int) -> AttentionOnPrompt:
+def _attention(models: Sequence[ComparedModel], seed: int) -> AttentionOnPrompt:
     """Every head's pattern on the first prompt."""
     tokens, shown = None, {}
     for each in models:

@@ -28,8 +28,8 @@ ANY_TOKEN = "any token"
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
-    """A model that is asked.
+class AskedModel:
+    """A model that is asked for the next token: trained, or constructed.
 
     Attributes:
         name: "constructed" or a variant.
@@ -48,7 +48,7 @@ class Subject:
     tau3: float | None = None
 
 
-def trained_subject(recorded: RecordedRun[MemoryRun]) -> Subject:
+def trained_model(recorded: RecordedRun[MemoryRun]) -> AskedModel:
     """A recorded run's model; its A's are triggers, and apart from them tokens that never were.
 
     Where each sequence draws its triggers among all tokens, A is any token.
@@ -63,7 +63,7 @@ def trained_subject(recorded: RecordedRun[MemoryRun]) -> Subject:
     groups = {name: ids for name, ids in groups.items() if ids}
     if task.triggers == "drawn" and task.candidates is None:
         groups = {ANY_TOKEN: None}
-    return Subject(
+    return AskedModel(
         recorded.run.name,
         recorded.model(),
         task.bigrams,
@@ -73,19 +73,19 @@ def trained_subject(recorded: RecordedRun[MemoryRun]) -> Subject:
     )
 
 
-def trained_subjects(runs: Sequence[RecordedRun[MemoryRun]]) -> list[Subject]:
-    """:func:`trained_subject` of each of runs that can be compared.
+def trained_models(runs: Sequence[RecordedRun[MemoryRun]]) -> list[AskedModel]:
+    """:func:`trained_model` of each of runs that can be compared.
 
     Raises:
         ValueError: runs that cannot be compared; a model that was not kept.
     """
     by_variant(runs, ("triggers", "output_range"))
-    return [trained_subject(recorded) for recorded in runs]
+    return [trained_model(recorded) for recorded in runs]
 
 
-def constructed_subjects(
+def constructed_models(
     bigrams: Bigrams, tau3: float = 10.0, seed: int = 0, d_model: int = 1024
-) -> list[Subject]:
+) -> list[AskedModel]:
     """Constructed relative models to ask what they know: an exact one, one of random vectors.
 
     Raises:
@@ -93,7 +93,7 @@ def constructed_subjects(
     """
     check_seed(seed)
     length = 3 * 2 * MOST + 2
-    subjects = []
+    found = []
     for name, width in {
         "constructed, exact": None,
         f"constructed, d = {d_model:,}": d_model,
@@ -102,8 +102,8 @@ def constructed_subjects(
             global_knowledge(bigrams), Generator().manual_seed(seed),
             n_ctx=length, d_model=width, strengths=Strengths(tau3=tau3),
         )  # fmt: skip
-        subjects.append(Subject(name, model, bigrams, {ANY_TOKEN: None}, seed, tau3=tau3))
-    return subjects
+        found.append(AskedModel(name, model, bigrams, {ANY_TOKEN: None}, seed, tau3=tau3))
+    return found
 
 
 def global_knowledge(bigrams: Bigrams) -> Float[Tensor, "d_vocab d_vocab"]:

@@ -24,8 +24,8 @@ from resval_lens.analyses.papers.memory.asked import (
     ANY_TOKEN,
     FLOOR,
     MOST,
+    AskedModel,
     FlipPoint,
-    Subject,
     flip_point,
     least_squares,
     margins,
@@ -100,8 +100,8 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A model that was asked; ``tau3`` where it is known."""
+class ModelKnowledge:
+    """What one model knows, by the group of A; ``tau3`` where it is known."""
 
     name: str
     seed: int
@@ -140,7 +140,7 @@ class Knowledge(Result):
     seed: int
     prompts: int
     floor: float
-    subjects: list[Asked]
+    subjects: list[ModelKnowledge]
     over_seeds: list[GroupOverSeeds]
 
     def tables(self) -> list[Table]:
@@ -217,36 +217,36 @@ def _of_those(found: Spread) -> str:
 
 
 def group_study(
-    subject: Subject, queries: Sequence[int] | None, prompts: int, generator: Generator
+    asked: AskedModel, queries: Sequence[int] | None, prompts: int, generator: Generator
 ) -> Group:
     """Who wins by counts, the fit of w and τ3, and the gap at which (2, 1) flips.
 
     Raises:
         ValueError: as ``knowledge_prompts``.
     """
-    asked: list[tuple[int, int]] = [
+    counts: list[tuple[int, int]] = [
         (n1, n2) for n1 in range(1, MOST + 1) for n2 in range(1, MOST + 1)
     ]
     cells, gaps, shares, measured = [], [], [], []
-    for n1, n2 in asked:
+    for n1, n2 in counts:
         drawn = knowledge_prompts(
-            subject.bigrams, n1, n2, prompts, generator,
-            shuffled=True, queries=queries, triggers=subject.no_fillers,
+            asked.bigrams, n1, n2, prompts, generator,
+            shuffled=True, queries=queries, triggers=asked.no_fillers,
         )  # fmt: skip
-        gap = drawn.global_margin(subject.bigrams, FLOOR)
-        margin = margins(subject.model, drawn)
+        gap = drawn.global_margin(asked.bigrams, FLOOR)
+        margin = margins(asked.model, drawn)
         gaps.append(gap)
         shares.append(torch.full_like(gap, drawn.context_margin))
         measured.append(margin)
-    two_one = asked.index((2, 1))
+    two_one = counts.index((2, 1))
     flipped = flip_point(-gaps[two_one], measured[two_one] > 0)
     gap, share, margin = torch.cat(gaps), torch.cat(shares), torch.cat(measured)
     fitted, errors, r2 = least_squares(torch.stack([gap, share], 1), margin)
     (weight, tau3), (weight_error, tau3_error) = fitted.tolist(), errors.tolist()
     expected = weight * gap + tau3 * share
-    if subject.tau3 is not None:
-        expected = gap + subject.tau3 * share
-    for i, (n1, n2) in enumerate(asked):
+    if asked.tau3 is not None:
+        expected = gap + asked.tau3 * share
+    for i, (n1, n2) in enumerate(counts):
         rows = slice(i * prompts, (i + 1) * prompts)
         few = slice(i * prompts, i * prompts + min(_POINTS, prompts))
         points = zip(expected[few].tolist(), margin[few].tolist(), strict=True)
@@ -274,12 +274,12 @@ def group_study(
 
 
 def knowledge_study(
-    subjects: Sequence[Subject], prompts: int = 200, seed: int = 0, note: Note = lambda text: None
+    models: Sequence[AskedModel], prompts: int = 200, seed: int = 0, note: Note = lambda text: None
 ) -> Knowledge:
-    """:func:`group_study` of every subject and group, and means over seeds.
+    """:func:`group_study` of every model and group, and means over seeds.
 
     Args:
-        prompts: for each (n1, n2). Subjects of one vocabulary see the same in a group if A and
+        prompts: for each (n1, n2). Models of one vocabulary see the same in a group if A and
             the fillers are drawn among the same tokens: runs with fixed triggers do, and so do
             constructed models and runs with drawn triggers, in which A and fillers are any.
 
@@ -290,22 +290,22 @@ def knowledge_study(
     check_seed(seed)
     if prompts < 2:
         raise ValueError(f"prompts must be 2 or more; got {prompts}")
-    studied = []
-    for subject in subjects:
+    known = []
+    for asked in models:
         found = {}
-        for place, (group, queries) in enumerate(subject.groups.items()):
-            note(f"{subject.name}: {group}")
+        for place, (group, queries) in enumerate(asked.groups.items()):
+            note(f"{asked.name}: {group}")
             generator = Generator().manual_seed(1_000 * seed + place)
-            found[group] = group_study(subject, queries, prompts, generator)
-        studied.append(Asked(subject.name, subject.seed, subject.tau3, found))
-    return Knowledge(seed, prompts, FLOOR, studied, knowledge_over_seeds(studied))
+            found[group] = group_study(asked, queries, prompts, generator)
+        known.append(ModelKnowledge(asked.name, asked.seed, asked.tau3, found))
+    return Knowledge(seed, prompts, FLOOR, known, knowledge_over_seeds(known))
 
 
-def knowledge_over_seeds(studied: Sequence[Asked]) -> list[GroupOverSeeds]:
+def knowledge_over_seeds(known: Sequence[ModelKnowledge]) -> list[GroupOverSeeds]:
     """Each number of :class:`Group` over the seeds of a name and group."""
     rows = []
-    for name in dict.fromkeys(each.name for each in studied):
-        own = [each for each in studied if each.name == name]
+    for name in dict.fromkeys(each.name for each in known):
+        own = [each for each in known if each.name == name]
         for group in own[0].groups:
             found = {each.seed: each.groups[group] for each in own if group in each.groups}
             flip = {seed: each.flip.at for seed, each in found.items()}
@@ -336,7 +336,7 @@ GROUPS = {"triggers": "#0072B2", "others": "#D55E00", ANY_TOKEN: "#555555"}
 
 
 def _draw(study: Knowledge) -> Figure:
-    first: dict[str, Asked] = {}
+    first: dict[str, ModelKnowledge] = {}
     for each in study.subjects:
         first.setdefault(each.name, each)
     columns = list(first.values())
@@ -346,12 +346,12 @@ def _draw(study: Knowledge) -> Figure:
             layout="constrained",
         )  # fmt: skip
         image = None
-        for column, subject in zip(grid.T, columns, strict=True):
-            _scatter(column[0], subject)
-            groups = list(subject.groups)
+        for column, one in zip(grid.T, columns, strict=True):
+            _scatter(column[0], one)
+            groups = list(one.groups)
             for axes, name in zip(column[1:], (*groups, "", "")[:2], strict=True):
                 if name:
-                    image = _winners(axes, subject.groups[name], name)
+                    image = _winners(axes, one.groups[name], name)
                 else:
                     axes.set_visible(False)
         grid[0, 0].set_ylabel("measured ξ(B1) − ξ(B2)")
@@ -361,9 +361,9 @@ def _draw(study: Knowledge) -> Figure:
     return figure
 
 
-def _scatter(axes: Axes, subject: Asked) -> None:
+def _scatter(axes: Axes, one: ModelKnowledge) -> None:
     notes = []
-    for name, group in subject.groups.items():
+    for name, group in one.groups.items():
         points = np.array([point for cell in group.cells for point in cell.points])
         axes.scatter(
             points[:, 0], points[:, 1], s=5, alpha=0.5, lw=0, color=GROUPS[name], label=name
@@ -373,9 +373,9 @@ def _scatter(axes: Axes, subject: Asked) -> None:
         notes.append(f"{name}: w = {weight}, τ3 = {strength}")
     low, high = axes.get_xlim()
     axes.plot([low, high], [low, high], color="black", lw=0.8, ls=":")
-    seed = f", seed {subject.seed}"
+    seed = f", seed {one.seed}"
     axes.set(xlabel="expected (nats)")
-    axes.set_title(f"{subject.name}{seed}\n" + "\n".join(notes), fontsize=9)
+    axes.set_title(f"{one.name}{seed}\n" + "\n".join(notes), fontsize=9)
     axes.legend(fontsize=8, markerscale=2.5, loc="upper left", handletextpad=0.1)
 
 
