@@ -13,6 +13,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, Generic, Self, TypeVar
 
+from resval_lens.notes import Note
 from resval_lens.runtime import die_with
 
 T = TypeVar("T")
@@ -29,7 +30,7 @@ class Beside(Generic[T]):
             both = own, other.result()
     """
 
-    def __init__(self, function: Callable[..., T], *args: Any, told: Callable[[str], None]) -> None:
+    def __init__(self, function: Callable[..., T], *args: Any, told: Note) -> None:
         """
         Args:
             function: of a module, so that the other process finds it; like ``args`` and the result

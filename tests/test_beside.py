@@ -3,14 +3,12 @@
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from resval_lens.beside import Beside
-
-Note = Callable[[str], None]
+from resval_lens.notes import Note
 
 
 def doubled(numbers: list[int], note: Note) -> list[int]:

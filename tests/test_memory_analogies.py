@@ -41,8 +41,8 @@ from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
 from resval_lens.analyses.papers.memory.tasks.analogies import Pair, analogy_task, generated_pairs
 from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
 from resval_lens.analyses.papers.memory.training import MemoryRun, finished_run, train_memory
-from resval_lens.training import many
 from resval_lens.training.recorded import load_runs
+from resval_lens.training.run import TrainableRun
 from resval_lens.training.run_folder import record_start
 from tests.test_memory_knowledge import assert_fits, some_bigrams
 
@@ -323,7 +323,7 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def train_here(planned: Sequence[many.Run], folder: Path, *_: Any) -> None:
+def train_here(planned: Sequence[TrainableRun[Any]], folder: Path, *_: Any) -> None:
     for run in planned:
         assert isinstance(run, MemoryRun)
         train_memory(run, folder / run.folder_name)
@@ -353,7 +353,7 @@ def test_the_command_reads_finished_runs_and_trains_others(tmp_path, capsys, mon
 
     asked = []
 
-    def noted(planned: Sequence[many.Run], folder: Path, *_: Any) -> None:
+    def noted(planned: Sequence[TrainableRun[Any]], folder: Path, *_: Any) -> None:
         asked.extend(run.folder_name for run in planned)
         train_here(planned, folder)
 

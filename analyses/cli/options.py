@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +14,7 @@ from resval_lens.analyses.cli import completion
 from resval_lens.analyses.cli.completion import one_of, some_of
 from resval_lens.analyses.cli.console import Lines, err
 from resval_lens.analyses.tasks import TASKS
+from resval_lens.notes import Note
 
 if TYPE_CHECKING:
     from resval_lens.transformer import ResValTransformer
@@ -312,7 +313,7 @@ def _seed(folder: Path) -> int | None:
 
 
 @contextmanager
-def notes(quiet: bool) -> Iterator[Callable[[str], None]]:
+def notes(quiet: bool) -> Iterator[Note]:
     """Says what is being done, while it is; silence if ``quiet``.
 
     One line that is rewritten, or where stderr is no terminal a line every few seconds.

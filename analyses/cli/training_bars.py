@@ -12,19 +12,20 @@ from rich.progress import Progress
 from resval_lens.analyses.cli.console import err, progress_bars
 from resval_lens.analyses.cli.options import writable
 from resval_lens.runtime import cores
-from resval_lens.training.many import Run, train_many
+from resval_lens.training.many import train_many
+from resval_lens.training.run import TrainableRun
 
 
 class TrainingBars:
     """A bar for each run under way, and one for all of them."""
 
-    def __init__(self, bars: Progress, runs: Sequence[Run]) -> None:
+    def __init__(self, bars: Progress, runs: Sequence[TrainableRun[Any]]) -> None:
         self.bars = bars
         self.tasks: dict[str, Any] = {}
         self.steps = {run.folder_name: 0 for run in runs}
         self.all = bars.add_task("all runs", total=sum(run.steps for run in runs), note="")
 
-    def report(self, run: Run, step: int, metrics: dict[str, Any] | None) -> None:
+    def report(self, run: TrainableRun[Any], step: int, metrics: dict[str, Any] | None) -> None:
         """For :func:`~resval_lens.training.many.train_many`."""
         name = run.folder_name
         if name not in self.tasks:
@@ -39,7 +40,7 @@ class TrainingBars:
 
 
 def train_with_bars(
-    planned: Sequence[Run], folder: Path, jobs: int, keep_snapshots: bool, quiet: bool
+    planned: Sequence[TrainableRun[Any]], folder: Path, jobs: int, keep_snapshots: bool, quiet: bool
 ) -> None:
     """Trains ``planned`` with progress on stderr; Ctrl-C exits with code 130 after snapshots.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +34,7 @@ from resval_lens.analyses.tasks.pairs import (
 )
 from resval_lens.hooks.groups import alike
 from resval_lens.io.checkpoint import SHIPPED_MODELS
+from resval_lens.notes import Note
 from resval_lens.streams import architecture, architectures_of
 from resval_lens.tasks.icl import ICLBatch
 from resval_lens.tasks.icl_corruptions import Exchanged
@@ -47,8 +48,6 @@ from resval_lens.transformer import ResValTransformer
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
-
-Note = Callable[[str], None]
 
 IOI_CORRUPTIONS: tuple[Kind, ...] = ("random-S2", "ABC")
 ICL_CORRUPTIONS: tuple[Exchanged, ...] = ("labels", "objects")

@@ -27,6 +27,7 @@ from resval_lens.analyses.comparison.lm_compare import (
 from resval_lens.analyses.comparison.lm_emergence import LMEmergence
 from resval_lens.analyses.results.result import FLAT, Result
 from resval_lens.beside import Beside
+from resval_lens.notes import Note
 from resval_lens.runtime import one_thread
 from resval_lens.training.icl_run import ICLRun, Worlds
 from resval_lens.training.recorded import RecordedRun
@@ -34,7 +35,6 @@ from resval_lens.training.recorded import RecordedRun
 if TYPE_CHECKING:
     from rich.table import Table
 
-Note = Callable[[str], None]
 Step = Callable[..., Any]
 Circuits = tuple[list[TaskCircuit], list[MetricMatrix]]
 

@@ -5,7 +5,7 @@ Everything here is measured live on the models given; emergence curves come from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,7 @@ from resval_lens.analyses.comparison.link_controls import (
 )
 from resval_lens.analyses.results.result import OPTIONAL, Result
 from resval_lens.analyses.results.tables import Row, table
+from resval_lens.notes import Note
 from resval_lens.tasks.icl import TASKS
 from resval_lens.training.icl import evaluate
 from resval_lens.training.icl_run import ICLRun, Worlds
@@ -51,7 +52,6 @@ MEASURES = {
     "cla": "CLA",
 }
 """Attention measures that are shown (:mod:`resval_lens.training.icl_measures`)."""
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)

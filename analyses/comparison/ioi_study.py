@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from resval_lens.analyses.comparison.ioi_cells import (
 from resval_lens.analyses.comparison.ioi_paper import PaperTable, paper_table
 from resval_lens.analyses.results.result import FLAT, Result
 from resval_lens.analyses.studies.ioi import IOIScores, ioi_scores
+from resval_lens.notes import Note
 from resval_lens.tasks.ioi import IOIBatch
 from resval_lens.tasks.leading import NamedToken, named_token
 from resval_lens.transformer import ResValTransformer
@@ -87,7 +88,7 @@ def ioi_study(
     pairs: Mapping[str, Sequence[tuple[str, str]]],
     lead: int | None,
     left_out: Sequence[str] = (),
-    note: Callable[[str], None] = lambda text: None,
+    note: Note = lambda text: None,
 ) -> IOIStudy:
     """:class:`IOIStudy` of models of one tokenizer.
 

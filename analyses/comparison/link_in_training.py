@@ -6,7 +6,7 @@ Where a cut costs accuracy, so may any edit as large; the controls of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from resval_lens.analyses.comparison.icl import edited_logits
 from resval_lens.analyses.comparison.link_controls import first_of, link_controls
 from resval_lens.analyses.results.result import Result
 from resval_lens.analyses.results.tables import table
+from resval_lens.notes import Note
 from resval_lens.tasks.icl import MEANING, TASKS
 from resval_lens.training.icl import score
 from resval_lens.training.icl_run import ICLRun, draw_world, kept_models
@@ -132,7 +133,7 @@ def link_in_training(
     recorded: RecordedRun,
     sequences: int = 2_000,
     control_sequences: int = 500,
-    note: Callable[[str], None] = lambda text: None,
+    note: Note = lambda text: None,
 ) -> LinkInTraining:
     """Accuracy on each task at each kept snapshot, as trained, with every link cut, controlled.
 

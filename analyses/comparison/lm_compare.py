@@ -6,7 +6,7 @@ the corrupted prompts differ in who gives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,14 +26,13 @@ from resval_lens.analyses.tasks.problem import Facts, Problem
 from resval_lens.hooks.answers import right_padding
 from resval_lens.hooks.patching import patch
 from resval_lens.load import Loaded
+from resval_lens.notes import Note
 from resval_lens.runtime import evaluating
 from resval_lens.tasks.ioi import IOIBatch, IOIPrompt, encode
 from resval_lens.tasks.leading import leading_token
 from resval_lens.tasks.stories import ioi_prompts
 from resval_lens.training.lm_run import LMRun
 from resval_lens.training.recorded import RecordedRun
-
-Note = Callable[[str], None]
 
 SCALES = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
 GRAFTED = " + link"

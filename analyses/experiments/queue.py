@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from resval_lens.analyses.experiments.experiment import Experiment, PlannedRun, planned
 from resval_lens.analyses.results.result import Result
 from resval_lens.io.files import write_bytes
+from resval_lens.notes import Note
 from resval_lens.training.recorded import SHIPPED, export_run
 from resval_lens.training.run_folder import has_metrics, snapshot_paths
 
@@ -140,7 +141,7 @@ def work(
     folders: Folders,
     most: int | None = None,
     quiet: bool = False,
-    note: Callable[[str], None] = lambda text: None,
+    note: Note = lambda text: None,
 ) -> list[str]:
     """Trains what is not recorded yet, run after run, and records it.
 

@@ -6,7 +6,7 @@ link carries c times what it would.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ from resval_lens.hooks.groups import Groups, alike
 from resval_lens.hooks.link_runs import LinkRuns
 from resval_lens.hooks.links import Numbers
 from resval_lens.hooks.prompts import MAX_TOKENS, Metric, PromptPairs, ready
+from resval_lens.notes import Note
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
 
@@ -160,7 +161,7 @@ def ablation_study(
     heads: Numbers | None = None,
     max_tokens: int = MAX_TOKENS,
     text: Int[Tensor, "row pos"] | None = None,
-    note: Callable[[str], None] = lambda text: None,
+    note: Note = lambda text: None,
 ) -> AblationStudy:
     """Mean measures on the clean prompts with links edited.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from resval_lens.analyses.attribution.weights import copying_scores, ov_paths, o
 from resval_lens.analyses.results.result import FLAT, Result
 from resval_lens.analyses.results.tables import WIDE
 from resval_lens.analyses.tasks.problem import Example, Facts, Problem
+from resval_lens.notes import Note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -94,7 +95,7 @@ class AttributionStudy(Result):
 
 
 def attribution_study(
-    chosen: Problem, general: bool = False, note: Callable[[str], None] = lambda text: None
+    chosen: Problem, general: bool = False, note: Note = lambda text: None
 ) -> AttributionStudy:
     """Direct logit attribution and the logit lens of a language model on indirect objects.
 

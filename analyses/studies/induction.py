@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ from resval_lens.analyses.results.result import Result
 from resval_lens.analyses.results.tables import WIDE
 from resval_lens.hooks import link_groups, link_hooks, zero
 from resval_lens.hooks.links import head_name
+from resval_lens.notes import Note
 from resval_lens.streams import shorthand
 from resval_lens.tasks.leading import NamedToken, named_token
 from resval_lens.transformer import ResValTransformer
@@ -175,7 +176,7 @@ def induction_study(
     text: Int[Tensor, "row pos"] | None = None,
     top: int = 5,
     max_tokens: int = MAX_TOKENS,
-    note: Callable[[str], None] = lambda text: None,
+    note: Note = lambda text: None,
 ) -> InductionStudy:
     """Head scores, the loss of repeated tokens with every link as trained and edited.
 
@@ -244,7 +245,7 @@ def losses_by_edit(
     reference: RepeatedTokens,
     whole: RepeatedLoss[Float[Tensor, " token"]],
     max_tokens: int = MAX_TOKENS,
-    note: Callable[[str], None] = lambda text: None,
+    note: Note = lambda text: None,
 ) -> list[EditedLoss]:
     """Mean losses of repeated tokens (nats) with links ablated: all, each layer's, each alone.
 

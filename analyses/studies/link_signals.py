@@ -12,7 +12,7 @@ much the model heeds what these links say of the giver:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -23,6 +23,7 @@ from resval_lens.analyses.tasks.pairs import ioi_pairs
 from resval_lens.hooks import freeze, link_activations, link_groups
 from resval_lens.hooks.link_runs import LinkRuns
 from resval_lens.hooks.prompts import MAX_TOKENS, check_model, ready, refuse_hooks
+from resval_lens.notes import Note
 from resval_lens.runtime import evaluating
 from resval_lens.tasks.ioi import IOIPrompt
 from resval_lens.tasks.ioi_corruptions import SIGNALS, Kind, Signal
@@ -56,7 +57,7 @@ def link_signals(
     kinds: Sequence[Kind] = get_args(Kind),
     seed: int = 0,
     prepend: str = AUTO,
-    note: Callable[[str], None] = lambda text: None,
+    note: Note = lambda text: None,
 ) -> LinkSignals:
     """The effect of freezing links to each kind of corrupted prompt: all, by layer, one by one.
 

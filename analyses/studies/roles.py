@@ -32,7 +32,7 @@ a model would name the two or anything else; so every head has P(IO) with it noi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -60,6 +60,7 @@ from resval_lens.hooks.prompts import (
     refuse_hooks,
     wide,
 )
+from resval_lens.notes import Note
 from resval_lens.runtime import evaluating
 from resval_lens.tasks.ioi import IOIPrompt
 from resval_lens.tasks.ioi_corruptions import positions
@@ -76,8 +77,6 @@ WEIGHTS = {
     "end→IO": ("end", "IO"), "end→S1": ("end", "S1"), "end→S2": ("end", "S2"),
     "S2→S1": ("S2", "S1"), "S2→S1+1": ("S2", "S1+1"), "S1+1→S1": ("S1+1", "S1"),
 }  # fmt: skip
-
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)

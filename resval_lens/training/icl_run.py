@@ -16,13 +16,13 @@ from resval_lens.models.presets import ICL_VARIANTS
 from resval_lens.streams import AttentionStream, parse_streams
 from resval_lens.tasks.icl import ICLBatch, ICLTask, ICLWorld
 from resval_lens.training.loop import Progress
-from resval_lens.training.run import Line, Run, place
+from resval_lens.training.run import Line, TrainableRun, place
 from resval_lens.training.run_folder import load_snapshot, snapshot_paths
 from resval_lens.training.settings import check_sgd_settings, seeded_generators
 
 
 @dataclass(frozen=True)
-class ICLRun(Run[ICLClassifier]):
+class ICLRun(TrainableRun[ICLClassifier]):
     """What one training run is; equal runs give equal weights.
 
     Attributes:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
+from resval_lens.notes import Note
 from resval_lens.tasks import stories
 from resval_lens.tasks.text import (
     PackedRows,
@@ -24,7 +25,6 @@ from resval_lens.tasks.text import (
 from resval_lens.tasks.text.sources import named
 from resval_lens.training.lm_run import RowKind
 
-Note = Callable[[str], None]
 GENERATED = "stories"
 LEARN = "bpe:"
 NAMES = {"tinystories": "roneneldan/TinyStories"}

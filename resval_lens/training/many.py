@@ -10,34 +10,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from queue import Empty
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from resval_lens.runtime import die_with
-from resval_lens.training.loop import Progress
+from resval_lens.training.run import TrainableRun
 
-
-@runtime_checkable
-class Run(Protocol):
-    """A training run that needs nothing but a folder: an ICLRun, a MemoryRun."""
-
-    @property
-    def folder_name(self) -> str:
-        """Of the run's folder; no other run has it."""
-
-    @property
-    def steps(self) -> int:
-        """Of training."""
-
-    def headline(self, metrics: dict[str, Any]) -> str:
-        """A snapshot's metrics in a few words."""
-
-    def train(
-        self, folder: Path, progress: Progress, should_stop: Callable[[], bool], keep: bool
-    ) -> object:
-        """Trains in ``folder``; with ``keep`` every snapshot's weights stay."""
-
-
-Report = Callable[[Run, int, dict[str, Any] | None], None]
+Report = Callable[[TrainableRun[Any], int, dict[str, Any] | None], None]
 """Called with a run, the step it reached, and at a snapshot its metrics."""
 
 _queue: Any = None
@@ -45,7 +23,7 @@ _stop: Any = None
 
 
 def train_many(
-    runs: Sequence[Run],
+    runs: Sequence[TrainableRun[Any]],
     folder: Path,
     jobs: int,
     report: Report = lambda run, step, metrics: None,
@@ -95,7 +73,7 @@ def train_many(
     _drain(queue, by_folder, report)  # the workers have ended, so all they told is here
 
 
-def _drain(queue: Any, runs: dict[str, Run], report: Report) -> None:
+def _drain(queue: Any, runs: dict[str, TrainableRun[Any]], report: Report) -> None:
     while True:
         try:
             name, step, metrics = queue.get_nowait()
@@ -110,7 +88,7 @@ def _start_worker(queue: Any, stop: Any, parent: int) -> None:
     threading.Thread(target=die_with, args=(parent,), daemon=True).start()
 
 
-def _train(run: Run, folder: Path, keep_snapshots: bool) -> None:
+def _train(run: TrainableRun[Any], folder: Path, keep_snapshots: bool) -> None:
     if _stop.is_set():
         return
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
+from resval_lens.training.loop import Progress
 from resval_lens.transformer import ResValTransformer
 
 Model = TypeVar("Model", bound=ResValTransformer, covariant=True)
@@ -66,6 +68,20 @@ class Run(ABC, Generic[Model]):
     @abstractmethod
     def load_model(self, folder: Path) -> Model:
         """A saved model of this kind."""
+
+
+class TrainableRun(Run[Model]):
+    """A run that needs nothing but a folder to be trained in."""
+
+    @abstractmethod
+    def headline(self, metrics: Line) -> str:
+        """A snapshot's metrics in a few words."""
+
+    @abstractmethod
+    def train(
+        self, folder: Path, progress: Progress, should_stop: Callable[[], bool], keep: bool
+    ) -> object:
+        """Trains in ``folder``; with ``keep`` every snapshot's weights stay."""
 
 
 def place(name: str, order: list[str]) -> tuple[int, str]:

@@ -18,7 +18,6 @@ from resval_lens.analyses.drawing.figures import STYLE, plt
 from resval_lens.analyses.papers.amicl.counting import (
     COLOURS,
     SWEEP,
-    Note,
     Share,
     both_readings,
     count,
@@ -32,6 +31,7 @@ from resval_lens.analyses.papers.amicl.model import AMICL, AMICLConfig, PairTask
 from resval_lens.analyses.papers.amicl.model.memory import Reading
 from resval_lens.analyses.papers.amicl.theory import predicted, share_of_first
 from resval_lens.analyses.results.result import FLAT, Result
+from resval_lens.notes import Note
 
 # Right of 1,000 trials in the authors' notebook, dot product with argmax: lowest and highest of its
 # runs, of which there are two at a = 1 and one elsewhere. K = 50, what it sweeps over, is assumed.

@@ -16,13 +16,14 @@ from rich.table import Table
 from torch import Generator, Tensor
 
 from resval_lens.analyses.drawing.figures import COLOURS, STYLE, plt
-from resval_lens.analyses.papers.amicl.counting import Note, batches
+from resval_lens.analyses.papers.amicl.counting import batches
 from resval_lens.analyses.papers.amicl.model.memory import AMICL, AMICLConfig
 from resval_lens.analyses.papers.amicl.model.transformer import best_classic, recall_transformer
 from resval_lens.analyses.papers.amicl.model.trials import PairTask, Trials, nearest
 from resval_lens.analyses.results.result import FLAT, OPTIONAL, Result
 from resval_lens.analyses.results.tables import STYLE as TABLE_STYLE
 from resval_lens.hooks import cut_links
+from resval_lens.notes import Note
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0)
 """Values of a."""

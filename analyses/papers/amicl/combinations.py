@@ -17,7 +17,6 @@ from torch import Generator, Tensor
 from resval_lens.analyses.drawing.figures import STYLE, plt
 from resval_lens.analyses.papers.amicl.counting import (
     Judge,
-    Note,
     Share,
     batches,
     both_readings,
@@ -37,6 +36,7 @@ from resval_lens.analyses.papers.amicl.model import (
 )
 from resval_lens.analyses.papers.amicl.model.memory import Reading
 from resval_lens.analyses.results.result import FLAT, Result
+from resval_lens.notes import Note
 
 
 @dataclass(frozen=True)

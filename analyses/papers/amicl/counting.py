@@ -26,7 +26,6 @@ from resval_lens.analyses.papers.amicl.model import (
 from resval_lens.analyses.papers.amicl.model.memory import Reading
 from resval_lens.analyses.results.tables import STYLE
 
-Note = Callable[[str], None]
 Judge = Literal["exact", "euclidean", "cosine"]
 """What is right: the label to the last bit, or the nearest of the context by distance, by angle."""
 

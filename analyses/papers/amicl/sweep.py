@@ -22,7 +22,6 @@ from torch import Generator, Tensor
 from resval_lens.analyses.drawing.figures import STYLE, plt
 from resval_lens.analyses.papers.amicl.counting import (
     Judge,
-    Note,
     Share,
     batches,
     curve,
@@ -40,6 +39,7 @@ from resval_lens.analyses.papers.amicl.model import (
 )
 from resval_lens.analyses.papers.amicl.theory import predicted, threshold
 from resval_lens.analyses.results.result import FLAT, Result
+from resval_lens.notes import Note
 
 VALUES = (0.0, *(round(0.25 * 2 ** (k / 4), 6) for k in range(29)))  # 0, then 0.25 to 32
 LEVEL = 0.05

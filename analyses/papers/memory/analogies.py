@@ -33,7 +33,6 @@ from resval_lens.analyses.papers.memory.capitals import (
 )
 from resval_lens.analyses.papers.memory.comparable import (
     COLOURS,
-    Note,
     by_variant,
     check_seed,
     named,
@@ -49,6 +48,7 @@ from resval_lens.analyses.papers.memory.training import MemoryRun, batch_logits
 from resval_lens.analyses.results.result import FLAT, OPTIONAL, Result, plain
 from resval_lens.analyses.results.seeds import Spread
 from resval_lens.models.presets import MEMORY_VARIANTS, memory_variant
+from resval_lens.notes import Note
 from resval_lens.training.recorded import RecordedRun
 
 Group = Literal["all", "frequent", "rare"]

@@ -14,7 +14,6 @@ from resval_lens.analyses.results.seeds import Spread, spread
 from resval_lens.analyses.results.tables import STYLE
 from resval_lens.training.recorded import RecordedRun
 
-Note = Callable[[str], None]
 Row = TypeVar("Row")
 
 LARGEST_SEED = 2**32 - 1

@@ -22,7 +22,7 @@ from resval_lens.analyses.papers.memory.asked import (
     global_knowledge,
     margins,
 )
-from resval_lens.analyses.papers.memory.comparable import COLOURS, Note, check_seed, narrow_table
+from resval_lens.analyses.papers.memory.comparable import COLOURS, check_seed, narrow_table
 from resval_lens.analyses.papers.memory.construction import (
     Deviations,
     Heads,
@@ -38,6 +38,7 @@ from resval_lens.analyses.papers.memory.tasks.bigrams import Bigrams, tiny_shake
 from resval_lens.analyses.papers.memory.tasks.knowledge_prompts import knowledge_prompts
 from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
 from resval_lens.analyses.results.result import FLAT, Result, plain
+from resval_lens.notes import Note
 
 KINDS: tuple[tuple[Positions, str], ...] = (
     ("absolute", ""),

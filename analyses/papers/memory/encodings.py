@@ -13,7 +13,6 @@ from rich.table import Table
 
 from resval_lens.analyses.drawing.figures import STYLE, plt
 from resval_lens.analyses.papers.memory.comparable import (
-    Note,
     OfRuns,
     by_variant,
     formatted,
@@ -33,6 +32,7 @@ from resval_lens.analyses.papers.memory.training import MemoryRun, draw_tests
 from resval_lens.analyses.results.emergence import first_above, saved
 from resval_lens.analyses.results.result import FLAT, Result
 from resval_lens.analyses.results.seeds import Spread, TTests, corrected, present, spread, t_tests
+from resval_lens.notes import Note
 from resval_lens.training.recorded import RecordedRun
 
 THRESHOLDS = (0.5, 0.9, 0.95)

@@ -19,7 +19,6 @@ from torch import Generator
 from resval_lens.analyses.drawing.figures import STYLE, plt
 from resval_lens.analyses.papers.memory.asked import global_knowledge
 from resval_lens.analyses.papers.memory.comparable import (
-    Note,
     by_variant,
     check_seed,
     named,
@@ -41,6 +40,7 @@ from resval_lens.analyses.papers.memory.tasks.triggers import TriggerBatch, Trig
 from resval_lens.analyses.papers.memory.training import MemoryRun, batch_logits, evaluate
 from resval_lens.analyses.results.result import FLAT, OPTIONAL, Result
 from resval_lens.analyses.results.seeds import Spread
+from resval_lens.notes import Note
 from resval_lens.training.recorded import RecordedRun
 
 Number = TypeVar("Number")

@@ -31,7 +31,6 @@ from resval_lens.analyses.papers.memory.asked import (
     margins,
 )
 from resval_lens.analyses.papers.memory.comparable import (
-    Note,
     check_seed,
     named,
     narrow_table,
@@ -41,6 +40,7 @@ from resval_lens.analyses.papers.memory.comparable import (
 from resval_lens.analyses.papers.memory.tasks.knowledge_prompts import knowledge_prompts
 from resval_lens.analyses.results.result import Result
 from resval_lens.analyses.results.seeds import Spread, spread
+from resval_lens.notes import Note
 from resval_lens.numbers import number
 
 _POINTS = 8  # of each cell, kept for the scatter

@@ -18,7 +18,6 @@ from torch import Generator
 from resval_lens.analyses.drawing.figures import STYLE, plt
 from resval_lens.analyses.papers.memory.comparable import (
     COLOURS,
-    Note,
     OfRuns,
     by_variant,
     narrow_table,
@@ -39,6 +38,7 @@ from resval_lens.analyses.papers.memory.tasks.triggers import TriggerBatch
 from resval_lens.analyses.papers.memory.training import MemoryRun, scores
 from resval_lens.analyses.results.result import FLAT, OPTIONAL
 from resval_lens.analyses.results.seeds import Spread
+from resval_lens.notes import Note
 from resval_lens.training.recorded import RecordedRun
 
 Number = TypeVar("Number")

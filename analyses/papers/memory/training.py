@@ -29,7 +29,7 @@ from resval_lens.runtime import one_thread
 from resval_lens.streams import AttentionStream, parse_streams
 from resval_lens.training.loop import Progress, Trainee, train_in_folder
 from resval_lens.training.recorded import RecordedRun, load_run
-from resval_lens.training.run import Line, Run, place
+from resval_lens.training.run import Line, TrainableRun, place
 from resval_lens.training.run_folder import read_metrics
 from resval_lens.training.settings import check_sgd_settings, seeded_generators
 
@@ -40,7 +40,7 @@ def default_task() -> TriggerTask:
 
 
 @dataclass(frozen=True)
-class MemoryRun(Run[MemoryTransformer]):
+class MemoryRun(TrainableRun[MemoryTransformer]):
     """What one training run is; equal runs give equal weights.
 
     Attributes:
