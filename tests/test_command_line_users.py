@@ -105,11 +105,11 @@ def test_another_tokenizers_model_is_studied(tmp_path: Path) -> None:
     found = invoke("patch", str(tmp_path / "model"), "--prompts", "4", "--general", "--prepend",
                    "eos", "--out", str(tmp_path / "out"))  # fmt: skip
     assert found.exit_code == 0, found.output
-    told = re.search(r"note: 3 names are not one token .*: (.*)", found.stderr)
+    told = re.search(r"note: 3 words are not one token .*: (.*)", found.stderr)
     assert told
     assert set(told[1].split(", ")) == missing
     report = json.loads((tmp_path / "out" / "patch.json").read_text())
-    assert set(report["names_left_out"]) == missing
+    assert set(report["words_left_out"]) == missing
     assert report["leading_token"]["token"] == "</s>"
     silent = invoke("attribute", str(tmp_path / "model"), "--prompts", "4", "--general", "--quiet",
                     "--out", str(tmp_path / "out"))  # fmt: skip

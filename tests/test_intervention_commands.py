@@ -186,6 +186,7 @@ def test_ablations_of_a_classifier(done: dict[str, Done]) -> None:
     report = done["ablate classifier"].report
     values = {row["edit"]: row["measures"] for row in report["rows"]}
     assert list(values) == ["zero", "mean", "resample", "scale 1", "scale 0"]
+    assert report["story_loss"] is None
     assert values["scale 1"] == pytest.approx(report["clean"])
     assert values["scale 0"] == pytest.approx(values["zero"])
     chosen, others = pose_two("values", 20)
@@ -202,6 +203,8 @@ def test_ablations_of_a_language_model(done: dict[str, Done]) -> None:
     whole = {row["edit"]: row["measures"] for row in report["rows"] if row["links"] == "v1"}
     assert set(whole) == {"zero", "mean"}
     assert whole["zero"]["P(IO)"] < report["clean"]["P(IO)"] / 2
+    loss = report["story_loss"]
+    assert loss["cut"]["v1"] > loss["clean"]
 
 
 # circuit
@@ -328,7 +331,7 @@ def test_models_are_found_by_name_and_folder(tmp_path: Path) -> None:
         ("patch --corruption labels", "indirect objects, has random-S2, ABC, position, token, "
          "token+position, random, random+position; got 'labels'"),
         ("patch values --seed 1", "--seed is for indirect objects; values is a classifier"),
-        ("patch values --general", "--general is for indirect objects"),
+        ("patch values --general", "values, on classifying in context, has no general prompts"),
         ("patch values --prompts 20000", "values has 10,000 sequences; 20,000 are needed"),
         ("patch --task nim", "task must be one of ioi, icl; got 'nim'"),
         ("patch values --task ioi", "task ioi: its prompts are tokens; values reads vectors"),

@@ -119,9 +119,10 @@ def test_names_of_several_tokens_are_left_out(missing: set[str], seed: int) -> N
     model = model_with(tokenizer)
     kind = "random" if len(names) > 4 else "random-S2"
     chosen = TASKS["ioi"].draw(Loaded("some", model), 20, Asked(seed, kind, True))
-    assert chosen.facts().names_left_out == tuple(left_out)
+    assert chosen.facts().words_left_out == tuple(left_out)
     said = {word for prompt in chosen.prompts for word in prompt.text.replace(".", "").split()}
     assert not said & missing
+    assert not chosen.of_stories
 
 
 def test_with_every_name_prompts_are_what_they_were() -> None:

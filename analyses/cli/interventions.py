@@ -213,7 +213,7 @@ def ablate_command(
             of=of,
             layers=chosen_layers,
             heads=chosen_heads,
-            text=story_rows(chosen.model) if chosen.prompts and not general else None,
+            text=story_rows(chosen.model) if chosen.of_stories else None,
             note=note,
         )
     found = Ablation(chosen.facts(), general, study, chosen.example())

@@ -114,7 +114,13 @@ MaybeLength = Annotated[int | None, typer.Option(help="Tokens of a sequence.", s
 Temperature = Annotated[float, typer.Option(help="Temperature of the softmax.")]
 Tau3 = Annotated[float, typer.Option(help="Strength of a constructed head's output (nats).")]
 General = Annotated[
-    bool, typer.Option("--general", help="General prompts, not those of the stories.")
+    bool,
+    typer.Option(
+        "--general",
+        help="General prompts, not those of the stories; of "
+        + ", ".join(task.name for task in TASKS.values() if task.has_general)
+        + ".",
+    ),
 ]
 TaskName = Annotated[
     str | None,
@@ -329,11 +335,11 @@ def notes(quiet: bool) -> Iterator[Note]:
             yield lines.say
 
 
-def tell_left_out(names: Sequence[str], quiet: bool) -> None:
-    """Says on stderr which names prompts do without."""
-    if names and not quiet:
-        some = ", ".join(names[:5]) + (", ..." if names[5:] else "")
-        count = f"{len(names)} names are" if len(names) > 1 else "1 name is"
+def tell_left_out(left_out: Sequence[str], quiet: bool) -> None:
+    """Says on stderr which words prompts do without."""
+    if left_out and not quiet:
+        some = ", ".join(left_out[:5]) + (", ..." if left_out[5:] else "")
+        count = f"{len(left_out)} words are" if len(left_out) > 1 else "1 word is"
         err.print(
             f"note: {count} not one token with this tokenizer and left out of prompts: {some}",
             highlight=False, markup=False,

@@ -57,7 +57,6 @@ class InContext(Task):
             )
         for given, option in (
             (asked.seed is not None, "--seed"),
-            (asked.general, "--general"),
             (asked.prepend != "auto", "--prepend"),
         ):
             if given:

@@ -35,6 +35,7 @@ class IndirectObjects(Task):
         "probability": "P(IO)",
     }
     positions = ("IO", "S1", "S1+1", "S2", "end")
+    has_general = True
 
     def measures(self) -> Mapping[str, Metric]:
         from resval_lens.analyses.tasks.pairs import io_is_likelier
@@ -76,5 +77,6 @@ class IndirectObjects(Task):
             )
         pairs = pairs.to(model.cfg.device)
         return Problem(
-            name, model, self, kind, seed, pairs, where, tuple(drawn), lead, tuple(left_out)
-        )
+            name, model, self, kind, seed, pairs, where, tuple(drawn), lead, tuple(left_out),
+            of_stories=not asked.general,
+        )  # fmt: skip

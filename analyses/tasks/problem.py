@@ -11,12 +11,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from resval_lens.analyses.tasks import TASKS
-from resval_lens.analyses.tasks.task import DRAWN, Asked, Task
+from resval_lens.analyses.tasks.task import DRAWN, Asked, Prompt, Task
 from resval_lens.checks import check_whole
 from resval_lens.hooks.prompts import Metric, PromptPairs
 from resval_lens.load import load_model
 from resval_lens.streams import shorthand
-from resval_lens.tasks.ioi import IOIPrompt
 from resval_lens.tasks.leading import NamedToken, named_token
 from resval_lens.transformer import ResValTransformer
 
@@ -30,6 +29,7 @@ class Facts:
         corruption: how corrupted prompts differ.
         prompts: how many.
         metric: its name.
+        words_left_out: that prompts do without, as the tokenizer has no one token for them.
     """
 
     model: str
@@ -40,7 +40,7 @@ class Facts:
     prompts: int
     metric: str
     leading_token: NamedToken | None
-    names_left_out: tuple[str, ...]
+    words_left_out: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,11 @@ class Problem:
         corruption: how corrupted prompts differ.
         seed: that drew the prompts; of a classifier, that of its training run.
         named_positions: where each prompt has what the task's ``positions`` name.
-        prompts: of indirect objects, with their names.
+        prompts: as their task made them, where they are text.
         lead: the token before each prompt, if there is one.
-        left_out: names that prompts do without, as the tokenizer has no one token for them.
+        left_out: words that prompts do without, as the tokenizer has no one token for them.
         asked: the name of the metric that was asked for, if any (:meth:`by`).
+        of_stories: whether prompts are like the generated stories.
     """
 
     name: str
@@ -73,10 +74,11 @@ class Problem:
     seed: int
     pairs: PromptPairs
     named_positions: Mapping[str, Int[Tensor, " prompt"]] = field(default_factory=dict)
-    prompts: tuple[IOIPrompt, ...] = ()
+    prompts: tuple[Prompt, ...] = ()
     lead: int | None = None
     left_out: tuple[str, ...] = ()
     asked: str = ""
+    of_stories: bool = False
 
     @property
     def measures(self) -> Mapping[str, Metric]:

@@ -5,13 +5,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from resval_lens.analyses.tasks.problem import Example, Problem
     from resval_lens.hooks.prompts import Metric
     from resval_lens.load import Loaded
     from resval_lens.transformer import ResValTransformer
+
+
+@runtime_checkable
+class Prompt(Protocol):
+    """A prompt as text, with whatever else its task knows of it."""
+
+    @property
+    def text(self) -> str:
+        """Up to where the answer comes."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +30,7 @@ class Asked:
     Attributes:
         seed: draws prompts, and new names of corrupted prompts.
         corruption: how corrupted prompts differ: one of the task's ``corruptions``.
-        general: general prompts instead of those like training text.
+        general: general prompts instead of those of the stories, of a task that has both.
         prepend: what leads each prompt (:func:`~resval_lens.tasks.leading.leading_token`).
     """
 
@@ -48,6 +57,7 @@ class Task(ABC):
         metrics: what circuits are chosen by, as it is asked for and as :meth:`metric_functions`
             calls it, in the same order.
         positions: names of positions in its prompts.
+        has_general: whether it has general prompts besides those of the stories.
     """
 
     name: ClassVar[str]
@@ -56,6 +66,7 @@ class Task(ABC):
     corruptions: ClassVar[tuple[str, ...]]
     metrics: ClassVar[Mapping[str, str]]
     positions: ClassVar[tuple[str, ...]] = ()
+    has_general: ClassVar[bool] = False
 
     @abstractmethod
     def measures(self) -> Mapping[str, Metric]:
@@ -96,8 +107,10 @@ class Task(ABC):
         """The corruption that is asked for, or the first.
 
         Raises:
-            ValueError: this task has no such.
+            ValueError: this task has no such, or no general prompts, which are asked for.
         """
+        if asked.general and not self.has_general:
+            raise ValueError(f"--general: {loaded.name}, on {self.title}, has no general prompts")
         kind = asked.corruption
         if kind is None:
             return self.corruptions[0]
