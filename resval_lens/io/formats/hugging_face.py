@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -139,19 +141,12 @@ def _read(path: Path, folder: Path, dtype: torch.dtype, device: str, **options: 
 
 
 def _or_refused(path: Path, read: Any, *given: Any, **options: Any) -> Any:
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
+    try:  # bars and reports go to stderr there; what matters is raised
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             return read(*given, **options)
     except _REFUSALS as error:
         raise ValueError(f"{path}: transformers cannot read it ({first_line(error)})") from None
-    finally:
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _check_room(numbers: int, dtype: torch.dtype, path: Path) -> None:
