@@ -95,6 +95,8 @@ def test_every_input_that_is_offered_is_shown():
     assert "mine: v_link of the corrupted run taken from the clean run" in shown[0].body
     assert "position giver" in shown[1].body
     assert "a model: what links carry, edited" in shown[10].body
+    for of_a_report in (shown[2], shown[10]):
+        assert "indirect objects, random-S2 corrupted" in of_a_report.body
     assert "v_link of the clean run taken from the corrupted run" in shown[1].body
     for display in shown:
         image = display._repr_png_()

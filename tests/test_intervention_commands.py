@@ -96,6 +96,8 @@ def test_a_command_prints_what_its_json_holds_and_draws(name: str, done: dict[st
     assert {path.name for path in folder.iterdir()} == {f"{kind}.png", f"{kind}.json"}
     assert report["provenance"]["versions"]["torch"]
     lines = output.replace(str(folder), "").splitlines()
+    if kind in ("patch", "ablate"):
+        assert f"{report['task']}, {report['corruption']} corrupted" in output
     assert max(map(len, lines)) <= 80
     known = list(numbers_in(report))
     tables = "\n".join(line for line in lines if ".json" not in line)

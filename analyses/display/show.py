@@ -157,15 +157,16 @@ def show_link_ablation(study: AblationStudy | Ablation | Mapping[str, LinkStudy]
     Raises:
         ValueError: neither of these.
     """
-    model = ""
+    of = "", ""
     if isinstance(study, Ablation):
-        model, study = study.facts.model, study.study
+        of = study.facts.model, study.facts.task_and_corruption
+        study = study.study
     if isinstance(study, AblationStudy):
         if len(study.scales) > 1:
             return show_figure(
-                intervention_figures.ablation_curves(study, model), "Links scaled by c"
+                intervention_figures.ablation_curves(study, *of), "Links scaled by c"
             )
-        return show_figure(intervention_figures.ablated(study, model), "Links edited")
+        return show_figure(intervention_figures.ablated(study, *of), "Links edited")
     if not study or not all(isinstance(each, LinkStudy) for each in study.values()):
         raise ValueError("study must be an ablation_study or {name: link_study}")
     return show_figure(figures.link_edits(study), f"Links scaled by c: {', '.join(study)}")

@@ -214,16 +214,17 @@ def _links(classifiers: ComparedClassifiers, language: ComparedLanguageModels, r
     if language.links:
         parts.append(f"<h3>{LANGUAGE_MODELS.capitalize()}</h3>")
     for name, ablation in language.links.items():
-        study, model = ablation.study, ablation.facts.model
+        study = ablation.study
+        of = ablation.facts.model, ablation.facts.task_and_corruption
         parts += [
-            _figure(intervention_figures.ablation_curves(study, model), f"{name}: links scaled",
+            _figure(intervention_figures.ablation_curves(study, *of), f"{name}: links scaled",
                     "v1 are the links that arrive in layer 1, all heads. At c = 0 also "
                     "mean-ablated (○) and resampled from the corrupted prompts (×)."),
         ]  # fmt: skip
         if study.story_loss:
             parts += map(html_table, study.story_loss.tables())
         if name in language.scores:  # its own links, not grafted ones
-            alone = intervention_figures.ablated(study, model, scales=False)
+            alone = intervention_figures.ablated(study, *of, scales=False)
             said = "Each layer's links and each head's alone (v1.h2: into head 2 of layer 1)."
             parts.append(_figure(alone, f"{name}: each link edited", said))
     return "".join(parts) or "<p>None of these models has links.</p>"

@@ -137,14 +137,16 @@ class Ablation(Result):
     example: Example | None
 
     def tables(self) -> list[Table]:
-        """The study's."""
-        return self.study.tables()
+        """The study's, the first under what the prompts are."""
+        first, *rest = self.study.tables()
+        first.title = f"{self.facts.task_and_corruption}\n{first.title}"
+        return [first, *rest]
 
     def figures(self) -> dict[str, Figure]:
         """The metric with each group of links edited."""
         from resval_lens.analyses.studies.intervention_figures import ablated
 
-        return {"ablate.png": ablated(self.study, self.facts.model)}
+        return {"ablate.png": ablated(self.study, self.facts.model, self.facts.task_and_corruption)}
 
 
 @torch.no_grad()

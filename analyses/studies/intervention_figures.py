@@ -16,7 +16,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from resval_lens.analyses.attribution.heads import HeadScores
-from resval_lens.analyses.drawing.figures import INK, STYLE, legible, plain
+from resval_lens.analyses.drawing.figures import INK, STYLE, legible
 from resval_lens.analyses.drawing.marks import cells, points, tip
 from resval_lens.analyses.studies.ablation import AblationStudy
 from resval_lens.analyses.studies.patching import RUNS
@@ -36,6 +36,7 @@ def patched(
     *,
     tokens: Sequence[str] | None = None,
     model: str = "",
+    task: str = "",
     most: float = 1.0,
 ) -> Figure:
     """Heat maps of the share of the gap that each cell of a patching recovers.
@@ -46,6 +47,7 @@ def patched(
         axes, site, direction: of :class:`~resval_lens.hooks.patching.PatchResult`.
         tokens: of a prompt, where positions are numbers.
         model: its name.
+        task: the prompts' task, and how they are corrupted.
         most: the scale goes to ± this, or to the largest share if that is larger: for several
             figures side by side, the largest of them all.
     """
@@ -68,13 +70,10 @@ def patched(
     if len(labels[0]) > len(labels[1]):  # the longer axis lies
         values, axes_of, labels = values.swapaxes(1, 2), axes_of[::-1], labels[::-1]
     one, other = RUNS[direction]
-    of = f"{model}: " if model else ""
+    title = _titled(f"{site} of the {one} run taken from the {other} run", model, task)
     with plt.rc_context(STYLE):
         figure, image = _panels(values, titles, axes_of, labels, floor=most)
-        figure.suptitle(
-            f"{of}{site} of the {one} run taken from the {other} run",
-            fontsize=11, x=0.01, ha="left", parse_math=False,
-        )  # fmt: skip
+        figure.suptitle(title, fontsize=11, x=0.01, ha="left", parse_math=False)
         figure.colorbar(image, ax=figure.axes, shrink=0.9, label=f"0 {one}, 1 {other}", pad=0.02)
     return figure
 
@@ -151,7 +150,7 @@ def _write(axes: Axes, panel: np.ndarray, shades: ScalarMappable) -> None:
                   color="white" if dark else "black")  # fmt: skip
 
 
-def ablation_curves(study: AblationStudy, model: str = "") -> Figure:
+def ablation_curves(study: AblationStudy, model: str = "", task: str = "") -> Figure:
     """The metric against the factor c by which links are scaled: all of them, and each layer's.
 
     Marks at c = 0: the same links mean-ablated (○) and resampled from the corrupted prompts (×).
@@ -177,18 +176,19 @@ def ablation_curves(study: AblationStudy, model: str = "") -> Figure:
         axes.axhline(study.clean[measure], color=INK, lw=1, ls="--")
         axes.axhline(study.corrupted[measure], color="#999999", lw=1, ls=":")
         axes.axvline(1, color="#999999", lw=0.8, ls=":")
-        title = f"{_of(model)}links scaled"
-        axes.set(title=title, xlabel="c (0: cut, 1: whole)", ylabel=measure)
+        axes.set_title(_titled("links scaled", model, task), parse_math=False)
+        axes.set(xlabel="c (0: cut, 1: whole)", ylabel=measure)
         axes.plot([], [], color=INK, lw=1, ls="--", label="no edit")
         axes.plot([], [], color="#999999", lw=1, ls=":", label="corrupted")
         figure.legend(loc="outside right upper")
     return figure
 
 
-def ablated(study: AblationStudy, model: str = "", scales: bool = True) -> Figure:
+def ablated(study: AblationStudy, model: str = "", task: str = "", scales: bool = True) -> Figure:
     """The metric with each group of links edited, as bars.
 
     Args:
+        model, task: as in :func:`patched`.
         scales: scalings, too.
     """
     measure, values = study.metric, study.cells(study.metric)
@@ -212,10 +212,11 @@ def ablated(study: AblationStudy, model: str = "", scales: bool = True) -> Figur
         axes.axvline(0, color="#999999", lw=0.8)
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.set(title=f"{_of(model)}what links carry, edited", xlabel=measure)
+        axes.set_title(_titled("what links carry, edited", model, task), parse_math=False)
+        axes.set_xlabel(measure)
         figure.legend(loc="outside upper center", ncols=5)
     return figure
 
 
-def _of(model: str) -> str:
-    return f"{plain(model)}: " if model else ""
+def _titled(title: str, model: str, task: str) -> str:
+    return "\n".join(filter(None, [f"{model}: {title}" if model else title, task]))

@@ -75,6 +75,7 @@ class Patching(Result):
         metric, prompts = self.facts.metric, self.facts.prompts
         table = Table(
             title=f"{self.site} of the {base} run, taken from the {source} run\n"
+            f"{self.facts.task_and_corruption}\n"
             f"({prompts} prompts; {metric} {base} {self.base:.3f}, {source} {self.source:.3f})",
             **WIDE,
         )
@@ -116,7 +117,8 @@ class Patching(Result):
 
         return patched(
             self.recovered.cpu().double().numpy(), self.axes, self.site, self.direction,
-            tokens=self.tokens, model=self.facts.model, most=most,
+            tokens=self.tokens, model=self.facts.model, task=self.facts.task_and_corruption,
+            most=most,
         )  # fmt: skip
 
     def figures(self) -> dict[str, Figure]:

@@ -42,6 +42,11 @@ class Facts:
     leading_token: NamedToken | None
     words_left_out: tuple[str, ...]
 
+    @property
+    def task_and_corruption(self) -> str:
+        """For titles: "indirect objects, random-S2 corrupted"."""
+        return f"{self.task}, {self.corruption} corrupted"
+
 
 @dataclass(frozen=True)
 class Example:
