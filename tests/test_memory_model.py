@@ -21,11 +21,11 @@ from resval_lens.analyses.papers.memory.model.model import (
     rotated,
     sinusoids,
 )
+from resval_lens.models.presets import ENCODINGS
 from resval_lens.streams import AttentionStream
 from resval_lens.transformer import ResValTransformer
 from tests.reference.memory import logits_of, turned
 
-KINDS = ("absolute", "relative", "sinusoidal", "rotary", "alibi")
 TOKENS = torch.tensor([[3, 0, 3, 6, 1, 1, 5], [2, 2, 4, 0, 6, 3, 2]])
 
 
@@ -65,7 +65,7 @@ def by_hand(model: MemoryTransformer, tokens: Tensor) -> Tensor:
     ("n_layers", "layers"), [(1, (0,)), (2, (0,)), (2, (0, 1)), (3, (0, 1, 2))], ids=str
 )
 @pytest.mark.parametrize("streams", ["", "v", "qkv"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ENCODINGS)
 def test_logits_are_those_of_the_formulas(
     kind: str, streams: str, n_layers: int, layers: tuple[int, ...]
 ) -> None:
@@ -73,7 +73,7 @@ def test_logits_are_those_of_the_formulas(
     torch.testing.assert_close(model(TOKENS), by_hand(model, TOKENS), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ENCODINGS)
 def test_logits_of_a_pair_mix(kind: str) -> None:
     model = model_of(kind, AttentionStream("v", mix="pair", own=0.5, carried=0.7))
     torch.testing.assert_close(model(TOKENS), by_hand(model, TOKENS), rtol=1e-10, atol=1e-10)
@@ -81,7 +81,7 @@ def test_logits_of_a_pair_mix(kind: str) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(
-    kind=st.sampled_from(KINDS),
+    kind=st.sampled_from(ENCODINGS),
     d=st.sampled_from([2, 4, 6]),
     length=st.integers(1, 9),
     seed=st.integers(0, 1000),
@@ -92,7 +92,7 @@ def test_logits_of_any_size(kind: str, d: int, length: int, seed: int) -> None:
     torch.testing.assert_close(model(tokens), by_hand(model, tokens), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ENCODINGS)
 def test_the_last_position_and_one_alone_count(kind: str) -> None:
     model = model_of(kind, "v")
     assert model(TOKENS[0]).equal(model(TOKENS[:1]))
@@ -290,7 +290,7 @@ def test_matrices_may_start_at_zero() -> None:
     torch.testing.assert_close(pattern[3, :4], torch.full((4,), 0.25, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ENCODINGS)
 @pytest.mark.parametrize("n_layers", [1, 3])
 def test_what_is_trained(kind: str, n_layers: int) -> None:
     model = model_of(kind, "qkv", n_layers=n_layers)
@@ -344,7 +344,7 @@ def test_weights_run_with_other_streams(share: bool) -> None:
     assert frozen == [name for name, p in model.named_parameters() if not p.requires_grad]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ENCODINGS)
 @pytest.mark.parametrize("streams", ["", AttentionStream("v", mix="pair", own=0.5, carried=0.7)])
 def test_a_saved_model_loads_as_it_was(tmp_path: Path, kind: str, streams: Any) -> None:
     model = model_of(kind, streams, position_layers=(0, 1), alibi_slope=0.25, seed=3)
@@ -376,7 +376,7 @@ def test_settings_round_trip() -> None:
     assert MemoryConfig.from_json(cfg.to_json()) == cfg
     assert MemoryConfig.from_dict(cfg.to_dict()) == cfg
     assert replace(cfg, positions="absolute").positional_embedding_type == "standard"
-    assert [replace(cfg, positions=kind).in_the_stream for kind in KINDS] == [
+    assert [replace(cfg, positions=kind).in_the_stream for kind in ENCODINGS] == [
         True, False, True, False, False
     ]  # fmt: skip
 
@@ -428,7 +428,7 @@ def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: 
 
 
 @pytest.mark.usefixtures("unchecked_annotations")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ENCODINGS)
 def test_tokens_that_cannot_be_are_refused(kind: str) -> None:
     model = model_of(kind)
     for tokens, message in (

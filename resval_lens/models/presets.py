@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 from resval_lens.streams import AttentionStream, Streams, parse_streams
 
@@ -53,7 +53,8 @@ def icl_variant(name: str) -> Streams:
     return ICL_VARIANTS[name]
 
 
-ENCODINGS = ("absolute", "relative", "sinusoidal", "rotary", "alibi")
+Positions = Literal["absolute", "relative", "sinusoidal", "rotary", "alibi"]
+ENCODINGS: tuple[Positions, ...] = get_args(Positions)
 """Positional encodings of the simplified transformers, in the order in which they are reported."""
 _DRAWN = {"triggers": "drawn"}
 _HELD_OUT = {"output_range": (0.0, 0.75)}

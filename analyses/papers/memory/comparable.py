@@ -12,6 +12,7 @@ from resval_lens.analyses.papers.memory.training import MemoryRun
 from resval_lens.analyses.results.result import Result
 from resval_lens.analyses.results.seeds import Spread, spread
 from resval_lens.analyses.results.tables import STYLE
+from resval_lens.models.presets import ENCODINGS
 from resval_lens.training.recorded import RecordedRun
 
 Row = TypeVar("Row")
@@ -19,13 +20,9 @@ Row = TypeVar("Row")
 LARGEST_SEED = 2**32 - 1
 
 # Okabe and Ito's colours; an encoding has one in every figure.
-COLOURS = {
-    "absolute": "#D55E00",
-    "relative": "#0072B2",
-    "sinusoidal": "#E69F00",
-    "rotary": "#009E73",
-    "alibi": "#CC79A7",
-}
+COLOURS: dict[str, str] = dict(
+    zip(ENCODINGS, ("#D55E00", "#0072B2", "#E69F00", "#009E73", "#CC79A7"), strict=True)
+)
 
 _VARIED = ("name", "seed", "positions", "streams", "n_layers")  # what makes a variant or a seed
 

@@ -15,12 +15,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from resval_lens.analyses.papers.memory.model.config import Positions, memory_config
+from resval_lens.analyses.papers.memory.model.config import memory_config
 from resval_lens.analyses.papers.memory.model.construct import construct
 from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
 from resval_lens.analyses.papers.memory.model.predictions import Prediction
 from resval_lens.analyses.papers.memory.model.probes import followers, mean
 from resval_lens.analyses.papers.memory.tasks.triggers import TriggerBatch
+from resval_lens.models.presets import Positions
 
 LARGEST = 500
 """|τ| that a strength may have, in nats."""

@@ -32,12 +32,12 @@ from resval_lens.analyses.papers.memory.construction import (
     heads_summary,
     run_heads,
 )
-from resval_lens.analyses.papers.memory.model.config import Positions
 from resval_lens.analyses.papers.memory.model.predictions import predict, previous_token_attention
 from resval_lens.analyses.papers.memory.tasks.bigrams import Bigrams, tiny_shakespeare
 from resval_lens.analyses.papers.memory.tasks.knowledge_prompts import knowledge_prompts
 from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
 from resval_lens.analyses.results.result import FLAT, Result, plain
+from resval_lens.models.presets import Positions
 from resval_lens.notes import Note
 
 KINDS: tuple[tuple[Positions, str], ...] = (

@@ -21,11 +21,11 @@ from resval_lens.analyses.papers.memory.comparable import (
     narrow_table,
     shown,
 )
-from resval_lens.analyses.papers.memory.model.config import Positions
 from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
 from resval_lens.analyses.papers.memory.training import MemoryRun
 from resval_lens.analyses.results.emergence import first_above
 from resval_lens.analyses.results.seeds import Spread, spread
+from resval_lens.models.presets import Positions
 from resval_lens.training.recorded import RecordedRun
 
 Measure = Literal[

@@ -27,11 +27,11 @@ from resval_lens.analyses.papers.memory.edits import (
     ablated,
     four_cells,
 )
-from resval_lens.analyses.papers.memory.model.config import Positions
 from resval_lens.analyses.papers.memory.training import MemoryRun, draw_tests
 from resval_lens.analyses.results.emergence import first_above, saved
 from resval_lens.analyses.results.result import FLAT, Result
 from resval_lens.analyses.results.seeds import Spread, TTests, corrected, present, spread, t_tests
+from resval_lens.models.presets import Positions
 from resval_lens.notes import Note
 from resval_lens.training.recorded import RecordedRun
 

@@ -24,7 +24,6 @@ from resval_lens.analyses.papers.memory.comparable import (
     over_seeds,
     shown,
 )
-from resval_lens.analyses.papers.memory.model.config import Positions
 from resval_lens.analyses.papers.memory.model.probes import mean
 from resval_lens.analyses.papers.memory.positions import (
     AttentionMap,
@@ -38,6 +37,7 @@ from resval_lens.analyses.papers.memory.tasks.triggers import TriggerBatch
 from resval_lens.analyses.papers.memory.training import MemoryRun, scores
 from resval_lens.analyses.results.result import FLAT, OPTIONAL
 from resval_lens.analyses.results.seeds import Spread
+from resval_lens.models.presets import Positions
 from resval_lens.notes import Note
 from resval_lens.training.recorded import RecordedRun
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Generator
 
 from resval_lens.analyses.drawing.figures import STYLE, plt
-from resval_lens.analyses.papers.memory.model.config import Positions, memory_config
+from resval_lens.analyses.papers.memory.model.config import memory_config
 from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
 from resval_lens.analyses.papers.memory.model.one_step import (
     answers,
@@ -30,6 +30,7 @@ from resval_lens.analyses.papers.memory.model.one_step import (
 from resval_lens.analyses.papers.memory.model.one_step_task import RecallBatch, RecallTask
 from resval_lens.analyses.results.result import Result
 from resval_lens.analyses.results.tables import STYLE as TABLE_STYLE
+from resval_lens.models.presets import Positions
 
 Name = Literal["absolute", "absolute, values", "relative", "relative, values"]
 Plain = Literal["absolute", "relative"]

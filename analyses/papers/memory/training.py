@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
-from resval_lens.analyses.papers.memory.model.config import Positions, memory_config
+from resval_lens.analyses.papers.memory.model.config import memory_config
 from resval_lens.analyses.papers.memory.model.fast import can_run_fast, fast_logits
 from resval_lens.analyses.papers.memory.model.model import MemoryTransformer
 from resval_lens.analyses.papers.memory.model.probes import attention_recall, mean, memory_recall
@@ -24,7 +24,7 @@ from resval_lens.analyses.papers.memory.tasks.triggers import (
     optimal_loss,
 )
 from resval_lens.io.files import check_room
-from resval_lens.models.presets import MEMORY_VARIANTS
+from resval_lens.models.presets import MEMORY_VARIANTS, Positions
 from resval_lens.runtime import one_thread
 from resval_lens.streams import AttentionStream, parse_streams
 from resval_lens.training.loop import Progress, Trainee, train_in_folder

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from math import isfinite
-from typing import Any, Literal, get_args
+from typing import Any
 
 from resval_lens.config import ResValConfig
+from resval_lens.models.presets import ENCODINGS, Positions
 from resval_lens.streams import StreamsLike
 
-Positions = Literal["absolute", "relative", "sinusoidal", "rotary", "alibi"]
 IN_THE_STREAM = ("absolute", "sinusoidal")
 """Encodings that are added to the token embeddings; the others act on attention scores."""
 
@@ -62,9 +62,9 @@ class MemoryConfig(ResValConfig):
     initial_std: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.positions, str) or self.positions not in get_args(Positions):
+        if not isinstance(self.positions, str) or self.positions not in ENCODINGS:
             raise ValueError(
-                f"positions must be one of {', '.join(get_args(Positions))}; got {self.positions!r}"
+                f"positions must be one of {', '.join(ENCODINGS)}; got {self.positions!r}"
             )
         for name in ("embed_std", "alibi_slope", "initial_std"):
             value, may_be_0 = getattr(self, name), name == "initial_std"
