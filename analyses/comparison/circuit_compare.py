@@ -107,7 +107,7 @@ def classifier_circuits(
     """
     check_sizes(runs, sequences)
     worlds = worlds or Worlds()
-    found = []
+    circuits = []
     for recorded in runs:
         run = recorded.run
         note(f"{run.folder_name}: test sequences")
@@ -119,8 +119,8 @@ def classifier_circuits(
             about = _about(note, f"{run.folder_name}, other {what}")
             study = circuit_study(model, first, second, exact=True, metrics=ICL_METRICS, note=about)
             task = f"IC ({what})"
-            found.append(TaskCircuit(task, "margin", run.name, run.seed, run.folder_name, study))
-    return found
+            circuits.append(TaskCircuit(task, "margin", run.name, run.seed, run.folder_name, study))
+    return circuits
 
 
 def _about(note: Note, what: str) -> Note:
@@ -147,7 +147,7 @@ def ioi_circuits(
         note: called with what is being done.
     """
     drawn = ioi_prompts(2 * prompts, seed, "unseen", "unseen", "unseen")
-    found = []
+    circuits = []
     for each in models:
         for kind in IOI_CORRUPTIONS:
             pairs = ioi_pairs(each.model, drawn, kind, seed)
@@ -157,8 +157,10 @@ def ioi_circuits(
             with naming(each.name):
                 study = circuit_study(each.model, first, second, exact=exact, note=about)
             task = f"IOI ({kind})"
-            found.append(TaskCircuit(task, NAMING, each.architecture, each.seed, each.name, study))
-    return found
+            circuits.append(
+                TaskCircuit(task, NAMING, each.architecture, each.seed, each.name, study)
+            )
+    return circuits
 
 
 def ioi_matrices(
@@ -183,7 +185,7 @@ def ioi_matrices(
         if each.task == "IOI (ABC)"
     }
     drawn = ioi_prompts(2 * prompts, seed, "unseen", "unseen", "unseen")
-    found = []
+    matrices = []
     for each in models:
         first, second = ioi_pairs(each.model, drawn, "ABC", seed).split(prompts)
         asked = each.model, first, second, ioi_metrics(each.model)
@@ -193,10 +195,10 @@ def ioi_matrices(
             )
         counts = Prompts(len(first), len(second))
         groups = len(alike(second).unique())
-        found.append(
+        matrices.append(
             MetricMatrix(each.name, each.architecture, each.seed, "ABC", counts, groups, chosen)
         )
-    return found
+    return matrices
 
 
 @contextmanager
@@ -216,7 +218,7 @@ def ioi_heads(
 ) -> list[IOIHeads]:
     """Each language model's heads by role, and what its links carry of who gave."""
     drawn = ioi_prompts(prompts, seed, "unseen", "unseen", "unseen")
-    found = []
+    heads = []
     for each in models:
         note(f"{each.name}: roles of heads")
         with naming(each.name):
@@ -224,8 +226,8 @@ def ioi_heads(
         if each.model.cfg.streams:
             note(f"{each.name}: what its links carry")
             signals = link_signals(each.model, drawn, SIGNALS, seed)
-        found.append(IOIHeads(each.architecture, each.seed, each.name, roles, signals))
-    return found
+        heads.append(IOIHeads(each.architecture, each.seed, each.name, roles, signals))
+    return heads
 
 
 def compared_models(folder: Path | None = None) -> list[ComparedModel]:

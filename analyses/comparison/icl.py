@@ -58,17 +58,17 @@ def trained_classifiers(
     if sequences < 1:
         raise ValueError(f"sequences must be 1 or more; got {sequences}")
     worlds = worlds or Worlds()
-    found: dict[str, TrainedClassifier] = {}
+    by_name: dict[str, TrainedClassifier] = {}
     for recorded in runs:
         run = recorded.run
-        if run.name in found or not recorded.has_model:
+        if run.name in by_name or not recorded.has_model:
             continue
         world, tests = worlds.of(run)
         first = first_of(tests, sequences)
-        found[run.name] = TrainedClassifier(run.name, run.seed, recorded.model(), world, first)
-    if not found:
+        by_name[run.name] = TrainedClassifier(run.name, run.seed, recorded.model(), world, first)
+    if not by_name:
         raise ValueError("none of these runs has a trained model; train to the end first")
-    return list(found.values())
+    return list(by_name.values())
 
 
 def accuracies(model: ICLClassifier, tests: dict[str, ICLBatch]) -> Accuracies:
@@ -105,9 +105,9 @@ class LinkStudy(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """Of ``whole`` and ``without`` nothing, of ``cut`` accuracies."""
-        found = super().to_dict()
-        shown = {name: found[name] for name in ("links", "sequences", "scale", "mean")}
-        return {**shown, "cut": self.accuracies_cut}
+        document = super().to_dict()
+        kept = {name: document[name] for name in ("links", "sequences", "scale", "mean")}
+        return {**kept, "cut": self.accuracies_cut}
 
 
 @torch.no_grad()

@@ -197,12 +197,12 @@ def ablation_study(
     scaled = {f"scale {c:g}": scale(c) for c in scales}
     if "zero" in edits:
         scaled.pop("scale 0", None)
-    found: dict[tuple[str, str], list[dict[str, Tensor]]] = {}
+    measured: dict[tuple[str, str], list[dict[str, Tensor]]] = {}
 
     def measure(edit: str, change: Edit, runs: LinkRuns) -> None:
         for name, group in named.items():
             logits = runs.clean if edit == "scale 1" else runs.edited(change, group)
-            found.setdefault((name, edit), []).append(_measured(logits, runs.pairs, measures))
+            measured.setdefault((name, edit), []).append(_measured(logits, runs.pairs, measures))
 
     mean_prompts = 0
     # Every token counts, even where a tokenizer pads on the left.
@@ -212,8 +212,8 @@ def ablation_study(
             part = runs.pairs  # as wide as their longest
             clean = _measured(runs.clean, part, measures)
             corrupted = answer_logits(model, part.corrupted, part.answers)
-            found.setdefault(("no links", "clean"), []).append(clean)
-            found.setdefault(("no links", "corrupted"), []).append(
+            measured.setdefault(("no links", "clean"), []).append(clean)
+            measured.setdefault(("no links", "corrupted"), []).append(
                 _measured(corrupted, part, measures)
             )
             made = {name: ABLATIONS[name].edit(model, chosen, part, max_tokens) for name in own}
@@ -229,14 +229,14 @@ def ablation_study(
                     for part in group.within(max_tokens):
                         measure(edit, change, LinkRuns(model, part))
     if "zero" in edits:
-        found |= {(name, "scale 0"): found[name, "zero"] for name in named}
+        measured |= {(name, "scale 0"): measured[name, "zero"] for name in named}
     losses = None
     if text is not None:
         note("loss on stories, links cut")
         losses = story_loss(model, text, named)
     means = {
         key: {name: torch.cat([x[name] for x in parts]).mean().item() for name in measures}
-        for key, parts in found.items()
+        for key, parts in measured.items()
     }
     return AblationStudy(
         prompts=len(pairs),
@@ -263,7 +263,7 @@ def _by_group(
     """Prompts of a group beside the others of that group, cut to their length."""
     known: Groups | None = "all" if pairs.groups is None and others.groups is None else None
     of_pairs, of_others = alike(pairs, known), alike(others, known)
-    found = []
+    grouped = []
     for group in of_pairs[torch.isin(of_pairs, of_others)].unique():
         own, same = (
             each.rows((numbers == group).nonzero()[:, 0].to(each.clean.device))
@@ -275,13 +275,13 @@ def _by_group(
                 f"others: prompts of one group have {other_end} tokens up to the answer there, and "
                 f"{end} here: a position does not mean the same in them"
             )
-        found.append((_cut(own, end), _cut(same, end)))
-    if not found:
+        grouped.append((_cut(own, end), _cut(same, end)))
+    if not grouped:
         raise ValueError(
             f"{edits[0]}: none of the {len(others)} other prompts is of a group of these "
             f"{len(pairs)}; take more prompts, or leave out the edit {edits[0]!r}"
         )
-    return found
+    return grouped
 
 
 def _cut(pairs: PromptPairs, end: int) -> PromptPairs:

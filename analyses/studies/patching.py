@@ -52,11 +52,11 @@ class Patching(Result):
     example: Example | None
 
     @classmethod
-    def of(cls, chosen: Problem, found: PatchResult) -> Patching:
-        """``found`` on the prompts of ``chosen``."""
+    def of(cls, chosen: Problem, patched: PatchResult) -> Patching:
+        """``patched`` on the prompts of ``chosen``."""
         return cls(
-            facts=chosen.facts(), site=found.site, direction=found.direction, axes=found.axes,
-            base=found.base, source=found.source, recovered=found.recovered(),
+            facts=chosen.facts(), site=patched.site, direction=patched.direction, axes=patched.axes,
+            base=patched.base, source=patched.source, recovered=patched.recovered(),
             example=chosen.example(),
         )  # fmt: skip
 

@@ -187,10 +187,10 @@ def _alike(where: Mapping[str, Int[Tensor, " prompt"]]) -> Int[Tensor, " prompt"
 
     The positions themselves, as digits: the same in every set of prompts.
     """
-    found = torch.zeros_like(where["end"])
+    numbers = torch.zeros_like(where["end"])
     for name in ("IO", "S1", "S2", "end"):
-        found = found * 2**15 + where[name]
-    return found
+        numbers = numbers * 2**15 + where[name]
+    return numbers
 
 
 def icl_pairs(world: ICLWorld, batch: ICLBatch, what: Exchanged = "labels") -> PromptPairs:
@@ -202,7 +202,9 @@ def icl_pairs(world: ICLWorld, batch: ICLBatch, what: Exchanged = "labels") -> P
     Raises:
         ValueError: sequences that are not bursty.
     """
-    found = exchanged(world, batch, what)
+    sequences = exchanged(world, batch, what)
     name = f"in-context classification, exchanged {what}"
-    groups = torch.zeros(len(found.clean), dtype=torch.long)
-    return PromptPairs(found.clean, found.corrupted, margin, found.labels, name=name, groups=groups)
+    groups = torch.zeros(len(sequences.clean), dtype=torch.long)
+    return PromptPairs(
+        sequences.clean, sequences.corrupted, margin, sequences.labels, name=name, groups=groups
+    )

@@ -139,8 +139,8 @@ class Problem:
         """On the prompts of the commonest length, without padding."""
         last = self.pairs.answers.tolist()
         commonest = Counter(last).most_common(1)[0][0]
-        found = self.rows(torch.tensor([i for i, each in enumerate(last) if each == commonest]))
-        pairs, end = found.pairs, commonest + 1
+        alike = self.rows(torch.tensor([i for i, each in enumerate(last) if each == commonest]))
+        pairs, end = alike.pairs, commonest + 1
         unpadded = replace(
             pairs,
             clean=pairs.clean[:, :end],
@@ -148,7 +148,7 @@ class Problem:
             last=None,
             mask=None,
         )
-        return replace(found, pairs=unpadded)
+        return replace(alike, pairs=unpadded)
 
     def tokens(self) -> list[str]:
         """The first prompt's tokens; of a classifier, o (object), l (label) and q (query)."""

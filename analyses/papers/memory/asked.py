@@ -93,7 +93,7 @@ def constructed_models(
     """
     check_seed(seed)
     length = 3 * 2 * MOST + 2
-    found = []
+    models = []
     for name, width in {
         "constructed, exact": None,
         f"constructed, d = {d_model:,}": d_model,
@@ -102,8 +102,8 @@ def constructed_models(
             global_knowledge(bigrams), Generator().manual_seed(seed),
             n_ctx=length, d_model=width, strengths=Strengths(tau3=tau3),
         )  # fmt: skip
-        found.append(AskedModel(name, model, bigrams, {ANY_TOKEN: None}, seed, tau3=tau3))
-    return found
+        models.append(AskedModel(name, model, bigrams, {ANY_TOKEN: None}, seed, tau3=tau3))
+    return models
 
 
 def global_knowledge(bigrams: Bigrams) -> Float[Tensor, "d_vocab d_vocab"]:

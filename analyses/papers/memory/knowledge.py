@@ -292,12 +292,12 @@ def knowledge_study(
         raise ValueError(f"prompts must be 2 or more; got {prompts}")
     known = []
     for asked in models:
-        found = {}
+        of_groups = {}
         for place, (group, queries) in enumerate(asked.groups.items()):
             note(f"{asked.name}: {group}")
             generator = Generator().manual_seed(1_000 * seed + place)
-            found[group] = group_study(asked, queries, prompts, generator)
-        known.append(ModelKnowledge(asked.name, asked.seed, asked.tau3, found))
+            of_groups[group] = group_study(asked, queries, prompts, generator)
+        known.append(ModelKnowledge(asked.name, asked.seed, asked.tau3, of_groups))
     return Knowledge(seed, prompts, FLOOR, known, knowledge_over_seeds(known))
 
 
@@ -307,10 +307,10 @@ def knowledge_over_seeds(known: Sequence[ModelKnowledge]) -> list[GroupOverSeeds
     for name in dict.fromkeys(each.name for each in known):
         own = [each for each in known if each.name == name]
         for group in own[0].groups:
-            found = {each.seed: each.groups[group] for each in own if group in each.groups}
-            flip = {seed: each.flip.at for seed, each in found.items()}
-            fitted = {seed: each.flip.fitted for seed, each in found.items()}
-            whole = {s: flip[s] is not None and fitted[s] is not None for s in found}
+            by_seed = {each.seed: each.groups[group] for each in own if group in each.groups}
+            flip = {seed: each.flip.at for seed, each in by_seed.items()}
+            fitted = {seed: each.flip.fitted for seed, each in by_seed.items()}
+            whole = {s: flip[s] is not None and fitted[s] is not None for s in by_seed}
             paired = (
                 spread({seed: x if whole[seed] else None for seed, x in numbers.items()})
                 for numbers in (flip, fitted)
@@ -319,12 +319,12 @@ def knowledge_over_seeds(known: Sequence[ModelKnowledge]) -> list[GroupOverSeeds
                 GroupOverSeeds(
                     name,
                     group,
-                    list(found),
+                    list(by_seed),
                     Paired(*paired),
-                    weight=spread({seed: each.fit.weight for seed, each in found.items()}),
-                    tau3=spread({seed: each.fit.tau3 for seed, each in found.items()}),
-                    r2=spread({seed: each.fit.r2 for seed, each in found.items()}),
-                    majority=spread({seed: each.majority for seed, each in found.items()}),
+                    weight=spread({seed: each.fit.weight for seed, each in by_seed.items()}),
+                    tau3=spread({seed: each.fit.tau3 for seed, each in by_seed.items()}),
+                    r2=spread({seed: each.fit.r2 for seed, each in by_seed.items()}),
+                    majority=spread({seed: each.majority for seed, each in by_seed.items()}),
                     flip=spread(flip),
                     fitted_flip=spread(fitted),
                 )
