@@ -74,8 +74,8 @@ def log_probability(
 def against(others: Int[Tensor, " other"]) -> Metric:
     """The metric logit(first label) − mean over the other tokens: IO − all other names.
 
-    IO − S is as large where the model would say neither; this one and :func:`log_probability` say
-    whether it names anyone.
+    The logit difference is as large where the model would say neither; this one and
+    :func:`log_probability` say whether it names anyone.
 
     Args:
         others: tokens; a prompt's first label, if it is among them, is left out of its mean.

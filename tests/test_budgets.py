@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from resval_lens.analyses.attribution.logits import attribute, logit_lens
 from resval_lens.analyses.circuits import running
+from resval_lens.analyses.circuits.methods import METHODS
 from resval_lens.analyses.circuits.running import EdgeRuns
 from resval_lens.analyses.circuits.scores import score_edges
 from resval_lens.analyses.studies.ablation import ablation_study
@@ -22,16 +24,22 @@ from resval_lens.hooks import (
 )
 from resval_lens.transformer import ResValTransformer
 from tests.helpers import tiny_model, tiny_tokens
+from tests.methods import settings_of
 
 MOST = 21  # three prompts of seven tokens
+
+
+def scores(model: ResValTransformer, pairs: PromptPairs, method: str) -> Tensor:
+    return score_edges(model, pairs, method, **settings_of(method), max_tokens=MOST).values
+
+
 USES: dict[str, Callable[[ResValTransformer, PromptPairs], Any]] = {
     "patch": lambda m, p: patch(m, p, "z", by=("layer", "head"), max_tokens=MOST).per_prompt,
     "patch positions": lambda m, p: patch(m, p, "v_link", max_tokens=MOST).per_prompt,
     "path_patch": lambda m, p: (
         path_patch_each(m, p, ["a0.h0", "a1.h2", "m0"], "a2.h1<v>", max_tokens=MOST).patched
     ),
-    "eap": lambda m, p: score_edges(m, p, "eap", max_tokens=MOST).values,
-    "eap-ig": lambda m, p: score_edges(m, p, "eap-ig", max_tokens=MOST).values,
+    **{name: partial(scores, method=name) for name in METHODS},
     "runs": lambda m, p: EdgeRuns(m, p, max_tokens=MOST).values(some_kept(m)),
     "means": lambda m, p: EdgeRuns(m, p, max_tokens=MOST, ablation="mean", groups="all").values(
         some_kept(m)

@@ -159,7 +159,7 @@ def test_what_is_said_is_what_was_measured(compared: ComparedCircuits) -> None:
                        for kind in ("token", "position"))  # fmt: skip
     assert token.replace("-", "−") in said[-3]
     assert position.replace("-", "−") in said[-2]
-    assert said[-1].endswith("IO − S does not say whether either is named.")
+    assert said[-1].endswith("The logit difference does not say whether either is named.")
     twice = [*compared.circuits, *compared.circuits]
     assert "(by seed " in sentences(twice, compared.heads)[2]
     assert sentences(twice, [])[0].startswith(
@@ -171,7 +171,7 @@ def test_circuits_by_each_metric_are_evaluated_by_all(compared: ComparedCircuits
     matrix = compared.matrices[1]
     assert (matrix.architecture, matrix.corruption, matrix.seed) == ("values", "ABC", 0)
     assert [each.by for each in matrix.circuits] == [
-        "IO − S", "log P(IO)", "IO − other names", "P(IO)",
+        "logit difference", "log P(IO)", "IO − other names", "P(IO)",
     ]  # fmt: skip
     (own,) = (e for e in compared.circuits if (e.task, e.architecture) ==
               ("IOI (ABC)", "values"))  # fmt: skip
@@ -194,7 +194,7 @@ def test_circuits_by_each_metric_are_evaluated_by_all(compared: ComparedCircuits
                 if ablation == "resample" and each.by == name:
                     assert f >= 0.85
     by_difference = matrix.circuits[0].measured
-    assert (by_difference["IO − S"].resample.faithfulness or 0) >= 0.85
+    assert (by_difference["logit difference"].resample.faithfulness or 0) >= 0.85
     assert by_difference["P(IO)"].resample.circuit < 0.5 * by_difference["P(IO)"].clean
     assert circuit_tables.matrix_table(compared.matrices).row_count == 10
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from resval_lens.analyses.circuits import running
 from resval_lens.analyses.circuits.graph import Graph
+from resval_lens.analyses.circuits.methods import EAP, METHODS
 from resval_lens.analyses.circuits.running import EdgeRuns
 from resval_lens.analyses.circuits.scores import score_edges
 from resval_lens.hooks.answers import answer_logits
@@ -152,7 +153,7 @@ def test_scores_in_few_bits_are_summed_in_float32_whatever_the_parts() -> None:
     clean, corrupted = tiny_tokens(8, seed=2).repeat(16, 1), tiny_tokens(8, seed=3).repeat(16, 1)
     labels = tiny_tokens(8, 2, seed=4).repeat(16, 1)
     pairs = PromptPairs(clean, corrupted, logit_difference, labels)
-    methods: tuple[Any, ...] = ("eap", "eap-ig")
+    methods = [name for name, how in METHODS.items() if isinstance(how, EAP)]
     wanted = {method: score_edges(model, pairs, method).values for method in methods}
     values = EdgeRuns(model, pairs).clean_values
     model.to(torch.bfloat16)

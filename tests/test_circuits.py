@@ -1,6 +1,7 @@
 """Scores beside the published method, circuits chosen and evaluated."""
 
 import json
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from resval_lens.analyses.circuits.acdc import acdc
+from resval_lens.analyses.circuits.acdc import acdc_scores
 from resval_lens.analyses.circuits.circuit import Circuit, greedy, threshold, top_n
 from resval_lens.analyses.circuits.curve import curve
 from resval_lens.analyses.circuits.evaluation import (
@@ -24,20 +25,19 @@ from resval_lens.analyses.circuits.evaluation import (
     random_circuits,
 )
 from resval_lens.analyses.circuits.graph import Graph
+from resval_lens.analyses.circuits.methods import METHODS
 from resval_lens.analyses.circuits.running import EdgeRuns
-from resval_lens.analyses.circuits.scores import Method, score_edges
-from resval_lens.analyses.circuits.search import exact_best, smallest
+from resval_lens.analyses.circuits.scores import EdgeScores, score_edges
+from resval_lens.analyses.circuits.search import smallest
 from resval_lens.hooks import cut_links
 from resval_lens.hooks.prompts import PromptPairs, logit_difference, margin
 from resval_lens.models.classifier import ICLClassifier, classifier_config
 from resval_lens.streams import AttentionStream
 from tests.hand_built import LINKED_CIRCUIT, linked_model, linked_pairs
 from tests.helpers import stock_model, tiny_config, tiny_model
+from tests.methods import each_method, settings_of
 from tests.reference.eap import eap_scores
 from tests.test_circuit_runs import tiny_pairs
-
-METHODS: tuple[Method, ...] = ("eap", "eap-ig", "exact")
-
 
 # Scores
 
@@ -59,11 +59,14 @@ def test_classic_scores_are_those_of_the_published_method(
         assert scores[edge] == pytest.approx(value, abs=1e-5, rel=1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_scores_do_not_depend_on_how_prompts_are_divided(method: Method) -> None:
+@each_method
+def test_scores_do_not_depend_on_how_prompts_are_divided(method: str) -> None:
     model = tiny_model("v", dtype=torch.float64)
     pairs = tiny_pairs(model)
-    whole, parts = (score_edges(model, pairs, method, max_tokens=7 * n).values for n in (3, 1))
+    settings = settings_of(method)
+    whole, parts = (
+        score_edges(model, pairs, method, **settings, max_tokens=7 * n).values for n in (3, 1)
+    )
     torch.testing.assert_close(whole, parts)
 
 
@@ -89,27 +92,28 @@ def test_a_gated_link_is_scored() -> None:
     torch.testing.assert_close(eap[-8:], exact[-8:], rtol=1e-3, atol=1e-11)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_hand_built_circuit_is_found(method: Method) -> None:
+@each_method
+def test_the_hand_built_circuit_is_found(method: str) -> None:
     model, pairs = linked_model(), linked_pairs()
-    scores = score_edges(model, pairs, method)
+    scores = score_edges(model, pairs, method, **settings_of(method, 1e-6))
     found = {edge for edge, value in scores.top(len(scores.graph)) if abs(value) > 1e-6}
     assert found == LINKED_CIRCUIT
     # One token of four, with a fourth of the attention: the logit difference is 1/4, then −1/4.
     assert [scores[edge] for edge in found] == pytest.approx([-0.5] * 3)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_with_the_stream_cut_nothing_scores(method: Method) -> None:
+@each_method
+def test_with_the_stream_cut_nothing_scores(method: str) -> None:
     model = linked_model().with_streams("")
-    scores = score_edges(model, linked_pairs(), method)
+    scores = score_edges(model, linked_pairs(), method, **settings_of(method))
     assert not any(edge.is_link for edge in scores.graph.edges)
     assert scores.values.abs().max() == 0
 
 
 def test_the_hand_built_circuit_is_what_acdc_leaves() -> None:
     runs = EdgeRuns(linked_model(), linked_pairs())
-    assert set(acdc(runs, tau=0.01).edges) == LINKED_CIRCUIT
+    scores = score_edges(runs.model, runs.pairs, "acdc", threshold=0.01)
+    assert set(threshold(scores.graph, scores.values, 0.01).edges) == LINKED_CIRCUIT
     assert (
         set(smallest(runs, score_edges(runs.model, runs.pairs).values).circuit.edges)
         == LINKED_CIRCUIT
@@ -232,8 +236,9 @@ def test_raw_links_hand_on_what_the_layer_computed_itself() -> None:
         assert Circuit.of(graph, edges).path_lengths() == lengths
 
 
-def plain_acdc(runs: EdgeRuns, tau: float) -> set[str]:
-    """One edge at a time: readers from the logits back, writers from the last."""
+def plain_acdc(runs: EdgeRuns, tau: float) -> tuple[set[str], dict[str, float]]:
+    """One edge at a time: readers from the logits back, writers from the last; what each did."""
+    did: dict[str, float] = {}
     graph = runs.graph
     kept = torch.ones(len(graph), dtype=torch.bool)
     before = runs.clean
@@ -252,11 +257,12 @@ def plain_acdc(runs: EdgeRuns, tau: float) -> set[str]:
             if target == reader:
                 kept[number] = False
                 metric = runs.means(kept[None]).item()
+                did[str(edge)] = metric - before
                 if abs(metric - before) < tau:
                     before = metric
                 else:
                     kept[number] = True
-    return set(Circuit(graph, kept).edges)
+    return set(Circuit(graph, kept).edges), did
 
 
 @pytest.mark.parametrize("tau", [0.003, 0.03])
@@ -264,9 +270,12 @@ def test_acdc_is_one_edge_at_a_time(tau: float) -> None:
     model = tiny_model("v", dtype=torch.float64, n_heads=2, d_head=8)
     runs = EdgeRuns(model, tiny_pairs(model))
     seen: list[tuple[int, int]] = []
-    found = acdc(runs, tau, lambda *done: seen.append(done))
+    scores = acdc_scores(runs, tau, lambda *done: seen.append(done))
+    found = threshold(runs.graph, scores, tau)
     assert 0 < len(found) < len(runs.graph)
-    assert set(found.edges) == plain_acdc(runs, tau)
+    edges, did = plain_acdc(runs, tau)
+    assert set(found.edges) == edges
+    assert scores.tolist() == pytest.approx([did[str(edge)] for edge in runs.graph.edges])
     assert seen[-1] == (len(runs.graph), len(runs.graph))
 
 
@@ -368,25 +377,6 @@ def test_random_circuits_have_their_size_and_differ() -> None:
     assert len({tuple(circuit.numbers) for circuit in drawn}) == 5
 
 
-def test_the_exact_best_circuit_is_the_most_faithful_of_its_size() -> None:
-    model = linked_model()
-    runs = EdgeRuns(model, linked_pairs())
-    with pytest.raises(ValueError, match=r"there are \d+ circuits of 3 of \d+ edges; at most"):
-        exact_best(runs, 3)
-    classifier = ICLClassifier(classifier_config("v"), generator=torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(1)
-    clean, corrupted = torch.randn(2, 3, 5, 150, generator=generator) / 5
-    pairs = PromptPairs(clean, corrupted, margin, torch.randint(32, (3, 3), generator=generator))
-    small = EdgeRuns(classifier, pairs)
-    circuit, found = exact_best(small, 2)
-    gap = small.clean - small.corrupted
-    n = len(small.graph)
-    both = torch.stack([Circuit.of(small.graph, [a, b]).kept for a in range(n) for b in range(a)])
-    every = [abs(1 - (metric - small.corrupted) / gap) for metric in small.means(both).tolist()]
-    assert len(circuit) == 2
-    assert abs(1 - (found.value or 0)) == pytest.approx(min(every), abs=1e-5)
-
-
 def test_mean_ablation_is_the_mean_over_corrupted_prompts_of_a_group() -> None:
     """Corrupted prompts that are alike in a group are their own mean; otherwise activations are
     averaged.
@@ -479,16 +469,24 @@ def test_a_metric_without_a_gradient_needs_exact_scores() -> None:
     assert score_edges(model, counted, "exact").values.abs().max() <= 1
 
 
+def scored(runs: EdgeRuns, method: str, **settings: Any) -> EdgeScores:
+    return score_edges(runs.model, runs.pairs, method, **settings)
+
+
 @pytest.mark.parametrize(
     ("do", "says"),
     [
-        (lambda runs: acdc(runs, 0), r"tau must be above 0; got 0"),
-        (lambda runs: acdc(runs, float("nan")), r"tau must be above 0; got nan"),
+        (lambda runs: scored(runs, "acdc"), "threshold must be above 0 for acdc; got None"),
+        (lambda runs: scored(runs, "acdc", threshold=0), "threshold must be above 0 .* got 0"),
+        (lambda runs: scored(runs, "acdc", threshold=math.nan), "threshold must be above .* nan"),
+        (lambda runs: scored(runs, "eap", threshold=0.1), "the method eap drops no edges by one"),
+        (lambda runs: scored(runs, "eap", steps=3), "steps=3: the method eap takes no number"),
+        (lambda runs: scored(runs, "guess"), f"method must be one of {', '.join(METHODS)}; got"),
         (lambda runs: top_n(runs.graph, torch.ones(len(runs.graph)), 0), r"n must lie between 1"),
         (lambda runs: Circuit.of(runs.graph, ["a0.h9->m1"]), r"no edge 'a0.h9->m1'"),
         (lambda runs: Circuit.of(runs.graph, [-1]), r"no edge -1"),
         (
-            lambda runs: score_edges(runs.model, runs.pairs, steps=0),
+            lambda runs: scored(runs, "eap-ig", steps=0),
             r"steps must be a whole number from 1 up; got 0",
         ),
         (lambda runs: score_edges(runs.model, runs.pairs, max_tokens=0), "max_tokens must be 1"),
@@ -510,12 +508,6 @@ def test_what_cannot_be_is_refused(do: Any, says: str) -> None:
     model = tiny_model("v")
     with pytest.raises(ValueError, match=says):
         do(EdgeRuns(model, tiny_pairs(model)))
-
-
-def test_an_unknown_method_is_refused(unchecked_annotations: None) -> None:
-    model = tiny_model()
-    with pytest.raises(ValueError, match="method must be one of eap, eap-ig, exact; got 'guess'"):
-        score_edges(model, tiny_pairs(model), "guess")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

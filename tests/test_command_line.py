@@ -18,7 +18,7 @@ from rich.table import Table
 from typer.models import OptionInfo
 from typer.testing import CliRunner
 
-from resval_lens.analyses.circuits.scores import Method
+from resval_lens.analyses.circuits.methods import METHODS
 from resval_lens.analyses.cli import app as cli
 from resval_lens.analyses.cli import completion
 from resval_lens.analyses.cli.amicl import FIGURES
@@ -26,7 +26,6 @@ from resval_lens.analyses.cli.options import on_device, words
 from resval_lens.analyses.cli.reporting import as_text, report, report_runs
 from resval_lens.analyses.comparison.icl_emergence import TABLES
 from resval_lens.analyses.results.tables import STYLE
-from resval_lens.analyses.tasks import TASKS
 from resval_lens.hooks.patching import AXES, DIRECTIONS
 from resval_lens.io.checkpoint import SHIPPED_MODELS
 from resval_lens.load import shipped_classifiers
@@ -359,6 +358,14 @@ def completed(monkeypatch: pytest.MonkeyPatch, line: str) -> list[str]:
         ("ablate --edits zero,m", ["zero,mean"]),
         ("circuit --corruption token", ["token", "token+position"]),
         ("circuit --method eap", ["eap", "eap-ig"]),
+        ("circuit --method ", list(METHODS)),
+        ("circuit --metric ", ["logit-difference", "log-probability", "names", "probability",
+                               "margin"]),
+        ("circuit --task icl --metric ", ["margin", "log-probability", "probability"]),
+        ("ablate --task icl --corruption ", ["labels", "objects"]),
+        ("ablate --task nil --corruption l", ["labels"]),
+        ("patch --task ioi --positions IO,S1", ["IO,S1", "IO,S1+1"]),
+        ("patch --task icl --positions ", ["all"]),
         ("train icl --variants keys,values-", ["keys,values-detached", "keys,values-half",
                                                "keys,values-norm-matched", "keys,values-no-own"]),
         ("memory curves --variants alibi", ["alibi", "alibi-values"]),
@@ -380,10 +387,6 @@ def test_completion_knows_what_the_commands_accept():
     assert set(completion.RESULTS) == {*TABLES, *FIGURES, "figure-3", "further-variants"}
     assert tuple(ICL_VARIANTS) == completion.CLASSIFIER_VARIANTS
     assert tuple(MEMORY_VARIANTS) == completion.SIMPLIFIED_VARIANTS
-    assert set(completion.CORRUPTIONS) == {
-        kind for task in TASKS.values() for kind in task.corruptions
-    }
-    assert get_args(Method) == completion.METHODS
     assert (completion.AXES, completion.DIRECTIONS) == (AXES, DIRECTIONS)
 
 

@@ -44,7 +44,7 @@ def invoke(*arguments: str) -> Any:
         (["induction", "stories-small-values", "--prepend", "<bos>"], "no such token"),
         (["induction", "values", "--prepend", "eos"], "--prepend is for language models"),
         (["circuit", "values", "--prepend", "eos"], "--prepend is for indirect objects"),
-        (["circuit", "values", "--acdc", "0.1", "--edges", "4"], "--edges 4 is for circuits"),
+        (["circuit", "values", "--threshold", "0.1", "--edges", "4"], "edges=4 and threshold=0.1"),
         (["circuit", "values", "--prompts", "4", "--edges", "10000"], "edges must lie between"),
         (["circuit", "values", "--prompts", "4", "--sizes", "9,3"], "sizes must rise from 1"),
         (["circuit", "values", "--sizes", "many"], "sizes must be numbers like 0,1,2"),

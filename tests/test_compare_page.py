@@ -144,7 +144,7 @@ def test_what_was_found_is_said_and_three_of_it_lead(read: Reader, data: dict):
         assert sentence in (before_contents if number < 3 else after_figures)
     for sentence, what in zip(
         data["found"][:3],
-        ("fewer training steps", "with every link corrupted", "change IO − S by"),
+        ("fewer training steps", "with every link corrupted", "change the logit difference by"),
         strict=True,
     ):
         assert what in sentence

@@ -3,8 +3,11 @@
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import griffe
@@ -14,9 +17,12 @@ import pytest
 import torch
 import yaml
 
+from resval_lens.analyses.circuits.methods import METHODS
+from resval_lens.analyses.circuits.scores import score_edges
 from resval_lens.analyses.report import results_page
 from resval_lens.analyses.results.seeds import spread
 from resval_lens.analyses.studies.ablations import ABLATIONS
+from tests.hand_built import LINKED_CIRCUIT, linked_model, linked_pairs
 
 matplotlib.use("Agg")
 ROOT = Path(__file__).parent.parent
@@ -103,7 +109,10 @@ def test_circuits(run, capsys):
     text = page("how-to/find-circuits")
     circuit, edges = found["circuit"], len(found["runs"].graph.edges)
     assert len(circuit) == 7
-    assert f"Seven edges of {edges} keep {found['found'].faithfulness:.0%} of IO − S" in text
+    assert (
+        f"Seven edges of {edges} keep {found['found'].faithfulness:.0%} of the logit difference"
+        in text
+    )
     shares = found["shares"]
     own, linked = (shares[name].mean().item() for name in ("a1.h2", "a1.h2 from 0"))
     assert f"writes {own:.1f}".replace("0.", ".") in text
@@ -151,6 +160,59 @@ def test_bringing_a_model(run):
         assert torch.allclose(found["grafted"](tokens), wanted, atol=1e-5)
         assert torch.equal(found["again"](tokens), found["model"](tokens))
     assert found["folded"].cfg.normalization_type == "RMSPre"
+
+
+def test_adding_a_method(run, capsys, monkeypatch):
+    found = run("add_a_method")
+    text = page("how-to/add-a-method")
+    told = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    ours, eap, integrated = (
+        f"{float(told[name]):.2f}".lstrip("0") for name in ("eap-trapezoid", "eap", "eap-ig")
+    )
+    assert f"all {len(found['exact'].graph)} edges correlate with exact ones by {ours};" in text
+    assert f"those of `eap` by {eap}, of `eap-ig`" in text
+    assert f"backward passes, by {integrated}." in text
+    assert "eap-trapezoid" not in METHODS
+    monkeypatch.setitem(METHODS, "eap-trapezoid", found["Trapezoid"]())
+    model, pairs = linked_model(), linked_pairs()
+    scores, back = (score_edges(model, each, "eap-trapezoid") for each in (pairs, pairs.flipped()))
+    assert scores.values.equal(-back.values)
+    assert {edge for edge, value in scores.top(3) if value} == LINKED_CIRCUIT
+
+
+def test_a_method_is_one_class_and_one_line():
+    """Registered before anything else is imported, it is in the help, in completion, in the table
+    and in the tests' sweeps; none of these needs torch."""
+    example = (EXAMPLES / "add_a_method.py").read_text()
+    code = example.split("[start:method]")[1].split("# --8<-- [end:method]")[0]
+    script = (
+        f"#{code}"
+        "import os, sys\n"
+        "sys.path += ['docs/_hooks', '.']\n"
+        "from resval_lens.analyses.cli.app import app\n"
+        "from tests.methods import each_method\n"
+        "import generated\n"
+        "print(generated.methods(), generated.commands(), list(each_method.args[1]), sep='\\n')\n"
+        "os.environ.update(_RESVAL_LENS_COMPLETE='complete_bash', COMP_CWORD='3',\n"
+        "                  COMP_WORDS='resval-lens circuit --method eap-t')\n"
+        "try: app(prog_name='resval-lens')\n"
+        "except SystemExit: pass\n"
+        "print(*sorted({'torch'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    lines = done.stdout.splitlines()
+    assert lines[-2:] == ["eap-trapezoid", ""], done.stderr
+    assert str([*METHODS, "eap-trapezoid"]) in lines
+    assert any(line.startswith("| `eap-trapezoid` | difference × mean") for line in lines)
+    (method,) = (line for line in lines if line.startswith("| `--method` |"))
+    assert method.endswith(f"{', '.join(METHODS)}, eap-trapezoid. | `eap-ig` |")
+
+
+def test_the_table_of_methods_is_on_its_page():
+    where = SimpleNamespace(file=SimpleNamespace(src_uri="circuits.md"))
+    text = hook("generated").on_page_markdown((DOCS / "circuits.md").read_text(), where)
+    for name, method in METHODS.items():
+        assert text.count(f"\n| `{name}` | {method.what} | {method.cost} |\n") == 1
 
 
 def test_adding_a_task(run):

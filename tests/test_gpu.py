@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from resval_lens import AttentionStream, ResValTransformer
+from resval_lens.analyses.circuits.methods import METHODS
 from resval_lens.hooks import cut_links, edit_links, freeze, link_activations, scale_links
 from resval_lens.tasks.text import RowOrder
 from resval_lens.training.lm import train_lm
@@ -171,7 +172,7 @@ def test_an_analysis(name: str, analysis: str, dtype: torch.dtype) -> None:
     model, reference = two(name, dtype)
     with torch.no_grad():
         scale = reference(TOKENS).std().item()
-    context = nullcontext() if analysis.startswith(("eap", "exact")) else torch.no_grad()
+    context = nullcontext() if analysis in METHODS else torch.no_grad()
     with context:
         assert_close(ANALYSES[analysis](model), ANALYSES[analysis](reference), dtype, scale)
 

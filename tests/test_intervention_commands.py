@@ -12,6 +12,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from resval_lens.analyses.circuits.methods import METHODS
 from resval_lens.analyses.cli.circuit import (
     attribute_command,
     circuit_command,
@@ -45,7 +46,7 @@ COMMANDS = {
     "circuit": "circuit --prompts 4 --method eap --least 0.5",
     "circuit by name": "circuit --prompts 4 --method eap --least 0.5 --metric log-probability",
     "circuit classifier": "circuit values --prompts 16 --exact --least 0.95",
-    "circuit acdc": "circuit values --prompts 8 --acdc 0.5",
+    "circuit acdc": "circuit values --prompts 8 --method acdc --threshold 0.5 --exact",
     "attribute": "attribute --prompts 6",
     "induction": "induction stories-small-classic --rows 2 --length 6",
     "induction classifier": "induction values",
@@ -224,6 +225,7 @@ def test_circuits_are_evaluated_on_other_prompts(done: dict[str, Done]) -> None:
 
 def test_a_circuit_is_chosen_by_the_metric_that_is_asked_for(done: dict[str, Done]) -> None:
     output, report, _ = done["circuit by name"]
+    assert report["by"] == "log P(IO)"
     assert report["metric"]["clean"] == report["measured"]["log P(IO)"]["clean"] < 0
     own = report["measured"]["log P(IO)"]["resample"]
     assert own["faithfulness"] == pytest.approx(report["circuit"]["faithfulness"])
@@ -243,16 +245,26 @@ def test_scores_are_compared_with_exact_ones(done: dict[str, Done]) -> None:
 
 def test_acdc_keeps_what_matters(done: dict[str, Done]) -> None:
     report = done["circuit acdc"].report
-    assert (report["method"], report["tau"]) == ("acdc", 0.5)
+    assert (report["method"], report["threshold"]) == ("acdc", 0.5)
     assert {"input->a1.h0<v>", "a1.h0->logits"} <= set(report["circuit"]["edges"])
     assert report["circuit"]["n_edges"] < report["circuit"]["n_edges_of_model"]
+
+
+def test_edges_above_a_threshold_are_told_apart_from_those_of_the_circuit(tmp_path: Path) -> None:
+    asked = ("circuit", "values", "--prompts", "8", "--method", "eap", "--threshold", "1")
+    output, report, _ = invoke(*asked, "--out", str(tmp_path))
+    above = [each for each in report["strongest"] if abs(each["score"]) >= 1]
+    assert len(report["strongest"]) > len(above) > report["circuit"]["n_edges"] > 0
+    said = f"{report['circuit']['n_edges']} of the {len(above)} edges with |score| ≥ 1 lie on a way"
+    assert said in " ".join(output.split())
+    assert "strongest edges lie" not in output
 
 
 def test_a_circuit_that_leads_nowhere_is_told_and_not_drawn(tmp_path: Path) -> None:
     asked = ("circuit", "classic", "--prompts", "4", "--edges", "1", "--out", str(tmp_path))
     output, report, _ = invoke(*asked)
     assert (report["circuit"]["edges"], report["circuit"]["faithfulness"]) == ([], 0)
-    assert "Of the 1 strongest edges 0 lie on a way from" in " ".join(output.split())
+    assert "0 of the 1 strongest edges lie on a way from" in " ".join(output.split())
     assert [path.name for path in tmp_path.iterdir()] == ["circuit.json"]
 
 
@@ -352,9 +364,14 @@ def test_models_are_found_by_name_and_folder(tmp_path: Path) -> None:
         ("ablate --scale inf", "scale must be finite numbers; got inf"),
         ("ablate --edits zeros --prompts 2", "edits must be among zero, mean, resample"),
         ("circuit --least 2", "least must be above 0 and at most 1; got 2.0"),
-        ("circuit values --acdc 100 --prompts 4", "acdc=100 leaves no edge"),
-        ("circuit values --acdc 0 --prompts 4", "tau must be above 0; got 0.0"),
-        ("circuit values --method foo --prompts 4", "method must be one of eap, eap-ig, exact"),
+        ("circuit values --method acdc --threshold 100 --prompts 4", "threshold=100 leaves no"),
+        ("circuit values --method acdc --threshold 0 --prompts 4", "threshold must be above 0 for "
+         "acdc; got 0.0"),
+        ("circuit values --method acdc --prompts 4", "threshold must be above 0 for acdc; got "
+         "None"),
+        ("circuit values --method eap --ig-steps 3 --prompts 4", "steps=3: the method eap takes"),
+        ("circuit values --method foo --prompts 4", "method must be one of "
+         f"{', '.join(METHODS)}; got 'foo'"),
         ("circuit --prompts 0", "prompts must be a whole number from 1 up; got 0"),
         ("attribute values --prompts 2", "a classifier's logits are no sum"),
         ("induction values --length 5", "--length is for language models"),

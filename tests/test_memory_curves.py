@@ -137,8 +137,8 @@ def test_runs_that_cannot_be_compared_are_named() -> None:
         by_variant([one, one])
     held_out = made_up("relative-held-out", 0)  # other outputs are another variant's right
     assert list(by_variant([one, held_out])) == ["relative", "relative-held-out"]
-    with pytest.raises(ValueError, match=r"threshold must lie between 0 and 1; got 1\.0"):
-        curve_study([one], threshold=1.0)
+    with pytest.raises(ValueError, match=r"level must lie between 0 and 1; got 1\.0"):
+        curve_study([one], level=1.0)
     with pytest.raises(ValueError, match="known must lie between"):
         curve_study([one], known=0.0)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from resval_lens.analyses.attribution.logits import attribute, logit_lens
 from resval_lens.analyses.attribution.weights import own_token_scores
+from resval_lens.analyses.circuits.methods import METHODS
 from resval_lens.analyses.circuits.running import EdgeRuns
 from resval_lens.analyses.circuits.scores import score_edges
 from resval_lens.analyses.studies.ablation import ablation_study
@@ -32,6 +33,7 @@ from resval_lens.hooks.link_runs import LinkRuns
 from resval_lens.hooks.prompts import ready
 from resval_lens.transformer import ResValTransformer
 from tests.helpers import tiny_model
+from tests.methods import settings_of
 
 LABELS = torch.tensor([[1, 2], [3, 4], [5, 0]])
 LENGTHS = (3, 6, 4)
@@ -128,8 +130,9 @@ def test_paths_and_edges_are_those_of_each_prompt_alone(side: str, positions: st
     runs = EdgeRuns(model, pairs, max_tokens=9)
     kept = torch.rand(3, len(runs.graph), generator=torch.Generator().manual_seed(0)) < 0.6
     close(runs.values(kept), torch.cat([EdgeRuns(model, one).values(kept) for one in alone], 1))
-    for method in ("eap", "eap-ig"):
-        scores = [score_edges(model, each, method).values for each in (pairs, *alone)]  # type: ignore[arg-type]
+    for method in METHODS:
+        how = settings_of(method)
+        scores = [score_edges(model, each, method, **how).values for each in (pairs, *alone)]
         close(scores[0], sum(scores[1:]) / 3)  # type: ignore[arg-type]
 
 

@@ -6,6 +6,7 @@
 import copy
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 import resval_lens.transformer
 from resval_lens.analyses.attribution.logits import attribute, logit_lens
+from resval_lens.analyses.circuits.methods import METHODS
 from resval_lens.analyses.circuits.running import EdgeRuns
 from resval_lens.analyses.circuits.scores import score_edges
 from resval_lens.hooks import (
@@ -27,6 +29,7 @@ from resval_lens.hooks import (
 from resval_lens.streams import AttentionStream
 from resval_lens.transformer import ResValTransformer
 from tests.helpers import tiny_model, tiny_tokens
+from tests.methods import settings_of
 from tests.other_device import NAME, OnOther, there
 
 FIRST_ON_OTHER = 2
@@ -51,6 +54,10 @@ def runs(model: ResValTransformer, **how: Any) -> Tensor:
     return EdgeRuns(model, PAIRS, **how).values(kept(model))
 
 
+def scores(model: ResValTransformer, method: str) -> Tensor:
+    return score_edges(model, PAIRS, method, **settings_of(method)).values
+
+
 ANALYSES: dict[str, Analysis] = {
     "cut_links": cut,
     "link_activations": lambda m: torch.stack(
@@ -63,9 +70,7 @@ ANALYSES: dict[str, Analysis] = {
     "path_patch_each": lambda m: path_patch_each(
         m, PAIRS, ["a0.h1", "v1.h0", "m2", "input"], ["a3.h1<q>", "v3.h0"], "through"
     ).patched,
-    "eap": lambda m: score_edges(m, PAIRS, "eap").values,
-    "eap-ig": lambda m: score_edges(m, PAIRS, "eap-ig").values,
-    "exact": lambda m: score_edges(m, PAIRS, "exact").values,
+    **{name: partial(scores, method=name) for name in METHODS},
     "runs": lambda m: runs(m, max_tokens=14),
     "mean runs": lambda m: runs(m, ablation="mean", groups=torch.tensor([0, 1, 2])),
     "attribute": lambda m: attribute(m, PAIRS.clean, PAIRS.labels, PAIRS.last).values,

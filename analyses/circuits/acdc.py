@@ -5,34 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from resval_lens.analyses.circuits.circuit import Circuit
 from resval_lens.analyses.circuits.graph import Graph, Reader, Receiver
 from resval_lens.analyses.circuits.running import EdgeRuns
 
 AT_ONCE = 16
 
 
-def acdc(
+def acdc_scores(
     runs: EdgeRuns,
-    tau: float,
+    threshold: float,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Circuit:
-    """The edges that stay when each is dropped whose loss changes the mean metric by less than tau.
+) -> Float[Tensor, " edge"]:
+    """What dropping each edge does to the mean metric, all gone that was dropped before.
 
-    Readers are visited from the logits to the input, each reader's edges from the last writer to
-    the first; an edge is tried with everything gone that was dropped before it.
+    An edge stays dropped if that is less than ``threshold``; the others are ACDC's circuit. Readers
+    are visited from the logits to the input, each reader's edges from the last writer to the first.
 
     Args:
-        tau: in the unit of the metric.
+        threshold: in the unit of the metric.
         progress: called with the edges that were visited, of all.
-
-    Raises:
-        ValueError: ``tau`` is not above 0.
     """
-    if not tau > 0:
-        raise ValueError(f"tau must be above 0; got {tau!r}")
     graph = runs.graph
+    scores = torch.zeros(len(graph), dtype=torch.float64)
     kept = torch.ones(len(graph), dtype=torch.bool)
     before = runs.clean
     order = _order(graph)
@@ -45,11 +42,12 @@ def acdc(
             tried[row, trial[: row + 1]] = False
         for edge, metric in zip(trial, runs.means(tried).tolist(), strict=True):
             visited += 1
-            if abs(metric - before) >= tau:
+            scores[edge] = metric - before
+            if abs(metric - before) >= threshold:
                 break
             kept[edge], before = False, metric
         progress(visited, len(order))
-    return Circuit(graph, kept)
+    return scores
 
 
 def _order(graph: Graph) -> list[int]:

@@ -11,7 +11,7 @@ import torch
 from resval_lens.analyses.circuits.circuit import Circuit
 from resval_lens.analyses.circuits.graph import Graph
 from resval_lens.analyses.circuits.running import Ablation, EdgeRuns
-from resval_lens.analyses.circuits.scores import Method, score_edges
+from resval_lens.analyses.circuits.scores import score_edges
 from resval_lens.analyses.circuits.search import smallest
 from resval_lens.hooks.prompts import Metric, PromptPairs, vanishes
 from resval_lens.transformer import ResValTransformer
@@ -113,7 +113,7 @@ def metric_matrix(
     metrics: Mapping[str, Metric],
     *,
     known: Mapping[str, Sequence[str]] | None = None,
-    method: Method = "eap-ig",
+    method: str = "eap-ig",
     least: float = FAITHFUL,
     note: Callable[[str], None] = lambda text: None,
 ) -> tuple[ChosenBy, ...]:

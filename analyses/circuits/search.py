@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, islice, pairwise
+from itertools import pairwise
 
 from jaxtyping import Float
 from torch import Tensor
 
 from resval_lens.analyses.circuits.circuit import Circuit, Rank, ranked
-from resval_lens.analyses.circuits.evaluation import Faithfulness, check_gap, faithfulness
+from resval_lens.analyses.circuits.evaluation import check_gap, faithfulness
 from resval_lens.analyses.circuits.running import EdgeRuns
 from resval_lens.analyses.results.result import OPTIONAL
 
@@ -22,8 +22,6 @@ GROWTH = math.sqrt(2)
 PARTS = 4
 """Between two of them it tries sizes that split the gap into so many parts, again and again."""
 AT_ONCE = 16
-MOST_TRIED = 2**14
-"""Circuits that :func:`exact_best` tries at most."""
 
 Progress = Callable[[int, int], None]
 
@@ -143,33 +141,3 @@ def most_runs(n_edges: int) -> int:
     grid = _grid(n_edges)
     widest = max(after - before for before, after in pairwise(grid))
     return len(grid) + (PARTS - 1) * (1 + math.ceil(math.log(widest, PARTS)))
-
-
-def exact_best(runs: EdgeRuns, size: int) -> tuple[Circuit, Faithfulness]:
-    """Of all circuits of ``size`` edges the most faithful, |1 − f| least, by trying every one.
-
-    Raises:
-        ValueError: a size that no circuit has, or more than ``MOST_TRIED`` circuits to try.
-    """
-    if not 1 <= size <= len(runs.graph):
-        raise ValueError(f"size must lie between 1 and {len(runs.graph)}; got {size}")
-    count = math.comb(len(runs.graph), size)
-    if count > MOST_TRIED:
-        raise ValueError(
-            f"there are {count} circuits of {size} of {len(runs.graph)} edges; at most "
-            f"{MOST_TRIED} are tried"
-        )
-    check_gap(runs)
-    best: tuple[Circuit, Faithfulness] | None = None
-    every = combinations(range(len(runs.graph)), size)
-    while chosen := list(islice(every, 512)):
-        circuits = [Circuit.of(runs.graph, edges) for edges in chosen]
-        for found in zip(circuits, faithfulness(runs, circuits), strict=True):
-            if best is None or _gap(found[1]) < _gap(best[1]):
-                best = found
-    assert best is not None
-    return best
-
-
-def _gap(found: Faithfulness) -> float:
-    return abs(1 - (found.value or 0.0))

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import numpy as np
 import torch
 from scipy.stats import pearsonr, spearmanr
 
-from resval_lens.analyses.circuits.acdc import acdc
 from resval_lens.analyses.circuits.circuit import Circuit, check_count, top_n
+from resval_lens.analyses.circuits.circuit import threshold as edges_above
 from resval_lens.analyses.circuits.curve import Curve, check_sizes, curve
 from resval_lens.analyses.circuits.evaluation import (
     MOST_EDGES,
@@ -25,9 +24,10 @@ from resval_lens.analyses.circuits.evaluation import (
     faithfulness,
 )
 from resval_lens.analyses.circuits.graph import Graph
+from resval_lens.analyses.circuits.methods import method_of
 from resval_lens.analyses.circuits.metrics import FAITHFUL, ByMetric, by_each_metric
 from resval_lens.analyses.circuits.running import EdgeRuns
-from resval_lens.analyses.circuits.scores import EdgeScores, Method, score_edges
+from resval_lens.analyses.circuits.scores import EdgeScores, score_edges
 from resval_lens.analyses.circuits.search import Tried, smallest
 from resval_lens.analyses.results.result import OPTIONAL, Result
 from resval_lens.hooks import cut_links
@@ -102,11 +102,12 @@ class CircuitStudy(Result):
         steps: runs that eap-ig averages over; None for other methods.
         metric: of the prompts that circuits are evaluated on.
         strongest: the edges of the largest scores, in the circuit or not.
-        least: the faithfulness that was asked for; None where a size was.
+        least: the faithfulness that was asked for; None where a size or a threshold was.
         measured: what the circuit keeps of further metrics.
         links: None of a model without links.
         runs: how many circuits were run.
         agreement: of the scores with exact ones, if that was asked for.
+        threshold: the score that was asked for, of the circuit's weakest edge at least.
     """
 
     method: str
@@ -122,31 +123,7 @@ class CircuitStudy(Result):
     links: LinkShares | None
     runs: int
     agreement: Agreement | None = field(default=None, metadata=OPTIONAL)
-
-
-@dataclass(frozen=True)
-class NamedEnds:
-    """The ends of the metric of that name."""
-
-    name: str
-    clean: float
-    corrupted: float
-
-
-@dataclass(frozen=True)
-class ACDCStudy(Result):
-    """ACDC's circuit, pruned and evaluated; ``tau`` is in the metric's unit."""
-
-    measured: ByMetric
-    method: str
-    tau: float
-    prompts: Prompts
-    metric: NamedEnds
-    circuit: EvaluatedCircuit
-    runs: int
-
-
-Study: TypeAlias = CircuitStudy | ACDCStudy
+    threshold: float | None = field(default=None, metadata=OPTIONAL)
 
 
 def circuit_study(
@@ -154,10 +131,11 @@ def circuit_study(
     pairs: PromptPairs,
     held_out: PromptPairs | None = None,
     *,
-    method: Method = "eap-ig",
-    steps: int = 5,
+    method: str = "eap-ig",
+    steps: int | None = None,
     least: float = FAITHFUL,
     edges: int | None = None,
+    threshold: float | None = None,
     sizes: Sequence[int] | None = None,
     exact: bool = False,
     most_edges: int = MOST_EDGES,
@@ -173,7 +151,9 @@ def circuit_study(
         held_out: other prompts, on which circuits are chosen by size and evaluated; by default the
             same.
         least: the faithfulness that the circuit must have.
-        edges: take so many strongest edges instead of searching for the fewest.
+        method, steps: as in :func:`~resval_lens.analyses.circuits.scores.score_edges`.
+        edges: take so many strongest edges instead of searching for the fewest; or
+        threshold: those whose scores are at least so large. ACDC needs one, and drops by it.
         sizes: circuits, by their numbers of edges, that the curve is drawn from; by default shares
             of the graph.
         exact: score by exact patching, too, and report how far ``method`` agrees.
@@ -185,21 +165,43 @@ def circuit_study(
 
     Raises:
         ValueError: the metric's gap between clean and corrupted prompts vanishes, no circuit is
-            faithful enough, or what scoring refuses.
+            faithful enough, ``edges`` and ``threshold`` at once, a threshold that no way from the
+            input to the logits reaches, or what scoring refuses.
     """
+    if edges is not None and threshold is not None:
+        raise ValueError(f"edges={edges} and threshold={threshold:g} both choose: give one of them")
+    drops_below = threshold if method_of(method).by_threshold else None
     graph = Graph.of(model)
     if edges is not None:
         check_count(graph, edges, "edges")
     if sizes is not None:
         check_sizes(sizes, len(graph))
-    note(f"scoring {len(graph):,} edges")
-    scores = score_edges(model, pairs, method, graph=graph, steps=steps)
+    scoring = f"scoring {len(graph):,} edges"
+    note(scoring)
+    scores = score_edges(
+        model,
+        pairs,
+        method,
+        graph=graph,
+        steps=steps,
+        threshold=drops_below,
+        progress=counting(note, scoring),
+    )
     note("running the model and its corrupted prompts")
     runs = EdgeRuns(model, pairs if held_out is None else held_out, graph)
     check_gap(runs)
     by_size = counting(note, "circuits by size")
     curves = curve(runs, scores.values, sizes=sizes, progress=by_size)
-    if edges is None:
+    if threshold is not None:
+        above = edges_above(graph, scores.values, threshold)
+        circuit, search = above.pruned(), Tried(len(above))
+        if not len(circuit):
+            raise ValueError(
+                f"threshold={threshold:g} leaves no edge from the input to the logits; the metric "
+                f"falls from {runs.clean:.3g} to {runs.corrupted:.3g} over all of them: take a "
+                "smaller one"
+            )
+    elif edges is None:
         what = f"the smallest circuit of faithfulness {least}: sizes tried"
         smallest_ = smallest(runs, scores.values, least, progress=counting(note, what))
         circuit, search = smallest_.circuit, smallest_.search
@@ -221,56 +223,15 @@ def circuit_study(
         metric=Ends(runs.clean, runs.corrupted),
         strongest=tuple(ScoredEdge(edge, value) for edge, value in scores.top(STRONGEST)),
         curve=curves,
-        least=least if edges is None else None,
+        least=least if edges is None and threshold is None else None,
         search=search,
         circuit=StudiedCircuit(**vars(evaluated), path_length=_mean_length(circuit)),
         measured=measured,
         links=links,
         runs=runs.circuits_run,
         agreement=agreed,
+        threshold=threshold,
     )
-
-
-def acdc_study(
-    model: ResValTransformer,
-    pairs: PromptPairs,
-    held_out: PromptPairs,
-    tau: float,
-    metric: str,
-    metrics: Mapping[str, Metric],
-    *,
-    most_edges: int = MOST_EDGES,
-    most_nodes: int = MOST_NODES,
-    seed: int = 0,
-    note: Note = lambda text: None,
-) -> ACDCStudy:
-    """ACDC's circuit on some prompts, pruned, evaluated on others.
-
-    Args:
-        tau: edges that are worth less are dropped.
-        metric: the name of the prompts' metric.
-
-    Raises:
-        ValueError: no edge is left, or the metric's gap vanishes.
-    """
-    runs = EdgeRuns(model, pairs)
-    kept = acdc(runs, tau, lambda done, total: note(f"ACDC: {done:,} of {total:,} edges"))
-    circuit = kept.pruned()
-    if not len(circuit):
-        raise ValueError(
-            f"acdc={tau:g} leaves no edge from the input to the logits; the metric falls from "
-            f"{runs.clean:.3g} to {runs.corrupted:.3g} over all of them: take a smaller one"
-        )
-    others = EdgeRuns(model, held_out, runs.graph)
-    check_gap(others)
-    (measured,) = by_each_metric(model, held_out, [circuit], metrics)
-    generator = torch.Generator().manual_seed(seed)
-    evaluated = evaluate(
-        others, circuit, generator, most_edges=most_edges, most_nodes=most_nodes, note=note
-    )
-    ends = NamedEnds(metric, others.clean, others.corrupted)
-    counts, ran = Prompts(len(pairs), len(held_out)), runs.circuits_run + others.circuits_run
-    return ACDCStudy(measured, "acdc", tau, counts, ends, evaluated, ran)
 
 
 def agreement(scores: EdgeScores, oracle: EdgeScores) -> Agreement:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from resval_lens.analyses.cli.completion import METHODS, METRICS, one_of
+from resval_lens.analyses.circuits.methods import METHODS
+from resval_lens.analyses.cli.completion import of_task, one_of
 from resval_lens.analyses.cli.options import (
     CorruptedBy,
     Device,
@@ -22,7 +23,6 @@ from resval_lens.analyses.cli.options import (
     Quiet,
     TaskName,
     notes,
-    only_for,
     tell_left_out,
     writable,
 )
@@ -30,21 +30,38 @@ from resval_lens.analyses.cli.reporting import report
 from resval_lens.analyses.tasks import TASKS
 from resval_lens.numbers import numbers
 
+AVERAGING = {name: method.steps for name, method in METHODS.items() if method.steps}
+DROPPING = [name for name, method in METHODS.items() if method.by_threshold]
+
 
 def circuit_command(
     model: Model = "stories-small-values",
     method: Annotated[
         str,
         typer.Option(
-            help="Scores of edges: eap, eap-ig or exact.", autocompletion=one_of(*METHODS)
+            help=f"How edges are scored: {', '.join(METHODS)}.", autocompletion=one_of(*METHODS)
         ),
     ] = "eap-ig",
-    ig_steps: Annotated[int, typer.Option(help="Runs that eap-ig averages over.")] = 5,
+    ig_steps: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Runs that {' or '.join(AVERAGING)} averages over.",
+            show_default=", ".join(map(str, AVERAGING.values())),
+        ),
+    ] = None,
     least: Annotated[float, typer.Option(help="Faithfulness that the circuit must have.")] = 0.85,
     edges: Annotated[
         int | None,
         typer.Option(
             help="Take so many strongest edges instead.", show_default="the fewest that are enough"
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Take the edges whose scores are at least so large (unit of the metric); "
+            f"{' or '.join(DROPPING)} needs one, and drops edges by it.",
+            show_default="the fewest that are enough",
         ),
     ] = None,
     sizes: Annotated[
@@ -63,13 +80,6 @@ def circuit_command(
     exact: Annotated[
         bool, typer.Option("--exact", help="Also score exactly, and say how far scores agree.")
     ] = False,
-    acdc: Annotated[
-        float | None,
-        typer.Option(
-            help="ACDC instead: drop edges worth less than this (unit of the metric).",
-            show_default="no ACDC",
-        ),
-    ] = None,
     metric: Annotated[
         str | None,
         typer.Option(
@@ -77,7 +87,7 @@ def circuit_command(
             + "; ".join(f"{task.name} {', '.join(task.metrics)}" for task in TASKS.values())
             + ".",
             show_default="the task's first",
-            autocompletion=one_of(*METRICS),
+            autocompletion=of_task(lambda task: task.metrics),
         ),
     ] = None,
     prompts: Prompts = 64,
@@ -103,7 +113,7 @@ def circuit_command(
 
     Example: `resval-lens circuit values --method exact`
     """
-    from resval_lens.analyses.circuits.study import Study, acdc_study, circuit_study
+    from resval_lens.analyses.circuits.study import circuit_study
     from resval_lens.analyses.studies.circuit import CircuitReport
     from resval_lens.analyses.tasks import Asked
     from resval_lens.analyses.tasks.problem import pose_two
@@ -114,8 +124,6 @@ def circuit_command(
     for name, count in (("minimality", minimality), ("completeness", completeness)):
         if count < 0:
             raise ValueError(f"{name} must be 0 or more; got {count}")
-    if acdc is not None:
-        only_for("circuits by size; ACDC drops edges one by one", edges=edges, sizes=sizes)
     wanted = None if sizes is None else numbers(sizes, "sizes")
     with notes(quiet) as note, one_thread():
         note("prompts")
@@ -125,37 +133,24 @@ def circuit_command(
         if metric is not None:
             scored, held_out = scored.by(metric), held_out.by(metric)
         writable(to)
-        if acdc is not None:
-            study: Study = acdc_study(
-                scored.model,
-                scored.pairs,
-                held_out.pairs,
-                acdc,
-                scored.metric,
-                held_out.metrics,
-                most_edges=minimality,
-                most_nodes=completeness,
-                seed=seed or 0,
-                note=note,
-            )
-        else:
-            study = circuit_study(
-                scored.model,
-                scored.pairs,
-                held_out.pairs,
-                method=method,  # type: ignore[arg-type]
-                steps=ig_steps,
-                least=least,
-                edges=edges,
-                sizes=wanted,
-                exact=exact,
-                most_edges=minimality,
-                most_nodes=completeness,
-                seed=seed or 0,
-                metrics=held_out.metrics,
-                note=note,
-            )
-    found = CircuitReport(scored.facts(), general, scored.example(), study)
+        study = circuit_study(
+            scored.model,
+            scored.pairs,
+            held_out.pairs,
+            method=method,
+            steps=ig_steps,
+            least=least,
+            edges=edges,
+            threshold=threshold,
+            sizes=wanted,
+            exact=exact,
+            most_edges=minimality,
+            most_nodes=completeness,
+            seed=seed or 0,
+            metrics=held_out.metrics,
+            note=note,
+        )
+    found = CircuitReport(scored.facts(), general, scored.example(), scored.metric, study)
     report(found, to, "circuit", as_json=as_json)
 
 

@@ -5,9 +5,10 @@ A test holds each of them equal to what the commands accept.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from resval_lens.analyses.tasks import TASKS
+from resval_lens.analyses.tasks import TASKS, Task
 from resval_lens.models.presets import ICL_VARIANTS, MEMORY_VARIANTS, PAPER_VARIANTS
 
 LANGUAGE_MODELS = ("stories-small-classic", "stories-small-values")
@@ -20,16 +21,12 @@ RESULTS = ("table-1", "table-5", "table-6", "figure-3", "further-variants", "fig
 """What ``reproduce`` reproduces."""
 CLASSIFIER_VARIANTS = tuple(ICL_VARIANTS)
 SIMPLIFIED_VARIANTS = tuple(MEMORY_VARIANTS)
-CORRUPTIONS = tuple(kind for task in TASKS.values() for kind in task.corruptions)
-METHODS = ("eap", "eap-ig", "exact")
-METRICS = tuple(dict.fromkeys(name for task in TASKS.values() for name in task.metrics))
 AXES = ("layer", "position", "head")
 DIRECTIONS = ("denoise", "noise")
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z",
          "pattern", "attn_scores", "v_local", "v_link")  # fmt: skip
 """Hook points that are patched most; ``patch --site`` takes any other, too."""
 PREPENDED = ("auto", "none", "bos", "eos")
-POSITIONS = (*dict.fromkeys(name for task in TASKS.values() for name in task.positions), "all")
 STREAMS = ("q", "k", "v", "qk", "qv", "kv", "qkv")
 CARRIES = ("raw", "sum")
 DATA = ("stories", "tinystories")
@@ -63,5 +60,22 @@ def some_of(*names: str) -> Completion:
         given = before.split(",")
         left = [name for name in names if name.startswith(last) and name not in given]
         return [f"{before}{comma}{name}" for name in left]
+
+    return complete
+
+
+def of_task(
+    names: Callable[[Task], Iterable[str]], how: Callable[..., Completion] = one_of
+) -> Callable[[Any, str], list[str]]:
+    """Completes, as ``how`` does, the names that the task has which ``--task`` names.
+
+    Those of every task where none is named, or one that there is not. ``ctx``, which typer knows
+    by its name, is click's context, no ``typer.Context``.
+    """
+
+    def complete(ctx: Any, incomplete: str) -> list[str]:
+        asked = TASKS.get(ctx.params.get("task") or "")
+        tasks = TASKS.values() if asked is None else [asked]
+        return how(*dict.fromkeys(name for task in tasks for name in names(task)))(incomplete)
 
     return complete

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resval_lens.analyses.cli import completion
-from resval_lens.analyses.cli.completion import one_of, some_of
+from resval_lens.analyses.cli.completion import of_task, one_of, some_of
 from resval_lens.analyses.cli.console import progress_bars
 from resval_lens.analyses.cli.options import (
     CorruptedBy,
@@ -76,7 +76,7 @@ def patch_command(
             )
             + ", comma-separated; or numbers like 0,-1 or 0-3, or all: of prompts of one length.",
             show_default="every one that has a name, or all",
-            autocompletion=some_of(*completion.POSITIONS),
+            autocompletion=of_task(lambda task: (*task.positions, "all"), some_of),
         ),
     ] = None,
     layers: Layers = None,

@@ -131,7 +131,7 @@ def curves_command(
     seeds: opt.MaybeSeeds = None,
     steps: opt.MaybeSteps = None,
     jobs: opt.MaybeJobs = None,
-    threshold: Annotated[
+    level: Annotated[
         float, typer.Option(help="Above it a memory, or the accuracy, is there.")
     ] = 0.9,
     known: Annotated[
@@ -155,7 +155,7 @@ def curves_command(
 
     writable(to)
     found = found_runs(variants, ALL, runs, train, seeds, steps, jobs, quiet)
-    study = curve_study(found, threshold, known)
+    study = curve_study(found, level, known)
     report(study, to, "memory-curves", as_json=as_json)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resval_lens.analyses.cli import completion
-from resval_lens.analyses.cli.completion import one_of, some_of
+from resval_lens.analyses.cli.completion import of_task, one_of, some_of
 from resval_lens.analyses.cli.console import Lines, err
 from resval_lens.analyses.tasks import TASKS
 from resval_lens.notes import Note
@@ -138,7 +138,7 @@ CorruptedBy = Annotated[
         + "; ".join(f"{task.name} {', '.join(task.corruptions)}" for task in TASKS.values())
         + ".",
         show_default="the task's first",
-        autocompletion=one_of(*completion.CORRUPTIONS),
+        autocompletion=of_task(lambda task: task.corruptions),
     ),
 ]
 Layers = Annotated[str | None, typer.Option(help="Layers, like 0,2,-1 or 1-3.", show_default="all")]

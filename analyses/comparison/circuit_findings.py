@@ -188,10 +188,10 @@ def what_links_carry(several: Sequence[IOIHeads]) -> list[str]:
     return [
         f"What the links of the {whose} carry of who gave is {signal}.",
         f"Links of the {whose}, frozen to prompts in which the other person's token gives, "
-        f"change IO − S by {_percent(token)} (−200%: inverted).",
+        f"change the logit difference by {_percent(token)} (−200%: inverted).",
         f"Links of the {whose}, frozen to prompts in which the giver stood elsewhere, "
-        f"change IO − S by {_percent(position)}.",
-        "IO − S does not say whether either is named.",
+        f"change the logit difference by {_percent(position)}.",
+        "The logit difference does not say whether either is named.",
     ]
 
 

@@ -84,7 +84,8 @@ def matrix_table(matrices: Sequence[MetricMatrix]) -> Table:
         ("edges", *map(_short, names), "P(IO) is"),
         rows,
         "edges (links among them); others: all other names; P(IO) is: of the whole model, of each "
-        "circuit with all else resampled. IO − S does not see whether either is named.",
+        "circuit with all else resampled. The logit difference does not see whether either is "
+        "named.",
         STYLE | {"padding": 0},  # -0.31|-0.25 four times is wide
     )
 
@@ -109,10 +110,10 @@ def roles_table(heads: Sequence[IOIHeads]) -> Table:
         ("role", "head"),
         NUMBERS,
         rows,
-        "noise: effect on IO − S of its z from the corrupted prompt, in parts of the gap; P(IO): "
-        "of the model, and with the head noised; on IO, on S: what it writes for each name against "
-        "the corrupted prompt's in its place, in parts of IO's; to IO, S1, S2: attention from the "
-        "end (more in the JSON)",
+        "noise: effect on the logit difference of its z from the corrupted prompt, in parts of the "
+        "gap; P(IO): of the model, and with the head noised; on IO, on S: what it writes for each "
+        "name against the corrupted prompt's in its place, in parts of IO's; to IO, S1, S2: "
+        "attention from the end (more in the JSON)",
         STYLE,
     )
 

@@ -263,10 +263,10 @@ def _circuits(circuits: ComparedCircuits, ready: Drawn) -> str:
     parts = [
         "<p>Tasks, and how prompts are corrupted: IC, classifying in context, by other labels or "
         "other objects; IOI, naming the indirect object, by someone else who gives (random-S2) or "
-        "three other names (ABC). Metrics: IO − S is the same whether the model would name the two "
-        "or anything else; log P(IO), P(IO) and IO less the mean of all other names ask for the "
-        "name itself. f is faithfulness, the share of the clean − corrupted gap that a circuit "
-        "keeps.</p>"
+        "three other names (ABC). Metrics: the logit difference (IO − S) is the same whether the "
+        "model would name the two or anything else; log P(IO), P(IO) and IO less the mean of all "
+        "other names ask for the name itself. f is faithfulness, the share of the clean − "
+        "corrupted gap that a circuit keeps.</p>"
     ]
     said = (
         f"The fewest highest-scored edges with a faithfulness of {FAITHFUL:g} by log P(IO). Every "

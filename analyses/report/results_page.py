@@ -301,7 +301,7 @@ def memory() -> str:
     heads = [MEASURES[measure].label for measure in FOLLOWED]
     return (
         f"Steps of the first snapshot, of one in {study.run.snapshot_every}, above "
-        f"{study.threshold:g} (W_F: above {study.known:.0%} of what the bigrams tell); empty "
+        f"{study.level:g} (W_F: above {study.known:.0%} of what the bigrams tell); empty "
         "where no seed got there. The last columns are in-context accuracies at the end. "
         f"Published, about: {TWO_LAYERS:g} for two layers, {ONE_LAYER:g} for one.\n\n"
         + markdown_table(["variant", "seeds", *heads, "128 tokens", "256 tokens"], rows)

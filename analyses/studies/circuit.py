@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from resval_lens.analyses.circuits.metrics import ByMetric
-from resval_lens.analyses.circuits.study import CircuitStudy, Study
+from resval_lens.analyses.circuits.study import CircuitStudy
 from resval_lens.analyses.results.result import FLAT, Result
 from resval_lens.analyses.results.tables import NARROW
 from resval_lens.analyses.tasks.problem import Example, Facts
@@ -20,19 +20,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CircuitReport(Result):
-    """A study of one circuit, and of which model on which prompts (``general`` ones?) it is."""
+    """A study of one circuit, and of which model on which prompts (``general`` ones?) it is.
+
+    ``by`` names the metric that edges are scored and the circuit is chosen by.
+    """
 
     facts: Facts = field(metadata=FLAT)
     general: bool
     example: Example | None
-    study: Study = field(metadata=FLAT)
+    by: str
+    study: CircuitStudy = field(metadata=FLAT)
 
     def tables(self) -> list[Table | str]:
         """The circuit's edges, what it keeps of every metric, and the strongest edges of all."""
-        shown: list[Table | str] = [circuit_table(self.study), measured_table(self.study.measured)]
-        if isinstance(self.study, CircuitStudy):
-            shown.append(scores_table(self.study))
-        return shown
+        study = self.study
+        return [circuit_table(study), measured_table(study.measured), scores_table(study)]
 
     def figures(self) -> Mapping[str, Figure]:
         """The circuit, unless it has no edges."""
@@ -45,7 +47,7 @@ class CircuitReport(Result):
 
     def sentences(self) -> list[str]:
         """What the circuit keeps, how it was found, and what links do."""
-        study, circuit, name = self.study, self.study.circuit, self.facts.metric
+        study, circuit, name = self.study, self.study.circuit, self.by
         probability, kept = list(study.measured.items())[-1]
         said = [
             f"{name[:1].upper()}{name[1:]} on {study.prompts.evaluated} prompts that edges were "
@@ -55,8 +57,7 @@ class CircuitReport(Result):
             f"{kept.resample.circuit:.3f}, with other edges at their means "
             f"{kept.mean.circuit:.3f}.",
         ]
-        if isinstance(study, CircuitStudy):
-            said += _of_search(study)
+        said += _of_search(study)
         tried = circuit.measured.minimality
         if tried.edges < tried.of:
             said.append(
@@ -69,13 +70,13 @@ class CircuitReport(Result):
                 f"Without its {links} the circuit's faithfulness is "
                 f"{circuit.faithfulness_without_links:.3f}."
             )
-        if isinstance(study, CircuitStudy) and study.links is not None:
+        if study.links is not None:
             said.append(
                 "The whole model with every link corrupted keeps "
                 f"{study.links.faithfulness_of_model_with_links_corrupted:.3f}; with every link "
                 f"cut its {name} is {study.links.clean_metric_with_links_cut:.3f}."
             )
-        if isinstance(study, CircuitStudy) and study.agreement is not None:
+        if study.agreement is not None:
             said.append(
                 f"Scores by {study.method} and exact ones agree with a rank correlation of "
                 f"{study.agreement.rank:.2f} (of their sizes {study.agreement.rank_of_size:.2f})."
@@ -87,9 +88,14 @@ def _of_search(study: CircuitStudy) -> list[str]:
     """That a size that was asked for is no circuit's, or that not every size was tried."""
     search, n_edges = study.search, study.circuit.n_edges
     if search.sizes is None:
+        which = (
+            "strongest edges"
+            if study.threshold is None
+            else f"edges with |score| ≥ {study.threshold:g}"
+        )
         return [] if search.size == n_edges else [
-            f"Of the {search.size:,} strongest edges {n_edges:,} lie on a way from the input to "
-            "the logits; the others change nothing."
+            f"{n_edges:,} of the {search.size:,} {which} lie on a way from the input to the "
+            "logits; the others change nothing."
         ]  # fmt: skip
     if search.every_smaller_size_tried:
         return []
@@ -117,7 +123,7 @@ def measured_table(measured: ByMetric) -> Table:
     return table
 
 
-def circuit_table(study: Study, most: int = 30) -> Table:
+def circuit_table(study: CircuitStudy, most: int = 30) -> Table:
     """The edges of one circuit with what each is worth, largest first."""
     circuit = study.circuit
     worth = sorted(circuit.minimality.items(), key=lambda item: -abs(item[1]))

@@ -29,7 +29,7 @@ class IndirectObjects(Task):
         "random-S2", "ABC", "position", "token", "token+position", "random", "random+position",
     )  # fmt: skip
     metrics: ClassVar = {
-        "logit-difference": "IO − S",
+        "logit-difference": "logit difference",
         "log-probability": "log P(IO)",
         "names": "IO − other names",
         "probability": "P(IO)",

@@ -69,14 +69,14 @@ def is_right(
 def ioi_metrics(model: ResValTransformer) -> dict[str, Metric]:
     """Metrics of indirect objects, by name; labels are (IO, S).
 
-    "IO − S", "log P(IO)" in nats, "IO − other names" (the mean logit of all names that the prompts
-    draw from and are one token), "P(IO)".
+    "logit difference" (IO − S), "log P(IO)" in nats, "IO − other names" (the mean logit of all
+    names that the prompts draw from and are one token), "P(IO)".
 
     Raises:
         ValueError: a model without a tokenizer, or that has no names.
     """
     return {
-        "IO − S": logit_difference,
+        "logit difference": logit_difference,
         NAMING: log_probability,
         "IO − other names": against(name_tokens(_tokenizer(model))),
         "P(IO)": probability,
@@ -140,7 +140,7 @@ def ioi_pairs(
     names: Sequence[str] | None = None,
     prepend: str = AUTO,
 ) -> PromptPairs:
-    """IO − S of prompts, beside their corrupted prompts.
+    """The logit difference of prompts, beside their corrupted prompts.
 
     Args:
         kind, seed, names: of the corrupted prompts.

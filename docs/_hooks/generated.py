@@ -5,6 +5,7 @@
 <!-- architectures -->      architectures of transformers that are converted
 <!-- mixes -->              every mix: its weights and what it starts with
 <!-- ablations -->          every ablation: what a link carries
+<!-- methods -->            every scoring method of edges: what it is and what it costs
 :::* PATTERN ...            every public module whose name fits, in the order of names; each is
                             on one page only, the first that asks for it
 """
@@ -120,11 +121,21 @@ def architectures() -> str:
     return ", ".join(f"`{name}`" for name in ARCHITECTURES)
 
 
+def methods() -> str:
+    """A table of every scoring method: what a score is, and how many runs it takes."""
+    from resval_lens.analyses.circuits.methods import METHODS
+
+    rows = ["| method | what it is | cost |", "|---|---|---|"]
+    rows += [f"| `{name}` | {method.what} | {method.cost} |" for name, method in METHODS.items()]
+    return "\n".join(rows)
+
+
 PARTS = {
     "commands": commands,
     "architectures": architectures,
     "mixes": mixes,
     "ablations": ablations,
+    "methods": methods,
 }
 """What is made of something in the package, by its mark."""
 

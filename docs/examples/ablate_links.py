@@ -24,7 +24,7 @@ pairs = ioi_pairs(model, ioi_prompts(32, seed=0, names="unseen"), "random-S2")
 
 
 def difference() -> float:
-    """Mean logit difference IO − S on the clean prompts."""
+    """Mean logit difference on the clean prompts."""
     logits = model(pairs.clean)[torch.arange(len(pairs)), pairs.answers]
     return pairs.metric(logits, pairs.labels).mean().item()
 
@@ -71,7 +71,7 @@ from resval_lens.hooks import logit_difference, probability
 others = ioi_pairs(model, ioi_prompts(64, seed=1, names="unseen"), "random-S2")
 both = ioi_pairs(model, ioi_prompts(64, seed=0, names="unseen"), "random-S2")
 first, second = both.split(32)
-measures = {"IO − S": logit_difference, "P(IO)": probability}
+measures = {"logit difference": logit_difference, "P(IO)": probability}
 study = ablation_study(model, first, second, measures)
 for row in study.rows:
     print(row)

@@ -128,7 +128,7 @@ class CurveStudy(OfRuns):
     """Curves of every measure, the first step at which each passes, and the order, by variant.
 
     Attributes:
-        threshold: above it a measure passes; recall and attention are shares, see
+        level: above it a measure passes; recall and attention are shares, see
             :mod:`resval_lens.analyses.papers.memory.model.probes`.
         known: the same for W_F, the share of the bigrams that it tells,
 
@@ -137,7 +137,7 @@ class CurveStudy(OfRuns):
             0 where it answers uniformly, 1 where it knows them all.
     """
 
-    threshold: float
+    level: float
     known: float
     run: MemoryRun
     variants: Mapping[str, VariantCurves]
@@ -147,7 +147,7 @@ class CurveStudy(OfRuns):
         first, final = (
             narrow_table(title, ["variant", *HEADS.values()])
             for title in (
-                f"First step above {self.threshold:g} (W_F: {self.known:.0%} of bigrams)",
+                f"First step above {self.level:g} (W_F: {self.known:.0%} of bigrams)",
                 "At the last step",
             )
         )
@@ -172,7 +172,7 @@ class CurveStudy(OfRuns):
         """The order of learning of each variant, and what is known about it beside the found."""
         said = [
             f"Steps are of snapshots, one in {self.run.snapshot_every}. A memory is there above "
-            f"{self.threshold:g} recall, W_F above {self.known:.0%} of what the bigrams tell."
+            f"{self.level:g} recall, W_F above {self.known:.0%} of what the bigrams tell."
         ]
         for name, own in self.variants.items():
             said.append(f"{name}{'' if own.ended else ' (still in training)'}: {own.told_order()}.")
@@ -186,7 +186,7 @@ class CurveStudy(OfRuns):
                 near, far = own.final["W_K1_near"], own.final["W_K1_far"]
                 said.append(
                     f"{name}: at the end W_K¹ recalls {shown(near)} of the positions below 64 and "
-                    f"{shown(far)} of the later ones (above {self.threshold:g}: "
+                    f"{shown(far)} of the later ones (above {self.level:g}: "
                     f"{own.passed('W_K1_near')}, {own.passed('W_K1_far')})."
                 )
         ends = {n: own for n, own in self.variants.items() if "accuracy" in own.final}
@@ -223,17 +223,17 @@ class CurveStudy(OfRuns):
 
 
 def curve_study(
-    runs: Sequence[RecordedRun[MemoryRun]], threshold: float = 0.9, known: float = 0.5
+    runs: Sequence[RecordedRun[MemoryRun]], level: float = 0.9, known: float = 0.5
 ) -> CurveStudy:
     """Curves of every measure of the runs, which differ in variant and seed only.
 
-    A measure passes at the first snapshot where it exceeds ``threshold``, W_F where it exceeds
+    A measure passes at the first snapshot where it exceeds ``level``, W_F where it exceeds
     ``known``. Of a run that has not ended there is what it has.
 
     Raises:
-        ValueError: a threshold that is not between 0 and 1, or runs that cannot be compared.
+        ValueError: a level that is not between 0 and 1, or runs that cannot be compared.
     """
-    for name, value in {"threshold": threshold, "known": known}.items():
+    for name, value in {"level": level, "known": known}.items():
         if not 0 < value < 1:
             raise ValueError(f"{name} must lie between 0 and 1; got {value!r}")
     variants = {}
@@ -247,7 +247,7 @@ def curve_study(
             measure: {
                 seed: first_above(
                     zip(steps[seed], curve, strict=True),
-                    known if measure in _SHARES else threshold,
+                    known if measure in _SHARES else level,
                 )
                 for seed, curve in by_seed.items()
             }
@@ -267,7 +267,7 @@ def curve_study(
             },
             order({measure: first[measure] for measure in HEADS if measure in first}),
         )
-    return CurveStudy(threshold, known, runs[0].run, variants)
+    return CurveStudy(level, known, runs[0].run, variants)
 
 
 def order(first: Mapping[Measure, Mapping[int, int | None]]) -> list[list[Measure]]:
@@ -332,7 +332,7 @@ def _draw(study: CurveStudy) -> Figure:
             axes.axis("off")
         for axes, (name, own) in zip(grid.flat, variants.items(), strict=False):
             _curve_panel(axes, own)
-            axes.axhline(study.threshold, color="#999999", lw=0.8, ls=":")
+            axes.axhline(study.level, color="#999999", lw=0.8, ls=":")
             axes.set(title=name, ylim=(-0.03, 1.05))
             axes.tick_params(labelbottom=True)
             axes.xaxis.set_major_locator(MaxNLocator(3))
