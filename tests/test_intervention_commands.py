@@ -340,7 +340,7 @@ def test_models_are_found_by_name_and_folder(tmp_path: Path) -> None:
     [
         ("patch stories-smal-values", "no model 'stories-smal-values'; did you mean "
          "'stories-small-values'? There are stories-small-classic, stories-small-values, classic"),
-        ("patch analyses", "analyses holds no model that can be loaded; expected a folder that save_"),
+        ("patch analyses", "analyses holds no model that can be loaded; expected a folder that"),
         ("patch values --corruption random-S2", "has labels, objects; got 'random-S2'"),
         ("patch --corruption labels", "indirect objects, has random-S2, ABC, position, token, "
          "token+position, random, random+position; got 'labels'"),
