@@ -15,6 +15,7 @@ from resval_lens.load import Loaded, load_model, shipped_classifiers
 from resval_lens.tasks.icl_corruptions import Exchanged
 from resval_lens.tasks.ioi_corruptions import Kind
 from tests.helpers import tiny_model
+from tests.worded import worded
 
 MODELS = {True: "stories-small-values", False: "values"}
 """A model that ships, by whether it reads tokens."""
@@ -22,7 +23,9 @@ each_task = pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
 
 
 def drawn(task: Task, **asked: Any) -> Problem:
-    return pose(MODELS[task.reads_tokens], 6, Asked(**asked), task.name)
+    if task.name in ("ioi", "icl"):  # what the models that ship were trained on
+        return pose(MODELS[task.reads_tokens], 6, Asked(**asked), task.name)
+    return task.draw(worded(), 6, Asked(**asked))
 
 
 def test_corruptions_are_those_that_prompts_have() -> None:

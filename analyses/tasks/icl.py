@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from resval_lens.analyses.tasks.task import DRAWN, Asked, Task
 
@@ -25,13 +25,13 @@ class InContext(Task):
     title = "classifying in context"
     reads_tokens = False
     corruptions = ("labels", "objects")
-    metrics: ClassVar = {
+    metrics: Mapping[str, str] = {
         "margin": "margin",
         "log-probability": "log P(right)",
         "probability": "P(right)",
     }
 
-    def measures(self) -> Mapping[str, Metric]:
+    def measures(self, model: ResValTransformer) -> Mapping[str, Metric]:
         from resval_lens.analyses.tasks.pairs import is_right
         from resval_lens.hooks.prompts import margin
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from resval_lens.analyses.tasks.task import DRAWN, Asked, Task
 
@@ -28,7 +28,7 @@ class IndirectObjects(Task):
     corruptions = (
         "random-S2", "ABC", "position", "token", "token+position", "random", "random+position",
     )  # fmt: skip
-    metrics: ClassVar = {
+    metrics: Mapping[str, str] = {
         "logit-difference": "logit difference",
         "log-probability": "log P(IO)",
         "names": "IO − other names",
@@ -37,7 +37,7 @@ class IndirectObjects(Task):
     positions = ("IO", "S1", "S1+1", "S2", "end")
     has_general = True
 
-    def measures(self) -> Mapping[str, Metric]:
+    def measures(self, model: ResValTransformer) -> Mapping[str, Metric]:
         from resval_lens.analyses.tasks.pairs import io_is_likelier
         from resval_lens.hooks.prompts import logit_difference, probability
 
@@ -54,13 +54,13 @@ class IndirectObjects(Task):
 
     def draw(self, loaded: Loaded, count: int, asked: Asked = DRAWN) -> Problem:
         from resval_lens.analyses.tasks.pairs import draw_ioi, pairs_and_positions
+        from resval_lens.analyses.tasks.posing import tokenizer_of
         from resval_lens.analyses.tasks.problem import Problem
         from resval_lens.tasks.leading import leading_token
 
         name, model = loaded.name, loaded.model
         kind, seed = self.corruption(loaded, asked), asked.seed or 0
-        if model.tokenizer is None:
-            raise ValueError(f"{name}: this model has no tokenizer to put a prompt into its tokens")
+        tokenizer_of(loaded)
         lead = leading_token(model, asked.prepend)
         which: Any = "general" if asked.general else "unseen"
         try:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from resval_lens.analyses.tasks import TASKS
+from resval_lens.analyses.tasks import TASKS, find_task
 from resval_lens.analyses.tasks.task import DRAWN, Asked, Prompt, Task
 from resval_lens.checks import check_whole
 from resval_lens.hooks.prompts import Metric, PromptPairs
@@ -88,7 +89,7 @@ class Problem:
     @property
     def measures(self) -> Mapping[str, Metric]:
         """What is measured, by name."""
-        return self.task.measures()
+        return self.task.measures(self.model)
 
     @property
     def metric(self) -> str:
@@ -163,14 +164,15 @@ def pose(
     name: str,
     prompts: int,
     asked: Asked = DRAWN,
-    task: str | None = None,
+    task: str | Path | Task | None = None,
     device: str | None = None,
 ) -> Problem:
     """The model of that name (:func:`~resval_lens.load.load_model`) on prompts of a task.
 
     Args:
         prompts: how many.
-        task: one of ``TASKS``; by default the first whose prompts the model can read.
+        task: one of ``TASKS``, by name or itself, or a file (:func:`.find_task`); by default the
+            first whose prompts the model can read.
         device: where the model runs; the prompts go there, too.
 
     Raises:
@@ -178,15 +180,11 @@ def pose(
             :meth:`~resval_lens.analyses.tasks.task.Task.draw` refuses.
     """
     check_whole("prompts", prompts, 1)
-    if task is not None and task not in TASKS:
-        raise ValueError(f"task must be one of {', '.join(TASKS)}; got {task!r}")
+    chosen = None if task is None else find_task(task)
     loaded = load_model(name, device=device)
     reads_tokens = loaded.model.reads_tokens
-    chosen = (
-        next(each for each in TASKS.values() if each.reads_tokens == reads_tokens)
-        if task is None
-        else TASKS[task]
-    )
+    if chosen is None:
+        chosen = next(each for each in TASKS.values() if each.reads_tokens == reads_tokens)
     if chosen.reads_tokens != reads_tokens:
         kinds = ("vectors", "tokens")
         raise ValueError(
@@ -200,10 +198,13 @@ def pose_two(
     name: str,
     prompts: int,
     asked: Asked = DRAWN,
-    task: str | None = None,
+    task: str | Path | Task | None = None,
     device: str | None = None,
 ) -> tuple[Problem, Problem]:
     """:func:`pose` on ``prompts`` prompts, and on as many others."""
     check_whole("prompts", prompts, 1)
     both = pose(name, 2 * prompts, asked, task, device)
-    return both.rows(slice(0, prompts)), both.rows(slice(prompts, None))
+    half = len(both.pairs) // 2  # a file may hold fewer
+    if not half:
+        raise ValueError(f"{both.task.name} holds one prompt; two sets of prompts are needed")
+    return both.rows(slice(0, half)), both.rows(slice(half, None))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from resval_lens.analyses.tasks.problem import Example, Problem
@@ -32,12 +32,15 @@ class Asked:
         corruption: how corrupted prompts differ: one of the task's ``corruptions``.
         general: general prompts instead of those of the stories, of a task that has both.
         prepend: what leads each prompt (:func:`~resval_lens.tasks.leading.leading_token`).
+        several_tokens: take answers of several tokens, too, and compare them by the first token
+            that differs; those before it are part of the prompt.
     """
 
     seed: int | None = None
     corruption: str | None = None
     general: bool = False
     prepend: str = "auto"
+    several_tokens: bool = False
 
 
 DRAWN = Asked()
@@ -60,16 +63,16 @@ class Task(ABC):
         has_general: whether it has general prompts besides those of the stories.
     """
 
-    name: ClassVar[str]
-    title: ClassVar[str]
-    reads_tokens: ClassVar[bool]
-    corruptions: ClassVar[tuple[str, ...]]
-    metrics: ClassVar[Mapping[str, str]]
-    positions: ClassVar[tuple[str, ...]] = ()
-    has_general: ClassVar[bool] = False
+    name: str
+    title: str
+    reads_tokens: bool
+    corruptions: tuple[str, ...]
+    metrics: Mapping[str, str]
+    positions: tuple[str, ...] = ()
+    has_general: bool = False
 
     @abstractmethod
-    def measures(self) -> Mapping[str, Metric]:
+    def measures(self, model: ResValTransformer) -> Mapping[str, Metric]:
         """What is measured, by name; the first is its prompts' metric, if no other is asked for."""
 
     @abstractmethod
@@ -92,13 +95,16 @@ class Task(ABC):
     def tokens(self, problem: Problem) -> list[str]:
         """The first prompt's positions, for people: its tokens."""
         tokenizer: Any = problem.model.tokenizer
-        return [tokenizer.decode([token]) for token in problem.pairs.clean[0].tolist()]
+        tokens = problem.pairs.clean[0].tolist()
+        return [str(x) if tokenizer is None else tokenizer.decode([x]) for x in tokens]
 
     def example(self, problem: Problem) -> Example | None:
         """The first prompt and its corrupted prompt as text; None if they are no text."""
         from resval_lens.analyses.tasks.problem import Example
 
         tokenizer: Any = problem.model.tokenizer
+        if tokenizer is None:
+            return None
         start, end = int(problem.lead is not None), int(problem.pairs.answers[0]) + 1
         both = problem.pairs.clean, problem.pairs.corrupted
         return Example(*(tokenizer.decode(rows[0, start:end].tolist()) for rows in both))

@@ -1,0 +1,212 @@
+"""Text prompts put into a model's tokens: pairs, labels, named positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from resval_lens.analyses.tasks.problem import Problem
+from resval_lens.analyses.tasks.task import Asked, Task
+from resval_lens.hooks.prompts import PromptPairs
+from resval_lens.tasks.ioi import padding_id, token_ids
+from resval_lens.tasks.leading import leading_token
+
+if TYPE_CHECKING:
+    from resval_lens.analyses.tasks.text import TextPrompt
+    from resval_lens.load import Loaded
+
+
+def posed(
+    task: Task,
+    loaded: Loaded,
+    prompts: Sequence[TextPrompt],
+    kind: str,
+    seed: int,
+    asked: Asked,
+    left_out: Sequence[str] = (),
+) -> Problem:
+    """A model on prompts that are text. Prompts whose places are at the same positions are a group.
+
+    A prompt's labels are its answer's token and those of what it is held against; where there are
+    fewer of these than of another prompt's, its last one again (which no margin sees).
+
+    Raises:
+        ValueError: a corrupted prompt of another length, an answer of several tokens (unless
+            ``asked.several_tokens``), prompts that do not fit the context, by where they are from.
+    """
+    model, tokenizer = loaded.model, loaded.model.tokenizer
+    lead = leading_token(model, asked.prepend)
+    before = [] if lead is None else [lead]
+    rows: list[list[int]] = []
+    others: list[list[int]] = []
+    labels: list[list[int]] = []
+    for each in prompts:
+        own, other = _alike(tokenizer, each)
+        shared, tokens = _answers(tokenizer, each, own, asked.several_tokens)
+        rows.append(before + own + shared)
+        others.append(before + other + shared)
+        labels.append(tokens)
+        if len(rows[-1]) > model.cfg.n_ctx:
+            raise ValueError(
+                f"{_said(each)}{loaded.name} has a context of {model.cfg.n_ctx} tokens; this "
+                f"prompt needs {len(rows[-1])}"
+            )
+    if len({len(row) == 1 for row in labels}) > 1:
+        bare = next(each for each in prompts if not each.wrong)
+        raise ValueError(f"{_said(bare)}wrong is missing; other prompts have it")
+    widest, longest = max(map(len, labels)), max(map(len, rows))
+    padding = padding_id(tokenizer)
+    where = _positions(task.positions, tokenizer, prompts, rows, len(before))
+    padded = [
+        torch.tensor([row + [padding] * (longest - len(row)) for row in each])
+        for each in (rows, others)
+    ]
+    lengths = torch.tensor([len(row) for row in rows])
+    pairs = PromptPairs(
+        padded[0],
+        padded[1],
+        next(iter(task.measures(model).values())),
+        torch.tensor([row + row[-1:] * (widest - len(row)) for row in labels]),
+        lengths - 1,
+        f"{task.title}, {kind}",
+        torch.arange(longest) < lengths[:, None],
+        _groups(list(where.values())),
+    )
+    return Problem(
+        loaded.name, model, task, kind, seed, pairs.to(model.cfg.device), where, tuple(prompts),
+        lead, tuple(left_out),
+    )  # fmt: skip
+
+
+def tokenizer_of(loaded: Loaded) -> Any:
+    """Raises ValueError for a model without a tokenizer."""
+    if loaded.model.tokenizer is None:
+        raise ValueError(
+            f"{loaded.name}: this model has no tokenizer to put a prompt into its tokens"
+        )
+    return loaded.model.tokenizer
+
+
+def _said(prompt: TextPrompt) -> str:
+    return f"{prompt.source}: " if prompt.source else ""
+
+
+def _spelled(tokenizer: Any, tokens: Sequence[int]) -> str:
+    return " + ".join(repr(tokenizer.decode([token])) for token in tokens)
+
+
+def _alike(tokenizer: Any, prompt: TextPrompt) -> tuple[list[int], list[int]]:
+    """The tokens of both texts.
+
+    Raises:
+        ValueError: another number of them, with the words that make the difference.
+    """
+    own, other = (token_ids(tokenizer, text) for text in (prompt.text, prompt.corrupted))
+    if not own:
+        raise ValueError(f"{_said(prompt)}clean is empty")
+    if len(own) == len(other):
+        return own, other
+    words = prompt.text.split(), prompt.corrupted.split()
+    longer = []
+    for tag, *spans in SequenceMatcher(None, *words, autojunk=False).get_opcodes():
+        if tag != "equal":
+            changed = (*words[0][spans[0] : spans[1]], *words[1][spans[2] : spans[3]])
+            longer += [word for word in changed if len(token_ids(tokenizer, f" {word}")) > 1]
+    told = "".join(
+        f"; {word!r} is {len(tokens)} tokens ({_spelled(tokenizer, tokens)})"
+        for word in longer[:3]
+        for tokens in [token_ids(tokenizer, f" {word}")]
+    )
+    raise ValueError(
+        f"{_said(prompt)}clean has {len(own)} tokens, corrupted {len(other)}; they must be as "
+        f"long{told}"
+    )
+
+
+def _answers(
+    tokenizer: Any, prompt: TextPrompt, own: list[int], several: bool
+) -> tuple[list[int], list[int]]:
+    """Tokens that all answers share at their beginning, and the one of each that comes next.
+
+    Raises:
+        ValueError: answers of several tokens, unless ``several``; the same token for two.
+    """
+    given = (prompt.answer, *prompt.wrong)
+    found = []
+    for name, answer in zip(("answer", *["wrong"] * len(prompt.wrong)), given, strict=True):
+        whole = token_ids(tokenizer, prompt.text + answer)
+        if not answer or whole[: len(own)] != own or len(whole) == len(own):
+            raise ValueError(
+                f"{_said(prompt)}the last tokens of {prompt.text[-40:]!r} change when {name} "
+                f"{answer!r} follows; answers start with their space"
+            )
+        tokens = whole[len(own) :]
+        if len(tokens) > 1 and not several:
+            raise ValueError(
+                f"{_said(prompt)}{name} {answer!r} is {len(tokens)} tokens "
+                f"({_spelled(tokenizer, tokens)}); an answer is one, unless several tokens are "
+                "asked for, of which the first that differs counts"
+            )
+        found.append(tokens)
+    shared = 0
+    while (
+        len(found) > 1
+        and all(len(t) > shared for t in found)
+        and (len({tokens[shared] for tokens in found}) == 1)
+    ):
+        shared += 1
+    if any(len(tokens) == shared for tokens in found):
+        raise ValueError(f"{_said(prompt)}an answer is how another begins, or twice: {given}")
+    nexts = [tokens[shared] for tokens in found]
+    if nexts[0] in nexts[1:]:
+        raise ValueError(
+            f"{_said(prompt)}answer {prompt.answer!r} and a wrong one go on with the same token, "
+            f"{_spelled(tokenizer, nexts[:1])}"
+        )
+    return found[0][:shared], nexts
+
+
+def _positions(
+    names: Sequence[str],
+    tokenizer: Any,
+    prompts: Sequence[TextPrompt],
+    rows: Sequence[Sequence[int]],
+    before: int,
+) -> dict[str, Int[Tensor, " prompt"]]:
+    """The last token of each place that has a name; ``end`` is the last of the prompt."""
+    where: dict[str, list[int]] = {name: [] for name in names}
+    for prompt, row in zip(prompts, rows, strict=True):
+        for name in names:
+            if name == "end":
+                where[name].append(len(row) - 1)
+                continue
+            if name not in prompt.places:
+                raise ValueError(f"{_said(prompt)}position {name!r} is missing; others have it")
+            start, end = prompt.places[name]
+            if not 0 <= start < end <= len(prompt.text):
+                raise ValueError(
+                    f"{_said(prompt)}position {name!r} is ({start}, {end}); expected characters of "
+                    f"the {len(prompt.text)} of clean"
+                )
+            through = token_ids(tokenizer, prompt.text[:end])
+            whole = token_ids(tokenizer, prompt.text)
+            last = len(through) - 1
+            if whole[:last] != through[:last]:
+                raise ValueError(
+                    f"{_said(prompt)}position {name!r} ends within a token of {prompt.text!r}"
+                )
+            where[name].append(before + last)
+    return {name: torch.tensor(each) for name, each in where.items()}
+
+
+def _groups(where: Sequence[Int[Tensor, " prompt"]]) -> Int[Tensor, " prompt"]:
+    """One number for prompts whose places are at the same positions: those, as digits."""
+    found = torch.zeros_like(where[0])
+    for each in where:
+        found = found * 2**12 + each  # five places; of more the earlier ones fall out
+    return found
