@@ -360,7 +360,7 @@ def completed(monkeypatch: pytest.MonkeyPatch, line: str) -> list[str]:
         ("circuit --method eap", ["eap", "eap-ig"]),
         ("circuit --method ", list(METHODS)),
         ("circuit --metric ", ["logit-difference", "log-probability", "names", "probability",
-                               "margin"]),
+                               "margin", "probability-difference"]),
         ("circuit --task icl --metric ", ["margin", "log-probability", "probability"]),
         ("ablate --task icl --corruption ", ["labels", "objects"]),
         ("ablate --task nil --corruption l", ["labels"]),
