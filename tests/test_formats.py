@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -282,6 +284,16 @@ def test_a_folder_of_nothing_says_what_could_be_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no model that can be loaded") as raised:
         load_model(tmp_path)
     assert all(each.name in str(raised.value) for each in FORMATS)
+
+
+def test_a_hub_model_of_transformers_is_fetched_and_converted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    download = create_autospec(huggingface_hub.snapshot_download, return_value=str(folder))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    model = load_model("someone/a-llama").model
+    assert download.call_args.args == ("someone/a-llama",)
+    assert_same(model, random_model())
 
 
 # GGUF

@@ -5,6 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from resval_lens import ResValTransformer
+from resval_lens.analyses.tasks import TASKS, Asked
+from resval_lens.load import Loaded
 from tests.pretrained import GGUF, needs_pretrained, smollm2
 
 pytestmark = needs_pretrained
@@ -32,6 +34,18 @@ def test_it_knows_who_receives() -> None:
     with torch.no_grad():
         chances = model(PROMPT)[0, -1].softmax(-1)
     assert chances[model.to_single_token(" Mary")] == pytest.approx(0.923, abs=0.002)
+
+
+def test_it_replies_in_a_chat() -> None:
+    """Its tokenizer's template came along from GGUF into our folder."""
+    asked = Asked(chat=True, several_tokens=True)
+    problem = TASKS["capitals"].draw(Loaded("smollm2", smollm2()), 4, asked)
+    example = problem.example()
+    assert example is not None
+    assert example.clean.endswith("<|im_end|>\n<|im_start|>assistant\n")
+    with torch.no_grad():
+        logits = smollm2()(problem.pairs.clean)
+    assert torch.isfinite(logits).all()
 
 
 def test_a_grafted_stream_that_carries_nothing_changes_nothing() -> None:

@@ -1,5 +1,6 @@
 """Tasks of one's own: files of prompts and of templates, and what is refused in them, by line."""
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -16,7 +17,7 @@ from resval_lens.analyses.tasks import TASKS, Asked, find_task
 from resval_lens.analyses.tasks.problem import Problem, pose, pose_two
 from resval_lens.analyses.tasks.sentences import years
 from resval_lens.analyses.tasks.text import TextTask
-from resval_lens.load import Loaded
+from resval_lens.load import Loaded, load_model
 from tests.helpers import tiny_model
 from tests.worded import tokenizer, worded
 
@@ -358,3 +359,43 @@ def test_two_sets_of_a_file_share_no_prompt(tmp_path: Path) -> None:
     write(path, LINES[:1])
     with pytest.raises(ValueError, match="holds one prompt; two sets of prompts are needed"):
         pose_two(str(tmp_path / "model"), 10, task=path)
+
+
+# Chat
+
+
+CHATTY = (
+    "{% for message in messages %}<{{ message.role }}>{{ message.content }}</>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def chatting(tmp_path: Path, template: str | None = CHATTY) -> Loaded:
+    own = copy.deepcopy(tokenizer())
+    own.chat_template = template
+    model = tiny_model(n_ctx=96, d_vocab=worded().model.cfg.d_vocab, default_prepend_bos=False)
+    model._use_tokenizer(own)
+    model.save_pretrained(tmp_path / "chatty")
+    return load_model(tmp_path / "chatty")
+
+
+def test_prompts_are_messages_of_a_chat_where_asked(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.jsonl", LINES[:1])
+    problem = find_task(path).draw(chatting(tmp_path), 1, Asked(chat=True, several_tokens=True))
+    text = f"<user>{LINES[0]['clean']}</><assistant>"
+    assert problem.pairs.clean[0].tolist() == ids(text)
+    assert problem.lead is None
+    at = int(problem.named_positions["country"][0])
+    assert tokenizer().decode(problem.pairs.clean[0, at]) == " France"
+    assert problem.pairs.labels[0].tolist() == [ids("Paris")[0], ids("Rome")[0]]
+
+
+def test_what_no_chat_can_say_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.jsonl", LINES[:1])
+    with pytest.raises(ValueError, match="worded: its tokenizer has no chat template"):
+        drawn(path, chat=True)
+    with pytest.raises(ValueError, match="--chat: worded, on induction on random tokens, has no"):
+        TASKS["repeated-tokens"].draw(worded(), 1, Asked(chat=True))
+    shouting = chatting(tmp_path, "{{ messages[0].content | upper }}")
+    with pytest.raises(ValueError, match=r"line 1: the chat template changes 'The capital of"):
+        find_task(path).draw(shouting, 1, Asked(chat=True))

@@ -24,6 +24,7 @@ from resval_lens.analyses.circuits.graph import Graph, graph_of
 from resval_lens.analyses.circuits.running import EdgeRuns, MeasuredBy
 from resval_lens.analyses.results.result import FLAT
 from resval_lens.hooks.prompts import vanishes
+from resval_lens.notes import Note
 
 MOST_EDGES = 256
 """Edges of a circuit that :func:`evaluate` measures the minimality of; others are left out."""
@@ -56,7 +57,7 @@ class Faithfulness:
         return "valid" if self.reason is None else "invalid"
 
 
-def counting(note: Callable[[str], None], what: str) -> Progress:
+def counting(note: Note, what: str) -> Progress:
     """Notes ``what``, and how many of how many are done."""
     return lambda done, total: note(f"{what}: {done:,} of {total:,}")
 
@@ -280,7 +281,7 @@ def evaluate(
     n_random: int = 10,
     most_edges: int = MOST_EDGES,
     most_nodes: int = MOST_NODES,
-    note: Callable[[str], None] = lambda text: None,
+    note: Note = lambda text: None,
 ) -> EvaluatedCircuit:
     """Faithfulness, minimality, completeness and the random baseline of one circuit.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -14,6 +14,7 @@ from resval_lens.analyses.circuits.running import Ablation, EdgeRuns
 from resval_lens.analyses.circuits.scores import score_edges
 from resval_lens.analyses.circuits.search import smallest
 from resval_lens.hooks.prompts import Metric, PromptPairs, vanishes
+from resval_lens.notes import Note
 from resval_lens.transformer import ResValTransformer
 
 FAITHFUL = 0.85
@@ -115,7 +116,7 @@ def metric_matrix(
     known: Mapping[str, Sequence[str]] | None = None,
     method: str = "eap-ig",
     least: float = FAITHFUL,
-    note: Callable[[str], None] = lambda text: None,
+    note: Note = lambda text: None,
 ) -> tuple[ChosenBy, ...]:
     """A circuit by each metric, evaluated by all of them.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,12 +33,11 @@ from resval_lens.analyses.results.result import OPTIONAL, Result
 from resval_lens.hooks import cut_links
 from resval_lens.hooks.answers import answer_logits
 from resval_lens.hooks.prompts import Metric, PromptPairs, vanishes
+from resval_lens.notes import Note
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
 
 STRONGEST = 25
-
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from difflib import SequenceMatcher
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,7 +42,9 @@ def posed(
             ``asked.several_tokens``), prompts that do not fit the context, by where they are from.
     """
     model, tokenizer = loaded.model, loaded.model.tokenizer
-    lead = leading_token(model, asked.prepend)
+    lead = None if asked.chat else leading_token(model, asked.prepend)
+    if asked.chat:
+        prompts = [_in_chat(loaded, each) for each in prompts]
     before = [] if lead is None else [lead]
     rows: list[list[int]] = []
     others: list[list[int]] = []
@@ -98,6 +102,34 @@ def _said(prompt: TextPrompt) -> str:
 
 def _spelled(tokenizer: Any, tokens: Sequence[int]) -> str:
     return " + ".join(repr(tokenizer.decode([token])) for token in tokens)
+
+
+def _in_chat(loaded: Loaded, prompt: TextPrompt) -> TextPrompt:
+    """The prompt as a user's message; the answer begins the reply, without a space.
+
+    Raises:
+        ValueError: the tokenizer has no chat template, or one that changes the message.
+    """
+    tokenizer: Any = loaded.model.tokenizer
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise ValueError(f"{loaded.name}: its tokenizer has no chat template")
+    whole, corrupted = (
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+        )
+        for text in (prompt.text, prompt.corrupted)
+    )
+    start = whole.find(prompt.text)
+    if start < 0:
+        raise ValueError(f"{_said(prompt)}the chat template changes {prompt.text!r}")
+    return replace(
+        prompt,
+        text=whole,
+        corrupted=corrupted,
+        answer=prompt.answer.lstrip(),
+        wrong=tuple(each.lstrip() for each in prompt.wrong),
+        places={name: (a + start, b + start) for name, (a, b) in prompt.places.items()},
+    )
 
 
 def _alike(tokenizer: Any, prompt: TextPrompt) -> tuple[list[int], list[int]]:
@@ -205,8 +237,7 @@ def _positions(
 
 
 def _groups(where: Sequence[Int[Tensor, " prompt"]]) -> Int[Tensor, " prompt"]:
-    """One number for prompts whose places are at the same positions: those, as digits."""
-    found = torch.zeros_like(where[0])
-    for each in where:
-        found = found * 2**12 + each  # five places; of more the earlier ones fall out
-    return found
+    """One number for prompts whose places are at the same positions, in any set of prompts."""
+    rows = torch.stack(list(where), 1).tolist()
+    digests = (blake2b(repr(row).encode(), digest_size=7).digest() for row in rows)
+    return torch.tensor([int.from_bytes(digest) for digest in digests])

@@ -34,6 +34,8 @@ class Asked:
         prepend: what leads each prompt (:func:`~resval_lens.tasks.leading.leading_token`).
         several_tokens: take answers of several tokens, too, and compare them by the first token
             that differs; those before it are part of the prompt.
+        chat: prompts are a user's messages in the tokenizer's chat template, which the model
+            replies to; ``prepend`` is the template's.
     """
 
     seed: int | None = None
@@ -41,6 +43,7 @@ class Asked:
     general: bool = False
     prepend: str = "auto"
     several_tokens: bool = False
+    chat: bool = False
 
 
 DRAWN = Asked()
@@ -61,6 +64,7 @@ class Task(ABC):
             calls it, in the same order.
         positions: names of positions in its prompts.
         has_general: whether it has general prompts besides those of the stories.
+        has_chat: whether its prompts can be a user's messages.
     """
 
     name: str
@@ -70,6 +74,7 @@ class Task(ABC):
     metrics: Mapping[str, str]
     positions: tuple[str, ...] = ()
     has_general: bool = False
+    has_chat: bool = False
 
     @abstractmethod
     def measures(self, model: ResValTransformer) -> Mapping[str, Metric]:
@@ -113,10 +118,12 @@ class Task(ABC):
         """The corruption that is asked for, or the first.
 
         Raises:
-            ValueError: this task has no such, or no general prompts, which are asked for.
+            ValueError: this task has no such, or not the general or chat prompts asked for.
         """
         if asked.general and not self.has_general:
             raise ValueError(f"--general: {loaded.name}, on {self.title}, has no general prompts")
+        if asked.chat and not self.has_chat:
+            raise ValueError(f"--chat: {loaded.name}, on {self.title}, has no chat prompts")
         kind = asked.corruption
         if kind is None:
             return self.corruptions[0]

@@ -113,6 +113,7 @@ class AnswerTask(Task):
 class TextTask(AnswerTask):
     """A task whose prompts are text."""
 
+    has_chat = True
     positions: tuple[str, ...] = ("end",)
 
     @abstractmethod

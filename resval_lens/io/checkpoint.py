@@ -56,6 +56,7 @@ TOKENIZER_SETTINGS: dict[str, tuple[Any, ...]] = {
     "split_special_tokens": (False, True),
 }
 """What a tokenizer does beside its tokenizer.json, and the values there are."""
+CHAT = "chat_template"
 SHIPPED_MODELS = {
     f"stories-small-{name}": DATA / "lm" / folder / "model"
     for name, folder in (
@@ -223,6 +224,8 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
             raise ValueError(f"{path} is not a tokenizer's special tokens: no JSON object")
         special = {name: content[name] for name in SPECIAL_TOKENS if content.get(name) is not None}
         settings = {name: content[name] for name in TOKENIZER_SETTINGS if name in content}
+        if content.get(CHAT) is not None:
+            special[CHAT] = content[CHAT]
         for name, value in (special | settings).items():
             among = TOKENIZER_SETTINGS.get(name)
             if not (isinstance(value, str) if among is None else value in among):
@@ -254,6 +257,8 @@ def tokenizer_files(tokenizer: Any) -> dict[str, str]:
     settings = {name: str(getattr(tokenizer, name)) for name in SPECIAL_TOKENS
                 if getattr(tokenizer, name) is not None}  # fmt: skip
     settings |= {name: getattr(tokenizer, name) for name in TOKENIZER_SETTINGS}
+    if isinstance(tokenizer.chat_template, str):
+        settings[CHAT] = tokenizer.chat_template
     return {
         "tokenizer.json": Tokenizer.from_str(json.dumps(content)).to_str(),
         "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
