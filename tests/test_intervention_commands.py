@@ -260,6 +260,23 @@ def test_edges_above_a_threshold_are_told_apart_from_those_of_the_circuit(tmp_pa
     assert "strongest edges lie" not in output
 
 
+def test_a_circuit_goes_out_and_comes_back(tmp_path: Path) -> None:
+    file, out = tmp_path / "new" / "graph.json", ("--out", str(tmp_path / "out"))
+    asked = ("circuit", "values", "--prompts", "8", "--minimality", "9")
+    _, found, _ = invoke(*asked, "--method", "eap", "--edges", "9", "--export", str(file), *out)
+    output, again, _ = invoke(*asked, "--import", str(file), *out)
+    assert again.pop("imported") == str(file)
+    assert found["circuit"]["edges"] == again["circuit"]["edges"]
+    assert found["circuit"]["faithfulness"] == again["circuit"]["faithfulness"]
+    assert (again["method"], again["curve"]) == ("eap", found["curve"])
+    assert f"8 prompts: {again['metric']['clean']:.3f}" in " ".join(output.split())
+    fewer = ("--import", str(file), "--edges", "5")  # by its scores
+    _, chosen, _ = invoke(*asked, *fewer, *out)
+    assert (chosen["search"]["size"], chosen["strongest"]) == (5, found["strongest"])
+    with pytest.raises(ValueError, match=r"graph.json has scores: leave out --method and --ig-"):
+        invoke(*asked, "--import", str(file), "--method", "eap", *out)
+
+
 def test_a_circuit_that_leads_nowhere_is_told_and_not_drawn(tmp_path: Path) -> None:
     asked = ("circuit", "classic", "--prompts", "4", "--edges", "1", "--out", str(tmp_path))
     output, report, _ = invoke(*asked)

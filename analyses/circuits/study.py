@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,7 +24,8 @@ from resval_lens.analyses.circuits.evaluation import (
     evaluate,
     faithfulness,
 )
-from resval_lens.analyses.circuits.graph import Graph
+from resval_lens.analyses.circuits.graph import Graph, graph_of
+from resval_lens.analyses.circuits.graph_file import check_heads, write_graph
 from resval_lens.analyses.circuits.methods import method_of
 from resval_lens.analyses.circuits.metrics import FAITHFUL, ByMetric, by_each_metric
 from resval_lens.analyses.circuits.running import EdgeRuns
@@ -141,6 +143,9 @@ def circuit_study(
     most_nodes: int = MOST_NODES,
     seed: int = 0,
     metrics: Mapping[str, Metric] | None = None,
+    scores: EdgeScores | None = None,
+    given: Circuit | None = None,
+    export: str | Path | None = None,
     note: Note = lambda text: None,
 ) -> CircuitStudy:
     """Scores every edge, takes the fewest that are faithful enough, and evaluates them.
@@ -160,38 +165,53 @@ def circuit_study(
             drawn where there are more.
         seed: of the random circuits, and of what is drawn.
         metrics: that the circuit is also evaluated by.
+        scores: of edges that were scored before, say those of a file; ``method`` is then theirs.
+        given: a circuit to evaluate as it is, instead of one chosen by scores.
+        export: a file for scores and circuit, which
+            :func:`~resval_lens.analyses.circuits.graph_file.write_graph` writes.
         note: called with what is being done.
 
     Raises:
         ValueError: the metric's gap between clean and corrupted prompts vanishes, no circuit is
-            faithful enough, ``edges`` and ``threshold`` at once, a threshold that no way from the
-            input to the logits reaches, or what scoring refuses.
+            faithful enough, more than one of ``edges``, ``threshold`` and ``given``, a threshold
+            that no way from the input to the logits reaches, ``scores`` or a ``given`` circuit of
+            another model, or what scoring or writing refuses.
     """
     if edges is not None and threshold is not None:
         raise ValueError(f"edges={edges} and threshold={threshold:g} both choose: give one of them")
+    if given is not None and (edges is not None or threshold is not None):
+        raise ValueError("a circuit is given: neither edges nor threshold can choose another")
     drops_below = threshold if method_of(method).by_threshold else None
     graph = Graph.of(model)
+    for had in (scores, given):
+        if had is not None:
+            graph_of(model, had.graph)
+    if export is not None:
+        check_heads(graph)
     if edges is not None:
         check_count(graph, edges, "edges")
     if sizes is not None:
         check_sizes(sizes, len(graph))
-    scoring = f"scoring {len(graph):,} edges"
-    note(scoring)
-    scores = score_edges(
-        model,
-        pairs,
-        method,
-        graph=graph,
-        steps=steps,
-        threshold=drops_below,
-        progress=counting(note, scoring),
-    )
+    if scores is None:
+        scoring = f"scoring {len(graph):,} edges"
+        note(scoring)
+        scores = score_edges(
+            model,
+            pairs,
+            method,
+            graph=graph,
+            steps=steps,
+            threshold=drops_below,
+            progress=counting(note, scoring),
+        )
     note("running the model and its corrupted prompts")
     runs = EdgeRuns(model, pairs if held_out is None else held_out, graph)
     check_gap(runs)
     by_size = counting(note, "circuits by size")
     curves = curve(runs, scores.values, sizes=sizes, progress=by_size)
-    if threshold is not None:
+    if given is not None:
+        circuit, search = given, Tried(len(given))
+    elif threshold is not None:
         above = edges_above(graph, scores.values, threshold)
         circuit, search = above.pruned(), Tried(len(above))
         if not len(circuit):
@@ -206,6 +226,8 @@ def circuit_study(
         circuit, search = smallest_.circuit, smallest_.search
     else:
         circuit, search = top_n(graph, scores.values, edges).pruned(), Tried(edges)
+    if export is not None:
+        write_graph(export, scores, circuit)
     generator = torch.Generator().manual_seed(seed)
     evaluated = evaluate(
         runs, circuit, generator, most_edges=most_edges, most_nodes=most_nodes, note=note
@@ -216,13 +238,13 @@ def circuit_study(
         note("exact scores of every edge")
         agreed = agreement(scores, score_edges(model, pairs, "exact", graph=graph))
     return CircuitStudy(
-        method=method,
+        method=scores.method,
         steps=scores.steps,
-        prompts=Prompts(len(pairs), len(runs.pairs)),
+        prompts=Prompts(scores.prompts, len(runs.pairs)),
         metric=Ends(runs.clean, runs.corrupted),
         strongest=tuple(ScoredEdge(edge, value) for edge, value in scores.top(STRONGEST)),
         curve=curves,
-        least=least if edges is None and threshold is None else None,
+        least=least if edges is None and threshold is None and given is None else None,
         search=search,
         circuit=StudiedCircuit(**vars(evaluated), path_length=_mean_length(circuit)),
         measured=measured,

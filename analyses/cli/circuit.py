@@ -80,6 +80,22 @@ def circuit_command(
     exact: Annotated[
         bool, typer.Option("--exact", help="Also score exactly, and say how far scores agree.")
     ] = False,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            help="File for all scores and the circuit, in the JSON of EAP-IG and MIB.",
+            show_default="none is written",
+        ),
+    ] = None,
+    import_: Annotated[
+        Path | None,
+        typer.Option(
+            "--import",
+            help="File of that kind: its scores are used, and its circuit is evaluated unless "
+            "--edges or --threshold choose another.",
+            show_default="edges are scored",
+        ),
+    ] = None,
     metric: Annotated[
         str | None,
         typer.Option(
@@ -112,7 +128,11 @@ def circuit_command(
     same whether a model would say the two or anything else.
 
     Example: `resval-lens circuit values --method exact`
+
+    Example: `resval-lens circuit stories-small-classic --import found-elsewhere.json`
     """
+    from resval_lens.analyses.circuits.graph import Graph
+    from resval_lens.analyses.circuits.graph_file import ReadGraph, read_graph
     from resval_lens.analyses.circuits.study import circuit_study
     from resval_lens.analyses.studies.circuit import CircuitReport
     from resval_lens.analyses.tasks import Asked
@@ -133,6 +153,15 @@ def circuit_command(
         if metric is not None:
             scored, held_out = scored.by(metric), held_out.by(metric)
         writable(to)
+        had = ReadGraph(None, None)
+        if export is not None or import_ is not None:  # their edges are those of each head
+            scored.model.set_ungroup_grouped_query_attention(True)
+        if export is not None:
+            writable(export.parent)
+        if import_ is not None:
+            had = read_graph(import_, Graph.of(scored.model))
+        if had.scores is not None and (method, ig_steps) != ("eap-ig", None):
+            raise ValueError(f"{import_} has scores: leave out --method and --ig-steps")
         study = circuit_study(
             scored.model,
             scored.pairs,
@@ -148,9 +177,19 @@ def circuit_command(
             most_nodes=completeness,
             seed=seed or 0,
             metrics=held_out.metrics,
+            scores=had.scores,
+            given=had.circuit if edges is None and threshold is None else None,
+            export=export,
             note=note,
         )
-    found = CircuitReport(scored.facts(), general, scored.example(), scored.metric, study)
+    found = CircuitReport(
+        scored.facts(),
+        general,
+        scored.example(),
+        scored.metric,
+        study,
+        None if import_ is None else str(import_),
+    )
     report(found, to, "circuit", as_json=as_json)
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from resval_lens.analyses.circuits.metrics import ByMetric
 from resval_lens.analyses.circuits.study import CircuitStudy
-from resval_lens.analyses.results.result import FLAT, Result
+from resval_lens.analyses.results.result import FLAT, OPTIONAL, Result
 from resval_lens.analyses.results.tables import NARROW
 from resval_lens.analyses.tasks.problem import Example, Facts
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class CircuitReport(Result):
     """A study of one circuit, and of which model on which prompts (``general`` ones?) it is.
 
-    ``by`` names the metric that edges are scored and the circuit is chosen by.
+    ``by`` names the metric that edges are scored and the circuit is chosen by; ``imported`` the
+    file that has its scores, or the circuit itself.
     """
 
     facts: Facts = field(metadata=FLAT)
@@ -30,6 +31,7 @@ class CircuitReport(Result):
     example: Example | None
     by: str
     study: CircuitStudy = field(metadata=FLAT)
+    imported: str | None = field(default=None, metadata=OPTIONAL)
 
     def tables(self) -> list[Table | str]:
         """The circuit's edges, what it keeps of every metric, and the strongest edges of all."""
@@ -49,9 +51,10 @@ class CircuitReport(Result):
         """What the circuit keeps, how it was found, and what links do."""
         study, circuit, name = self.study, self.study.circuit, self.by
         probability, kept = list(study.measured.items())[-1]
+        others = "" if self.imported else " that edges were not scored on"
         said = [
-            f"{name[:1].upper()}{name[1:]} on {study.prompts.evaluated} prompts that edges were "
-            f"not scored on: {study.metric.clean:.3f}, corrupted ({self.facts.corruption}) "
+            f"{name[:1].upper()}{name[1:]} on {study.prompts.evaluated} prompts{others}: "
+            f"{study.metric.clean:.3f}, corrupted ({self.facts.corruption}) "
             f"{study.metric.corrupted:.3f}, of the circuit {circuit.metric.circuit:.3f}.",
             f"{probability} is {kept.clean:.3f} on these prompts; the circuit alone gives "
             f"{kept.resample.circuit:.3f}, with other edges at their means "

@@ -55,3 +55,12 @@ print(found.faithfulness, found.minimality)
 same_size = random_circuits(runs.graph, len(circuit), 10, generator)
 print([each.value for each in faithfulness(runs, same_size)])
 # --8<-- [end:found]
+
+# --8<-- [start:file]
+from resval_lens.analyses.circuits.graph import Graph
+from resval_lens.analyses.circuits.graph_file import read_graph, write_graph
+
+write_graph("graph.json", scores, circuit)
+again = read_graph("graph.json", Graph.of(model))
+print(again.scores.top(5), again.circuit.edges)
+# --8<-- [end:file]
