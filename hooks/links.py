@@ -108,7 +108,10 @@ def links(
     """
     streams = {stream.of: stream for stream in model.cfg.streams}
     if not streams:
-        raise ValueError("this model has no links: its configuration has streams=''")
+        raise ValueError(
+            "this model has no links: its configuration has streams=''; other streams (--streams, "
+            "with_streams) run its weights with some"
+        )
     if of == "":
         raise ValueError("of='' names no stream; None is all of them")
     for name in of or ():

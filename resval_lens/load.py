@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -25,6 +25,24 @@ class Loaded:
     name: str
     model: ResValTransformer
     run: RecordedRun[ICLRun] | None = None
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What :func:`load_model` takes beside a model's name."""
+
+    streams: StreamsLike = None
+    device: str | None = None
+    dtype: torch.dtype | None = None
+    fold: bool = False
+
+    def load(self, name: str | Path) -> Loaded:
+        """The model of that name."""
+        return load_model(name, **{each.name: getattr(self, each.name) for each in fields(self)})
+
+
+AS_SAVED = LoadOptions()
+"""Weights as they were saved."""
 
 
 def shipped_classifiers() -> dict[str, RecordedRun[ICLRun]]:

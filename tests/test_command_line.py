@@ -371,6 +371,8 @@ def completed(monkeypatch: pytest.MonkeyPatch, line: str) -> list[str]:
         ("memory curves --variants alibi", ["alibi", "alibi-values"]),
         ("induction cl", ["classic"]),
         ("ablate --device c", ["cpu", "cuda"]),
+        ("ablate --dtype b", ["bfloat16"]),
+        ("patch --task pro", ["pronoun"]),
         ("amicl sweep --similarity p", ["pearson"]),
     ],
 )  # fmt: skip
@@ -445,7 +447,7 @@ def test_models_go_where_they_are_asked_to(line, monkeypatch, tmp_path):
         pass
 
     def load(name: Any, *, device: Any = None, **settings: Any) -> None:
-        raise Loaded(device)
+        raise Loaded(device, settings.get("streams"), settings.get("dtype"))
 
     assert "--device" in parameters(" ".join(line.split()[: 2 if line.startswith("eval") else 1]))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -455,7 +457,9 @@ def test_models_go_where_they_are_asked_to(line, monkeypatch, tmp_path):
     for device in ("cpu", "cuda:1"):
         done = invoke(*line.split(), "--device", device, *where)
         assert isinstance(done.exception, Loaded), done.output
-        assert done.exception.args == (device,)
+        assert done.exception.args == (device, None, None)
+    done = invoke(*line.split(), "--streams", "q", *where)
+    assert done.exception.args[:2] == ("cpu", "q")
 
 
 def test_brackets_in_a_folders_name_are_no_markup(tmp_path):

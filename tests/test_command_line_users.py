@@ -43,7 +43,7 @@ def invoke(*arguments: str) -> Any:
         (["attribute", "stories-small-values", "--prepend", "<bos>"], "no such token"),
         (["induction", "stories-small-values", "--prepend", "<bos>"], "no such token"),
         (["induction", "values", "--prepend", "eos"], "--prepend is for language models"),
-        (["circuit", "values", "--prepend", "eos"], "--prepend is for indirect objects"),
+        (["circuit", "values", "--prepend", "eos"], "--prepend is for prompts of text"),
         (["circuit", "values", "--threshold", "0.1", "--edges", "4"], "edges=4 and threshold=0.1"),
         (["circuit", "values", "--prompts", "4", "--edges", "10000"], "edges must lie between"),
         (["circuit", "values", "--prompts", "4", "--sizes", "9,3"], "sizes must rise from 1"),
@@ -67,7 +67,7 @@ def test_prompts_of_ones_own_are_told_where_to_go(tmp_path: Path) -> None:
     found = invoke("patch", "stories-small-values", "--prompts", "mine.json")
     assert found.exit_code == 2
     assert "'mine.json' is no whole number" in found.output
-    assert "PromptPairs" in found.output
+    assert "--task FILE" in found.output
 
 
 def test_a_name_that_nothing_is_like_is_not_blamed_on_the_hub(

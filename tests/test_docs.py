@@ -22,6 +22,9 @@ from resval_lens.analyses.circuits.scores import score_edges
 from resval_lens.analyses.report import results_page
 from resval_lens.analyses.results.seeds import spread
 from resval_lens.analyses.studies.ablations import ABLATIONS
+from resval_lens.analyses.tasks import TASKS
+from resval_lens.analyses.tasks.problem import pose
+from resval_lens.hooks.answers import answer_logits
 from tests.hand_built import LINKED_CIRCUIT, linked_model, linked_pairs
 
 matplotlib.use("Agg")
@@ -160,6 +163,40 @@ def test_bringing_a_model(run):
         assert torch.allclose(found["grafted"](tokens), wanted, atol=1e-5)
         assert torch.equal(found["again"](tokens), found["model"](tokens))
     assert found["folded"].cfg.normalization_type == "RMSPre"
+
+
+def test_bringing_a_task(run):
+    found = run("your_task")
+    shares = found["found"].recovered()
+    assert shares[0, 0] == pytest.approx(1, abs=1e-4)  # the giver is all that differs
+    assert tuple(found["where"]) == ("giver", "end")
+
+
+@pytest.mark.parametrize("name", ["prompts.jsonl", "prompts.csv", "prompts.yaml"])
+def test_files_of_prompts_on_the_page_are_tasks(name, tmp_path):
+    text = (DOCS / "how-to" / "your-task.md").read_text()
+    (content,) = re.findall(rf'^``` {{ \.\w+ title="{name}" }}\n(.*?)^```$', text, re.M | re.S)
+    (tmp_path / name).write_text(content)
+    problem = pose("stories-small-values", 2, task=tmp_path / name)
+    assert len(problem.pairs) == 2
+    clean, corrupted = (
+        problem.pairs.metric(logits, problem.pairs.labels).mean()
+        for logits in (
+            answer_logits(problem.model, rows, problem.pairs.answers)
+            for rows in (problem.pairs.clean, problem.pairs.corrupted)
+        )
+    )
+    assert clean > 1 > corrupted
+
+
+def test_the_table_of_tasks_is_on_its_page():
+    where = SimpleNamespace(file=SimpleNamespace(src_uri="how-to/your-task.md"))
+    text = (DOCS / "how-to" / "your-task.md").read_text()
+    text = hook("generated").on_page_markdown(text, where)
+    for name, task in TASKS.items():
+        (row,) = re.findall(rf"^\| `{re.escape(name)}` \| .*$", text, re.M)
+        assert task.title in row
+        assert all(f"`{each}`" in row for each in (*task.corruptions, *task.positions))
 
 
 def test_adding_a_method(run, capsys, monkeypatch):

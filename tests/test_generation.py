@@ -113,7 +113,7 @@ def test_the_command_writes_what_python_writes(saved: Path) -> None:
 def test_the_command_runs_weights_with_other_streams(saved: Path, capsys) -> None:
     texts = set()
     for streams in (None, "", "q"):
-        generate_command(saved, "Tom", temperature=0, run_with=streams)
+        generate_command(saved, "Tom", temperature=0, streams=streams)
         texts.add(capsys.readouterr().out)
     assert len(texts) == 3
     assert all(text.startswith("Tom") for text in texts)
@@ -133,7 +133,7 @@ def test_several_texts_are_drawn_apart(saved: Path, capsys) -> None:
         ("Tom", {"texts": 0}, "texts must be 1 or more; got 0"),
         ("Tom", {"max_new_tokens": 99}, "2 tokens and 99 new ones do not fit n_ctx=24"),
         ("Tom " * 40, {}, r"the prompt has \d+ tokens; n_ctx=24"),
-        ("Tom", {"run_with": "x"}, "'x'"),
+        ("Tom", {"streams": "x"}, "'x'"),
     ],
 )
 def test_the_command_refuses_before_it_writes(

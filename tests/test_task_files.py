@@ -256,7 +256,7 @@ def test_answers_of_several_tokens_count_by_the_first_that_differs(tmp_path: Pat
         "wrong": " Paris Madrid",
     }
     path = write(tmp_path / "mine.jsonl", [line])
-    with pytest.raises(ValueError, match="unless several tokens are asked for"):
+    with pytest.raises(ValueError, match="an answer is one, unless --several-tokens"):
         drawn(path)
     problem = drawn(path, several_tokens=True)
     assert problem.pairs.clean[0].tolist() == ids("The city of Paris")

@@ -10,18 +10,24 @@ import typer
 from resval_lens.analyses.circuits.methods import METHODS
 from resval_lens.analyses.cli.completion import of_task, one_of
 from resval_lens.analyses.cli.options import (
+    Chat,
     CorruptedBy,
     Device,
+    DType,
+    Fold,
     General,
     Json,
     LanguageModel,
     MaybeSeed,
+    MaybeStreams,
     Model,
     Out,
     Prepend,
     Prompts,
     Quiet,
+    SeveralTokens,
     TaskName,
+    load_options,
     notes,
     tell_left_out,
     writable,
@@ -110,8 +116,13 @@ def circuit_command(
     seed: MaybeSeed = None,
     task: TaskName = None,
     corruption: CorruptedBy = None,
-    general: General = False,
+    general: General = None,
+    several_tokens: SeveralTokens = False,
+    chat: Chat = False,
     prepend: Prepend = "auto",
+    streams: MaybeStreams = None,
+    dtype: DType = None,
+    fold: Fold = False,
     device: Device = "cpu",
     to: Out = Path("out"),
     as_json: Json = False,
@@ -147,8 +158,9 @@ def circuit_command(
     wanted = None if sizes is None else numbers(sizes, "sizes")
     with notes(quiet) as note, one_thread():
         note("prompts")
-        asked = Asked(seed, corruption, general, prepend)
-        scored, held_out = pose_two(model, prompts, asked, task, device)
+        asked = Asked(seed, corruption, general, prepend, several_tokens, chat)
+        how = load_options(streams, device, dtype, fold)
+        scored, held_out = pose_two(model, prompts, asked, task, how)
         tell_left_out(scored.left_out, quiet)
         if metric is not None:
             scored, held_out = scored.by(metric), held_out.by(metric)
@@ -184,7 +196,7 @@ def circuit_command(
         )
     found = CircuitReport(
         scored.facts(),
-        general,
+        scored.general,
         scored.example(),
         scored.metric,
         study,
@@ -198,8 +210,13 @@ def attribute_command(
     prompts: Prompts = 64,
     seed: MaybeSeed = None,
     task: TaskName = None,
-    general: General = False,
+    general: General = None,
+    several_tokens: SeveralTokens = False,
+    chat: Chat = False,
     prepend: Prepend = "auto",
+    streams: MaybeStreams = None,
+    dtype: DType = None,
+    fold: Fold = False,
     device: Device = "cpu",
     to: Out = Path("out"),
     as_json: Json = False,
@@ -219,9 +236,10 @@ def attribute_command(
 
     with notes(quiet) as note, one_thread():
         note("prompts")
-        asked = Asked(seed, None, general, prepend)
-        chosen = pose(str(model), prompts, asked, task, device)
+        asked = Asked(seed, None, general, prepend, several_tokens, chat)
+        how = load_options(streams, device, dtype, fold)
+        chosen = pose(str(model), prompts, asked, task, how)
         tell_left_out(chosen.left_out, quiet)
         writable(to)
-        study = attribution_study(chosen, general, note)
+        study = attribution_study(chosen, chosen.general, note)
     report(study, to, "attribute", as_json=as_json)

@@ -6,6 +6,7 @@ A test holds each of them equal to what the commands accept.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from resval_lens.analyses.tasks import TASKS, Task
@@ -38,6 +39,7 @@ SIMILARITIES = ("dot", "pearson", "manhattan", "euclidean")
 SEPARATIONS = ("identity", "softmax", "argmax")
 READINGS = ("paper", "notebook")
 HARNESS_TASKS = ("arc_easy", "arc_challenge", "piqa", "openbookqa", "hellaswag")
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 DEVICES = ("cpu", "cuda", "mps")
 
 Completion = Callable[[str], list[str]]
@@ -48,6 +50,27 @@ def one_of(*names: str) -> Completion:
 
     def complete(incomplete: str) -> list[str]:
         return [name for name in names if name.startswith(incomplete)]
+
+    return complete
+
+
+def one_or_file(*names: str, endings: Iterable[str]) -> Completion:
+    """Completes one of ``names``, or the path of a file that ends so; folders on the way to it."""
+
+    def complete(incomplete: str) -> list[str]:
+        folder, slash, begun = incomplete.rpartition("/")
+        try:
+            there = sorted(Path(folder + slash).iterdir())
+        except OSError:
+            there = []
+        found = [
+            folder + slash + path.name + "/" * path.is_dir()
+            for path in there
+            if path.name.startswith(begun)
+            and (path.suffix in endings or path.is_dir())
+            and not (path.name.startswith(".") and not begun)
+        ]
+        return [*(name for name in names if name.startswith(incomplete)), *found]
 
     return complete
 

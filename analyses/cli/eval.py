@@ -14,8 +14,11 @@ import typer
 from resval_lens.analyses.cli import completion
 from resval_lens.analyses.cli.options import (
     Device,
+    DType,
+    Fold,
     General,
     Json,
+    MaybeStreams,
     Out,
     Prepend,
     Prompts,
@@ -23,6 +26,7 @@ from resval_lens.analyses.cli.options import (
     Runs,
     Seed,
     load_language_model,
+    load_options,
     notes,
     pairs_by_seed,
     tell_left_out,
@@ -49,9 +53,12 @@ def ioi_command(
         ),
     ] = None,
     prompts: Prompts = 500,
-    general: General = False,
+    general: General = None,
     seed: Seed = 0,
     prepend: Prepend = "auto",
+    streams: MaybeStreams = None,
+    dtype: DType = None,
+    fold: Fold = False,
     device: Device = "cpu",
     to: Out = Path("out"),
     as_json: Json = False,
@@ -75,10 +82,13 @@ def ioi_command(
     if prompts < 1:
         raise ValueError(f"prompts must be 1 or more; got {prompts}")
     models = models or [Path(name) for name in SHIPPED_MODELS]
-    loaded = {folder: load_language_model(folder, device) for folder in models}
+    how = load_options(streams, device, dtype, fold)
+    loaded = {folder: load_language_model(folder, how) for folder in models}
     tokenizer: Any = next(iter(loaded.values())).tokenizer
     check_one_tokenizer(loaded)
     leads = {folder: leading_token(model, prepend) for folder, model in loaded.items()}
+    if general is None:
+        general = any(model.cfg.original_architecture is not None for model in loaded.values())
     kinds: tuple[Any, ...] = ("general",) if general else ("seen", "unseen")
     sets = {kind: draw_ioi(tokenizer, prompts, seed, kind) for kind in kinds}
     left_out = sets[kinds[0]].left_out
@@ -127,6 +137,9 @@ def harness_command(
     batch_size: Annotated[int, typer.Option(help="Rows run at once.")] = 16,
     prepend: Prepend = "none",
     seed: Seed = 0,
+    streams: MaybeStreams = None,
+    dtype: DType = None,
+    fold: Fold = False,
     device: Device = "cpu",
     to: Out = Path("out"),
     as_json: Json = False,
@@ -151,7 +164,8 @@ def harness_command(
         raise ValueError(f"{error}; pip install 'resval-lens[harness]'") from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     wanted, examples = words(tasks), numbers(shots, "shots")
-    loaded = {folder: load_language_model(folder, device) for folder in models}
+    how = load_options(streams, device, dtype, fold)
+    loaded = {folder: load_language_model(folder, how) for folder in models}
     writable(to)
     scores: dict[str, list[HarnessScore]] = {}
     leads: dict[str, NamedToken | None] = {}

@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resval_lens.analyses.cli.completion import STREAMS, one_of
 from resval_lens.analyses.cli.options import (
     Device,
+    DType,
+    Fold,
     Json,
     LanguageModel,
+    MaybeStreams,
     Prepend,
     Quiet,
     Seed,
     Temperature,
     load_language_model,
+    load_options,
 )
 from resval_lens.analyses.cli.reporting import report
 
@@ -49,15 +52,10 @@ def generate_command(
     ] = None,
     seed: Seed = 0,
     texts: Annotated[int, typer.Option(help="How many to write, one after the other.")] = 1,
-    run_with: Annotated[
-        str | None,
-        typer.Option(
-            help="Run the weights with these streams instead; none if empty.",
-            show_default="the model's own",
-            autocompletion=one_of(*STREAMS),
-        ),
-    ] = None,
     prepend: Prepend = "auto",
+    streams: MaybeStreams = None,
+    dtype: DType = None,
+    fold: Fold = False,
     device: Device = "cpu",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -77,9 +75,7 @@ def generate_command(
 
     if texts < 1:
         raise ValueError(f"texts must be 1 or more; got {texts}")
-    loaded = load_language_model(model, device)
-    if run_with is not None:
-        loaded = loaded.with_streams(run_with)
+    loaded = load_language_model(model, load_options(streams, device, dtype, fold))
     tokenizer: Any = loaded.tokenizer
     lead = leading_token(loaded, prepend)
     if lead is None and not prompt:  # something must be there to go on from

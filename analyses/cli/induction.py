@@ -9,14 +9,18 @@ import typer
 
 from resval_lens.analyses.cli.options import (
     Device,
+    DType,
+    Fold,
     Json,
     MaybeLength,
     MaybeModel,
     MaybeSeed,
+    MaybeStreams,
     Out,
     Prepend,
     Quiet,
     Runs,
+    load_options,
     notes,
     writable,
 )
@@ -34,6 +38,9 @@ def induction_command(
     length: MaybeLength = None,
     seed: MaybeSeed = None,
     prepend: Prepend = "auto",
+    streams: MaybeStreams = None,
+    dtype: DType = None,
+    fold: Fold = False,
     device: Device = "cpu",
     to: Out = Path("out"),
     as_json: Json = False,
@@ -49,14 +56,20 @@ def induction_command(
     Example: `resval-lens induction stories-small-values`
     """
     from resval_lens.analyses.studies.induction import induction_study
-    from resval_lens.load import load_model
     from resval_lens.runtime import one_thread
     from resval_lens.tasks.leading import leading_token
 
     recorded = _classifier_runs(model, runs)
     if recorded is not None:
         led = None if prepend == "auto" else prepend
-        for option, given in (("--length", length), ("--seed", seed), ("--prepend", led)):
+        for option, given in (
+            ("--length", length),
+            ("--seed", seed),
+            ("--prepend", led),
+            ("--streams", streams),
+            ("--dtype", dtype),
+            ("--fold", fold or None),
+        ):
             if given is not None:
                 raise ValueError(f"{option} is for language models; these are recorded runs")
         writable(to)
@@ -65,7 +78,7 @@ def induction_command(
         report(attention_in_training(recorded), to, "induction", as_json=as_json)
         return
     with notes(quiet) as note, one_thread():
-        loaded = load_model(str(model), device=device).model
+        loaded = load_options(streams, device, dtype, fold).load(str(model)).model
         writable(to)
         alone = loaded.tokenizer is None and prepend == "auto"
         bos = None if alone else leading_token(loaded, prepend)

@@ -14,19 +14,25 @@ from resval_lens.analyses.cli import completion
 from resval_lens.analyses.cli.completion import of_task, one_of, some_of
 from resval_lens.analyses.cli.console import progress_bars
 from resval_lens.analyses.cli.options import (
+    Chat,
     CorruptedBy,
     Device,
+    DType,
+    Fold,
     General,
     Heads,
     Json,
     Layers,
     MaybeSeed,
+    MaybeStreams,
     Model,
     Out,
     Prepend,
     Prompts,
     Quiet,
+    SeveralTokens,
     TaskName,
+    load_options,
     notes,
     tell_left_out,
     words,
@@ -85,8 +91,13 @@ def patch_command(
     seed: MaybeSeed = None,
     task: TaskName = None,
     corruption: CorruptedBy = None,
-    general: General = False,
+    general: General = None,
+    several_tokens: SeveralTokens = False,
+    chat: Chat = False,
     prepend: Prepend = "auto",
+    streams: MaybeStreams = None,
+    dtype: DType = None,
+    fold: Fold = False,
     device: Device = "cpu",
     to: Out = Path("out"),
     as_json: Json = False,
@@ -111,7 +122,9 @@ def patch_command(
             raise ValueError(f"by must name some of {', '.join(AXES)}; got {name!r}")
     chosen_layers, chosen_heads = indices(layers, "layers"), indices(heads, "heads")
     with one_thread():
-        chosen = pose(model, prompts, Asked(seed, corruption, general, prepend), task, device)
+        asked = Asked(seed, corruption, general, prepend, several_tokens, chat)
+        how = load_options(streams, device, dtype, fold)
+        chosen = pose(model, prompts, asked, task, how)
         tell_left_out(chosen.left_out, quiet)
         if axes is None:
             axes = ("layer", "head") if _has_heads(chosen, site) else ("layer", "position")
@@ -133,7 +146,7 @@ def patch_command(
         found = replace(
             Patching.of(chosen, result),
             drawn=prompts,
-            general=general,
+            general=chosen.general,
             patched_positions=labels,
             patched_heads="all" if chosen_heads is None else chosen_heads,
             values=result.values,
@@ -172,8 +185,13 @@ def ablate_command(
     seed: MaybeSeed = None,
     task: TaskName = None,
     corruption: CorruptedBy = None,
-    general: General = False,
+    general: General = None,
+    several_tokens: SeveralTokens = False,
+    chat: Chat = False,
     prepend: Prepend = "auto",
+    streams: MaybeStreams = None,
+    dtype: DType = None,
+    fold: Fold = False,
     device: Device = "cpu",
     to: Out = Path("out"),
     as_json: Json = False,
@@ -199,8 +217,9 @@ def ablate_command(
     scales, wanted = _factors(factors), words(edits)
     with notes(quiet) as note, one_thread():
         note("prompts")
-        asked = Asked(seed, corruption, general, prepend)
-        chosen, others = pose_two(model, prompts, asked, task, device)
+        asked = Asked(seed, corruption, general, prepend, several_tokens, chat)
+        how = load_options(streams, device, dtype, fold)
+        chosen, others = pose_two(model, prompts, asked, task, how)
         tell_left_out(chosen.left_out, quiet)
         writable(to)
         study = ablation_study(
@@ -216,7 +235,7 @@ def ablate_command(
             text=story_rows(chosen.model) if chosen.of_stories else None,
             note=note,
         )
-    found = Ablation(chosen.facts(), general, study, chosen.example())
+    found = Ablation(chosen.facts(), chosen.general, study, chosen.example())
     report(found, to, "ablate", as_json=as_json)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resval_lens.analyses.cli import completion
-from resval_lens.analyses.cli.completion import of_task, one_of, some_of
+from resval_lens.analyses.cli.completion import of_task, one_of, one_or_file, some_of
 from resval_lens.analyses.cli.console import Lines, err
-from resval_lens.analyses.tasks import TASKS
+from resval_lens.analyses.tasks import ENDINGS, TASKS
 from resval_lens.notes import Note
 
 if TYPE_CHECKING:
+    from resval_lens.load import LoadOptions
     from resval_lens.transformer import ResValTransformer
 
 
@@ -45,6 +46,21 @@ def on_device(name: str | None) -> str | None:
     return name
 
 
+def one_known(option: str, names: Sequence[str]) -> Callable[[str | None], str | None]:
+    """Reads an option that is one of ``names``, or None.
+
+    Raises:
+        ValueError: another.
+    """
+
+    def read(text: str | None) -> str | None:
+        if text is not None and text not in names:
+            raise ValueError(f"{option} must be one of {', '.join(names)}; got {text!r}")
+        return text
+
+    return read
+
+
 def how_many(text: str | int) -> int:
     """Reads ``--prompts``.
 
@@ -55,8 +71,8 @@ def how_many(text: str | int) -> int:
         return int(text)
     except ValueError:
         raise typer.BadParameter(
-            f"{text!r} is no whole number; it says how many prompts are drawn. Prompts of your own "
-            "are for Python: resval_lens.hooks.prompts.PromptPairs"
+            f"{text!r} is no whole number; it says how many prompts are taken. Prompts of your own "
+            "are a task: --task FILE"
         ) from None
 
 
@@ -84,10 +100,11 @@ Device = Annotated[
     ),
 ]
 
-# Models, and what they are measured on.
+# Models, how they are loaded, and what they are measured on.
 _NAMED = (
-    "stories-small-classic, stories-small-values; a classifier: classic, queries, keys, values; or "
-    "the folder of a saved model or of a training run."
+    "A language model or a classifier: a name that ships (stories-small-values, values, ...), a "
+    "folder (a saved model, a training run, of Hugging Face), a .gguf file, user/name on the "
+    "hub, or a name that TransformerLens knows, like gpt2."
 )
 Model = Annotated[str, typer.Argument(help=_NAMED, autocompletion=one_of(*completion.MODELS))]
 MaybeModel = Annotated[
@@ -101,8 +118,24 @@ MaybeModel = Annotated[
 LanguageModel = Annotated[
     Path,
     typer.Argument(
-        help="A language model by name, or the folder of a saved one or of a training run.",
+        help=_NAMED.replace(" or a classifier", "").replace(", values", ""),
         autocompletion=one_of(*completion.LANGUAGE_MODELS),
+    ),
+]
+DType = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        help=f"Compute in {', '.join(completion.DTYPES)}.",
+        show_default="as the model was saved; float32 of other formats",
+        callback=one_known("dtype", completion.DTYPES),
+        autocompletion=one_of(*completion.DTYPES),
+    ),
+]
+Fold = Annotated[
+    bool,
+    typer.Option(
+        "--fold", help="Process weights as TransformerLens does: fold norms, centre, fold biases."
     ),
 ]
 Prompts = Annotated[int, typer.Option(help="How many prompts.", parser=how_many, metavar="INTEGER")]
@@ -114,21 +147,36 @@ MaybeLength = Annotated[int | None, typer.Option(help="Tokens of a sequence.", s
 Temperature = Annotated[float, typer.Option(help="Temperature of the softmax.")]
 Tau3 = Annotated[float, typer.Option(help="Strength of a constructed head's output (nats).")]
 General = Annotated[
-    bool,
+    bool | None,
     typer.Option(
-        "--general",
-        help="General prompts, not those of the stories; of "
+        "--general/--stories",
+        help="General prompts, or those of the stories; of "
         + ", ".join(task.name for task in TASKS.values() if task.has_general)
         + ".",
+        show_default="general for a model from elsewhere",
     ),
 ]
 TaskName = Annotated[
     str | None,
     typer.Option(
         "--task",
-        help="; ".join(f"{task.name}: {task.title}" for task in TASKS.values()) + ".",
+        help="; ".join(f"{task.name}: {task.title}" for task in TASKS.values())
+        + f"; or a file of your own ({', '.join(ENDINGS)}).",
         show_default="the first that the model can read",
-        autocompletion=one_of(*TASKS),
+        autocompletion=one_or_file(*TASKS, endings=ENDINGS),
+    ),
+]
+Chat = Annotated[
+    bool,
+    typer.Option(
+        "--chat", help="Prompts as messages of a chat, as the tokenizer's chat template has them."
+    ),
+]
+SeveralTokens = Annotated[
+    bool,
+    typer.Option(
+        "--several-tokens",
+        help="Take answers of several tokens: the first that differs counts.",
     ),
 ]
 CorruptedBy = Annotated[
@@ -219,11 +267,17 @@ Spec = Annotated[
         autocompletion=one_of(*completion.SPECS),
     ),
 ]
-Streams = Annotated[
-    str,
+_FLOWING = (
+    "Which of q, k, v flow, like v or qk; none if empty; in brackets how, like "
+    "'v(mix=pair, own=2, carried=0)'."
+)
+Streams = Annotated[str, typer.Option(help=_FLOWING, autocompletion=one_of(*completion.STREAMS))]
+MaybeStreams = Annotated[
+    str | None,
     typer.Option(
-        help="Which of q, k, v flow, like v or qk; none if empty; in brackets how, like "
-        "'v(mix=pair, own=2, carried=0)'.",
+        "--streams",
+        help=_FLOWING,
+        show_default="those that the model was saved with",
         autocompletion=one_of(*completion.STREAMS),
     ),
 ]
@@ -270,15 +324,24 @@ def writable(folder: Path) -> None:
         raise ValueError(f"cannot write to {folder}: permission denied")
 
 
-def load_language_model(name: Path, device: str = "cpu") -> ResValTransformer:
+def load_options(
+    streams: str | None, device: str | None, dtype: str | None, fold: bool
+) -> LoadOptions:
+    """How a model is loaded, from the options that say so."""
+    import torch
+
+    from resval_lens.load import LoadOptions
+
+    return LoadOptions(streams, device, None if dtype is None else getattr(torch, dtype), fold)
+
+
+def load_language_model(name: Path, how: LoadOptions) -> ResValTransformer:
     """:func:`~resval_lens.load.load_model`, of models with a tokenizer.
 
     Raises:
         ValueError: there is none, or it has no tokenizer.
     """
-    from resval_lens.load import load_model
-
-    model = load_model(name, device=device).model
+    model = how.load(name).model
     if model.tokenizer is None:
         raise ValueError(f"{name} has no tokenizer.json; a prompt cannot be put into its tokens")
     return model

@@ -58,10 +58,11 @@ class InContext(Task):
         for given, option in (
             (asked.seed is not None, "--seed"),
             (asked.prepend != "auto", "--prepend"),
+            (asked.several_tokens, "--several-tokens"),
         ):
             if given:
                 raise ValueError(
-                    f"{option} is for indirect objects; {name} is a classifier, whose sequences "
+                    f"{option} is for prompts of text; {name} is a classifier, whose sequences "
                     "are the test set of its training run"
                 )
         world, tests = draw_world(recorded.run)

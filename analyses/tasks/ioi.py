@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class IndirectObjects(Task):
-    """Naming the indirect object; labels are (IO, S).
+    """Naming the indirect object: Wang et al. 2022 (arXiv 2211.00593).
 
-    Prompts are stories whose names, frames and objects never met in training text, or the general
-    ones of :func:`~resval_lens.tasks.ioi.generate_prompts`. Corrupted prompts are those of
-    :mod:`resval_lens.tasks.ioi_corruptions`.
+    Labels are (IO, S). Prompts are stories whose names, frames and objects never met in training
+    text, or the general ones of :func:`~resval_lens.tasks.ioi.generate_prompts`. Corrupted prompts
+    are those of :mod:`resval_lens.tasks.ioi_corruptions`.
     """
 
     name = "ioi"
@@ -60,15 +60,17 @@ class IndirectObjects(Task):
 
         name, model = loaded.name, loaded.model
         kind, seed = self.corruption(loaded, asked), asked.seed or 0
+        converted = model.cfg.original_architecture is not None
+        general = converted if asked.general is None else asked.general
         tokenizer_of(loaded)
         lead = leading_token(model, asked.prepend)
-        which: Any = "general" if asked.general else "unseen"
+        which: Any = "general" if general else "unseen"
         try:
             drawn, left_out = draw_ioi(model.tokenizer, count, seed, which)
             pairs, where = pairs_and_positions(model.tokenizer, drawn, lead, kind, seed)  # type: ignore[arg-type]
         except ValueError as error:
-            which = "general prompts" if asked.general else "stories' prompts"
-            hint = "" if asked.general else "; --general has others"
+            which = "general prompts" if general else "stories' prompts"
+            hint = "" if general else "; --general has others"
             raise ValueError(f"{name} on {which}: {error}{hint}") from None
         if pairs.length > model.cfg.n_ctx:
             raise ValueError(
@@ -78,5 +80,5 @@ class IndirectObjects(Task):
         pairs = pairs.to(model.cfg.device)
         return Problem(
             name, model, self, kind, seed, pairs, where, tuple(drawn), lead, tuple(left_out),
-            of_stories=not asked.general,
+            of_stories=not general,
         )  # fmt: skip

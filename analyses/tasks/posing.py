@@ -181,8 +181,8 @@ def _answers(
         if len(tokens) > 1 and not several:
             raise ValueError(
                 f"{_said(prompt)}{name} {answer!r} is {len(tokens)} tokens "
-                f"({_spelled(tokenizer, tokens)}); an answer is one, unless several tokens are "
-                "asked for, of which the first that differs counts"
+                f"({_spelled(tokenizer, tokens)}); an answer is one, unless --several-tokens "
+                "(several_tokens=True) takes the first of them that differs"
             )
         found.append(tokens)
     shared = 0

@@ -15,7 +15,7 @@ from resval_lens.analyses.tasks import TASKS, find_task
 from resval_lens.analyses.tasks.task import DRAWN, Asked, Prompt, Task
 from resval_lens.checks import check_whole
 from resval_lens.hooks.prompts import Metric, PromptPairs
-from resval_lens.load import load_model
+from resval_lens.load import AS_SAVED, LoadOptions
 from resval_lens.streams import shorthand
 from resval_lens.tasks.leading import NamedToken, named_token
 from resval_lens.transformer import ResValTransformer
@@ -31,6 +31,8 @@ class Facts:
         prompts: how many.
         metric: its name.
         words_left_out: that prompts do without, as the tokenizer has no one token for them.
+        dtype: that the model computes in.
+        folded: whether its weights are processed: norms or value biases folded.
     """
 
     model: str
@@ -42,11 +44,15 @@ class Facts:
     metric: str
     leading_token: NamedToken | None
     words_left_out: tuple[str, ...]
+    dtype: str = "float32"
+    folded: bool = False
 
     @property
     def task_and_corruption(self) -> str:
         """For titles: "indirect objects, random-S2 corrupted"."""
-        return f"{self.task}, {self.corruption} corrupted"
+        kind = self.corruption
+        how = f"corrupted {kind}" if kind.startswith("as ") else f"{kind} corrupted"
+        return f"{self.task}, {how}"
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,11 @@ class Problem:
         """Metrics that circuits are chosen and evaluated by, by name."""
         return self.task.metric_functions(self.model)
 
+    @property
+    def general(self) -> bool:
+        """Whether prompts are general ones, of a task that has those of the stories, too."""
+        return self.task.has_general and not self.of_stories
+
     def by(self, metric: str) -> Problem:
         """The same by another of the task's ``metrics``.
 
@@ -117,9 +128,10 @@ class Problem:
 
     def facts(self) -> Facts:
         """What every report says of it."""
+        cfg = self.model.cfg
         return Facts(
             self.name,
-            shorthand(self.model.cfg.streams),
+            shorthand(cfg.streams),
             self.task.title,
             self.corruption,
             self.seed,
@@ -127,6 +139,8 @@ class Problem:
             self.metric,
             named_token(self.model, self.lead),
             self.left_out,
+            str(cfg.dtype).removeprefix("torch."),
+            cfg.folded_value_biases or str(cfg.normalization_type).endswith("Pre"),
         )
 
     def rows(self, which: slice | Int[Tensor, " some"]) -> Problem:
@@ -165,7 +179,7 @@ def pose(
     prompts: int,
     asked: Asked = DRAWN,
     task: str | Path | Task | None = None,
-    device: str | None = None,
+    how: LoadOptions = AS_SAVED,
 ) -> Problem:
     """The model of that name (:func:`~resval_lens.load.load_model`) on prompts of a task.
 
@@ -173,7 +187,7 @@ def pose(
         prompts: how many.
         task: one of ``TASKS``, by name or itself, or a file (:func:`.find_task`); by default the
             first whose prompts the model can read.
-        device: where the model runs; the prompts go there, too.
+        how: the model is loaded; the prompts go to its device.
 
     Raises:
         ValueError: an unknown model or task; a model that cannot read the task's prompts; what
@@ -181,7 +195,7 @@ def pose(
     """
     check_whole("prompts", prompts, 1)
     chosen = None if task is None else find_task(task)
-    loaded = load_model(name, device=device)
+    loaded = how.load(name)
     reads_tokens = loaded.model.reads_tokens
     if chosen is None:
         chosen = next(each for each in TASKS.values() if each.reads_tokens == reads_tokens)
@@ -199,11 +213,11 @@ def pose_two(
     prompts: int,
     asked: Asked = DRAWN,
     task: str | Path | Task | None = None,
-    device: str | None = None,
+    how: LoadOptions = AS_SAVED,
 ) -> tuple[Problem, Problem]:
     """:func:`pose` on ``prompts`` prompts, and on as many others."""
     check_whole("prompts", prompts, 1)
-    both = pose(name, 2 * prompts, asked, task, device)
+    both = pose(name, 2 * prompts, asked, task, how)
     half = len(both.pairs) // 2  # a file may hold fewer
     if not half:
         raise ValueError(f"{both.task.name} holds one prompt; two sets of prompts are needed")

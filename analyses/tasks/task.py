@@ -30,7 +30,8 @@ class Asked:
     Attributes:
         seed: draws prompts, and new names of corrupted prompts.
         corruption: how corrupted prompts differ: one of the task's ``corruptions``.
-        general: general prompts instead of those of the stories, of a task that has both.
+        general: general prompts (True) or those of the stories (False), of a task that has both;
+            None: general ones for a model that was converted from elsewhere.
         prepend: what leads each prompt (:func:`~resval_lens.tasks.leading.leading_token`).
         several_tokens: take answers of several tokens, too, and compare them by the first token
             that differs; those before it are part of the prompt.
@@ -40,7 +41,7 @@ class Asked:
 
     seed: int | None = None
     corruption: str | None = None
-    general: bool = False
+    general: bool | None = None
     prepend: str = "auto"
     several_tokens: bool = False
     chat: bool = False
@@ -118,10 +119,12 @@ class Task(ABC):
         """The corruption that is asked for, or the first.
 
         Raises:
-            ValueError: this task has no such, or not the general or chat prompts asked for.
+            ValueError: this task has no such, or no prompts of the kind that ``general`` or ``chat``
+                asks for.
         """
-        if asked.general and not self.has_general:
-            raise ValueError(f"--general: {loaded.name}, on {self.title}, has no general prompts")
+        if asked.general is not None and not self.has_general:
+            option, which = ("--general", "general") if asked.general else ("--stories", "stories'")
+            raise ValueError(f"{option}: {loaded.name}, on {self.title}, has no {which} prompts")
         if asked.chat and not self.has_chat:
             raise ValueError(f"--chat: {loaded.name}, on {self.title}, has no chat prompts")
         kind = asked.corruption

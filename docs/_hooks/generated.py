@@ -5,6 +5,7 @@
 <!-- architectures -->      architectures of transformers that are converted
 <!-- mixes -->              every mix: its weights and what it starts with
 <!-- ablations -->          every ablation: what a link carries
+<!-- tasks -->              every task: what it is, its corruptions and positions
 <!-- methods -->            every scoring method of edges: what it is and what it costs
 :::* PATTERN ...            every public module whose name fits, in the order of names; each is
                             on one page only, the first that asks for it
@@ -121,6 +122,22 @@ def architectures() -> str:
     return ", ".join(f"`{name}`" for name in ARCHITECTURES)
 
 
+def tasks() -> str:
+    """A table of every task: its docstring's first paragraph, corruptions and named positions."""
+    from inspect import getdoc
+
+    from resval_lens.analyses.tasks import TASKS
+
+    rows = ["| `--task` | what it is | `--corruption` | `--positions` |", "|---|---|---|---|"]
+    for name, task in TASKS.items():
+        what = " ".join((getdoc(type(task)) or "").split("\n\n")[0].split())
+        corruptions, positions = (
+            ", ".join(f"`{each}`" for each in own) for own in (task.corruptions, task.positions)
+        )
+        rows.append(f"| `{name}` | **{task.title}.** {what} | {corruptions} | {positions} |")
+    return "\n".join(rows)
+
+
 def methods() -> str:
     """A table of every scoring method: what a score is, and how many runs it takes."""
     from resval_lens.analyses.circuits.methods import METHODS
@@ -135,6 +152,7 @@ PARTS = {
     "architectures": architectures,
     "mixes": mixes,
     "ablations": ablations,
+    "tasks": tasks,
     "methods": methods,
 }
 """What is made of something in the package, by its mark."""
