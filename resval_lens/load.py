@@ -89,7 +89,7 @@ def load_model(
     name, path = str(name), Path(name)
 
     def loaded(model: ResValTransformer, run: RecordedRun[ICLRun] | None = None) -> Loaded:
-        model = model if dtype is None else model.to(dtype)
+        model = model if dtype is None else model.to(dtype, print_details=False)
         if fold:
             model.process_weights_()
         return Loaded(name, model, run)

@@ -119,8 +119,8 @@ class Task(ABC):
         """The corruption that is asked for, or the first.
 
         Raises:
-            ValueError: this task has no such, or no prompts of the kind that ``general`` or ``chat``
-                asks for.
+            ValueError: this task has no such, or no prompts of the kind of ``general`` or ``chat``
+                that is asked for.
         """
         if asked.general is not None and not self.has_general:
             option, which = ("--general", "general") if asked.general else ("--stories", "stories'")

@@ -139,7 +139,7 @@ class Loading(WeightConversion):
             path = fetch(str(name), known, **options)
         if is_saved_model(path):
             model = cls._from_folder(path, tokenizer, device)
-            model = model if dtype is None else model.to(dtype)
+            model = model if dtype is None else model.to(dtype, print_details=False)
             return model if streams is None else model.with_streams(streams, share_weights=True)
         found = format_of(path)
         if found is None:

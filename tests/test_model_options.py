@@ -1,0 +1,118 @@
+"""A model loaded as one says, on one's own task: --streams, --dtype, --fold, --task FILE."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from resval_lens import ResValTransformer
+from resval_lens.analyses.cli import app as cli
+from resval_lens.analyses.cli.completion import one_or_file
+from resval_lens.analyses.tasks import TASKS, Asked
+from resval_lens.hooks.patching import patch
+from resval_lens.load import Loaded
+from tests.test_leading import model_with, word_tokenizer
+from tests.worded import worded
+
+RUN = CliRunner(env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
+
+
+def invoke(*arguments: str | Path) -> Any:
+    return RUN.invoke(cli.app, list(map(str, arguments)), prog_name="resval-lens")
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    worded().model.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_weights_are_run_as_asked_and_the_result_says_how(saved: Path, tmp_path: Path) -> None:
+    asked = ["--task", "pronoun", "--prompts", "3", "--json", "--quiet", "--out", tmp_path]
+    plain = json.loads(invoke("patch", saved, *asked).stdout)
+    assert (plain["streams"], plain["dtype"], plain["folded"]) == ("v", "float32", False)
+    done = invoke("patch", saved, *asked, "--streams", "q", "--dtype", "float64", "--fold")
+    found = json.loads(done.stdout)
+    assert (found["streams"], found["dtype"], found["folded"]) == ("q", "float64", True)
+    model = ResValTransformer.from_pretrained(saved, streams="q", dtype=torch.float64)
+    pairs = TASKS["pronoun"].draw(Loaded("same", model), 3).pairs
+    values = patch(model, pairs, "z", by=("layer", "head")).values
+    # Folding changes no difference of logits.
+    shown = torch.tensor(found["values"], dtype=torch.float64)
+    torch.testing.assert_close(shown, values, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(torch.tensor(plain["values"]).double(), values, atol=1e-3)
+
+
+def test_generate_runs_as_asked(saved: Path) -> None:
+    texts = {
+        invoke("generate", saved, "So Mary is", "--temperature", "0", *more).stdout
+        for more in ([], ["--streams", "qkv"], ["--dtype", "float64"])
+    }
+    assert len(texts) == 2  # other streams say something else, another precision does not
+
+
+@pytest.mark.parametrize("converted", [True, False])
+def test_prompts_are_general_for_a_model_from_elsewhere(converted: bool) -> None:
+    model = model_with(word_tokenizer(set()))
+    if converted:
+        model.cfg.original_architecture = "LlamaForCausalLM"
+    drawn = TASKS["ioi"].draw(Loaded("some", model), 4)
+    general, stories = (
+        TASKS["ioi"].draw(Loaded("some", model), 4, Asked(general=each)) for each in (True, False)
+    )
+    assert (general.general, general.of_stories) == (True, False)
+    assert (stories.general, stories.of_stories) == (False, True)
+    texts = [[prompt.text for prompt in each.prompts] for each in (drawn, general, stories)]
+    assert texts[0] == texts[1 if converted else 2]
+    assert texts[1] != texts[2]
+    assert drawn.general is converted
+
+
+def test_the_report_says_which_prompts_they_were(tmp_path: Path) -> None:
+    for flags in ([], ["--stories"]):
+        done = invoke(
+            "patch", "stories-small-values", "--prompts", "2", "--json", *flags, "--out", tmp_path
+        )
+        assert json.loads(done.stdout)["general"] is False
+
+
+def test_answers_of_several_tokens_are_asked_for(saved: Path, tmp_path: Path) -> None:
+    line = {"clean": "The city of", "corrupted": "The road of", "answer": " Paris Rome"}
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps({**line, "wrong": " Paris Madrid"}))
+    refused = invoke("patch", saved, "--task", path, "--out", tmp_path)
+    assert "mine.jsonl, line 1: answer ' Paris Rome' is 2 tokens" in str(refused.exception)
+    assert "unless --several-tokens" in str(refused.exception)
+    done = invoke("patch", saved, "--task", path, "--several-tokens", "--json", "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    example = json.loads(done.stdout)["example"]
+    assert example == {"clean": "The city of Paris", "corrupted": "The road of Paris"}
+    chat = invoke("patch", saved, "--task", path, "--chat", "--out", tmp_path)
+    assert "its tokenizer has no chat template" in str(chat.exception)
+
+
+def test_positions_of_a_file_are_its_own(saved: Path, tmp_path: Path) -> None:
+    line = {"clean": "The city of", "corrupted": "The road of", "answer": " Paris"}
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps({**line, "positions": {"place": [4, 8]}}))
+    asked = ["patch", saved, "--task", path, "--site", "resid_pre", "--by", "layer,position"]
+    wrong = invoke(*asked, "--positions", "S2", "--out", tmp_path)
+    assert "positions must be among place, end, or numbers" in str(wrong.exception)
+    done = invoke(*asked, "--json", "--out", tmp_path)
+    assert json.loads(done.stdout)["axes"]["position"] == ["place", "end"]
+    assert "mine, corrupted as given" in invoke(*asked, "--out", tmp_path).stdout
+
+
+def test_tasks_and_files_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "prompts").mkdir()
+    for name in ("prompts/a.jsonl", "prompts/b.csv", "prompts/c.txt", "prior.yaml", ".hidden.yaml"):
+        (tmp_path / name).write_text("")
+    monkeypatch.chdir(tmp_path)
+    complete = one_or_file("pronoun", "ioi", endings=(".jsonl", ".csv", ".yaml"))
+    assert complete("pr") == ["pronoun", "prior.yaml", "prompts/"]
+    assert complete("prompts/") == ["prompts/a.jsonl", "prompts/b.csv"]
+    assert complete("") == ["pronoun", "ioi", "prior.yaml", "prompts/"]
+    assert complete("nowhere/") == []
