@@ -305,6 +305,21 @@ def test_cutting_a_middle_link_with_frozen_patterns_changes_logits_as_the_parts_
 # What comes out, and what is refused
 
 
+def test_of_several_wrong_labels_each_prompts_likeliest_counts() -> None:
+    model, several = double("v"), torch.tensor([[1, 5, 2, 2], [12, 0, 4, 7], [3, 7, 8, 1]])
+    logits = model(TOKENS)[torch.arange(3), LAST]
+    for row in range(3):
+        best = max(several[row, 1:].tolist(), key=lambda token: logits[row, token].item())
+        two = torch.tensor([[several[row, 0].item(), best]])
+        one = slice(row, row + 1)
+        found = attribute(model, TOKENS[one], several[one], LAST[one])
+        wanted = attribute(model, TOKENS[one], two, LAST[one])
+        close(found.values, wanted.values)
+        close(found.total, (logits[row, several[row, 0]] - logits[row, best])[None])
+    lens = logit_lens(model, TOKENS, several, LAST)
+    close(lens.logit_difference[-1], attribute(model, TOKENS, several, LAST).total)
+
+
 def test_components_are_named_in_the_order_of_the_model() -> None:
     model = tiny_model("v", n_layers=3, n_heads=1, d_head=16)
     assert attribute(model, TOKENS, LABELS).components == (
@@ -432,7 +447,7 @@ def test_a_classifier_is_referred_to_the_parts_that_it_has() -> None:
     [
         (
             {"labels": LABELS[:, :1]},
-            r"labels must be two for each prompt, \[prompt, 2\]; got \[3, 1",
+            r"labels must be two or more for each prompt, .*\[prompt, label\]; got \[3, 1",
         ),
         ({"labels": LABELS[:2]}, "labels must be .*, for 3 prompts"),
         ({"labels": LABELS + 1}, "labels: 13 is not among 0 to 12"),

@@ -26,6 +26,7 @@ from resval_lens.analyses.display import (
     show_link_ablation,
     show_patching,
 )
+from resval_lens.analyses.display.heads import strength
 from resval_lens.analyses.display.tables import html_table
 from resval_lens.analyses.drawing import figures
 from resval_lens.analyses.studies import intervention_figures
@@ -134,6 +135,42 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
     "heads": (
         lambda: show_attention(weights(2), ["a", "b"], ["x", "y"]),
         "the pattern has 1 heads; got 2 names",
+    ),
+    "numbers for names": (
+        lambda: show_attention(weights(2), ["a", "b"], [0]),
+        "heads must be names of the 1 heads; got [0]",
+    ),
+    "a choice in one layer": (
+        lambda: show_attention(weights(2), ["a", "b"], most=2),
+        "most is for a whole model, a list of its layers' patterns",
+    ),
+    "none of a whole model": (
+        lambda: show_attention([weights(2)], ["a", "b"], most=0),
+        "most must be 1 or more; got 0",
+    ),
+    "no layer": (
+        lambda: show_attention({"v": []}, ["a", "b"]),
+        "pattern 'v' is an empty list; expected one pattern a layer",
+    ),
+    "layers unlike": (
+        lambda: show_attention([weights(2), patterns(2, 2)], ["a", "b"]),
+        "the pattern has 1 heads in layer 0 and 2 in layer 1",
+    ),
+    "another head": (
+        lambda: show_attention([patterns(2, 2)] * 3, ["a", "b"], ["a1.h0", "a2.h2"]),
+        "heads: 'a2.h2' is not among a0.h0 to a2.h1",
+    ),
+    "a head of another layer": (
+        lambda: show_attention([patterns(2, 2)] * 3, ["a", "b"], "a0.h0", layers=[1, 2]),
+        "heads: 'a0.h0' is not among a1.h0 to a2.h1",
+    ),
+    "another layer": (
+        lambda: show_attention([patterns(2, 2)] * 3, ["a", "b"], layers=3),
+        "layers: 3 is not among 0 to 2",
+    ),
+    "strength of others": (
+        lambda: show_attention([patterns(2, 2)] * 3, ["a", "b"], strength=torch.zeros(2, 3)),
+        "strength must be finite numbers [3, 2], one a head; got [2, 3]",
     ),
     "scores": (
         lambda: show_attention({"v": weights(2, -2.0)}, ["a", "b"]),
@@ -345,6 +382,55 @@ def test_circuitsvis_gets_tokens_heads_and_weights_to_four_digits():
             assert props["attention"][head][query][key] == round(10_000 * weight)
     named = drawn_by_circuitsvis(show_attention(patterns(2), list("abcde"), ["x", "y"]).body)
     assert named[0]["headLabels"] == ["x", "y"]
+
+
+def test_of_a_whole_model_the_strongest_heads_come_first():
+    whole = [patterns(3, 6, seed) for seed in range(4)]
+    tokens = list("abcdef")
+    given = torch.tensor([[0.0, 3.0, -1.0], [5.0, 0.5, 0.2], [-6.0, 0.1, 0.3], [2.0, -4.0, 0.4]])
+    display = show_attention(whole, tokens, strength=given, most=4)
+    (props,) = drawn_by_circuitsvis(display.body)
+    assert props["headLabels"] == ["a2.h0", "a1.h0", "a3.h1", "a0.h1"]
+    for shown, (layer, head) in zip(
+        props["attention"], [(2, 0), (1, 0), (3, 1), (0, 1)], strict=True
+    ):
+        assert shown == (whole[layer][head] * 10_000).round().int().tolist()
+    assert "4 of 12 heads: the largest |strength|, largest first" in display.body
+
+    def names(*args: Any, **chosen: Any) -> list[str]:
+        (props,) = drawn_by_circuitsvis(show_attention(whole, tokens, *args, **chosen).body)
+        return props["headLabels"]
+
+    assert names(layers=[3, 0], strength=given, most=2) == ["a3.h1", "a0.h1"]
+    assert names([0], layers=range(1, 4), strength=given) == ["a2.h0", "a1.h0", "a3.h0"]
+    assert names(["a3.h2", "a0.h0"]) == ["a3.h2", "a0.h0"]
+    assert names(["a0.h0", "a3.h2"], strength=given) == ["a3.h2", "a0.h0"]
+    both = {"one": whole, "other": whole[:2], "layer": whole[0]}
+    shown = show_attention({k: both[k] for k in ("one", "other")}, tokens,
+                           strength={"one": given, "other": given[:2]}, most=1)  # fmt: skip
+    assert [each["headLabels"] for each in drawn_by_circuitsvis(shown.body)] == [
+        ["a2.h0"], ["a1.h0"]
+    ]  # fmt: skip
+    mixed = show_attention({k: both[k] for k in ("one", "layer")}, tokens)
+    assert [len(each["headLabels"]) for each in drawn_by_circuitsvis(mixed.body)] == [12, 3]
+
+
+def test_without_a_strength_heads_that_look_at_single_tokens_come_first():
+    found = strength(torch.stack([patterns(3, 6, seed) for seed in range(4)]))
+    for layer in range(4):
+        for head, weights in enumerate(patterns(3, 6, layer).tolist()):
+            largest = [max(weights[query][1:query]) for query in range(2, 6)]
+            assert found[layer, head].item() == pytest.approx(sum(largest) / 4, rel=1e-5)
+    before, first, own = torch.eye(5).roll(-1, 1), torch.zeros(5, 5), torch.eye(5)
+    before[0], first[:, 0] = own[0], 1.0
+    assert strength(torch.stack([before, first, own])).tolist() == [1, 0, 0]
+    whole = [torch.stack([first, own]), torch.stack([before, first])]
+    (props,) = drawn_by_circuitsvis(show_attention(whole, list("abcde")).body)
+    assert props["headLabels"] == ["a1.h0", "a0.h0", "a0.h1", "a1.h1"]
+    many = [patterns(9, 5, seed) for seed in range(30)]
+    shown = show_attention(many, list("abcde"))
+    assert len(drawn_by_circuitsvis(shown.body)[0]["headLabels"]) == 24
+    assert "24 of 270 heads" in shown.body
 
 
 class Seen(HTMLParser):

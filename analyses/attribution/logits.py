@@ -23,7 +23,7 @@ from resval_lens.hooks.prompts import (
     MAX_TOKENS,
     PromptPairs,
     check_model,
-    logit_difference,
+    margin,
     ready,
     wide,
 )
@@ -46,7 +46,7 @@ class Attribution:
             output bias), ``m2`` (an MLP), what the model adds after its layers (``readout_parts``),
             ``ln_final.b``, ``b_U``.
         values: each component's share, [prompt, component].
-        total: logit(first label) − logit(second label) of the run, [prompt]: the shares' sum.
+        total: logit(first label) − logit(best other label) of the run, [prompt]: the shares' sum.
         heads: the heads' shares by the layer their values come from, [prompt, layer, source,
             head]: own on the diagonal of (layer, source), 0 where nothing flows.
     """
@@ -72,7 +72,7 @@ class Attribution:
 def attribute(
     model: ResValTransformer,
     tokens: Int[Tensor, "prompt pos"],
-    labels: Int[Tensor, "prompt 2"],
+    labels: Int[Tensor, "prompt label"],
     last: Int[Tensor, " prompt"] | None = None,
     mask: Mask | None = None,
     max_tokens: int = MAX_TOKENS,
@@ -85,6 +85,9 @@ def attribute(
     final norm's in this run. After ``process_weights_`` the value biases are in b_O.
 
     Args:
+        labels: two, or more: then the second is, in each prompt, the one of those after the first
+            that has the largest logit in this run, as of
+            :func:`~resval_lens.hooks.prompts.margin`.
         last, mask: where prompts of unequal length end, and which tokens are theirs; as of
             :class:`~resval_lens.hooks.prompts.PromptPairs`.
         max_tokens: rows × positions of one model call, one prompt at least.
@@ -160,7 +163,7 @@ def written_along(
 def read_direction(
     model: ResValTransformer, residual: Tensor, answers: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """The logit difference [prompt], what it is the product with [prompt, d_model], its biases."""
+    """The margin [prompt], what it is the product with [prompt, d_model], its biases."""
     scales: list[Tensor] = []
     norm = None if model.cfg.normalization_type is None else model.ln_final
     look: list[Any] = [("ln_final.hook_scale", lambda x, hook: scales.append(x))]
@@ -168,7 +171,10 @@ def read_direction(
         logits = model.read_out(residual, answers)
     labels = labels.to(logits.device)
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    total = logit_difference(logits.to(dtype), labels)
+    total = margin(logits.to(dtype), labels)
+    if labels.shape[1] > 2:
+        best = logits.gather(1, labels[:, 1:]).argmax(1, keepdim=True)
+        labels = torch.cat([labels[:, :1], labels[:, 1:].gather(1, best)], 1)
     first, second = model.unembed.W_U.to(dtype).T[labels].unbind(1)
     direction = first - second
     b_first, b_second = model.unembed.b_U.to(dtype)[labels].unbind(1)
@@ -190,7 +196,7 @@ class LogitLens:
 
     Attributes:
         points: ``embed`` (the embeddings), then ``0``, ``1``, ... (after that layer).
-        logit_difference: logit(first label) − logit(second label), [point, prompt].
+        logit_difference: logit(first label) − max logit of the others, [point, prompt].
         probability: P(first label), [point, prompt].
         rank: tokens whose logit is above the first label's; 0 is the top, [point, prompt].
     """
@@ -205,7 +211,7 @@ class LogitLens:
 def logit_lens(
     model: ResValTransformer,
     tokens: Tensor,
-    labels: Int[Tensor, "prompt 2"],
+    labels: Int[Tensor, "prompt label"],
     last: Int[Tensor, " prompt"] | None = None,
     mask: Mask | None = None,
     max_tokens: int = MAX_TOKENS,
@@ -239,9 +245,9 @@ def _looked_at(
     """Logit difference, P(first label) and its rank, [prompt], of one residual stream."""
     logits = wide(model.read_out(residual, part.answers).cpu())
     chosen = part.labels.cpu()
-    first, second = logits.gather(1, chosen).unbind(1)
+    first = logits.gather(1, chosen[:, :1])
     p = logits.softmax(1).gather(1, chosen[:, :1])[:, 0]
-    return first - second, p, (logits > first[:, None]).sum(1)
+    return margin(logits, chosen), p, (logits > first).sum(1)
 
 
 def _check_linear(model: ResValTransformer) -> None:
@@ -276,13 +282,14 @@ def _prompts(
 ) -> PromptPairs:
     """The prompts as pairs without corrupted prompts, which knows what fits."""
     check_model(model)
-    if labels.ndim != 2 or labels.shape[1] != 2:
+    if labels.ndim != 2 or labels.shape[1] < 2:
         raise ValueError(
-            f"labels must be two for each prompt, [prompt, 2]; got {list(labels.shape)}"
+            "labels must be two or more for each prompt, what is right and what it is held "
+            f"against, [prompt, label]; got {list(labels.shape)}"
         )
     outside = labels[(labels < 0) | (labels >= model.n_outputs)]
     if len(outside):
         raise ValueError(f"labels: {outside[0].item()} is not among 0 to {model.n_outputs - 1}")
     if tokens.ndim != (3 if model.answers_last else 2):
         raise ValueError(f"tokens must be [prompt, pos]; got {list(tokens.shape)}")
-    return ready(model, PromptPairs(tokens, tokens, logit_difference, labels, last, mask=mask))
+    return ready(model, PromptPairs(tokens, tokens, margin, labels, last, mask=mask))

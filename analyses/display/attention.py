@@ -21,17 +21,21 @@ SHARES = 10_000
 """Pages hold weights in whole ten-thousandths, which are shorter."""
 
 
+Names = Sequence[str] | Mapping[str, Sequence[str]]
+"""Names of heads, of all models or by model."""
+
+
 def attention_body(
-    patterns: Patterns, tokens: Sequence[str], heads: Sequence[str] | Mapping[str, Sequence[str]]
+    patterns: Patterns, tokens: Sequence[str], heads: Names, said: Mapping[str, str] | None = None
 ) -> str:
     """Models side by side, each an ``AttentionPatterns`` of CircuitsVis and an image in its place.
 
     Args:
-        heads: names of heads, of all models or by model.
+        said: of a model's heads, by model: stands above them.
     """
     parts = []
     for title, weights in patterns.items():
-        names = heads[title] if isinstance(heads, Mapping) else heads
+        names = _of(heads, title)
         name = f"Attention patterns {title}".strip()
         view = circuitsvis(
             "AttentionPatterns",
@@ -42,19 +46,23 @@ def attention_body(
         )
         image = still(attention_image({"": weights}, names), name)
         heading = f"<h4>{words(title)}</h4>" if title else ""
+        if said and said.get(title):
+            heading += f'<p class="rv-quiet">{words(said[title])}</p>'
         parts.append(f"<section>{heading}{image}{view}</section>")
     return f'<div class="rv-attention">{"".join(parts)}</div>'
 
 
-def attention_image(patterns: Patterns, heads: Sequence[str]) -> bytes:
+def _of(heads: Names, title: str) -> Sequence[str]:
+    return heads[title] if isinstance(heads, Mapping) else heads
+
+
+def attention_image(patterns: Patterns, heads: Names) -> bytes:
     """The patterns with names and without tokens, a small PNG."""
     figure = attention_figure(patterns, None, heads)
     return small(drawn(figure, "png", dpi=80))
 
 
-def attention_figure(
-    patterns: Patterns, tokens: Sequence[str] | None, heads: Sequence[str]
-) -> Figure:
+def attention_figure(patterns: Patterns, tokens: Sequence[str] | None, heads: Names) -> Figure:
     """Heads of each model in rows; queries down, keys across.
 
     All are one image and all words plain text: axes of its own for each head take minutes.
@@ -68,9 +76,10 @@ def attention_figure(
     side = max(0.8, min(3.0, 0.09 * length)) if tokens else max(0.5, min(1.6, 9 / per_row))
     gap, above = -(-length // 10), math.ceil(0.22 / side * length)  # in cells
     placed = [  # the model, its head, and where its cells begin
-        (title, weights[i].numpy(), heads[i], row * (length + above) + above, i % per_row)
+        (title, weights[i].numpy(), _of(heads, title)[i], row * (length + above) + above,
+         i % per_row)
         for row, (title, weights, i) in _in_rows(patterns, per_row)
-    ]
+    ]  # fmt: skip
     names = [f"{title} {legible(name)}".strip() for title, _, name, _, _ in placed]
     # Letters are 0.6 of their size wide; names end before the next head.
     letters = max(3.0, min(8.0, 72 * side * 1.1 / 0.6 / max(map(len, names))))

@@ -66,7 +66,7 @@ def later(body: str) -> str:
 
 def _data(content: Any) -> str:
     """JSON that scripts read and no browser takes for anything else."""
-    data = json.dumps(content).replace("<", "\\u003c")
+    data = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
     return f'<script type="application/json">{data}</script>'
 
 

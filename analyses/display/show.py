@@ -23,49 +23,80 @@ from resval_lens.analyses.display.attention import (
     attention_image,
 )
 from resval_lens.analyses.display.display import Display, show_figure
+from resval_lens.analyses.display.heads import shown_heads
 from resval_lens.analyses.drawing.figures import drawn
 from resval_lens.analyses.studies import circuit_figures, intervention_figures
 from resval_lens.analyses.studies.ablation import Ablation, AblationStudy
 from resval_lens.analyses.studies.circuit_figures import Drawing, evaluated_drawings
 from resval_lens.analyses.studies.patching import Patching
+from resval_lens.hooks.links import Numbers
 from resval_lens.hooks.patching import PatchResult
 
 Patterns = Float[Tensor, "*head query key"]
+Heads = Float[Tensor, "layer head"]
 
 
 def show_attention(
-    patterns: Patterns | Mapping[str, Patterns],
+    patterns: Patterns | Sequence[Patterns] | Mapping[str, Patterns | Sequence[Patterns]],
     tokens: Sequence[str],
-    heads: Sequence[str] | None = None,
+    heads: Sequence[str] | Numbers | None = None,
+    *,
+    layers: Numbers | None = None,
+    strength: Heads | Mapping[str, Heads] | None = None,
+    most: int | None = None,
 ) -> Display:
-    """Attention patterns in CircuitsVis: one model's, or several side by side.
+    """Attention patterns in CircuitsVis: one layer's or a whole model's, or several side by side.
 
     Hover over a head to see it alone, click to keep it; click a token to see what it attends to.
 
         show_attention({"classic": a["pattern", 1][0], "values": b["pattern", 1][0]}, tokens)
+        show_attention([cache["pattern", layer][0] for layer in range(30)], tokens)
+
+    Of a whole model, a list with the patterns of each layer, the strongest heads are shown,
+    strongest first: those of the largest |strength|, or, if none is given, of the largest weights
+    that queries put on one token before them, the first left out
+    (:func:`~resval_lens.analyses.display.heads.strength`).
 
     Args:
-        patterns: weights of each head, or {title: weights}. Rows (queries) sum to 1.
+        patterns: weights of each head, a list of such (from layer 0 on), or {title: either}. Rows
+            (queries) sum to 1.
         tokens: what the positions hold.
-        heads: names of the heads; by default their numbers.
+        heads: of one layer's patterns their names, by default numbers; of a whole model the heads
+            to choose from: names like ``"a12.h3"``, shown in this order, or numbers, in each layer.
+        layers: of a whole model those to choose from.
+        strength: of a whole model's heads, or {title: such}; for instance shares of a logit
+            difference, ``attribute(...).heads.mean(0).sum(1)``.
+        most: heads of a whole model to show; by default 24, or all that are named.
 
     Raises:
         ValueError: no pattern, or one that does not fit the tokens or the names of heads, or is not
-            made of weights between 0 and 1.
+            made of weights between 0 and 1; heads or layers that are not there; a choice among the
+            heads of one layer.
     """
-    named = dict(patterns) if isinstance(patterns, Mapping) else {"": patterns}
-    if not named:
+    given = dict(patterns) if isinstance(patterns, Mapping) else {"": patterns}
+    if not given:
         raise ValueError("patterns is empty; expected one pattern or more")
-    checked = {
-        title: _checked(title, weights, len(tokens), heads) for title, weights in named.items()
-    }
-    most = max(len(weights) for weights in checked.values())
-    names = [str(i) for i in range(most)] if heads is None else list(heads)
+    if most is not None and most < 1:
+        raise ValueError(f"most must be 1 or more; got {most}")
+    checked: dict[str, Tensor] = {}
+    names: dict[str, list[str]] = {}
+    said: dict[str, str] = {}
+    for title, each in given.items():
+        if not isinstance(each, Tensor):
+            by = strength.get(title) if isinstance(strength, Mapping) else strength
+            whole = _stacked(title, each, len(tokens))
+            checked[title], names[title], said[title] = shown_heads(whole, heads, layers, by, most)
+            continue
+        for name, value in (("layers", layers), ("strength", strength), ("most", most)):
+            if value is not None:
+                raise ValueError(f"{name} is for a whole model, a list of its layers' patterns")
+        checked[title] = _checked(title, each, len(tokens))
+        names[title] = _named(title, len(checked[title]), heads)
     title = ", ".join(["Attention patterns", *filter(None, checked)])
     tokens = list(tokens)
 
     return Display(
-        title, attention_body(checked, tokens, names),
+        title, attention_body(checked, tokens, names, said),
         lambda kind: drawn(attention_figure(checked, tokens, names), kind),
         lambda: attention_image(checked, names), with_circuitsvis=True,
     )  # fmt: skip
@@ -172,20 +203,45 @@ def show_link_ablation(study: AblationStudy | Ablation | Mapping[str, LinkStudy]
     return show_figure(figures.link_edits(study), f"Links scaled by c: {', '.join(study)}")
 
 
-def _checked(
-    title: str, weights: Tensor, length: int, heads: Sequence[str] | None
-) -> Float[Tensor, "head query key"]:
-    called = f"pattern {title!r}" if title else "the pattern"
-    shape = list(weights.shape)
+def _stacked(
+    title: str, layers: Sequence[Tensor], length: int
+) -> Float[Tensor, "layer head query key"]:
+    if not layers:
+        raise ValueError(f"{_called(title)} is an empty list; expected one pattern a layer")
+    each = [_checked(title, weights, length) for weights in layers]
+    for layer, weights in enumerate(each):
+        if len(weights) != len(each[0]):
+            raise ValueError(
+                f"{_called(title)} has {len(each[0])} heads in layer 0 and {len(weights)} in "
+                f"layer {layer}"
+            )
+    return torch.stack(each)
+
+
+def _checked(title: str, weights: Tensor, length: int) -> Float[Tensor, "head query key"]:
+    called, shape = _called(title), list(weights.shape)
     if weights.ndim == 2:
         weights = weights[None]
     if weights.ndim != 3 or weights.shape[1:] != (length, length) or not weights.numel():
         raise ValueError(
             f"{called} has shape {shape}; expected [head, {length}, {length}] for {length} tokens"
         )
-    if heads is not None and len(heads) != len(weights):
-        raise ValueError(f"{called} has {len(weights)} heads; got {len(heads)} names")
     weights = weights.detach().float().cpu()
     if not bool(torch.isfinite(weights).all()) or weights.min() < 0 or weights.max() > 1.0001:
         raise ValueError(f"{called} is not attention: weights must lie between 0 and 1")
     return weights
+
+
+def _named(title: str, count: int, heads: Sequence[str] | Numbers | None) -> list[str]:
+    """The names of one layer's heads."""
+    if heads is None:
+        return [str(i) for i in range(count)]
+    if not isinstance(heads, Sequence) or not all(isinstance(head, str) for head in heads):
+        raise ValueError(f"heads must be names of the {count} heads; got {heads!r}")
+    if len(heads) != count:
+        raise ValueError(f"{_called(title)} has {count} heads; got {len(heads)} names")
+    return list(map(str, heads))
+
+
+def _called(title: str) -> str:
+    return f"pattern {title!r}" if title else "the pattern"

@@ -8,13 +8,17 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
+from jaxtyping import Int
 from rich.table import Table
+from torch import Tensor
 
 from resval_lens.analyses.attribution.logits import attribute, logit_lens
 from resval_lens.analyses.attribution.weights import copying_scores, ov_paths, own_token_scores
 from resval_lens.analyses.results.result import FLAT, Result
 from resval_lens.analyses.results.tables import WIDE
 from resval_lens.analyses.tasks.problem import Example, Facts, Problem
+from resval_lens.hooks.prompts import PromptPairs
 from resval_lens.notes import Note
 
 if TYPE_CHECKING:
@@ -39,20 +43,21 @@ class Copying:
     Attributes:
         eigenvalues: :func:`~resval_lens.analyses.attribution.weights.copying_scores`; None of a
             path of weight 0.
-        names_io: :func:`~resval_lens.analyses.attribution.weights.own_token_scores` of IO.
+        names_answer: :func:`~resval_lens.analyses.attribution.weights.own_token_scores` of the
+            answer where it last stands in the prompt; None where prompts do not hold it.
     """
 
     eigenvalues: float | None
-    names_io: float
+    names_answer: float | None
 
 
 @dataclass(frozen=True)
 class LensPoint:
-    """What the logit lens reads ``after`` the embeddings or a layer; IO is the first label.
+    """What the logit lens reads ``after`` the embeddings or a layer.
 
     Attributes:
-        logit_difference, probability: means over prompts, the latter of IO.
-        median_rank: of IO; 0 is the likeliest token.
+        logit_difference, probability: means over prompts, the latter of the answer.
+        median_rank: of the answer; 0 is the likeliest token.
     """
 
     after: str
@@ -97,7 +102,7 @@ class AttributionStudy(Result):
 def attribution_study(
     chosen: Problem, general: bool = False, note: Note = lambda text: None
 ) -> AttributionStudy:
-    """Direct logit attribution and the logit lens of a language model on indirect objects.
+    """Direct logit attribution and the logit lens of a language model on any task.
 
     Args:
         general: whether the prompts are general ones, which the report says.
@@ -144,9 +149,8 @@ def _copying(chosen: Problem, components: Sequence[str]) -> dict[str, Copying]:
         return {}
     by_name = {str(path): path for path in ov_paths(model)}
     paths = [by_name[name] for name in components if name in by_name][:MOST_COPYING]
-    names_io = own_token_scores(
-        model, chosen.pairs.clean, chosen.named_positions["IO"], which=paths
-    )
+    clean, where = chosen.pairs.clean, answers_within(chosen.pairs)
+    named = {} if where is None else own_token_scores(model, clean, where, which=paths)
     # Weights alone say what a head copies once those of the norms are folded in. Not every device
     # has eigenvalues.
     folded = deepcopy(model).to("cpu", print_details=False)
@@ -154,32 +158,43 @@ def _copying(chosen: Problem, components: Sequence[str]) -> dict[str, Copying]:
         center_writing_weights=False, center_unembed=False, fold_value_biases=False
     )
     return {
-        str(path): Copying(None if math.isnan(score) else score, names_io[path])
+        str(path): Copying(None if math.isnan(score) else score, named.get(path))
         for path, score in copying_scores(folded, paths).items()
     }
+
+
+def answers_within(pairs: PromptPairs) -> Int[Tensor, " prompt"] | None:
+    """Where each prompt last holds its first label; None if one of them does not."""
+    clean = pairs.clean.cpu()
+    same = clean == pairs.labels[:, :1].cpu()
+    same &= torch.arange(clean.shape[1]) <= pairs.answers[:, None].cpu()
+    if not same.any(1).all():
+        return None
+    return clean.shape[1] - 1 - same.flip(1).int().argmax(1)
 
 
 def attribution_table(found: AttributionStudy, most: int = 14) -> Table:
     """What writes the logit difference."""
     table = Table(
         title=f"Who writes the logit difference of {found.total:.2f}, after the final norm\n"
-        f"(heads' own values {found.heads.own:+.2f}, along links {found.heads.along_links:+.2f})",
+        f"(heads' own values {found.heads.own:+z.2f}, along links {found.heads.along_links:+z.2f})",
         **WIDE,
     )
     table.add_column("component", no_wrap=True)
-    for name in ("logits", "share", "copying", "names IO"):
+    for name in ("logits", "share", "copying", "names it"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, share in list(found.components.items())[:most]:
         copies, cells = found.copying.get(name), ("", "")
         if copies is not None:
             eigenvalues = "" if copies.eigenvalues is None else f"{copies.eigenvalues:+.2f}"
-            cells = eigenvalues, f"{copies.names_io:.0%}"
+            named = "" if copies.names_answer is None else f"{copies.names_answer:.0%}"
+            cells = eigenvalues, named
         part = f"{found.shares[name]:+.0%}" if found.shares else ""
         table.add_row(name, f"{share:+.3f}", part, *cells)
     table.caption = (
         "a2.h1: a head's own values; a2.h1 from 1: layer 1's, along links\n"
         "copying: Σλ/Σ|λ| of the OV circuit (1 copies, −1 lowers tokens)\n"
-        "names IO: how often among its top 5, attending to it alone"
+        "names it: how often the answer is among its top 5, attending to it alone"
     )
     return table
 
@@ -188,7 +203,7 @@ def lens_table(lens: Sequence[LensPoint]) -> Table:
     """The logit lens."""
     table = Table(title="Logit lens: the readout of the residual stream so far", **WIDE)
     table.add_column("after")
-    for name in ("logit difference", "P(IO)", "median rank of IO"):
+    for name in ("logit difference", "P(answer)", "median rank of it"):
         table.add_column(name, justify="right")
     for row in lens:
         table.add_row(

@@ -24,6 +24,8 @@ from resval_lens.numbers import number
 
 SHADES = {"zero": "#555555", "mean": "#0072B2", "resample": "#D55E00"}
 SCALED = ("#009E73", "#56B4E9", "#CC79A7", "#E69F00")
+LARGE = 20
+"""Rows or columns of a heat map beyond which its cells are drawn smaller."""
 WRITTEN = 96
 """Up to so many cells of a heat map have their numbers written in them."""
 
@@ -102,10 +104,12 @@ def _panels(
     A diverging scale ends at the largest absolute value, or at ``floor`` if that is larger.
     """
     count, rows, columns = values.shape
-    per_line = max(1, min(count, 4 if columns <= 8 else 2))
+    is_large = max(rows, columns) > LARGE  # smaller cells, so that a map fits on a page
+    wide, high = (0.34, 0.26) if is_large else (0.55, 0.4)
+    per_line = max(1, min(count, 4 if columns <= (12 if is_large else 8) else 2))
     lines = -(-count // per_line)
-    width = max(2.4, 0.55 * columns + 0.6) * per_line + 1.4
-    height = max(1.5, 0.4 * rows + 1.0 + 0.03 * max(map(len, labels[1])) * 2) * lines + 0.5
+    width = max(2.4, wide * columns + 0.6) * per_line + 1.4
+    height = max(1.5, high * rows + 1.0 + 0.03 * max(map(len, labels[1])) * 2) * lines + 0.5
     figure, grid = plt.subplots(
         lines, per_line, figsize=(width, height), squeeze=False, layout="constrained"
     )
