@@ -13,8 +13,9 @@ from torch import Tensor
 from resval_lens.analyses.papers.memory.model import MemoryTransformer, can_run_fast, fast_logits
 from resval_lens.analyses.papers.memory.model.fast import shifted
 from resval_lens.hooks import cut_links
+from resval_lens.models.presets import ENCODINGS
 from resval_lens.streams import AttentionStream
-from tests.test_memory_model import KINDS, TOKENS, model_of
+from tests.test_memory_model import TOKENS, model_of
 
 PAIR = AttentionStream("v", mix="pair", own=0.5, carried=0.7)
 STREAMS = {
@@ -52,7 +53,7 @@ def check(model: MemoryTransformer, tokens: Tensor) -> None:
 
 
 @pytest.mark.parametrize("streams", STREAMS.values(), ids=STREAMS.keys())
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ENCODINGS)
 def test_fast_logits_and_gradients_are_the_models(kind: str, streams: Any) -> None:
     model = model_of(kind, streams, alibi_slope=0.3)
     check(model, TOKENS)
@@ -62,7 +63,7 @@ def test_fast_logits_and_gradients_are_the_models(kind: str, streams: Any) -> No
 
 @settings(max_examples=25, deadline=None)
 @given(
-    kind=st.sampled_from(KINDS),
+    kind=st.sampled_from(ENCODINGS),
     d=st.sampled_from([2, 6]),
     batch=st.integers(1, 3),
     length=st.integers(2, 9),
@@ -95,12 +96,12 @@ def test_fast_logits_of_any_size(
 
 def test_embeddings_that_are_trained_get_their_gradient() -> None:
     """Frozen are the queries and the biases alone."""
-    for kind in KINDS:
+    for kind in ENCODINGS:
         check(model_of(kind, "v", frozen=("*.W_Q", "*.b_*")), TOKENS)
 
 
 def test_single_precision() -> None:
-    for kind in KINDS:
+    for kind in ENCODINGS:
         model = model_of(kind, "v", dtype=torch.float32)
         logits = fast_logits(model, TOKENS)
         assert logits.dtype == torch.float32

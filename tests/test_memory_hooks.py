@@ -23,7 +23,8 @@ from resval_lens.hooks import PromptPairs, cut_links, edit_links, patch, path_pa
 from resval_lens.hooks.answers import answer_logits
 from resval_lens.hooks.prompts import logit_difference
 from resval_lens.lens.generation import stream_tokens
-from tests.test_memory_model import KINDS, TOKENS, model_of
+from resval_lens.models.presets import ENCODINGS
+from tests.test_memory_model import TOKENS, model_of
 
 OTHER = torch.tensor([[3, 5, 3, 6, 1, 1, 5], [2, 2, 4, 0, 1, 3, 2]])
 LABELS = torch.tensor([[0, 4], [6, 1]])
@@ -45,7 +46,7 @@ def differences(logits: Tensor) -> Tensor:
 # Hook points
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ENCODINGS)
 def test_every_hook_point_fires(kind: str) -> None:
     model = model_of(kind, "v")
     model.set_use_split_qkv_input(True)
@@ -113,7 +114,7 @@ def test_positions_are_sliced_where_they_are() -> None:
     assert sliced["feed_forward.hook_out"].equal(cache["feed_forward.hook_out"][:, 2:4])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ENCODINGS)
 def test_parts_of_a_run(kind: str) -> None:
     model = model_of(kind, "v")
     logits, cache = model.run_with_cache(TOKENS)
@@ -133,7 +134,7 @@ def test_parts_of_a_run(kind: str) -> None:
 # Interventions
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ENCODINGS)
 def test_links_can_be_cut(kind: str) -> None:
     model = model_of(kind, "v")
     plain = model.with_streams("")(TOKENS)
@@ -144,7 +145,7 @@ def test_links_can_be_cut(kind: str) -> None:
     assert not torch.allclose(model(TOKENS), plain)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ENCODINGS)
 def test_answers_are_the_models(kind: str) -> None:
     """Through the door that every intervention takes, W_F included."""
     model = model_of(kind, "v")
@@ -165,7 +166,7 @@ def patched_by_hand(model: MemoryTransformer, name: str, position: int) -> Tenso
     return differences(model.run_with_hooks(OTHER, fwd_hooks=[(name, take)]))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ENCODINGS)
 @pytest.mark.parametrize("site", ["resid_pre", "z", "v_link", "pattern", "q", "v"])
 def test_patching_is_patching_by_hand(kind: str, site: str) -> None:
     model = model_of(kind, "v")
@@ -193,7 +194,7 @@ def test_the_feed_forward_is_no_site_of_the_blocks() -> None:
         patch(model_of(), pairs_of(), "feed_forward.hook_out")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ENCODINGS)
 def test_paths_are_patched_by_hand(kind: str) -> None:
     """Layer 0's head to the logits alone: its output exchanged, layer 1's z held."""
     model = model_of(kind, "v")
@@ -215,7 +216,7 @@ def test_paths_are_patched_by_hand(kind: str) -> None:
 # Circuits
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ENCODINGS)
 def test_edges_are_scored_exactly(kind: str) -> None:
     model, pairs = model_of(kind, "v"), pairs_of()
     exact = score_edges(model, pairs, "exact")
@@ -237,7 +238,7 @@ def test_edges_are_scored_exactly(kind: str) -> None:
     assert approximate["a0.h0<v>->a1.h0<v>"] == pytest.approx(exact["a0.h0<v>->a1.h0<v>"], rel=1e-8)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ENCODINGS)
 def test_attribution_knows_the_feed_forward(kind: str) -> None:
     model = model_of(kind, "v")
     found = attribute(model, TOKENS, LABELS)
@@ -300,7 +301,7 @@ def test_scores_of_heads_and_losses() -> None:
 
 
 @pytest.mark.parametrize("streams", ["", "v"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ENCODINGS)
 def test_generation_with_a_cache_is_that_without(kind: str, streams: str) -> None:
     model = model_of(kind, streams, position_layers=(0, 1))
     tokens = TOKENS[:, :3]
