@@ -94,7 +94,11 @@ def test_a_command_prints_what_its_json_holds_and_draws(name: str, done: dict[st
     output, report, folder = done[name]
     kind = name.split()[0]
     assert (folder / f"{kind}.png").read_bytes().startswith(b"\x89PNG")
-    assert {path.name for path in folder.iterdir()} == {f"{kind}.png", f"{kind}.json"}
+    written = {path.name for path in folder.iterdir()}
+    tables = sorted(name for name in written if name.endswith(".csv"))
+    assert written - set(tables) == {f"{kind}.png", f"{kind}.json"}
+    numbered = [f"{kind}-{number + 1}.csv" for number in range(len(tables))]
+    assert tables == ([f"{kind}.csv"] if len(tables) == 1 else numbered)
     assert report["provenance"]["versions"]["torch"]
     lines = output.replace(str(folder), "").splitlines()
     if kind in ("patch", "ablate"):
@@ -282,7 +286,7 @@ def test_a_circuit_that_leads_nowhere_is_told_and_not_drawn(tmp_path: Path) -> N
     output, report, _ = invoke(*asked)
     assert (report["circuit"]["edges"], report["circuit"]["faithfulness"]) == ([], 0)
     assert "0 of the 1 strongest edges lie on a way from" in " ".join(output.split())
-    assert [path.name for path in tmp_path.iterdir()] == ["circuit.json"]
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".csv"] == ["circuit.json"]
 
 
 # attribute

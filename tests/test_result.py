@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from csv import reader
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from resval_lens.analyses.cli.reporting import as_text, report
 from resval_lens.analyses.results.result import FLAT, OPTIONAL, Result, plain
+from resval_lens.analyses.results.tables import table
 
 
 class Pair(NamedTuple):
@@ -97,6 +99,57 @@ def test_a_result_is_read_back_from_its_document() -> None:
     assert Named.from_dict(named.to_dict()) == named
     with pytest.raises(ValueError, match="Recorded: the document has no 'rows'"):
         Recorded.from_dict({})
+
+
+class Tabled(Study):
+    def tables(self) -> list[Table | str]:
+        shown = table("Heads\nof layer 1", ["head", "kind"], ["score", "more, or\nless"], [
+            ("[bold]one[/bold]",),
+            ("a0.h1", "x", "0.25", "1,234"),
+            ("", "y, z", "-1", ""),
+            ("[bold]other[/bold]",),
+            ("[bold]a0.h1[/bold] (link)", "\\[q]", "1e-3", "0.5 ± 0.1"),
+        ])  # fmt: skip
+        plain_one = table("", ["name"], ["n"], [("a", "1"), ("b", "")])
+        return [shown, "a line", plain_one]
+
+
+TABLED = Tabled(0.5, {})
+
+
+def test_tables_are_csv() -> None:
+    first, second = TABLED.csv()
+    assert list(reader(first.splitlines())) == [
+        ["group", "head", "kind", "score", "more, or less"],
+        ["one", "a0.h1", "x", "0.25", "1,234"],
+        ["one", "a0.h1", "y, z", "-1", ""],
+        ["other", "a0.h1 (link)", "[q]", "1e-3", "0.5 ± 0.1"],
+    ]
+    assert second == "name,n\na,1\nb,\n"
+    assert STUDY.csv() == []
+
+
+def test_tables_are_data_frames() -> None:
+    first, second = TABLED.frames()
+    assert first.attrs["title"] == "Heads of layer 1"
+    assert list(first.columns) == ["group", "head", "kind", "score", "more, or less"]
+    assert first["score"].tolist() == [0.25, -1.0, 0.001]
+    assert first["more, or less"].tolist() == ["1,234", "", "0.5 ± 0.1"]  # not all are numbers
+    assert first["head"].tolist() == ["a0.h1", "a0.h1", "a0.h1 (link)"]
+    assert second["n"].iloc[0] == 1
+    assert math.isnan(second["n"].iloc[1])
+
+
+def test_a_command_writes_its_tables_as_csv(tmp_path: Path) -> None:
+    report(TABLED, tmp_path, "study", as_json=True)
+    first, second = TABLED.csv()
+    assert (tmp_path / "study-1.csv").read_text() == first
+    assert (tmp_path / "study-2.csv").read_text() == second
+    report({}, tmp_path, "alone", as_json=True, tables=["a line", TABLED.tables()[2]])
+    assert (tmp_path / "alone.csv").read_text() == second
+    assert {path.name for path in tmp_path.glob("*.csv")} == {
+        "study-1.csv", "study-2.csv", "alone.csv",
+    }  # fmt: skip
 
 
 def test_a_command_prints_and_writes_a_result(

@@ -59,7 +59,9 @@ def compare_command(
     to: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="Folder for JSON and figures.", show_default="that of the report, or out"
+            "--out",
+            help="Folder for JSON, CSV and figures.",
+            show_default="that of the report, or out",
         ),
     ] = None,
     as_json: Json = False,

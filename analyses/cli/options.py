@@ -81,10 +81,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr, res
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout instead of tables.")
 ]
-Out = Annotated[Path, typer.Option("--out", help="Folder for JSON and figures.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder for JSON, CSV and figures.")]
 MaybeOut = Annotated[
     Path | None,
-    typer.Option("--out", help="Folder for JSON and figures.", show_default="none is written"),
+    typer.Option("--out", help="Folder for JSON, CSV and figures.", show_default="none is written"),
 ]
 
 # Chance and machine.

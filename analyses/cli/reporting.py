@@ -32,7 +32,8 @@ def report(
     """Writes results into a folder; prints tables, sentences and paths, or one JSON document.
 
     The document is the same to the byte as the ``{name}.json`` that is written: ``data``, with
-    ``found`` first and ``provenance`` last.
+    ``found`` first and ``provenance`` last. Each table is a ``{name}.csv``, or of several
+    ``{name}-1.csv``, ... in their order.
 
     Args:
         data: a study's result, whose own tables, sentences and figures come first.
@@ -64,7 +65,7 @@ def report(
         documents = {
             file: as_text({**one, "provenance": made}) for file, one in (beside or {}).items()
         }
-        for file, words in {**documents, f"{name}.json": text}.items():
+        for file, words in {**as_csvs(tables, name), **documents, f"{name}.json": text}.items():
             write_bytes(to / file, words.encode())
             paths.append(to / file)
     for path, content in written.items():
@@ -85,6 +86,15 @@ def report(
             soft_wrap=True,
             markup=False,
         )
+
+
+def as_csvs(tables: Sequence[Table | str], name: str) -> dict[str, str]:
+    """Each table as CSV by file name, numbered where there are several."""
+    from resval_lens.analyses.results.tables import as_csv
+
+    own = [as_csv(table) for table in tables if not isinstance(table, str)]
+    numbered = [f"-{number}" for number in range(1, len(own) + 1)] if len(own) > 1 else [""]
+    return {f"{name}{number}.csv": text for number, text in zip(numbered, own, strict=False)}
 
 
 def report_runs(folders: Sequence[Path], as_json: bool) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 
-from rich.errors import MarkupError
 from rich.table import Table
-from rich.text import Text
 
 from resval_lens.analyses.display.page import words
+from resval_lens.analyses.results.tables import heads_group, text_of
 
 
 def html_table(table: Table) -> str:
@@ -25,9 +24,9 @@ def html_table(table: Table) -> str:
     )
     lines = []
     for number, row in enumerate(table.rows):
-        first, *rest = (_text(cells[number]) for cells in columns)
-        group = _is_bold(columns[0][number]) and not any(text.plain.strip() for text in rest)
-        if group:
+        own = [cells[number] for cells in columns]
+        first, *rest = map(text_of, own)
+        if heads_group(own):
             lines.append(
                 f'<tr class="rv-group"><th scope="rowgroup" colspan="{len(columns)}">'
                 f"{words(first.plain)}</th></tr>"
@@ -58,21 +57,10 @@ def _side(left: bool) -> str:
     return ' class="rv-words"' if left else ""
 
 
-def _text(cell: object) -> Text:
-    try:
-        return cell if isinstance(cell, Text) else Text.from_markup(str(cell))
-    except MarkupError:  # rich's own escape lets some names with backslashes through
-        return Text(str(cell))
-
-
 def _heading(cell: object) -> str:
-    first, _, rest = _text(cell).plain.partition("\n")
+    first, _, rest = text_of(cell).plain.partition("\n")
     return _plain(f"{first}: {rest}" if rest else first)
 
 
 def _plain(cell: object) -> str:
-    return words(" ".join(_text(cell).plain.split()))
-
-
-def _is_bold(cell: object) -> bool:
-    return isinstance(cell, str) and cell.startswith("[bold]")
+    return words(" ".join(text_of(cell).plain.split()))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, get_args, get_origin, get_type_hint
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
     from rich.table import Table
 
 
@@ -44,6 +45,18 @@ class Result:
     def tables(self) -> Sequence[Table | str]:
         """Tables, or lines of text between them."""
         return ()
+
+    def frames(self) -> list[DataFrame]:
+        """The tables as pandas data frames, as shown: rounded; :meth:`to_dict` has full numbers."""
+        from resval_lens.analyses.results.tables import as_frame
+
+        return [as_frame(table) for table in self.tables() if not isinstance(table, str)]
+
+    def csv(self) -> list[str]:
+        """The tables as CSV, as shown: rounded; :meth:`to_dict` has full numbers."""
+        from resval_lens.analyses.results.tables import as_csv
+
+        return [as_csv(table) for table in self.tables() if not isinstance(table, str)]
 
     def sentences(self) -> Sequence[str]:
         """What was found, a sentence each."""

@@ -1,13 +1,20 @@
-"""Tables in the terminal."""
+"""Tables in the terminal, and the same as CSV and as data frames."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.errors import MarkupError
 from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 STYLE: Any = {"title_justify": "left", "caption_justify": "left", "box": box.SIMPLE_HEAD}
 WIDE: Any = STYLE | {"min_width": 64}
@@ -54,3 +61,68 @@ def in_sections(rows: Iterable[Sequence[str]]) -> Iterator[Row]:
 def optional(number: float | None, form: str) -> str:
     """The number in its form; blank if there is none."""
     return "" if number is None else format(number, form)
+
+
+def text_of(cell: object) -> Text:
+    """A cell without its markup."""
+    try:
+        return cell if isinstance(cell, Text) else Text.from_markup(str(cell))
+    except MarkupError:  # rich's own escape lets some names with backslashes through
+        return Text(str(cell))
+
+
+def heads_group(row: Sequence[object]) -> bool:
+    """Whether a row is a bold name alone, which the rows below belong to."""
+    first, *rest = row
+    bold = isinstance(first, str) and first.startswith("[bold]")
+    return bold and not any(text_of(cell).plain.strip() for cell in rest)
+
+
+def cells(table: Table) -> list[list[str]]:
+    """The headings of a table, then its rows, as shown: numbers are rounded.
+
+    Each row says its name, where only the first of several shows it, and the group that it is in,
+    in a column of its own, where a table has groups.
+    """
+    shown: list[list[str]] = []
+    group, name = "", ""
+    for row in zip(*(column.cells for column in table.columns), strict=True):
+        first, *rest = (text_of(cell).plain.strip() for cell in row)
+        if heads_group(row):
+            group, name = first, ""
+            continue
+        name = first or name
+        shown.append([group, name, *rest])
+    headings = [" ".join(text_of(column.header).plain.split()) for column in table.columns]
+    if group:
+        return [["group", *headings], *shown]
+    return [headings, *(row[1:] for row in shown)]
+
+
+def as_csv(table: Table) -> str:
+    """The :func:`cells` of a table as CSV."""
+    written = io.StringIO()
+    csv.writer(written, lineterminator="\n").writerows(cells(table))
+    return written.getvalue()
+
+
+def as_frame(table: Table) -> DataFrame:
+    """The :func:`cells` of a table as a pandas data frame; ``attrs["title"]`` is its title.
+
+    A column of numbers, which may have gaps, is one of numbers; others are text.
+    """
+    from pandas import DataFrame, to_numeric
+
+    headings, *rows = cells(table)
+    frame = DataFrame(rows, columns=headings)
+    for place in range(len(headings)):
+        column = (
+            frame.iloc[:, place]
+            .str.replace(r"(?<=\d),(?=\d{3}\b)", "", regex=True)
+            .replace("", None)
+        )
+        numbers = to_numeric(column, errors="coerce")
+        if numbers.notna().any() and (numbers.notna() == column.notna()).all():
+            frame.isetitem(place, numbers)
+    frame.attrs["title"] = " ".join(text_of(table.title or "").plain.split())
+    return frame
