@@ -25,6 +25,7 @@ from resval_lens.analyses.cli.amicl import FIGURES
 from resval_lens.analyses.cli.options import on_device, words
 from resval_lens.analyses.cli.reporting import as_text, report, report_runs
 from resval_lens.analyses.comparison.icl_emergence import TABLES
+from resval_lens.analyses.drawing.figures import KINDS
 from resval_lens.analyses.results.tables import STYLE
 from resval_lens.hooks.patching import AXES, DIRECTIONS
 from resval_lens.io.checkpoint import SHIPPED_MODELS
@@ -168,6 +169,18 @@ def test_json_is_what_is_written(line, name, tmp_path):
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("kind", "start"), [("pdf", b"%PDF-"), ("svg", b"<?xml"), (None, b"\x89PNG")]
+)
+def test_figures_have_the_format_that_is_asked_for(kind, start, tmp_path):
+    asked = () if kind is None else ("--figures", kind)
+    done = invoke(*asked, "reproduce", "figure-3", "--out", str(tmp_path))
+    (path,) = (path for path in tmp_path.iterdir() if path.suffix not in (".json", ".csv"))
+    assert path.name == f"figure-3.{kind or 'png'}"
+    assert path.read_bytes().startswith(start)
+    assert str(path) in done.stdout
+
+
 def test_without_json_tables_and_paths_are_printed(tmp_path):
     done = invoke("plan", "stories-small", "--out", str(tmp_path / "deep" / "er"))
     assert str(tmp_path / "deep" / "er" / "plan.json") in done.stdout
@@ -288,6 +301,12 @@ def test_an_error_of_several_lines_is_one(monkeypatch, capsys):
         cli.main()
 
 
+def test_figures_have_no_other_format(monkeypatch, capsys):
+    assert finish(monkeypatch, "--figures", "bmp", "plan", "llama-1b") == 1
+    said = "resval-lens: --figures must be one of png, svg, pdf; got 'bmp'\n"
+    assert capsys.readouterr().err == said
+
+
 def test_wrong_usage_is_2_and_help_is_0(monkeypatch, capsys):
     assert finish(monkeypatch, "plan", "--gpus", "many") == 2
     assert finish(monkeypatch, "plann") == 2
@@ -349,6 +368,7 @@ def completed(monkeypatch: pytest.MonkeyPatch, line: str) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "found"),
     [
+        ("--figures ", ["png", "svg", "pdf"]),
         ("patch stories", ["stories-small-classic", "stories-small-values"]),
         ("generate stories-small-v", ["stories-small-values"]),
         ("plan t", ["tinystories-8m"]),
@@ -390,6 +410,7 @@ def test_completion_knows_what_the_commands_accept():
     assert tuple(ICL_VARIANTS) == completion.CLASSIFIER_VARIANTS
     assert tuple(MEMORY_VARIANTS) == completion.SIMPLIFIED_VARIANTS
     assert (completion.AXES, completion.DIRECTIONS) == (AXES, DIRECTIONS)
+    assert completion.IMAGES == KINDS
 
 
 # Devices

@@ -17,6 +17,7 @@ from resval_lens.analyses.cli.circuit import (
     circuit_command,
 )
 from resval_lens.analyses.cli.compare import compare_command
+from resval_lens.analyses.cli.completion import IMAGES, one_of
 from resval_lens.analyses.cli.console import err
 from resval_lens.analyses.cli.eval import eval_app
 from resval_lens.analyses.cli.generate import generate_command
@@ -30,6 +31,7 @@ from resval_lens.analyses.cli.interventions import ablate_command, patch_command
 from resval_lens.analyses.cli.lm import plan_command, train_lm_command
 from resval_lens.analyses.cli.memory import memory_app
 from resval_lens.analyses.cli.memory_training import train_memory_command
+from resval_lens.analyses.cli.reporting import FIGURE_FORMAT
 from resval_lens.analyses.cli.runs import runs_app
 
 STOPPED = 130
@@ -112,8 +114,19 @@ def options(
             "--version", callback=show_version, is_eager=True, help="Show the version and exit."
         ),
     ] = False,
+    figures: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Format of the figures that a command writes: {', '.join(IMAGES)}.",
+            autocompletion=one_of(*IMAGES),
+            show_default="png",
+        ),
+    ] = None,
 ) -> None:
     """Read before any command; main() looks at --debug itself."""
+    if figures not in (None, *IMAGES):
+        raise ValueError(f"--figures must be one of {', '.join(IMAGES)}; got {figures!r}")
+    FIGURE_FORMAT.set(figures)
 
 
 def main() -> None:

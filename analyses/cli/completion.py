@@ -27,6 +27,7 @@ DIRECTIONS = ("denoise", "noise")
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z",
          "pattern", "attn_scores", "v_local", "v_link")  # fmt: skip
 """Hook points that are patched most; ``patch --site`` takes any other, too."""
+IMAGES = ("png", "svg", "pdf")
 PREPENDED = ("auto", "none", "bos", "eos")
 STREAMS = ("q", "k", "v", "qk", "qv", "kv", "qkv")
 CARRIES = ("raw", "sum")

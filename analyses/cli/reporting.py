@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ from resval_lens.analyses.results.result import Result
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
+
+FIGURE_FORMAT: ContextVar[str | None] = ContextVar("figures", default=None)
+"""What ``resval-lens --figures`` asks for; None: figures are what their names say."""
 
 
 def report(
@@ -40,7 +44,7 @@ def report(
         to: the folder; None writes nothing.
         tables: tables, or lines of text between them.
         found: sentences.
-        figures: pictures by file name.
+        figures: pictures by file name, whose ending ``--figures`` overrules.
         beside: further JSON documents by file name, which are written and not printed.
         pages: HTML by path, made of the document.
     """
@@ -61,7 +65,12 @@ def report(
         from resval_lens.analyses.drawing.figures import save
 
         to.mkdir(parents=True, exist_ok=True)
-        paths = [save(figure, to / file) for file, figure in (figures or {}).items()]
+        kind = FIGURE_FORMAT.get()
+        named = {(to / file): figure for file, figure in (figures or {}).items()}
+        paths = [
+            save(figure, path.with_suffix(f".{kind}") if kind else path)
+            for path, figure in named.items()
+        ]
         documents = {
             file: as_text({**one, "provenance": made}) for file, one in (beside or {}).items()
         }
