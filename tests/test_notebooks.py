@@ -8,12 +8,16 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.pretrained import needs_pretrained
+
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 # Long ones first: two workers share them.
 NAMES = (
     "5_circuits", "3_links", "4_ioi_patching", "2_train", "6_memory", "1_build",
-    "7_bring_your_own",
+    "7_bring_your_own", "8_your_model_your_task",
 )  # fmt: skip
+PRETRAINED = "8_your_model_your_task"
+RUN = [pytest.param(name, marks=needs_pretrained if name == PRETRAINED else ()) for name in NAMES]
 SECONDS = 120
 MOST_LINES = 15
 UNAVOIDABLE_WARNINGS = (
@@ -54,6 +58,12 @@ SAID = {
         r"as trained +(\d[\d.]+)": 13.1, r"V₁ reversed +(.*)": -8.6,
         r"the prompt before: (.*)": -2.3, r"giver's name only: +(.*)": -2.5,
     },
+    "8_your_model_your_task": {
+        r"prompts +logit difference ([\d.]+)": 8.60, r"answer until layer (\d+)": 22,
+        r"the end from layer (\d+)": 24, r"a25.h7 recovers ([\d.]+)": 0.16,
+        r"a25.h7 +\+([\d.]+)": 1.52, r"the layer before's values: ([\d.]+)": 7.17,
+        r"without any: ([\d.]+)": 8.60,
+    },
 }  # fmt: skip
 """Numbers that the words of a notebook tell, and where it prints them."""
 
@@ -80,7 +90,7 @@ def test_every_notebook_is_tested():
     assert {path.stem for path in NOTEBOOKS.iterdir() if path.suffix == ".ipynb"} == set(NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", RUN)
 def test_a_notebook_runs(name, tmp_path):
     notebook, before = _read(name), sorted(NOTEBOOKS.iterdir())
     environment = os.environ | OFFLINE | {
