@@ -116,3 +116,20 @@ def test_tasks_and_files_are_completed(tmp_path: Path, monkeypatch: pytest.Monke
     assert complete("prompts/") == ["prompts/a.jsonl", "prompts/b.csv"]
     assert complete("") == ["pronoun", "ioi", "prior.yaml", "prompts/"]
     assert complete("nowhere/") == []
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("gpt2", "gpt2"),
+        ("user/name", "user/name"),
+        ("runs/mine", "runs/mine"),
+        ("/home/somebody/smollm2", "smollm2"),
+        ("../elsewhere/values-seed0/model", "values-seed0/model"),
+        ("", ""),
+    ],
+)
+def test_results_name_no_folder_of_this_machine(given: str, shown: str) -> None:
+    model = worded().model
+    problem = TASKS["pronoun"].draw(Loaded(given, model), 1)
+    assert problem.facts().model == shown

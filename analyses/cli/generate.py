@@ -70,6 +70,7 @@ def generate_command(
     import torch
 
     from resval_lens.analyses.studies.generated import Generated, Written
+    from resval_lens.io.provenance import within
     from resval_lens.lens.generation import stream_tokens
     from resval_lens.tasks.leading import leading_token, named_token
 
@@ -108,7 +109,7 @@ def generate_command(
         if not as_json:
             sys.stdout.write("\n" if number == texts - 1 else "\n\n")
     if as_json:
-        study = Generated(str(model), prompt, named_token(loaded, lead), written)
+        study = Generated(within(str(model)), prompt, named_token(loaded, lead), written)
         report(study, None, "generate", as_json=True)
 
 

@@ -56,6 +56,7 @@ def induction_command(
     Example: `resval-lens induction stories-small-values`
     """
     from resval_lens.analyses.studies.induction import induction_study
+    from resval_lens.io.provenance import within
     from resval_lens.runtime import one_thread
     from resval_lens.tasks.leading import leading_token
 
@@ -83,7 +84,13 @@ def induction_command(
         alone = loaded.tokenizer is None and prepend == "auto"
         bos = None if alone else leading_token(loaded, prepend)
         study = induction_study(
-            loaded, name=str(model), n=rows, length=length, seed=seed or 0, bos=bos, note=note
+            loaded,
+            name=within(str(model)),
+            n=rows,
+            length=length,
+            seed=seed or 0,
+            bos=bos,
+            note=note,
         )
     report(study, to, "induction", as_json=as_json)
 

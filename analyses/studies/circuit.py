@@ -44,7 +44,7 @@ class CircuitReport(Result):
 
         if not self.study.circuit.edges:
             return {}
-        title = f"{self.facts.model}: {self.facts.task}, corrupted by {self.facts.corruption}"
+        title = f"{self.facts.model}: {self.facts.task_and_corruption}"
         return {"circuit.png": circuits({title: self.study.circuit})}
 
     def sentences(self) -> list[str]:

@@ -56,8 +56,12 @@ def side_by_side(drawings: Sequence[Drawing]) -> Figure:
     Of more than ``MOST_DRAWN`` edges the strongest are drawn, and the title says so.
     """
     with plt.rc_context(STYLE):
+        rows = [_rows(each.circuit.nodes) for each in drawings]
+        # Room for deep and for wide models: a name is about 0.3 inches high and 0.6 wide.
+        height = max(5.6, *(0.33 * len(own) for own in rows))
+        width = max(4.4, *(0.72 * len(names) for own in rows for names in own))
         figure, row = plt.subplots(
-            1, len(drawings), figsize=(4.4 * len(drawings), 5.6), squeeze=False,
+            1, len(drawings), figsize=(width * len(drawings), height), squeeze=False,
             layout="constrained",
         )  # fmt: skip
         for axes, each in zip(row[0], drawings, strict=True):
@@ -67,7 +71,8 @@ def side_by_side(drawings: Sequence[Drawing]) -> Figure:
             _draw(axes, each.circuit, shown, each.weight)
             few = f"\n{len(shown)} of {len(edges):,} edges" if len(shown) < len(edges) else ""
             axes.set_title(each.title + few, fontsize=9, parse_math=False)
-        row[0, 0].plot([], [], color=LINK, lw=2, ls=DASHED, label="link")
+        if any(each.circuit.links for each in drawings):
+            row[0, 0].plot([], [], color=LINK, lw=2, ls=DASHED, label="link")
         row[0, 0].plot([], [], color=RESIDUAL, lw=2, label="residual stream")
         figure.legend(loc="outside lower center", ncols=2)
     return figure
@@ -123,11 +128,8 @@ def _arrow(
 
 def _places(nodes: Sequence[str]) -> dict[str, tuple[float, float]]:
     """Heads of a layer side by side, its MLP above them."""
-    rows: dict[str, list[str]] = {}
-    for name in nodes:
-        rows.setdefault(name.split(".")[0], []).append(name)
     places = {}
-    for y, names in enumerate(rows.values()):
+    for y, names in enumerate(_rows(nodes)):
         width = min(1.0, 0.45 * (len(names) - 1))
         for x, name in zip(np.linspace(-width, width, len(names)), names, strict=True):
             shift = 0.0 if len(names) > 1 or name in ("input", "logits") else (-1) ** y * 0.35
@@ -135,10 +137,20 @@ def _places(nodes: Sequence[str]) -> dict[str, tuple[float, float]]:
     return places
 
 
+def _rows(nodes: Sequence[str]) -> list[list[str]]:
+    """Nodes from below: those of a layer's attention, its MLP, ..."""
+    rows: dict[str, list[str]] = {}
+    for name in nodes:
+        rows.setdefault(name.split(".")[0], []).append(name)
+    return list(rows.values())
+
+
 def _bend(start: tuple[float, float], end: tuple[float, float]) -> float:
-    """Arrows over several rows swing around what lies between."""
+    """Arrows over several rows swing around what lies between, no wider over many."""
     rows = round(end[1] - start[1])
-    return 0.0 if rows <= 1 else 0.12 * min(rows, 4) * (1 if end[0] + start[0] >= 0 else -1)
+    return (
+        0.0 if rows <= 1 else 0.12 * min(rows, 4, 48 / rows) * (1 if end[0] + start[0] >= 0 else -1)
+    )
 
 
 def attribution(title: str, components: Mapping[str, float]) -> Figure:
@@ -158,7 +170,8 @@ def attribution(title: str, components: Mapping[str, float]) -> Figure:
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.axvline(0, color="#999999", lw=0.8)
         axes.set(title=plain(title), xlabel="share of the logit difference (logits)")
-        axes.plot([], [], color=LINK, lw=5, label="along links")
-        axes.plot([], [], color=RESIDUAL, lw=5, label="all else")
-        axes.legend(loc="lower right")
+        if LINK in shades:
+            axes.plot([], [], color=LINK, lw=5, label="along links")
+            axes.plot([], [], color=RESIDUAL, lw=5, label="all else")
+            axes.legend(loc="lower right")
     return figure

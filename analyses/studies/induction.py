@@ -120,12 +120,13 @@ class InductionStudy(Result):
             f"The best prefix matching, of {best}, is {best.score:.3f}; "
             f"even attention has {even:.3f}: {kind}.",
             f"Tokens cost {self.loss.first:.3f} nats where they come first and "
-            f"{self.loss.second:.3f} where they come again.",
+            f"{self.loss.second:.3f} where they come again; guessing costs "
+            f"{self.loss.uniform:.3f}.",
         ]
 
     def tables(self) -> list[Table]:
-        """The best heads of each score, and the loss of tokens that come again."""
-        return [self._heads_table(), self._loss_table()]
+        """The best heads of each score, and the loss of tokens that come again, links edited."""
+        return [self._heads_table(), *([self._loss_table()] if self.edits else [])]
 
     def _heads_table(self) -> Table:
         title = f"Heads on {self.rows} rows of {self.length} random tokens, twice over"

@@ -15,6 +15,7 @@ from resval_lens.analyses.tasks import TASKS, find_task
 from resval_lens.analyses.tasks.task import DRAWN, Asked, Prompt, Task
 from resval_lens.checks import check_whole
 from resval_lens.hooks.prompts import Metric, PromptPairs
+from resval_lens.io.provenance import within
 from resval_lens.load import AS_SAVED, LoadOptions
 from resval_lens.streams import shorthand
 from resval_lens.tasks.leading import NamedToken, named_token
@@ -26,6 +27,7 @@ class Facts:
     """What every report says of a :class:`Problem`.
 
     Attributes:
+        model: its name; of a path that lies elsewhere the last part.
         streams: as :func:`~resval_lens.streams.shorthand` writes them.
         corruption: how corrupted prompts differ.
         prompts: how many.
@@ -130,7 +132,7 @@ class Problem:
         """What every report says of it."""
         cfg = self.model.cfg
         return Facts(
-            self.name,
+            within(self.name),
             shorthand(cfg.streams),
             self.task.title,
             self.corruption,

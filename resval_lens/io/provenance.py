@@ -41,9 +41,14 @@ def provenance(**facts: Any) -> dict[str, Any]:
 def _named(argument: str) -> str:
     """An argument, without the folders that lead out of the one that the command runs in."""
     option, equals, value = argument.rpartition("=") if argument[:2] == "--" else ("", "", argument)
-    path = Path(value)
-    outside = path.is_absolute() or ".." in path.parts
-    return option + equals + (path.name if outside else value)
+    return option + equals + within(value)
+
+
+def within(path: str) -> str:
+    """A path that lies elsewhere by its last part (of a training run's model the last two)."""
+    parts = Path(path).parts
+    outside = Path(path).is_absolute() or ".." in parts
+    return str(Path(*parts[-1 - (parts[-1] == "model") :])) if outside and parts[1:] else path
 
 
 @cache
