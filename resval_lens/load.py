@@ -117,6 +117,8 @@ def load_model(
                 "it is tested on; give the run's folder"
             )
         return classifier(load_run(path.parent, ICLRun))
+    if not path.exists() and (path.is_absolute() or name[:1] in (".", "~") or name.count("/") > 1):
+        raise ValueError(f"no model {name!r}: there is no such folder or file")
     if path.exists() or name in SHIPPED_MODELS or name in TRANSFORMER_LENS_NAMES or "/" in name:
         return language_model(path if path.exists() else name)
     classifiers = shipped_classifiers()

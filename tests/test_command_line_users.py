@@ -35,6 +35,8 @@ def invoke(*arguments: str) -> Any:
         (["patch", "stories-small-value"], "no model 'stories-small-value'; did you mean "
          "'stories-small-values'"),
         (["patch", "gpt-2"], "no model 'gpt-2'; did you mean 'gpt2'"),
+        (["circuit", "/some/where"], "no model '/some/where': there is no such folder or file"),
+        (["patch", "--task", "greaterthan"], "got 'greaterthan'; did you mean 'greater-than'?"),
         (["circuit", "out/none"], "no model 'out/none': It is no folder here"),
         (["eval", "ioi", "stories-small-value"], "did you mean 'stories-small-values'"),
         (["generate", "stories-small-values", "word " * 200], "n_ctx=128 leaves no room"),

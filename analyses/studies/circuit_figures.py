@@ -53,10 +53,14 @@ def circuits(named: Mapping[str, EvaluatedCircuit]) -> Figure:
 def side_by_side(drawings: Sequence[Drawing]) -> Figure:
     """Circuits, the input below and the logits above; links in colour.
 
-    Of more than ``MOST_DRAWN`` edges the strongest are drawn, and the title says so.
+    Of more than ``MOST_DRAWN`` edges the strongest are drawn, with their nodes, and the title says
+    so.
     """
     with plt.rc_context(STYLE):
-        rows = [_rows(each.circuit.nodes) for each in drawings]
+        drawn = [_strongest(each) for each in drawings]
+        rows = [
+            _rows(_nodes(each.circuit, shown)) for each, shown in zip(drawings, drawn, strict=True)
+        ]
         # Room for deep and for wide models: a name is about 0.3 inches high and 0.6 wide.
         height = max(5.6, *(0.33 * len(own) for own in rows))
         width = max(4.4, *(0.72 * len(names) for own in rows for names in own))
@@ -64,10 +68,8 @@ def side_by_side(drawings: Sequence[Drawing]) -> Figure:
             1, len(drawings), figsize=(width * len(drawings), height), squeeze=False,
             layout="constrained",
         )  # fmt: skip
-        for axes, each in zip(row[0], drawings, strict=True):
-            weights, edges = each.weights, each.circuit.edges
-            drawn = set(sorted(weights, key=lambda edge: -abs(weights[edge]))[:MOST_DRAWN])
-            shown = {edge: weights[edge] for edge in edges if edge in drawn}
+        for axes, each, shown in zip(row[0], drawings, drawn, strict=True):
+            edges = each.circuit.edges
             _draw(axes, each.circuit, shown, each.weight)
             few = f"\n{len(shown)} of {len(edges):,} edges" if len(shown) < len(edges) else ""
             axes.set_title(each.title + few, fontsize=9, parse_math=False)
@@ -78,8 +80,24 @@ def side_by_side(drawings: Sequence[Drawing]) -> Figure:
     return figure
 
 
+def _strongest(each: Drawing) -> dict[str, float]:
+    """The edges that are drawn, with their weights."""
+    weights = each.weights
+    drawn = set(sorted(weights, key=lambda edge: -abs(weights[edge]))[:MOST_DRAWN])
+    return {edge: weights[edge] for edge in each.circuit.edges if edge in drawn}
+
+
+def _nodes(circuit: NamedCircuit, drawn: Mapping[str, float]) -> list[str]:
+    """Every node; where not every edge is drawn those of the edges that are."""
+    if len(drawn) == len(circuit.edges):
+        return list(circuit.nodes)
+    ends = {end for edge in drawn for end in edge.split("->")}
+    own = {name for end in ends for name in circuit.groups.get(end, (end.split("<")[0],))}
+    return [name for name in circuit.nodes if name in own | {"input", "logits"}]
+
+
 def _draw(axes: Axes, circuit: NamedCircuit, weights: Mapping[str, float], weight: str) -> None:
-    places = _places(circuit.nodes)
+    places = _places(_nodes(circuit, weights))
     largest = max((abs(value) for value in weights.values()), default=1.0) or 1.0
     for edge in weights:
         source, target = edge.split("->")

@@ -1,5 +1,6 @@
 """What models are asked in studies: tasks by name or in files, and a model on a task's prompts."""
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from resval_lens.analyses.tasks.files import read_task
@@ -53,7 +54,9 @@ def find_task(task: str | Path | Task) -> Task:
     path = Path(task)
     if path.suffix in ENDINGS or path.is_file():
         return read_task(path)
+    near = get_close_matches(str(task), TASKS, n=1)
+    meant = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(
         f"task must be one of {', '.join(TASKS)}, or a file ({', '.join(ENDINGS)}); got "
-        f"{str(task)!r}"
+        f"{str(task)!r}{meant}"
     )

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 TRIES = 50
 """Drafts for each prompt that is asked for, before a tokenizer is said to have too few."""
+ENOUGH = 5_000
+"""Drafts without a new prompt, before there are said to be no more."""
 
 
 @dataclass(frozen=True)
@@ -130,12 +132,15 @@ class TextTask(AnswerTask):
 
         clean, corrupt = Random(seed), Random(f"{seed} corrupted")
         found: dict[str, TextPrompt] = {}
+        missed = 0  # drafts since the last new prompt
         for _ in range(TRIES * count):
-            if len(found) == count:
+            if len(found) == count or missed > ENOUGH:
                 break
+            missed += 1
             each = self.prompt(clean, corrupt, kind, words)
             both = [token_ids(words.tokenizer, text) for text in (each.text, each.corrupted)]
             if len(both[0]) == len(both[1]) and both[0] != both[1]:
+                missed *= each.text in found
                 found.setdefault(each.text, each)
         if len(found) < count:
             raise ValueError(
