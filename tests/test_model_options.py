@@ -133,3 +133,15 @@ def test_results_name_no_folder_of_this_machine(given: str, shown: str) -> None:
     model = worded().model
     problem = TASKS["pronoun"].draw(Loaded(given, model), 1)
     assert problem.facts().model == shown
+
+
+def test_classifiers_take_these_options_too(tmp_path: Path) -> None:
+    asked = ["patch", "values", "--prompts", "8", "--json", "--quiet", "--out", tmp_path]
+    plain, found = (
+        json.loads(invoke(*asked, *more).stdout)
+        for more in ([], ["--dtype", "float64", "--streams", "v"])
+    )
+    assert found["dtype"] == "float64"
+    refused = invoke(*asked, "--fold").exception
+    assert "a classifier has no weights to process" in str(refused)
+    assert found["source"] == pytest.approx(plain["source"], rel=1e-4)

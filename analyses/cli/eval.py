@@ -49,7 +49,9 @@ def ioi_command(
         typer.Argument(
             help="Language models by name or folder, classic and with streams, seeds together.",
             show_default="the shipped pair",
-            autocompletion=completion.one_of(*completion.LANGUAGE_MODELS),
+            autocompletion=completion.one_or_file(
+                *completion.LANGUAGE_MODELS, endings=completion.MODEL_FILES
+            ),
         ),
     ] = None,
     prompts: Prompts = 500,
@@ -119,7 +121,9 @@ def harness_command(
         list[Path],
         typer.Argument(
             help="Language models by name or folder.",
-            autocompletion=completion.one_of(*completion.LANGUAGE_MODELS),
+            autocompletion=completion.one_or_file(
+                *completion.LANGUAGE_MODELS, endings=completion.MODEL_FILES
+            ),
         ),
     ],
     tasks: Annotated[

@@ -106,20 +106,25 @@ _NAMED = (
     "folder (a saved model, a training run, of Hugging Face), a .gguf file, user/name on the "
     "hub, or a name that TransformerLens knows, like gpt2."
 )
-Model = Annotated[str, typer.Argument(help=_NAMED, autocompletion=one_of(*completion.MODELS))]
+Model = Annotated[
+    str,
+    typer.Argument(
+        help=_NAMED, autocompletion=one_or_file(*completion.MODELS, endings=completion.MODEL_FILES)
+    ),
+]
 MaybeModel = Annotated[
     str | None,
     typer.Argument(
         help=_NAMED,
         show_default="the classifiers that ship",
-        autocompletion=one_of(*completion.MODELS),
+        autocompletion=one_or_file(*completion.MODELS, endings=completion.MODEL_FILES),
     ),
 ]
 LanguageModel = Annotated[
     Path,
     typer.Argument(
         help=_NAMED.replace(" or a classifier", "").replace(", values", ""),
-        autocompletion=one_of(*completion.LANGUAGE_MODELS),
+        autocompletion=one_or_file(*completion.LANGUAGE_MODELS, endings=completion.MODEL_FILES),
     ),
 ]
 DType = Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from resval_lens.analyses.tasks.task import DRAWN, Asked, Task
@@ -73,6 +74,8 @@ class InContext(Task):
             )
         first = ICLBatch(*(x[:count].clone() for x in batch))  # lets go of the others
         pairs = icl_pairs(world, first, kind).to(model.cfg.device)  # type: ignore[arg-type]
+        clean, corrupted = (x.to(model.cfg.dtype) for x in (pairs.clean, pairs.corrupted))
+        pairs = replace(pairs, clean=clean, corrupted=corrupted)
         return Problem(name, model, self, kind, recorded.run.seed, pairs)
 
     def tokens(self, problem: Problem) -> list[str]:
