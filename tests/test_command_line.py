@@ -370,7 +370,7 @@ def completed(monkeypatch: pytest.MonkeyPatch, line: str) -> list[str]:
     [
         ("--figures ", ["png", "svg", "pdf"]),
         ("patch stories", ["stories-small-classic", "stories-small-values"]),
-        ("patch resval_", ["resval_lens/"]),
+        ("patch resval_lens/dat", ["resval_lens/data/"]),
         ("generate stories-small-v", ["stories-small-values"]),
         ("plan t", ["tinystories-8m"]),
         ("reproduce figure-3", ["figure-3"]),
