@@ -72,6 +72,7 @@ FAINT = """() => {
   return [seen.length, faint];
 }"""
 
+ATTENTION = ("attention", "whole model")
 FRAMES = "() => new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))"
 
 NAMELESS = """() => [...document.querySelectorAll(
@@ -91,6 +92,7 @@ def displays() -> dict[str, Display]:
         "curves": show_link_ablation(ablation([0.0, 0.5, 1.0])),
         "bars": show_link_ablation(ablation()),
         "attention": show_attention({"classic": one, "values": other}, list("abcde")),
+        "whole model": show_attention([patterns(9, 5, seed) for seed in range(5)], list("abcde")),
     }
 
 
@@ -145,17 +147,19 @@ def colours(picture: Any) -> int:
     return len(np.unique(drawn.reshape(-1, drawn.shape[-1]), axis=0))
 
 
-@pytest.mark.parametrize("name", ["small", "wide", "circuit", "curves", "bars", "attention"])
+@pytest.mark.parametrize(
+    "name", ["small", "wide", "circuit", "curves", "bars", "attention", "whole model"]
+)
 def test_a_saved_page_opens_offline_wide_and_narrow(browser, pages, name):  # noqa: F811
     """No errors, no requests, no sideways overflow; all is named; words stand out in the dark."""
     for size, dark in ((DESKTOP, False), (PHONE, True)):
         with opened(browser, pages[name], size, dark, touch=dark) as page:
-            if name == "attention":
+            if name in ATTENTION:
                 page.wait_for_function(DRAWN)
             assert page.title()
             assert page.evaluate(NAMELESS) == []
             words, faint = page.evaluate(FAINT)
-            assert words >= (2 if name == "attention" else 6)
+            assert words >= (2 if name in ATTENTION else 6)
             assert faint == []
             paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
             assert (sum(map(int, re.findall(r"\d+", paper))) < 150) == dark
