@@ -7,27 +7,65 @@ from typing import Annotated, Any
 
 import typer
 
+from resval_lens.analyses.cli import completion
+from resval_lens.analyses.cli.completion import of_task, one_of
 from resval_lens.analyses.cli.icl import load_recorded, train_icl_runs
 from resval_lens.analyses.cli.options import (
+    CorruptedBy,
+    Device,
+    General,
     Jobs,
     Json,
     MaybeSeeds,
     MaybeSteps,
+    Prepend,
     Prompts,
     Quiet,
     Runs,
     Seed,
     Sequences,
+    TaskName,
     Train,
     notes,
     only_with_train,
+    tell_left_out,
     writable,
 )
 from resval_lens.analyses.cli.reporting import report
+from resval_lens.analyses.tasks import TASKS, Asked
 from resval_lens.numbers import numbers
+
+OF_MODELS = ("task", "corruption", "metric", "general", "prepend", "device")
+OF_RUNS = ("runs", "lm_runs", "train", "seeds", "steps", "sequences", "link_sequences",
+           "circuit_sequences", "jobs", "page")  # fmt: skip
 
 
 def compare_command(
+    context: typer.Context,
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Two models: by name, or folders or files of any kind that is known.",
+            show_default="classic and residual-value runs",
+            metavar="[MODEL MODEL]",
+            autocompletion=one_of(*completion.MODELS),
+        ),
+    ] = None,
+    task: TaskName = None,
+    corruption: CorruptedBy = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="That circuits, patching and links are measured by: "
+            + "; ".join(f"{each.name} {', '.join(each.metrics)}" for each in TASKS.values())
+            + ".",
+            show_default="the task's first",
+            autocompletion=of_task(lambda each: each.metrics),
+        ),
+    ] = None,
+    general: General = False,
+    prepend: Prepend = "auto",
+    device: Device = "cpu",
     runs: Runs = None,
     lm_runs: Annotated[
         Path | None,
@@ -67,7 +105,14 @@ def compare_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare classic with residual-stream models: what does the value link do?
+    """Compare two models on a task; or classic with residual-stream runs: what does the link do?
+
+    Two models, of any size and tokenizer: measures, compared prompt by prompt where both read the
+    same texts; links cut, resampled and scaled; z and the residual stream patched; the circuit by
+    eap, on as many other prompts; attribution. `resval-lens compare stories-small-classic
+    stories-small-values --task ioi` is such a comparison.
+
+    Without models, all that ships, or the runs of folders:
 
     Two-layer classifiers: accuracies; links cut, scaled and mean-ablated; the classic weights with
     a link grafted on and the values weights without theirs; attention. Language models on indirect
@@ -82,6 +127,19 @@ def compare_command(
 
     Example: `resval-lens compare --report out`
     """
+    given = {
+        name for name in context.params
+        if getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"
+    }  # fmt: skip
+    for name in OF_RUNS if models else OF_MODELS:
+        if name in given:
+            shown = {"page": "report"}.get(name, name).replace("_", "-")
+            whom = "runs, without models by name" if models else "two models by name"
+            raise ValueError(f"--{shown} is for comparing {whom}")
+    if models:
+        asked = Asked(seed if "seed" in given else None, corruption, general, prepend)
+        _two_models(models, prompts, asked, task, metric, device, to, as_json, quiet)
+        return
     from resval_lens.analyses.comparison.circuit_compare import (
         check_counts,
         check_models,
@@ -102,8 +160,8 @@ def compare_command(
     to = to or page or Path("out")
     check_counts(sequences=sequences, link_sequences=link_sequences, prompts=prompts)
     wanted = None if seeds is None else numbers(seeds)
-    models = compared_models(lm_runs)
-    check_models(models, prompts, seed)
+    language_models = compared_models(lm_runs)
+    check_models(language_models, prompts, seed)
     curves = load_runs(LMRun) if lm_runs is None else load_runs(LMRun, lm_runs)
     for folder in (to, *([page] if page else [])):
         writable(folder)
@@ -122,7 +180,7 @@ def compare_command(
     check_sizes(found, circuit_sequences, prompts)
     sizes = Sizes(sequences, link_sequences, circuit_sequences, prompts, seed)
     with notes(quiet) as note:
-        measured = compare_all(found, models, sizes, jobs or cores(), note)
+        measured = compare_all(found, language_models, sizes, jobs or cores(), note)
     study = Comparison(
         measured.classifiers,
         emergence(found, 0.95),
@@ -153,3 +211,24 @@ def compare_command(
         study, to, "compare", as_json=as_json, figures=drawn,
         pages={page / "report.html": html} if page else None,
     )  # fmt: skip
+
+
+def _two_models(
+    models: list[str], prompts: int, asked: Asked, task: str | None, metric: str | None,
+    device: str, to: Path | None, as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Two models on one task; only they are loaded."""
+    from resval_lens.analyses.comparison.two_models import compare_two, pose_alike
+    from resval_lens.runtime import one_thread
+
+    to = to or Path("out")
+    with notes(quiet) as note, one_thread():
+        note("prompts")
+        posed = pose_alike(models, prompts, asked, task, device)
+        for each in posed.scored:
+            tell_left_out(each.left_out, quiet)
+        if metric is not None:
+            posed = posed.by(metric)
+        writable(to)
+        found = compare_two(posed, note)
+    report(found, to, "compare", as_json=as_json)

@@ -121,7 +121,7 @@ class AblationStudy(Result):
                 if name in shown and (not number or ".h" not in name or len(names) == 1):
                     table.add_row(f"  {name}", *(f"{cells[name, e]:.3f}" for e in self.edited))
         lines = [f"{name}: a link {meaning}" for name, meaning in self.edits.items()]
-        if len(names) > 1:
+        if len(names) > 1 and any("." in name for name in names):
             lines.append("every link alone, in every measure: in the JSON")
         table.caption = "\n".join(lines)
         return table
@@ -161,6 +161,7 @@ def ablation_study(
     of: str | None = None,
     layers: Numbers | None = None,
     heads: Numbers | None = None,
+    alone: bool = True,
     max_tokens: int = MAX_TOKENS,
     text: Int[Tensor, "row pos"] | None = None,
     note: Note = lambda text: None,
@@ -174,6 +175,7 @@ def ablation_study(
         edits: some of ``ABLATIONS``; all of them by default.
         scales: factors c of further edits.
         of, layers, heads: the links: see :func:`~resval_lens.hooks.links.links`.
+        alone: edit each link alone, too, besides all and each layer's.
         max_tokens: rows × positions of one model call, one prompt at least.
         text: rows of stories, on which the loss with each group of links cut stands beside.
         note: called with what is being done.
@@ -191,7 +193,7 @@ def ablation_study(
         raise ValueError(f"there is no edit; name one of {', '.join(ABLATIONS)} or a scale")
     chosen = links(model, of, layers, heads)
     pairs = ready(model, pairs)
-    named = groups(model, chosen)
+    named = groups(model, chosen, alone)
     of_others = [name for name in edits if ABLATIONS[name].of_others]
     own = [name for name in edits if not ABLATIONS[name].of_others]
     scaled = {f"scale {c:g}": scale(c) for c in scales}
@@ -290,8 +292,11 @@ def _cut(pairs: PromptPairs, end: int) -> PromptPairs:
     return replace(pairs, clean=clean, corrupted=corrupted, mask=mask)
 
 
-def groups(model: ResValTransformer, chosen: Sequence[Link]) -> dict[str, list[Link]]:
-    """Links by name: ``all`` (or ``chosen``, if it is not all), whole layers' (``v1``), each alone.
+def groups(
+    model: ResValTransformer, chosen: Sequence[Link], alone: bool = True
+) -> dict[str, list[Link]]:
+    """Links by name: ``all`` (or ``chosen``, if it is not all), whole layers' (``v1``), each
+    ``alone``.
 
     Groups of the same links are one, by its last name.
     """
@@ -299,7 +304,9 @@ def groups(model: ResValTransformer, chosen: Sequence[Link]) -> dict[str, list[L
     whole = "all" if set(chosen) == set(every["all"]) else "chosen"
     named = {whole: list(chosen)}
     named |= {
-        name: group for name, group in every.items() if name != "all" and set(group) <= set(chosen)
+        name: group
+        for name, group in every.items()
+        if name != "all" and set(group) <= set(chosen) and (alone or "." not in name)
     }
     by_links = {frozenset(group): name for name, group in named.items()}
     return {name: named[name] for name in by_links.values()}

@@ -66,7 +66,7 @@ class IndirectObjects(Task):
         lead = leading_token(model, asked.prepend)
         which: Any = "general" if general else "unseen"
         try:
-            drawn, left_out = draw_ioi(model.tokenizer, count, seed, which)
+            drawn, left_out = draw_ioi(model.tokenizer, count, seed, which, asked.tokenizers)
             pairs, where = pairs_and_positions(model.tokenizer, drawn, lead, kind, seed)  # type: ignore[arg-type]
         except ValueError as error:
             which = "general prompts" if general else "stories' prompts"

@@ -35,6 +35,7 @@ from resval_lens.tasks.ioi import (
     encode,
     generate_prompts,
     sayable,
+    sayable_by_all,
     token_ids,
 )
 from resval_lens.tasks.ioi_corruptions import Kind, corrupted_texts, encode_corrupted, positions
@@ -103,7 +104,11 @@ class Drawn(NamedTuple):
 
 
 def draw_ioi(
-    tokenizer: Any, count: int, seed: int, which: Literal["seen", "unseen", "general"] = "unseen"
+    tokenizer: Any,
+    count: int,
+    seed: int,
+    which: Literal["seen", "unseen", "general"] = "unseen",
+    others: Sequence[Any] = (),
 ) -> Drawn:
     """``count`` prompts whose names are one token each.
 
@@ -111,11 +116,14 @@ def draw_ioi(
     :func:`~resval_lens.tasks.stories.ioi_prompts`, drawn among the names that the tokenizer has.
     Where it has all of them, leaving names out changes nothing.
 
+    Args:
+        others: further tokenizers, which must have the names, too.
+
     Raises:
         ValueError: fewer than three names are left, or too few for so many prompts.
     """
     known = NAMES if which == "general" else STORY_NAMES
-    left = sayable(tokenizer, known)
+    left = sayable_by_all((tokenizer, *others), known)
     left_out = [name for name in known if name not in left]
     if len(left) < 3:
         raise ValueError(

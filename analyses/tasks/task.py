@@ -37,6 +37,8 @@ class Asked:
             that differs; those before it are part of the prompt.
         chat: prompts are a user's messages in the tokenizer's chat template, which the model
             replies to; ``prepend`` is the template's.
+        tokenizers: of other models that are asked the same: words that are not one token with
+            each of them, too, are left out, so that all are given the same texts.
     """
 
     seed: int | None = None
@@ -45,6 +47,7 @@ class Asked:
     prepend: str = "auto"
     several_tokens: bool = False
     chat: bool = False
+    tokenizers: tuple[Any, ...] = ()
 
 
 DRAWN = Asked()

@@ -44,10 +44,15 @@ class TextPrompt:
 
 
 class Words:
-    """Words that are one token after a space, and those that had to be left out."""
+    """Words that are one token after a space, and those that had to be left out.
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+    Args:
+        tokenizer: whose tokens they become.
+        others: with which they are one token, too.
+    """
+
+    def __init__(self, tokenizer: Any, *others: Any) -> None:
+        self.tokenizer, self.tokenizers = tokenizer, (tokenizer, *others)
         self.left_out: list[str] = []
         self._known: dict[str, bool] = {}
 
@@ -57,11 +62,11 @@ class Words:
         Raises:
             ValueError: fewer than ``least`` are.
         """
-        from resval_lens.tasks.ioi import sayable
+        from resval_lens.tasks.ioi import sayable_by_all
 
         words = list(dict.fromkeys(words))
         new = [word for word in words if word not in self._known]
-        said = set(sayable(self.tokenizer, new))
+        said = set(sayable_by_all(self.tokenizers, new))
         self._known |= {word: word in said for word in new}
         self.left_out += [word for word in new if word not in said]
         found = [word for word in words if self._known[word]]
@@ -138,8 +143,11 @@ class TextTask(AnswerTask):
                 break
             missed += 1
             each = self.prompt(clean, corrupt, kind, words)
-            both = [token_ids(words.tokenizer, text) for text in (each.text, each.corrupted)]
-            if len(both[0]) == len(both[1]) and both[0] != both[1]:
+            both = [
+                [token_ids(tokenizer, text) for text in (each.text, each.corrupted)]
+                for tokenizer in words.tokenizers
+            ]
+            if all(len(own) == len(other) and own != other for own, other in both):
                 missed *= each.text in found
                 found.setdefault(each.text, each)
         if len(found) < count:
@@ -153,7 +161,7 @@ class TextTask(AnswerTask):
         from resval_lens.analyses.tasks.posing import posed, tokenizer_of
 
         kind, seed = self.corruption(loaded, asked), asked.seed or 0
-        words = Words(tokenizer_of(loaded))
+        words = Words(tokenizer_of(loaded), *asked.tokenizers)
         try:
             prompts = self.drawn(count, seed, kind, words)
         except ValueError as error:

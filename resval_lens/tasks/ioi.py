@@ -353,6 +353,13 @@ def sayable(tokenizer: Any, names: Sequence[str]) -> list[str]:
     return found
 
 
+def sayable_by_all(tokenizers: Sequence[Any], names: Sequence[str]) -> list[str]:
+    """Those of ``names`` that are :func:`sayable` with every tokenizer."""
+    for tokenizer in tokenizers:
+        names = sayable(tokenizer, names)
+    return list(names)
+
+
 def _unknown_id(tokenizer: Any) -> int | None:
     if hasattr(tokenizer, "token_to_id"):
         unknown = getattr(tokenizer.model, "unk_token", None)

@@ -1,0 +1,302 @@
+"""What ``resval-lens compare MODEL MODEL`` says of two models on one task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product, zip_longest
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from resval_lens.analyses.circuits.study import CircuitStudy
+from resval_lens.analyses.comparison.circuit_findings import TaskCircuit
+from resval_lens.analyses.results.result import FLAT, Result
+from resval_lens.analyses.results.seeds import TTests
+from resval_lens.analyses.results.tables import NARROW, Row, optional, table
+from resval_lens.analyses.studies.ablation import AblationStudy
+from resval_lens.analyses.studies.attribution import HeadShares
+from resval_lens.analyses.studies.patching import Patching
+from resval_lens.analyses.tasks.problem import Facts
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+SHOWN = 8
+"""Cells, or components, that a table has of each model."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a model is; ``parameters``: how many numbers."""
+
+    layers: int
+    heads: int
+    d_model: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Attributed:
+    """Direct logit attribution, means over prompts.
+
+    Attributes:
+        total: logit of the answer over that of the strongest wrong one.
+        heads: what all heads write of it, by where their values come from.
+        top: what single heads write, own values and those along links apart, largest first.
+    """
+
+    total: float
+    heads: HeadShares
+    top: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ModelFound:
+    """What was found in one model.
+
+    Attributes:
+        clean, corrupted: mean measures, the metric first.
+        links: None of a model without links.
+        patched: its z by layer and head, its residual stream by layer and position.
+        left_out: parts that it does not have, or could not be asked, and why.
+    """
+
+    facts: Facts = field(metadata=FLAT)
+    size: Size
+    clean: Mapping[str, float]
+    corrupted: Mapping[str, float]
+    links: AblationStudy | None
+    patched: tuple[Patching, ...]
+    circuit: CircuitStudy | None
+    attribution: Attributed | None
+    left_out: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The second model's mean minus the first's, of one measure.
+
+    Attributes:
+        prompts: ``clean`` or ``corrupted``.
+        tests: the second against the first, over prompts; paired where both read the same.
+    """
+
+    measure: str
+    prompts: str
+    difference: float
+    tests: TTests = field(metadata=FLAT)
+
+
+@dataclass(frozen=True)
+class ComparedModels(Result):
+    """Two models on one task.
+
+    Attributes:
+        unlike: why they do not read the same prompts; empty if they do.
+        differences: of every measure, tests corrected for being so many.
+    """
+
+    unlike: str
+    models: tuple[ModelFound, ModelFound]
+    differences: tuple[Difference, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """The models' names: the last parts of paths, unless these are one."""
+        whole = [each.facts.model for each in self.models]
+        short = [PurePath(name).name or name for name in whole]
+        return short if len(set(short)) > 1 else whole
+
+    def tables(self) -> list[Table | str]:
+        """Measures; links edited; the cells, heads and circuits that carry the answer."""
+        shown: list[Table | str] = [self._measures()]
+        for name, each in zip(self.names, self.models, strict=True):
+            if each.links is not None:
+                shown.append(_edited(name, each.links))
+        shown += self._cells()
+        parts = [each.attribution for each in self.models]
+        if any(parts):
+            top = [list(each.top.items()) if each else [] for each in parts]
+            shown.append(self._ranked("Heads that write the answer (attribution, logits)", top))
+        if any(each.circuit for each in self.models):
+            shown.append(self._circuits())
+        return shown
+
+    def _measures(self) -> Table:
+        facts = self.models[0].facts
+        rows = []
+        for each in self.differences:
+            values = [getattr(model, each.prompts)[each.measure] for model in self.models]
+            p = each.tests.p_holm if self.unlike else each.tests.p_paired_holm
+            rows.append(
+                (
+                    each.measure,
+                    each.prompts,
+                    *(f"{value:.3f}" for value in values),
+                    f"{each.difference:+.3f}",
+                    optional(p, ".2g"),
+                )
+            )
+        how = "independent, as each model has prompts of its own" if self.unlike else "paired"
+        sizes = "\n".join(
+            f"{name}: {model.size.layers} layers of {model.size.heads} heads, "
+            f"{model.size.parameters:,} parameters, streams {model.facts.streams or 'none'}"
+            for name, model in zip(self.names, self.models, strict=True)
+        )
+        return _folded(
+            f"{facts.task_and_corruption}, {facts.prompts} prompts\n{sizes}",
+            ("measure", "prompts"),
+            (*self.names, "difference", "p"),
+            rows,
+            f"(p: t-test over prompts, {how}; corrected by Holm for this table)",
+        )
+
+    def _cells(self) -> Iterator[Table]:
+        """Of each site, the cells that recover most of the gap."""
+        sites = [{each.site: each for each in model.patched} for model in self.models]
+        for site in dict.fromkeys(site for own in sites for site in own):
+            cells = [cells_of(own[site]) if site in own else [] for own in sites]
+            yield self._ranked(f"{site} taken from the clean run: share recovered", cells)
+
+    def _ranked(self, title: str, several: Sequence[Sequence[tuple[str, float]]]) -> Table:
+        rows = [
+            [cell for one in pair for cell in ((one[0], f"{one[1]:+.3f}") if one else ("", ""))]
+            for pair in zip_longest(*(each[:SHOWN] for each in several))
+        ]
+        made = table(title, (), (), (), style=NARROW)
+        for name in self.names:
+            made.add_column(name, no_wrap=True)
+            made.add_column("", justify="right")
+        for row in rows:
+            made.add_row(*row)
+        return made
+
+    def _circuits(self) -> Table:
+        columns = []
+        for each in self.models:
+            found = each.circuit
+            if found is None:
+                columns.append([""] * 6)
+                continue
+            own, links = found.circuit, found.links
+            columns.append(
+                [
+                    f"{own.n_edges:,}",
+                    f"{own.n_edges_of_model:,}",
+                    optional(own.faithfulness, "z.3f"),
+                    f"{len(own.links):,}",
+                    optional(own.faithfulness_without_links if own.links else None, "z.3f"),
+                    optional(
+                        links.faithfulness_of_model_with_links_corrupted if links else None, "z.3f"
+                    ),
+                ]
+            )
+        words = (
+            "edges",
+            "edges of the model",
+            "faithfulness",
+            "edges that are links",
+            "faithfulness without them",
+            "faithfulness, all links corrupted",
+        )
+        return _folded(
+            "The circuit: the fewest edges that are faithful enough",
+            ("",),
+            self.names,
+            zip(words, *columns, strict=True),
+            "(found by eap; evaluated on as many other prompts)",
+        )
+
+    def sentences(self) -> list[str]:
+        """How the models differ, what each one's links do, and where its answer is."""
+        one, other = self.names
+        metric = self.models[0].facts.metric
+        said = []
+        for each in self.differences:
+            if each.prompts == "clean":
+                how = "the same in both models" if not each.difference else (
+                    f"{abs(each.difference):.3f} {'higher' if each.difference > 0 else 'lower'} in "
+                    f"{other} than in {one}"
+                )  # fmt: skip
+                said.append(f"{_begun(each.measure)} on clean prompts is {how}.")
+        for name, model in zip(self.names, self.models, strict=True):
+            if model.links is not None:
+                cut = model.links.cells(metric)[model.links.names[0], "zero"]
+                said.append(f"{name}: {metric} is {cut:.3f} with all links cut.")
+            for patched in model.patched:
+                cell, share = cells_of(patched)[0]
+                said.append(f"{name}: {cell} ({patched.site}) recovers {share:.0%} of the gap.")
+            if model.circuit is not None:
+                own = model.circuit.circuit
+                links = f", {len(own.links):,} of them links" if own.links else ""
+                said.append(f"{name}: the circuit has {own.n_edges:,} edges{links}.")
+            said += [
+                f"{name}: {part} left out: {why}"
+                for part, why in model.left_out.items()
+                if part != "links"
+            ]
+        if self.unlike:
+            said.append(f"Prompts of the two models differ: {self.unlike}")
+        return said
+
+    def figures(self) -> dict[str, Figure]:
+        """Of each model what was patched, ablated and attributed; of both, faithfulness by size."""
+        from resval_lens.analyses.comparison.figures import faithfulness
+        from resval_lens.analyses.studies.circuit_figures import attribution
+        from resval_lens.analyses.studies.intervention_figures import ablated
+
+        drawn: dict[str, Figure] = {}
+        most = max((each.largest for model in self.models for each in model.patched), default=1.0)
+        circuits = []
+        for number, (name, model) in enumerate(zip(self.names, self.models, strict=True), 1):
+            task = model.facts.task_and_corruption
+            for each in model.patched:
+                drawn[f"patch-{each.site}-{number}.png"] = each.figure(max(1.0, most))
+            if model.links is not None:
+                drawn[f"ablate-{number}.png"] = ablated(model.links, name, task)
+            if model.attribution is not None and model.attribution.top:
+                drawn[f"attribute-{number}.png"] = attribution(name, model.attribution.top)
+            if model.circuit is not None:
+                circuits.append(
+                    TaskCircuit(task, model.facts.metric, name, None, name, model.circuit)
+                )
+        if circuits:
+            drawn["faithfulness.png"] = faithfulness(circuits)
+        return drawn
+
+
+def _folded(
+    title: str, words: Sequence[str], numbers: Sequence[str], rows: Iterable[Row], caption: str
+) -> Table:
+    """A table whose columns are headed by models' names, which may be long."""
+    made = table(title, words, numbers, rows, caption, NARROW)
+    for column in made.columns:
+        column.overflow = "fold"
+    return made
+
+
+def _edited(name: str, links: AblationStudy) -> Table:
+    """The metric with links edited."""
+    cells = links.cells(links.metric)
+    rows = [
+        [group, *(f"{cells[group, edit]:.3f}" for edit in links.edited)] for group in links.names
+    ]
+    edits = "\n".join(f"{edit}: a link {meaning}" for edit, meaning in links.edits.items())
+    title = f"{name}: {links.metric}, links edited (unedited {links.clean[links.metric]:.3f})"
+    return table(title, ("links",), links.edited, rows, edits, NARROW)
+
+
+def cells_of(patched: Patching) -> list[tuple[str, float]]:
+    """Each cell's name, "layer 2, head 1", and the share that it recovers, largest first."""
+    names = [
+        ", ".join(f"{axis} {label}" for axis, label in zip(patched.axes, place, strict=True))
+        for place in product(*patched.axes.values())
+    ]
+    shares = patched.recovered.cpu().double().flatten().tolist()
+    found = zip(names, shares, strict=True)
+    return sorted(found, key=lambda cell: -abs(cell[1]))
+
+
+def _begun(text: str) -> str:
+    return text[:1].upper() + text[1:]
