@@ -111,7 +111,7 @@ def test_every_command_says_where_models_run():
     for name in without:
         assert re.search(said, COMMANDS[name].__doc__ or ""), name
     assert set(COMMANDS) - set(without) == {
-        "generate", "patch", "ablate", "circuit", "attribute", "induction", "eval ioi",
+        "compare", "generate", "patch", "ablate", "circuit", "attribute", "induction", "eval ioi",
         "eval harness",
     }  # fmt: skip
 

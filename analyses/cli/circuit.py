@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from resval_lens.analyses.circuits.methods import METHODS
-from resval_lens.analyses.cli.completion import of_task, one_of
+from resval_lens.analyses.cli.completion import one_of
 from resval_lens.analyses.cli.options import (
     Chat,
     CorruptedBy,
@@ -20,6 +20,7 @@ from resval_lens.analyses.cli.options import (
     LanguageModel,
     MaybeSeed,
     MaybeStreams,
+    MetricName,
     Model,
     Out,
     Prepend,
@@ -33,7 +34,6 @@ from resval_lens.analyses.cli.options import (
     writable,
 )
 from resval_lens.analyses.cli.reporting import report
-from resval_lens.analyses.tasks import TASKS
 from resval_lens.numbers import numbers
 
 AVERAGING = {name: method.steps for name, method in METHODS.items() if method.steps}
@@ -102,16 +102,7 @@ def circuit_command(
             show_default="edges are scored",
         ),
     ] = None,
-    metric: Annotated[
-        str | None,
-        typer.Option(
-            help="That edges are scored and the circuit is chosen by: "
-            + "; ".join(f"{task.name} {', '.join(task.metrics)}" for task in TASKS.values())
-            + ".",
-            show_default="the task's first",
-            autocompletion=of_task(lambda task: task.metrics),
-        ),
-    ] = None,
+    metric: MetricName = None,
     prompts: Prompts = 64,
     seed: MaybeSeed = None,
     task: TaskName = None,

@@ -8,40 +8,35 @@ from typing import Annotated, Any
 import typer
 
 from resval_lens.analyses.cli import completion
-from resval_lens.analyses.cli.completion import of_task, one_of
+from resval_lens.analyses.cli.completion import one_of
 from resval_lens.analyses.cli.icl import load_recorded, train_icl_runs
 from resval_lens.analyses.cli.options import (
     CorruptedBy,
     Device,
     General,
-    Jobs,
     Json,
+    MaybeSeed,
     MaybeSeeds,
     MaybeSteps,
+    MetricName,
     Prepend,
     Prompts,
     Quiet,
     Runs,
-    Seed,
-    Sequences,
     TaskName,
     Train,
     notes,
+    only_for,
     only_with_train,
     tell_left_out,
     writable,
 )
 from resval_lens.analyses.cli.reporting import report
-from resval_lens.analyses.tasks import TASKS, Asked
+from resval_lens.analyses.tasks import Asked
 from resval_lens.numbers import numbers
-
-OF_MODELS = ("task", "corruption", "metric", "general", "prepend", "device")
-OF_RUNS = ("runs", "lm_runs", "train", "seeds", "steps", "sequences", "link_sequences",
-           "circuit_sequences", "jobs", "page")  # fmt: skip
 
 
 def compare_command(
-    context: typer.Context,
     models: Annotated[
         list[str] | None,
         typer.Argument(
@@ -53,16 +48,7 @@ def compare_command(
     ] = None,
     task: TaskName = None,
     corruption: CorruptedBy = None,
-    metric: Annotated[
-        str | None,
-        typer.Option(
-            help="That circuits, patching and links are measured by: "
-            + "; ".join(f"{each.name} {', '.join(each.metrics)}" for each in TASKS.values())
-            + ".",
-            show_default="the task's first",
-            autocompletion=of_task(lambda each: each.metrics),
-        ),
-    ] = None,
+    metric: MetricName = None,
     general: General = False,
     prepend: Prepend = "auto",
     device: Device = "cpu",
@@ -76,16 +62,28 @@ def compare_command(
     train: Train = False,
     seeds: MaybeSeeds = None,
     steps: MaybeSteps = None,
-    sequences: Sequences = 10_000,
+    sequences: Annotated[
+        int | None, typer.Option(help="How many test sequences.", show_default="10000")
+    ] = None,
     link_sequences: Annotated[
-        int, typer.Option(help="Of each test set, for every edit of the links.")
-    ] = 2_000,
+        int | None,
+        typer.Option(help="Of each test set, for every edit of the links.", show_default="2000"),
+    ] = None,
     circuit_sequences: Annotated[
-        int, typer.Option(help="By which edges are scored; as many others evaluate circuits.")
-    ] = 256,
+        int | None,
+        typer.Option(
+            help="By which edges are scored; as many others evaluate circuits.",
+            show_default="256",
+        ),
+    ] = None,
     prompts: Prompts = 64,
-    seed: Seed = 0,
-    jobs: Jobs = 0,
+    seed: MaybeSeed = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes at a time, a core each; 0: as many as cores.", show_default="0"
+        ),
+    ] = None,
     page: Annotated[
         Path | None,
         typer.Option(
@@ -127,19 +125,27 @@ def compare_command(
 
     Example: `resval-lens compare --report out`
     """
-    given = {
-        name for name in context.params
-        if getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"
-    }  # fmt: skip
-    for name in OF_RUNS if models else OF_MODELS:
-        if name in given:
-            shown = {"page": "report"}.get(name, name).replace("_", "-")
-            whom = "runs, without models by name" if models else "two models by name"
-            raise ValueError(f"--{shown} is for comparing {whom}")
     if models:
-        asked = Asked(seed if "seed" in given else None, corruption, general, prepend)
+        only_for(
+            "comparing runs, without models by name",
+            **{
+                "runs": runs, "lm-runs": lm_runs, "train": train, "seeds": seeds, "steps": steps,
+                "sequences": sequences, "link-sequences": link_sequences,
+                "circuit-sequences": circuit_sequences, "jobs": jobs, "report": page,
+            },
+        )  # fmt: skip
+        asked = Asked(seed, corruption, general, prepend)
         _two_models(models, prompts, asked, task, metric, device, to, as_json, quiet)
         return
+    only_for(
+        "comparing two models by name",
+        task=task, corruption=corruption, metric=metric, general=general,
+        prepend=prepend if prepend != "auto" else None, device=device if device != "cpu" else None,
+    )  # fmt: skip
+    sequences = 10_000 if sequences is None else sequences
+    link_sequences = 2_000 if link_sequences is None else link_sequences
+    circuit_sequences = 256 if circuit_sequences is None else circuit_sequences
+    jobs, seed = jobs or 0, seed or 0
     from resval_lens.analyses.comparison.circuit_compare import (
         check_counts,
         check_models,

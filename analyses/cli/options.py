@@ -194,6 +194,17 @@ CorruptedBy = Annotated[
         autocompletion=of_task(lambda task: task.corruptions),
     ),
 ]
+MetricName = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        help="That edges are scored, circuits chosen and models compared by: "
+        + "; ".join(f"{task.name} {', '.join(task.metrics)}" for task in TASKS.values())
+        + ".",
+        show_default="the task's first",
+        autocompletion=of_task(lambda task: task.metrics),
+    ),
+]
 Layers = Annotated[str | None, typer.Option(help="Layers, like 0,2,-1 or 1-3.", show_default="all")]
 Heads = Annotated[str | None, typer.Option(help="Heads, like 0,2,-1 or 1-3.", show_default="all")]
 Prepend = Annotated[

@@ -241,6 +241,8 @@ def _per_prompt(problem: Problem) -> dict[tuple[str, str], Float[Tensor, " promp
 def _attributed(problem: Problem) -> Attributed:
     """Shares of logit(answer) − logit(the wrong answer that is likeliest in the clean run)."""
     model, pairs = problem.model, problem.pairs
+    if not model.reads_tokens:
+        raise ValueError("a classifier's logits are no sum over what its heads write")
     if pairs.labels.shape[1] < 2:
         raise ValueError(f"{problem.task.title} holds the answer against no other")
     labels = []
