@@ -55,9 +55,7 @@ def compare_command(
     runs: Runs = None,
     lm_runs: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of language-model runs on stories.", show_default="the shipped ones"
-        ),
+        typer.Option(help="Folder of language-model runs.", show_default="the shipped ones"),
     ] = None,
     train: Train = False,
     seeds: MaybeSeeds = None,

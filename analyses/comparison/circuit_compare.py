@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from resval_lens.analyses.circuits.metrics import FAITHFUL, metric_matrix
 from resval_lens.analyses.circuits.study import Prompts, StudiedCircuit, circuit_study
@@ -28,6 +28,7 @@ from resval_lens.analyses.studies.roles import head_roles
 from resval_lens.analyses.tasks.pairs import (
     ICL_METRICS,
     NAMING,
+    draw_ioi,
     icl_pairs,
     ioi_metrics,
     ioi_pairs,
@@ -38,8 +39,8 @@ from resval_lens.notes import Note
 from resval_lens.streams import architecture, architectures_of
 from resval_lens.tasks.icl import ICLBatch
 from resval_lens.tasks.icl_corruptions import Exchanged
+from resval_lens.tasks.ioi import IOIPrompt
 from resval_lens.tasks.ioi_corruptions import Kind
-from resval_lens.tasks.stories import ioi_prompts
 from resval_lens.training.icl_run import ICLRun, Worlds
 from resval_lens.training.lm_run import LMRun
 from resval_lens.training.recorded import RecordedRun, load_runs
@@ -59,16 +60,24 @@ class ComparedModel:
 
     Attributes:
         architecture: ``classic``, ``values``, ...; by default that of the model alone.
+        general: whether it was trained on other text than generated stories, and is given general
+            prompts.
     """
 
     name: str
     seed: int | None
     model: ResValTransformer
     architecture: str = ""
+    general: bool = False
 
     def __post_init__(self) -> None:
         if not self.architecture:
             object.__setattr__(self, "architecture", architecture(self.model.cfg.streams))
+
+    def prompts(self, count: int, seed: int) -> list[IOIPrompt]:
+        """Indirect objects: stories of unseen names, frames and objects, or general prompts."""
+        which: Literal["unseen", "general"] = "general" if self.general else "unseen"
+        return draw_ioi(self.model.tokenizer, count, seed, which).prompts
 
 
 def check_counts(**counts: int) -> None:
@@ -146,9 +155,9 @@ def ioi_circuits(
         exact: report how far the scores agree with exact ones.
         note: called with what is being done.
     """
-    drawn = ioi_prompts(2 * prompts, seed, "unseen", "unseen", "unseen")
     circuits = []
     for each in models:
+        drawn = each.prompts(2 * prompts, seed)
         for kind in IOI_CORRUPTIONS:
             pairs = ioi_pairs(each.model, drawn, kind, seed)
             pairs = replace(pairs, metric=ioi_metrics(each.model)[NAMING])
@@ -184,9 +193,9 @@ def ioi_matrices(
         for each in found_already
         if each.task == "IOI (ABC)"
     }
-    drawn = ioi_prompts(2 * prompts, seed, "unseen", "unseen", "unseen")
     matrices = []
     for each in models:
+        drawn = each.prompts(2 * prompts, seed)
         first, second = ioi_pairs(each.model, drawn, "ABC", seed).split(prompts)
         asked = each.model, first, second, ioi_metrics(each.model)
         with naming(each.name):
@@ -217,9 +226,9 @@ def ioi_heads(
     note: Note = lambda text: None,
 ) -> list[IOIHeads]:
     """Each language model's heads by role, and what its links carry of who gave."""
-    drawn = ioi_prompts(prompts, seed, "unseen", "unseen", "unseen")
     heads = []
     for each in models:
+        drawn = each.prompts(prompts, seed)
         note(f"{each.name}: roles of heads")
         with naming(each.name):
             roles, signals = head_roles(each.model, drawn, seed=seed), None
@@ -233,8 +242,10 @@ def ioi_heads(
 def compared_models(folder: Path | None = None) -> list[ComparedModel]:
     """The models of a folder's finished runs, or the pair that ships.
 
+    Of runs on generated stories and on other text, those on stories.
+
     Raises:
-        ValueError: the folder holds no finished run on generated stories.
+        ValueError: the folder holds no finished run.
     """
     if folder is None:
         return [
@@ -242,14 +253,16 @@ def compared_models(folder: Path | None = None) -> list[ComparedModel]:
             for name in SHIPPED_MODELS
         ]
     several = load_runs(LMRun, folder)
-    runs = [
-        each for each in several if each.done and "unseen" in each.evaluations[-1].get("ioi", {})
-    ]
-    if not runs:
-        raise ValueError(f"{folder} holds no finished run on generated stories")
+    done = [each for each in several if each.done]
+    if not done:
+        raise ValueError(f"{folder} holds no finished run")
+    of_stories = [each for each in done if "unseen" in each.evaluations[-1].get("ioi", {})]
+    runs = of_stories or done
     kinds = architectures_of([each.run.config.streams for each in runs])
     return [
-        ComparedModel(each.run.folder_name, each.run.seed, each.model(), kind)
+        ComparedModel(
+            each.run.folder_name, each.run.seed, each.model(), kind, general=not of_stories
+        )
         for kind, each in zip(kinds, runs, strict=True)
     ]
 
@@ -260,7 +273,7 @@ def check_models(models: Sequence[ComparedModel], prompts: int, seed: int) -> No
     They must have one tokenizer, and the prompts their corrupted prompts.
     """
     check_one_tokenizer({each.name: each.model for each in models})
-    drawn = ioi_prompts(2 * prompts, seed, "unseen", "unseen", "unseen")
+    drawn = models[0].prompts(2 * prompts, seed)
     for some in (drawn, drawn[:prompts]):
         for kind in IOI_CORRUPTIONS:
             try:

@@ -1,6 +1,7 @@
 """Classic beside residual-value language models on indirect objects: patched, ablated, looked at.
 
-Measured live on the models given, on unseen names, frames and objects of the generated stories;
+Measured live on the models given, on unseen names, frames and objects of the generated stories, or
+on general prompts where they were trained on other text;
 the corrupted prompts differ in who gives.
 """
 
@@ -28,9 +29,8 @@ from resval_lens.hooks.patching import patch
 from resval_lens.load import Loaded
 from resval_lens.notes import Note
 from resval_lens.runtime import evaluating
-from resval_lens.tasks.ioi import IOIBatch, IOIPrompt, encode
+from resval_lens.tasks.ioi import IOIBatch, encode
 from resval_lens.tasks.leading import leading_token
-from resval_lens.tasks.stories import ioi_prompts
 from resval_lens.training.lm_run import LMRun
 from resval_lens.training.recorded import RecordedRun
 
@@ -170,13 +170,12 @@ def compare_language_models(
         ValueError: prompts below 1.
     """
     check_counts(prompts=prompts)
-    drawn = ioi_prompts(prompts, seed, "unseen", "unseen", "unseen")
     first = {each.architecture: each for each in reversed(models)}
     chosen = [each for each in models if first[each.architecture] is each]
     scores = {}
     for each in models:
         note(f"{each.name}: indirect objects")
-        found = ioi_scores(each.model, _encoded(drawn, each))
+        found = ioi_scores(each.model, _encoded(each, prompts, seed))
         scores[each.name] = ModelScores(each.architecture, each.seed, found)
     patched = [
         _patched(_problem(each, prompts, seed), site, note)
@@ -192,7 +191,7 @@ def compare_language_models(
                 continue
             if classic.seed == other.seed and _size(classic) == _size(other):
                 note(f"four cells: {classic.name} and {other.name}")
-                cells = four_cells(classic.model, other.model, _encoded(drawn, classic))
+                cells = four_cells(classic.model, other.model, _encoded(classic, prompts, seed))
                 names = classic.name, other.name, other.architecture
                 pairs.append(PairOfModels(*names, classic.seed, cells))
     return ComparedLanguageModels(
@@ -200,8 +199,8 @@ def compare_language_models(
     )
 
 
-def _encoded(drawn: Sequence[IOIPrompt], each: ComparedModel) -> IOIBatch:
-    return encode(drawn, each.model.tokenizer, leading_token(each.model))
+def _encoded(each: ComparedModel, prompts: int, seed: int) -> IOIBatch:
+    return encode(each.prompts(prompts, seed), each.model.tokenizer, leading_token(each.model))
 
 
 @dataclass(frozen=True)
@@ -235,7 +234,9 @@ def _size(each: ComparedModel) -> tuple[Any, ...]:
 
 
 def _problem(each: ComparedModel, prompts: int, seed: int) -> Problem:
-    return TASKS["ioi"].draw(Loaded(each.name, each.model), prompts, Asked(seed, CORRUPTION))
+    return TASKS["ioi"].draw(
+        Loaded(each.name, each.model), prompts, Asked(seed, CORRUPTION, each.general)
+    )
 
 
 def _patched(chosen: Problem, site: str, note: Note) -> Patching:
@@ -255,7 +256,7 @@ def _link_study(each: ComparedModel, prompts: int, seed: int, note: Note) -> Mod
         others.pairs,
         chosen.measures,
         scales=SCALES,
-        text=story_rows(chosen.model),
+        text=None if each.general else story_rows(chosen.model),
         note=lambda text: note(f"{each.name}: {text}"),
     )
     return ModelAblation(chosen.facts(), study)

@@ -116,7 +116,7 @@ def _compared(study: Comparison) -> str:
         "<p>Transformers in which each attention layer's values (queries, keys) also receive the "
         "previous layer's of the same head (arXiv 2412.15113), beside classic ones: "
         f"{CLASSIFIERS} that learn to classify in context, and "
-        f"{LANGUAGE_MODELS} that name the indirect object of a generated story. Everything below "
+        f"{LANGUAGE_MODELS} that name the indirect object of a sentence. Everything below "
         "was measured now, on these models, but training curves and the tables under them, which "
         "are of recorded runs.</p><p>Layers in names count from 0: the links v1 arrive in layer 1, "
         "those of its head 2 are v1.h2; a1.h2 is that head and m1 the layer's MLP. V₁→V₂ is the "
