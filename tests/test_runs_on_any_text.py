@@ -1,6 +1,5 @@
-"""``compare --lm-runs`` of language models that were trained on other text than generated stories."""
+"""``compare --lm-runs`` of models that were trained on other text than generated stories."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -15,31 +14,32 @@ from resval_lens.analyses.tasks.pairs import draw_ioi
 from resval_lens.tasks.ioi import encode
 from resval_lens.tasks.leading import leading_token
 from resval_lens.tasks.stories import ioi_prompts
-from resval_lens.training.recorded import SHIPPED
+from resval_lens.training.lm_run import LMRun
+from resval_lens.training.recorded import SHIPPED, load_run, write_record
 
 
 def test_they_are_given_general_prompts(tmp_path: Path) -> None:
     """The shipped runs, as if their text were another: no prompts of stories were evaluated."""
     for name in ("stories-small-classic-seed0", "stories-small-v-raw-seed0"):
-        folder = tmp_path / name
-        shutil.copytree(SHIPPED / "lm" / name, folder)
-        lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
-        for line in lines:
-            if "ioi" in line:
-                line["ioi"] = {"paper": line["ioi"]["paper"]}
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+        shipped = load_run(SHIPPED / "lm" / name, LMRun)
+        lines = [
+            {**line, "ioi": {"paper": line["ioi"]["paper"]}} if "ioi" in line else line
+            for line in shipped.metrics
+        ]
+        write_record(tmp_path / name, shipped.run.to_dict(), shipped.starts, lines)
+        shutil.copytree(shipped.folder / "model", tmp_path / name / "model")
     models = compared_models(tmp_path)
     assert [each.general for each in models] == [True, True]
     model = models[1].model
-    drawn = models[1].prompts(4, 3)
-    assert drawn == draw_ioi(model.tokenizer, 4, 3, "general").prompts
-    assert drawn != compared_models()[1].prompts(4, 3)
-    check_models(models, 4, 3)
-    found = compare_language_models(models, 4, 3)
+    drawn = models[1].prompts(24, 3)
+    assert drawn == draw_ioi(model.tokenizer, 24, 3, "general").prompts
+    assert drawn != compared_models()[1].prompts(24, 3)
+    check_models(models, 24, 3)
+    found = compare_language_models(models, 24, 3)
     scores = ioi_scores(model, encode(drawn, model.tokenizer, leading_token(model)))
     assert found.scores[models[1].name].scores == scores
     assert found.links[models[1].name].study.story_loss is None
-    circuit = ioi_circuits(models[1:], 4, 3)[0].study.circuit
+    circuit = ioi_circuits(models[1:], 24, 3)[0].study.circuit
     assert circuit.faithfulness is not None
     assert circuit.faithfulness >= 0.85
 

@@ -211,7 +211,7 @@ def test_what_a_model_cannot_be_asked_is_left_out_with_the_reason(tmp_path: Path
 def test_a_model_beside_itself_differs_in_nothing(name: str, tmp_path: Path) -> None:
     worded().model.save_pretrained(tmp_path / "model")
     folder = str(tmp_path / "model")
-    task = pose_alike((folder, folder), 3, Asked(general=TASKS[name].has_general), name)
+    task = pose_alike((folder, folder), 3, Asked(general=TASKS[name].has_general or None), name)
     assert task.unlike == ""
     found = compare_two(task)
     assert {each.difference for each in found.differences} == {0.0}

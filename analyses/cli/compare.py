@@ -49,7 +49,7 @@ def compare_command(
     task: TaskName = None,
     corruption: CorruptedBy = None,
     metric: MetricName = None,
-    general: General = False,
+    general: General = None,
     prepend: Prepend = "auto",
     device: Device = "cpu",
     runs: Runs = None,

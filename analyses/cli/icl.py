@@ -29,6 +29,8 @@ from resval_lens.analyses.cli.options import (
     Spec,
     Steps,
     Train,
+    TrainedStreams,
+    folder_words,
     notes,
     only_for,
     only_with_train,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 
 def train_icl_command(
     variants: ClassifierVariants = "classic,queries,keys,values",
+    streams: TrainedStreams = None,
     seeds: Seeds = "0-3",
     steps: Steps = 75_000,
     spec: Spec = "reference",
@@ -60,14 +63,15 @@ def train_icl_command(
     Every variant is trained with every seed, in steps of 128 sequences; variants of one seed share
     vectors, batches and initial weights. Variants: classic, queries, keys, values, values-detached,
     queries-values, queries-keys-values, values-half; own-half, own-root-2 and own-2 (layer 1's
-    values scaled, no link), values-norm-matched, values-no-own. A snapshot's weights take 1 MB.
+    values scaled, no link), values-norm-matched, values-no-own. With --streams those are trained
+    instead, whatever they are. A snapshot's weights take 1 MB.
     Killed or stopped, the same command goes on from the newest snapshots. Training is a CPU
     program.
 
     Example: `resval-lens train icl --variants classic,values --seeds 0,1 --steps 45000`
     """
     planned = train_icl_runs(
-        words(variants), numbers(seeds), steps, spec, jobs, runs, keep_snapshots, quiet, lr
+        words(variants), numbers(seeds), steps, spec, jobs, runs, keep_snapshots, quiet, lr, streams
     )
     report_runs([runs / name for name in planned], as_json)
 
@@ -171,22 +175,32 @@ def train_icl_runs(
     keep_snapshots: bool,
     quiet: bool,
     lr: float = 0.01,
+    streams: str | None = None,
 ) -> list[str]:
     """Trains the variants with every seed, with bars; the names of the runs' folders.
+
+    Args:
+        streams: to train instead of the variants.
 
     Raises:
         ValueError: an unknown variant or spec, and what training refuses.
     """
     from resval_lens.analyses.cli.training_bars import train_with_bars
     from resval_lens.models.presets import icl_variant
+    from resval_lens.streams import parse_streams
     from resval_lens.training.icl_run import ICLRun
 
     if spec not in completion.SPECS:
         raise ValueError(f"spec must be 'reference' or 'paper'; got {spec!r}")
+    if streams is None:
+        chosen = {name.strip(): icl_variant(name.strip()) for name in names}
+    else:
+        parsed = parse_streams(streams, 2)
+        chosen = {folder_words(parsed): parsed}
     planned = [
-        ICLRun(name.strip(), icl_variant(name.strip()), seed, spec, steps=steps, lr=lr)  # type: ignore[arg-type]
+        ICLRun(name, own, seed, spec, steps=steps, lr=lr)  # type: ignore[arg-type]
         for seed in seeds
-        for name in names
+        for name, own in chosen.items()
     ]
     train_with_bars(planned, folder, jobs, keep_snapshots, quiet)
     return [run.folder_name for run in planned]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -35,6 +34,7 @@ from resval_lens.analyses.cli.options import (
     SnapshotEvery,
     Spec,
     Streams,
+    folder_words,
     notes,
     writable,
 )
@@ -211,17 +211,13 @@ def train_lm_command(
 
 def _name(preset: str, spec: str, config: Any, resized: bool) -> str:
     """Of a run: preset, size if it is another, streams, spec if it is another."""
-    from resval_lens.streams import shorthand
-
     size = f"-{config.n_layers}x{config.d_model}" if resized else ""
     carries = {stream.carry for stream in config.streams}
     flowing = "".join(stream.of for stream in config.streams)
     if len(carries) == 1:  # at the end of the name
-        shown = shorthand(tuple(replace(stream, carry="sum") for stream in config.streams))
+        shown = folder_words(tuple(replace(stream, carry="sum") for stream in config.streams))
     else:
-        shown = shorthand(config.streams)
-    if shown != flowing:
-        shown = re.sub(r"[^\w.]+", "-", shown).strip("-")
+        shown = folder_words(config.streams)
     carry = f"-{carries.pop()}" if len(carries) == 1 else ""
     end = f"-{spec}" if spec != "reference" else ""
     return f"{preset}{size}-{shown}{carry}{end}" if flowing else f"{preset}{size}-classic{end}"

@@ -10,7 +10,7 @@ import typer
 
 from resval_lens.analyses.cli import options as opt
 from resval_lens.analyses.cli.completion import TRIGGERS, UNITS, one_of
-from resval_lens.analyses.cli.options import only_with_train, words
+from resval_lens.analyses.cli.options import folder_words, only_with_train, words
 from resval_lens.analyses.cli.reporting import report_runs
 from resval_lens.numbers import numbers
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 def train_memory_command(
     variants: opt.Variants = "absolute,relative,absolute-values,relative-values",
+    streams: opt.TrainedStreams = None,
     seeds: opt.Seeds = "0",
     steps: opt.Steps = 1_000,
     batch: opt.Batch = 64,
@@ -61,7 +62,8 @@ def train_memory_command(
     (the papers' --batch is 512). What follows a trigger is drawn anew in each sequence: an
     induction head finds it. Variants: absolute, relative, sinusoidal, rotary, alibi; each with
     -values added has a value stream; one-layer; absolute, relative and relative-values with -drawn
-    (triggers drawn per sequence) or -held-out added. Two or three minutes a run and core; training
+    (triggers drawn per sequence) or -held-out added. With
+    --streams all have those. Two or three minutes a run and core; training
     is a CPU program. A snapshot's weights take 2 MB. Killed or stopped, the same command goes on
     from the newest snapshots.
 
@@ -78,7 +80,7 @@ def train_memory_command(
     bigrams = tiny_shakespeare() if text is None else Bigrams.count_file(text, count)
     task = TriggerTask(bigrams, length, n_triggers, triggers)  # type: ignore[arg-type]
     planned = planned_runs(
-        words(variants), numbers(seeds), task=task, steps=steps, batch=batch, lr=lr,
+        words(variants), numbers(seeds), streams, task=task, steps=steps, batch=batch, lr=lr,
         momentum=momentum, d_model=d_model, snapshot_every=snapshot_every,
         n_ctx=max(2_048, 2 * length),
     )  # fmt: skip
@@ -88,8 +90,13 @@ def train_memory_command(
     report_runs([runs / run.folder_name for run in planned], as_json)
 
 
-def planned_runs(names: list[str], seeds: list[int], **settings: Any) -> list[Any]:
+def planned_runs(
+    names: list[str], seeds: list[int], streams: str | None = None, **settings: Any
+) -> list[Any]:
     """A MemoryRun of each variant and seed.
+
+    Args:
+        streams: instead of the variants' own, which the runs' names then say.
 
     Raises:
         ValueError: an unknown variant, or a setting that cannot be.
@@ -98,6 +105,7 @@ def planned_runs(names: list[str], seeds: list[int], **settings: Any) -> list[An
 
     from resval_lens.analyses.papers.memory.training import MemoryRun, default_task
     from resval_lens.models.presets import memory_variant
+    from resval_lens.streams import parse_streams
 
     planned = []
     for seed in seeds:
@@ -105,7 +113,11 @@ def planned_runs(names: list[str], seeds: list[int], **settings: Any) -> list[An
             own = memory_variant(name)
             task = settings.get("task") or default_task()
             task = replace(task, **own.pop("task", {}))
-            planned.append(MemoryRun(name, seed=seed, **{**settings, "task": task}, **own))
+            run = name
+            if streams is not None:
+                own["streams"] = parse_streams(streams, own.get("n_layers", 2))
+                run = f"{name}-{folder_words(own['streams'])}"
+            planned.append(MemoryRun(run, seed=seed, **{**settings, "task": task}, **own))
     return planned
 
 

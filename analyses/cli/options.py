@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -297,6 +298,15 @@ MaybeStreams = Annotated[
         autocompletion=one_of(*completion.STREAMS),
     ),
 ]
+TrainedStreams = Annotated[
+    str | None,
+    typer.Option(
+        "--streams",
+        help=_FLOWING,
+        show_default="those of the variants",
+        autocompletion=one_of(*completion.STREAMS),
+    ),
+]
 _MICRO_BATCH = "Sequences at a time on one device."
 MicroBatch = Annotated[int, typer.Option(help=_MICRO_BATCH)]
 MaybeMicroBatch = Annotated[int | None, typer.Option(help=_MICRO_BATCH, show_default="all at once")]
@@ -313,6 +323,18 @@ CheckpointBlocks = Annotated[
 def words(text: str) -> list[str]:
     """What stands between commas: ``"classic, values"`` is two words; empty ones are left out."""
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def folder_words(streams: Any) -> str:
+    """Streams as words that may be a folder's name; ``classic`` if there are none.
+
+    >>> from resval_lens.streams import parse_streams
+    >>> folder_words(parse_streams("v(mix=pair, own=2, carried=0)"))
+    'v-mix-pair-own-2.0-carried-0.0'
+    """
+    from resval_lens.streams import shorthand
+
+    return re.sub(r"[^\w.]+", "-", shorthand(streams)).strip("-") or "classic"
 
 
 def only_for(what: str, **given: object) -> None:

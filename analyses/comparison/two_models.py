@@ -19,7 +19,6 @@ from torch import Tensor
 
 from resval_lens.analyses.attribution.logits import attribute
 from resval_lens.analyses.circuits.study import CircuitStudy, circuit_study
-from resval_lens.analyses.comparison.circuit_compare import naming
 from resval_lens.analyses.comparison.lm_compare import PATCHED
 from resval_lens.analyses.comparison.two_models_report import (
     Attributed,
@@ -117,9 +116,14 @@ def pose_alike(
 def _one_task(loaded: Sequence[Loaded], task: Task, count: int, asked: Asked) -> OneTask:
     drawn = []
     for each in loaded:
-        with naming(each.name):
+        try:
             drawn.append(task.draw(each, count, asked))
+        except ValueError as error:
+            told = str(error)
+            raise ValueError(told if each.name in told else f"{each.name}: {told}") from None
     first, second = drawn
+    if first.general != second.general:
+        return _one_task(loaded, task, count, replace(asked, general=True))
     half = min(len(first.pairs), len(second.pairs)) // 2  # a file may hold fewer
     if not half:
         raise ValueError(f"{task.name} holds one prompt; two sets of prompts are needed")
