@@ -38,8 +38,8 @@ def test_simplified_transformers(variant: str, tmp_path: Path) -> None:
     assert folder.name == f"{variant}-{NAMED}-seed0"
     record = json.loads((folder / "run.json").read_text())["run"]
     assert record["positions"] == variant.removesuffix("-values")
-    config = json.loads((folder / "model" / "config.json").read_text())
-    assert (config["streams"][0]["source"], config["streams"][0]["own"]) == ("first", 0.5)
+    (stream,) = record["streams"]
+    assert (stream["source"], stream["mix"], stream["carried"]) == ("first", "pair", 0.5)
 
 
 def test_language_models_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,10 +62,9 @@ def train_memory_command(
     (the papers' --batch is 512). What follows a trigger is drawn anew in each sequence: an
     induction head finds it. Variants: absolute, relative, sinusoidal, rotary, alibi; each with
     -values added has a value stream; one-layer; absolute, relative and relative-values with -drawn
-    (triggers drawn per sequence) or -held-out added. With
-    --streams all have those. Two or three minutes a run and core; training
-    is a CPU program. A snapshot's weights take 2 MB. Killed or stopped, the same command goes on
-    from the newest snapshots.
+    (triggers drawn per sequence) or -held-out added. With --streams all have those.
+    Two or three minutes a run and core; training is a CPU program. A snapshot's weights take 2 MB.
+    Killed or stopped, the same command goes on from the newest snapshots.
 
     Example: `resval-lens train memory --variants absolute,relative --seeds 0,1`
     """
