@@ -223,16 +223,16 @@ def test_a_report_writes_and_prints(tmp_path, capsys):
            beside=beside, **parts)  # fmt: skip
     shown = capsys.readouterr().out
     assert "a line\n• It is.\n\n" in shown
-    assert shown.endswith("some.png\n" + "".join(f"{tmp_path / 'out' / name}\n" for name in
-                                                 ("more.json", "some.json")))  # fmt: skip
+    written = ("some.csv", "more.json", "some.json")
+    assert shown.endswith("some.png\n" + "".join(f"{tmp_path / 'out' / x}\n" for x in written))
     assert (tmp_path / "out" / "some.png").read_bytes().startswith(b"\x89PNG")
-    written = json.loads((tmp_path / "out" / "some.json").read_text(), parse_constant=pytest.fail)
-    assert list(written) == ["found", "mean", "many", "provenance"]
-    assert written["found"] == ["It is."]
-    assert written["mean"] is None
-    assert written["many"] == [1, [None, 2.5]]
+    kept = json.loads((tmp_path / "out" / "some.json").read_text(), parse_constant=pytest.fail)
+    assert list(kept) == ["found", "mean", "many", "provenance"]
+    assert kept["found"] == ["It is."]
+    assert kept["mean"] is None
+    assert kept["many"] == [1, [None, 2.5]]
     more = json.loads((tmp_path / "out" / "more.json").read_text())
-    assert more == {"x": 1, "provenance": written["provenance"]}
+    assert more == {"x": 1, "provenance": kept["provenance"]}
     report(data, None, "some", as_json=True, **parts)
     captured = capsys.readouterr()
     assert json.loads(captured.out)["many"] == [1, [None, 2.5]]
