@@ -169,6 +169,26 @@ def test_the_cut_in_training_in_the_readme_is_what_was_recorded() -> None:
     assert f"IC from {ic[0]} to {ic[1]} (and memory, IW, rises from {iw[0]} to {iw[1]})" in README
 
 
+def test_the_controls_in_training_in_the_results_are_those_recorded() -> None:
+    text = (ROOT / "docs" / "results.md").read_text()
+    cells: dict[str, list[str]] = {}
+    for when in ("first", "last"):
+        for seed in range(3):
+            folder = ROOT / "resval_lens" / "data" / "icl-snapshots" / f"values-seed{seed}"
+            snapshots = json.loads((folder / "link-in-training.json").read_text())["snapshots"]
+            passing = [each for each in snapshots if each["trained"]["ic"] > 0.95]
+            chosen = (passing[0] if when == "first" else snapshots[-1])["controls"]
+            early = next(each for each in snapshots if each["trained"]["ic"] > 0.5)["controls"]
+            if when == "first":
+                chosen = chosen | {f"{name}, above .5": found for name, found in early.items()}
+            for name, found in chosen.items():
+                cells.setdefault(name, []).append(f"{found['ic']:.2f}".removeprefix("0"))
+    for name in ("as trained", "links cut", "link resampled", "own × 2, links cut", "own cut"):
+        assert f"| {name} | {' | '.join(cells[name])} |" in text
+    for name in ("own cut", "links cut"):
+        assert "{}, {} and {}".format(*cells[f"{name}, above .5"]) in " ".join(text.split())
+
+
 def test_the_shipped_model_is_the_last_of_its_run() -> None:
     """One seed trained twice: the shipped run, and the one cut at every snapshot."""
     study = json.loads((ROOT / "docs" / "link-in-training.json").read_text())
