@@ -10,6 +10,7 @@ import torch
 
 from resval_lens.io.checkpoint import SHIPPED_MODELS, read_config
 from resval_lens.io.loading import TRANSFORMER_LENS_NAMES, is_saved_model
+from resval_lens.lens.weights import surviving_steps
 from resval_lens.models.classifier import ICLClassifier
 from resval_lens.streams import StreamsLike
 from resval_lens.training.icl_run import ICLRun
@@ -79,7 +80,8 @@ def load_model(
         dtype: to compute in (:meth:`~resval_lens.ResValTransformer.from_pretrained`).
         fold: process the weights as TransformerLens does by default (fold norms, centre what is
             written to the residual stream and the logits, fold value biases), right through the
-            streams.
+            streams; without the steps that would change what the model computes: folding norms
+            that stand behind a layer (OLMo 2), centring logits under a soft cap (Gemma 2).
 
     Raises:
         ValueError: none of these (near names are suggested); what ``from_pretrained`` refuses; a
@@ -91,7 +93,7 @@ def load_model(
     def loaded(model: ResValTransformer, run: RecordedRun[ICLRun] | None = None) -> Loaded:
         model = model if dtype is None else model.to(dtype, print_details=False)
         if fold:
-            model.process_weights_()
+            model.process_weights_(**surviving_steps(model.cfg))
         return Loaded(name, model, run)
 
     def language_model(source: str | Path) -> Loaded:

@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import create_autospec
@@ -14,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerFast
@@ -24,6 +27,7 @@ from resval_lens.io.formats import FORMATS, format_of
 from resval_lens.io.formats.format import Converted
 from resval_lens.io.formats.settings import ARCHITECTURES
 from resval_lens.io.tokenizers import train_bpe
+from resval_lens.lens.weights import surviving_steps
 from resval_lens.load import load_model
 
 VOCABULARY = 300
@@ -35,6 +39,7 @@ SHAPE = {
 GPT = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}
 UNGROUPED = {**SHAPE, "num_key_value_heads": 4}
 WINDOW = {"head_dim": 16, "sliding_window": 8}
+DEEP = {"num_hidden_layers": 7}  # one layer in six, or four, attends everywhere
 SETTINGS: dict[str, dict[str, Any]] = {
     "BloomForCausalLM": {**GPT, "hidden_size": 32},
     "GPT2LMHeadModel": GPT,
@@ -46,7 +51,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "GPTNeoXForCausalLM": {**SHAPE, "rotary_pct": 0.5},
     "Gemma2ForCausalLM": {**SHAPE, **WINDOW, "query_pre_attn_scalar": 24},
-    "Gemma3ForCausalLM": {**SHAPE, **WINDOW, "query_pre_attn_scalar": 24},
+    "Gemma3ForCausalLM": {**SHAPE, **WINDOW, **DEEP, "query_pre_attn_scalar": 24},
     "GemmaForCausalLM": {**SHAPE, "head_dim": 16},
     "GptOssForCausalLM": {**SHAPE, "head_dim": 8, "sliding_window": 8, "num_local_experts": 4},
     "MixtralForCausalLM": {**SHAPE, "num_local_experts": 4},
@@ -55,7 +60,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 4, "max_position_embeddings": 64, "word_embed_proj_dim": 32,
     },
     "Olmo2ForCausalLM": UNGROUPED,
-    "Olmo3ForCausalLM": {**UNGROUPED, "sliding_window": 8},
+    "Olmo3ForCausalLM": {**UNGROUPED, **DEEP, "sliding_window": 8},
     "OlmoForCausalLM": UNGROUPED,
     "OlmoeForCausalLM": {**UNGROUPED, "num_experts": 4, "num_experts_per_tok": 2},
     "PhiForCausalLM": {**UNGROUPED, "partial_rotary_factor": 0.5},
@@ -99,6 +104,58 @@ def assert_same(model: ResValTransformer, original: Any, atol: float = 2e-5) -> 
 
 
 # Objects of transformers
+
+
+WINDOWED = ("Gemma2", "Gemma3", "Mistral", "Mixtral", "GptOss", "Olmo3", "Phi3", "Qwen2", "Qwen3")
+
+
+@pytest.mark.parametrize("window", [8, 20])
+@pytest.mark.parametrize("family", WINDOWED)
+def test_windows_longer_than_what_is_checked_are_kept(family: str, window: int) -> None:
+    settings: dict[str, Any] = {"sliding_window": window}
+    if family.startswith("Qwen"):
+        settings |= {"use_sliding_window": True, "max_window_layers": 1}
+    original = random_model(f"{family}ForCausalLM", **settings)
+    model = ResValTransformer.from_hf(original)
+    ids = torch.randint(VOCABULARY, (1, 60), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids), original(ids).logits, atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", ["MistralForCausalLM", "Qwen3ForCausalLM"])
+def test_the_context_is_the_models_own(architecture: str) -> None:
+    assert ResValTransformer.from_hf(random_model(architecture)).cfg.n_ctx == 64
+    wide = random_model(architecture, max_position_embeddings=4096)
+    assert ResValTransformer.from_hf(wide).cfg.n_ctx == 4096
+
+
+@pytest.mark.parametrize("architecture", ["MistralForCausalLM", "LlamaForCausalLM"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scaled_rotations_are_refused_by_their_name(architecture: str, dtype: torch.dtype) -> None:
+    """Numbers of few tokens would not show them, least of all in half precision."""
+    rotary = {"rope_type": "linear", "factor": 1.002, "rope_theta": 1e4}
+    original = random_model(architecture, rope_parameters=rotary).to(dtype)
+    with pytest.raises(ValueError, match=r"a rotation scaled by 'linear' cannot be converted for"):
+        ResValTransformer.from_hf(original)
+
+
+def test_llama_3_rotations_are_kept() -> None:
+    rotary = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
+              "high_freq_factor": 4.0, "original_max_position_embeddings": 32}  # fmt: skip
+    original = random_model(rope_parameters=rotary)
+    assert_same(ResValTransformer.from_hf(original), original)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_may_be_widened(half: torch.dtype) -> None:
+    original = random_model().to(half)
+    model = ResValTransformer.from_hf(original, dtype=torch.float32)
+    assert model.cfg.dtype == torch.float32
+    wanted = random_model()
+    with torch.no_grad():
+        for parameter in wanted.parameters():
+            parameter.copy_(parameter.to(half))
+    assert_same(model, wanted)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -162,10 +219,23 @@ def test_dtype_and_mode_are_those_of_the_model_or_as_asked() -> None:
         (
             random_model("LlamaForCausalLM", rope_parameters={
                 "rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}),
-            "computes something else",
+            "a rotation scaled by 'linear' cannot be converted for LlamaForCausalLM",
+        ),
+        (
+            random_model("LlamaForCausalLM").model,
+            "the architecture LlamaModel cannot be converted",
+        ),
+        (
+            random_model("OPTForCausalLM", do_layer_norm_before=False),
+            r"OPTForCausalLM: TransformerLens cannot convert it \(",
+        ),
+        (
+            random_model("GPT2LMHeadModel", n_inner=48),
+            r"blocks\.0\.mlp\.W_in must have shape \[32, 128\]; got \[32, 48\]",
         ),
     ],
-    ids=["no model", "an encoder", "biases that are left out", "another rotation"],
+    ids=["no model", "an encoder", "biases that are left out", "another rotation", "no head",
+         "norms behind layers", "another width"],
 )  # fmt: skip
 def test_what_cannot_be_converted_exactly_is_refused(model: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -227,6 +297,76 @@ def test_weights_may_be_processed(folder: Path) -> None:
     with torch.no_grad():
         found, wanted = (model(tokens()).log_softmax(-1) for model in (folded, plain))
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["Olmo2", "Olmo3", "Gemma2", "Gemma3", "Qwen3", "Phi"])
+def test_folding_leaves_out_what_would_change_the_model(family: str, tmp_path: Path) -> None:
+    """Norms behind layers are not folded; logits under a soft cap are not centred."""
+    capped = {"final_logit_softcapping": 2.0} if family == "Gemma2" else {}
+    random_model(f"{family}ForCausalLM", **capped).save_pretrained(tmp_path / "model")
+    folded, plain = (load_model(tmp_path / "model", fold=fold).model for fold in (True, False))
+    with torch.no_grad():
+        found, wanted = (model(tokens()).log_softmax(-1) for model in (folded, plain))
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+    for step, message in (("fold_ln", "norms stand behind"), ("center_unembed", "a soft cap")):
+        if not surviving_steps(plain.cfg)[step]:
+            others = dict.fromkeys(("fold_ln", "center_unembed"), False)
+            with pytest.raises(ValueError, match=f"{step}=True: {message}"):
+                plain.process_weights_(**{**others, step: True})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.pop("model.layers.1.mlp.up_proj.weight"), "mlp.up_proj.weight is missing"),
+        (lambda x: x.update(extra=torch.zeros(2)), "extra is unexpected"),
+        (
+            lambda x: x.update({"model.norm.weight": torch.ones(3)}),
+            "model.norm.weight is mismatched",
+        ),
+    ],
+    ids=["missing", "unexpected", "another shape"],
+)
+def test_weights_that_are_not_the_models_are_named(
+    change: Callable[[dict[str, torch.Tensor]], object], message: str, folder: Path
+) -> None:
+    """transformers draws what is missing at random, with a word that is easily overheard."""
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
+        load_model(folder)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_given_tokenizer_decides_how_prompts_start(folder: Path) -> None:
+    leading = tokenizer(bos_token="<|endoftext|>")
+    leading.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    model = ResValTransformer.from_pretrained(folder, tokenizer=leading)
+    assert model.to_tokens("Mary")[0, 0] == 0
+    assert model.to_tokens(["Mary", "Mary and John"]).shape[0] == 2
+    leading.save_pretrained(folder)
+    plain = ResValTransformer.from_pretrained(folder, tokenizer=tokenizer())
+    assert plain.to_tokens("Mary")[0].tolist() == tokenizer()("Mary")["input_ids"]
+
+
+def test_a_tokenizer_that_cannot_be_read_is_told(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "tokenizer.json").write_text("{")
+    assert load_model(folder).model.tokenizer is None
+    assert "the model is loaded without a tokenizer: pass tokenizer=" in caplog.text
+
+
+def test_copies_in_other_formats_are_not_counted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(folder / "model.safetensors", folder / "consolidated.safetensors")
+    count = sum(x.numel() for x in random_model().parameters())
+    monkeypatch.setattr(files, "memory", lambda: 8 * count + 100_000)
+    assert load_model(folder).model.cfg.n_layers == 3
 
 
 def test_a_dtype_may_be_asked_for(folder: Path) -> None:
@@ -353,6 +493,22 @@ def test_a_gguf_file_keeps_its_logits(as_folder: bool, tmp_path: Path) -> None:
     assert loaded.to_string(loaded.to_tokens("Mary and John")[0]) == "Mary and John"
 
 
+def test_a_scaled_rotation_that_transformers_does_not_read_is_refused(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    written = gguf.GGUFWriter.add_tensor
+    try:
+        gguf.GGUFWriter.add_tensor = lambda self, name, x: (
+            written(self, name, x),
+            name == "output_norm.weight"
+            and written(self, "rope_freqs.weight", np.ones(4, np.float32)),
+        )
+        as_gguf(random_model(), tmp_path / "model.gguf")
+    finally:
+        gguf.GGUFWriter.add_tensor = written
+    with pytest.raises(ValueError, match=r"its rotation is scaled \(rope_freqs\.weight\)"):
+        load_model(tmp_path / "model.gguf")
+
+
 def test_what_is_no_gguf_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(ValueError, match=r"model\.gguf: transformers cannot read it") as raised:
@@ -422,6 +578,19 @@ def test_a_nanogpt_checkpoint_keeps_its_logits(bias: bool, tmp_path: Path) -> No
             torch.testing.assert_close(model(tokens()), wanted, atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("change", [{"n_layer": 1}, {"n_head": 0}, {"block_size": 32}])
+def test_settings_that_are_not_the_weights_are_refused(
+    change: dict[str, int], tmp_path: Path
+) -> None:
+    nanogpt_checkpoint(tmp_path / "ckpt.pt", bias=False)
+    saved = torch.load(tmp_path / "ckpt.pt", weights_only=True)
+    saved["model_args"] |= change
+    torch.save(saved, tmp_path / "ckpt.pt")
+    with pytest.raises(ValueError, match=r"ckpt\.pt") as raised:
+        load_model(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
 class Payload:
     """Pickled, it runs a program."""
 
@@ -454,6 +623,9 @@ def test_a_bridge_is_taken(folder: Path) -> None:
     )
     model = ResValTransformer.from_hooked(bridge, streams="v(mix=head, carried=0)")
     torch.testing.assert_close(model(tokens()), wanted, atol=2e-5, rtol=0)
+    assert model.cfg.default_prepend_bos == bridge.cfg.default_prepend_bos
+    with pytest.raises(ValueError, match="share_weights=True: weights of a TransformerBridge"):
+        ResValTransformer.from_hooked(bridge, share_weights=True)
     bridge.compatibility_mode = True
     with pytest.raises(ValueError, match="before enable_compatibility_mode"):
         ResValTransformer.from_hooked(bridge)

@@ -15,7 +15,7 @@ from transformer_lens.utilities import TypedModuleList
 
 from resval_lens.block import ResValBlock
 from resval_lens.config import ResValConfig
-from resval_lens.io.files import check_room, first_line
+from resval_lens.io.files import check_room
 from resval_lens.io.formats.format import Converted
 from resval_lens.io.formats.hugging_face import converted_from_hf
 from resval_lens.lens.caching import StreamCaching
@@ -71,7 +71,9 @@ class WeightConversion(StreamCaching):
         Raises:
             ValueError: a processing step that streams do not survive, with the reason.
         """
-        check_processing(self.cfg, fold_ln, fold_value_biases, refactor_factored_attn_matrices)
+        check_processing(
+            self.cfg, fold_ln, fold_value_biases, refactor_factored_attn_matrices, center_unembed
+        )
         if isinstance(self.unembed, TiedUnembed):  # what follows changes W_U and W_E differently
             self.unembed, self.cfg.tied_embedding = self.unembed.untied(), False
             self.setup()
@@ -148,7 +150,11 @@ class WeightConversion(StreamCaching):
                     "this TransformerBridge is in compatibility mode, which changes its weights; "
                     "convert it before enable_compatibility_mode()"
                 )
-            return cls.from_hf(model.original_model, model.tokenizer, streams=streams)
+            if share_weights:
+                raise ValueError("share_weights=True: weights of a TransformerBridge are copied")
+            converted = cls.from_hf(model.original_model, model.tokenizer, streams=streams)
+            converted.cfg.default_prepend_bos = model.cfg.default_prepend_bos
+            return converted
         config = ResValConfig.from_hooked(model.cfg, streams)
         if not unprocessed:
             processed = processing_of(model)
@@ -192,19 +198,25 @@ class WeightConversion(StreamCaching):
         return cls._from_converted(converted_from_hf(model, tokenizer, dtype, device), streams)
 
     @classmethod
-    def _from_converted(
-        cls, converted: Converted, streams: StreamsLike, tokenizer: Any = None
-    ) -> Self:
+    def _from_converted(cls, converted: Converted, streams: StreamsLike) -> Self:
         cfg = cls.config_class.from_hooked(converted.cfg)
         cfg.init_weights = False
         cls.check_memory(cfg)
         model = cls(cfg)
-        model._use_tokenizer(converted.tokenizer if tokenizer is None else tokenizer)
-        try:
-            missing = model.load_state_dict(dict(converted.state), strict=False).missing_keys
-        except RuntimeError as error:
-            raise ValueError(f"{converted.source}: {first_line(error)}") from None
+        model._use_tokenizer(converted.tokenizer)
         parameters = dict(model.named_parameters())
+        known = {**parameters, **dict(model.named_buffers())}
+        there = {name: x for name, x in converted.state.items() if name in known}
+        for name, x in there.items():
+            if x.shape != known[name].shape and x.numel() > 1:
+                raise ValueError(
+                    f"{converted.source}: {name} must have shape {list(known[name].shape)}; "
+                    f"got {list(x.shape)}"
+                )
+        for name in converted.state:
+            if name not in known and not name.endswith("IGNORE") and converted.state[name].any():
+                raise ValueError(f"{converted.source}: its conversion has the unknown {name}")
+        missing = model.load_state_dict(there, strict=False).missing_keys
         with torch.no_grad():
             for each in set(missing) & set(parameters):
                 unread = each == "pos_embed.W_pos" and cfg.positional_embedding_type == "alibi"

@@ -151,7 +151,7 @@ class Loading(WeightConversion):
             )
         where = present_device("cpu" if device is None else device)
         return cls._from_converted(
-            found.read(path, dtype or torch.float32, where), streams, tokenizer
+            found.read(path, dtype or torch.float32, where, tokenizer), streams
         )
 
     @classmethod

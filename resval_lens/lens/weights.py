@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import HookedTransformer
+from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.components import AbstractAttention, GroupedQueryAttention
+from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
 from resval_lens.attention import StreamAttention
 from resval_lens.config import ResValConfig
@@ -16,7 +17,11 @@ from resval_lens.streams import Streams, shorthand
 
 
 def check_processing(
-    cfg: ResValConfig, fold_ln: bool, fold_value_biases: bool, refactor: bool
+    cfg: ResValConfig,
+    fold_ln: bool,
+    fold_value_biases: bool,
+    refactor: bool,
+    center_unembed: bool = False,
 ) -> None:
     """Refuses the steps that are wrong for this model.
 
@@ -24,7 +29,8 @@ def check_processing(
         ValueError: ``refactor_factored_attn_matrices`` with any stream (each head's factors get a
             basis of their own, and what a layer hands on would arrive in another's basis); folding
             around a gate (which reads the normalised input, and makes the bias that arrives depend
-            on the token); folding value biases where attention weights do not sum to one or values
+            on the token); folding norms behind a layer, centring logits that are capped; folding
+            value biases where attention weights do not sum to one or values
             are clipped.
     """
     streams = cfg.streams
@@ -49,11 +55,28 @@ def check_processing(
             f"fold_value_biases=True: under {unlike} a value bias is not a constant of the output; "
             "pass fold_value_biases=False"
         )
+    for step, asked in (("fold_ln", fold_ln), ("center_unembed", center_unembed)):
+        if asked and not surviving_steps(cfg)[step]:
+            why = "norms stand behind" if step == "fold_ln" else "a soft cap bends"
+            what = "each layer" if step == "fold_ln" else "the logits"
+            raise ValueError(f"{step}=True: {why} {what} of this model; pass {step}=False")
     if "v" in gated and fold_value_biases:
         raise ValueError(
             "fold_value_biases=True: behind a gate the arriving value bias depends on the token; "
             "pass fold_value_biases=False"
         )
+
+
+def surviving_steps(cfg: HookedTransformerConfig) -> dict[str, bool]:
+    """Which of ``fold_ln`` and ``center_unembed`` leave what a model computes as it is.
+
+    A norm behind a layer scales what the layer adds, and no weight after it; a shift of all logits
+    is lost in the softmax, but not under a soft cap.
+    """
+    return {
+        "fold_ln": cfg.original_architecture not in POST_NORM_ARCHITECTURES,
+        "center_unembed": cfg.output_logits_soft_cap <= 0,
+    }
 
 
 def processing_of(model: HookedTransformer) -> dict[str, bool]:

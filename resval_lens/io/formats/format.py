@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+from resval_lens.io.files import first_line
 
 Logits = Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch pos d_vocab_out"]]
 
@@ -31,6 +34,7 @@ class Converted:
         state: its parameters by HookedTransformer's names; they may be views of the original's.
         tokenizer: of transformers, or None.
         reference: the original's logits, to hold the conversion to; None if it cannot be run.
+        reference_dtype: that the original computes in.
     """
 
     source: str
@@ -38,6 +42,7 @@ class Converted:
     state: Mapping[str, Tensor]
     tokenizer: Any = None
     reference: Logits | None = None
+    reference_dtype: torch.dtype | None = None
 
     def check(self, model: HookedTransformer) -> None:
         """Holds a model of these weights to the original's logits, on a few tokens.
@@ -51,12 +56,18 @@ class Converted:
         drawn = torch.randint(
             self.cfg.d_vocab, (1, length), generator=torch.Generator().manual_seed(0)
         )
-        with torch.no_grad():
-            wanted = self.reference(drawn).double().cpu()
-            found = model(drawn.to(next(model.parameters()).device)).double().cpu()
+        try:
+            with torch.no_grad():
+                wanted = self.reference(drawn).double().cpu()
+                found = model(drawn.to(next(model.parameters()).device)).double().cpu()
+        except Exception as error:  # a kernel that a dtype lacks, settings that contradict
+            raise ValueError(
+                f"{self.source}: it cannot be run in {self.cfg.dtype} ({first_line(error)})"
+            ) from None
         wanted = wanted[..., : found.shape[-1]]
         apart = float((found - wanted).abs().max() / wanted.std())
-        if not apart <= MOST_RELATIVE.get(self.cfg.dtype, HALF):
+        dtypes = (self.cfg.dtype, self.reference_dtype or self.cfg.dtype)
+        if not apart <= max(MOST_RELATIVE.get(dtype, HALF) for dtype in dtypes):
             raise ValueError(
                 f"{self.source}: converted by TransformerLens it computes something else: logits "
                 f"differ from the original's by up to {apart:.2g} of their standard deviation"
@@ -77,10 +88,29 @@ class Format(ABC):
         """Whether ``path``, a file or a folder, is such a model, by its names alone."""
 
     @abstractmethod
-    def read(self, path: Path, dtype: torch.dtype, device: str) -> Converted:
+    def read(self, path: Path, dtype: torch.dtype, device: str, tokenizer: Any = None) -> Converted:
         """The model in TransformerLens's terms. Nothing is fetched, run or unpickled.
+
+        Args:
+            tokenizer: instead of its own.
 
         Raises:
             ValueError: what is there cannot be read or converted; it is larger than this machine's
                 memory.
         """
+
+
+def leads_with_bos(tokenizer: Any) -> bool:
+    """Whether a tokenizer puts its beginning of text before a text by itself."""
+    if tokenizer is None or tokenizer.bos_token_id is None:
+        return False
+    return bool(tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id])
+
+
+def with_padding(tokenizer: Any) -> Any:
+    """The tokenizer; without a padding token, a copy that pads with its end of text."""
+    if tokenizer is None or tokenizer.pad_token is not None or tokenizer.eos_token is None:
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from contextlib import redirect_stderr
 from io import StringIO
@@ -14,11 +13,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.loading_from_pretrained import get_pretrained_state_dict
 
-from resval_lens.io.files import check_plain, check_room, first_line, read_json, tensor_shapes
-from resval_lens.io.formats.format import Converted, Format
+from resval_lens.io.files import (
+    check_plain,
+    check_room,
+    first_line,
+    note,
+    read_json,
+    tensor_shapes,
+)
+from resval_lens.io.formats.format import Converted, Format, leads_with_bos, with_padding
 from resval_lens.io.formats.settings import check_architecture, hooked_config
+from resval_lens.io.tokenizers import load_tokenizer
 
-_REFUSALS = (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError)
+_OF_A_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
 def converted_from_hf(
@@ -45,18 +52,22 @@ def converted_from_hf(
     if not hasattr(model, "config") or not hasattr(model, "get_input_embeddings"):
         raise ValueError(f"expected a model of transformers; got {type(model).__name__}")
     parameter = next(model.parameters())
-    if not getattr(model.config, "architectures", None):  # made from a configuration
-        model.config.architectures = [type(model).__name__]
-    cfg = hooked_config(
-        model.config,
-        source,
-        dtype=dtype or parameter.dtype,
-        device=device or str(parameter.device),
-        default_prepend_bos=_leads_with_bos(tokenizer),
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        state = get_pretrained_state_dict("gpt2", cfg, model)  # the name decides nothing here
+    check_architecture(model.config, type(model).__name__, source)
+    try:
+        cfg = hooked_config(
+            model.config,
+            type(model).__name__,
+            source,
+            dtype=dtype or parameter.dtype,
+            device=device or str(parameter.device),
+            default_prepend_bos=leads_with_bos(tokenizer),
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = get_pretrained_state_dict("gpt2", cfg, model)  # the name decides nothing here
+    except Exception as error:  # settings that TransformerLens does not expect fail in many ways
+        told = f"TransformerLens cannot convert it ({first_line(error)})"
+        raise ValueError(f"{source}: {told}") from None
 
     def reference(tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
         was = model.training
@@ -66,7 +77,7 @@ def converted_from_hf(
             model.train(was)
         return logits
 
-    return Converted(source, cfg, state, _with_padding(tokenizer), reference)
+    return Converted(source, cfg, state, with_padding(tokenizer), reference, parameter.dtype)
 
 
 class HuggingFaceFolder(Format):
@@ -83,12 +94,14 @@ class HuggingFaceFolder(Format):
             return False
         return isinstance(content, dict) and "model_type" in content and "format" not in content
 
-    def read(self, path: Path, dtype: torch.dtype, device: str) -> Converted:
+    def read(self, path: Path, dtype: torch.dtype, device: str, tokenizer: Any = None) -> Converted:
         from transformers import AutoConfig
 
         config = _or_refused(path, AutoConfig.from_pretrained, path, trust_remote_code=False)
-        check_architecture(config, str(path))
-        files = sorted(path.glob("*.safetensors"))
+        named = (getattr(config, "architectures", None) or [type(config).__name__])[0]
+        check_architecture(config, str(named), str(path))
+        parts = sorted(path.glob("model-*-of-*.safetensors"))  # beside other formats' copies
+        files = [path / "model.safetensors"] if (path / "model.safetensors").exists() else parts
         if not files:
             raise ValueError(
                 f"{path} holds no weights as safetensors; others are pickles, which could run "
@@ -96,7 +109,7 @@ class HuggingFaceFolder(Format):
             )
         numbers = sum(x.numel() for file in files for x in tensor_shapes(file, "weights").values())
         _check_room(numbers, dtype, path)
-        return _read(path, path, dtype, device, use_safetensors=True)
+        return _read(path, path, dtype, device, tokenizer, use_safetensors=True)
 
 
 class GGUF(Format):
@@ -107,7 +120,7 @@ class GGUF(Format):
     def holds(self, path: Path) -> bool:
         return _gguf(path) is not None
 
-    def read(self, path: Path, dtype: torch.dtype, device: str) -> Converted:
+    def read(self, path: Path, dtype: torch.dtype, device: str, tokenizer: Any = None) -> Converted:
         file = _gguf(path)
         assert file is not None
         check_plain(file, "a GGUF file")
@@ -117,7 +130,14 @@ class GGUF(Format):
             raise ValueError(f"{file}: reading GGUF files needs gguf: pip install gguf") from None
         content = _or_refused(file, GGUFReader, file)
         _check_room(sum(int(tensor.n_elements) for tensor in content.tensors), dtype, file)
-        return _read(file, file.parent, dtype, device, gguf_file=file.name)
+        scaled = [t.name for t in content.tensors if t.name.startswith("rope_")]
+        scaled += [name for name in content.fields if ".rope.scaling." in name]
+        if scaled:
+            raise ValueError(
+                f"{file}: its rotation is scaled ({scaled[0]}), which transformers does not read "
+                "from GGUF; load the model's Hugging Face folder"
+            )
+        return _read(file, file.parent, dtype, device, tokenizer, gguf_file=file.name)
 
 
 def _gguf(path: Path) -> Path | None:
@@ -127,17 +147,41 @@ def _gguf(path: Path) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
-def _read(path: Path, folder: Path, dtype: torch.dtype, device: str, **options: Any) -> Converted:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _read(
+    path: Path, folder: Path, dtype: torch.dtype, device: str, tokenizer: Any, **options: Any
+) -> Converted:
+    from transformers import AutoModelForCausalLM
 
     options |= {"local_files_only": True, "trust_remote_code": False}
-    model = _or_refused(path, AutoModelForCausalLM.from_pretrained, folder, dtype=dtype, **options)
+    model, found = _or_refused(
+        path, AutoModelForCausalLM.from_pretrained, folder, dtype=dtype,
+        attn_implementation="eager", ignore_mismatched_sizes=True, output_loading_info=True,
+        **options,
+    )  # fmt: skip
+    for kind in ("missing", "unexpected", "mismatched"):
+        keys = found[f"{kind}_keys"]
+        for key in sorted(key if isinstance(key, str) else key[0] for key in keys):
+            raise ValueError(f"{path}: its weights are not its model's: {key} is {kind}")
     options.pop("use_safetensors", None)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-    except _REFUSALS:  # a model without one
-        tokenizer = None
+    if tokenizer is None:
+        tokenizer = _tokenizer(path, folder, options)
     return converted_from_hf(model.to(device), tokenizer, source=str(path))
+
+
+def _tokenizer(path: Path, folder: Path, options: dict[str, Any]) -> Any:
+    """A model's tokenizer; None, with a word, where there is none that can be read."""
+    from transformers import AutoTokenizer
+
+    gguf = "gguf_file" in options
+    if not gguf and not any((folder / name).exists() for name in _OF_A_TOKENIZER):
+        return None
+    try:
+        if not gguf and (folder / "tokenizer.json").exists():
+            load_tokenizer(folder / "tokenizer.json")  # its limits are for strangers' files
+        return _or_refused(path, AutoTokenizer.from_pretrained, folder, **options)
+    except ValueError as error:
+        note(f"{error}; the model is loaded without a tokenizer: pass tokenizer=")
+        return None
 
 
 def _or_refused(path: Path, read: Any, *given: Any, **options: Any) -> Any:
@@ -145,7 +189,7 @@ def _or_refused(path: Path, read: Any, *given: Any, **options: Any) -> Any:
         with warnings.catch_warnings(), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             return read(*given, **options)
-    except _REFUSALS as error:
+    except Exception as error:  # a stranger's settings fail in many ways
         raise ValueError(f"{path}: transformers cannot read it ({first_line(error)})") from None
 
 
@@ -153,18 +197,3 @@ def _check_room(numbers: int, dtype: torch.dtype, path: Path) -> None:
     """Raises ValueError if the original and its conversion are larger than memory together."""
     shown = str(dtype).removeprefix("torch.")
     check_room(2 * numbers * dtype.itemsize, f"{path}: converting {numbers:,} weights in {shown}")
-
-
-def _leads_with_bos(tokenizer: Any) -> bool:
-    if tokenizer is None or tokenizer.bos_token_id is None:
-        return False
-    return bool(tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id])
-
-
-def _with_padding(tokenizer: Any) -> Any:
-    """The tokenizer; without a padding token, a copy that pads with its end of text."""
-    if tokenizer is None or tokenizer.pad_token is not None or tokenizer.eos_token is None:
-        return tokenizer
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer

@@ -11,7 +11,7 @@ from transformer_lens import HookedTransformerConfig
 from transformer_lens.pretrained.weight_conversions import convert_nanogpt_weights
 
 from resval_lens.io.files import check_plain, check_room, first_line
-from resval_lens.io.formats.format import Converted, Format
+from resval_lens.io.formats.format import Converted, Format, leads_with_bos, with_padding
 
 _SETTINGS = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 
@@ -24,7 +24,7 @@ class NanoGPT(Format):
     def holds(self, path: Path) -> bool:
         return (path / "ckpt.pt").is_file() or (path.name == "ckpt.pt" and path.is_file())
 
-    def read(self, path: Path, dtype: torch.dtype, device: str) -> Converted:
+    def read(self, path: Path, dtype: torch.dtype, device: str, tokenizer: Any = None) -> Converted:
         file = path / "ckpt.pt" if path.is_dir() else path
         expected = "a checkpoint of nanoGPT's train.py (model, model_args)"
         check_plain(file, expected)
@@ -36,11 +36,17 @@ class NanoGPT(Format):
         except Exception as error:  # a file of anything fails in many ways
             raise ValueError(f"{file} is not {expected}: {first_line(error)}") from None
         n_layers, n_heads, width, n_ctx, d_vocab = sizes
+        stored = len({name.split(".h.")[1].split(".")[0] for name in state if ".h." in name})
+        if n_layers != stored or min(sizes) < 1:
+            said = dict(zip(_SETTINGS, sizes, strict=True))
+            raise ValueError(
+                f"{file} is not {expected}: model_args says {said}, with weights of {stored} layers"
+            )
         cfg = HookedTransformerConfig(
             n_layers=n_layers,
             n_heads=n_heads,
             d_model=width,
-            d_head=width // max(n_heads, 1),
+            d_head=width // n_heads,
             d_mlp=4 * width,
             n_ctx=n_ctx,
             d_vocab=d_vocab,
@@ -50,11 +56,11 @@ class NanoGPT(Format):
             init_weights=False,
             dtype=dtype,
             device=device,
-            default_prepend_bos=False,
+            default_prepend_bos=leads_with_bos(tokenizer),
             original_architecture="nanogpt",
         )
         try:
             weights: dict[str, Tensor] = convert_nanogpt_weights(state, cfg)
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{file} is not {expected}: {error}") from None
-        return Converted(str(file), cfg, weights)
+        except Exception as error:
+            raise ValueError(f"{file} is not {expected}: {first_line(error)}") from None
+        return Converted(str(file), cfg, weights, with_padding(tokenizer))

@@ -34,31 +34,51 @@ ARCHITECTURES = tuple(sorted((*_FROM_CONFIG, *_DERIVED), key=str.lower))
 """Architectures of transformers that can be converted."""
 
 
-def check_architecture(config: Any, source: str) -> str:
-    """The architecture that a configuration of transformers names.
+_ROTATIONS = {
+    "llama3": ("ApertusForCausalLM", "LlamaForCausalLM"),
+    "yarn": ("GptOssForCausalLM", "Olmo3ForCausalLM"),
+}
+"""Scaled rotations that are converted, and of which architectures. What others do would show only
+at positions beyond those that a conversion is checked on."""
+_KINDS_OF_LAYERS = {"full_attention": "global", "sliding_attention": "local"}
+
+
+def check_architecture(config: Any, architecture: str, source: str) -> None:
+    """Refuses what conversions would get wrong.
 
     Raises:
-        ValueError: it is not among ``ARCHITECTURES``.
+        ValueError: an architecture, a rotation or a kind of layer that is not converted.
     """
-    named = (getattr(config, "architectures", None) or [f"{type(config).__name__} without one"])[0]
-    if named not in ARCHITECTURES:
+    if architecture not in ARCHITECTURES:
         raise ValueError(
-            f"{source}: the architecture {named} cannot be converted; these can: "
+            f"{source}: the architecture {architecture} cannot be converted; these can: "
             f"{', '.join(ARCHITECTURES)}"
         )
-    return str(named)
+    rotary = getattr(config, "rope_parameters", None) or {}
+    nested = [each for each in rotary.values() if isinstance(each, dict)]
+    for each in nested or [rotary]:
+        scaled = each.get("rope_type", "default")
+        if scaled != "default" and architecture not in _ROTATIONS.get(scaled, ()):
+            raise ValueError(
+                f"{source}: a rotation scaled by {scaled!r} cannot be converted for {architecture}"
+            )
+    for kind in getattr(config, "layer_types", None) or []:
+        if kind not in _KINDS_OF_LAYERS:
+            raise ValueError(f"{source}: layers of {kind!r} cannot be converted")
 
 
-def hooked_config(config: Any, source: str, **settings: Any) -> HookedTransformerConfig:
+def hooked_config(
+    config: Any, architecture: str, source: str, **settings: Any
+) -> HookedTransformerConfig:
     """A configuration of transformers as TransformerLens's.
 
     Args:
         settings: device, dtype, default_prepend_bos.
 
     Raises:
-        ValueError: an architecture that cannot be converted.
+        ValueError: what cannot be converted.
     """
-    architecture = check_architecture(config, source)
+    check_architecture(config, architecture, source)
     if architecture in _DERIVED:
         cfg = HookedTransformerConfig(**_derived(config, architecture), **settings)
     else:
@@ -68,6 +88,12 @@ def hooked_config(config: Any, source: str, **settings: Any) -> HookedTransforme
         head = getattr(config, "head_dim", None)
         if head not in (None, cfg.d_head):  # Llama's is taken to be d_model / n_heads there
             cfg = replace(cfg, d_head=head, rotary_dim=head, attn_scale=-1.0)
+        n_ctx = getattr(config, "max_position_embeddings", cfg.n_ctx)
+        local = _layer_kinds(config)
+        if "local" in local and not cfg.use_local_attn:  # Qwen's windows are left out there
+            window = {"attn_types": local, "window_size": config.sliding_window}
+            cfg = replace(cfg, use_local_attn=True, **window)
+        cfg = replace(cfg, n_ctx=n_ctx)  # 2048 for some there, whatever the model has
     cfg.model_name, cfg.tokenizer_name = architecture.removesuffix("ForCausalLM"), None
     return cfg
 
@@ -85,8 +111,7 @@ def _save(config: Any, architecture: str, folder: Path) -> None:
 def _derived(config: Any, architecture: str) -> dict[str, Any]:
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kinds = getattr(config, "layer_types", None) or []
-    local = [{"sliding_attention": "local"}.get(kind, "global") for kind in kinds]
+    local = _layer_kinds(config)
     rotary = getattr(config, "rope_parameters", None) or {}
     turned = rotary.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", 1.0))
     bases = _rotary_bases(config)
@@ -134,6 +159,11 @@ def _derived(config: Any, architecture: str) -> dict[str, Any]:
         if architecture == "Gemma3ForCausalLM":
             settings |= {"use_qk_norm": True, "rotary_base_local": bases[1]}
     return settings
+
+
+def _layer_kinds(config: Any) -> list[str]:
+    """``global`` or ``local``, layer by layer; nothing where all are alike."""
+    return [_KINDS_OF_LAYERS[kind] for kind in getattr(config, "layer_types", None) or []]
 
 
 def _rotary_bases(config: Any) -> tuple[float, float]:
