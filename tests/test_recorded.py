@@ -185,6 +185,8 @@ def test_the_controls_in_training_in_the_results_are_those_recorded() -> None:
                 cells.setdefault(name, []).append(f"{found['ic']:.2f}".removeprefix("0"))
     for name in ("as trained", "links cut", "link resampled", "own × 2, links cut", "own cut"):
         assert f"| {name} | {' | '.join(cells[name])} |" in text
+    for name in ("links cut", "own × 2, links cut"):
+        assert "{}, {} and {}".format(*cells[name][:3]) in " ".join(README.split())
     for name in ("own cut", "links cut"):
         assert "{}, {} and {}".format(*cells[f"{name}, above .5"]) in " ".join(text.split())
 
