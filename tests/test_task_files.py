@@ -1,6 +1,7 @@
 """Tasks of one's own: files of prompts and of templates, and what is refused in them, by line."""
 
 import copy
+import itertools
 import json
 import re
 from pathlib import Path
@@ -11,9 +12,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import processors
+from transformers import PreTrainedTokenizerFast
 
 from resval_lens.analyses.circuits.study import circuit_study
 from resval_lens.analyses.tasks import TASKS, Asked, find_task
+from resval_lens.analyses.tasks.files import FileTask
 from resval_lens.analyses.tasks.problem import Problem, pose, pose_two
 from resval_lens.analyses.tasks.sentences import years
 from resval_lens.analyses.tasks.text import TextTask
@@ -171,6 +175,10 @@ def test_a_circuit_is_found_on_a_file(tmp_path: Path) -> None:
         ({"positions": {}}, "line 2: position 'country' is missing; others have it"),
         ({"wrong": None}, "line 2: wrong is missing; other prompts have it"),
         (
+            {"positions": {"country": [3, 9], "end": [3, 9]}},
+            "line 2, positions: 'end' is the prompt",
+        ),
+        (
             {"corrupted": "In Philadelphia the capital is the city of"},
             r"line 2: clean has 9 tokens, corrupted \d+; they must be as long; 'Philadelphia' is "
             r"\d+ tokens \(' P' \+ ",
@@ -207,6 +215,16 @@ def test_errors_name_the_line_and_the_field(
         ("mine.yaml", b"slots: {A: [yes]}\ntemplates: []", "slot A: expected a list of words"),
         ("mine.yaml", b"slots: {A: B}\ntemplates: []", "slot A: 'B' is no slot above it"),
         ("mine.yaml", b"slots: {A: [a, b]}\ntemplates: []", "templates: expected a list; got []"),
+        ("mine.yaml", b"slots: {end: [a, b]}\ntemplates: []", "slots: 'end' is the prompt's last"),
+        ("mine.yaml", b"[" * 5_000, "not YAML (nested too deeply)"),
+        ("mine.yaml", b"slots: {A: [2020-99-99]}", "not YAML (month must be in 1..12"),
+        ("mine.yaml", b"slots: {A: [!!int '']}", "not YAML (string index out of range)"),
+        ("mine.yaml", b"slots: {A: ['\x00']}", "not YAML (unacceptable character"),
+        (
+            "mine.yaml",
+            b"slots:\n  A: [a]\n  A: [b]\n",
+            "line 3: not YAML (the key 'A' is there twice)",
+        ),
         (
             "mine.yaml",
             b"slots: {A: [a, b]}\ntemplates: [{clean: '{B}', corrupted: '{A}', answer: ' c'}]",
@@ -231,6 +249,56 @@ def test_what_is_no_task_is_one_line(
     with pytest.raises(ValueError, match=rf"{re.escape(name)}.*{re.escape(message)}") as raised:
         find_task(tmp_path / name)
     assert "\n" not in str(raised.value)
+
+
+def test_only_a_new_line_ends_a_prompt(tmp_path: Path) -> None:
+    texts = [f"The city{end}of" for end in ("\u2028", "\x85", "\x0b")]
+    lines = [{"clean": text, "corrupted": "The road", "answer": " Rome"} for text in texts]
+    path = tmp_path / "mine.jsonl"
+    content = "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    path.write_bytes(f"{content}\n\n{{".encode())
+    with pytest.raises(ValueError, match=r"mine\.jsonl, line 5: not JSON"):
+        find_task(path)
+    path.write_bytes(content.encode())
+    task = find_task(path)
+    assert isinstance(task, FileTask)
+    assert [each.text for each in task.prompts] == texts
+
+
+def splitting(how: str) -> Loaded:
+    """A model whose tokenizer says in one of three ways where its tokens are."""
+    own = copy.deepcopy(tokenizer())
+    if how == "trimmed":
+        own.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    if how == "slow":
+        own.__class__ = type("Slow", (PreTrainedTokenizerFast,), {"is_fast": False})
+    model = tiny_model(n_ctx=96, d_vocab=worded().model.cfg.d_vocab, default_prepend_bos=False)
+    model._use_tokenizer(own)
+    return Loaded(how, model)
+
+
+@pytest.mark.parametrize("how", ["with spaces", "trimmed", "slow"])
+def test_a_position_begins_and_ends_with_tokens(how: str, tmp_path: Path) -> None:
+    """Of every two characters, by the lengths of the tokens' texts."""
+    loaded = splitting(how)
+    assert loaded.model.tokenizer.is_fast is (how != "slow")
+    clean = "The Philadelphia roadé of"
+    lengths = [len(token) for token in tokenizer().tokenize(clean)]  # in bytes
+    counted = [len(clean[:i].encode()) for i in range(len(clean) + 1)]
+    ends = {counted.index(n): i for i, n in enumerate(np.cumsum(lengths)) if n in counted}
+    spaces = {i for i, character in enumerate(clean) if character == " "}
+    begins = {0, *ends} | {end + 1 for end in ends if end in spaces}
+    line = {"clean": clean, "corrupted": clean, "answer": " Paris"}
+    path = tmp_path / "mine.jsonl"
+    for start, end in itertools.combinations(range(len(clean) + 1), 2):
+        write(path, [{**line, "positions": {"here": [start, end]}}])
+        if end in ends and (start in begins or how == "slow"):
+            problem = find_task(path).draw(loaded, 1)
+            assert int(problem.named_positions["here"]) == ends[end]
+        elif clean[start:end] != " ":
+            message = rf"line 1: position 'here', {clean[start:end]!r}, begins or ends within a tok"
+            with pytest.raises(ValueError, match=message):
+                find_task(path).draw(loaded, 1)
 
 
 def test_a_task_that_is_neither_name_nor_file_is_told() -> None:
@@ -399,3 +467,26 @@ def test_what_no_chat_can_say_is_told(tmp_path: Path) -> None:
     shouting = chatting(tmp_path, "{{ messages[0].content | upper }}")
     with pytest.raises(ValueError, match=r"line 1: the chat template changes 'The capital of"):
         find_task(path).draw(shouting, 1, Asked(chat=True))
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('no\\nuser') }}", r"its chat template fails \(no\)$"),
+        ("{% if", r"its chat template fails \(.*\)$"),
+        ("{{ 1 + messages }}", r"its chat template fails \(unsupported operand.*\)$"),
+        (
+            f"{CHATTY} ",
+            r"line 1: the last tokens of '.*<assistant> ' change when answer 'Paris' follows; the "
+            r"chat template must end where a token does, and not with a space$",
+        ),
+    ],
+)
+def test_a_chat_template_that_fails_is_one_line(
+    template: str, message: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "mine.jsonl", LINES[:1])
+    loaded = chatting(tmp_path, template)
+    with pytest.raises(ValueError, match=message) as raised:
+        find_task(path).draw(loaded, 1, Asked(chat=True, several_tokens=True))
+    assert "\n" not in str(raised.value)

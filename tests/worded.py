@@ -18,8 +18,8 @@ SENTENCES = (
 
 
 @cache
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level, as GPT-2's; without a beginning of text."""
+def tokenizer(*merged: str) -> PreTrainedTokenizerFast:
+    """Byte-level, as GPT-2's; without a beginning of text. ``merged`` years are one token each."""
     known = [
         word
         for name, value in vars(words).items()
@@ -31,19 +31,21 @@ def tokenizer() -> PreTrainedTokenizerFast:
     digits = [*centuries * 50, *(f"{year:02}" for year in range(100))]
     texts = [
         *digits,
+        *[f"a {year}" for year in merged] * 20,
         " ".join(SENTENCES),
         *(f"a {word} {word} {word}" for word in sorted({*known, *common})),
     ]
-    backend = train_bpe(texts * 3, 1_474, min_frequency=2)
+    backend = train_bpe(texts * 3, 1_474 + len(merged), min_frequency=2)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
     )
 
 
 @cache
-def worded() -> Loaded:
-    """The model; changed by nobody."""
-    size = vocabulary_size(tokenizer().backend_tokenizer)
+def worded(*merged: str) -> Loaded:
+    """The model of such a tokenizer; changed by nobody."""
+    own = tokenizer(*merged)
+    size = vocabulary_size(own.backend_tokenizer)
     model = tiny_model("v", n_ctx=96, d_vocab=size, default_prepend_bos=False)
-    model._use_tokenizer(tokenizer())
+    model._use_tokenizer(own)
     return Loaded("worded", model)

@@ -103,8 +103,8 @@ def read_graph(path: str | Path, graph: Graph) -> ReadGraph:
 
     Raises:
         ValueError: the file is missing or something else, is of a model of other sizes, names an
-            edge or a node that the graph has not, takes single neurons out of a node, or heads are
-            grouped (see :func:`write_graph`).
+            edge or a node that the graph has not, has a score that is no finite number, takes
+            single neurons out of a node, or heads are grouped (see :func:`write_graph`).
     """
     path = Path(path)
     check_heads(graph)
@@ -116,7 +116,12 @@ def read_graph(path: str | Path, graph: Graph) -> ReadGraph:
     for node, said in document["nodes"].items():
         if node not in graph.writers and node != "logits":
             raise ValueError(f"{path} names the node {node!r}, which this model has not")
-        if isinstance(said, Mapping) and not all(said.get("neurons", ())):
+        neurons = said.get("neurons", []) if isinstance(said, Mapping) else []
+        if not isinstance(neurons, list) or not all(type(x) is bool for x in neurons):
+            raise ValueError(
+                f"{path}: neurons of {node} must be a list of true and false; got {neurons!r}"
+            )
+        if not all(neurons):
             raise ValueError(f"{path} takes single neurons out of {node}; circuits here have edges")
     extra = document.get(OWN, {})
     links = extra.get("links", {})
@@ -126,15 +131,24 @@ def read_graph(path: str | Path, graph: Graph) -> ReadGraph:
         if edge not in graph.number:
             raise ValueError(f"{path} names the edge {edge!r}, which this model has not")
         score, inside = said.get("score"), said.get("in_graph", False)
-        if type(inside) is not bool or type(score) not in (int, float, NoneType):
+        if (
+            type(inside) is not bool
+            or type(score) not in (int, float, NoneType)
+            or not math.isfinite(score or 0)
+        ):
             raise ValueError(
-                f"{path}: {edge} needs a number as score, true or false as in_graph; got "
+                f"{path}: {edge} needs a finite number as score, true or false as in_graph; got "
                 f"{score!r}, {inside!r}"
             )
         values[graph.number[edge]], kept[graph.number[edge]] = score or 0.0, inside
     if len(graph) > graph.n_residual and not links:
         note(f"{path} knows no links: all of this model's are outside of its circuit")
     method, steps, prompts = (extra.get(name) for name in HOW)
+    for name, value in (("steps", steps), ("prompts", prompts)):
+        if type(value) not in (int, NoneType):
+            raise ValueError(f"{path}: {OWN}.{name} must be a whole number; got {value!r}")
+    if type(method) not in (str, NoneType):
+        raise ValueError(f"{path}: {OWN}.method must be text; got {method!r}")
     scores = EdgeScores(graph, values, str(method or path.name), steps, prompts or 0)
     return ReadGraph(scores if values.any() else None, Circuit(graph, kept) if kept.any() else None)
 

@@ -48,6 +48,7 @@ FIELDS = ("clean", "corrupted", "answer", "wrong", "positions")
 NEEDED = FIELDS[:3]
 TEMPLATE_FIELDS = FIELDS[:4]
 _SLOT = re.compile(r"\{(\w+)\}")
+_END = "'end' is the prompt's last position already; another name is expected"
 
 
 class FileTask(TextTask):
@@ -153,7 +154,7 @@ def read_task(path: Path) -> TextTask:
 def _json_lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     from resval_lens.io.files import parse_json
 
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # texts may hold other ends of lines
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -196,6 +197,8 @@ def _prompt(where: str, fields: Mapping[str, Any]) -> TextPrompt:
             f'{where}, positions: expected {{"name": [start, end]}}, characters of clean; got '
             f"{places!r}"
         )
+    if "end" in places:
+        raise ValueError(f"{where}, positions: {_END}")
     return TextPrompt(
         fields["clean"],
         fields["corrupted"],
@@ -236,14 +239,7 @@ def _check(where: str, fields: Mapping[str, Any], known: tuple[str, ...]) -> Non
 
 
 def _templates(path: Path, text: str) -> TemplateTask:
-    import yaml
-
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{path}{line}: not YAML ({getattr(error, 'problem', error)})") from None
+    content = _yaml(path, text)
     if not isinstance(content, dict) or set(content) != {"slots", "templates"}:
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{path}: expected slots and templates; got {found}")
@@ -268,12 +264,41 @@ def _templates(path: Path, text: str) -> TemplateTask:
     return TemplateTask(path, slots, like, tuple(templates))
 
 
+def _yaml(path: Path, text: str) -> Any:
+    """YAML, taken strictly: no key twice."""
+    import yaml
+
+    from resval_lens.io.files import first_line
+
+    class Strict(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                    said = f"the key {key.value!r} is there twice"
+                    raise yaml.MarkedYAMLError(problem=said, problem_mark=key.start_mark)
+                seen.add(str(key.value))
+            return super().construct_mapping(node, deep)
+
+    try:
+        return yaml.load(text, Strict)
+    except RecursionError:
+        raise ValueError(f"{path}: not YAML (nested too deeply)") from None
+    except Exception as error:  # 2020-99-99 raises what a date does, an empty !!int something else
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        said = getattr(error, "problem", None) or first_line(error)
+        raise ValueError(f"{path}{line}: not YAML ({said})") from None
+
+
 def _slots(path: Path, given: Any) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
     if not isinstance(given, dict) or not given:
         raise ValueError(f"{path}, slots: expected names of slots with words; got {given!r}")
     slots: dict[str, tuple[str, ...]] = {}
     like: dict[str, str] = {}
     for name, words in given.items():
+        if name == "end":
+            raise ValueError(f"{path}, slots: {_END}")
         if isinstance(words, str):
             if words not in slots:
                 raise ValueError(f"{path}, slot {name}: {words!r} is no slot above it")

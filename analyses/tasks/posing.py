@@ -15,6 +15,7 @@ from torch import Tensor
 from resval_lens.analyses.tasks.problem import Problem
 from resval_lens.analyses.tasks.task import Asked, Task
 from resval_lens.hooks.prompts import PromptPairs
+from resval_lens.io.files import first_line
 from resval_lens.tasks.ioi import padding_id, token_ids
 from resval_lens.tasks.leading import leading_token
 
@@ -39,7 +40,8 @@ def posed(
 
     Raises:
         ValueError: a corrupted prompt of another length, an answer of several tokens (unless
-            ``asked.several_tokens``), prompts that do not fit the context, by where they are from.
+            ``asked.several_tokens``), places that no token ends with, prompts that do not fit the
+            context, by where they are from.
     """
     model, tokenizer = loaded.model, loaded.model.tokenizer
     lead = None if asked.chat else leading_token(model, asked.prepend)
@@ -51,7 +53,7 @@ def posed(
     labels: list[list[int]] = []
     for each in prompts:
         own, other = _alike(tokenizer, each)
-        shared, tokens = _answers(tokenizer, each, own, asked.several_tokens)
+        shared, tokens = _answers(tokenizer, each, own, asked)
         rows.append(before + own + shared)
         others.append(before + other + shared)
         labels.append(tokens)
@@ -108,17 +110,20 @@ def _in_chat(loaded: Loaded, prompt: TextPrompt) -> TextPrompt:
     """The prompt as a user's message; the answer begins the reply, without a space.
 
     Raises:
-        ValueError: the tokenizer has no chat template, or one that changes the message.
+        ValueError: the tokenizer has no chat template, or one that fails or changes the message.
     """
     tokenizer: Any = loaded.model.tokenizer
     if getattr(tokenizer, "chat_template", None) is None:
         raise ValueError(f"{loaded.name}: its tokenizer has no chat template")
-    whole, corrupted = (
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+    try:
+        whole, corrupted = (
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+            )
+            for text in (prompt.text, prompt.corrupted)
         )
-        for text in (prompt.text, prompt.corrupted)
-    )
+    except Exception as error:  # a template is a program of the model's authors
+        raise ValueError(f"{loaded.name}: its chat template fails ({first_line(error)})") from None
     start = whole.find(prompt.text)
     if start < 0:
         raise ValueError(f"{_said(prompt)}the chat template changes {prompt.text!r}")
@@ -161,24 +166,28 @@ def _alike(tokenizer: Any, prompt: TextPrompt) -> tuple[list[int], list[int]]:
 
 
 def _answers(
-    tokenizer: Any, prompt: TextPrompt, own: list[int], several: bool
+    tokenizer: Any, prompt: TextPrompt, own: list[int], asked: Asked
 ) -> tuple[list[int], list[int]]:
     """Tokens that all answers share at their beginning, and the one of each that comes next.
 
     Raises:
-        ValueError: answers of several tokens, unless ``several``; the same token for two.
+        ValueError: answers of several tokens, unless ``asked.several_tokens``; the same token for
+            two.
     """
     given = (prompt.answer, *prompt.wrong)
     found = []
     for name, answer in zip(("answer", *["wrong"] * len(prompt.wrong)), given, strict=True):
         whole = token_ids(tokenizer, prompt.text + answer)
         if not answer or whole[: len(own)] != own or len(whole) == len(own):
+            why = "answers start with their space"
+            if asked.chat:
+                why = "the chat template must end where a token does, and not with a space"
             raise ValueError(
                 f"{_said(prompt)}the last tokens of {prompt.text[-40:]!r} change when {name} "
-                f"{answer!r} follows; answers start with their space"
+                f"{answer!r} follows; {why}"
             )
         tokens = whole[len(own) :]
-        if len(tokens) > 1 and not several:
+        if len(tokens) > 1 and not asked.several_tokens:
             raise ValueError(
                 f"{_said(prompt)}{name} {answer!r} is {len(tokens)} tokens "
                 f"({_spelled(tokenizer, tokens)}); an answer is one, unless --several-tokens "
@@ -225,15 +234,34 @@ def _positions(
                     f"{_said(prompt)}position {name!r} is ({start}, {end}); expected characters of "
                     f"the {len(prompt.text)} of clean"
                 )
-            through = token_ids(tokenizer, prompt.text[:end])
-            whole = token_ids(tokenizer, prompt.text)
-            last = len(through) - 1
-            if whole[:last] != through[:last]:
+            last = _last_token(tokenizer, prompt.text, start, end)
+            if last is None:
                 raise ValueError(
-                    f"{_said(prompt)}position {name!r} ends within a token of {prompt.text!r}"
+                    f"{_said(prompt)}position {name!r}, {prompt.text[start:end]!r}, begins or ends "
+                    f"within a token of {prompt.text!r}"
                 )
             where[name].append(before + last)
     return {name: torch.tensor(each) for name, each in where.items()}
+
+
+def _last_token(tokenizer: Any, text: str, start: int, end: int) -> int | None:
+    """The token that characters ``start`` to ``end`` end with; None if they cut one in two.
+
+    The space before a word is part of its token in some tokenizers; characters may leave it out.
+    """
+    if not tokenizer.is_fast:  # it does not say where its tokens are
+        through = token_ids(tokenizer, text[:end])
+        return len(through) - 1 if token_ids(tokenizer, text)[: len(through)] == through else None
+    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    begins = {_unspaced(text, *span) for span in spans}
+    last = sum(begin < end for begin, _ in spans) - 1
+    whole = last >= 0 and spans[last][1] == end and _unspaced(text, start, end) in begins
+    return last if whole else None
+
+
+def _unspaced(text: str, start: int, end: int) -> int:
+    """Where characters ``start`` to ``end`` begin, after the space in front."""
+    return end - len(text[start:end].lstrip())
 
 
 def _groups(where: Sequence[Int[Tensor, " prompt"]]) -> Int[Tensor, " prompt"]:

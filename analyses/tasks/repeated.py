@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resval_lens.analyses.tasks.task import DRAWN, Asked
 from resval_lens.analyses.tasks.text import AnswerTask
@@ -10,6 +10,7 @@ from resval_lens.analyses.tasks.text import AnswerTask
 if TYPE_CHECKING:
     from resval_lens.analyses.tasks.problem import Problem
     from resval_lens.load import Loaded
+    from resval_lens.transformer import ResValTransformer
 
 
 class RepeatedTokens(AnswerTask):
@@ -17,9 +18,10 @@ class RepeatedTokens(AnswerTask):
 
         A B C D E F G H A B C → D
 
-    ``length`` distinct tokens, drawn evenly from the vocabulary without special ones, come a second
-    time, up to the one before the answer. In corrupted prompts the answer was another token where
-    it first stood (``other-answer``, the wrong answer), or the one before it was (``no-match``).
+    ``length`` distinct tokens, drawn evenly from those that the tokenizer has (without one: all of
+    the model's) without special ones, come a second time, up to the one before the answer. In
+    corrupted prompts the answer was another token where it first stood (``other-answer``, the wrong
+    answer), or the one before it was (``no-match``).
     """
 
     name = "repeated-tokens"
@@ -38,8 +40,7 @@ class RepeatedTokens(AnswerTask):
         model, kind, seed = loaded.model, self.corruption(loaded, asked), asked.seed or 0
         bare = model.tokenizer is None and asked.prepend == "auto"
         lead = None if bare else leading_token(model, asked.prepend)
-        special = set() if model.tokenizer is None else set(model.tokenizer.all_special_ids)
-        vocabulary = [token for token in range(model.cfg.d_vocab) if token not in special]
+        vocabulary = _vocabulary(model)
         n, before = self.length, int(lead is not None)
         if 2 * n + before > model.cfg.n_ctx or len(vocabulary) < n + 2:
             raise ValueError(
@@ -75,3 +76,14 @@ class RepeatedTokens(AnswerTask):
         return Problem(
             loaded.name, model, self, kind, seed, pairs.to(model.cfg.device), where, lead=lead
         )
+
+
+def _vocabulary(model: ResValTransformer) -> list[int]:
+    """Tokens of text: d_vocab may be padded beyond them, and not all special ones have a role."""
+    tokenizer: Any = model.tokenizer
+    if tokenizer is None:
+        return list(range(model.cfg.d_vocab))
+    added = tokenizer.added_tokens_decoder.items()
+    special = {*tokenizer.all_special_ids, *(token for token, own in added if own.special)}
+    known = set(tokenizer.get_vocab().values()) - special
+    return sorted(token for token in known if token < model.cfg.d_vocab)

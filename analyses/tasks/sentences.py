@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
+from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,14 @@ from resval_lens.analyses.tasks import words as lists
 from resval_lens.analyses.tasks.text import TextPrompt, TextTask, Words, other_than, place
 
 if TYPE_CHECKING:
+    from jaxtyping import Float, Int
     from torch import Tensor
 
     from resval_lens.hooks.prompts import Metric
     from resval_lens.transformer import ResValTransformer
+
+CENTURIES = range(11, 18)
+"""Of the years in greater-than."""
 
 
 class Pronouns(TextTask):
@@ -126,13 +130,12 @@ class Docstring(TextTask):
         doc = new[1:] if kind != "random-answer" else names[:2]
         text = _docstring(function, names, names[:2], says)
         corrupted = _docstring(function, [*names[:2], answer, *names[3:]], doc, says)
-        defined = text.index("(self")
         places = {}
         for letter, name in zip("ABC", names[:3], strict=True):
-            start = text.index(f" {name}", defined) + 1
+            start = text.index(f" {name},") + 1  # up to the comma: " mode" begins " model", too
             places[f"{letter} def"] = (start, start + len(name))
         for letter, name in zip("AB", names[:2], strict=True):
-            start = text.index(f":param {name}") + len(":param ")
+            start = text.index(f":param {name}:") + len(":param ")
             places[f"{letter} doc"] = (start, start + len(name))
         wrong = tuple(f" {name}" for name in (*names[:2], *names[3:]))
         return TextPrompt(text, corrupted, f" {names[2]}", wrong, places)
@@ -191,7 +194,8 @@ class GreaterThan(TextTask):
     The metric is P(later years) − P(the others), over two digits; where a tokenizer has digits one
     by one, over the tens, the same ones on neither side. Labels are the first year (or ten) that
     is right and the last that is wrong. Corrupted prompts start in year 01, after which all are
-    right.
+    right. Years are drawn among those that every tokenizer splits after the century, with the year
+    that comes next: in GPT-2 " 1700" is one token.
     """
 
     name = "greater-than"
@@ -204,7 +208,7 @@ class GreaterThan(TextTask):
     }
 
     def measures(self, model: ResValTransformer) -> Mapping[str, Metric]:
-        later = _later(years(model.tokenizer))
+        later = Later(years(model.tokenizer))
         return {
             "P(later) − P(earlier)": later,
             "accuracy": lambda logits, labels: later(logits, labels) > 0,
@@ -212,13 +216,15 @@ class GreaterThan(TextTask):
 
     def metric_functions(self, model: ResValTransformer) -> Mapping[str, Metric]:
         first = self.metrics["probability-difference"]
-        return {first: _later(years(model.tokenizer)), **super().metric_functions(model)}
+        return {first: Later(years(model.tokenizer)), **super().metric_functions(model)}
 
     def prompt(self, clean: Random, corrupt: Random, kind: str, words: Words) -> TextPrompt:
-        tens_alone = len(years(words.tokenizer)) == 10
+        tens_alone = len(words.each(years)[0]) == 10
+        starts = sorted(frozenset.intersection(*words.each(_starts)))
+        if not starts:
+            raise ValueError("there is no year that is a century and its digits, as is the next")
         event = clean.choice(words.fitting(lists.EVENTS))
-        century = clean.randrange(11, 18)
-        year = clean.randrange(10, 90) if tens_alone else clean.randrange(2, 99)
+        century, year = clean.choice(starts)
         text, corrupted = (
             f"The {event} lasted from the year {century}{start:02} to the year {century}"
             for start in (year, 1)
@@ -234,31 +240,69 @@ class GreaterThan(TextTask):
 def years(tokenizer: Any) -> tuple[int, ...]:
     """The tokens 00 to 99 after a century; 0 to 9 where digits are tokens of their own.
 
+    Each is taken after the first century that it stays apart from, those of the prompts first.
+
     Raises:
         ValueError: years are split otherwise.
     """
     from resval_lens.tasks.ioi import token_ids
 
-    century = token_ids(tokenizer, " 17")
+    centuries = (*CENTURIES, *(each for each in range(10, 100) if each not in CENTURIES))
     for width in (2, 1):
-        nexts = [token_ids(tokenizer, f" 17{n:0{width}}") for n in range(10**width)]
-        whole = all(each[:-1] == century for each in nexts)
-        if whole and len({each[-1] for each in nexts}) == len(nexts):
-            return tuple(each[-1] for each in nexts)
+        found: list[int] = []
+        for digits in range(10**width):
+            apart = (_after(tokenizer, century, f"{digits:0{width}}") for century in centuries)
+            token = next((each for each in apart if each is not None), None)
+            if token is None or token in found:
+                break
+            found.append(token)
+        else:
+            return tuple(found)
     split = " + ".join(repr(tokenizer.decode([t])) for t in token_ids(tokenizer, " 1732"))
     raise ValueError(f"years are neither centuries and two digits nor digits here: {split}")
 
 
-@cache  # one function for one tokenizer
-def _later(tokens: tuple[int, ...]) -> Metric:
-    def difference(logits: Tensor, labels: Tensor) -> Tensor:
+def _after(tokenizer: Any, century: int, digits: str) -> int | None:
+    """The token of digits after a century; None if they are no token that is added to it."""
+    from resval_lens.tasks.ioi import token_ids
+
+    before, whole = (token_ids(tokenizer, f"year {century}{more}") for more in ("", digits))
+    return whole[-1] if whole[:-1] == before else None
+
+
+def _starts(tokenizer: Any) -> frozenset[tuple[int, int]]:
+    """Centuries and years to start in, whose labels and corrupted year are tokens of ``years``."""
+    tokens = years(tokenizer)
+    tens_alone = len(tokens) == 10
+    width, these = (1, range(10, 90)) if tens_alone else (2, range(2, 99))
+    found = set()
+    for century in CENTURIES:
+        apart = [_after(tokenizer, century, f"{n:0{width}}") == t for n, t in enumerate(tokens)]
+        for year in these:
+            needed = (year // 10 - 1, year // 10 + 1) if tens_alone else (1, year, year + 1)
+            if all(apart[n] for n in needed):
+                found.add((century, year))
+    return frozenset(found)
+
+
+@dataclass(frozen=True)
+class Later:
+    """P(right) − P(wrong) over tokens in order: from the first label on, up to the last.
+
+    Attributes:
+        tokens: of years, or tens, from the earliest.
+    """
+
+    tokens: tuple[int, ...]
+
+    def __call__(
+        self, logits: Float[Tensor, "prompt d_vocab"], labels: Int[Tensor, "prompt 2"]
+    ) -> Float[Tensor, " prompt"]:
         import torch
 
-        order = torch.arange(len(tokens), device=logits.device)
-        known = torch.tensor(tokens, device=logits.device)
+        order = torch.arange(len(self.tokens), device=logits.device)
+        known = torch.tensor(self.tokens, device=logits.device)
         first, last = ((known == labels[:, i, None]).int().argmax(1, True) for i in (0, 1))
         chances = logits.softmax(-1)[:, known]
         right, wrong = order >= first, order <= last  # [prompt, year]
         return (chances * right).sum(1) - (chances * wrong).sum(1)
-
-    return difference

@@ -92,9 +92,10 @@ class Task(ABC):
     def draw(self, loaded: Loaded, count: int, asked: Asked = DRAWN) -> Problem:
         """The model on ``count`` prompts, on its device.
 
-        Clean prompts do not depend on the corruption. Where prompts differ in length, ``groups`` of
-        the pairs say which share their positions: means over prompts are taken within them. The
-        pairs' metric is the first of :meth:`measures`.
+        Clean prompts are the same with each corruption, but for a text whose corrupted prompt would
+        be of another length: it is left out, and another drawn instead. Where prompts differ in
+        length, ``groups`` of the pairs say which share their positions: means over prompts are
+        taken within them. The pairs' metric is the first of :meth:`measures`.
 
         Raises:
             ValueError: a model that cannot be asked this; what the task does not have; prompts

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from resval_lens.analyses.tasks.task import DRAWN, Asked, Task
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from resval_lens.hooks.prompts import Metric
     from resval_lens.load import Loaded
     from resval_lens.transformer import ResValTransformer
+
+Found = TypeVar("Found")
 
 TRIES = 50
 """Drafts for each prompt that is asked for, before a tokenizer is said to have too few."""
@@ -55,6 +57,7 @@ class Words:
         self.tokenizer, self.tokenizers = tokenizer, (tokenizer, *others)
         self.left_out: list[str] = []
         self._known: dict[str, bool] = {}
+        self._found: dict[Callable[[Any], Any], list[Any]] = {}
 
     def fitting(self, words: Iterable[str], least: int = 2) -> list[str]:
         """Those of ``words`` that are one token.
@@ -76,6 +79,12 @@ class Words:
                 f"tokenizer; {least} are needed"
             )
         return found
+
+    def each(self, find: Callable[[Any], Found]) -> list[Found]:
+        """What ``find`` says of each tokenizer, the own one first; it is asked once."""
+        if find not in self._found:
+            self._found[find] = [find(tokenizer) for tokenizer in self.tokenizers]
+        return self._found[find]
 
 
 class AnswerTask(Task):
