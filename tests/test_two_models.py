@@ -3,6 +3,7 @@
 import json
 import re
 from functools import cache
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -261,15 +262,20 @@ RUN = CliRunner(env={"COLUMNS": "80", "TERM": "dumb", "NO_COLOR": "1"})
 
 def test_the_command(tmp_path: Path) -> None:
     asked = ["compare", *SHIPPED, "--task", "ioi", "--prompts", "6", "--seed", "3", "--quiet"]
-    done = RUN.invoke(app, [*asked, "--json", "--out", str(tmp_path)])
+    done = RUN.invoke(app, [*asked, "--json", "--report", str(tmp_path)])
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
     assert document["found"] == compared().sentences()
     assert document["models"][1]["clean"] == compared().models[1].clean
     assert (tmp_path / "patch-z-1.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "report.html").read_text()
+    assert all(escape(sentence, quote=False) in page for sentence in document["found"])
+    assert page.count("<table") == len(compared().tables())
+    assert page.count("<figure") == len(list(tmp_path.glob("*.png")))
+    assert document["provenance"]["created"] in page
+    assert "src=\"http" not in page
     for given, message in (
         ([*SHIPPED, "--sequences", "5"], "--sequences 5 is for comparing runs"),
-        ([*SHIPPED, "--report", "x"], "--report x is for comparing runs"),
         (["--task", "ioi"], "--task ioi is for comparing two models by name"),
         ([*SHIPPED, "--metric", "x"], "metric: indirect objects is measured by"),
     ):

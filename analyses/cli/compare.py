@@ -129,11 +129,11 @@ def compare_command(
             **{
                 "runs": runs, "lm-runs": lm_runs, "train": train, "seeds": seeds, "steps": steps,
                 "sequences": sequences, "link-sequences": link_sequences,
-                "circuit-sequences": circuit_sequences, "jobs": jobs, "report": page,
+                "circuit-sequences": circuit_sequences, "jobs": jobs,
             },
         )  # fmt: skip
         asked = Asked(seed, corruption, general, prepend)
-        _two_models(models, prompts, asked, task, metric, device, to, as_json, quiet)
+        _two_models(models, prompts, asked, task, metric, device, page, to, as_json, quiet)
         return
     only_for(
         "comparing two models by name",
@@ -219,13 +219,13 @@ def compare_command(
 
 def _two_models(
     models: list[str], prompts: int, asked: Asked, task: str | None, metric: str | None,
-    device: str, to: Path | None, as_json: bool, quiet: bool,
+    device: str, page: Path | None, to: Path | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Two models on one task; only they are loaded."""
     from resval_lens.analyses.comparison.two_models import compare_two, pose_alike
     from resval_lens.runtime import one_thread
 
-    to = to or Path("out")
+    to = to or page or Path("out")
     with notes(quiet) as note, one_thread():
         note("prompts")
         posed = pose_alike(models, prompts, asked, task, device)
@@ -233,6 +233,15 @@ def _two_models(
             tell_left_out(each.left_out, quiet)
         if metric is not None:
             posed = posed.by(metric)
-        writable(to)
+        for folder in (to, *([page] if page else [])):
+            writable(folder)
         found = compare_two(posed, note)
-    report(found, to, "compare", as_json=as_json)
+
+    def html(document: Any) -> str:
+        from resval_lens.analyses.report.result_page import result_page
+
+        title = f"{' and '.join(found.names)}: {found.models[0].facts.task_and_corruption}"
+        return result_page(found, document, title, "compare.json")
+
+    pages = {page / "report.html": html} if page else None
+    report(found, to, "compare", as_json=as_json, pages=pages)

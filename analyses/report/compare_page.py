@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 from rich.markup import escape as markup
@@ -22,9 +21,9 @@ from resval_lens.analyses.comparison.ioi_cells import cells_sentences
 from resval_lens.analyses.comparison.lm_compare import ComparedLanguageModels, NotCompared
 from resval_lens.analyses.comparison.lm_emergence import LMEmergence
 from resval_lens.analyses.display.attention import attention_body
-from resval_lens.analyses.display.display import figure_html
 from resval_lens.analyses.display.page import page, words
 from resval_lens.analyses.display.tables import html_table
+from resval_lens.analyses.report.result_page import drawn_figure, provenance, sentences
 from resval_lens.analyses.studies import circuit_figures, intervention_figures
 from resval_lens.analyses.studies.patching import Patching
 from resval_lens.training.icl_run import ICLRun
@@ -70,7 +69,12 @@ def compare_page(
         "What links carry": lambda: _signals(circuits),
         "The four cells": lambda: _cells(classifiers, language),
         "What else was found": lambda: _found(said[MAIN:]),
-        "Provenance": lambda: _provenance(data["provenance"], study.settings),
+        "Provenance": lambda: provenance(
+            data["provenance"],
+            study.settings,
+            "compare.json",
+            "; the curves of training are in the runs' metrics",
+        ),
     }
     ids = {heading: heading.lower().replace(" ", "-") for heading in sections}
     contents = "".join(f'<li><a href="#{ids[name]}">{name}</a></li>' for name in sections)
@@ -138,9 +142,7 @@ def _lead(said: Sequence[str]) -> str:
 
 
 def _found(said: Sequence[str]) -> str:
-    if not said:
-        return "<p>Nothing that is not above.</p>"
-    return f"<ul>{''.join(f'<li>{words(sentence)}</li>' for sentence in said)}</ul>"
+    return sentences(said) or "<p>Nothing that is not above.</p>"
 
 
 def _emergence(
@@ -151,11 +153,11 @@ def _emergence(
 ) -> str:
     parts = [
         f"<h3>{CLASSIFIERS.capitalize()}</h3>",
-        _figure(ready.get("accuracy.png") or study.classifiers.accuracy_figure(),
+        drawn_figure(ready.get("accuracy.png") or study.classifiers.accuracy_figure(),
                  "Accuracy of each model on each task",
                 "Accuracy at the end of training, of one seed. Test: as in training; IC: fresh "
                 "classes; IC2: known classes with new labels; IW: only memory helps."),
-        _figure(ready.get("emergence.png") or icl_curves(runs).figure(),
+        drawn_figure(ready.get("emergence.png") or icl_curves(runs).figure(),
                  "Accuracy and loss of classifiers in training",
                 "Thin: single seeds; thick: their mean."),
         html_table(study.emergence.table()),
@@ -166,7 +168,7 @@ def _emergence(
     elif lm_runs:
         parts += [
             f"<h3>{LANGUAGE_MODELS.capitalize()}</h3>",
-            _figure(figures.training(lm_runs), "Language models in training",
+            drawn_figure(figures.training(lm_runs), "Language models in training",
                     "Thin: single seeds; thick: their mean. Unseen: pairs of names that never "
                     "meet in training text, frames and objects that never occur in it."),
             *(html_table(table) for table in of_models.tables()),
@@ -204,7 +206,7 @@ def _links(classifiers: ComparedClassifiers, language: ComparedLanguageModels, r
     if classifiers.links:
         parts += [
             f"<h3>{CLASSIFIERS.capitalize()}</h3>",
-            _figure(ready.get("link_edits.png") or figures.link_edits(classifiers.links),
+            drawn_figure(ready.get("link_edits.png") or figures.link_edits(classifiers.links),
                      "Accuracy against the scale of the links",
                     "Every link of a model scaled by c; ○: replaced by its mean over other "
                     "sequences."),
@@ -217,7 +219,7 @@ def _links(classifiers: ComparedClassifiers, language: ComparedLanguageModels, r
         study = ablation.study
         of = ablation.facts.model, ablation.facts.task_and_corruption
         parts += [
-            _figure(intervention_figures.ablation_curves(study, *of), f"{name}: links scaled",
+            drawn_figure(intervention_figures.ablation_curves(study, *of), f"{name}: links scaled",
                     "v1 are the links that arrive in layer 1, all heads. At c = 0 also "
                     "mean-ablated (○) and resampled from the corrupted prompts (×)."),
         ]  # fmt: skip
@@ -226,7 +228,7 @@ def _links(classifiers: ComparedClassifiers, language: ComparedLanguageModels, r
         if name in language.scores:  # its own links, not grafted ones
             alone = intervention_figures.ablated(study, *of, scales=False)
             said = "Each layer's links and each head's alone (v1.h2: into head 2 of layer 1)."
-            parts.append(_figure(alone, f"{name}: each link edited", said))
+            parts.append(drawn_figure(alone, f"{name}: each link edited", said))
     return "".join(parts) or "<p>None of these models has links.</p>"
 
 
@@ -248,7 +250,7 @@ def _patched(patched: Sequence[Patching]) -> str:
             "links", "v_link": "what arrives over the value links"}  # fmt: skip
     most = max(1.0, *(found.largest for found in patched))  # side by side: one scale
     drawn = "".join(
-        _figure(
+        drawn_figure(
             found.figure(most),
             f"{found.facts.model}: {what.get(found.site, found.site)}, patched",
             f"{found.facts.model}: {what.get(found.site, found.site)}, "
@@ -276,10 +278,10 @@ def _circuits(circuits: ComparedCircuits, ready: Drawn) -> str:
     for task in dict.fromkeys(title.split(": ")[1] for title in circuits.drawn):
         own = {title: each for title, each in circuits.drawn.items() if title.endswith(task)}
         caption = f"As above, {task}." if len(parts) > 1 else f"{task}. {said}"
-        parts.append(_figure(circuit_figures.circuits(own), f"Circuits, {task}", caption))
+        parts.append(drawn_figure(circuit_figures.circuits(own), f"Circuits, {task}", caption))
     parts += map(html_table, circuits.circuit_tables())
     parts.append(
-        _figure(ready.get("faithfulness.png") or figures.faithfulness(circuits.circuits),
+        drawn_figure(ready.get("faithfulness.png") or figures.faithfulness(circuits.circuits),
                 "Faithfulness by size",
                 "Faithfulness of the highest-scored edges, before any is pruned that leads nowhere "
                 "(the table's are pruned); 1: as the whole model. It may pass 1: edges that work "
@@ -311,38 +313,13 @@ def _cells(classifiers: ComparedClassifiers, language: ComparedLanguageModels) -
         parts.append(html_table(cells))
     for kind, pairs in language.cells().items():
         parts.append(html_table(language.cells_table(kind)))
-        said = "".join(f"<li>{words(text)}</li>" for text in cells_sentences(pairs))
-        parts.append(f"<ul>{said}</ul>")
+        parts.append(sentences(cells_sentences(pairs)))
     if len(parts) == 1:
         return "<p>None of these models has a pair: classic and with a stream, of one seed.</p>"
     return "".join(parts)
-
-
-def _provenance(facts: Data, settings: Data) -> str:
-    rows = {
-        "command": f"<code>{words(facts['command'])}</code>",
-        "created": words(facts["created"]),
-        "git commit": words(facts["git_commit"] or "not in a git checkout"),
-        **{words(name): words(number) for name, number in facts["versions"].items()},
-        "machine": words(facts["machine"]),
-        **{words(name): words(str(value)) for name, value in settings.items()},
-    }
-    lines = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows.items())
-    return (
-        f"<dl>{lines}</dl><p class='rv-quiet'>All numbers of this page, and more, are in "
-        "the compare.json that the same command wrote; the curves of training are in the runs' "
-        "metrics.</p>"
-    )
 
 
 def _pair(names: Mapping[str, Any]) -> list[str]:
     """Classic and values, where there are both; else all."""
     both = [name for name in ("classic", "values") if name in names]
     return both if len(both) == 2 else list(names)
-
-
-def _figure(figure: Figure, name: str, caption: str) -> str:
-    body = figure_html(figure, name, caption)
-    figure.set_layout_engine("none")  # an image of it is laid out as the page is
-    plt.close(figure)
-    return body
