@@ -20,7 +20,7 @@ from resval_lens.analyses.papers.memory.training import (
     initial_memory,
     train_memory,
 )
-from resval_lens.io import conversion
+from resval_lens.io import loading
 from resval_lens.io.files import parse_json, read_json, read_tensors, write_json, write_sealed
 from resval_lens.load import load_model
 from resval_lens.models.classifier import ICLClassifier, classifier_config
@@ -310,7 +310,7 @@ def test_a_runs_missing_model_is_not_looked_up_on_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """evil/model could be a model of the hub."""
-    monkeypatch.setattr(conversion, "fetch", lambda *a, **k: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(loading, "fetch", lambda *a, **k: pytest.fail("the hub was asked"))
     monkeypatch.chdir(tmp_path)
     folder = make_run(Path("evil"), lm_runs.RUN.to_dict(), valid_loss=1.0)
     for load in (
