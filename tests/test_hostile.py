@@ -22,7 +22,7 @@ from resval_lens.analyses.papers.memory.training import (
 )
 from resval_lens.io import loading
 from resval_lens.io.files import parse_json, read_json, read_tensors, write_json, write_sealed
-from resval_lens.load import load_model
+from resval_lens.load import AS_SAVED, load_model
 from resval_lens.models.classifier import ICLClassifier, classifier_config
 from resval_lens.tasks.text import load_tokenizer
 from resval_lens.training.icl import train_icl
@@ -315,7 +315,7 @@ def test_a_runs_missing_model_is_not_looked_up_on_the_hub(
     folder = make_run(Path("evil"), lm_runs.RUN.to_dict(), valid_loss=1.0)
     for load in (
         lambda: load_model("evil"),
-        lambda: load_language_model(folder),
+        lambda: load_language_model(folder, AS_SAVED),
         load_run(folder, LMRun).model,
         load_run(make_run(Path("icl"), RUN.to_dict()), ICLRun).model,
         lambda: load_model("icl"),
