@@ -273,7 +273,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert page.count("<table") == len(compared().tables())
     assert page.count("<figure") == len(list(tmp_path.glob("*.png")))
     assert document["provenance"]["created"] in page
-    assert "src=\"http" not in page
+    assert 'src="http' not in page
     for given, message in (
         ([*SHIPPED, "--sequences", "5"], "--sequences 5 is for comparing runs"),
         (["--task", "ioi"], "--task ioi is for comparing two models by name"),
