@@ -91,7 +91,6 @@ def load_model(
     name, path = str(name), Path(name)
 
     def loaded(model: ResValTransformer, run: RecordedRun[ICLRun] | None = None) -> Loaded:
-        model = model if dtype is None else model.to(dtype, print_details=False)
         if fold:
             model.process_weights_(**surviving_steps(model.cfg))
         return Loaded(name, model, run)
@@ -103,7 +102,7 @@ def load_model(
 
     def classifier(recorded: RecordedRun[ICLRun]) -> Loaded:
         source = trained_model(recorded.folder)
-        model = ICLClassifier.from_pretrained(source, streams=streams, device=device)
+        model = ICLClassifier.from_pretrained(source, streams=streams, device=device, dtype=dtype)
         return loaded(model, recorded)
 
     if is_classifier_run(path):

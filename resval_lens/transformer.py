@@ -27,6 +27,7 @@ from resval_lens.attention import Carried
 from resval_lens.block import ResValBlock
 from resval_lens.config import ResValConfig
 from resval_lens.io.loading import Loading
+from resval_lens.io.tokenizers import spelled
 from resval_lens.lens.hook_names import handing_point
 from resval_lens.lens.model_html import model_html
 from resval_lens.lens.norm import fused
@@ -314,8 +315,7 @@ class ResValTransformer(Loading):
         """
         tokens = self.to_tokens(string, prepend_bos=False)[0]
         if len(tokens) != 1:
-            tokenizer: Any = self.tokenizer
-            parts = " + ".join(repr(tokenizer.decode([token])) for token in tokens.tolist())
+            parts = spelled(self.tokenizer, tokens.tolist())
             raise ValueError(
                 f"{string!r} is {len(tokens)} tokens with this tokenizer ({parts}); expected one"
             )

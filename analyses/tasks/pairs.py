@@ -27,6 +27,7 @@ from resval_lens.hooks.prompts import (
     margin,
     probability,
 )
+from resval_lens.io.tokenizers import spelled
 from resval_lens.tasks.icl import ICLBatch, ICLWorld
 from resval_lens.tasks.icl_corruptions import Exchanged, exchanged
 from resval_lens.tasks.ioi import (
@@ -126,18 +127,14 @@ def draw_ioi(
     left = sayable_by_all((tokenizer, *others), known)
     left_out = [name for name in known if name not in left]
     if len(left) < 3:
+        ids = token_ids(tokenizer, f" {left_out[0]}")
         raise ValueError(
             f"of {len(known)} names {len(left)} are one token with this tokenizer, and three are "
-            f"needed; {left_out[0]!r} is {_spelled(tokenizer, left_out[0])}"
+            f"needed; {left_out[0]!r} is {spelled(tokenizer, ids)}"
         )
     if which == "general":
         return Drawn(generate_prompts(count, seed, left), left_out)
     return Drawn(ioi_prompts(count, seed, which, which, which, people=left), left_out)
-
-
-def _spelled(tokenizer: Any, name: str) -> str:
-    ids = token_ids(tokenizer, f" {name}")
-    return " + ".join(repr(tokenizer.decode([token])) for token in ids)
 
 
 def ioi_pairs(

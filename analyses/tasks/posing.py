@@ -16,6 +16,7 @@ from resval_lens.analyses.tasks.problem import Problem
 from resval_lens.analyses.tasks.task import Asked, Task
 from resval_lens.hooks.prompts import PromptPairs
 from resval_lens.io.files import first_line
+from resval_lens.io.tokenizers import spelled
 from resval_lens.tasks.ioi import padding_id, token_ids
 from resval_lens.tasks.leading import leading_token
 
@@ -102,10 +103,6 @@ def _said(prompt: TextPrompt) -> str:
     return f"{prompt.source}: " if prompt.source else ""
 
 
-def _spelled(tokenizer: Any, tokens: Sequence[int]) -> str:
-    return " + ".join(repr(tokenizer.decode([token])) for token in tokens)
-
-
 def _in_chat(loaded: Loaded, prompt: TextPrompt) -> TextPrompt:
     """The prompt as a user's message; the answer begins the reply, without a space.
 
@@ -155,7 +152,7 @@ def _alike(tokenizer: Any, prompt: TextPrompt) -> tuple[list[int], list[int]]:
             changed = (*words[0][spans[0] : spans[1]], *words[1][spans[2] : spans[3]])
             longer += [word for word in changed if len(token_ids(tokenizer, f" {word}")) > 1]
     told = "".join(
-        f"; {word!r} is {len(tokens)} tokens ({_spelled(tokenizer, tokens)})"
+        f"; {word!r} is {len(tokens)} tokens ({spelled(tokenizer, tokens)})"
         for word in longer[:3]
         for tokens in [token_ids(tokenizer, f" {word}")]
     )
@@ -190,7 +187,7 @@ def _answers(
         if len(tokens) > 1 and not asked.several_tokens:
             raise ValueError(
                 f"{_said(prompt)}{name} {answer!r} is {len(tokens)} tokens "
-                f"({_spelled(tokenizer, tokens)}); an answer is one, unless --several-tokens "
+                f"({spelled(tokenizer, tokens)}); an answer is one, unless --several-tokens "
                 "(several_tokens=True) takes the first of them that differs"
             )
         found.append(tokens)
@@ -207,7 +204,7 @@ def _answers(
     if nexts[0] in nexts[1:]:
         raise ValueError(
             f"{_said(prompt)}answer {prompt.answer!r} and a wrong one go on with the same token, "
-            f"{_spelled(tokenizer, nexts[:1])}"
+            f"{spelled(tokenizer, nexts[:1])}"
         )
     return found[0][:shared], nexts
 

@@ -245,6 +245,7 @@ def years(tokenizer: Any) -> tuple[int, ...]:
     Raises:
         ValueError: years are split otherwise.
     """
+    from resval_lens.io.tokenizers import spelled
     from resval_lens.tasks.ioi import token_ids
 
     centuries = (*CENTURIES, *(each for each in range(10, 100) if each not in CENTURIES))
@@ -258,7 +259,7 @@ def years(tokenizer: Any) -> tuple[int, ...]:
             found.append(token)
         else:
             return tuple(found)
-    split = " + ".join(repr(tokenizer.decode([t])) for t in token_ids(tokenizer, " 1732"))
+    split = spelled(tokenizer, token_ids(tokenizer, " 1732"))
     raise ValueError(f"years are neither centuries and two digits nor digits here: {split}")
 
 

@@ -101,6 +101,11 @@ def end_of_text(tokenizer: Tokenizer) -> int:
     raise ValueError(f"the tokenizer has no end of text; expected one of {END_OF_TEXT}")
 
 
+def spelled(tokenizer: Any, tokens: Iterable[int]) -> str:
+    """Tokens as messages show them: ``' Phil' + 'ippa'``."""
+    return " + ".join(repr(tokenizer.decode([token])) for token in tokens)
+
+
 def could_be_on_hub(name: str) -> bool:
     """Whether ``name`` is written as hub names are, ``name`` or ``owner/name``."""
     return _HUB_NAME.fullmatch(name) is not None

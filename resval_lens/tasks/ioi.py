@@ -23,6 +23,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from resval_lens.io.tokenizers import spelled
+
 # arXiv 2412.15113, section 4.2; * is the subject.
 PAPER_SENTENCES = (
     "When John and Mary went to the shops, * gave the bag to",
@@ -331,7 +333,7 @@ def _name_id(tokenizer: Any, text: str, ids: list[int], name: str) -> int:
         raise ValueError(f"the tokens of {text!r} change when {name!r} follows")
     if len(whole) != len(ids) + 1:
         count = len(whole) - len(ids)
-        parts = " + ".join(repr(tokenizer.decode([token])) for token in whole[len(ids) :])
+        parts = spelled(tokenizer, whole[len(ids) :])
         raise ValueError(
             f"name {name!r} is {count} tokens with this tokenizer: {parts}; expected one"
         )

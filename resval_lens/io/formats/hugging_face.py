@@ -57,7 +57,6 @@ def converted_from_hf(
         cfg = hooked_config(
             model.config,
             type(model).__name__,
-            source,
             dtype=dtype or parameter.dtype,
             device=device or str(parameter.device),
             default_prepend_bos=leads_with_bos(tokenizer),

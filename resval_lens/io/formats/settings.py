@@ -67,18 +67,12 @@ def check_architecture(config: Any, architecture: str, source: str) -> None:
             raise ValueError(f"{source}: layers of {kind!r} cannot be converted")
 
 
-def hooked_config(
-    config: Any, architecture: str, source: str, **settings: Any
-) -> HookedTransformerConfig:
-    """A configuration of transformers as TransformerLens's.
+def hooked_config(config: Any, architecture: str, **settings: Any) -> HookedTransformerConfig:
+    """A configuration of transformers that :func:`check_architecture` took, as TransformerLens's.
 
     Args:
         settings: device, dtype, default_prepend_bos.
-
-    Raises:
-        ValueError: what cannot be converted.
     """
-    check_architecture(config, architecture, source)
     if architecture in _DERIVED:
         cfg = HookedTransformerConfig(**_derived(config, architecture), **settings)
     else:
@@ -89,11 +83,11 @@ def hooked_config(
         if head not in (None, cfg.d_head):  # Llama's is taken to be d_model / n_heads there
             cfg = replace(cfg, d_head=head, rotary_dim=head, attn_scale=-1.0)
         n_ctx = getattr(config, "max_position_embeddings", cfg.n_ctx)
-        local = _layer_kinds(config)
-        if "local" in local and not cfg.use_local_attn:  # Qwen's windows are left out there
-            window = {"attn_types": local, "window_size": config.sliding_window}
-            cfg = replace(cfg, use_local_attn=True, **window)
         cfg = replace(cfg, n_ctx=n_ctx)  # 2048 for some there, whatever the model has
+    kinds = [_KINDS_OF_LAYERS[kind] for kind in getattr(config, "layer_types", None) or []]
+    if "local" in kinds and not cfg.use_local_attn:  # Qwen's windows are left out there, too
+        window = {"attn_types": kinds, "window_size": config.sliding_window}
+        cfg = replace(cfg, use_local_attn=True, **window)
     cfg.model_name, cfg.tokenizer_name = architecture.removesuffix("ForCausalLM"), None
     return cfg
 
@@ -111,7 +105,6 @@ def _save(config: Any, architecture: str, folder: Path) -> None:
 def _derived(config: Any, architecture: str) -> dict[str, Any]:
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
-    local = _layer_kinds(config)
     rotary = getattr(config, "rope_parameters", None) or {}
     turned = rotary.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", 1.0))
     bases = _rotary_bases(config)
@@ -135,12 +128,6 @@ def _derived(config: Any, architecture: str) -> dict[str, Any]:
         "parallel_attn_mlp": architecture == "PhiForCausalLM",
         "init_weights": False,
     }
-    if "local" in local:
-        settings |= {
-            "use_local_attn": True,
-            "attn_types": local,
-            "window_size": config.sliding_window,
-        }
     if architecture == "OlmoForCausalLM":
         settings["clip_qkv"] = config.clip_qkv
     if architecture.startswith("Gemma"):
@@ -159,11 +146,6 @@ def _derived(config: Any, architecture: str) -> dict[str, Any]:
         if architecture == "Gemma3ForCausalLM":
             settings |= {"use_qk_norm": True, "rotary_base_local": bases[1]}
     return settings
-
-
-def _layer_kinds(config: Any) -> list[str]:
-    """``global`` or ``local``, layer by layer; nothing where all are alike."""
-    return [_KINDS_OF_LAYERS[kind] for kind in getattr(config, "layer_types", None) or []]
 
 
 def _rotary_bases(config: Any) -> tuple[float, float]:
