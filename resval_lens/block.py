@@ -16,6 +16,7 @@ from resval_lens.attention import (
     ResValGroupedQueryAttention,
 )
 from resval_lens.config import ResValConfig
+from resval_lens.lens.mlp import without_copies
 from resval_lens.lens.norm import fused
 
 
@@ -37,6 +38,8 @@ class ResValBlock(TransformerBlock):
         for name in ("ln1", "ln1_post", "ln2", "ln2_post"):
             if hasattr(self, name):
                 setattr(self, name, fused(getattr(self, name), cfg))
+        if not cfg.attn_only:
+            self.mlp = without_copies(self.mlp, cfg)
 
     @overload
     def forward(

@@ -26,7 +26,8 @@ class ResValConfig(HookedTransformerConfig):
             :class:`~resval_lens.streams.AttentionStream` objects. Kept in full, as a tuple.
         use_fused: let a layer use PyTorch's fused kernels while nothing looks inside them:
             attention (``hook_attn_scores``, ``hook_pattern``) and normalisation (``hook_scale``,
-            ``hook_normalized``). Turn it off for second derivatives of attention, which that
+            ``hook_normalized``); and gated MLPs and the unembedding do without copies of their
+            weights. Turn it off for second derivatives of attention, which that
             kernel lacks, or for the last bit of TransformerLens's own numbers.
         dropout: in training mode, the share of zeros in the embedding, in each attention pattern
             (after ``hook_pattern``) and in what attention and MLP add to the residual stream
