@@ -1,8 +1,8 @@
-"""A gated MLP that copies no weights."""
+"""The gated MLP without copies of its weights."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.components import GatedMLP
@@ -12,20 +12,23 @@ from resval_lens.config import ResValConfig
 
 
 class FusedGatedMLP(GatedMLP):
-    """TransformerLens's GatedMLP without its copies of the three matrices at every call."""
+    """TransformerLens's GatedMLP, which lays out each of its matrices anew at every call: in a
+    training step that is one more copy of each, and one of each gradient.
+    """
 
     cfg: ResValConfig
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        """(act(x W_gate) · x W_in + b_in) W_out + b_out"""
+        """(act(x W_gate) ∘ x W_in + b_in) W_out + b_out"""
         if not self.cfg.use_fused or self.cfg.is_layer_norm_activation():
             return super().forward(x)
         x = x.to(self.W_gate.device)
-        gate = self.act_fn(self.hook_pre(F.linear(x, self.W_gate.T)))
-        linear = self.hook_pre_linear(F.linear(x, self.W_in.T))
-        return F.linear(self.hook_post(gate * linear + self.b_in), self.W_out.T, self.b_out)
+        pre = self.hook_pre(x @ self.W_gate)  # [batch, pos, d_mlp]
+        linear = self.hook_pre_linear(x @ self.W_in)
+        post = self.hook_post(self.act_fn(pre) * linear + self.b_in)
+        return torch.addmm(self.b_out, post.flatten(0, -2), self.W_out).view_as(x)
 
 
 def without_copies(mlp: CanBeUsedAsMLP, cfg: ResValConfig) -> CanBeUsedAsMLP:
-    """``mlp`` as one that copies no weights, if it is TransformerLens's gated one; else itself."""
+    """``mlp`` as one that copies no weights, if it is of the kind that does; itself otherwise."""
     return FusedGatedMLP(cfg) if type(mlp) is GatedMLP else mlp
