@@ -36,14 +36,18 @@ from resval_lens.streams import AttentionStream
 from tests.hand_built import LINKED_CIRCUIT, linked_model, linked_pairs
 from tests.helpers import stock_model, tiny_config, tiny_model
 from tests.methods import each_method, settings_of
-from tests.reference.eap import eap_scores
-from tests.test_circuit_runs import tiny_pairs
+from tests.reference.eap import DenseTable, eap_scores
+from tests.test_circuit_runs import some_circuits, tiny_pairs
 
 # Scores
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-@pytest.mark.parametrize("changes", [{}, {"positional_embedding_type": "rotary"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"positional_embedding_type": "rotary", "n_heads": 4, "n_key_value_heads": 2}],
+    ids=str,
+)
 def test_classic_scores_are_those_of_the_published_method(
     steps: int, changes: dict[str, Any]
 ) -> None:
@@ -57,6 +61,19 @@ def test_classic_scores_are_those_of_the_published_method(
     assert set(wanted) == set(scores.graph.number)
     for edge, value in wanted.items():
         assert scores[edge] == pytest.approx(value, abs=1e-5, rel=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{}, {"n_heads": 4, "n_key_value_heads": 2}], ids=str)
+def test_circuits_run_as_in_the_published_way(changes: dict[str, Any]) -> None:
+    model = tiny_model(dtype=torch.float64, **changes)
+    pairs, table = tiny_pairs(model), DenseTable(stock_model(dtype=torch.float64, **changes))
+    runs = EdgeRuns(model, pairs)
+    circuits = some_circuits(runs.graph, 5)
+    circuits[0, runs.graph.readers[0].edges.stop :] = False  # of which none reaches the logits
+    for kept, found in zip(circuits, runs.values(circuits), strict=True):
+        edges = dict(zip(map(str, runs.graph.edges), kept.tolist(), strict=True))
+        logits = table.logits(pairs.clean, pairs.corrupted, table.kept(edges))
+        torch.testing.assert_close(found, pairs.measure(logits[:, -1])[0])
 
 
 @each_method
