@@ -75,6 +75,13 @@ def joined(states: Sequence[State], axis: int = 0) -> State:
     return replace(states[0], residual=residual, carried=carried)
 
 
+def numbers_of(states: Sequence[State]) -> int:
+    """How many numbers states hold, each once."""
+    held = [state.residual for state in states]
+    held += [x for state in states for several in state.carried.values() for x in several]
+    return sum(x.numel() for x in {id(x): x for x in held}.values())
+
+
 class KeysValues(TransformerLensKeyValueCacheEntry):
     """Keys and values of earlier positions, shared by all rows of the same prompt."""
 
@@ -119,13 +126,6 @@ class Run:
             self.states.append(resumed(model, self.states[-1], layer + 1, entry))
             if entry is not None:
                 self.keys_values.append(entry.whole)
-
-    @property
-    def numbers(self) -> int:
-        """How many numbers its states hold, each once."""
-        held = [state.residual for state in self.states]
-        held += [x for state in self.states for several in state.carried.values() for x in several]
-        return sum(x.numel() for x in {id(x): x for x in held}.values())
 
     @torch.no_grad()
     def logits(self, answers: Int[Tensor, " row"]) -> Float[Tensor, "row d_vocab"]:

@@ -107,6 +107,32 @@ def test_exact_scores_corrupt_one_edge_at_a_time(name: str) -> None:
         assert scores[number].item() == pytest.approx(alone - clean, rel=1e-7, abs=1e-10)
 
 
+@each_variant
+def test_circuits_branch_off_another_one_in_the_first_layer_that_differs(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(name)
+    pairs, graph = tiny_pairs(model), Graph.of(model)
+    trunk = some_circuits(graph, 4)[1]
+    flipped = torch.randperm(len(graph), generator=torch.Generator().manual_seed(2))[:20].tolist()
+    near = torch.stack([trunk, *(trunk ^ (torch.arange(len(graph)) == edge) for edge in flipped)])
+    wanted = EdgeRuns(model, pairs, graph).values(near)
+    layers: list[tuple[int, int]] = []
+    made = running.CircuitRun.__init__
+
+    def counted(self: Any, *given: Any) -> None:
+        layers.append((given[-1], len(given[3])))
+        made(self, *given)
+
+    monkeypatch.setattr(running.CircuitRun, "__init__", counted)
+    found = EdgeRuns(model, pairs, graph).values(near, near=trunk)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    begin = [graph.first_layer(row != trunk) for row in near]
+    (first, one), *others = layers  # the trunk itself, whole
+    assert (first, one) == (graph.first_layer(~trunk), 1)
+    assert sum(layer * circuits for layer, circuits in others) >= sum(begin)
+
+
 STREAMS: dict[str, Any] = {
     "classic": "",
     "qv": "qv",
@@ -233,13 +259,13 @@ def test_the_same_runs_serve_every_metric(ablation: Any, monkeypatch: pytest.Mon
     metrics = {"difference": logit_difference, "P": probability}
     runs = EdgeRuns(model, pairs, ablation=ablation, max_tokens=40)
     starts: list[Any] = []
-    made = running._Run.__init__
+    made = running.CircuitRun.__init__
 
     def counted(self: Any, *given: Any) -> None:
         starts.append(given)
         made(self, *given)
 
-    monkeypatch.setattr(running._Run, "__init__", counted)
+    monkeypatch.setattr(running.CircuitRun, "__init__", counted)
     found = runs.by_metrics(kept, metrics)
     together = len(starts)
     for name, metric in metrics.items():

@@ -51,7 +51,9 @@ class Table(EdgeRuns):
         self.clean, self.corrupted = 1.0, 0.0
         self.sizes: list[int] = []
 
-    def means(self, kept: torch.Tensor, progress: object = None) -> torch.Tensor:
+    def means(
+        self, kept: torch.Tensor, progress: object = None, near: object = None
+    ) -> torch.Tensor:
         sizes = kept.sum(1).tolist()
         self.sizes += sizes
         return torch.tensor([self.by_size[size] for size in sizes], dtype=torch.float64)

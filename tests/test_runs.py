@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from resval_lens.hooks.runs import KeysValues, Run, State, embedded, joined, resumed
+from resval_lens.hooks.runs import KeysValues, Run, State, embedded, joined, numbers_of, resumed
 from resval_lens.transformer import ResValTransformer
 from tests.classifiers import model_of
 from tests.classifiers import tokens as continuous_tokens
@@ -118,7 +118,7 @@ def test_a_classifier_is_kept_and_resumed_like_any_model() -> None:
 def test_what_several_layers_receive_counts_once(source: str, handed: int) -> None:
     """Four residual streams [3, 6, 16]; what three layers hand on, [3, 6, 4 heads, 4] each."""
     run = Run(tiny_model(f"v(source={source})"), TOKENS)
-    assert run.numbers == (4 + handed) * 3 * 6 * 16
+    assert numbers_of(run.states) == (4 + handed) * 3 * 6 * 16
 
 
 def test_a_state_of_no_streams_carries_nothing() -> None:

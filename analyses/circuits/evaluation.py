@@ -85,9 +85,12 @@ def faithfulness(
 
 
 def _metrics(
-    runs: EdgeRuns, circuits: Sequence[Circuit], progress: Progress = lambda done, total: None
+    runs: EdgeRuns,
+    circuits: Sequence[Circuit],
+    progress: Progress = lambda done, total: None,
+    near: Circuit | None = None,
 ) -> list[float]:
-    """The mean metric of each circuit; of a large graph's, some at a time."""
+    """The mean metric of each circuit, all ``near`` one; of a large graph's, some at a time."""
     found: list[float] = []
     at_once = max(1, AT_ONCE // len(runs.graph))
     for start in range(0, len(circuits), at_once):
@@ -96,7 +99,7 @@ def _metrics(
             progress(before + done, len(circuits))
 
         kept = torch.stack([each.kept for each in circuits[start : start + at_once]])
-        found += runs.means(kept, told).tolist()
+        found += runs.means(kept, told, None if near is None else near.kept).tolist()
     return found
 
 
@@ -131,7 +134,7 @@ def minimality(
     """
     wanted = circuit.numbers if numbers is None else list(numbers)
     circuits = [circuit, *(circuit.without([number]) for number in wanted)]
-    own, *without = _metrics(runs, circuits, progress)
+    own, *without = _metrics(runs, circuits, progress, circuit)
     edges = runs.graph.edges
     return {
         str(edges[number]): own - metric for number, metric in zip(wanted, without, strict=True)
@@ -165,7 +168,7 @@ def completeness(
     cut = [_edges_out_of(runs.graph, names) for names in knocked_out]
     whole = Circuit.whole(runs.graph)
     both = [each.without(edges) for each in (circuit, whole) for edges in cut]
-    metrics = _metrics(runs, both, progress)
+    metrics = _metrics(runs, both, progress, circuit)
     of_circuit, of_model = metrics[: len(cut)], metrics[len(cut) :]
     return tuple(
         KnockedOut(tuple(names), c, m, abs(c - m))

@@ -18,6 +18,8 @@ from functools import cached_property
 from typing import Literal
 
 import networkx as nx
+from jaxtyping import Bool
+from torch import Tensor
 
 from resval_lens.attention import OLMO_QK_NORM
 from resval_lens.config import ResValConfig
@@ -53,12 +55,14 @@ class Reader:
     """The readers of one kind in one layer; their edges lie side by side, ``[head, writer]``.
 
     Attributes:
-        hook: the hook point that holds what they read.
+        hook: the hook point that holds what they read, each head its own.
+        reads: the one where that is one residual stream.
         writers: how many writers stand before them: the first so many of ``Graph.writers``.
         start: the number of their first edge.
     """
 
     hook: str
+    reads: str
     layer: int
     port: Port
     names: tuple[str, ...]
@@ -119,17 +123,19 @@ class Graph:
         self.receivers: list[Receiver] = []
         self.edges: list[Edge] = []
         for layer in range(cfg.n_layers):
-            before = 1 + layer * len(self._layer(0))
+            before = self.written_before(layer)
             ports: tuple[Port, ...] = ("q", "k", "v")
             for port in ports:
                 heads = range(cfg.n_heads_of(port))
                 names = tuple(head_name(layer, head, port) for head in heads)
-                self._add(f"blocks.{layer}.hook_{port}_input", layer, port, names, before)
+                self._add(f"hook_{port}_input", "hook_resid_pre", layer, port, names, before)
             if not cfg.attn_only:
-                seen = before if cfg.parallel_attn_mlp else before + cfg.n_heads
-                self._add(f"blocks.{layer}.hook_mlp_in", layer, "mlp", (f"m{layer}",), seen)
-        last = cfg.n_layers - 1
-        self._add(f"blocks.{last}.hook_resid_post", last, "logits", ("logits",), len(self.writers))
+                name, reads, seen = f"m{layer}", "hook_resid_mid", before + cfg.n_heads
+                if cfg.parallel_attn_mlp:
+                    reads, seen = "hook_resid_pre", before
+                self._add("hook_mlp_in", reads, layer, "mlp", (name,), seen)
+        last, reads = cfg.n_layers - 1, "hook_resid_post"
+        self._add(reads, reads, last, "logits", ("logits",), len(self.writers))
         self.n_residual = len(self.edges)
         for stream in cfg.streams:
             for layer in range(cfg.n_layers):
@@ -154,8 +160,11 @@ class Graph:
         heads = [head_name(layer, head) for head in range(self.cfg.n_heads)]
         return heads if self.cfg.attn_only else [*heads, f"m{layer}"]
 
-    def _add(self, hook: str, layer: int, port: Port, names: tuple[str, ...], writers: int) -> None:
-        self.readers.append(Reader(hook, layer, port, names, writers, len(self.edges)))
+    def _add(
+        self, hook: str, reads: str, layer: int, port: Port, names: tuple[str, ...], writers: int
+    ) -> None:
+        hook, reads = (f"blocks.{layer}.{name}" for name in (hook, reads))
+        self.readers.append(Reader(hook, reads, layer, port, names, writers, len(self.edges)))
         self.edges += [Edge(writer, name) for name in names for writer in self.writers[:writers]]
 
     def _receive(self, stream: str, layer: int, sources: tuple[int, ...], crossed: bool) -> None:
@@ -168,6 +177,21 @@ class Graph:
         self.receivers.append(Receiver(into[0].hook_name, layer, stream, heads, slots, start))
         for slot in zip(*(parts_of(self.cfg, link) for link in into), strict=True):
             self.edges += [Edge(*str(part).split("->")) for part in slot]
+
+    def first_layer(self, edges: Bool[Tensor, " edge"]) -> int:
+        """The first layer that one of these edges leads into; n_layers if only the logits read."""
+        into = (
+            self.cfg.n_layers
+            if isinstance(group, Reader) and group.port == "logits"
+            else group.layer
+            for group in self.groups
+            if edges[group.edges].any()
+        )
+        return min(into, default=self.cfg.n_layers)
+
+    def written_before(self, layer: int) -> int:
+        """How many writers stand before a layer: the first so many of ``writers``."""
+        return 1 + layer * len(self._layer(0))
 
     def edges_of(self, link: LinkLike) -> tuple[Edge, ...]:
         """The edges that a link is, one for each head that it comes from; of a part, that one.

@@ -28,11 +28,13 @@ class Recording:
     Attributes:
         writers: what each writer adds to the residual stream, without b_O, where its layer is.
         links: hook point of each receiver to what each of its slots brings.
+        read: the residual stream that readers read, by ``Reader.reads``.
         logits: at the answers.
     """
 
     writers: list[Float[Tensor, "row pos d_model"]]
     links: dict[str, Parts]
+    read: dict[str, Float[Tensor, "row pos d_model"]]
     logits: Float[Tensor, "row d_vocab"]
 
 
@@ -40,7 +42,7 @@ class Recorder:
     """Keeps everything that edges carry in one run, under its ``hooks``; without gradients.
 
     Attributes:
-        writers, links: as of the :class:`Recording`.
+        writers, links, read: as of the :class:`Recording`.
         embedding: what layer 0 reads: the first writer.
         writing: hooks that keep writers alone.
     """
@@ -48,15 +50,20 @@ class Recorder:
     def __init__(self, model: ResValTransformer, graph: Graph) -> None:
         self.writers: list[Tensor] = []
         self.links: dict[str, Parts] = {}
+        self.read: dict[str, Tensor] = {}
         self.writing: list[Any] = [
             ("blocks.0.hook_resid_pre", self._embedded),
             *writing_hooks(model, lambda layer, written: self.writers.extend(written)),
         ]
         self.hooks: list[Any] = [*self.writing, *arriving_hooks(model, graph, self._arrived)]
+        self.hooks += [(name, self._read) for name in {reader.reads for reader in graph.readers}]
 
     def _embedded(self, x: Tensor, hook: HookPoint) -> None:
         self.embedding = x.detach()
         self.writers.append(self.embedding)
+
+    def _read(self, x: Tensor, hook: HookPoint) -> None:
+        self.read[str(hook.name)] = x.detach()
 
     @torch.no_grad()
     def _arrived(self, to: Receiver, link: Tensor, parts: Callable[[], Parts]) -> None:
@@ -71,22 +78,23 @@ def record(
     recorder = Recorder(model, graph)
     with model.hooks(fwd_hooks=recorder.hooks):
         logits = answer_logits(model, inputs, answers)
-    return Recording(recorder.writers, recorder.links, logits)
+    return Recording(recorder.writers, recorder.links, recorder.read, logits)
 
 
 def writing_hooks(
-    model: ResValTransformer, wrote: Callable[[int, list[Tensor]], None]
+    model: ResValTransformer, wrote: Callable[[int, Float[Tensor, "writer row pos d_model"]], None]
 ) -> list[tuple[str, Callable[..., None]]]:
-    """Hooks that hand over what a layer's heads, then its MLP, write: [row, pos, d_model] each."""
+    """Hooks that hand over what a layer's heads, then its MLP, write."""
 
     @torch.no_grad()
     def heads(z: Float[Tensor, "row pos head d_head"], hook: HookPoint) -> None:
         layer = hook.layer()
-        W_O = model.blocks[layer].attn.W_O
-        wrote(layer, [z[:, :, head] @ W_O[head] for head in range(z.shape[2])])
+        of_head = z.permute(2, 0, 1, 3)
+        written = of_head.flatten(1, 2) @ model.blocks[layer].attn.W_O
+        wrote(layer, written.unflatten(1, of_head.shape[1:3]))
 
     def mlp(out: Float[Tensor, "row pos d_model"], hook: HookPoint) -> None:
-        wrote(hook.layer(), [out.detach()])
+        wrote(hook.layer(), out.detach()[None])
 
     hooks: list[tuple[str, Callable[..., None]]] = []
     for layer in range(model.cfg.n_layers):

@@ -9,25 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from hashlib import blake2b
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformer_lens.hook_points import HookPoint
 
-from resval_lens.analyses.circuits.graph import Graph, Reader, Receiver, graph_of
-from resval_lens.analyses.circuits.recording import (
-    Parts,
-    Recorder,
-    Recording,
-    arriving_hooks,
-    inputs_per_head,
-    record,
-    writing_hooks,
-)
+from resval_lens.analyses.circuits.circuit_run import CircuitRun, Part, Trunk
+from resval_lens.analyses.circuits.graph import Graph, graph_of
+from resval_lens.analyses.circuits.recording import Recorder, Recording, inputs_per_head, record
 from resval_lens.hooks.groups import Groups, alike
 from resval_lens.hooks.prompts import (
     MAX_TOKENS,
@@ -38,7 +29,7 @@ from resval_lens.hooks.prompts import (
     refuse_hooks,
     wide,
 )
-from resval_lens.hooks.runs import Run, resumed
+from resval_lens.hooks.runs import Run
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
 
@@ -112,13 +103,14 @@ class EdgeRuns:
         if self.groups is not None:
             several = [(self.groups == g).nonzero()[:, 0] for g in self.groups.unique()]
         self.parts = [part for rows in several for part in rows.split(size)]
-        self._held: dict[int, _Part] = {}
+        self._held: dict[int, Part] = {}
         self._mean: tuple[int, Recording] | None = None
         found = []
-        with evaluating(model):
+        with torch.no_grad(), evaluating(model):
             for number in range(len(self.parts)):
                 part = self._part(number)
-                logits = part.clean.logits(part.pairs.answers), part.corrupted.logits
+                residual = part.clean.states[-1].residual
+                logits = model.read_out(residual, part.pairs.answers), part.corrupted.logits
                 found.append(torch.stack([part.pairs.measure(x)[0] for x in logits]))
                 del part  # before the next is recorded
         order = torch.cat(self.parts).argsort().to(found[0].device)
@@ -143,7 +135,7 @@ class EdgeRuns:
             how = f"mean over the corrupted prompts of a group ({_count(sizes)})"
         return MeasuredBy(how, "edges", self.pairs.name)
 
-    def _part(self, number: int) -> _Part:
+    def _part(self, number: int) -> Part:
         """Some of the prompts, and what edges carry on them."""
         if number in self._held:
             return self._held[number]
@@ -155,7 +147,10 @@ class EdgeRuns:
         corrupted = record(self.model, self.graph, pairs.corrupted, pairs.answers)
         if self.groups is not None:
             corrupted = self._mean_of(int(self.groups[rows[0]]), corrupted)
-        part = _Part(pairs, clean, recorder.writers, corrupted)
+        written = recorder.writers
+        for writer, other in enumerate(corrupted.writers):  # one by one: little is held twice
+            written[writer] = written[writer] - other
+        part = Part(pairs, Trunk(clean.states, written), corrupted)
         if part.numbers + sum(held.numbers for held in self._held.values()) <= MOST_NUMBERS:
             self._held[number] = part
         return part
@@ -165,7 +160,7 @@ class EdgeRuns:
         assert self.groups is not None
         if self._mean is None or self._mean[0] != group:
             rows = [part for part in self.parts if self.groups[part[0]] == group]
-            sums: list[Tensor] = []  # of what writers write, then of what links carry
+            sums: list[Tensor] = []
             for own in rows:
                 pairs = self.pairs.rows(own.to(self.pairs.clean.device))
                 run = (
@@ -173,13 +168,14 @@ class EdgeRuns:
                     if len(rows) == 1
                     else record(self.model, self.graph, pairs.corrupted, pairs.answers)
                 )
-                added = [wide(x).sum(0, keepdim=True) for x in run.writers]
+                added = [wide(x).sum(0, keepdim=True) for x in (*run.writers, *run.read.values())]
                 added += [wide(x).sum(1, keepdim=True) for x in run.links.values()]  # [slot, row..]
                 sums = [a + b for a, b in zip(sums, added, strict=True)] if sums else added
             count = sum(map(len, rows))
-            means = [(x / count).to(of.logits.dtype) for x in sums]
-            links = dict(zip(of.links, means[len(of.writers) :], strict=True))
-            self._mean = group, Recording(means[: len(of.writers)], links, of.logits)
+            means = iter([(x / count).to(of.logits.dtype) for x in sums])
+            writers = [next(means) for _ in of.writers]
+            read, links = ({name: next(means) for name in had} for had in (of.read, of.links))
+            self._mean = group, Recording(writers, links, read, of.logits)
         return replace(self._mean[1], logits=of.logits)
 
     @torch.no_grad()
@@ -187,6 +183,7 @@ class EdgeRuns:
         self,
         kept: Bool[Tensor, "circuit edge"],
         progress: Callable[[int], None] = lambda done: None,
+        near: Bool[Tensor, " edge"] | None = None,
     ) -> Float[Tensor, "circuit prompt"]:
         """The metric of each prompt, for each set of edges that are kept.
 
@@ -195,6 +192,8 @@ class EdgeRuns:
         Args:
             progress: called with how many sets are done, all of their prompts or as many of them
                 in part.
+            near: a set that the others are near: they are run from the first layer on in which
+                they differ from it.
 
         Raises:
             ValueError: another number of edges, no booleans, hooks that came on the model since.
@@ -210,6 +209,7 @@ class EdgeRuns:
                 kept[list(news.values())],
                 {"": self.pairs.metric},
                 lambda done: progress(known + done),
+                near,
             )
             self._known.update(zip(news, found[""], strict=True))
         if not keys:
@@ -222,12 +222,13 @@ class EdgeRuns:
         kept: Bool[Tensor, "circuit edge"],
         metrics: Mapping[str, Metric],
         progress: Callable[[int], None] = lambda done: None,
+        near: Bool[Tensor, " edge"] | None = None,
     ) -> dict[str, Float[Tensor, "circuit prompt"]]:
         """:meth:`values` by other metrics, for each of which the same runs serve."""
         self._check(kept)
         shape = len(kept), len(self.pairs)
         found = {name: self.clean_values.new_empty(shape) for name in metrics}
-        for where, pairs, logits in self._answers(kept, progress):
+        for where, pairs, logits in self._answers(kept, progress, near):
             for name, metric in metrics.items():
                 found[name][where] = replace(pairs, metric=metric).measure(logits)
         return found
@@ -241,43 +242,54 @@ class EdgeRuns:
         refuse_hooks(self.model)
 
     def _answers(
-        self, kept: Bool[Tensor, "circuit edge"], progress: Callable[[int], None]
+        self,
+        kept: Bool[Tensor, "circuit edge"],
+        progress: Callable[[int], None],
+        near: Bool[Tensor, " edge"] | None,
     ) -> Iterator[tuple[tuple[Tensor, Tensor], PromptPairs, Tensor]]:
         """Logits of some circuits and prompts at a time, which they are, and those prompts."""
         kept = kept.cpu()
-        first = torch.tensor([self._first_layer(circuit) for circuit in kept])
+        bases = [torch.ones(len(self.graph), dtype=torch.bool)]
+        if near is not None:
+            bases.append(near.cpu())
+        # Each circuit branches off the run that it shares most layers with.
+        shared = torch.tensor(
+            [[self.graph.first_layer(row != base) for base in bases] for row in kept]
+        )
+        layers, branch = shared.max(1)
         done = 0
         with evaluating(self.model), inputs_per_head(self.model):
             for number, rows in enumerate(self.parts):
                 part = self._part(number)
+                trunks = [part.clean]
+                if near is not None and branch.any():
+                    layer = self.graph.first_layer(~bases[1])
+                    trunks.append(
+                        CircuitRun(
+                            self.model, self.graph, part, bases[1][None], part.clean, layer
+                        ).trunk()
+                    )
                 size = self.max_tokens // (len(rows) * self.pairs.length)
-                written = sum(x.numel() for x in part.written)
-                size = max(1, min(size, MOST_NUMBERS // (4 * written)))
-                for layer in first.unique().tolist():
-                    for some in (first == layer).nonzero()[:, 0].split(size):
-                        logits = _Run(self, part, kept[some], layer).logits()
-                        yield (some[:, None], rows), part.pairs, logits
+                size = max(1, min(size, MOST_NUMBERS // (2 * part.clean.numbers)))
+                for which, layer in torch.stack([branch, layers], 1).unique(dim=0).tolist():
+                    chosen = ((branch == which) & (layers == layer)).nonzero()[:, 0]
+                    for some in chosen.split(size):
+                        run = CircuitRun(
+                            self.model, self.graph, part, kept[some], trunks[which], layer
+                        )
+                        yield (some[:, None], rows), part.pairs, run.logits()
                         done += len(some) * len(rows)
                         progress(done // len(self.pairs))
-                del part
+                del part, trunks
 
     def means(
         self,
         kept: Bool[Tensor, "circuit edge"],
         progress: Callable[[int], None] = lambda done: None,
+        near: Bool[Tensor, " edge"] | None = None,
     ) -> Float[Tensor, " circuit"]:
         """:meth:`values`, averaged over prompts."""
-        return self.values(kept, progress).mean(1)
-
-    def _first_layer(self, kept: Bool[Tensor, " edge"]) -> int:
-        """The first layer that reads a corrupted edge; n_layers if only the logits do."""
-        changed = (_depth(group) for group in self.graph.groups if not kept[group.edges].all())
-        return min(changed, default=self.graph.cfg.n_layers)
-
-
-def _depth(group: Reader | Receiver) -> int:
-    is_last = isinstance(group, Reader) and group.port == "logits"
-    return group.layer + is_last
+        return self.values(kept, progress, near).mean(1)
 
 
 def _count(sizes: Int[Tensor, " group"]) -> str:
@@ -285,85 +297,3 @@ def _count(sizes: Int[Tensor, " group"]) -> str:
     return f"{len(sizes)} groups of {sizes.min()} to {sizes.max()}" + (
         f"; {alone} prompts are alone in theirs, whose mean is their own" if alone else ""
     )
-
-
-@dataclass
-class _Part:
-    """Some prompts, their clean run with what is written there, and what corrupted edges carry."""
-
-    pairs: PromptPairs
-    clean: Run
-    written: list[Float[Tensor, "row pos d_model"]]
-    corrupted: Recording
-
-    @property
-    def numbers(self) -> int:
-        """How many numbers it holds."""
-        recorded = [*self.written, *self.corrupted.writers, *self.corrupted.links.values()]
-        return self.clean.numbers + sum(x.numel() for x in recorded)
-
-
-class _Run:
-    """One forward pass of several circuits, stacked in the batch: rows are (circuit, prompt)."""
-
-    def __init__(
-        self, runs: EdgeRuns, part: _Part, kept: Bool[Tensor, "circuit edge"], layer: int
-    ) -> None:
-        self.model, self.graph, self.part = runs.model, runs.graph, part
-        self.kept, self.layer = kept, layer
-        self.changed = {
-            group.hook: group for group in self.graph.groups if not kept[:, group.edges].all()
-        }
-        clean, corrupted = part.written, part.corrupted.writers
-        self.written = 1 + layer * ((len(clean) - 1) // self.graph.cfg.n_layers)
-        self.rows = part.clean.states[layer].repeated(len(kept))
-        # What each writer writes now, less what it writes in the corrupted run; where its readers
-        # are, which moves on with the layers.
-        self.difference = self.rows.residual.new_empty(len(kept), len(clean), *clean[0].shape)
-        for number in range(self.written):
-            difference = clean[number] - corrupted[number]
-            self.difference[:, number] = difference.to(self.difference.device)
-
-    def logits(self) -> Float[Tensor, "row d_vocab"]:
-        hooks: list[Any] = writing_hooks(self.model, self._wrote)
-        hooks += arriving_hooks(self.model, self.graph, self._arrived)
-        hooks += [
-            (name, partial(self._read, group))
-            for name, group in self.changed.items()
-            if isinstance(group, Reader)
-        ]
-        with self.model.hooks(fwd_hooks=hooks):
-            residual = resumed(self.model, self.rows).residual
-        if self.layer == self.graph.cfg.n_layers:  # no block is left to read its last hook point
-            residual = self._read(self.graph.readers[-1], residual)
-        return self.model.read_out(residual, self.part.pairs.answers)
-
-    def _wrote(self, layer: int, outputs: list[Tensor]) -> None:
-        for output in outputs:
-            corrupted = self.part.corrupted.writers[self.written]
-            self.difference = self.difference.to(output.device)
-            self.difference[:, self.written] = output.unflatten(0, (len(self.kept), -1)) - corrupted
-            self.written += 1
-
-    def _read(self, reader: Reader, x: Tensor, hook: HookPoint | None = None) -> Tensor:
-        """``x`` with the corrupted edges' part exchanged."""
-        heads = len(reader.names)
-        dropped = ~self.kept[:, reader.edges].unflatten(1, (heads, reader.writers))
-        self.difference = self.difference.to(x.device)
-        removed = torch.einsum(
-            "chw,cwbpd->cbphd", dropped.to(x), self.difference[:, : reader.writers]
-        )
-        removed = removed.flatten(0, 1)  # [row, pos, head, d_model]
-        return x - (removed if x.ndim == 4 else removed[:, :, 0])
-
-    def _arrived(
-        self, receiver: Receiver, link: Tensor, parts: Callable[[], Parts]
-    ) -> Tensor | None:
-        if receiver.hook not in self.changed:
-            return None
-        corrupted = self.part.corrupted.links[receiver.hook]
-        dropped = ~self.kept[:, receiver.edges].unflatten(1, (len(receiver.slots), receiver.heads))
-        now = parts().unflatten(1, (len(self.kept), -1))  # [slot, circuit, prompt, pos, head, d]
-        difference = now - corrupted[:, None]
-        removed = torch.einsum("csh,scbphd->cbphd", dropped.to(link), difference)
-        return link - removed.flatten(0, 1)
