@@ -34,6 +34,7 @@ from resval_lens.hooks.padding import (
 )
 from resval_lens.hooks.texts import Answers, Texts, answer_tokens, encoded_pairs
 from resval_lens.lens.norm import is_hooked
+from resval_lens.lens.unembed import wide
 from resval_lens.transformer import ResValTransformer
 
 Metric = Callable[[Tensor, Tensor], Tensor]
@@ -352,11 +353,6 @@ class PromptPairs:
         own: dict[str, Any] = {name: getattr(self, name) for name in names}
         changed: dict[str, Any] = {n: change(x) for n, x in own.items() if x is not None}
         return replace(self, **changed)
-
-
-def wide(x: Tensor) -> Tensor:
-    """In float32 at least: what is added up over many numbers must not be rounded to fewer bits."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def prompts_within(max_tokens: int, length: int) -> int:

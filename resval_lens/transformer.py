@@ -31,7 +31,7 @@ from resval_lens.io.tokenizers import spelled
 from resval_lens.lens.hook_names import handing_point
 from resval_lens.lens.model_html import model_html
 from resval_lens.lens.norm import fused
-from resval_lens.lens.unembed import FusedUnembed, TiedUnembed, loss_sum
+from resval_lens.lens.unembed import FusedUnembed, TiedUnembed, loss_sum, wide, wide_logits
 
 
 class ResValTransformer(Loading):
@@ -236,6 +236,8 @@ class ResValTransformer(Loading):
     ) -> Float[Tensor, "row output"]:
         """Logits at each row's answer position, from the residual stream after the last layer.
 
+        In float32 at least: a model of 16 bits is rounded, the differences of its logits are not.
+
         Args:
             residual: its rows are the prompts, over and over.
         """
@@ -243,10 +245,18 @@ class ResValTransformer(Loading):
         rows = torch.arange(len(residual), device=residual.device)
         answers = answers.to(residual.device).repeat(len(residual) // len(answers))
         last = residual[rows, answers][:, None]  # [row, 1, d_model]
-        logits = apply_softcap(
-            self.unembed(self.unembed_input(last)), self.cfg.output_logits_soft_cap
-        )
-        return logits[:, 0]
+        logits = wide_logits(cast("FusedUnembed", self.unembed), self.unembed_input(last))
+        return apply_softcap(logits, self.cfg.output_logits_soft_cap)[:, 0]
+
+    def loss_fn(
+        self,
+        logits: Float[Tensor, "batch pos d_vocab"],
+        tokens: Int[Tensor, "batch pos"],
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+        per_token: bool = False,
+    ) -> Any:
+        """HookedTransformer.loss_fn in float32 at least: in float16 a sum ends at 65,504 nats."""
+        return super().loss_fn(wide(logits), tokens, attention_mask, per_token)
 
     @property
     def reads_tokens(self) -> bool:

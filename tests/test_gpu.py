@@ -5,7 +5,6 @@ those of a bfloat16 model are rounded first, and then widened. ``RESVAL_DEVICE=c
 CPU with the CPU, which says that the tests themselves work.
 """
 
-import copy
 import math
 import os
 from collections.abc import Callable
@@ -18,15 +17,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from resval_lens import AttentionStream, ResValTransformer
+from resval_lens import ResValTransformer
 from resval_lens.analyses.circuits.methods import METHODS
 from resval_lens.hooks import cut_links, edit_links, freeze, link_activations, scale_links
 from resval_lens.tasks.text import RowOrder
 from resval_lens.training.lm import train_lm
 from resval_lens.training.lm_run import LMRun
 from resval_lens.training.run_folder import read_metrics, snapshot_paths
-from tests.helpers import tiny_model, tiny_tokens
+from tests.helpers import tiny_tokens
 from tests.lm_runs import DROPOUT, RUN, Noise
+from tests.rounding import (
+    BACKWARD,
+    MODELS,
+    ROUNDED,
+    TOKENS,
+    assert_close,
+    each_model,
+    each_precision,
+    two_of,
+)
 from tests.runs import stop_before
 from tests.two_devices import ANALYSES
 
@@ -39,58 +48,10 @@ pytestmark = [
     ),
 ]
 
-LAYERS = 4
-MODELS: dict[str, dict[str, Any]] = {
-    "classic": {},
-    "values": {"streams": "v"},
-    "Llama, values": {
-        "streams": AttentionStream("v", carry="raw"), "n_key_value_heads": 2, "gated_mlp": True,
-        "act_fn": "silu", "normalization_type": "RMS", "positional_embedding_type": "rotary",
-    },
-    "all, keys": {"streams": [{"of": "k", "source": "all"}]},
-}  # fmt: skip
-TOKENS = tiny_tokens()
-
-# What rounding may do. A result of a type with p bits is off by at most 2^-p of itself: 2^-24 in
-# float32, 2^-8 in bfloat16. In bfloat16 about ten results a layer are rounded one after the other
-# (two norms, a projection, scores, pattern, z, output, the MLP's two products, a sum), two more
-# for embedding and logits; their errors are independent, so that they add up as the root of their
-# number; twice that is allowed. In float32 the sums inside a product matter, too, which a device
-# adds in another order: a root of d_model = 16 more each, and one after the other without
-# cancelling. TensorFloat32, whose products are off by 2^-11, is beyond it.
-ROUNDINGS = 10 * LAYERS + 2
-ROUNDED = {
-    torch.float32: 2**-24 * ROUNDINGS * 4 * 4,
-    torch.bfloat16: 2**-8 * math.sqrt(ROUNDINGS) * 2,
-}
-BACKWARD = math.sqrt(3)
-"""A backward run has two products for each that a forward run has."""
-each_precision = pytest.mark.parametrize("dtype", ROUNDED, ids=lambda dtype: str(dtype)[6:])
-each_model = pytest.mark.parametrize("name", MODELS)
-
 
 def two(name: str, dtype: torch.dtype) -> tuple[ResValTransformer, ResValTransformer]:
     """The model on the device in ``dtype``, and on the CPU in float32, with equal weights."""
-    model = tiny_model(**{"n_layers": LAYERS, **MODELS[name]}).to(dtype).eval()
-    reference = copy.deepcopy(model).float()
-    return model.to(DEVICE, print_details=False), reference
-
-
-def assert_close(
-    found: Any, wanted: Any, dtype: torch.dtype, scale: float = 0.0, times: float = 1.0
-) -> None:
-    """‖found − wanted‖ / ‖wanted‖ is within rounding, or ``times`` that.
-
-    Args:
-        scale: of what is rounded, where ``wanted`` is a small difference of it.
-    """
-    assert found.isfinite().all()
-    assert found.shape == wanted.shape
-    wanted = wanted.detach()
-    size = max(wanted.norm().item(), scale * math.sqrt(wanted.numel()))
-    off = (found.detach().float().cpu() - wanted).norm().item() / size
-    rounded = ROUNDED[dtype] * times
-    assert off <= rounded, f"off by {off:.2g}, {rounded:.2g} is rounding"
+    return two_of(name, dtype, DEVICE)
 
 
 @each_precision

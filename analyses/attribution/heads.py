@@ -22,7 +22,7 @@ from transformer_lens.utilities import LocallyOverridenDefaults
 
 from resval_lens.hooks import freeze, mean_link_activations
 from resval_lens.hooks.ablate import Edit
-from resval_lens.hooks.prompts import prompts_within
+from resval_lens.hooks.prompts import prompts_within, wide
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
 
@@ -223,8 +223,7 @@ def token_losses(
     parts = []
     with _measuring(model):
         for rows in _chunks(model, tokens, max_tokens):
-            logits = model(rows)[:, :-1]  # [row, pos − 1, d_vocab]
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            logits = wide(model(rows)[:, :-1])  # [row, pos − 1, d_vocab]
             targets = rows[:, 1:].to(logits.device)
             parts.append(F.cross_entropy(logits.mT, targets, reduction="none").cpu())
     return torch.cat(parts)

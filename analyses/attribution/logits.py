@@ -170,8 +170,7 @@ def read_direction(
     with model.hooks(fwd_hooks=[] if norm is None else look):
         logits = model.read_out(residual, answers)
     labels = labels.to(logits.device)
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    total = margin(logits.to(dtype), labels)
+    dtype, total = logits.dtype, margin(logits, labels)
     if labels.shape[1] > 2:
         best = logits.gather(1, labels[:, 1:]).argmax(1, keepdim=True)
         labels = torch.cat([labels[:, :1], labels[:, 1:].gather(1, best)], 1)

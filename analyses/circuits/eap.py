@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from resval_lens.analyses.circuits.gradients import Enlarged
 from resval_lens.analyses.circuits.graph import Graph, Reader
 from resval_lens.analyses.circuits.methods import Scoring
 from resval_lens.analyses.circuits.recording import Recorder, inputs_per_head, record
@@ -80,7 +80,7 @@ def _approximate(
 
         def scored(hook: str, gradient: Tensor) -> None:
             nonlocal written
-            gradient = wide(gradient).to(device)
+            gradient = gradient.to(device)
             if not len(written):  # the forward pass is done
                 written = _differences(corrupted.writers, recorder.writers, device)
             group = groups[hook]
@@ -132,13 +132,15 @@ def _backward(
         embedding: what layer 0 reads, instead of the clean prompts' embeddings.
     """
     inputs: list[Tensor] = []
+    enlarged = Enlarged(model.cfg.dtype)
 
     def put_in(x: Tensor, hook: HookPoint) -> Tensor:
         inputs.append((x if embedding is None else embedding).detach().requires_grad_())
         return inputs[0]
 
     def keep(x: Tensor, hook: HookPoint) -> None:
-        x.register_hook(partial(scored, str(hook.name)))
+        name = str(hook.name)
+        x.register_hook(lambda gradient: scored(name, enlarged.read(gradient, name)))
 
     hooks: list[Any] = [("blocks.0.hook_resid_pre", put_in), *recording]
     hooks += [(group.hook, keep) for group in graph.groups]
@@ -148,7 +150,9 @@ def _backward(
         _links_differentiable(model),
         model.hooks(fwd_hooks=hooks),
     ):
-        metric = pairs.measure(answer_logits(model, pairs.clean, pairs.answers)).sum()
+        logits = answer_logits(model, pairs.clean, pairs.answers)
+        enlarged.enter(logits)
+        metric = pairs.measure(logits).sum()
         if not metric.requires_grad:
             raise ValueError('this metric has no gradient; score edges by method="exact"')
         torch.autograd.grad(metric, inputs, allow_unused=True)

@@ -172,7 +172,7 @@ class EdgeRuns:
                 added += [wide(x).sum(1, keepdim=True) for x in run.links.values()]  # [slot, row..]
                 sums = [a + b for a, b in zip(sums, added, strict=True)] if sums else added
             count = sum(map(len, rows))
-            means = iter([(x / count).to(of.logits.dtype) for x in sums])
+            means = iter([(x / count).to(of.writers[0].dtype) for x in sums])
             writers = [next(means) for _ in of.writers]
             read, links = ({name: next(means) for name in had} for had in (of.read, of.links))
             self._mean = group, Recording(writers, links, read, of.logits)

@@ -17,8 +17,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
+from resval_lens.hooks.answers import answer_logits
+from resval_lens.hooks.prompts import wide
 from resval_lens.runtime import evaluating
 from resval_lens.tasks.ioi import IOIBatch
+from resval_lens.transformer import ResValTransformer
 
 
 class PromptScores(NamedTuple):
@@ -90,10 +93,12 @@ def ioi_per_prompt(model: HookedTransformer, batch: IOIBatch, chunk: int = 64) -
 
 def _last_logits(model: HookedTransformer, tokens: Tensor, last: Tensor) -> Tensor:
     """Logits of each row's last own token, [prompt, vocabulary]."""
+    if isinstance(model, ResValTransformer):
+        return wide(answer_logits(model, tokens, last).cpu())
     # A tokenizer that pads on the left would have TransformerLens mask what leads a row.
     logits = model(tokens, padding_side="right")
     own = logits[torch.arange(len(last), device=logits.device), last.to(logits.device)].cpu()
-    return own.to(torch.promote_types(own.dtype, torch.float32))
+    return wide(own)
 
 
 def _check(model: HookedTransformer, batch: IOIBatch, chunk: int) -> None:

@@ -11,6 +11,7 @@ from transformer_lens import HookedTransformer
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 from transformer_lens.utilities import sample_logits
 
+from resval_lens.lens.unembed import wide
 from resval_lens.runtime import evaluating
 
 
@@ -72,7 +73,7 @@ def _stream(
     for _ in range(max_new_tokens):
         with torch.no_grad(), evaluating(model):
             logits = model(new, past_kv_cache=cache, attention_mask=torch.ones_like(new))
-            last = logits[:, -1].to(torch.promote_types(logits.dtype, torch.float32))
+            last = wide(logits[:, -1])
             drawn = sample_logits(last, temperature=temperature, top_k=top_k, top_p=top_p)
         new = drawn[:, None]
         yield drawn.cpu()

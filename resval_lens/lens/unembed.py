@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformer_lens.components import Embed, Unembed
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities import apply_softcap
@@ -56,7 +57,34 @@ class TiedUnembed(nn.Module):
 
 NO_TARGET = -100
 PART = 2**24
-"""Logits that are held at once; more of them take longer to fetch than to compute."""
+"""Logits, or weights in float32, held at once; more take longer to fetch than to compute."""
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float32 at least: what is added up over many numbers must not be rounded to fewer bits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def wide_logits(
+    unembed: FusedUnembed | TiedUnembed, x: Float[Tensor, "batch pos d_model"]
+) -> Float[Tensor, "batch pos d_vocab"]:
+    """``unembed(x)`` in float32 at least.
+
+    In bfloat16 a logit of 20 is a multiple of an eighth, and so is what a metric can say. Weights
+    are widened ``PART`` at a time, and again in the backward pass: no wide copy of them is kept.
+    """
+    if wide(x).dtype == x.dtype:
+        return unembed(x)
+    x = wide(unembed.hook_in(x))
+    found = [
+        checkpoint(_wide_product, x, some, use_reentrant=False, preserve_rng_state=False)
+        for some in unembed.W_U.T.split(max(1, PART // x.shape[-1]))
+    ]
+    return unembed.hook_out(torch.cat(found, -1) + unembed.b_U)
+
+
+def _wide_product(x: Tensor, weights: Float[Tensor, "some d_model"]) -> Tensor:
+    return F.linear(x, weights.to(x.dtype))
 
 
 def loss_sum(
@@ -74,7 +102,7 @@ def loss_sum(
     if not _in_parts(unembed, x):
         logits = apply_softcap(unembed(x), unembed.cfg.output_logits_soft_cap)
         return F.cross_entropy(
-            _at_least_32_bits(logits.flatten(0, 1)), wanted, ignore_index=NO_TARGET, reduction="sum"
+            wide(logits.flatten(0, 1)), wanted, ignore_index=NO_TARGET, reduction="sum"
         )
     tied = isinstance(unembed, TiedUnembed)
     rows = 2 ** max(6, (PART // unembed.W_U.shape[1]).bit_length() - 1)
@@ -89,10 +117,6 @@ def loss_sum(
             batch_chunk_size=rows, chunking_method=None, acc_policy="compact"
         ),
     )
-
-
-def _at_least_32_bits(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _in_parts(unembed: FusedUnembed | TiedUnembed, x: Tensor) -> bool:
