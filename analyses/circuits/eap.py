@@ -33,8 +33,9 @@ from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
 
 
-def gradient_scores(at: Scoring) -> Float[Tensor, " edge"]:
-    """Difference · gradient, averaged over ``at.steps`` inputs up to the clean ones, and prompts.
+def gradient_scores(at: Scoring) -> Float[Tensor, "*prompt edge"]:
+    """Difference · gradient, averaged over ``at.steps`` inputs up to the clean ones, and prompts
+    (unless ``at.by_prompt`` wants each prompt's own, which take no further run).
 
     Calls of the model are smaller than ``max_tokens`` where what is held of one would be more than
     ``MOST_NUMBERS``.
@@ -44,11 +45,16 @@ def gradient_scores(at: Scoring) -> Float[Tensor, " edge"]:
     """
     most = min(at.max_tokens, max(1, MOST_NUMBERS // _numbers_per_token(at.graph)))
     parts = at.pairs.within(most)
-    total = at.zeros()
+    total, before = at.zeros(), 0
     for number, part in enumerate(parts):
-        total += _approximate(at.model, part, at.graph, at.steps)
+        found = _approximate(at.model, part, at.graph, at.steps, at.by_prompt)
+        if at.by_prompt:
+            total[before : before + len(part)] = found
+        else:
+            total += found
+        before += len(part)
         at.progress(number + 1, len(parts))
-    return total / len(at.pairs)
+    return total if at.by_prompt else total / len(at.pairs)
 
 
 def _numbers_per_token(graph: Graph) -> int:
@@ -58,9 +64,10 @@ def _numbers_per_token(graph: Graph) -> int:
 
 
 def _approximate(
-    model: ResValTransformer, pairs: PromptPairs, graph: Graph, steps: int
-) -> Float[Tensor, " edge"]:
-    """Σ over prompts of difference · mean gradient, over ``steps`` inputs up to the clean ones.
+    model: ResValTransformer, pairs: PromptPairs, graph: Graph, steps: int, by_prompt: bool
+) -> Float[Tensor, "*prompt edge"]:
+    """Σ over prompts of difference · mean gradient, over ``steps`` inputs up to the clean ones; or
+    each prompt's own.
 
     The last of these is the clean run itself, in whose pass what edges carry is recorded.
     Differences and sums are those of :func:`~resval_lens.hooks.prompts.wide` numbers, on the device
@@ -74,9 +81,9 @@ def _approximate(
         corrupted = record(model, graph, pairs.corrupted, pairs.answers)
         start = corrupted.writers[0]
         written = torch.empty(0)
-        scores = torch.zeros(
-            len(graph), dtype=torch.promote_types(start.dtype, torch.float32), device=device
-        )
+        shape = (len(pairs),) * by_prompt + (len(graph),)
+        dtype = torch.promote_types(start.dtype, torch.float32)
+        scores = torch.zeros(shape, dtype=dtype, device=device)
 
         def scored(hook: str, gradient: Tensor) -> None:
             nonlocal written
@@ -86,12 +93,19 @@ def _approximate(
             group = groups[hook]
             if isinstance(group, Reader):
                 heads = gradient if gradient.ndim == 4 else gradient[:, :, None]
-                flat = heads.movedim(2, 0).flatten(1)  # [head, row * pos * d_model]
-                found = flat @ written[: group.writers].T
+                theirs = written[: group.writers]
+                if by_prompt:
+                    own = heads.movedim(2, 1).flatten(2)  # [row, head, pos * d_model]
+                    theirs = theirs.unflatten(1, (len(pairs), -1))
+                    found = torch.einsum("bhn,wbn->bhw", own, theirs)
+                else:
+                    flat = heads.movedim(2, 0).flatten(1)  # [head, row * pos * d_model]
+                    found = flat @ theirs.T
             else:
                 difference = wide(corrupted.links[hook]) - wide(recorder.links[hook])
-                found = torch.einsum("sbphd,bphd->sh", difference.to(device), gradient)
-            scores[group.edges] += found.flatten()
+                to = "bsh" if by_prompt else "sh"
+                found = torch.einsum(f"sbphd,bphd->{to}", difference.to(device), gradient)
+            scores[..., group.edges] += found.flatten(-2)
 
         _backward(model, pairs, graph, scored, recorder.hooks)
         clean = recorder.embedding

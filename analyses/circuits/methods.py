@@ -27,6 +27,7 @@ class Scoring(NamedTuple):
         max_tokens: rows × positions of one model call, one prompt at least.
         progress: to be called with how much is done, of how much.
         steps, threshold: of methods that take them.
+        by_prompt: whether each prompt's own scores are wanted, instead of their mean.
     """
 
     model: ResValTransformer
@@ -36,15 +37,18 @@ class Scoring(NamedTuple):
     progress: Callable[[int, int], None]
     steps: int = 1
     threshold: float = 0.0
+    by_prompt: bool = False
 
-    def zeros(self) -> Float[Tensor, " edge"]:
-        """A sum to begin with, for each edge, of float32 at least, where the last layer is."""
+    def zeros(self) -> Float[Tensor, "*prompt edge"]:
+        """A sum to begin with, for each edge (of each prompt, if each prompt's own scores are
+        wanted), of float32 at least, where the last layer is."""
         import torch
 
         from resval_lens.hooks.answers import layer_device
 
         dtype = torch.promote_types(self.model.cfg.dtype, torch.float32)
-        return torch.zeros(len(self.graph), dtype=dtype, device=layer_device(self.model, -1))
+        shape = (len(self.pairs),) * self.by_prompt + (len(self.graph),)
+        return torch.zeros(shape, dtype=dtype, device=layer_device(self.model, -1))
 
 
 class Method(ABC):
@@ -57,6 +61,7 @@ class Method(ABC):
         steps: runs that it averages over, if nothing else is asked for; None: it takes no number.
         by_threshold: whether it drops what is worth less than a threshold, which must be given:
             its circuit is the edges whose scores reach it.
+        has_prompts: whether its score is a mean over prompts, each of which has scores of its own.
     """
 
     name: ClassVar[str]
@@ -64,6 +69,7 @@ class Method(ABC):
     cost: ClassVar[str]
     steps: ClassVar[int | None] = None
     by_threshold: ClassVar[bool] = False
+    has_prompts: ClassVar[bool] = False
 
     def settle(self, steps: int | None, threshold: float | None) -> tuple[int, float]:
         """``steps`` and ``threshold`` in full; 1 and 0 where the method takes none.
@@ -84,8 +90,9 @@ class Method(ABC):
         return steps or self.steps or 1, threshold or 0.0
 
     @abstractmethod
-    def scores(self, at: Scoring) -> Float[Tensor, " edge"]:
-        """The score of each of the graph's edges, the mean over prompts."""
+    def scores(self, at: Scoring) -> Float[Tensor, "*prompt edge"]:
+        """The score of each of the graph's edges, the mean over prompts; each prompt's own, where
+        ``at.by_prompt`` wants them and the method has them."""
 
 
 class EAP(Method):
@@ -94,8 +101,9 @@ class EAP(Method):
     name = "eap"
     what = "difference × gradient at the clean run"
     cost = "2 forward, 1 backward"
+    has_prompts = True
 
-    def scores(self, at: Scoring) -> Float[Tensor, " edge"]:
+    def scores(self, at: Scoring) -> Float[Tensor, "*prompt edge"]:
         from resval_lens.analyses.circuits.eap import gradient_scores
 
         return gradient_scores(at)
@@ -117,22 +125,28 @@ class Exact(Method):
     name = "exact"
     what = "each edge patched alone"
     cost = "a (resumed) forward each"
+    has_prompts = True
 
-    def scores(self, at: Scoring) -> Float[Tensor, " edge"]:
+    def scores(self, at: Scoring) -> Float[Tensor, "*prompt edge"]:
         import torch
 
         from resval_lens.analyses.circuits.running import EdgeRuns
 
         edges, parts, total = len(at.graph), at.pairs.within(at.max_tokens), at.zeros()
-        alone = ~torch.eye(edges, dtype=torch.bool)
+        alone, before = ~torch.eye(edges, dtype=torch.bool), 0
         for number, part in enumerate(parts):
 
             def shown(done: int, number: int = number) -> None:
                 at.progress(number * edges + done, len(parts) * edges)
 
             runs = EdgeRuns(at.model, part, at.graph, at.max_tokens)
-            total += (runs.values(alone, shown) - runs.clean_values).sum(1)
-        return total / len(at.pairs)
+            found = runs.values(alone, shown) - runs.clean_values  # [edge, prompt]
+            if at.by_prompt:
+                total[before : before + len(part)] = found.T
+            else:
+                total += found.sum(1)
+            before += len(part)
+        return total if at.by_prompt else total / len(at.pairs)
 
 
 class ACDC(Method):
