@@ -10,10 +10,10 @@ or what its link brings, with the gradient taken where the link arrives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -21,12 +21,17 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from resval_lens.analyses.circuits.gradients import Enlarged
-from resval_lens.analyses.circuits.graph import Graph, Reader
+from resval_lens.analyses.circuits.graph import Graph, Reader, Receiver
 from resval_lens.analyses.circuits.methods import Scoring
-from resval_lens.analyses.circuits.recording import Recorder, inputs_per_head, record
+from resval_lens.analyses.circuits.recording import (
+    Parts,
+    arriving_hooks,
+    inputs_per_head,
+    writing_hooks,
+)
 from resval_lens.analyses.circuits.running import MOST_NUMBERS
 from resval_lens.attention import StreamAttention
-from resval_lens.hooks.answers import answer_logits, layer_device
+from resval_lens.hooks.answers import answer_logits, layer_device, right_padding
 from resval_lens.hooks.prompts import PromptPairs, wide
 from resval_lens.mixing import StreamMix
 from resval_lens.runtime import evaluating
@@ -43,133 +48,213 @@ def gradient_scores(at: Scoring) -> Float[Tensor, "*prompt edge"]:
     Raises:
         ValueError: a metric without a gradient.
     """
-    most = min(at.max_tokens, max(1, MOST_NUMBERS // _numbers_per_token(at.graph)))
+    most = min(at.max_tokens, max(1, MOST_NUMBERS // numbers_per_token(at.graph)))
     parts = at.pairs.within(most)
-    total, before = at.zeros(), 0
+    found: list[Tensor] = []
     for number, part in enumerate(parts):
-        found = _approximate(at.model, part, at.graph, at.steps, at.by_prompt)
-        if at.by_prompt:
-            total[before : before + len(part)] = found
-        else:
-            total += found
-        before += len(part)
+        own = _Scored(at.model, at.graph, part, at.by_prompt).scores(at.steps)
+        found = [*found, own] if at.by_prompt or not found else [found[0] + own]
         at.progress(number + 1, len(parts))
-    return total if at.by_prompt else total / len(at.pairs)
+    return torch.cat(found) if at.by_prompt else found[0] / len(at.pairs)
 
 
-def _numbers_per_token(graph: Graph) -> int:
-    """What is held of one position: two runs' writers, and each reader's input through a norm."""
-    readers = sum(len(reader.names) for reader in graph.readers)
-    return graph.cfg.d_model * (3 * len(graph.writers) + 5 * readers)
+def numbers_per_token(graph: Graph) -> int:
+    """What is held of one position: every writer's difference, what autograd keeps of one run, and
+    the gradients of one layer's readers."""
+    cfg = graph.cfg
+    readers = max(
+        sum(len(r.names) for r in graph.readers if r.layer == layer)
+        for layer in range(cfg.n_layers)
+    )
+    kept = cfg.n_layers * (16 * cfg.d_model + 5 * (cfg.d_mlp or 0))
+    return cfg.d_model * (len(graph.writers) + 6 * readers) + kept
 
 
-def _approximate(
-    model: ResValTransformer, pairs: PromptPairs, graph: Graph, steps: int, by_prompt: bool
-) -> Float[Tensor, "*prompt edge"]:
-    """Σ over prompts of difference · mean gradient, over ``steps`` inputs up to the clean ones; or
-    each prompt's own.
+class _Scored:
+    """Some prompts, whose edges are scored.
 
-    The last of these is the clean run itself, in whose pass what edges carry is recorded.
     Differences and sums are those of :func:`~resval_lens.hooks.prompts.wide` numbers, on the device
     of the last layer.
+
+    Attributes:
+        written: what each writer writes in the corrupted run, less what it writes in the clean one.
+        links: the same of what each slot of a receiver brings.
     """
-    device = layer_device(model, -1)
-    groups = {group.hook: group for group in graph.groups}
-    recorder = Recorder(model, graph)
 
-    with evaluating(model):
-        corrupted = record(model, graph, pairs.corrupted, pairs.answers)
-        start = corrupted.writers[0]
-        written = torch.empty(0)
-        shape = (len(pairs),) * by_prompt + (len(graph),)
-        dtype = torch.promote_types(start.dtype, torch.float32)
-        scores = torch.zeros(shape, dtype=dtype, device=device)
+    written: Float[Tensor, "writer row pos d_model"]
 
-        def scored(hook: str, gradient: Tensor) -> None:
-            nonlocal written
-            gradient = gradient.to(device)
-            if not len(written):  # the forward pass is done
-                written = _differences(corrupted.writers, recorder.writers, device)
-            group = groups[hook]
-            if isinstance(group, Reader):
-                heads = gradient if gradient.ndim == 4 else gradient[:, :, None]
-                theirs = written[: group.writers]
-                if by_prompt:
-                    own = heads.movedim(2, 1).flatten(2)  # [row, head, pos * d_model]
-                    theirs = theirs.unflatten(1, (len(pairs), -1))
-                    found = torch.einsum("bhn,wbn->bhw", own, theirs)
-                else:
-                    flat = heads.movedim(2, 0).flatten(1)  # [head, row * pos * d_model]
-                    found = flat @ theirs.T
+    def __init__(
+        self, model: ResValTransformer, graph: Graph, pairs: PromptPairs, by_prompt: bool
+    ) -> None:
+        self.model, self.graph, self.pairs, self.by_prompt = model, graph, pairs, by_prompt
+        self.device = layer_device(model, -1)
+        self.links: dict[str, Parts] = {}
+        self.enlarged = Enlarged(model.cfg.dtype)
+        # A gate reads what its head reads: the gradient goes through it, too.
+        self.splits = any(stream.how.is_gated for stream in model.cfg.streams)
+        received = {(receiver.stream, receiver.layer) for receiver in graph.receivers}
+        self.sites = {group.hook: group.hook for group in graph.groups}
+        for reader in graph.readers:
+            if reader.port in ("q", "k", "v") and not self.splits:
+                local = "_local" * ((reader.port, reader.layer) in received)
+                self.sites[reader.hook] = f"blocks.{reader.layer}.attn.hook_{reader.port}{local}"
+
+    def scores(self, steps: int) -> Float[Tensor, "*prompt edge"]:
+        """Σ over prompts, or each prompt's own, of difference · mean gradient.
+
+        The last input is the clean one, in whose run what edges carry is recorded.
+        """
+        with evaluating(self.model):
+            start = self._corrupted()
+            clean = [*self._recording(sign=-1), ("blocks.0.hook_resid_pre", self._keep_embedding)]
+            total = self._dotted(self._gradients(clean))
+            for step in range(1, steps):
+                total += self._dotted(
+                    self._gradients([], torch.lerp(start, self.embedding, step / steps))
+                )
+        return total / steps
+
+    @torch.no_grad()
+    def _corrupted(self) -> Float[Tensor, "row pos d_model"]:
+        """The corrupted run, recorded; what its layer 0 reads."""
+        model = self.model
+        hooks = [*self._recording(sign=1), ("blocks.0.hook_resid_pre", self._keep_embedding)]
+        with model.hooks(fwd_hooks=hooks):
+            model(self.pairs.corrupted, stop_at_layer=model.cfg.n_layers, **right_padding(model))
+        return self.embedding
+
+    def _keep_embedding(self, x: Tensor, hook: HookPoint) -> None:
+        self.embedding = x.detach()
+
+    def _recording(self, sign: int) -> list[Any]:
+        """Hooks that keep what is written and arrives in one run (1), or take it off (−1)."""
+        count = 0
+
+        def wrote(layer: int, outputs: Float[Tensor, "writer row pos d_model"]) -> None:
+            nonlocal count
+            outputs = wide(outputs).to(self.device)
+            if count == 0 and sign > 0:
+                self.written = outputs.new_empty(len(self.graph.writers), *outputs.shape[1:])
+            where = self.written[count : count + len(outputs)]
+            if sign > 0:
+                where.copy_(outputs)
             else:
-                difference = wide(corrupted.links[hook]) - wide(recorder.links[hook])
-                to = "bsh" if by_prompt else "sh"
-                found = torch.einsum(f"sbphd,bphd->{to}", difference.to(device), gradient)
-            scores[..., group.edges] += found.flatten(-2)
+                where -= outputs
+            count += len(outputs)
 
-        _backward(model, pairs, graph, scored, recorder.hooks)
-        clean = recorder.embedding
-        for step in range(1, steps):
-            inputs = torch.lerp(start, clean, step / steps)
-            _backward(model, pairs, graph, scored, embedding=inputs)
-    return scores / steps
+        def embedded(x: Tensor, hook: HookPoint) -> None:
+            wrote(-1, x.detach()[None])
 
+        @torch.no_grad()
+        def arrived(to: Receiver, link: Tensor, parts: Any) -> None:
+            brought = wide(parts().detach()).to(self.device)
+            self.links[to.hook] = brought if sign > 0 else self.links[to.hook] - brought
 
-def _differences(
-    corrupted: list[Tensor], clean: list[Tensor], device: torch.device
-) -> Float[Tensor, "writer row_pos_d_model"]:
-    """What each writer writes in the corrupted run, less what it does in the clean one.
+        first = ("blocks.0.hook_resid_pre", embedded)
+        return [
+            first,
+            *writing_hooks(self.model, wrote),
+            *arriving_hooks(self.model, self.graph, arrived),
+        ]
 
-    Both lists are emptied: one of the two, and this, are all that is held.
-    """
-    corrupted.reverse()
-    clean.reverse()
-    rows = []
-    while clean:
-        rows.append((wide(corrupted.pop()) - wide(clean.pop())).flatten().to(device))
-    return torch.stack(rows)
+    def _gradients(
+        self, recording: list[Any], embedding: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """∂(Σ metric)/∂x at every site of a run of the clean prompts.
 
+        Args:
+            recording: further hooks of the forward pass.
+            embedding: what layer 0 reads, instead of the clean prompts' embeddings.
+        """
+        model, found = self.model, {}
 
-def _backward(
-    model: ResValTransformer,
-    pairs: PromptPairs,
-    graph: Graph,
-    scored: Callable[[str, Tensor], None],
-    recording: Sequence[Any] = (),
-    embedding: Tensor | None = None,
-) -> None:
-    """Calls ``scored`` with ∂(Σ metric)/∂x at every reader's input and wherever a link arrives, one
-    after the other, as the backward pass of the prompts' run comes to them.
+        def put_in(x: Tensor, hook: HookPoint) -> Tensor:
+            return (x if embedding is None else embedding).detach().requires_grad_()
 
-    Args:
-        recording: further hooks of the forward pass.
-        embedding: what layer 0 reads, instead of the clean prompts' embeddings.
-    """
-    inputs: list[Tensor] = []
-    enlarged = Enlarged(model.cfg.dtype)
+        def keep(x: Tensor, hook: HookPoint) -> None:
+            found[str(hook.name)] = x
 
-    def put_in(x: Tensor, hook: HookPoint) -> Tensor:
-        inputs.append((x if embedding is None else embedding).detach().requires_grad_())
-        return inputs[0]
+        hooks: list[Any] = [("blocks.0.hook_resid_pre", put_in), *recording]
+        hooks += [(site, keep) for site in set(self.sites.values())]
+        hooks += [(reader.reads, keep) for reader in self.graph.readers if reader.port == "q"]
+        with (
+            torch.enable_grad(),
+            inputs_per_head(model, self.splits),
+            _links_differentiable(model),
+            model.hooks(fwd_hooks=hooks),
+        ):
+            logits = answer_logits(model, self.pairs.clean, self.pairs.answers)
+            self.enlarged.enter(logits)
+            metric = self.pairs.measure(logits).sum()
+            if not metric.requires_grad:
+                raise ValueError('this metric has no gradient; score edges by method="exact"')
+            self.read = {
+                r.reads: found[r.reads].detach() for r in self.graph.readers if r.port == "q"
+            }
+            sites = set(self.sites.values())
+            wanted = {site: x for site, x in found.items() if site in sites}
+            given = torch.autograd.grad(metric, list(wanted.values()), allow_unused=True)
+        return {
+            site: torch.zeros_like(x) if own is None else own
+            for (site, x), own in zip(wanted.items(), given, strict=True)
+        }
 
-    def keep(x: Tensor, hook: HookPoint) -> None:
-        name = str(hook.name)
-        x.register_hook(lambda gradient: scored(name, enlarged.read(gradient, name)))
+    @torch.no_grad()
+    def _dotted(self, gradients: dict[str, Tensor]) -> Float[Tensor, "*prompt edge"]:
+        """Σ over positions (and prompts, unless each is wanted) of difference · gradient."""
+        shape = (len(self.pairs),) * self.by_prompt + (len(self.graph),)
+        scores = self.written.new_zeros(shape)
 
-    hooks: list[Any] = [("blocks.0.hook_resid_pre", put_in), *recording]
-    hooks += [(group.hook, keep) for group in graph.groups]
-    with (
-        torch.enable_grad(),
-        inputs_per_head(model),
-        _links_differentiable(model),
-        model.hooks(fwd_hooks=hooks),
-    ):
-        logits = answer_logits(model, pairs.clean, pairs.answers)
-        enlarged.enter(logits)
-        metric = pairs.measure(logits).sum()
-        if not metric.requires_grad:
-            raise ValueError('this metric has no gradient; score edges by method="exact"')
-        torch.autograd.grad(metric, inputs, allow_unused=True)
+        def add(group: Reader | Receiver, found: Float[Tensor, "row reader writer"]) -> None:
+            found = found.flatten(1)
+            scores[..., group.edges] = found if self.by_prompt else found.sum(0)
+
+        for layer in range(self.graph.cfg.n_layers):
+            readers = [reader for reader in self.graph.readers if reader.layer == layer]
+            rows = torch.cat(
+                [x.to(self.device) for x in self._at_readers(layer, readers, gradients)]
+            )
+            writers = max(reader.writers for reader in readers)
+            # One pass over what is written for all readers of a layer.
+            found = torch.einsum("hbn,wbn->bhw", rows.flatten(2), self.written[:writers].flatten(2))
+            heads = [len(reader.names) for reader in readers]
+            for reader, own in zip(readers, found.split(heads, 1), strict=True):
+                add(reader, own[..., : reader.writers])
+        for to in self.graph.receivers:
+            gradient = self.enlarged.read(gradients[to.hook], to.hook).to(self.device)
+            add(to, torch.einsum("sbphd,bphd->bsh", self.links[to.hook], gradient))
+        return scores
+
+    def _at_readers(
+        self, layer: int, readers: list[Reader], gradients: dict[str, Tensor]
+    ) -> list[Float[Tensor, "head row pos d_model"]]:
+        """The gradient at each input of a layer's readers.
+
+        That of an attention input is the gradient of its projection, back through the weights and
+        the norm.
+        """
+        found, projected = [], []
+        for reader in readers:
+            gradient = gradients[self.sites[reader.hook]]
+            heads = (gradient if gradient.ndim == 4 else gradient[:, :, None]).movedim(2, 0)
+            if self.sites[reader.hook] == reader.hook:
+                found.append(self.enlarged.read(heads, reader.hook))
+                continue
+            weights = self._projection(layer, reader.port)
+            back = heads.flatten(1, 2) @ weights.transpose(1, 2)
+            projected.append(back.unflatten(1, heads.shape[1:3]))
+        if not projected:
+            return found
+        back = torch.cat(projected)
+        with torch.enable_grad():
+            x = self.read[readers[0].reads].expand_as(back).detach().requires_grad_()
+            (through,) = torch.autograd.grad(self.model.blocks[layer].ln1(x), x, back)
+        return [self.enlarged.read(through, readers[0].reads), *found]
+
+    def _projection(self, layer: int, port: str) -> Float[Tensor, "head d_model d_head"]:
+        attention = cast("Any", self.model.blocks[layer].attn)
+        grouped = self.graph.cfg.n_heads_of(port) != self.graph.cfg.n_heads
+        return getattr(attention, f"_W_{port.upper()}" if grouped else f"W_{port.upper()}")
 
 
 @contextmanager

@@ -140,11 +140,11 @@ def _parts(attention: StreamAttention, receiver: Receiver, link: Tensor) -> Part
 
 
 @contextmanager
-def inputs_per_head(model: ResValTransformer) -> Iterator[None]:
-    """Every reader with an input of its own to hook; as before afterwards."""
+def inputs_per_head(model: ResValTransformer, of_heads: bool = True) -> Iterator[None]:
+    """Every reader with an input of its own to hook, or MLPs alone; as before afterwards."""
     cfg = model.cfg
     before = cfg.use_split_qkv_input, cfg.use_hook_mlp_in
-    cfg.use_split_qkv_input = cfg.use_hook_mlp_in = True
+    cfg.use_split_qkv_input, cfg.use_hook_mlp_in = of_heads, True
     try:
         yield
     finally:
