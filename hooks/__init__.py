@@ -15,7 +15,7 @@ from resval_lens.hooks.ablate import (
 )
 from resval_lens.hooks.links import Link, link_groups, links
 from resval_lens.hooks.names import known_hook_name, known_hook_names
-from resval_lens.hooks.patching import PatchResult, patch
+from resval_lens.hooks.patching import PatchResult, patch, patch_by_metrics
 from resval_lens.hooks.path_patching import PathEffects, path_patch, path_patch_each
 from resval_lens.hooks.prompts import (
     PromptPairs,
@@ -49,6 +49,7 @@ __all__ = [
     "mean_link_activations",
     "negative_kl",
     "patch",
+    "patch_by_metrics",
     "path_patch",
     "path_patch_each",
     "probability",

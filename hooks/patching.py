@@ -24,7 +24,7 @@ from resval_lens.hooks.answers import answer_logits
 from resval_lens.hooks.links import Numbers, among, whole_numbers
 from resval_lens.hooks.padding import first_own, moved
 from resval_lens.hooks.patch_cells import LOCAL, PatchedRuns, Site
-from resval_lens.hooks.prompts import MAX_TOKENS, PromptPairs, ready, vanishes
+from resval_lens.hooks.prompts import MAX_TOKENS, Metric, PromptPairs, ready, vanishes
 from resval_lens.lens.hook_names import full_hook_name
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
@@ -33,6 +33,8 @@ DIRECTIONS = ("denoise", "noise")
 AXES = ("layer", "position", "head")
 Positions = Numbers | Mapping[str, Int[Tensor, " prompt"]]
 """Numbers, the same in each prompt, or names, each with a position of its own in every prompt."""
+Measured = tuple[Float[Tensor, "cell prompt"], Float[Tensor, " prompt"], Float[Tensor, " prompt"]]
+"""By one metric: of each cell, of the run that is patched, of the other run."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +114,48 @@ def patch(
         ValueError: a site, layer, position, head, axis or direction that is not there; what
             :func:`~resval_lens.hooks.prompts.ready` refuses.
     """
+    how = (layers, positions, heads, by, direction, max_tokens, progress)
+    return _patch(model, pairs, site, {"": pairs.metric}, *how)[""]
+
+
+@torch.no_grad()
+def patch_by_metrics(
+    model: ResValTransformer,
+    pairs: PromptPairs,
+    site: str,
+    metrics: Mapping[str, Metric],
+    *,
+    layers: Numbers | None = None,
+    positions: Positions | None = None,
+    heads: Numbers | None = None,
+    by: Sequence[str] | None = None,
+    direction: str = "denoise",
+    max_tokens: int = MAX_TOKENS,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, PatchResult]:
+    """:func:`patch` by several metrics, by name, for all of which the same runs serve."""
+    how = (layers, positions, heads, by, direction, max_tokens, progress)
+    return _patch(model, pairs, site, metrics, *how)
+
+
+def _patch(
+    model: ResValTransformer,
+    pairs: PromptPairs,
+    site: str,
+    metrics: Mapping[str, Metric],
+    layers: Numbers | None,
+    positions: Positions | None,
+    heads: Numbers | None,
+    by: Sequence[str] | None,
+    direction: str,
+    max_tokens: int,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, PatchResult]:
     given, pairs = pairs, ready(model, pairs)
     if direction not in DIRECTIONS:
         raise ValueError(f"direction must be 'denoise' or 'noise'; got {direction!r}")
+    if not metrics:
+        raise ValueError("metrics: there is none")
     parts = pairs.within(max_tokens)
     names = _hook_points(model, site, layers)
     # `clean` is what is patched
@@ -125,33 +166,36 @@ def patch(
         sizes = [len(labels[axis]) if axis in kept else 1 for axis in AXES if axis in labels]
         grid = torch.cartesian_prod(*(torch.arange(n) for n in [*sizes, 1][:3]))
         cells = torch.stack([torch.tensor(labels["layer"])[grid[:, 0]], grid[:, 1], grid[:, 2]], 1)
-        results = []
+        results: list[list[Measured]] = []
         for number, part in enumerate(parts):
             rows = slice(number * len(parts[0]), number * len(parts[0]) + len(part))
             results.append(
                 _patched(
                     model,
-                    part,
+                    [replace(part, metric=metric) for metric in metrics.values()],
                     replace(wanted, positions=wanted.positions[:, rows]),
                     cells,
                     max_tokens,
                     None if progress is None else _counted(progress, number, len(parts)),
                 )
             )
-    per_prompt, base, source = (torch.cat(several, -1) for several in zip(*results, strict=True))
     kept_sizes = [len(labels[axis]) for axis in AXES if axis in kept]
     in_order = [axis for axis in AXES if axis in kept]
-    per_prompt = per_prompt.reshape(*kept_sizes, len(pairs))
-    per_prompt = per_prompt.permute(*(in_order.index(axis) for axis in kept), -1)
-    return PatchResult(
-        values=per_prompt.mean(-1),
-        per_prompt=per_prompt,
-        base=base.mean().item(),
-        source=source.mean().item(),
-        axes={axis: labels[axis] for axis in kept},
-        site=site,
-        direction=direction,
-    )
+    found = {}
+    for name, parts_of_it in zip(metrics, zip(*results, strict=True), strict=True):
+        per_prompt, base, source = (torch.cat(x, -1) for x in zip(*parts_of_it, strict=True))
+        per_prompt = per_prompt.reshape(*kept_sizes, len(pairs))
+        per_prompt = per_prompt.permute(*(in_order.index(axis) for axis in kept), -1)
+        found[name] = PatchResult(
+            values=per_prompt.mean(-1),
+            per_prompt=per_prompt,
+            base=base.mean().item(),
+            source=source.mean().item(),
+            axes={axis: labels[axis] for axis in kept},
+            site=site,
+            direction=direction,
+        )
+    return found
 
 
 def _counted(
@@ -162,27 +206,31 @@ def _counted(
 
 def _patched(
     model: ResValTransformer,
-    pairs: PromptPairs,
+    measures: Sequence[PromptPairs],
     site: Site,
     cells: Int[Tensor, "cell 3"],
     max_tokens: int,
     progress: Callable[[int, int], None] | None,
-) -> tuple[Float[Tensor, "cell prompt"], Float[Tensor, " prompt"], Float[Tensor, " prompt"]]:
-    """The metric of each cell, of the clean prompts and of those they take activations from."""
+) -> list[Measured]:
+    """By each metric (``measures`` are the same prompts): that of each cell, of the clean prompts
+    and of those they take activations from.
+    """
+    pairs = measures[0]
     runs = PatchedRuns(model, pairs.clean, pairs.corrupted, pairs.answers, site)
-    base, source = (pairs.measure(x)[0] for x in (runs.base_logits, runs.source_logits))
-    found = base.repeat(len(cells), 1)
+    ends = [[m.measure(x)[0] for x in (runs.base_logits, runs.source_logits)] for m in measures]
+    found = [base.repeat(len(cells), 1) for base, _ in ends]
     batches = list(runs.batches(cells, max_tokens))
     done = len(cells) - sum(map(len, batches))  # these are base
     if progress is not None and done:
         progress(done, len(cells))
     for which in batches:
-        measured = [pairs.measure(logits) for logits in runs.logits(cells[which])]
-        found[which] = torch.cat(measured)
+        measured = [[m.measure(logits) for m in measures] for logits in runs.logits(cells[which])]
+        for own, values in zip(found, zip(*measured, strict=True), strict=True):
+            own[which] = torch.cat(values)
         done += len(which)
         if progress is not None:
             progress(done, len(cells))
-    return found, base, source
+    return [(own, base, source) for own, (base, source) in zip(found, ends, strict=True)]
 
 
 def _hook_points(model: ResValTransformer, site: str, layers: Numbers | None) -> dict[int, str]:

@@ -1,6 +1,7 @@
 """Activation patching is one forward pass for each cell, and gives what TransformerLens gives."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -14,8 +15,8 @@ from transformer_lens.hook_points import HookPoint
 
 from resval_lens.hooks import cut_links, edit_links, zero
 from resval_lens.hooks.patch_cells import PatchedRuns
-from resval_lens.hooks.patching import patch
-from resval_lens.hooks.prompts import PromptPairs, logit_difference, margin
+from resval_lens.hooks.patching import patch, patch_by_metrics
+from resval_lens.hooks.prompts import PromptPairs, logit_difference, margin, probability
 from resval_lens.lens.hook_names import full_hook_name
 from resval_lens.streams import AttentionStream
 from resval_lens.transformer import ResValTransformer
@@ -251,6 +252,29 @@ def test_the_runs_own_metrics_stand_beside_the_cells() -> None:
     whole = patch(model, pairs, "resid_pre", layers=0, by=["layer"])
     close(whole.recovered(), torch.ones(1))
     close(found.recovered(), (found.values - corrupted) / (clean - corrupted))
+
+
+def test_by_several_metrics_each_is_what_it_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, pairs = tiny_model("v"), pairs_of()
+    metrics = {"difference": logit_difference, "P": probability}
+    runs: list[int] = []
+    whole = PatchedRuns.logits
+
+    def counted(self: PatchedRuns, cells: Tensor) -> Any:
+        runs.append(len(cells))
+        return whole(self, cells)
+
+    monkeypatch.setattr(PatchedRuns, "logits", counted)
+    found = patch_by_metrics(model, pairs, "z", metrics, by=("layer", "head"))
+    once = sum(runs)
+    assert list(found) == list(metrics)
+    for name, metric in metrics.items():
+        alone = patch(model, replace(pairs, metric=metric), "z", by=("layer", "head"))
+        torch.testing.assert_close(found[name].per_prompt, alone.per_prompt)
+        assert (found[name].base, found[name].source) == (alone.base, alone.source)
+    assert sum(runs) == 3 * once > 0
+    with pytest.raises(ValueError, match="metrics: there is none"):
+        patch_by_metrics(model, pairs, "z", {})
 
 
 def test_corrupted_prompts_that_are_the_same_leave_no_gap() -> None:

@@ -49,7 +49,7 @@ from resval_lens.analyses.results.result import FLAT, Result
 from resval_lens.analyses.tasks.pairs import ioi_pairs
 from resval_lens.hooks.answers import right_padding
 from resval_lens.hooks.links import head_name
-from resval_lens.hooks.patching import PatchResult, patch
+from resval_lens.hooks.patching import PatchResult, patch_by_metrics
 from resval_lens.hooks.path_patching import path_patch_each
 from resval_lens.hooks.prompts import (
     MAX_TOKENS,
@@ -187,7 +187,14 @@ def head_roles(
     refuse_hooks(model)
     pairs = ioi_pairs(model, prompts, "ABC", seed, prepend=prepend)
     note("noising each head")
-    noised = patch(model, pairs, "z", by=("layer", "head"), direction="noise")
+    noised, naming = patch_by_metrics(
+        model,
+        pairs,
+        "z",
+        {"": pairs.metric, "P(IO)": probability},
+        by=("layer", "head"),
+        direction="noise",
+    ).values()
     clean, corrupted = noised.base, noised.source
     if clean <= corrupted or clean <= 0:
         raise ValueError(
@@ -195,13 +202,6 @@ def head_roles(
             "corrupted prompts: this model does not identify the indirect object, and no head has "
             "a role in it"
         )
-    naming = patch(
-        model,
-        replace(pairs, metric=probability),
-        "z",
-        by=("layer", "head"),
-        direction="noise",
-    )
     where = positions(prompts, model.tokenizer, leading_token(model, prepend))
     measured = _measure(model, where, pairs, (noised, naming), (attention, share), note)
     found = _judge(measured, attention, share)
