@@ -105,17 +105,25 @@ def test_many_edges_are_resampled_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
     assert how.stable(scores).equal(whole)
 
 
-def test_unstable_scores_are_zero_and_the_others_as_they_were() -> None:
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([0.01, 1.0, 100.0]))
+def test_edges_that_are_not_stable_come_last_in_their_order(seed: int, scale: float) -> None:
     graph = Graph(tiny_config(streams="v"))
-    generator = torch.Generator().manual_seed(0)
-    own = torch.randn(8, len(graph), generator=generator) + 0.5
+    generator = torch.Generator().manual_seed(seed)
+    own = torch.randn(8, len(graph), generator=generator) * scale + 0.5
     scores = EdgeScores(graph, own.mean(0), "eap", None, 8, own)
-    how = Bootstrap()
+    how = Bootstrap(100)
     kept = how.stable(own)
-    found = how.of(scores).values
-    assert found[kept].equal(scores.values[kept])
-    assert 0 < int(kept.sum()) < len(graph)
-    assert found[~kept].abs().max() == 0
+    found, told = how.stable_first(scores)
+    assert (told.edges, told.of) == (int(kept.sum()), len(graph))
+    assert found.values[kept].equal(scores.values[kept])
+    assert found.values.sign().equal(scores.values.sign())
+    if kept.all() or not kept.any():
+        assert found is scores
+        return
+    assert found.values[~kept].abs().max() < found.values[kept].abs().min()
+    before, after = (each.values[~kept].abs().argsort() for each in (scores, found))
+    assert before.equal(after)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +133,9 @@ def test_unstable_scores_are_zero_and_the_others_as_they_were() -> None:
         (lambda: Bootstrap(level=1.0), "level must lie between 0 and 1; got 1.0"),
         (lambda: Bootstrap().stable(torch.ones(1, 3)), "the bootstrap needs 2 prompts or more"),
         (
-            lambda: Bootstrap().of(EdgeScores(Graph(tiny_config()), torch.ones(3), "eap", None, 3)),
+            lambda: Bootstrap().stable_first(
+                EdgeScores(Graph(tiny_config()), torch.ones(3), "eap", None, 3)
+            ),
             "the bootstrap needs each prompt's own scores: score_edges(..., by_prompt=True)",
         ),
         (

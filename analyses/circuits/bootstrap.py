@@ -25,6 +25,18 @@ AT_ONCE = 2**24
 
 
 @dataclass(frozen=True)
+class Stable:
+    """How many ``edges`` of all have a mean score that keeps its sign over ``level`` of the
+    resamples of prompts, drawn by ``seed``."""
+
+    resamples: int
+    level: float
+    seed: int
+    edges: int
+    of: int
+
+
+@dataclass(frozen=True)
 class Bootstrap:
     """How prompts are resampled.
 
@@ -72,8 +84,11 @@ class Bootstrap:
             found.append(signs.amax(0) >= least)
         return torch.cat(found)
 
-    def of(self, scores: EdgeScores) -> EdgeScores:
-        """The same scores, 0 where they are not :meth:`stable`: such edges are chosen last.
+    def stable_first(self, scores: EdgeScores) -> tuple[EdgeScores, Stable]:
+        """Scores by which edges that are not :meth:`stable` are chosen last, in their order.
+
+        Theirs are made smaller, all by one factor, so that the largest is below the smallest of the
+        stable ones.
 
         Raises:
             ValueError: scores without those of each prompt, or of one prompt.
@@ -84,4 +99,9 @@ class Bootstrap:
                 "these have none"
             )
         kept = self.stable(scores.by_prompt)
-        return replace(scores, values=scores.values.where(kept, 0))
+        found = Stable(self.resamples, self.level, self.seed, int(kept.sum()), len(kept))
+        if kept.all() or not kept.any():
+            return scores, found
+        size = scores.values.abs()
+        factor = 0.5 * (size[kept].min() / size[~kept].max()).clamp(max=1)
+        return replace(scores, values=scores.values * torch.where(kept, 1, factor)), found

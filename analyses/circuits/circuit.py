@@ -6,7 +6,7 @@ import heapq
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import networkx as nx
 import torch
@@ -14,10 +14,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from resval_lens.analyses.circuits.graph import Graph
+from resval_lens.analyses.circuits.selection import Rank
 from resval_lens.analyses.results.result import Result
 from resval_lens.hooks.links import Link
-
-Rank = Literal["absolute", "helpful"]
 
 
 @dataclass(frozen=True)
@@ -249,6 +248,29 @@ def greedy(
         chosen.append(number)
         enter(source)
     return Circuit.of(graph, chosen)
+
+
+def by_ratio(graph: Graph, values: Float[Tensor, " edge"], n: int, share: float) -> Circuit:
+    """``n`` edges: round(share · n) that help most (the lowest scores, below 0), the others those
+    that harm most (the highest, above 0).
+
+    Where one kind runs out, the other fills up; edges of score 0 come last.
+
+    Raises:
+        ValueError: ``n`` below 1 or above the number of edges.
+    """
+    check_count(graph, n)
+    ranked(graph, values)  # refuses what are no scores of this graph
+    order = values.argsort(stable=True)
+    helping, harming = int((values < 0).sum()), int((values > 0).sum())
+    first = min(round(share * n), helping)
+    last = min(n - round(share * n), harming)
+    if first + last < n:
+        first = min(n - last, helping)
+        last = min(n - first, harming)
+    rest = n - first - last
+    zeros = order[helping : helping + rest]
+    return Circuit.of(graph, torch.cat([order[:first], order[len(order) - last :], zeros]).tolist())
 
 
 def check_count(graph: Graph, n: int, name: str = "n") -> None:

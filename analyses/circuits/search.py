@@ -10,9 +10,10 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor
 
-from resval_lens.analyses.circuits.circuit import Circuit, Rank, ranked
+from resval_lens.analyses.circuits.circuit import Circuit
 from resval_lens.analyses.circuits.evaluation import check_gap, faithfulness
 from resval_lens.analyses.circuits.running import EdgeRuns
+from resval_lens.analyses.circuits.selection import Choice, Selection, selection_of
 from resval_lens.analyses.results.result import OPTIONAL
 
 EVERY = 512
@@ -36,12 +37,14 @@ class Tried:
             asked for, as all that follows.
         sizes: those tried, rising.
         faithfulness: f of each.
+        gap: how far the circuit may be from the best of its size (:class:`.Choice`).
     """
 
     size: int
     every_smaller_size_tried: bool | None = field(default=None, metadata=OPTIONAL)
     sizes: tuple[int, ...] | None = field(default=None, metadata=OPTIONAL)
     faithfulness: tuple[float, ...] | None = field(default=None, metadata=OPTIONAL)
+    gap: float | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -54,27 +57,30 @@ class Smallest:
         tried: faithfulness by size before pruning, of every size that was run; sizes rise.
         every: every size from 1 to ``size`` was tried, so none below is faithful enough. Else only
             those in ``tried`` were, ``size - 1`` among them.
+        gap: how far the circuit may be from the best of its size (:class:`.Choice`).
     """
 
     circuit: Circuit
     size: int
     tried: dict[int, float]
     every: bool
+    gap: float | None = None
 
     @property
     def search(self) -> Tried:
         """The search without its circuit."""
-        return Tried(self.size, self.every, tuple(self.tried), tuple(self.tried.values()))
+        sizes, found = tuple(self.tried), tuple(self.tried.values())
+        return Tried(self.size, self.every, sizes, found, self.gap)
 
 
 def smallest(
     runs: EdgeRuns,
     values: Float[Tensor, " edge"],
     least: float = 0.85,
-    rank: Rank = "absolute",
+    select: str | Selection = "top",
     progress: Progress = lambda done, most: None,
 ) -> Smallest:
-    """The fewest highest-ranking edges, pruned, at which f first reaches ``least``.
+    """The fewest edges that scores choose, pruned, at which f first reaches ``least``.
 
     f need not rise with size. In a graph of at most ``EVERY`` edges every size is tried, from 1 up,
     so that no circuit is missed. In a larger one sizes are tried coarse to fine: 1, 2, 3, 4, 6, 8,
@@ -84,23 +90,26 @@ def smallest(
     where f rises and falls. It takes at most 3.5 log₂(edges) + 4 runs.
 
     Args:
+        select: how they choose: a name of :data:`~.SELECTIONS`, or a selection itself.
         progress: called with how many sizes were tried, and how many may be at most.
 
     Raises:
-        ValueError: the gap between clean and corrupted vanishes, or no size that is tried reaches
-            ``least``.
+        ValueError: an unknown selection, the gap between clean and corrupted vanishes, or no size
+            that is tried reaches ``least``.
     """
     check_gap(runs)
-    order = ranked(runs.graph, values, rank).argsort(descending=True, stable=True).tolist()
-    every = len(order) <= EVERY
+    how, n_edges = selection_of(select), len(runs.graph)
+    every = n_edges <= EVERY
     tried: dict[int, float] = {}
+    chosen: dict[int, Choice] = {}
 
     def first(sizes: Sequence[int], most: int) -> int | None:
         """The first of rising sizes that is faithful enough."""
         at_once = AT_ONCE if every else 1
         for start in range(0, len(sizes), at_once):
             some = sizes[start : start + at_once]
-            circuits = [Circuit.of(runs.graph, order[:size]) for size in some]
+            chosen.update({size: how.choose(runs.graph, values, size) for size in some})
+            circuits = [chosen[size].circuit for size in some]
             for size, each in zip(some, faithfulness(runs, circuits), strict=True):
                 assert each.value is not None
                 tried[size] = each.value
@@ -109,8 +118,8 @@ def smallest(
             progress(len(tried), most)
         return None
 
-    grid = range(1, len(order) + 1) if every else _grid(len(order))
-    most = len(grid) if every else most_runs(len(order))
+    grid = range(1, n_edges + 1) if every else _grid(n_edges)
+    most = len(grid) if every else most_runs(n_edges)
     size = first(grid, most)
     if size is None:
         which = "" if every else f" of the {len(tried)} sizes tried"
@@ -126,8 +135,8 @@ def smallest(
         found = first(between, most)
         size = size if found is None else found
         below = max(n for n in (*tried, below) if n < size)
-    circuit = Circuit.of(runs.graph, order[:size]).pruned()
-    return Smallest(circuit, size, dict(sorted(tried.items())), every)
+    circuit, gap = chosen[size]
+    return Smallest(circuit.pruned(), size, dict(sorted(tried.items())), every, gap)
 
 
 def _grid(n_edges: int) -> list[int]:

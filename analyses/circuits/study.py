@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from scipy.stats import pearsonr, spearmanr
 
-from resval_lens.analyses.circuits.circuit import Circuit, check_count, top_n
+from resval_lens.analyses.circuits.bootstrap import Bootstrap, Stable
+from resval_lens.analyses.circuits.circuit import Circuit, check_count
 from resval_lens.analyses.circuits.circuit import threshold as edges_above
 from resval_lens.analyses.circuits.curve import Curve, check_sizes, curve
 from resval_lens.analyses.circuits.evaluation import (
@@ -31,6 +32,7 @@ from resval_lens.analyses.circuits.metrics import FAITHFUL, ByMetric, by_each_me
 from resval_lens.analyses.circuits.running import EdgeRuns
 from resval_lens.analyses.circuits.scores import EdgeScores, score_edges
 from resval_lens.analyses.circuits.search import Tried, smallest
+from resval_lens.analyses.circuits.selection import Selection, name_of, selection_of
 from resval_lens.analyses.results.result import OPTIONAL, Result
 from resval_lens.hooks import cut_links
 from resval_lens.hooks.answers import answer_logits
@@ -109,6 +111,8 @@ class CircuitStudy(Result):
         runs: how many circuits were run.
         agreement: of the scores with exact ones, if that was asked for.
         threshold: the score that was asked for, of the circuit's weakest edge at least.
+        select: how scores choose edges, where it is not by the highest |score|.
+        bootstrap: by how many resamples of prompts edges had to keep their sign, and how many did.
     """
 
     method: str
@@ -125,6 +129,8 @@ class CircuitStudy(Result):
     runs: int
     agreement: Agreement | None = field(default=None, metadata=OPTIONAL)
     threshold: float | None = field(default=None, metadata=OPTIONAL)
+    select: str | None = field(default=None, metadata=OPTIONAL)
+    bootstrap: Stable | None = field(default=None, metadata=OPTIONAL)
 
 
 def circuit_study(
@@ -134,6 +140,8 @@ def circuit_study(
     *,
     method: str = "eap-ig",
     steps: int | None = None,
+    select: str | Selection = "top",
+    bootstrap: int = 0,
     least: float = FAITHFUL,
     edges: int | None = None,
     threshold: float | None = None,
@@ -156,14 +164,18 @@ def circuit_study(
             same.
         least: the faithfulness that the circuit must have.
         method, steps: as in :func:`~resval_lens.analyses.circuits.scores.score_edges`.
-        edges: take so many strongest edges instead of searching for the fewest; or
+        select: how scores choose edges: a name of
+            :data:`~resval_lens.analyses.circuits.selection.SELECTIONS`, or a selection itself.
+        bootstrap: so many resamples of the prompts say which scores keep their sign; edges whose
+            does not are chosen last. 0: scores are taken as they are.
+        edges: take so many edges instead of searching for the fewest; or
         threshold: those whose scores are at least so large. ACDC needs one, and drops by it.
         sizes: circuits, by their numbers of edges, that the curve is drawn from; by default shares
             of the graph.
         exact: score by exact patching, too, and report how far ``method`` agrees.
         most_edges, most_nodes: of the circuit that minimality and completeness are measured of;
             drawn where there are more.
-        seed: of the random circuits, and of what is drawn.
+        seed: of the random circuits, of resamples, and of what is drawn.
         metrics: that the circuit is also evaluated by.
         scores: of edges that were scored before, say those of a file; ``method`` is then theirs.
         given: a circuit to evaluate as it is, instead of one chosen by scores.
@@ -173,14 +185,19 @@ def circuit_study(
 
     Raises:
         ValueError: the metric's gap between clean and corrupted prompts vanishes, no circuit is
-            faithful enough, more than one of ``edges``, ``threshold`` and ``given``, a threshold
-            that no way from the input to the logits reaches, ``scores`` or a ``given`` circuit of
-            another model, or what scoring or writing refuses.
+            faithful enough, an unknown selection, one beside a ``threshold`` or ``given`` circuit,
+            a bootstrap of scores without those of each prompt, more than one of ``edges``,
+            ``threshold`` and ``given``, a threshold that no way from the input to the logits
+            reaches, ``scores`` or a ``given`` circuit of another model, or what scoring or writing
+            refuses.
     """
     if edges is not None and threshold is not None:
         raise ValueError(f"edges={edges} and threshold={threshold:g} both choose: give one of them")
     if given is not None and (edges is not None or threshold is not None):
         raise ValueError("a circuit is given: neither edges nor threshold can choose another")
+    how = selection_of(select)
+    if how != selection_of("top") and (threshold is not None or given is not None):
+        raise ValueError(f"select={select}: a threshold, or a circuit that is given, chooses alone")
     drops_below = threshold if method_of(method).by_threshold else None
     graph = Graph.of(model)
     for had in (scores, given):
@@ -202,13 +219,17 @@ def circuit_study(
             graph=graph,
             steps=steps,
             threshold=drops_below,
+            by_prompt=bootstrap > 0,
             progress=counting(note, scoring),
         )
+    stable = None
+    if bootstrap:
+        scores, stable = Bootstrap(bootstrap, seed).stable_first(scores)
     note("running the model and its corrupted prompts")
     runs = EdgeRuns(model, pairs if held_out is None else held_out, graph)
     check_gap(runs)
     by_size = counting(note, "circuits by size")
-    curves = curve(runs, scores.values, sizes=sizes, progress=by_size)
+    curves = curve(runs, scores.values, how, sizes=sizes, progress=by_size)
     if given is not None:
         circuit, search = given, Tried(len(given))
     elif threshold is not None:
@@ -222,10 +243,11 @@ def circuit_study(
             )
     elif edges is None:
         what = f"the smallest circuit of faithfulness {least}: sizes tried"
-        smallest_ = smallest(runs, scores.values, least, progress=counting(note, what))
+        smallest_ = smallest(runs, scores.values, least, how, counting(note, what))
         circuit, search = smallest_.circuit, smallest_.search
     else:
-        circuit, search = top_n(graph, scores.values, edges).pruned(), Tried(edges)
+        chosen = how.choose(graph, scores.values, edges)
+        circuit, search = chosen.circuit.pruned(), Tried(edges, gap=chosen.gap)
     if export is not None:
         write_graph(export, scores, circuit)
     generator = torch.Generator().manual_seed(seed)
@@ -252,6 +274,8 @@ def circuit_study(
         runs=runs.circuits_run,
         agreement=agreed,
         threshold=threshold,
+        select=None if how == selection_of("top") else name_of(how),
+        bootstrap=stable,
     )
 
 

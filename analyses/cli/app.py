@@ -33,6 +33,7 @@ from resval_lens.analyses.cli.memory import memory_app
 from resval_lens.analyses.cli.memory_training import train_memory_command
 from resval_lens.analyses.cli.reporting import FIGURE_FORMAT
 from resval_lens.analyses.cli.runs import runs_app
+from resval_lens.analyses.cli.selections import selections_command
 
 STOPPED = 130
 """The exit code after Ctrl-C: 128 and the signal's number, as shells have it."""
@@ -83,6 +84,7 @@ app.add_typer(memory_app, name="memory")
 app.command("patch")(patch_command)
 app.command("ablate")(ablate_command)
 app.command("circuit")(circuit_command)
+app.command("selections")(selections_command)
 app.command("attribute")(attribute_command)
 app.command("induction")(induction_command)
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from resval_lens.analyses.circuits.methods import METHODS
+from resval_lens.analyses.circuits.selection import SELECTIONS, selection_of
 from resval_lens.analyses.cli.completion import one_of
 from resval_lens.analyses.cli.options import (
     Chat,
@@ -55,12 +56,24 @@ def circuit_command(
             show_default=", ".join(map(str, AVERAGING.values())),
         ),
     ] = None,
+    select: Annotated[
+        str,
+        typer.Option(
+            help=f"How scores choose edges: {', '.join(SELECTIONS)}.",
+            autocompletion=one_of(*SELECTIONS),
+        ),
+    ] = "top",
+    bootstrap: Annotated[
+        int,
+        typer.Option(
+            help="Resamples of the prompts; edges whose scores change sign over them come last.",
+            show_default="0: none",
+        ),
+    ] = 0,
     least: Annotated[float, typer.Option(help="Faithfulness that the circuit must have.")] = 0.85,
     edges: Annotated[
         int | None,
-        typer.Option(
-            help="Take so many strongest edges instead.", show_default="the fewest that are enough"
-        ),
+        typer.Option(help="Take so many edges instead.", show_default="the fewest that are enough"),
     ] = None,
     threshold: Annotated[
         float | None,
@@ -143,7 +156,9 @@ def circuit_command(
 
     if not 0 < least <= 1:
         raise ValueError(f"least must be above 0 and at most 1; got {least}")
-    for name, count in (("minimality", minimality), ("completeness", completeness)):
+    selection_of(select)
+    counts = {"minimality": minimality, "completeness": completeness, "bootstrap": bootstrap}
+    for name, count in counts.items():
         if count < 0:
             raise ValueError(f"{name} must be 0 or more; got {count}")
     wanted = None if sizes is None else numbers(sizes, "sizes")
@@ -171,6 +186,8 @@ def circuit_command(
             held_out.pairs,
             method=method,
             steps=ig_steps,
+            select=select,
+            bootstrap=bootstrap,
             least=least,
             edges=edges,
             threshold=threshold,

@@ -7,6 +7,7 @@
 <!-- ablations -->          every ablation: what a link carries
 <!-- tasks -->              every task: what it is, its corruptions and positions
 <!-- methods -->            every scoring method of edges: what it is and what it costs
+<!-- selections -->         every rule by which scores choose a circuit's edges
 :::* PATTERN ...            every public module whose name fits, in the order of names; each is
                             on one page only, the first that asks for it
 """
@@ -147,6 +148,18 @@ def methods() -> str:
     return "\n".join(rows)
 
 
+def selections() -> str:
+    """A table of every rule by which scores choose a circuit's edges."""
+    from resval_lens.analyses.circuits.selection import SELECTIONS
+
+    rows = ["| selection | which edges it takes |", "|---|---|"]
+    rows += [
+        f"| `{name}` | {each.what} |".replace("|score|", r"\|score\|")
+        for name, each in SELECTIONS.items()
+    ]
+    return "\n".join(rows)
+
+
 PARTS = {
     "commands": commands,
     "architectures": architectures,
@@ -154,6 +167,7 @@ PARTS = {
     "ablations": ablations,
     "tasks": tasks,
     "methods": methods,
+    "selections": selections,
 }
 """What is made of something in the package, by its mark."""
 
