@@ -112,7 +112,7 @@ def test_every_command_says_where_models_run():
         assert re.search(said, COMMANDS[name].__doc__ or ""), name
     assert set(COMMANDS) - set(without) == {
         "compare", "generate", "patch", "ablate", "circuit", "attribute", "induction", "eval ioi",
-        "eval harness",
+        "eval harness", "selections",
     }  # fmt: skip
 
 
@@ -380,6 +380,8 @@ def completed(monkeypatch: pytest.MonkeyPatch, line: str) -> list[str]:
         ("circuit --corruption token", ["token", "token+position"]),
         ("circuit --method eap", ["eap", "eap-ig"]),
         ("circuit --method ", list(METHODS)),
+        ("circuit --select optimum", ["optimum", "optimum-helpful"]),
+        ("selections --methods eap,ex", ["eap,exact"]),
         ("circuit --metric ", ["logit-difference", "log-probability", "names", "probability",
                                "margin", "probability-difference"]),
         ("circuit --task icl --metric ", ["margin", "log-probability", "probability"]),

@@ -19,6 +19,7 @@ import yaml
 
 from resval_lens.analyses.circuits.methods import METHODS
 from resval_lens.analyses.circuits.scores import score_edges
+from resval_lens.analyses.circuits.selection import SELECTIONS
 from resval_lens.analyses.report import results_page
 from resval_lens.analyses.results.seeds import spread
 from resval_lens.analyses.studies.ablations import ABLATIONS
@@ -250,6 +251,14 @@ def test_the_table_of_methods_is_on_its_page():
     text = hook("generated").on_page_markdown((DOCS / "circuits.md").read_text(), where)
     for name, method in METHODS.items():
         assert text.count(f"\n| `{name}` | {method.what} | {method.cost} |\n") == 1
+
+
+def test_the_table_of_selections_is_on_its_page():
+    where = SimpleNamespace(file=SimpleNamespace(src_uri="circuits.md"))
+    text = hook("generated").on_page_markdown((DOCS / "circuits.md").read_text(), where)
+    for name, each in SELECTIONS.items():
+        what = each.what.replace("|", r"\|")
+        assert text.count(f"\n| `{name}` | {what} |\n") == 1
 
 
 def test_adding_a_task(run):

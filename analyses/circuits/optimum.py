@@ -15,6 +15,7 @@ of x_e.
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,10 @@ from resval_lens.analyses.circuits.graph import Graph
 
 SECONDS = 60.0
 """How long the solver may take."""
+OF_HIGHEST = 8
+"""Times as many edges as a circuit may have: those that are tried first."""
+TOLERANCE = 5e-4
+"""A sum that is this close to the bound, as a share of it, is not improved any more."""
 EPSILON = 1e-9
 """Of the largest rank: sums that differ by less are equal."""
 
@@ -59,6 +64,7 @@ def optimum(
     n: int,
     rank: Rank = "absolute",
     seconds: float = SECONDS,
+    tolerance: float = TOLERANCE,
 ) -> Optimal:
     """At most ``n`` edges, all on ways from the input to the logits, whose ranks have the largest
     sum.
@@ -70,31 +76,40 @@ def optimum(
     Args:
         rank: by −score, edges that harm the metric are taken only where they connect others.
         seconds: of the solver; if it is stopped, the best circuit so far and the bound are given.
+        tolerance: the :attr:`~.Optimal.gap` that is small enough; 0: only a proof is.
 
     Raises:
-        ValueError: ``n`` below 1 or above the number of edges; ``seconds`` not above 0.
+        ValueError: ``n`` below 1 or above the number of edges; ``seconds`` not above 0, or a
+            ``tolerance`` below 0.
     """
     check_count(graph, n)
-    if not seconds > 0:
-        raise ValueError(f"seconds must be above 0; got {seconds}")
+    if not seconds > 0 or not tolerance >= 0:
+        raise ValueError(
+            f"seconds must be above 0 and tolerance 0 or more; got {seconds}, {tolerance}"
+        )
     worth = ranked(graph, values, rank).double().cpu().numpy()
     ways = _Ways(graph)
     kept = max(_known(ways, graph, values, worth, n, rank), key=lambda each: worth[each].sum())
     total = float(worth[kept].sum())
     highest = np.sort(np.append(worth, 0.0))[::-1].clip(0)  # one more than there are edges
-    bound = float(highest[:n].sum())
-    slack = bound - total + EPSILON * np.abs(worth).max()
-    if bound - total > EPSILON * np.abs(worth).max():
-        allowed = highest[n - 1] - worth <= slack
-        forced = worth - highest[n] > slack
-        found, above = ways.solve(worth, n, allowed, forced, seconds)
-        bound = max(min(bound, above), total)
+    bound, equal = float(highest[:n].sum()), EPSILON * np.abs(worth).max()
+    until = monotonic() + seconds
+    # Of the edges that rank highest alone a solver soon has a circuit that all others must beat.
+    some = (highest[OF_HIGHEST * n],) if OF_HIGHEST * n < len(worth) else ()
+    for least in (*some, -np.inf):
+        if bound - total <= max(equal, tolerance * bound):
+            break
+        slack = bound - total + equal
+        allowed = (highest[n - 1] - worth <= slack) & (worth >= least)
+        forced = (worth - highest[n] > slack) & allowed
+        left = max(1.0, until - monotonic())
+        found, above = ways.solve(worth, n, allowed, forced, left, tolerance)
         if found is not None and worth[found].sum() > total:
             kept, total = found, float(worth[found].sum())
-        bound = max(bound, total)
-    else:
-        bound = total
-    return Optimal(Circuit(graph, torch.from_numpy(kept)), total, bound)
+        if least == -np.inf:
+            bound = max(min(bound, above), total)
+    proved = bound - total <= equal
+    return Optimal(Circuit(graph, torch.from_numpy(kept)), total, total if proved else bound)
 
 
 def _known(
@@ -162,6 +177,7 @@ class _Ways:
         allowed: Bool[np.ndarray, " edge"],
         forced: Bool[np.ndarray, " edge"],
         seconds: float,
+        tolerance: float,
     ) -> tuple[Bool[np.ndarray, " edge"] | None, float]:
         """The best edges that were found, if any were, and the largest sum that there can be."""
         edges = np.flatnonzero(allowed)
@@ -228,7 +244,7 @@ class _Ways:
             integrality=(np.arange(width) < len(edges)).astype(int),
             bounds=Bounds(lower, np.ones(width)),
             constraints=LinearConstraint(matrix, -np.inf, above),
-            options={"time_limit": seconds, "mip_rel_gap": 0.0},
+            options={"time_limit": seconds, "mip_rel_gap": tolerance},
         )
         bound = np.inf if found.mip_dual_bound is None else -found.mip_dual_bound / scale
         if found.x is None:
@@ -236,4 +252,5 @@ class _Ways:
         kept = np.zeros(len(worth), dtype=bool)
         kept[edges[found.x[x] > 0.5]] = True
         kept = self.pruned(kept)
-        return kept, float(worth[kept].sum() if found.status == 0 else bound)
+        exact = found.status == 0 and tolerance == 0
+        return kept, float(worth[kept].sum() if exact else bound)

@@ -11,7 +11,7 @@ that those that harm are kept, too, as faithfulness asks; or by −score (``help
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -152,6 +152,17 @@ SELECTIONS: dict[str, Selection] = {
     "optimum-helpful": Optimum("helpful"),
 }
 """Every selection by its name, those of your own, too: ``SELECTIONS["half"] = Ratio(.5)``."""
+
+COMPARED: dict[str, Selection] = {**SELECTIONS, "ratio-50": Ratio(0.5), "ratio-90": Ratio(0.9)}
+"""Those that ``resval-lens selections`` compares: more ratios, too."""
+
+
+def compared(seconds: float) -> dict[str, Selection]:
+    """``COMPARED``, with so many seconds for an optimum."""
+    return {
+        name: replace(each, seconds=seconds) if isinstance(each, Optimum) else each
+        for name, each in COMPARED.items()
+    }
 
 
 def selection_of(select: str | Selection) -> Selection:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from resval_lens.analyses.circuits.methods import METHODS
+from resval_lens.analyses.circuits.selection import COMPARED, compared
 from resval_lens.analyses.cli.completion import some_of
 from resval_lens.analyses.cli.options import (
     CorruptedBy,
@@ -45,6 +46,14 @@ def selections_command(
             autocompletion=some_of(*PROMPTED),
         ),
     ] = "eap,eap-ig",
+    selections: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Rules, several with commas: {', '.join(COMPARED)}.",
+            autocompletion=some_of(*COMPARED),
+            show_default="all",
+        ),
+    ] = None,
     held_out: Annotated[
         int | None,
         typer.Option(help="Other prompts that circuits are run on.", show_default="as many"),
@@ -79,7 +88,7 @@ def selections_command(
     Example: `resval-lens selections stories-small-classic --corruption ABC`
     """
     from resval_lens.analyses.circuits.bootstrap import Bootstrap
-    from resval_lens.analyses.studies.selections import compared, selection_study
+    from resval_lens.analyses.studies.selections import selection_study
     from resval_lens.analyses.tasks import Asked
     from resval_lens.analyses.tasks.problem import pose_two
     from resval_lens.checks import check_whole
@@ -91,6 +100,11 @@ def selections_command(
             raise ValueError(f"methods must be among {', '.join(PROMPTED)}; got {name!r}")
     bootstrap = Bootstrap(resamples, seed or 0)
     rules = compared(seconds)
+    if selections is not None:
+        for name in words(selections):
+            if name not in rules:
+                raise ValueError(f"selections must be among {', '.join(rules)}; got {name!r}")
+        rules = {name: rules[name] for name in words(selections)}
     with notes(quiet) as note, one_thread():
         note("prompts")
         asked = Asked(seed, corruption, general, prepend)

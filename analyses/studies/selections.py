@@ -8,7 +8,7 @@ follow for each resample from the same runs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -23,20 +23,11 @@ from resval_lens.analyses.circuits.evaluation import Ends, check_gap, counting
 from resval_lens.analyses.circuits.graph import Graph
 from resval_lens.analyses.circuits.running import EdgeRuns, MeasuredBy
 from resval_lens.analyses.circuits.scores import EdgeScores, score_edges
-from resval_lens.analyses.circuits.selection import SELECTIONS, Optimum, Ratio, Selection
+from resval_lens.analyses.circuits.selection import SELECTIONS, Selection
 from resval_lens.analyses.results.result import FLAT, OPTIONAL, Result
 from resval_lens.analyses.results.tables import NARROW
 from resval_lens.analyses.tasks.problem import Facts, Problem
 from resval_lens.notes import Note
-
-
-def compared(seconds: float) -> dict[str, Selection]:
-    """Selections by name: all that have one, so many seconds for an optimum, and more ratios."""
-    rules = {**SELECTIONS, "ratio .5": Ratio(0.5), "ratio .9": Ratio(0.9)}
-    return {
-        name: replace(rule, seconds=seconds) if isinstance(rule, Optimum) else rule
-        for name, rule in rules.items()
-    }
 
 
 @dataclass(frozen=True)
