@@ -7,26 +7,27 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from resval_lens import ResValConfig, ResValTransformer
 from resval_lens.analyses.circuits.scores import score_edges
 from resval_lens.hooks.prompts import logit_difference
-from tests.benchmarks.patching import in_turn, ioi_pairs
-from tests.reference.eap import eap_scores
+from tests.benchmarks.patching import ioi_pairs
+from tests.benchmarks.timing import Seconds, timed
+from tests.reference.eap import DenseTable
 
 
-def ratios(rounds: int = 5, prompts: int = 64, steps: int = 5) -> list[float]:
-    """Seconds of the published way / ours, round by round: EAP-IG of a classic model."""
+def peers(rounds: int = 5, prompts: int = 64, steps: int = 5) -> Seconds:
+    """Seconds of the published way and ours: EAP-IG of a classic model."""
     model = ResValTransformer.from_pretrained("stories-small-classic")
     pairs = ioi_pairs(prompts)
-    stock = as_stock(model)
+    table = DenseTable(as_stock(model))
 
     def metric(logits: Tensor) -> Tensor:
         return logit_difference(logits[:, -1], pairs.labels).sum()
 
     def theirs() -> None:
-        eap_scores(stock, pairs.clean, pairs.corrupted, metric, steps)
+        table.scores(pairs.clean, pairs.corrupted, metric, steps)
 
     def ours() -> None:
         score_edges(model, pairs, "eap-ig", steps=steps)
 
-    return in_turn(theirs, ours, rounds)
+    return timed({"theirs": theirs, "ours": ours}, rounds)
 
 
 def stock_config(cfg: ResValConfig) -> HookedTransformerConfig:

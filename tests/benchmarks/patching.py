@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ from resval_lens.hooks.patching import patch
 from resval_lens.hooks.prompts import PromptPairs, logit_difference
 from resval_lens.tasks.ioi import encode
 from resval_lens.tasks.stories import ioi_prompts, load_tokenizer
+from tests.benchmarks.timing import Seconds, Step, timed
 
 CASES: dict[str, tuple[str, tuple[str, ...], Callable[..., Tensor]]] = {
     "resid_pre by layer × position": (
@@ -53,10 +53,8 @@ def ioi_pairs(prompts: int = 16, corruption: str = "corrupted") -> PromptPairs:
     return PromptPairs(clean, corrupted, logit_difference, labels)
 
 
-def ratios(
-    rounds: int = 5, corruption: str = "corrupted", prompts: int = 16
-) -> dict[str, list[float]]:
-    """TransformerLens's seconds for all cells / ours, round by round, for each of ``CASES``.
+def peers(rounds: int = 5, corruption: str = "corrupted", prompts: int = 16) -> dict[str, Seconds]:
+    """TransformerLens's seconds for all cells and ours, for each of ``CASES``.
 
     Both take turns; ours makes the clean run within, TransformerLens's is given it.
     """
@@ -71,22 +69,10 @@ def ratios(
         with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
             return function(model, pairs.corrupted, cache, metric)
 
-    found: dict[str, list[float]] = {}
+    found: dict[str, Seconds] = {}
     for name, (site, by, function) in CASES.items():
         ours: Callable[[], Any] = partial(patch, model, pairs, site, by=by)
         torch.testing.assert_close(ours().values, theirs(function), rtol=1e-3, atol=1e-3)
-        found[name] = in_turn(partial(theirs, function), ours, rounds)
-    return found
-
-
-def in_turn(theirs: Callable[[], object], ours: Callable[[], object], rounds: int) -> list[float]:
-    """Seconds of one call of theirs / of ours, round by round."""
-    found = []
-    for _ in range(rounds):
-        seconds = []
-        for run in (theirs, ours):
-            start = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - start)
-        found.append(seconds[0] / seconds[1])
+        both: dict[str, Step] = {"theirs": partial(theirs, function), "ours": ours}
+        found[name] = timed(both, rounds, warm=False)
     return found
