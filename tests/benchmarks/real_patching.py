@@ -29,14 +29,18 @@ def some_layers(at: Setting) -> list[int]:
 
 def by_position(at: Setting) -> dict[str, Callable[[], Any]]:
     cells = [(i, j) for i in some_layers(at) for j in range(at.pairs.length)]
-    theirs = partial(stocks, at, "resid_pre", stock.layer_pos_patch_setter, cells[::4])
+    theirs = partial(
+        stocks, plain(at.stock), at, "resid_pre", stock.layer_pos_patch_setter, cells[::4]
+    )
     ours = partial(patch, at.model, at.pairs, "resid_pre", layers=some_layers(at))
     return {f"TransformerLens, {len(cells[::4])} cells": theirs, f"ours, {len(cells)} cells": ours}
 
 
 def by_head(at: Setting) -> dict[str, Callable[[], Any]]:
     cells = [(i, j) for i in some_layers(at) for j in range(at.model.cfg.n_heads)]
-    theirs = partial(stocks, at, "z", stock.layer_head_vector_patch_setter, cells[::3])
+    theirs = partial(
+        stocks, plain(at.stock), at, "z", stock.layer_head_vector_patch_setter, cells[::3]
+    )
     ours = partial(patch, at.model, at.pairs, "z", layers=some_layers(at), by=("layer", "head"))
     return {f"TransformerLens, {len(cells[::3])} cells": theirs, f"ours, {len(cells)} cells": ours}
 
@@ -66,12 +70,14 @@ def patched() -> None:
         show(f"{at.title}: {what}, one cell", one_cell)
 
 
-def stocks(at: Setting, site: str, setter: Any, cells: Sequence[tuple[int, int]]) -> Tensor:
+def stocks(
+    model: Any, at: Setting, site: str, setter: Any, cells: Sequence[tuple[int, int]]
+) -> Tensor:
     """TransformerLens's own."""
     frame = pd.DataFrame(cells, columns=["layer", "pos" if site == "resid_pre" else "head"])
     with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
         found: Tensor = stock.generic_activation_patch(
-            plain(at.stock), at.pairs.corrupted, at.clean_cache, at.metric, setter, site,
+            model, at.pairs.corrupted, at.clean_cache, at.metric, setter, site,
             index_df=frame,
         )  # fmt: skip
     return found
