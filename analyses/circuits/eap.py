@@ -29,7 +29,7 @@ from resval_lens.analyses.circuits.recording import (
     inputs_per_head,
     writing_hooks,
 )
-from resval_lens.analyses.circuits.running import MOST_NUMBERS
+from resval_lens.analyses.circuits.running import most_numbers
 from resval_lens.attention import StreamAttention
 from resval_lens.hooks.answers import answer_logits, layer_device, right_padding
 from resval_lens.hooks.prompts import PromptPairs, wide
@@ -48,7 +48,8 @@ def gradient_scores(at: Scoring) -> Float[Tensor, "*prompt edge"]:
     Raises:
         ValueError: a metric without a gradient.
     """
-    most = min(at.max_tokens, max(1, MOST_NUMBERS // numbers_per_token(at.graph)))
+    held = most_numbers(layer_device(at.model, -1))
+    most = min(at.max_tokens, max(1, held // numbers_per_token(at.graph)))
     parts = at.pairs.within(most)
     found: list[Tensor] = []
     for number, part in enumerate(parts):

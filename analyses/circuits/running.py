@@ -19,6 +19,7 @@ from torch import Tensor
 from resval_lens.analyses.circuits.circuit_run import CircuitRun, Part, Trunk
 from resval_lens.analyses.circuits.graph import Graph, graph_of
 from resval_lens.analyses.circuits.recording import Recorder, Recording, inputs_per_head, record
+from resval_lens.hooks.answers import layer_device
 from resval_lens.hooks.groups import Groups, alike
 from resval_lens.hooks.prompts import (
     MAX_TOKENS,
@@ -37,6 +38,20 @@ MOST_NUMBERS = 2**27
 """Numbers that are held at once of what writers write and readers read (half a gigabyte)."""
 
 Ablation = Literal["resample", "mean"]
+
+
+def most_numbers(device: torch.device) -> int:
+    """``MOST_NUMBERS``; on a GPU as many as a quarter of its free memory holds, if that is more."""
+    if device.type != "cuda":
+        return MOST_NUMBERS
+    return max(MOST_NUMBERS, torch.cuda.mem_get_info(device)[0] // 16)
+
+
+def prompts_at_once(graph: Graph, length: int, max_tokens: int, most: int) -> int:
+    """How many prompts circuits are run on at once."""
+    # Of a prompt: what is written in two runs, and twice the difference that a run is at.
+    numbers = 4 * len(graph.writers) * graph.cfg.d_model * length
+    return min(prompts_within(max_tokens, length), max(1, most // numbers))
 
 
 @dataclass(frozen=True)
@@ -96,9 +111,8 @@ class EdgeRuns:
         self.graph, self.ablation = graph_of(model, graph), ablation
         self._known: dict[bytes, Tensor] = {}  # values of circuits by a digest of their edges
         self.groups = alike(pairs, groups) if ablation == "mean" else None
-        # Of a prompt: what is written in two runs, and twice the difference that a run is at.
-        numbers = 4 * len(self.graph.writers) * model.cfg.d_model * pairs.length
-        size = min(prompts_within(max_tokens, pairs.length), max(1, MOST_NUMBERS // numbers))
+        self.most = most_numbers(layer_device(model, -1))
+        size = prompts_at_once(self.graph, pairs.length, max_tokens, self.most)
         several = [torch.arange(len(pairs))]
         if self.groups is not None:
             several = [(self.groups == g).nonzero()[:, 0] for g in self.groups.unique()]
@@ -151,7 +165,7 @@ class EdgeRuns:
         for writer, other in enumerate(corrupted.writers):  # one by one: little is held twice
             written[writer] = written[writer] - other
         part = Part(pairs, Trunk(clean.states, written), corrupted)
-        if part.numbers + sum(held.numbers for held in self._held.values()) <= MOST_NUMBERS:
+        if part.numbers + sum(held.numbers for held in self._held.values()) <= self.most:
             self._held[number] = part
         return part
 
@@ -270,7 +284,7 @@ class EdgeRuns:
                         ).trunk()
                     )
                 size = self.max_tokens // (len(rows) * self.pairs.length)
-                size = max(1, min(size, MOST_NUMBERS // (2 * part.clean.numbers)))
+                size = max(1, min(size, self.most // (2 * part.clean.numbers)))
                 for which, layer in torch.stack([branch, layers], 1).unique(dim=0).tolist():
                     chosen = ((branch == which) & (layers == layer)).nonzero()[:, 0]
                     for some in chosen.split(size):
