@@ -8,7 +8,10 @@ from pathlib import Path
 
 import torch
 
+from resval_lens.config import ResValConfig
 from resval_lens.io.checkpoint import SHIPPED_MODELS, read_config
+from resval_lens.io.formats import format_of
+from resval_lens.io.formats.hugging_face import HuggingFaceFolder
 from resval_lens.io.loading import TRANSFORMER_LENS_NAMES, is_saved_model
 from resval_lens.lens.weights import surviving_steps
 from resval_lens.models.classifier import ICLClassifier
@@ -132,6 +135,27 @@ def load_model(
         f"no model {name!r}{meant} {', '.join(known)}, the names that TransformerLens knows, like "
         "gpt2, or a folder"
     )
+
+
+def load_config(name: str | Path, dtype: torch.dtype | None = None) -> ResValConfig:
+    """A model's configuration; of a folder its config.json is enough.
+
+    Args:
+        name: as in :func:`load_model`; models that are in no folder are loaded to see.
+        dtype: to compute in.
+
+    Raises:
+        ValueError: what :func:`load_model` refuses.
+    """
+    path = Path(name)
+    found = format_of(path) if path.exists() else None
+    if isinstance(found, HuggingFaceFolder):
+        return ResValConfig.from_hooked(found.settings(path, dtype or torch.float32))
+    if is_saved_model(path):
+        cfg = ResValConfig.from_json(read_config(path)[1])
+        cfg.dtype = dtype or cfg.dtype
+        return cfg
+    return load_model(name, dtype=dtype).model.cfg
 
 
 def _is_classifier(folder: Path) -> bool:

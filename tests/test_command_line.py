@@ -112,14 +112,20 @@ def test_every_command_says_where_models_run():
         assert re.search(said, COMMANDS[name].__doc__ or ""), name
     assert set(COMMANDS) - set(without) == {
         "compare", "generate", "patch", "ablate", "circuit", "attribute", "induction", "eval ioi",
-        "eval harness", "selections",
+        "eval harness", "selections", "plan circuit",
     }  # fmt: skip
 
 
 def test_every_command_that_draws_has_a_seed():
     unseeded = {name for name in COMMANDS if not {"--seed", "--seeds"} & set(parameters(name))}
     queue = {"runs status", "runs next", "runs all"}  # its file has the seeds
-    assert unseeded == {"link-in-training", "plan", "eval emergence", *queue}
+    assert unseeded == {
+        "link-in-training",
+        "plan circuit",
+        "plan training",
+        "eval emergence",
+        *queue,
+    }
     drawn_later = {name for name in COMMANDS if "--seed" not in parameters(name)} - unseeded
     training = {"train icl", "train lm", "train memory"}
     assert drawn_later == {*training, "memory curves", "memory encodings"}  # these read training
@@ -149,7 +155,7 @@ def test_examples_are_commands(name, line):
 
 
 CHEAP = {
-    "plan": ("plan llama-1b --gpus 8", "plan"),
+    "plan training": ("plan training llama-1b --gpus 8", "plan"),
     "reproduce": ("reproduce table-1", "table-1"),
     "emergence": ("eval emergence", "lm-emergence"),
     "ioi": ("eval ioi stories-small-values --prompts 2", "ioi"),
@@ -182,10 +188,10 @@ def test_figures_have_the_format_that_is_asked_for(kind, start, tmp_path):
 
 
 def test_without_json_tables_and_paths_are_printed(tmp_path):
-    done = invoke("plan", "stories-small", "--out", str(tmp_path / "deep" / "er"))
+    done = invoke("plan", "training", "stories-small", "--out", str(tmp_path / "deep" / "er"))
     assert str(tmp_path / "deep" / "er" / "plan.json") in done.stdout
     assert "parameters" in done.stdout
-    printed = invoke("plan", "stories-small", "--json")
+    printed = invoke("plan", "training", "stories-small", "--json")
     assert json.loads(printed.stdout)["parameters"]["total"] > 1e6
 
 
@@ -271,7 +277,7 @@ def finish(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     [
         "patch nothing",
         "patch --device warp",
-        "plan llama-1b --gpus 0",
+        "plan training llama-1b --gpus 0",
         "reproduce table-9 --json",
         "train memory --unit words",
         "eval ioi --prompts 0",
@@ -294,21 +300,21 @@ def test_an_error_of_several_lines_is_one(monkeypatch, capsys):
         raise RuntimeError("one\n  two")
 
     monkeypatch.setattr("resval_lens.training.plan.plan", fail)
-    assert finish(monkeypatch, "plan", "llama-1b") == 1
+    assert finish(monkeypatch, "plan", "training", "llama-1b") == 1
     assert capsys.readouterr().err == "resval-lens: one two\n"
-    monkeypatch.setattr(sys, "argv", ["resval-lens", "--debug", "plan", "llama-1b"])
+    monkeypatch.setattr(sys, "argv", ["resval-lens", "--debug", "plan", "training", "llama-1b"])
     with pytest.raises(RuntimeError, match="one"):
         cli.main()
 
 
 def test_figures_have_no_other_format(monkeypatch, capsys):
-    assert finish(monkeypatch, "--figures", "bmp", "plan", "llama-1b") == 1
+    assert finish(monkeypatch, "--figures", "bmp", "plan", "training", "llama-1b") == 1
     said = "resval-lens: --figures must be one of png, svg, pdf; got 'bmp'\n"
     assert capsys.readouterr().err == said
 
 
 def test_wrong_usage_is_2_and_help_is_0(monkeypatch, capsys):
-    assert finish(monkeypatch, "plan", "--gpus", "many") == 2
+    assert finish(monkeypatch, "plan", "training", "--gpus", "many") == 2
     assert finish(monkeypatch, "plann") == 2
     assert finish(monkeypatch, "--help") == 0
     shown = " ".join(capsys.readouterr().out.split())
@@ -321,7 +327,7 @@ def test_ctrl_c_is_one_line_and_130(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("resval_lens.training.plan.plan", interrupt)
-    assert finish(monkeypatch, "plan", "llama-1b") == 130
+    assert finish(monkeypatch, "plan", "training", "llama-1b") == 130
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "stopped\n")
 
@@ -343,7 +349,7 @@ def test_help_and_completion_load_no_torch():
     script = (
         "import os, sys\n"
         "from resval_lens.analyses.cli.app import app\n"
-        "for arguments in (['--help'], ['patch', '--help'], ['plan', '--gpus', 'x']):\n"
+        "for arguments in (['--help'], ['patch', '--help'], ['plan', 'training', '--gpus', 'x']):\n"
         "    try: app(arguments)\n"
         "    except SystemExit: pass\n"
         "os.environ.update(_RESVAL_LENS_COMPLETE='complete_bash', COMP_CWORD='2',\n"
@@ -372,7 +378,7 @@ def completed(monkeypatch: pytest.MonkeyPatch, line: str) -> list[str]:
         ("patch stories", ["stories-small-classic", "stories-small-values"]),
         ("patch resval_lens/dat", ["resval_lens/data/"]),
         ("generate stories-small-v", ["stories-small-values"]),
-        ("plan t", ["tinystories-8m"]),
+        ("plan training t", ["tinystories-8m"]),
         ("reproduce figure-3", ["figure-3"]),
         ("patch --direction ", ["denoise", "noise"]),
         ("patch --by layer,", ["layer,position", "layer,head"]),
@@ -488,7 +494,7 @@ def test_models_go_where_they_are_asked_to(line, monkeypatch, tmp_path):
 
 def test_brackets_in_a_folders_name_are_no_markup(tmp_path):
     folder = tmp_path / "a[red]b[/]"
-    done = CliRunner().invoke(cli.app, ["plan", "llama-1b", "--out", str(folder)])
+    done = CliRunner().invoke(cli.app, ["plan", "training", "llama-1b", "--out", str(folder)])
     assert done.exit_code == 0, done.output
     assert str(folder / "plan.json") in done.stdout
     assert "[bold]" not in done.stdout

@@ -99,8 +99,8 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
         (["train", "lm", "--streams", "x"], "streams='x' has 'x'"),
         (["train", "lm", "--data", "no-such.txt"], "data='no-such.txt' needs a tokenizer"),
         (["train", "lm", "--seeds", "a"], "seeds must be numbers"),
-        (["plan", "llama-1b", "--gpus", "0"], "processes must be 1 or more; got 0"),
-        (["plan", "llama"], "no preset 'llama'"),
+        (["plan", "training", "llama-1b", "--gpus", "0"], "processes must be 1 or more; got 0"),
+        (["plan", "training", "llama"], "no preset 'llama'"),
     ],
 )
 def test_bad_input_is_one_clear_line(arguments: list[str], message: str, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_bad_input_is_one_clear_line(arguments: list[str], message: str, tmp_pat
 
 
 def test_a_plan_is_printed_with_its_formulas(tmp_path: Path) -> None:
-    done = run("plan", "llama-1b", "--gpus", "8", "--out", str(tmp_path))
+    done = run("plan", "training", "llama-1b", "--gpus", "8", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "1,510,017,024" in done.stdout
     assert "83.89 billion" in done.stdout

@@ -121,7 +121,7 @@ class CircuitCost(Result):
             (f"circuits, {self.at_once[1]} prompts at once", self.running),
         )
         memory = table(
-            "Memory", ["what is held"], ["GB"], [[what, f"{x / 1e9:,.2f}"] for what, x in rows]
+            "Memory", ["what is held"], ["GB"], [[what, f"{x / 1e9:,.3f}"] for what, x in rows]
         )
         return [time_, memory]
 

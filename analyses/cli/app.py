@@ -28,9 +28,10 @@ from resval_lens.analyses.cli.icl import (
 )
 from resval_lens.analyses.cli.induction import induction_command
 from resval_lens.analyses.cli.interventions import ablate_command, patch_command
-from resval_lens.analyses.cli.lm import plan_command, train_lm_command
+from resval_lens.analyses.cli.lm import train_lm_command
 from resval_lens.analyses.cli.memory import memory_app
 from resval_lens.analyses.cli.memory_training import train_memory_command
+from resval_lens.analyses.cli.plan import plan_app
 from resval_lens.analyses.cli.reporting import FIGURE_FORMAT
 from resval_lens.analyses.cli.runs import runs_app
 from resval_lens.analyses.cli.selections import selections_command
@@ -76,7 +77,7 @@ app.add_typer(runs_app, name="runs")
 app.command("reproduce")(reproduce_command)
 app.command("compare")(compare_command)
 app.command("link-in-training")(link_in_training_command)
-app.command("plan")(plan_command)
+app.add_typer(plan_app, name="plan")
 app.command("generate")(generate_command)
 app.add_typer(eval_app, name="eval")
 app.add_typer(amicl_app, name="amicl")

@@ -37,25 +37,33 @@ from resval_lens.analyses.cli.options import (
 from resval_lens.analyses.cli.reporting import report
 from resval_lens.numbers import numbers
 
+MethodName = Annotated[
+    str,
+    typer.Option(
+        help=f"How edges are scored: {', '.join(METHODS)}.", autocompletion=one_of(*METHODS)
+    ),
+]
 AVERAGING = {name: method.steps for name, method in METHODS.items() if method.steps}
+IGSteps = Annotated[
+    int | None,
+    typer.Option(
+        help=f"Runs that {' or '.join(AVERAGING)} averages over.",
+        show_default=", ".join(map(str, AVERAGING.values())),
+    ),
+]
+Minimality = Annotated[
+    int, typer.Option(help="Edges of the circuit tried without, drawn where there are more.")
+]
+Completeness = Annotated[
+    int, typer.Option(help="Heads and MLPs knocked out alone, drawn where there are more.")
+]
 DROPPING = [name for name, method in METHODS.items() if method.by_threshold]
 
 
 def circuit_command(
     model: Model = "stories-small-values",
-    method: Annotated[
-        str,
-        typer.Option(
-            help=f"How edges are scored: {', '.join(METHODS)}.", autocompletion=one_of(*METHODS)
-        ),
-    ] = "eap-ig",
-    ig_steps: Annotated[
-        int | None,
-        typer.Option(
-            help=f"Runs that {' or '.join(AVERAGING)} averages over.",
-            show_default=", ".join(map(str, AVERAGING.values())),
-        ),
-    ] = None,
+    method: MethodName = "eap-ig",
+    ig_steps: IGSteps = None,
     select: Annotated[
         str,
         typer.Option(
@@ -90,12 +98,8 @@ def circuit_command(
             show_default="shares of all edges",
         ),
     ] = None,
-    minimality: Annotated[
-        int, typer.Option(help="Edges of the circuit tried without, drawn where there are more.")
-    ] = 256,
-    completeness: Annotated[
-        int, typer.Option(help="Heads and MLPs knocked out alone, drawn where there are more.")
-    ] = 64,
+    minimality: Minimality = 256,
+    completeness: Completeness = 64,
     exact: Annotated[
         bool, typer.Option("--exact", help="Also score exactly, and say how far scores agree.")
     ] = False,

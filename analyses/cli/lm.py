@@ -1,4 +1,4 @@
-"""``resval-lens train lm`` and ``plan``."""
+"""``resval-lens train lm``."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ from resval_lens.analyses.cli.options import (
     MaybeBatch,
     MaybeLearningRate,
     MaybeMicroBatch,
-    MaybeOut,
     MaybeWidth,
-    MicroBatch,
     Preset,
     Quiet,
     RunsFolder,
@@ -38,7 +36,7 @@ from resval_lens.analyses.cli.options import (
     notes,
     writable,
 )
-from resval_lens.analyses.cli.reporting import report, report_runs
+from resval_lens.analyses.cli.reporting import report_runs
 from resval_lens.numbers import numbers
 
 
@@ -221,48 +219,6 @@ def _name(preset: str, spec: str, config: Any, resized: bool) -> str:
     carry = f"-{carries.pop()}" if len(carries) == 1 else ""
     end = f"-{spec}" if spec != "reference" else ""
     return f"{preset}{size}-{shown}{carry}{end}" if flowing else f"{preset}{size}-classic{end}"
-
-
-def plan_command(
-    preset: Preset,
-    gpus: Annotated[int, typer.Option(help="Devices to train on.")] = 1,
-    streams: Streams = "",
-    spec: Spec = "reference",
-    micro_batch: MicroBatch = 1,
-    checkpoint_blocks: CheckpointBlocks = None,
-    teraflops: Annotated[
-        float, typer.Option(help="TFLOP/s of a device at its best (H100 bf16).")
-    ] = 989.0,
-    utilisation: Annotated[
-        float, typer.Option(help="The share of it that training reaches.")
-    ] = 0.4,
-    to: MaybeOut = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """What a preset costs: parameters, FLOPs a token, memory per device, tokens and days.
-
-    Reckoned from the architecture; nothing is run on any device.
-
-    Example: `resval-lens plan llama-1b --gpus 8 --streams v`
-    """
-    from resval_lens.analyses.cli.plan_tables import plan_tables
-    from resval_lens.models.language_models import language_model_config
-    from resval_lens.models.language_models import preset as find_preset
-    from resval_lens.training.plan import plan
-
-    chosen = find_preset(preset, spec).training
-    recompute = chosen.get("checkpoint_blocks", False)
-    found = plan(
-        language_model_config(preset, streams, spec),
-        steps=chosen["steps"], batch=chosen["batch"], processes=gpus, micro_batch=micro_batch,
-        checkpoint_blocks=recompute if checkpoint_blocks is None else checkpoint_blocks,
-        teraflops=teraflops, utilisation=utilisation,
-    )  # fmt: skip
-    if to is not None:
-        writable(to)
-    shown = plan_tables(preset, gpus, found)
-    report(found.to_dict(), to, "plan", as_json=as_json, tables=shown)
 
 
 def _progress(

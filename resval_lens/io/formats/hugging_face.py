@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformer_lens import HookedTransformerConfig
 from transformer_lens.loading_from_pretrained import get_pretrained_state_dict
 
 from resval_lens.io.files import (
@@ -93,12 +94,24 @@ class HuggingFaceFolder(Format):
             return False
         return isinstance(content, dict) and "model_type" in content and "format" not in content
 
-    def read(self, path: Path, dtype: torch.dtype, device: str, tokenizer: Any = None) -> Converted:
+    def settings(self, path: Path, dtype: torch.dtype) -> HookedTransformerConfig:
+        """Those of a folder, which may lack its weights."""
+        found: HookedTransformerConfig = _or_refused(
+            path, hooked_config, *self._config(path), dtype=dtype, device="cpu"
+        )
+        return found
+
+    def _config(self, path: Path) -> tuple[Any, str]:
+        """transformers' configuration, and the architecture: one that is converted."""
         from transformers import AutoConfig
 
         config = _or_refused(path, AutoConfig.from_pretrained, path, trust_remote_code=False)
-        named = (getattr(config, "architectures", None) or [type(config).__name__])[0]
-        check_architecture(config, str(named), str(path))
+        named = str((getattr(config, "architectures", None) or [type(config).__name__])[0])
+        check_architecture(config, named, str(path))
+        return config, named
+
+    def read(self, path: Path, dtype: torch.dtype, device: str, tokenizer: Any = None) -> Converted:
+        self._config(path)
         parts = sorted(path.glob("model-*-of-*.safetensors"))  # beside other formats' copies
         files = [path / "model.safetensors"] if (path / "model.safetensors").exists() else parts
         if not files:
