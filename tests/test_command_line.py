@@ -84,7 +84,7 @@ def examples() -> list[tuple[str, str]]:
 
 
 def test_there_are_commands():
-    assert len(COMMANDS) == 31
+    assert len(COMMANDS) == 32
 
 
 @pytest.mark.parametrize("name", COMMANDS)
