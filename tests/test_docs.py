@@ -423,6 +423,25 @@ def test_circuits_by_metric():
                 assert told.replace("0.", ".", 2) in (DOCS / "results.md").read_text()
 
 
+def test_selections_are_those_recorded():
+    part = results_page.section("selections", DOCS)
+    report = json.loads((DOCS / "selections.json").read_text())
+    found = rows(part)
+    for study in report["studies"]:
+        assert f"**{study['model']}**, {study['n_edges_of_model']:,} edges" in part
+        assert f"`{study['provenance']['command']}`" in part
+        for curve in study["curves"]:
+            name = f"`{curve['select']}`" + ", stable first" * curve["bootstrapped"]
+            for area, better in (("cpr", 1), ("cmd", -1)):
+                own = curve[area]
+                cell = f"{own['value']:.3f} [{own['low']:.3f}, {own['high']:.3f}]"
+                difference = curve.get(f"{area}_difference", {"low": 0, "high": 0})
+                if difference["low"] > 0 or difference["high"] < 0:
+                    mark = "**" if better * difference["low"] > 0 else "*"
+                    cell = f"{mark}{cell}{mark}"
+                assert any(row[0] == name and cell in row for row in found), (name, cell)
+
+
 def test_the_cut_beside_changes_of_gain():
     found = {tuple(row[:2]): row for row in rows(results_page.link_controls_table(200))}
     assert len(found) == 21

@@ -7,7 +7,7 @@ page is built; no number on it is written by hand.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ from resval_lens.analyses.papers.memory.curves import (
     curve_study,
 )
 from resval_lens.analyses.papers.memory.training import MemoryRun
+from resval_lens.analyses.report.markdown import made, markdown_table
+from resval_lens.analyses.report.selections import selections
 from resval_lens.analyses.results.seeds import present, spread
 from resval_lens.io.checkpoint import SHIPPED_MODELS
 from resval_lens.numbers import number
@@ -70,6 +72,7 @@ def section(name: str, folder: Path) -> str:
         "published-table-2": published_table_2,
         "four-cells": four_cells,
         "circuits": lambda: circuits(_read(folder, "circuits")),
+        "selections": lambda: selections(_read(folder, "selections")),
         "circuits-by-metric": lambda: circuits_by_metric(_read(folder, "circuits-by-metric")),
         "memory": memory,
         "amicl": amicl,
@@ -81,13 +84,6 @@ def section(name: str, folder: Path) -> str:
         raise ValueError(f"the results page has no part {name!r}; it has {', '.join(sections)}")
     with one_thread():
         return sections[name]()
-
-
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
-    """Rows as a Markdown table, whose first ``words`` columns are words and the others numbers."""
-    rule = ["---" if i < words else "--:" for i in range(len(columns))]
-    lines = [columns, rule, *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def emergence(threshold: float) -> str:
@@ -173,7 +169,7 @@ def link_in_training(document: Mapping[str, Any], every: int = 3_000) -> str:
         f"{last.cut['ic']:.2f}."
     )
     table = markdown_table(["step", "Test", "IC", "IC2", "IW"], rows, 0)
-    return f"{said}\n\n{table}\n{_made(document['provenance'])}"
+    return f"{said}\n\n{table}\n{made(document['provenance'])}"
 
 
 def link_controls_table(sequences: int = 1_000) -> str:
@@ -254,7 +250,7 @@ def circuits(report: Mapping[str, Any]) -> str:
         rows.append([row.task, row.metric, row.architecture, str(len(row.seeds)), *cells])
     table = markdown_table(["task", "metric", "model", "seeds", *columns], rows, 3)
     said = "\n".join(f"- {sentence}" for sentence in report["found"])
-    return f"{table}\n{said}\n\n{_made(report['provenance'])}"
+    return f"{table}\n{said}\n\n{made(report['provenance'])}"
 
 
 def circuits_by_metric(report: Mapping[str, Any]) -> str:
@@ -278,7 +274,7 @@ def circuits_by_metric(report: Mapping[str, Any]) -> str:
     table = markdown_table(columns, rows, 2)
     return (
         f"f: all other edges resampled / at means. P(IO): resampled, of the whole model’s.\n\n"
-        f"{table}\n{_made(report['provenance'])}"
+        f"{table}\n{made(report['provenance'])}"
     )
 
 
@@ -417,14 +413,6 @@ def provenance_table(runs: Sequence[Any]) -> str:
             ]
         )
     return markdown_table(["command", "runs", "commit", "versions", "started"], rows, 5)
-
-
-def _made(made: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
-    return (
-        f"Made by `{made['command']}` on {made['created'][:10]}, commit "
-        f"`{made['git_commit'][:7]}` ({versions}).\n"
-    )
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ from resval_lens.analyses.results.result import FLAT, OPTIONAL, Result
 from resval_lens.analyses.results.tables import NARROW
 from resval_lens.analyses.tasks.problem import Facts, Problem
 from resval_lens.notes import Note
+
+Area = Literal["cpr", "cmd"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,15 @@ class SelectionCurve:
     cpr_difference: Interval | None = field(default=None, metadata=OPTIONAL)
     cmd_difference: Interval | None = field(default=None, metadata=OPTIONAL)
     gaps: tuple[float, ...] | None = field(default=None, metadata=OPTIONAL)
+
+    def verdict(self, area: Area) -> int:
+        """1 where the area is better than the first selection's, −1 where it is worse, 0 where 0
+        lies in the interval of their difference. The better CPR is larger, the better CMD smaller.
+        """
+        difference = self.cpr_difference if area == "cpr" else self.cmd_difference
+        if difference is None or difference.low <= 0 <= difference.high:
+            return 0
+        return 1 if (difference.value > 0) == (area == "cpr") else -1
 
 
 @dataclass(frozen=True)
@@ -115,14 +127,15 @@ class SelectionStudy(Result):
             f"{one.resamples:,} resamples of {self.facts.prompts} prompts."
             for name, one in self.stable.items()
         ]
+        areas: tuple[tuple[Area, str], ...] = (("cpr", "larger"), ("cmd", "smaller"))
         for method in self.stable:
             own = [each for each in self.curves if each.method == method]
-            for area, better, end in (("cpr", "larger", "low"), ("cmd", "smaller", "high")):
-                found = []
-                for each in own[1:]:
-                    nearest = getattr(getattr(each, f"{area}_difference"), end)
-                    if nearest > 0 if end == "low" else nearest < 0:
-                        found.append(each.select + ", stable first" * each.bootstrapped)
+            for area, better in areas:
+                found = [
+                    each.select + ", stable first" * each.bootstrapped
+                    for each in own
+                    if each.verdict(area) == 1
+                ]
                 said.append(
                     f"{method}: {area.upper()} is {better} than that of {own[0].select} (0 lies "
                     f"outside the difference's interval) with {'; '.join(found) or 'none'}."
