@@ -13,7 +13,7 @@ from resval_lens.transformer import ResValTransformer
 
 def layer_device(model: ResValTransformer, layer: int) -> torch.device:
     """Where a layer is: a model may be spread over several devices, its layers in their order."""
-    return model.blocks[layer].attn.W_O.device
+    return model.blocks[layer].device
 
 
 def right_padding(model: ResValTransformer) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, overload
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -16,6 +18,7 @@ from resval_lens.attention import (
     ResValGroupedQueryAttention,
 )
 from resval_lens.config import ResValConfig
+from resval_lens.io.placing import Waiting
 from resval_lens.lens.mlp import without_copies
 from resval_lens.lens.norm import fused
 
@@ -25,6 +28,8 @@ class ResValBlock(TransformerBlock):
 
     cfg: ResValConfig
     attn: ResValAttention | ResValGroupedQueryAttention
+    waiting: Waiting | None = None
+    """Where its weights are while it does not run, if not on its device."""
 
     def __init__(self, cfg: ResValConfig, block_index: int) -> None:
         streams, cfg.streams = cfg.streams, ()
@@ -40,6 +45,15 @@ class ResValBlock(TransformerBlock):
                 setattr(self, name, fused(getattr(self, name), cfg))
         if not cfg.attn_only:
             self.mlp = without_copies(self.mlp, cfg)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.attn.W_O.device if self.waiting is None else self.waiting.device
+
+    def fetched(self) -> AbstractContextManager[None]:
+        """With its weights on its device, for who reads them while it does not run."""
+        return nullcontext() if self.waiting is None else self.waiting.fetched()
 
     @overload
     def forward(
@@ -60,6 +74,18 @@ class ResValBlock(TransformerBlock):
         attention layer it travels on the layer, put back as it was even if a hook raises; a model
         call nested in a hook therefore meets its own streams. Two threads in one model do not.
         """
+        if self.waiting is not None:
+            with self.waiting.fetched():
+                return self._run(resid_pre, args, carried, kwargs)
+        return self._run(resid_pre, args, carried, kwargs)
+
+    def _run(
+        self,
+        resid_pre: Tensor,
+        args: tuple[Any, ...],
+        carried: Carried | None,
+        kwargs: dict[str, Any],
+    ) -> Any:
         if carried is None:
             return super().forward(resid_pre, *args, **kwargs)
         outer = self.attn.delivery

@@ -13,6 +13,7 @@ from resval_lens.io.checkpoint import SHIPPED_MODELS, read_config
 from resval_lens.io.formats import format_of
 from resval_lens.io.formats.hugging_face import HuggingFaceFolder
 from resval_lens.io.loading import TRANSFORMER_LENS_NAMES, is_saved_model
+from resval_lens.io.placing import DeviceMap
 from resval_lens.lens.weights import surviving_steps
 from resval_lens.models.classifier import ICLClassifier
 from resval_lens.streams import StreamsLike
@@ -39,6 +40,7 @@ class LoadOptions:
     device: str | None = None
     dtype: torch.dtype | None = None
     fold: bool = False
+    device_map: DeviceMap | None = None
 
     def load(self, name: str | Path) -> Loaded:
         """The model of that name."""
@@ -70,6 +72,7 @@ def load_model(
     device: str | None = None,
     dtype: torch.dtype | None = None,
     fold: bool = False,
+    device_map: DeviceMap | None = None,
 ) -> Loaded:
     """A model by name, and the training run of a classifier.
 
@@ -79,12 +82,15 @@ def load_model(
             model in another format (:data:`~resval_lens.io.formats.FORMATS`); a name that
             TransformerLens knows, or of the Hugging Face hub (user/name).
         streams: run the weights with these streams instead of those they were saved with.
-        device: where it runs; by default the device it was saved on if there is one here.
+        device: where it runs; by default the device it was saved on if there is one here; "auto":
+            as ``device_map="auto"``.
         dtype: to compute in (:meth:`~resval_lens.ResValTransformer.from_pretrained`).
         fold: process the weights as TransformerLens does by default (fold norms, centre what is
             written to the residual stream and the logits, fold value biases), right through the
             streams; without the steps that would change what the model computes: folding norms
             that stand behind a layer (OLMo 2), centring logits under a soft cap (Gemma 2).
+        device_map: of a language model that is larger than its device, "auto" or by layer
+            (:meth:`~resval_lens.ResValTransformer.from_pretrained`).
 
     Raises:
         ValueError: none of these (near names are suggested); what ``from_pretrained`` refuses; a
@@ -92,6 +98,8 @@ def load_model(
             where streams do not survive it.
     """
     name, path = str(name), Path(name)
+    if device == "auto":
+        device, device_map = None, "auto"
 
     def loaded(model: ResValTransformer, run: RecordedRun[ICLRun] | None = None) -> Loaded:
         if fold:
@@ -100,12 +108,16 @@ def load_model(
 
     def language_model(source: str | Path) -> Loaded:
         return loaded(
-            ResValTransformer.from_pretrained(source, streams=streams, device=device, dtype=dtype)
+            ResValTransformer.from_pretrained(
+                source, streams=streams, device=device, dtype=dtype, device_map=device_map
+            )
         )
 
     def classifier(recorded: RecordedRun[ICLRun]) -> Loaded:
         source = trained_model(recorded.folder)
-        model = ICLClassifier.from_pretrained(source, streams=streams, device=device, dtype=dtype)
+        model = ICLClassifier.from_pretrained(
+            source, streams=streams, device=device, dtype=dtype, device_map=device_map
+        )
         return loaded(model, recorded)
 
     if is_classifier_run(path):

@@ -20,13 +20,13 @@ from transformer_lens.utilities import (
     LocallyOverridenDefaults,
     TypedModuleList,
     apply_softcap,
-    get_device_for_block_index,
 )
 
 from resval_lens.attention import Carried
 from resval_lens.block import ResValBlock
 from resval_lens.config import ResValConfig
 from resval_lens.io.loading import Loading
+from resval_lens.io.placing import refuse_waiting
 from resval_lens.io.tokenizers import spelled
 from resval_lens.lens.hook_names import handing_point
 from resval_lens.lens.model_html import model_html
@@ -171,7 +171,7 @@ class ResValTransformer(Loading):
             )
             if stop_at_layer is not None:
                 return residual
-            residual = self.unembed_input(residual)
+            residual = self.unembed_input(residual.to(self.unembed.W_U.device))
             if targets is not None:
                 return loss_sum(cast("FusedUnembed", self.unembed), residual, targets)
             if return_type is None:
@@ -203,18 +203,19 @@ class ResValTransformer(Loading):
         self._check_carried(layers, carried)
         streams: Carried = carried or {}
         for layer in layers:
-            device = get_device_for_block_index(layer, self.cfg)
+            whole, device = self.blocks[layer], self.blocks[layer].device
             if shortformer_pos_embed is not None:
                 shortformer_pos_embed = shortformer_pos_embed.to(device)
             if attention_mask is not None:
                 attention_mask = attention_mask.to(device)
             block = partial(
-                self.blocks[layer],
+                whole,
                 past_kv_cache_entry=None if past_kv_cache is None else past_kv_cache[layer],
                 shortformer_pos_embed=shortformer_pos_embed,
                 attention_mask=attention_mask,
             )
-            if checkpoint_blocks:
+            # A graph would hold the weights of all layers that were fetched.
+            if checkpoint_blocks or (whole.waiting is not None and torch.is_grad_enabled()):
                 block = partial(checkpoint, block, use_reentrant=False)
             residual, streams = block(residual.to(device), carried=streams)
         return residual, streams
@@ -241,7 +242,7 @@ class ResValTransformer(Loading):
         Args:
             residual: its rows are the prompts, over and over.
         """
-        residual = residual.to(self.blocks[-1].attn.W_O.device)
+        residual = residual.to(self.unembed.W_U.device)
         rows = torch.arange(len(residual), device=residual.device)
         answers = answers.to(residual.device).repeat(len(residual) // len(answers))
         last = residual[rows, answers][:, None]  # [row, 1, d_model]
@@ -257,6 +258,11 @@ class ResValTransformer(Loading):
     ) -> Any:
         """HookedTransformer.loss_fn in float32 at least: in float16 a sum ends at 65,504 nats."""
         return super().loss_fn(wide(logits), tokens, attention_mask, per_token)
+
+    @property
+    def waits(self) -> bool:
+        """Whether some layers' weights are elsewhere while they do not run."""
+        return any(block.waiting is not None for block in self.blocks)
 
     @property
     def reads_tokens(self) -> bool:
@@ -294,6 +300,7 @@ class ResValTransformer(Loading):
         if len(args) > 1 and isinstance(args[1], bool):
             print_details, args = args[1], args[:1]
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        refuse_waiting(self, "moving or casting a model")
         if device is not None:
             super().to(str(device), print_details)
         if dtype is not None:
@@ -302,6 +309,7 @@ class ResValTransformer(Loading):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Behind ``half()``, ``bfloat16()``, ``float()``, ``double()``, ``type()`` and ``to()``."""
+        refuse_waiting(self, "moving or casting a model")
         super()._apply(fn, recurse)
         self.cfg.dtype = next(x.dtype for x in self.parameters() if x.is_floating_point())
         return self

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import resval_lens.transformer
 from resval_lens.hooks import (
     cut_links,
     edit_links,
@@ -36,13 +35,8 @@ TOKENS = tiny_tokens()
 
 
 @pytest.fixture(params=[{}, {"positional_embedding_type": "rotary"}, {"use_fused": False}], ids=str)
-def split(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+def split(request: pytest.FixtureRequest) -> Any:
     """Makes a model of four layers, the last two elsewhere."""
-
-    def device_of(layer: int, cfg: Any, device: Any = None) -> torch.device:
-        return torch.device("cpu" if layer < 2 else "meta")
-
-    monkeypatch.setattr(resval_lens.transformer, "get_device_for_block_index", device_of)
 
     def make(streams: Any) -> ResValTransformer:
         model = tiny_model(streams, n_layers=4, **request.param).eval()

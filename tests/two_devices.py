@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import resval_lens.transformer
 from resval_lens.analyses.attribution.logits import attribute, logit_lens
 from resval_lens.analyses.circuits.methods import METHODS
 from resval_lens.analyses.circuits.running import EdgeRuns
@@ -90,27 +89,19 @@ def spread(model: ResValTransformer) -> ResValTransformer:
     return model
 
 
-def place(layer: int, cfg: Any, device: Any = None) -> torch.device:
-    return torch.device("cpu" if layer < FIRST_ON_OTHER else NAME)
-
-
 def differences() -> dict[str, float]:
     found = {}
     for stream in (AttentionStream("v"), AttentionStream("v", source="first"),
                    AttentionStream("v", source="all", carry="raw")):  # fmt: skip
         model = tiny_model(stream, n_layers=4, dtype=torch.float32)
         wanted = {name: analysis(model) for name, analysis in ANALYSES.items()}
-        resval_lens.transformer.get_device_for_block_index = place
         with OnOther():
             two = spread(model)
             for name, analysis in ANALYSES.items():
                 gap = analysis(two).detach().cpu() - wanted[name].detach()
                 found[f"{name}, {stream.source}"] = gap.abs().max().item()
-        resval_lens.transformer.get_device_for_block_index = ONE
     return found
 
-
-ONE = resval_lens.transformer.get_device_for_block_index
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -135,14 +135,14 @@ def _attribute(
         values["pos_embed"] = share("hook_pos_embed")
     heads = direction.new_zeros(len(residual), cfg.n_layers, cfg.n_layers, cfg.n_heads)
     for layer, parts in enumerate(z_parts(model, cache, answers)):
-        attn = model.blocks[layer].attn
+        with model.blocks[layer].fetched():
+            attn = model.blocks[layer].attn
+            W_O, b_O = attn.W_O.to(direction), attn.b_O.to(direction)
         for source, z in parts.items():
-            heads[:, layer, source] = written_along(
-                attn.W_O, z[:, 0].to(direction.device), direction
-            )
+            heads[:, layer, source] = written_along(W_O, z[:, 0].to(direction.device), direction)
             for head in range(cfg.n_heads):
                 values[part_name(layer, head, source)] = heads[:, layer, source, head]
-        values[f"b_O {layer}"] = direction @ attn.b_O.to(direction)
+        values[f"b_O {layer}"] = direction @ b_O
         if not cfg.attn_only:
             values[f"m{layer}"] = share(f"blocks.{layer}.hook_mlp_out")
     for name, x in model.readout_parts(residual[rows, answers][:, None]).items():

@@ -87,14 +87,15 @@ def split_by_source(
         if stream is not None and mix is not None:
             gate = None if gates is None else gates[layer]
             arriving = [handed[j] for j in stream.sources(layer)]
-            parts[layer] = mix.own_part(own, gate)
-            for source in sorted(set().union(*arriving)):
-                alone = tuple(
-                    by_source.get(source, torch.zeros_like(own)).to(own.device)
-                    for by_source in arriving
-                )
-                first, *others = mix.parts(alone, gate)
-                parts[source] = sum(others, start=first)
+            with model.blocks[layer].fetched():
+                parts[layer] = mix.own_part(own, gate)
+                for source in sorted(set().union(*arriving)):
+                    alone = tuple(
+                        by_source.get(source, torch.zeros_like(own)).to(own.device)
+                        for by_source in arriving
+                    )
+                    first, *others = mix.parts(alone, gate)
+                    parts[source] = sum(others, start=first)
         totals.append(parts)
         handed.append({layer: own} if stream and stream.carry == "raw" else parts)
     return totals
@@ -125,8 +126,9 @@ def value_parts(model: ResValTransformer, cache: Cache) -> list[dict[int, Heads]
         ending = "hook_v" if mix is None else "hook_v_local"
         local.append(cache[f"blocks.{layer}.attn.{ending}"])
         gated = mix is not None and mix.stream.how.is_gated
-        x = block.ln1(cache[f"blocks.{layer}.hook_resid_pre"]) if gated else None
-        gates.append(None if mix is None or x is None else mix.gate(x, local[-1].shape[2]))
+        with block.fetched():
+            x = block.ln1(cache[f"blocks.{layer}.hook_resid_pre"]) if gated else None
+            gates.append(None if mix is None or x is None else mix.gate(x, local[-1].shape[2]))
     split = split_by_source(model, "v", local, gates)
     for layer, parts in enumerate(split):
         total = cache[f"blocks.{layer}.attn.hook_v"]

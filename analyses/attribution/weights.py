@@ -82,7 +82,7 @@ def paths(model: ResValTransformer, of: str = "v") -> dict[Path, float]:
     cfg = model.cfg
     heads = cfg.n_heads if of == "q" else cfg.n_key_value_heads or cfg.n_heads
     # Row h' of the batch holds 1 at head h': what arrives at head g is the weight from h' to g.
-    units = torch.eye(heads, dtype=cfg.dtype, device=model.blocks[0].attn.W_O.device)
+    units = torch.eye(heads, dtype=cfg.dtype, device=model.blocks[0].device)
     local = [units[:, None, :, None]] * cfg.n_layers
     found = {}
     for layer, parts in enumerate(split_by_source(model, of, local)):
@@ -185,9 +185,11 @@ def composition_scores(model: ResValTransformer, mode: Mode) -> Composition:
         weights = paths(model, of)
         readers = tuple(weights)
         near = _projections(model, of, readers, weights)
-        far = torch.stack([getattr(model.blocks[p.layer].attn, f"W_{other}")[p.head]
-                           for p in readers])  # fmt: skip
-        reading = FactoredMatrix(near, far.transpose(-2, -1))
+        far = []
+        for path in readers:
+            with model.blocks[path.layer].fetched():
+                far.append(getattr(model.blocks[path.layer].attn, f"W_{other}")[path.head])
+        reading = FactoredMatrix(near, torch.stack(far).transpose(-2, -1))
     # One writer at a time: all pairs at once would hold a matrix for each.
     scores = torch.stack([composed(writing[i], reading) for i in range(len(writers))])
     earlier = [[writer.layer < reader.source for reader in readers] for writer in writers]
@@ -291,7 +293,8 @@ def own_token_scores(
         direct = path.source == 0 or model.cfg.attn_only
         x = cache["hook_embed" if direct else "blocks.0.hook_resid_post"][rows, at][:, None]
         ln1 = model.blocks[path.source].ln1
-        read = ln1(x) - ln1(torch.zeros_like(x))  # without its bias
+        with model.blocks[path.source].fetched():
+            read = ln1(x) - ln1(torch.zeros_like(x))  # without its bias
         circuit = _ov(model, [path], weights)
         written = read @ circuit.A[0] @ circuit.B[0]  # [prompt, 1, d_model]
         best = model.unembed(model.unembed_input(written))[:, 0].topk(top).indices  # [prompt, top]
@@ -304,8 +307,11 @@ def _ov(
     model: ResValTransformer, which: Sequence[Path], weights: dict[Path, float]
 ) -> FactoredMatrix:
     """The OV circuits of some paths, [path, d_model, d_model]."""
-    out = torch.stack([model.blocks[path.layer].attn.W_O[path.head] for path in which])
-    return FactoredMatrix(_projections(model, "v", which, weights), out)
+    out = []
+    for path in which:
+        with model.blocks[path.layer].fetched():
+            out.append(model.blocks[path.layer].attn.W_O[path.head])
+    return FactoredMatrix(_projections(model, "v", which, weights), torch.stack(out))
 
 
 def _projections(
@@ -316,8 +322,9 @@ def _projections(
     for path in which:
         attn = model.blocks[path.source].attn
         stored = of != "q" and isinstance(attn, GroupedQueryAttention)  # one for each kv head
-        weight = getattr(attn, f"{'_' if stored else ''}W_{of.upper()}")
-        found.append(weights[path] * weight[path.source_head])
+        with model.blocks[path.source].fetched():
+            weight = getattr(attn, f"{'_' if stored else ''}W_{of.upper()}")
+            found.append(weights[path] * weight[path.source_head])
     return torch.stack(found)
 
 

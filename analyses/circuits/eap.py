@@ -167,15 +167,15 @@ class _Scored:
             recording: further hooks of the forward pass.
             embedding: what layer 0 reads, instead of the clean prompts' embeddings.
         """
-        model, found = self.model, {}
+        model, found = self.model, dict[str, Tensor]()
 
         def put_in(x: Tensor, hook: HookPoint) -> Tensor:
             return (x if embedding is None else embedding).detach().requires_grad_()
 
         def keep(x: Tensor, hook: HookPoint) -> None:
-            found[str(hook.name)] = x
+            found.setdefault(str(hook.name), x)  # not what the backward pass makes once more
 
-        hooks: list[Any] = [("blocks.0.hook_resid_pre", put_in), *recording]
+        hooks: list[Any] = [("blocks.0.hook_resid_pre", put_in)]
         hooks += [(site, keep) for site in set(self.sites.values())]
         hooks += [(reader.reads, keep) for reader in self.graph.readers if reader.port == "q"]
         with (
@@ -184,7 +184,8 @@ class _Scored:
             _links_differentiable(model),
             model.hooks(fwd_hooks=hooks),
         ):
-            logits = answer_logits(model, self.pairs.clean, self.pairs.answers)
+            with model.hooks(fwd_hooks=recording):  # nor are its runs recorded
+                logits = answer_logits(model, self.pairs.clean, self.pairs.answers)
             self.enlarged.enter(logits)
             metric = self.pairs.measure(logits).sum()
             if not metric.requires_grad:
@@ -212,9 +213,9 @@ class _Scored:
 
         for layer in range(self.graph.cfg.n_layers):
             readers = [reader for reader in self.graph.readers if reader.layer == layer]
-            rows = torch.cat(
-                [x.to(self.device) for x in self._at_readers(layer, readers, gradients)]
-            )
+            with self.model.blocks[layer].fetched():
+                at_readers = self._at_readers(layer, readers, gradients)
+            rows = torch.cat([x.to(self.device) for x in at_readers])
             writers = max(reader.writers for reader in readers)
             # One pass over what is written for all readers of a layer.
             found = torch.einsum("hbn,wbn->bhw", rows.flatten(2), self.written[:writers].flatten(2))

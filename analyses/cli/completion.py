@@ -42,7 +42,7 @@ SEPARATIONS = ("identity", "softmax", "argmax")
 READINGS = ("paper", "notebook")
 HARNESS_TASKS = ("arc_easy", "arc_challenge", "piqa", "openbookqa", "hellaswag")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-DEVICES = ("cpu", "cuda", "mps")
+DEVICES = ("cpu", "cuda", "mps", "auto")
 
 Completion = Callable[[str], list[str]]
 

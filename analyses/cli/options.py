@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 
 
 def on_device(name: str | None) -> str | None:
-    """Reads ``--device``: a device of torch that is there; None where a shell asks for completion.
+    """Reads ``--device``: a device of torch that is there, or ``"auto"``; None where a shell asks
+    for completion.
 
     Raises:
         ValueError: torch does not know it, cannot run models on it, or does not find it.
     """
-    if name is None or name == "cpu":  # torch need not be loaded
+    if name in (None, "cpu", "auto"):  # torch need not be loaded
         return name
     import torch
 
@@ -37,7 +38,7 @@ def on_device(name: str | None) -> str | None:
     except RuntimeError:
         device = torch.device("meta")
     if device.type in ("meta", "cpu"):
-        raise ValueError(f"device must be one of cpu, cuda, cuda:1, mps, ...; got {name!r}")
+        raise ValueError(f"device must be one of cpu, cuda, cuda:1, mps, ..., auto; got {name!r}")
     backend: Any = getattr(torch, device.type, None)  # torch.cuda, torch.mps, torch.xpu
     there = backend is not None and backend.is_available()
     count = backend.device_count() if there else 0
@@ -95,7 +96,8 @@ MaybeSeed = Annotated[int | None, typer.Option(help=_SEED, show_default="0")]
 Device = Annotated[
     str,
     typer.Option(
-        help="Where models run: cpu, cuda, cuda:1, mps.",
+        help="Where models run: cpu, cuda, cuda:1, mps; auto: layers where there is room (GPUs, "
+        "memory, disk).",
         callback=on_device,
         autocompletion=one_of(*completion.DEVICES),
     ),

@@ -361,7 +361,8 @@ def _direct_effects(
             _, direction, _ = read_direction(model, residual, answers, part.labels)
         for layer, block in enumerate(model.blocks):
             z = cache[f"blocks.{layer}.attn.hook_z"][rows, answers]  # [prompt, head, d_head]
-            summed[layer] += written_along(block.attn.W_O, z, direction).sum(0).cpu()
+            with block.fetched():
+                summed[layer] += written_along(block.attn.W_O, z, direction).sum(0).cpu()
     return summed / len(pairs)
 
 

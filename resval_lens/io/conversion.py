@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Self
 
@@ -15,9 +15,10 @@ from transformer_lens.utilities import TypedModuleList
 
 from resval_lens.block import ResValBlock
 from resval_lens.config import ResValConfig
-from resval_lens.io.files import check_room
+from resval_lens.io.files import bytes_of, check_room
 from resval_lens.io.formats.format import Converted
 from resval_lens.io.formats.hugging_face import converted_from_hf
+from resval_lens.io.placing import refuse_waiting
 from resval_lens.lens.caching import StreamCaching
 from resval_lens.lens.unembed import TiedUnembed
 from resval_lens.lens.weights import (
@@ -54,6 +55,15 @@ class WeightConversion(StreamCaching):
                     f"{prefix!r}; take the state_dict of the model inside, or remove the prefix"
                 )
         return super().load_state_dict(state_dict, strict, assign)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """torch.nn.Module.state_dict.
+
+        Raises:
+            ValueError: some weights are elsewhere (``device_map``).
+        """
+        refuse_waiting(self, "state_dict")
+        return super().state_dict(*args, **kwargs)
 
     def load_and_process_state_dict(
         self,
@@ -274,6 +284,7 @@ class WeightConversion(StreamCaching):
             self.cfg.tokenizer_prepends_bos = len(tokenizer.encode("")) > 0
 
     def _take_weights(self, model: HookedTransformer, share: bool) -> Self:
+        refuse_waiting(model, "taking over weights")
         state = model.state_dict() if not share else dict(model.named_parameters())
         mixing = {name for name in self.state_dict() if ".mixes." in name}
         # Learned mixing goes along with its stream, whoever receives it and with what gradient.
@@ -315,8 +326,3 @@ class WeightConversion(StreamCaching):
 
 def _mixed_like(stream: AttentionStream) -> AttentionStream:
     return replace(stream, layers=None, detach=False)
-
-
-def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """How much memory the entries of tensors take."""
-    return sum(x.numel() * x.element_size() for x in tensors)

@@ -13,7 +13,7 @@ import math
 import os
 import stat
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -89,6 +89,11 @@ def read_bytes(path: Path, what: str) -> bytes:
 def memory() -> int:
     """Bytes of this machine's memory."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """How much memory the entries of tensors take."""
+    return sum(x.numel() * x.element_size() for x in tensors)
 
 
 def check_room(size: int, what: str) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
+from accelerate import init_empty_weights
 from transformer_lens import HookedTransformer
 from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
 
@@ -27,10 +28,14 @@ from resval_lens.io.checkpoint import (
     save_model,
     tokenizer_files,
 )
-from resval_lens.io.conversion import ONE_BY_ONE, WeightConversion, bytes_of
-from resval_lens.io.files import check_room, first_line, note, tensor_shapes
+from resval_lens.io.conversion import ONE_BY_ONE, WeightConversion
+from resval_lens.io.files import bytes_of, check_room, first_line, note, tensor_shapes
 from resval_lens.io.formats import FORMATS, format_of
-from resval_lens.streams import StreamsLike
+from resval_lens.io.placing import DeviceMap, Placing, refuse_waiting
+from resval_lens.streams import StreamsLike, parse_streams, shorthand
+
+if TYPE_CHECKING:
+    from resval_lens.transformer import ResValTransformer
 
 PROCESSING = (
     "fold_ln",
@@ -71,6 +76,7 @@ class Loading(WeightConversion):
             ValueError: the folder holds something else, or a model and ``overwrite`` is off; a
                 weight that is not finite, or that ``dtype`` cannot hold.
         """
+        refuse_waiting(self, "save_pretrained")
         parameters = {name: x.to(dtype or x.dtype) for name, x in self.named_parameters()}
         for name, x in self.named_parameters():
             if parameters[name].isfinite().sum() != x.isfinite().sum():
@@ -94,6 +100,8 @@ class Loading(WeightConversion):
         tokenizer: Any = None,
         device: str | None = None,
         dtype: torch.dtype | None = None,
+        device_map: DeviceMap | None = None,
+        max_memory: Mapping[int | str, int | str] | None = None,
         **options: Any,
     ) -> Self:
         """A model from a folder, a file, the Hugging Face hub, or one that TransformerLens knows.
@@ -115,6 +123,13 @@ class Loading(WeightConversion):
                 the CPU.
             dtype: to compute in; by default as it was saved by :meth:`save_pretrained`, and
                 float32 of any other.
+            device_map: for a model larger than its device, analysed and not trained: where each
+                layer's weights are, by its number, a device, ``"cpu"`` or ``"disk"``, the rest on
+                ``device`` (by default the first GPU); ``"auto"``: the layers in turn on the
+                device, on further GPUs, in the CPU's memory, in the model's file. From there they
+                are fetched for each run (:mod:`~resval_lens.io.placing`).
+            max_memory: with ``device_map="auto"``, bytes, or ``"20GiB"``, by number of GPU and
+                ``"cpu"``; by default nine tenths of what is free.
             options: for ``huggingface_hub.snapshot_download`` (revision, token, ...), or for
                 ``HookedTransformer.from_pretrained_no_processing``; processing that it is asked
                 for (``fold_ln=True``, ...) is :meth:`process_weights_`, after the conversion.
@@ -122,7 +137,8 @@ class Loading(WeightConversion):
         Raises:
             ValueError: files that are missing, damaged, of another shape or class, by name; an
                 architecture that cannot be converted, or whose logits are not the original's; a
-                model larger than memory; a processing step that streams do not survive.
+                model larger than memory; a processing step that streams do not survive; a
+            ``device_map`` that cannot be.
         """
         known = (*SHIPPED_MODELS, *TRANSFORMER_LENS_NAMES)
         path = Path(name)
@@ -132,6 +148,12 @@ class Loading(WeightConversion):
             raise ValueError(
                 f"{next(iter(options))}= is for models from the hub; {path} is on this machine"
             )
+        if max_memory is not None and device_map != "auto":
+            raise ValueError(f"max_memory is for device_map='auto'; got {device_map!r}")
+        if device_map is not None:
+            first = "cuda:0" if torch.cuda.is_available() else "cpu"
+            placing = Placing(present_device(device or first), device_map, max_memory)
+            return cls._placed(name, path, streams, tokenizer, dtype, placing, options)
         if not path.exists() and str(name) in TRANSFORMER_LENS_NAMES:
             options |= {} if dtype is None else {"dtype": dtype}
             return cls._from_transformer_lens(str(name), streams, tokenizer, device, options)
@@ -175,7 +197,46 @@ class Loading(WeightConversion):
         return model
 
     @classmethod
-    def _from_folder(cls, folder: Path, tokenizer: Any, device: str | None) -> Self:
+    def _placed(
+        cls,
+        name: str | Path,
+        path: Path,
+        streams: StreamsLike,
+        tokenizer: Any,
+        dtype: torch.dtype | None,
+        where: Placing,
+        options: dict[str, Any],
+    ) -> Self:
+        """:meth:`from_pretrained` with a ``device_map``."""
+        kind = cast("type[ResValTransformer]", cls)
+        if "embed" in kind.without:
+            raise ValueError(f"device_map is for language models; {kind.kind} has room anywhere")
+        if not path.exists() and str(name) not in TRANSFORMER_LENS_NAMES:
+            path = fetch(str(name), (*SHIPPED_MODELS, *TRANSFORMER_LENS_NAMES), **options)
+            options = {}
+        if not is_saved_model(path):
+            source = path if path.exists() else name
+            model = cls.from_pretrained(
+                source, streams=streams, tokenizer=tokenizer, device="cpu", dtype=dtype, **options
+            )
+            where.apply(cast("ResValTransformer", model))
+            return model
+        if streams is not None:
+            raise ValueError(
+                f"streams={shorthand(parse_streams(streams))!r} with a device_map: load the model "
+                "with them and without it, save_pretrained it, and load that folder"
+            )
+        return cls._from_folder(path, tokenizer, where.device, dtype, where)
+
+    @classmethod
+    def _from_folder(
+        cls,
+        folder: Path,
+        tokenizer: Any,
+        device: str | None,
+        dtype: torch.dtype | None = None,
+        where: Placing | None = None,
+    ) -> Self:
         model_class, config = read_config(folder)
         if model_class != cls.__name__:
             raise ValueError(
@@ -192,7 +253,12 @@ class Loading(WeightConversion):
         cls.check_size(cfg, weights, folder / "config.json")
         check_files(folder)  # now that the weights are known to be no larger than they should be
         try:
-            model = cls(cfg, tokenizer=tokenizer)
+            if where is None:
+                model = cls(cfg, tokenizer=tokenizer)
+            else:
+                cfg.dtype = dtype or cfg.dtype
+                with init_empty_weights(include_buffers=False):
+                    model = cls(cfg, tokenizer, move_to_device=False)
         except Exception as error:
             raise ValueError(f"{folder / 'config.json'}: {first_line(error)}") from None
         if tokenizer is None:
@@ -202,7 +268,10 @@ class Loading(WeightConversion):
                     f"{folder} names its tokenizer, {elsewhere!r}, and holds none; it was not "
                     "looked for: pass tokenizer="
                 )
-        load_parameters(dict(model.named_parameters()), weights)
+        if where is None:
+            load_parameters(dict(model.named_parameters()), weights)
+        else:
+            where.apply(cast("ResValTransformer", model), weights)
         model.cfg.init_weights = wanted
         model.eval()  # no dropout, where there is any
         return model
