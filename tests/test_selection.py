@@ -2,8 +2,10 @@
 
 import re
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
+import networkx as nx
 import numpy as np
 import pytest
 import torch
@@ -35,7 +37,7 @@ from resval_lens.streams import AttentionStream
 from tests.hand_built import LINKED_CIRCUIT, linked_model, linked_pairs
 from tests.helpers import tiny_config, tiny_model
 from tests.test_circuit_runs import tiny_pairs
-from tests.test_circuits import brute_force_useful, some_scores
+from tests.test_circuits import some_scores
 
 TINY: dict[str, dict[str, Any]] = {
     "classic": {"n_layers": 2, "n_heads": 1, "attn_only": True},
@@ -57,17 +59,22 @@ def tiny_graph(name: str) -> Graph:
 
 @cache
 def every_circuit(name: str) -> np.ndarray:
-    """Every set of edges that pruning leaves as it is, [circuit, edge]."""
+    """Every set of edges that all lie on ways within it, [circuit, edge], by walking every way.
+
+    A gated link acts wherever what it enters lies on a way.
+    """
     graph = tiny_graph(name)
     assert len(graph) <= 15
-    found = []
-    for number in range(2 ** len(graph)):
-        kept = torch.tensor([number >> edge & 1 for edge in range(len(graph))], dtype=torch.bool)
-        circuit = Circuit(graph, kept)
-        useful = set(circuit.pruned().numbers) if name == "gated" else brute_force_useful(circuit)
-        if useful == set(circuit.numbers):
-            found.append(kept.numpy())
-    return np.array(found)
+    steps = {data["edge"]: arc for *arc, data in graph.flow.edges(data=True) if "edge" in data}
+    gated = range(graph.n_residual, len(graph)) if name == "gated" else ()
+    sets = np.arange(2 ** len(graph))
+    useful = np.zeros_like(sets)
+    for way in nx.all_simple_paths(graph.flow, "input", "logits"):
+        own = sum(1 << edge for edge, arc in steps.items() if tuple(arc) in set(pairwise(way)))
+        beside = sum(1 << link for link in gated if steps[link][1] in way)
+        useful |= np.where(sets & own == own, own | sets & beside, 0)
+    found = sets[useful == sets]
+    return (found[:, None] >> np.arange(len(graph)) & 1).astype(bool)
 
 
 @settings(max_examples=60, deadline=None)
