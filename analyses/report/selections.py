@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from resval_lens.analyses.report.markdown import made, markdown_table
@@ -37,14 +37,20 @@ def _of_model(name: str, documents: list[Mapping[str, Any]]) -> str:
     columns = ["selection", *(f"{area}, {m}" for m in methods for area in ("CPR", "CMD"))]
     stable = {name: one for study in studies for name, one in study.stable.items()}
     said = " and ".join(f"{stable[m].edges:,} by {m}" for m in methods)
-    gap = max(gap for each in curves.values() for gap in each.gaps or (0.0,))
+    plain, sure = (f"{_gap(curves.values(), which):.2%}" for which in (False, True))
     return (
         f"**{name}**, {first.n_edges_of_model:,} edges, scored on {first.facts.prompts} prompts "
         f"and run on {first.held_out} others. Scores that keep their sign: {said}. An optimum’s "
-        f"sum is at most {gap:.2%} below the best.\n\n"
+        f"sum is at most {plain} below the best, stable first at most {sure}.\n\n"
         f"{markdown_table(columns, rows)}\n"
         + "\n".join(made(document["provenance"]) for document in documents)
     )
+
+
+def _gap(curves: Iterable[SelectionCurve], bootstrapped: bool) -> float:
+    """The largest gap of a circuit; 0 where no selection has any."""
+    own = [each.gaps or () for each in curves if each.bootstrapped == bootstrapped]
+    return max((gap for gaps in own for gap in gaps), default=0.0)
 
 
 def _cell(curve: SelectionCurve, area: Area) -> str:
