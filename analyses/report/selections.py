@@ -37,11 +37,11 @@ def _of_model(name: str, documents: list[Mapping[str, Any]]) -> str:
     columns = ["selection", *(f"{area}, {m}" for m in methods for area in ("CPR", "CMD"))]
     stable = {name: one for study in studies for name, one in study.stable.items()}
     said = " and ".join(f"{stable[m].edges:,} by {m}" for m in methods)
-    plain, sure = (f"{_gap(curves.values(), which):.2%}" for which in (False, True))
+    plain, stable_first = (f"{_gap(curves.values(), which):.2%}" for which in (False, True))
     return (
         f"**{name}**, {first.n_edges_of_model:,} edges, scored on {first.facts.prompts} prompts "
         f"and run on {first.held_out} others. Scores that keep their sign: {said}. An optimum’s "
-        f"sum is at most {plain} below the best, stable first at most {sure}.\n\n"
+        f"sum is at most {plain} below the best, stable first at most {stable_first}.\n\n"
         f"{markdown_table(columns, rows)}\n"
         + "\n".join(made(document["provenance"]) for document in documents)
     )
