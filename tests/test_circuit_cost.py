@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from resval_lens.analyses.circuits import cost
+from resval_lens.analyses.circuits import cost, running
 from resval_lens.analyses.circuits.cost import CircuitCost, Speed, circuit_cost, duration
 from resval_lens.analyses.circuits.eap import numbers_per_token
 from resval_lens.analyses.circuits.graph import Graph
@@ -54,9 +55,44 @@ def test_a_study_takes_no_more_runs_than_planned() -> None:
     assert searched == most_runs(len(Graph(model.cfg)))
 
 
-def test_measuring_takes_two_layers_of_the_width() -> None:
-    found = cost.measured(tiny_config(n_layers=40), 7, 2, 2)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"n_layers": 40},
+        {"n_layers": 1, "use_local_attn": True, "window_size": 3, "attn_types": ["local"]},
+    ],
+)
+def test_measuring_takes_two_layers_of_the_width(changes: dict[str, Any]) -> None:
+    cfg = tiny_config(**changes)  # which seeds the generators
+    before = torch.get_rng_state()
+    found = cost.measured(cfg, 7, 2, 2)
     assert all(math.isfinite(value) and value > 0 for value in vars(found).values())
+    assert torch.get_rng_state().equal(before)
+
+
+def test_what_is_measured_is_run_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A circuit that was run before is remembered: nothing of it would be measured."""
+    made, ran = running.CircuitRun.__init__, []
+
+    def counted(self: Any, *given: Any) -> None:
+        ran.append(given)
+        made(self, *given)
+
+    def few_times(work: Callable[[], object]) -> float:
+        for _ in range(4):
+            work()
+        return 1.0
+
+    monkeypatch.setattr(running.CircuitRun, "__init__", counted)
+    monkeypatch.setattr(cost, "seconds", few_times)
+    cost.measured(tiny_config(n_heads=1, d_head=4, attn_only=True), 7, 2, 2)  # of 13 edges
+    assert len(ran) == 4
+
+
+def test_no_more_edges_are_left_out_than_there_are() -> None:
+    found = circuit_cost(tiny_config(n_layers=1, attn_only=True), speed=SPEED)
+    edges = len(Graph(tiny_config(n_layers=1, attn_only=True)))
+    assert next(step.runs for step in found.steps if step.what == cost.MINIMALITY) == edges < 256
 
 
 PEAK = """
@@ -161,6 +197,8 @@ def test_the_command_tells_steps_memory_and_what_is_dearest(tmp_path: Path) -> N
         ({"prompts": 0}, "prompts and length must be 1 or more; got 0 and 20"),
         ({"method": "eap", "steps": 3}, "takes no number of runs"),
         ({"method": "acdc"}, "plans are for eap and eap-ig"),
+        ({"most_edges": -4}, "minimality must be 0 or more; got -4"),
+        ({"most_nodes": -1}, "completeness must be 0 or more; got -1"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(changes: dict[str, Any], says: str) -> None:
@@ -170,7 +208,7 @@ def test_what_cannot_be_planned_is_refused(changes: dict[str, Any], says: str) -
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(3.2, "3 s"), (89, "89 s"), (91, "2 min"), (7300, "2.0 h"), (2e5, "2.3 days")],
+    [(0.2, "< 1 s"), (3.2, "3 s"), (89, "89 s"), (91, "2 min"), (7300, "2.0 h"), (2e5, "2.3 days")],
 )
 def test_durations(seconds: float, words: str) -> None:
     assert duration(seconds) == words

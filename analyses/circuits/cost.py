@@ -143,11 +143,11 @@ COMPLETENESS = "completeness (heads and MLPs knocked out)"
 
 
 def duration(seconds: float) -> str:
-    """``"40 s"``, ``"12 min"``, ``"3.5 h"``, ``"2.1 days"``."""
+    """``"40 s"``, ``"12 min"``, ``"3.5 h"``, ``"2.1 days"``; ``"< 1 s"``."""
     for unit, size, digits in (("days", 86_400, 1), ("h", 3600, 1), ("min", 60, 0)):
         if seconds >= 2 * size or (unit == "min" and seconds >= 90):
             return f"{seconds / size:,.{digits}f} {unit}"
-    return f"{seconds:.0f} s"
+    return f"{seconds:.0f} s" if seconds >= 1 else "< 1 s"
 
 
 def circuit_cost(
@@ -177,6 +177,9 @@ def circuit_cost(
     """
     if prompts < 1 or length < 1:
         raise ValueError(f"prompts and length must be 1 or more; got {prompts} and {length}")
+    for name, count in (("minimality", most_edges), ("completeness", most_nodes)):
+        if count < 0:
+            raise ValueError(f"{name} must be 0 or more; got {count}")
     how = method_of(method)
     if not isinstance(how, EAP):
         raise ValueError(f"plans are for eap and eap-ig; {method} runs the model for every edge")
@@ -193,7 +196,7 @@ def circuit_cost(
     scoring += prompts * (steps * work / speed.dots + (2 + 2 * steps) * logits)
     once = math.ceil(prompts / run) * share * speed.run + prompts * (work / speed.sums + logits)
     searched = len(graph) if len(graph) <= EVERY else most_runs(len(graph))
-    nodes = min(most_nodes, len(graph.writers))
+    without, nodes = min(most_edges, len(graph)), min(most_nodes, len(graph.writers))
     done = [
         Step(f"scoring edges by {method}", 1 + steps, scoring),
         Step("the model and its corrupted prompts", 2, 2 * once),
@@ -201,7 +204,7 @@ def circuit_cost(
         Step(SEARCH, searched, searched * once),
         Step("random circuits, the circuit without its links", 11, 11 * once),
         # They branch off the circuit's run in the layer of what goes: half of the layers are left.
-        Step(MINIMALITY, most_edges, most_edges * once / 2),
+        Step(MINIMALITY, without, without * once / 2),
         Step(COMPLETENESS, 2 * nodes, 2 * nodes * once / 2),
         Step("what it keeps of other metrics", 6, 6 * once),
     ]
@@ -230,8 +233,9 @@ def measured(cfg: ResValConfig, length: int, scored: int, run: int) -> Speed:
     few.n_layers, few.d_vocab, few.d_vocab_out = PROBED_LAYERS, PROBED_WORDS, PROBED_WORDS
     few.init_weights = True
     if few.attn_types:
-        few.attn_types = few.attn_types[:PROBED_LAYERS]
-    model = ResValTransformer(few).eval()
+        few.attn_types = [few.attn_types[i % cfg.n_layers] for i in range(PROBED_LAYERS)]
+    with torch.random.fork_rng():
+        model = ResValTransformer(few).eval()
     drawn = torch.Generator().manual_seed(0)
 
     def pairs(prompts: int) -> PromptPairs:
@@ -243,14 +247,16 @@ def measured(cfg: ResValConfig, length: int, scored: int, run: int) -> Speed:
     scoring = seconds(lambda: score_edges(model, own, "eap", max_tokens=scored * length))
     two = seconds(lambda: score_edges(model, own, "eap-ig", steps=2, max_tokens=scored * length))
     runs = EdgeRuns(model, pairs(run), graph, max_tokens=run * length)
-    once = seconds(lambda: runs.values(torch.rand(1, len(graph), generator=drawn) < 0.01))
+    some = torch.rand(1, len(graph), generator=drawn) < 0.01
+    # Not by `values`, which does not run a circuit twice.
+    once = seconds(lambda: runs.by_metrics(some, {"": logit_difference}))
     readers = sum(len(reader.names) for reader in graph.readers if reader.layer == 0)
     whole = Graph(cfg)
     writers = max(1, len(whole.writers) // 2)
     numbers = cfg.d_model * length
-    written = torch.randn(writers, run, numbers, device=cfg.device, dtype=torch.float32)
-    rows = torch.randn(readers, run, numbers, device=cfg.device)
-    weights = torch.randn(readers, writers, device=cfg.device)
+    written = torch.ones(writers, run, numbers, device=cfg.device, dtype=torch.float32)
+    rows = torch.ones(readers, run, numbers, device=cfg.device)
+    weights = torch.ones(readers, writers, device=cfg.device)
     operations = 2 * readers * writers * run * numbers
     dots = seconds(lambda: torch.einsum("hbn,wbn->bhw", rows, written))
     sums = seconds(lambda: torch.einsum("hw,wbn->bhn", weights, written))

@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-from resval_lens.analyses.cli.circuit import Completeness, IGSteps, MethodName, Minimality
+from resval_lens.analyses.circuits.methods import EAP, METHODS
+from resval_lens.analyses.cli.circuit import Completeness, IGSteps, Minimality
+from resval_lens.analyses.cli.completion import one_of
 from resval_lens.analyses.cli.options import (
     CheckpointBlocks,
     Device,
@@ -27,6 +29,8 @@ from resval_lens.analyses.cli.options import (
 )
 from resval_lens.analyses.cli.reporting import report
 
+PLANNED = [name for name, method in METHODS.items() if isinstance(method, EAP)]
+
 plan_app = typer.Typer(
     no_args_is_help=True, help="What it costs, before it starts: time and memory."
 )
@@ -37,7 +41,12 @@ def plan_circuit_command(
     model: Model,
     prompts: Prompts = 64,
     length: Length = 20,
-    method: MethodName = "eap-ig",
+    method: Annotated[
+        str,
+        typer.Option(
+            help=f"How edges are scored: {', '.join(PLANNED)}.", autocompletion=one_of(*PLANNED)
+        ),
+    ] = "eap-ig",
     ig_steps: IGSteps = None,
     minimality: Minimality = 256,
     completeness: Completeness = 64,
