@@ -3,6 +3,7 @@
 import re
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import networkx as nx
@@ -17,8 +18,10 @@ from resval_lens.analyses.circuits.circuit import Circuit, by_ratio, greedy, ran
 from resval_lens.analyses.circuits.curve import curve
 from resval_lens.analyses.circuits.evaluation import faithfulness
 from resval_lens.analyses.circuits.graph import Graph
+from resval_lens.analyses.circuits.graph_file import read_graph
 from resval_lens.analyses.circuits.optimum import optimum
 from resval_lens.analyses.circuits.running import EdgeRuns
+from resval_lens.analyses.circuits.scores import score_edges
 from resval_lens.analyses.circuits.search import smallest
 from resval_lens.analyses.circuits.selection import (
     SELECTIONS,
@@ -294,6 +297,20 @@ def test_a_study_with_a_bootstrap_says_which_edges_keep_their_sign() -> None:
     assert stable == {"resamples": 100, "level": 0.95, "seed": 3, "edges": 3, "of": 85}
 
 
+def test_a_bootstrap_chooses_edges_and_leaves_their_scores(tmp_path: Path) -> None:
+    model, file = tiny_model("v", n_layers=2), tmp_path / "found.json"
+    pairs = tiny_pairs(model)
+    study = circuit_study(model, pairs, bootstrap=20, edges=9, export=file)
+    scores = score_edges(model, pairs)
+    assert study.bootstrap is not None
+    assert 0 < study.bootstrap.edges < study.bootstrap.of
+    strongest = {each.edge: each.score for each in study.strongest}
+    assert strongest == pytest.approx(dict(scores.top(len(strongest))))
+    found = read_graph(file, scores.graph).scores
+    assert found is not None
+    torch.testing.assert_close(found.values.float(), scores.values)
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
@@ -314,6 +331,10 @@ def test_a_study_with_a_bootstrap_says_which_edges_keep_their_sign() -> None:
         (
             lambda: circuit_study(linked_model(), linked_pairs(), select="greedy", threshold=0.1),
             "select=greedy: a threshold, or a circuit that is given, chooses alone",
+        ),
+        (
+            lambda: circuit_study(linked_model(), linked_pairs(), bootstrap=9, threshold=0.1),
+            "bootstrap=9: a threshold, or a circuit that is given, chooses alone",
         ),
     ],
 )

@@ -185,11 +185,11 @@ def circuit_study(
 
     Raises:
         ValueError: the metric's gap between clean and corrupted prompts vanishes, no circuit is
-            faithful enough, an unknown selection, one beside a ``threshold`` or ``given`` circuit,
-            a bootstrap of scores without those of each prompt, more than one of ``edges``,
-            ``threshold`` and ``given``, a threshold that no way from the input to the logits
-            reaches, ``scores`` or a ``given`` circuit of another model, or what scoring or writing
-            refuses.
+            faithful enough, an unknown selection, one or a bootstrap beside a ``threshold`` or a
+            ``given`` circuit, a bootstrap of scores without those of each prompt, more than one of
+            ``edges``, ``threshold`` and ``given``, a threshold that no way from the input to the
+            logits reaches, ``scores`` or a ``given`` circuit of another model, or what scoring or
+            writing refuses.
     """
     if edges is not None and threshold is not None:
         raise ValueError(f"edges={edges} and threshold={threshold:g} both choose: give one of them")
@@ -198,6 +198,10 @@ def circuit_study(
     how = selection_of(select)
     if how != selection_of("top") and (threshold is not None or given is not None):
         raise ValueError(f"select={select}: a threshold, or a circuit that is given, chooses alone")
+    if bootstrap and (threshold is not None or given is not None):
+        raise ValueError(
+            f"bootstrap={bootstrap}: a threshold, or a circuit that is given, chooses alone"
+        )
     drops_below = threshold if method_of(method).by_threshold else None
     graph = Graph.of(model)
     for had in (scores, given):
@@ -222,14 +226,14 @@ def circuit_study(
             by_prompt=bootstrap > 0,
             progress=counting(note, scoring),
         )
-    stable = None
+    ranked, stable = scores, None  # what is reported and exported are scores as they are
     if bootstrap:
-        scores, stable = Bootstrap(bootstrap, seed).stable_first(scores)
+        ranked, stable = Bootstrap(bootstrap, seed).stable_first(scores)
     note("running the model and its corrupted prompts")
     runs = EdgeRuns(model, pairs if held_out is None else held_out, graph)
     check_gap(runs)
     by_size = counting(note, "circuits by size")
-    curves = curve(runs, scores.values, how, sizes=sizes, progress=by_size)
+    curves = curve(runs, ranked.values, how, sizes=sizes, progress=by_size)
     if given is not None:
         circuit, search = given, Tried(len(given))
     elif threshold is not None:
@@ -243,10 +247,10 @@ def circuit_study(
             )
     elif edges is None:
         what = f"the smallest circuit of faithfulness {least}: sizes tried"
-        smallest_ = smallest(runs, scores.values, least, how, counting(note, what))
+        smallest_ = smallest(runs, ranked.values, least, how, counting(note, what))
         circuit, search = smallest_.circuit, smallest_.search
     else:
-        chosen = how.choose(graph, scores.values, edges)
+        chosen = how.choose(graph, ranked.values, edges)
         circuit, search = chosen.circuit.pruned(), Tried(edges, gap=chosen.gap)
     if export is not None:
         write_graph(export, scores, circuit)
