@@ -4,6 +4,7 @@ The CPU's share of ``tests.test_gpu``, and what sums, differences and gradients 
 """
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 
 from resval_lens import ResValTransformer
 from resval_lens.analyses.attribution.heads import head_scores, repeated_loss, repeated_tokens
+from resval_lens.analyses.circuits.gradients import Enlarged
 from resval_lens.analyses.circuits.scores import score_edges
 from resval_lens.analyses.studies import roles
 from resval_lens.hooks import PromptPairs, logit_difference
@@ -172,3 +174,25 @@ def test_answers_are_read_in_float32(dtype: torch.dtype) -> None:
     logits = answer_logits(model, PAIRS.clean, PAIRS.last)
     assert logits.dtype == torch.float32
     assert torch.autograd.grad(logits.sum(), model.embed.W_E)[0].dtype == dtype
+
+
+@pytest.mark.parametrize("size", [1e-40, 1e-20, 3.0, 1e30])
+def test_a_gradient_of_any_size_comes_back_as_it_was(size: float) -> None:
+    enlarged, logits = Enlarged(torch.float16), torch.tensor([1.0, 2.0], requires_grad=True)
+    held = logits * 1  # what the model computes with
+    enlarged.enter(held)
+    (through,) = torch.autograd.grad((held * size).sum(), logits)
+    assert 2.0**-20 < through.abs().max() <= 2.0**10
+    torch.testing.assert_close(
+        enlarged.read(through, "x"), torch.full((2,), size), rtol=1e-4, atol=0
+    )
+
+
+@pytest.mark.parametrize("size", [math.inf, math.nan])
+def test_a_gradient_that_is_no_number_is_refused_by_name(size: float) -> None:
+    enlarged, logits = Enlarged(torch.float16), torch.ones(2, requires_grad=True)
+    held = logits * 1
+    enlarged.enter(held)
+    (through,) = torch.autograd.grad((held * size).sum(), logits)
+    with pytest.raises(ValueError, match="gradient at x is too large for float16"):
+        enlarged.read(through, "x")

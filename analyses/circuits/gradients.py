@@ -32,8 +32,9 @@ class Enlarged:
 
     def _enlarge(self, gradient: Tensor) -> Tensor:
         largest = gradient.abs().max().item()
-        if largest > 0:
-            self.factor = 2.0 ** (LARGEST - math.ceil(math.log2(largest)))
+        if 0 < largest < math.inf:
+            # Within float32, whose smallest numbers are below 1 / its largest.
+            self.factor = 2.0 ** min(LARGEST - math.ceil(math.log2(largest)), 126)
         return gradient * self.factor
 
     def read(self, gradient: Tensor, name: str) -> Tensor:
