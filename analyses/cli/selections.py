@@ -56,7 +56,9 @@ def selections_command(
     ] = None,
     held_out: Annotated[
         int | None,
-        typer.Option(help="Other prompts that circuits are run on.", show_default="as many"),
+        typer.Option(
+            help="Other prompts that circuits are run on, as many at most.", show_default="as many"
+        ),
     ] = None,
     resamples: Annotated[
         int, typer.Option(help="Resamples of the prompts, of scores and of intervals.")
@@ -98,6 +100,8 @@ def selections_command(
     for name in chosen:
         if name not in PROMPTED:
             raise ValueError(f"methods must be among {', '.join(PROMPTED)}; got {name!r}")
+    if held_out is not None:
+        check_whole("held-out", held_out, 1)
     bootstrap = Bootstrap(resamples, seed or 0)
     rules = compared(seconds)
     if selections is not None:
@@ -112,7 +116,11 @@ def selections_command(
         scored, others = pose_two(model, prompts, asked, task, how)
         tell_left_out(scored.left_out, quiet)
         if held_out is not None:
-            check_whole("held-out", held_out, 1)
+            if held_out > len(others.pairs):
+                raise ValueError(
+                    f"held-out must be at most {len(others.pairs)}, as many as edges are scored "
+                    f"on; got {held_out}"
+                )
             others = others.rows(slice(0, held_out))
         if metric is not None:
             scored, others = scored.by(metric), others.by(metric)
