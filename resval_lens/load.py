@@ -152,6 +152,8 @@ def load_model(
 def load_config(name: str | Path, dtype: torch.dtype | None = None) -> ResValConfig:
     """A model's configuration; of a folder its config.json is enough.
 
+    Whether prompts begin with the beginning of text is left to the tokenizer, which is not read.
+
     Args:
         name: as in :func:`load_model`; models that are in no folder are loaded to see.
         dtype: to compute in.

@@ -19,6 +19,7 @@ from resval_lens.analyses.cli.circuit import (
 )
 from resval_lens.analyses.cli.induction import induction_command
 from resval_lens.analyses.cli.interventions import ablate_command, indices, patch_command
+from resval_lens.analyses.cli.selections import selections_command
 from resval_lens.analyses.tasks.pairs import ioi_pairs
 from resval_lens.analyses.tasks.problem import pose, pose_two
 from resval_lens.io.checkpoint import SHIPPED_MODELS
@@ -34,6 +35,7 @@ app.command("ablate")(ablate_command)
 app.command("circuit")(circuit_command)
 app.command("attribute")(attribute_command)
 app.command("induction")(induction_command)
+app.command("selections")(selections_command)
 
 COMMANDS = {
     "patch": "patch --prompts 8",
@@ -400,6 +402,9 @@ def test_models_are_found_by_name_and_folder(tmp_path: Path) -> None:
         ("circuit values --method foo --prompts 4", "method must be one of "
          f"{', '.join(METHODS)}; got 'foo'"),
         ("circuit --prompts 0", "prompts must be a whole number from 1 up; got 0"),
+        ("selections --held-out 0", "held-out must be a whole number from 1 up; got 0"),
+        ("selections --prompts 4 --held-out 5", "held-out must be at most 4, as many as edges are "
+         "scored on; got 5"),
         ("attribute values --prompts 2", "a classifier's logits are no sum"),
         ("induction values --length 5", "--length is for language models"),
         ("induction valuess", "did you mean 'values'?"),
