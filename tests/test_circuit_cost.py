@@ -189,6 +189,11 @@ def test_the_command_tells_steps_memory_and_what_is_dearest(tmp_path: Path) -> N
     refused = run("plan", "circuit", "stories-small-values", "--method", "exact")
     assert refused.returncode == 1
     assert "plans are for eap and eap-ig; exact runs the model for every edge" in refused.stderr
+    refused = run("plan", "circuit", "stories-small-values", "--device", "auto")
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        "resval-lens: plans are for one device: cpu, cuda, cuda:1, mps; got 'auto'\n"
+    )
 
 
 @pytest.mark.parametrize(

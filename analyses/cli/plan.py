@@ -66,6 +66,8 @@ def plan_circuit_command(
     from resval_lens.load import load_config
     from resval_lens.runtime import one_thread
 
+    if device == "auto":
+        raise ValueError("plans are for one device: cpu, cuda, cuda:1, mps; got 'auto'")
     with notes(quiet) as note, one_thread():
         cfg = load_config(model, load_options(None, device, dtype, False).dtype)
         cfg.device = device
