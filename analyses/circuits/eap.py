@@ -32,6 +32,7 @@ from resval_lens.analyses.circuits.recording import (
 from resval_lens.analyses.circuits.running import most_numbers
 from resval_lens.attention import StreamAttention
 from resval_lens.hooks.answers import answer_logits, layer_device, right_padding
+from resval_lens.hooks.processes import dividing, summed
 from resval_lens.hooks.prompts import PromptPairs, wide
 from resval_lens.mixing import StreamMix
 from resval_lens.runtime import evaluating
@@ -48,6 +49,20 @@ def gradient_scores(at: Scoring) -> Float[Tensor, "*prompt edge"]:
     Raises:
         ValueError: a metric without a gradient.
     """
+    process, count = dividing(), len(at.pairs)
+    if process is None:
+        scores = _summed_over(at)
+    else:
+        rows, scores = process.rows(count), at.zeros()
+        if len(rows):
+            own = _summed_over(at._replace(pairs=at.pairs.rows(rows.to(at.pairs.clean.device))))
+            scores[rows.to(own.device) if at.by_prompt else ...] = own
+        scores = summed(scores)
+    return scores if at.by_prompt else scores / count
+
+
+def _summed_over(at: Scoring) -> Float[Tensor, "*prompt edge"]:
+    """Difference · gradient, summed over prompts or each prompt's own."""
     held = most_numbers(layer_device(at.model, -1))
     most = min(at.max_tokens, max(1, held // numbers_per_token(at.graph)))
     parts = at.pairs.within(most)
@@ -56,7 +71,7 @@ def gradient_scores(at: Scoring) -> Float[Tensor, "*prompt edge"]:
         own = _Scored(at.model, at.graph, part, at.by_prompt).scores(at.steps)
         found = [*found, own] if at.by_prompt or not found else [found[0] + own]
         at.progress(number + 1, len(parts))
-    return torch.cat(found) if at.by_prompt else found[0] / len(at.pairs)
+    return torch.cat(found) if at.by_prompt else found[0]
 
 
 def numbers_per_token(graph: Graph) -> int:

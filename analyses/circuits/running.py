@@ -21,6 +21,7 @@ from resval_lens.analyses.circuits.graph import Graph, graph_of
 from resval_lens.analyses.circuits.recording import Recorder, Recording, inputs_per_head, record
 from resval_lens.hooks.answers import layer_device
 from resval_lens.hooks.groups import Groups, alike
+from resval_lens.hooks.processes import dividing, summed
 from resval_lens.hooks.prompts import (
     MAX_TOKENS,
     Metric,
@@ -113,22 +114,27 @@ class EdgeRuns:
         self.groups = alike(pairs, groups) if ablation == "mean" else None
         self.most = most_numbers(layer_device(model, -1))
         size = prompts_at_once(self.graph, pairs.length, max_tokens, self.most)
+        self.process = dividing()
+        if self.process is not None:
+            size = min(size, -(-len(pairs) // self.process.of))
         several = [torch.arange(len(pairs))]
         if self.groups is not None:
             several = [(self.groups == g).nonzero()[:, 0] for g in self.groups.unique()]
         self.parts = [part for rows in several for part in rows.split(size)]
         self._held: dict[int, Part] = {}
         self._mean: tuple[int, Recording] | None = None
-        found = []
+        dtype = torch.promote_types(model.cfg.dtype, torch.float32)
+        found = torch.zeros(2, len(pairs), dtype=dtype, device=layer_device(model, -1))
         with torch.no_grad(), evaluating(model):
-            for number in range(len(self.parts)):
+            for number in self._own_parts:
                 part = self._part(number)
                 residual = part.clean.states[-1].residual
                 logits = model.read_out(residual, part.pairs.answers), part.corrupted.logits
-                found.append(torch.stack([part.pairs.measure(x)[0] for x in logits]))
+                measured = torch.stack([part.pairs.measure(x)[0] for x in logits])
+                found = found.to(measured)
+                found[:, self.parts[number]] = measured
                 del part  # before the next is recorded
-        order = torch.cat(self.parts).argsort().to(found[0].device)
-        self.clean_values, self.corrupted_values = torch.cat(found, 1)[:, order]
+        self.clean_values, self.corrupted_values = self._all(found)
         if ablation == "mean":
             self.corrupted_values = self.values(torch.zeros(1, len(self.graph)).bool())[0]
         self.clean, self.corrupted = (
@@ -241,11 +247,21 @@ class EdgeRuns:
         """:meth:`values` by other metrics, for each of which the same runs serve."""
         self._check(kept)
         shape = len(kept), len(self.pairs)
-        found = {name: self.clean_values.new_empty(shape) for name in metrics}
+        found = {name: self.clean_values.new_zeros(shape) for name in metrics}
         for where, pairs, logits in self._answers(kept, progress, near):
             for name, metric in metrics.items():
                 found[name][where] = replace(pairs, metric=metric).measure(logits)
-        return found
+        return {name: self._all(values) for name, values in found.items()}
+
+    @property
+    def _own_parts(self) -> range:
+        """The parts that this process runs."""
+        first, of = (0, 1) if self.process is None else (self.process.number, self.process.of)
+        return range(first, len(self.parts), of)
+
+    def _all(self, values: Float[Tensor, "several prompt"]) -> Float[Tensor, "several prompt"]:
+        """With what the other processes measured."""
+        return values if self.process is None else summed(values)
 
     def _check(self, kept: Tensor) -> None:
         if kept.dtype != torch.bool or kept.ndim != 2 or kept.shape[1] != len(self.graph):
@@ -271,9 +287,10 @@ class EdgeRuns:
             [[self.graph.first_layer(row != base) for base in bases] for row in kept]
         )
         layers, branch = shared.max(1)
-        done = 0
+        done, own = 0, sum(len(self.parts[number]) for number in self._own_parts)
         with evaluating(self.model), inputs_per_head(self.model):
-            for number, rows in enumerate(self.parts):
+            for number in self._own_parts:
+                rows = self.parts[number]
                 part = self._part(number)
                 trunks = [part.clean]
                 if near is not None and branch.any():
@@ -293,7 +310,7 @@ class EdgeRuns:
                         )
                         yield (some[:, None], rows), part.pairs, run.logits()
                         done += len(some) * len(rows)
-                        progress(done // len(self.pairs))
+                        progress(done // own)
                 del part, trunks
 
     def means(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -146,6 +147,8 @@ def circuit_command(
     means over corrupted prompts that are aligned with theirs: a difference of two logits is the
     same whether a model would say the two or anything else.
 
+    Started by torchrun, the processes divide the prompts, and the first prints and writes.
+
     Example: `resval-lens circuit values --method exact`
 
     Example: `resval-lens circuit stories-small-classic --import found-elsewhere.json`
@@ -156,6 +159,7 @@ def circuit_command(
     from resval_lens.analyses.studies.circuit import CircuitReport
     from resval_lens.analyses.tasks import Asked
     from resval_lens.analyses.tasks.problem import pose_two
+    from resval_lens.hooks.processes import several_processes
     from resval_lens.runtime import one_thread
 
     if not 0 < least <= 1:
@@ -166,10 +170,14 @@ def circuit_command(
         if count < 0:
             raise ValueError(f"{name} must be 0 or more; got {count}")
     wanted = None if sizes is None else numbers(sizes, "sizes")
-    with notes(quiet) as note, one_thread():
+    with ExitStack() as entered:
+        process = entered.enter_context(several_processes(device))
+        quiet = quiet or not process.is_first
+        note = entered.enter_context(notes(quiet))
+        entered.enter_context(one_thread())
         note("prompts")
         asked = Asked(seed, corruption, general, prepend, several_tokens, chat)
-        how = load_options(streams, device, dtype, fold)
+        how = load_options(streams, process.device, dtype, fold)
         scored, held_out = pose_two(model, prompts, asked, task, how)
         tell_left_out(scored.left_out, quiet)
         if metric is not None:
@@ -203,9 +211,11 @@ def circuit_command(
             metrics=held_out.metrics,
             scores=had.scores,
             given=had.circuit if edges is None and threshold is None else None,
-            export=export,
+            export=export if process.is_first else None,
             note=note,
         )
+    if not process.is_first:
+        return
     found = CircuitReport(
         scored.facts(),
         scored.general,
