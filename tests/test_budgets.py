@@ -1,5 +1,7 @@
 """``max_tokens``: no model call has more rows × positions, whatever the number of prompts."""
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -111,6 +113,27 @@ def test_what_is_held_of_runs_does_not_grow_with_the_prompts(
     torch.testing.assert_close(few.values(kept), whole.values(kept))
     torch.testing.assert_close(few.corrupted_values, whole.corrupted_values)
     assert sum(part.numbers for part in few._held.values()) <= 2 * own
+
+
+def test_what_was_recorded_goes_without_the_garbage_collector(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, pairs = tiny_model("v"), pairs_of(6)
+    recorders: list[weakref.ref[Any]] = []
+    made = running.Recorder.__init__
+
+    def counted(self: Any, *given: Any) -> None:
+        made(self, *given)
+        recorders.append(weakref.ref(self))
+
+    monkeypatch.setattr(running.Recorder, "__init__", counted)
+    gc.disable()
+    try:
+        EdgeRuns(model, pairs, max_tokens=MOST).values(some_kept(model))
+        assert len(recorders) == 4
+        assert not any(recorder() for recorder in recorders)
+    finally:
+        gc.enable()
 
 
 def test_one_prompt_is_run_however_small_the_budget() -> None:

@@ -26,7 +26,12 @@ from resval_lens.analyses.circuits.eap import numbers_per_token
 from resval_lens.analyses.circuits.evaluation import MOST_EDGES, MOST_NODES
 from resval_lens.analyses.circuits.graph import Graph
 from resval_lens.analyses.circuits.methods import EAP, method_of
-from resval_lens.analyses.circuits.running import EdgeRuns, most_numbers, prompts_at_once
+from resval_lens.analyses.circuits.running import (
+    EdgeRuns,
+    most_numbers,
+    numbers_of_prompt,
+    prompts_at_once,
+)
 from resval_lens.analyses.circuits.scores import score_edges
 from resval_lens.analyses.circuits.search import EVERY, most_runs
 from resval_lens.analyses.results.result import Result
@@ -210,7 +215,7 @@ def circuit_cost(
     ]
     bytes_ = torch.promote_types(cfg.dtype, torch.float32).itemsize
     held = 3 * most * cfg.dtype.itemsize
-    own = 4 * len(graph.writers) * cfg.d_model * length * prompts * cfg.dtype.itemsize
+    own = numbers_of_prompt(graph, length) * prompts * cfg.dtype.itemsize
     return CircuitCost(
         cfg.n_layers,
         cfg.d_model,

@@ -78,12 +78,8 @@ def numbers_per_token(graph: Graph) -> int:
     """What is held of one position: every writer's difference, what autograd keeps of one run, and
     the gradients of one layer's readers."""
     cfg = graph.cfg
-    readers = max(
-        sum(len(r.names) for r in graph.readers if r.layer == layer)
-        for layer in range(cfg.n_layers)
-    )
     kept = cfg.n_layers * (16 * cfg.d_model + 5 * (cfg.d_mlp or 0))
-    return cfg.d_model * (len(graph.writers) + 6 * readers) + kept
+    return cfg.d_model * (len(graph.writers) + 6 * graph.most_readers) + kept
 
 
 class _Scored:

@@ -13,6 +13,7 @@ values (queries, keys) to values, head by head. Under grouped-query attention th
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -150,6 +151,14 @@ class Graph:
 
     def __len__(self) -> int:
         return len(self.edges)
+
+    @property
+    def most_readers(self) -> int:
+        """How many readers a layer has, the logits counted with the last."""
+        layers = Counter[int]()
+        for reader in self.readers:
+            layers[reader.layer] += len(reader.names)
+        return max(layers.values())
 
     @property
     def groups(self) -> list[Reader | Receiver]:

@@ -43,24 +43,33 @@ class Recorder:
 
     Attributes:
         writers, links, read: as of the :class:`Recording`.
-        embedding: what layer 0 reads: the first writer.
-        writing: hooks that keep writers alone.
     """
 
     def __init__(self, model: ResValTransformer, graph: Graph) -> None:
+        self.model, self.graph = model, graph
         self.writers: list[Tensor] = []
         self.links: dict[str, Parts] = {}
         self.read: dict[str, Tensor] = {}
-        self.writing: list[Any] = [
+
+    # Hooks are made when they are asked for: kept, they and the recorder would hold each other, and
+    # what was recorded would stay until the garbage collector comes by.
+    @property
+    def writing(self) -> list[Any]:
+        """Hooks that keep writers alone."""
+        return [
             ("blocks.0.hook_resid_pre", self._embedded),
-            *writing_hooks(model, lambda layer, written: self.writers.extend(written)),
+            *writing_hooks(self.model, lambda layer, written: self.writers.extend(written)),
         ]
-        self.hooks: list[Any] = [*self.writing, *arriving_hooks(model, graph, self._arrived)]
-        self.hooks += [(name, self._read) for name in {reader.reads for reader in graph.readers}]
+
+    @property
+    def hooks(self) -> list[Any]:
+        """Hooks that keep everything."""
+        arriving = arriving_hooks(self.model, self.graph, self._arrived)
+        reading = [(name, self._read) for name in {reader.reads for reader in self.graph.readers}]
+        return [*self.writing, *arriving, *reading]
 
     def _embedded(self, x: Tensor, hook: HookPoint) -> None:
-        self.embedding = x.detach()
-        self.writers.append(self.embedding)
+        self.writers.append(x.detach())
 
     def _read(self, x: Tensor, hook: HookPoint) -> None:
         self.read[str(hook.name)] = x.detach()

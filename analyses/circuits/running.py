@@ -48,11 +48,15 @@ def most_numbers(device: torch.device) -> int:
     return max(MOST_NUMBERS, torch.cuda.mem_get_info(device)[0] // 16)
 
 
+def numbers_of_prompt(graph: Graph, length: int) -> int:
+    """Held of a prompt while it is run: what is written in two runs, twice the difference that a
+    run is at, and what a layer's readers read."""
+    return (4 * len(graph.writers) + 6 * graph.most_readers) * graph.cfg.d_model * length
+
+
 def prompts_at_once(graph: Graph, length: int, max_tokens: int, most: int) -> int:
     """How many prompts circuits are run on at once."""
-    # Of a prompt: what is written in two runs, and twice the difference that a run is at.
-    numbers = 4 * len(graph.writers) * graph.cfg.d_model * length
-    return min(prompts_within(max_tokens, length), max(1, most // numbers))
+    return min(prompts_within(max_tokens, length), max(1, most // numbers_of_prompt(graph, length)))
 
 
 @dataclass(frozen=True)
@@ -305,10 +309,11 @@ class EdgeRuns:
                 for which, layer in torch.stack([branch, layers], 1).unique(dim=0).tolist():
                     chosen = ((branch == which) & (layers == layer)).nonzero()[:, 0]
                     for some in chosen.split(size):
-                        run = CircuitRun(
+                        # Not bound to a name, which would hold the part while another is recorded.
+                        logits = CircuitRun(
                             self.model, self.graph, part, kept[some], trunks[which], layer
-                        )
-                        yield (some[:, None], rows), part.pairs, run.logits()
+                        ).logits()
+                        yield (some[:, None], rows), part.pairs, logits
                         done += len(some) * len(rows)
                         progress(done // own)
                 del part, trunks
