@@ -51,7 +51,7 @@ def test_every_step_leaves_its_record(records: Path) -> None:
         assert 0 < x["fastest"] <= x["seconds"] <= x["slowest"]
     assert {x["graphs"] for name, x in steps.items() if name.endswith("compiled")} == {1}
     analyses = results(records, "analyses")
-    assert len(analyses) == 14
+    assert len(analyses) == 15
     assert not any("error" in x or "skipped" in x for x in analyses.values())
     told = (records / "summary.md").read_text()
     assert told.count("| done |") == 7

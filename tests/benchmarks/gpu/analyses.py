@@ -12,6 +12,7 @@ from resval_lens.analyses.circuits.graph import graph_of
 from resval_lens.analyses.circuits.running import EdgeRuns
 from resval_lens.analyses.circuits.scores import score_edges
 from resval_lens.hooks import PromptPairs, logit_difference, patch
+from resval_lens.hooks.runs import Run, resumed
 from resval_lens.models.language_models import language_model_config
 from tests.benchmarks.gpu.models import ours, stock
 from tests.benchmarks.gpu.record import Record, Turn, measured, wait_for_turn
@@ -51,6 +52,8 @@ def main() -> None:
                 2.0,
             )
         calls.clear()  # and with them the model
+    size = next(iter(SIZES))
+    record.attempt(f"{size}, layers resumed, compiled", lambda: compiled(turn, size), 4.0)
     sys.exit(record.failed)
 
 
@@ -84,6 +87,25 @@ def analyses(model: Any, pairs: PromptPairs) -> dict[str, Callable[[], object]]:
         "eap": lambda: score_edges(model, pairs, "eap"),
         "eap-ig": lambda: score_edges(model, pairs, "eap-ig", steps=EDGE_STEPS),
         f"exact runs of {CIRCUITS} circuits": exact_runs,
+    }
+
+
+def compiled(turn: Turn, size: str) -> dict[str, Any]:
+    """What patching and exact runs do most, eager and compiled: without hooks, which a compiled
+    function does not see."""
+    model, pairs = ours(config(turn, size)), random_pairs(turn, size)
+    state = Run(model, pairs.clean).states[1]
+
+    @torch.no_grad()
+    def layers() -> Tensor:
+        return resumed(model, state).residual
+
+    eager = measured(layers, turn, most_seconds=1.0, most_rounds=20)
+    together = torch.compile(layers)
+    together()
+    return {
+        "eager": eager,
+        "compiled": measured(together, turn, most_seconds=1.0, most_rounds=20),
     }
 
 
