@@ -107,7 +107,8 @@ def test_what_is_held_of_runs_does_not_grow_with_the_prompts(
     whole = EdgeRuns(model, pairs, **how)
     assert len(whole._held) == len(whole.parts) == 4
     own = max(part.numbers for part in whole._held.values())
-    monkeypatch.setattr(running, "MOST_NUMBERS", 2 * own)
+    for most in ("MOST_NUMBERS", "MOST_HELD"):
+        monkeypatch.setattr(running, most, 2 * own)
     few = EdgeRuns(model, pairs, **how)
     kept = some_kept(model)
     torch.testing.assert_close(few.values(kept), whole.values(kept))

@@ -27,6 +27,7 @@ from resval_lens.analyses.circuits.evaluation import MOST_EDGES, MOST_NODES
 from resval_lens.analyses.circuits.graph import Graph
 from resval_lens.analyses.circuits.methods import EAP, method_of
 from resval_lens.analyses.circuits.running import (
+    MOST_HELD,
     EdgeRuns,
     most_numbers,
     numbers_of_prompt,
@@ -214,7 +215,7 @@ def circuit_cost(
         Step("what it keeps of other metrics", 6, 6 * once),
     ]
     bytes_ = torch.promote_types(cfg.dtype, torch.float32).itemsize
-    held = 3 * most * cfg.dtype.itemsize
+    held = (max(MOST_HELD, most) + 2 * most) * cfg.dtype.itemsize
     own = numbers_of_prompt(graph, length) * prompts * cfg.dtype.itemsize
     return CircuitCost(
         cfg.n_layers,

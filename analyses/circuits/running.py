@@ -38,6 +38,10 @@ from resval_lens.transformer import ResValTransformer
 MOST_NUMBERS = 2**27
 """Numbers that are held at once of what writers write and readers read (half a gigabyte)."""
 
+MOST_HELD = 2**29
+"""Numbers of recorded prompts that are held between runs (two gigabytes). Each time that circuits
+are run, a prompt beyond them takes two forward runs more."""
+
 Ablation = Literal["resample", "mean"]
 
 
@@ -72,7 +76,7 @@ class EdgeRuns:
     """Prompts, ready to be run with any edges corrupted.
 
     Prompts are run in parts. What edges carry on a part is recorded once and held as long as all
-    that is held stays within ``MOST_NUMBERS``; a part beyond it is recorded anew each time that it
+    that is held stays within ``MOST_HELD``; a part beyond it is recorded anew each time that it
     is run. So memory does not grow with the number of prompts.
 
     Attributes:
@@ -175,7 +179,9 @@ class EdgeRuns:
         for writer, other in enumerate(corrupted.writers):  # one by one: little is held twice
             written[writer] = written[writer] - other
         part = Part(pairs, Trunk(clean.states, written), corrupted)
-        if part.numbers + sum(held.numbers for held in self._held.values()) <= self.most:
+        if part.numbers + sum(held.numbers for held in self._held.values()) <= max(
+            MOST_HELD, self.most
+        ):
             self._held[number] = part
         return part
 
