@@ -115,7 +115,7 @@ def patch(
             :func:`~resval_lens.hooks.prompts.ready` refuses.
     """
     how = (layers, positions, heads, by, direction, max_tokens, progress)
-    return _patch(model, pairs, site, {"": pairs.metric}, *how)[""]
+    return _patch(model, pairs, site, None, *how)[""]
 
 
 @torch.no_grad()
@@ -142,7 +142,7 @@ def _patch(
     model: ResValTransformer,
     pairs: PromptPairs,
     site: str,
-    metrics: Mapping[str, Metric],
+    metrics: Mapping[str, Metric] | None,
     layers: Numbers | None,
     positions: Positions | None,
     heads: Numbers | None,
@@ -154,6 +154,7 @@ def _patch(
     given, pairs = pairs, ready(model, pairs)
     if direction not in DIRECTIONS:
         raise ValueError(f"direction must be 'denoise' or 'noise'; got {direction!r}")
+    metrics = {"": pairs.metric} if metrics is None else metrics
     if not metrics:
         raise ValueError("metrics: there is none")
     parts = pairs.within(max_tokens)

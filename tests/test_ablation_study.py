@@ -100,7 +100,9 @@ def test_measures_see_no_narrower_logits_than_float32() -> None:
     model = tiny_model("v", dtype=torch.bfloat16)
     found = ablation_study(model, PAIRS, OTHERS, {"P": probability}, edits=["zero"])
     with torch.no_grad():
-        logits = model(PAIRS.clean)[torch.arange(5), PAIRS.answers].double()
+        last = model.ln_final(model(PAIRS.clean, stop_at_layer=model.cfg.n_layers))
+        answers = last[torch.arange(5), PAIRS.answers].double()
+        logits = answers @ model.W_U.double() + model.b_U.double()
     wanted = logits.softmax(1)[torch.arange(5), LABELS[:, 0]].mean().item()
     assert found.clean["P"] == pytest.approx(wanted, rel=1e-5)  # bfloat16 has 4e-3
 

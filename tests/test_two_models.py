@@ -297,7 +297,8 @@ def test_a_grafted_stream_that_carries_nothing_changes_nothing(tmp_path: Path) -
     assert first.circuit
     assert second.circuit
     assert first.circuit.circuit.edges == second.circuit.circuit.edges
-    assert first.circuit.circuit.faithfulness == second.circuit.circuit.faithfulness
+    f, same = (each.circuit.circuit.faithfulness for each in (first, second))
+    assert f == pytest.approx(same, rel=1e-5)  # what links bring is added
     assert first.attribution
     assert second.attribution
     assert first.attribution.total == second.attribution.total

@@ -6,9 +6,7 @@ from typing import Annotated
 
 import typer
 
-from resval_lens.analyses.circuits.methods import EAP, METHODS
-from resval_lens.analyses.cli.circuit import Completeness, IGSteps, Minimality
-from resval_lens.analyses.cli.completion import one_of
+from resval_lens.analyses.cli.circuit import Completeness, IGSteps, MethodName, Minimality
 from resval_lens.analyses.cli.options import (
     CheckpointBlocks,
     Device,
@@ -29,8 +27,6 @@ from resval_lens.analyses.cli.options import (
 )
 from resval_lens.analyses.cli.reporting import report
 
-PLANNED = [name for name, method in METHODS.items() if isinstance(method, EAP)]
-
 plan_app = typer.Typer(
     no_args_is_help=True, help="What it costs, before it starts: time and memory."
 )
@@ -41,12 +37,7 @@ def plan_circuit_command(
     model: Model,
     prompts: Prompts = 64,
     length: Length = 20,
-    method: Annotated[
-        str,
-        typer.Option(
-            help=f"How edges are scored: {', '.join(PLANNED)}.", autocompletion=one_of(*PLANNED)
-        ),
-    ] = "eap-ig",
+    method: MethodName = "eap-ig",
     ig_steps: IGSteps = None,
     minimality: Minimality = 256,
     completeness: Completeness = 64,
@@ -59,6 +50,7 @@ def plan_circuit_command(
     """What `circuit` will cost: runs, time and memory, from two layers that are measured here.
 
     No weights are needed: a folder with the config.json of a saved or Hugging Face model is enough.
+    Methods that run the model for every edge (exact, acdc) are not planned.
 
     Example: `resval-lens plan circuit stories-small-values`
     """
