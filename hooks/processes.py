@@ -45,7 +45,8 @@ class Process:
         return torch.arange(count)[self.number :: self.of]
 
 
-_DIVIDING: ContextVar[Process | None] = ContextVar("_DIVIDING", default=None)
+ALONE = Process(0, 1, "cpu")
+_DIVIDING: ContextVar[Process] = ContextVar("_DIVIDING", default=ALONE)
 
 
 @contextmanager
@@ -75,12 +76,13 @@ def several_processes(device: str) -> Iterator[Process]:
         PartialState._reset_state()
 
 
-def dividing() -> Process | None:
-    """This process, if prompts are being divided."""
+def dividing() -> Process:
+    """This process among those that prompts are being divided by: one of one, if they are not."""
     return _DIVIDING.get()
 
 
-def summed(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """Σ over the processes of what each has of ``x``, in place."""
-    torch.distributed.all_reduce(x)
+def summed(x: Float[Tensor, "*any"], process: Process) -> Float[Tensor, "*any"]:
+    """Σ over ``process`` and the others of what each has of ``x``, in place."""
+    if process.of > 1:
+        torch.distributed.all_reduce(x)
     return x

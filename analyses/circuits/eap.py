@@ -50,14 +50,14 @@ def gradient_scores(at: Scoring) -> Float[Tensor, "*prompt edge"]:
         ValueError: a metric without a gradient.
     """
     process, count = dividing(), len(at.pairs)
-    if process is None:
+    if process.of == 1:
         scores = _summed_over(at)
     else:
         rows, scores = process.rows(count), at.zeros()
         if len(rows):
             own = _summed_over(at._replace(pairs=at.pairs.rows(rows.to(at.pairs.clean.device))))
             scores[rows.to(own.device) if at.by_prompt else ...] = own
-        scores = summed(scores)
+        scores = summed(scores, process)
     return scores if at.by_prompt else scores / count
 
 
@@ -118,8 +118,7 @@ class _Scored:
         """
         with evaluating(self.model):
             start = self._corrupted()
-            clean = [*self._recording(sign=-1), ("blocks.0.hook_resid_pre", self._keep_embedding)]
-            total = self._dotted(self._gradients(clean))
+            total = self._dotted(self._gradients(self._recording(sign=-1)))
             for step in range(1, steps):
                 total += self._dotted(
                     self._gradients([], torch.lerp(start, self.embedding, step / steps))
@@ -130,13 +129,9 @@ class _Scored:
     def _corrupted(self) -> Float[Tensor, "row pos d_model"]:
         """The corrupted run, recorded; what its layer 0 reads."""
         model = self.model
-        hooks = [*self._recording(sign=1), ("blocks.0.hook_resid_pre", self._keep_embedding)]
-        with model.hooks(fwd_hooks=hooks):
+        with model.hooks(fwd_hooks=self._recording(sign=1)):
             model(self.pairs.corrupted, stop_at_layer=model.cfg.n_layers, **right_padding(model))
         return self.embedding
-
-    def _keep_embedding(self, x: Tensor, hook: HookPoint) -> None:
-        self.embedding = x.detach()
 
     def _recording(self, sign: int) -> list[Any]:
         """Hooks that keep what is written and arrives in one run (1), or take it off (−1)."""
@@ -155,7 +150,8 @@ class _Scored:
             count += len(outputs)
 
         def embedded(x: Tensor, hook: HookPoint) -> None:
-            wrote(-1, x.detach()[None])
+            self.embedding = x.detach()
+            wrote(-1, self.embedding[None])
 
         @torch.no_grad()
         def arrived(to: Receiver, link: Tensor, parts: Any) -> None:
@@ -179,6 +175,8 @@ class _Scored:
             embedding: what layer 0 reads, instead of the clean prompts' embeddings.
         """
         model, found = self.model, dict[str, Tensor]()
+        sites = set(self.sites.values())
+        reads = {reader.reads for reader in self.graph.readers if reader.port == "q"}
 
         def put_in(x: Tensor, hook: HookPoint) -> Tensor:
             return (x if embedding is None else embedding).detach().requires_grad_()
@@ -187,8 +185,7 @@ class _Scored:
             found.setdefault(str(hook.name), x)  # not what the backward pass makes once more
 
         hooks: list[Any] = [("blocks.0.hook_resid_pre", put_in)]
-        hooks += [(site, keep) for site in set(self.sites.values())]
-        hooks += [(reader.reads, keep) for reader in self.graph.readers if reader.port == "q"]
+        hooks += [(name, keep) for name in (*sites, *reads)]
         with (
             torch.enable_grad(),
             inputs_per_head(model, self.splits),
@@ -201,10 +198,7 @@ class _Scored:
             metric = self.pairs.measure(logits).sum()
             if not metric.requires_grad:
                 raise ValueError('this metric has no gradient; score edges by method="exact"')
-            self.read = {
-                r.reads: found[r.reads].detach() for r in self.graph.readers if r.port == "q"
-            }
-            sites = set(self.sites.values())
+            self.read = {name: found[name].detach() for name in reads}
             wanted = {site: x for site, x in found.items() if site in sites}
             given = torch.autograd.grad(metric, list(wanted.values()), allow_unused=True)
         return {

@@ -123,8 +123,7 @@ class EdgeRuns:
         self.most = most_numbers(layer_device(model, -1))
         size = prompts_at_once(self.graph, pairs.length, max_tokens, self.most)
         self.process = dividing()
-        if self.process is not None:
-            size = min(size, -(-len(pairs) // self.process.of))
+        size = min(size, -(-len(pairs) // self.process.of))
         several = [torch.arange(len(pairs))]
         if self.groups is not None:
             several = [(self.groups == g).nonzero()[:, 0] for g in self.groups.unique()]
@@ -142,7 +141,7 @@ class EdgeRuns:
                 found = found.to(measured)
                 found[:, self.parts[number]] = measured
                 del part  # before the next is recorded
-        self.clean_values, self.corrupted_values = self._all(found)
+        self.clean_values, self.corrupted_values = summed(found, self.process)
         if ablation == "mean":
             self.corrupted_values = self.values(torch.zeros(1, len(self.graph)).bool())[0]
         self.clean, self.corrupted = (
@@ -261,17 +260,12 @@ class EdgeRuns:
         for where, pairs, logits in self._answers(kept, progress, near):
             for name, metric in metrics.items():
                 found[name][where] = replace(pairs, metric=metric).measure(logits)
-        return {name: self._all(values) for name, values in found.items()}
+        return {name: summed(values, self.process) for name, values in found.items()}
 
     @property
     def _own_parts(self) -> range:
         """The parts that this process runs."""
-        first, of = (0, 1) if self.process is None else (self.process.number, self.process.of)
-        return range(first, len(self.parts), of)
-
-    def _all(self, values: Float[Tensor, "several prompt"]) -> Float[Tensor, "several prompt"]:
-        """With what the other processes measured."""
-        return values if self.process is None else summed(values)
+        return range(self.process.number, len(self.parts), self.process.of)
 
     def _check(self, kept: Tensor) -> None:
         if kept.dtype != torch.bool or kept.ndim != 2 or kept.shape[1] != len(self.graph):
