@@ -11,6 +11,7 @@ import torch
 from resval_lens.config import ResValConfig
 from resval_lens.io.checkpoint import SHIPPED_MODELS, read_config
 from resval_lens.io.formats import format_of
+from resval_lens.io.formats.format import Settings
 from resval_lens.io.formats.hugging_face import HuggingFaceFolder
 from resval_lens.io.loading import TRANSFORMER_LENS_NAMES, is_saved_model
 from resval_lens.io.placing import DeviceMap
@@ -41,6 +42,7 @@ class LoadOptions:
     dtype: torch.dtype | None = None
     fold: bool = False
     device_map: DeviceMap | None = None
+    settings: Settings | None = None
 
     def load(self, name: str | Path) -> Loaded:
         """The model of that name."""
@@ -73,6 +75,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     fold: bool = False,
     device_map: DeviceMap | None = None,
+    settings: Settings | None = None,
 ) -> Loaded:
     """A model by name, and the training run of a classifier.
 
@@ -91,6 +94,8 @@ def load_model(
             that stand behind a layer (OLMo 2), centring logits under a soft cap (Gemma 2).
         device_map: of a language model that is larger than its device, "auto" or by layer
             (:meth:`~resval_lens.ResValTransformer.from_pretrained`).
+        settings: what the files of another format leave open, by name
+            (:attr:`~resval_lens.io.formats.Format.settings`).
 
     Raises:
         ValueError: none of these (near names are suggested); what ``from_pretrained`` refuses; a
@@ -109,15 +114,17 @@ def load_model(
     def language_model(source: str | Path) -> Loaded:
         return loaded(
             ResValTransformer.from_pretrained(
-                source, streams=streams, device=device, dtype=dtype, device_map=device_map
+                source, streams=streams, device=device, dtype=dtype, device_map=device_map,
+                settings=settings,
             )
-        )
+        )  # fmt: skip
 
     def classifier(recorded: RecordedRun[ICLRun]) -> Loaded:
         source = trained_model(recorded.folder)
         model = ICLClassifier.from_pretrained(
-            source, streams=streams, device=device, dtype=dtype, device_map=device_map
-        )
+            source, streams=streams, device=device, dtype=dtype, device_map=device_map,
+            settings=settings,
+        )  # fmt: skip
         return loaded(model, recorded)
 
     if is_classifier_run(path):
@@ -149,7 +156,9 @@ def load_model(
     )
 
 
-def load_config(name: str | Path, dtype: torch.dtype | None = None) -> ResValConfig:
+def load_config(
+    name: str | Path, dtype: torch.dtype | None = None, settings: Settings | None = None
+) -> ResValConfig:
     """A model's configuration; of a folder its config.json is enough.
 
     Whether prompts begin with the beginning of text is left to the tokenizer, which is not read.
@@ -157,19 +166,20 @@ def load_config(name: str | Path, dtype: torch.dtype | None = None) -> ResValCon
     Args:
         name: as in :func:`load_model`; models that are in no folder are loaded to see.
         dtype: to compute in.
+        settings: as in :func:`load_model`.
 
     Raises:
         ValueError: what :func:`load_model` refuses.
     """
     path = Path(name)
-    found = format_of(path) if path.exists() else None
+    found = format_of(path) if path.exists() and not settings else None
     if isinstance(found, HuggingFaceFolder):
-        return ResValConfig.from_hooked(found.settings(path, dtype or torch.float32))
-    if is_saved_model(path):
+        return ResValConfig.from_hooked(found.config(path, dtype or torch.float32))
+    if is_saved_model(path) and not settings:
         cfg = ResValConfig.from_json(read_config(path)[1])
         cfg.dtype = dtype or cfg.dtype
         return cfg
-    return load_model(name, dtype=dtype).model.cfg
+    return load_model(name, dtype=dtype, settings=settings).model.cfg
 
 
 def _is_classifier(folder: Path) -> bool:

@@ -477,7 +477,7 @@ def test_models_go_where_they_are_asked_to(line, monkeypatch, tmp_path):
         pass
 
     def load(name: Any, *, device: Any = None, **settings: Any) -> None:
-        raise Loaded(device, settings.get("streams"), settings.get("dtype"))
+        raise Loaded(device, *map(settings.get, ("streams", "dtype", "settings")))
 
     assert "--device" in parameters(" ".join(line.split()[: 2 if line.startswith("eval") else 1]))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -487,9 +487,10 @@ def test_models_go_where_they_are_asked_to(line, monkeypatch, tmp_path):
     for device in ("cpu", "cuda:1"):
         done = invoke(*line.split(), "--device", device, *where)
         assert isinstance(done.exception, Loaded), done.output
-        assert done.exception.args == (device, None, None)
-    done = invoke(*line.split(), "--streams", "q", *where)
-    assert done.exception.args[:2] == ("cpu", "q")
+        assert done.exception.args == (device, None, None, {})
+    more = ["--streams", "q", "--setting", "softcap=20", "--setting", "step=300"]
+    done = invoke(*line.split(), *more, *where)
+    assert done.exception.args == ("cpu", "q", None, {"softcap": 20.0, "step": 300.0})
 
 
 def test_brackets_in_a_folders_name_are_no_markup(tmp_path):

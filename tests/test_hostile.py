@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from resval_lens.analyses.cli.options import load_language_model
+from resval_lens.analyses.cli.loading import load_language_model
 from resval_lens.analyses.papers.memory.training import (
     MemoryRun,
     draw_tests,

@@ -1,19 +1,22 @@
 """A model loaded as one says, on one's own task: --streams, --dtype, --fold, --task FILE."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from resval_lens import ResValTransformer
+from resval_lens import ResValConfig, ResValTransformer
 from resval_lens.analyses.cli import app as cli
 from resval_lens.analyses.cli.completion import one_or_file
 from resval_lens.analyses.tasks import TASKS, Asked
 from resval_lens.hooks.patching import patch
-from resval_lens.load import Loaded
+from resval_lens.io import formats
+from resval_lens.io.formats.format import NO_SETTINGS, Converted, Format, Settings
+from resval_lens.load import Loaded, load_config, load_model
 from tests.test_leading import model_with, word_tokenizer
 from tests.worded import worded
 
@@ -44,6 +47,82 @@ def test_weights_are_run_as_asked_and_the_result_says_how(saved: Path, tmp_path:
     shown = torch.tensor(found["values"], dtype=torch.float64)
     torch.testing.assert_close(shown, values, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(torch.tensor(plain["values"]).double(), values, atol=1e-3)
+
+
+class Capped(Format):
+    """A folder of a random model whose soft cap is asked for."""
+
+    name = "a folder with capped.txt"
+    settings: ClassVar[Mapping[str, str]] = {"softcap": "of the logits"}
+
+    def holds(self, path: Path) -> bool:
+        return (path / "capped.txt").is_file()
+
+    def read(
+        self,
+        path: Path,
+        dtype: torch.dtype,
+        device: str,
+        tokenizer: Any = None,
+        settings: Settings = NO_SETTINGS,
+    ) -> Converted:
+        if "softcap" not in settings:
+            raise ValueError(f"{path} does not say its softcap")
+        cfg = ResValConfig(n_layers=2, d_model=8, d_head=4, n_ctx=20, d_vocab=30, act_fn="relu",
+                           output_logits_soft_cap=settings["softcap"], dtype=dtype)  # fmt: skip
+        return Converted(str(path), cfg, ResValTransformer(cfg).state_dict())
+
+
+@pytest.fixture
+def capped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS, Capped()))
+    (tmp_path / "capped").mkdir()
+    (tmp_path / "capped" / "capped.txt").touch()
+    return tmp_path / "capped"
+
+
+def test_what_files_leave_open_is_given(capped: Path, tmp_path: Path) -> None:
+    settings = {"softcap": 20.0}
+    for device in (None, "auto"):
+        model = load_model(capped, settings=settings, device=device).model
+        assert model.cfg.output_logits_soft_cap == 20
+    assert load_config(capped, settings=settings).output_logits_soft_cap == 20
+    model.save_pretrained(tmp_path / "saved")  # and says it from then on
+    assert load_model(tmp_path / "saved").model.cfg.output_logits_soft_cap == 20
+    asked = ["--setting", "softcap=20", "--length", "8", "--quiet", "--out", tmp_path]
+    assert invoke("induction", capped, *asked).exit_code == 0
+    asked = ["--prompts", "2", "--length", "8", "--quiet"]
+    assert invoke("plan", "circuit", capped, *asked, "--setting", "softcap=20").exit_code == 0
+
+
+def test_settings_that_are_not_taken_are_named(capped: Path, saved: Path) -> None:
+    with pytest.raises(ValueError, match="does not say its softcap"):
+        load_model(capped)
+    message = r"takes no setting 'sofcap', as a folder with capped\.txt; it takes softcap: of the"
+    with pytest.raises(ValueError, match=message):
+        load_model(capped, settings={"sofcap": 20})
+    message = "takes no setting 'softcap': its own say everything"
+    for name in (saved, "stories-small-values", "gpt2"):
+        for device in (None, "auto"):
+            with pytest.raises(ValueError, match=message):
+                load_model(name, settings={"softcap": 20}, device=device)
+        with pytest.raises(ValueError, match=message):
+            load_config(name, settings={"softcap": 20})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["softcap"], "--setting is written NAME=NUMBER, like softcap=20; got 'softcap'"),
+        (["softcap=high"], "--setting is written NAME=NUMBER, like softcap=20; got 'softcap=high'"),
+        (["softcap=nan"], "--setting is written NAME=NUMBER, like softcap=20; got 'softcap=nan'"),
+        (["=20"], "--setting is written NAME=NUMBER, like softcap=20; got '=20'"),
+        (["step=1", "step=2"], "--setting step is there twice"),
+    ],
+)
+def test_settings_that_are_no_settings_are_refused(given: list[str], message: str) -> None:
+    written = [part for each in given for part in ("--setting", each)]
+    assert str(invoke("ablate", "stories-small-values", *written).exception) == message
 
 
 def test_generate_runs_as_asked(saved: Path) -> None:

@@ -11,6 +11,7 @@ import typer
 from resval_lens.analyses.circuits.methods import METHODS
 from resval_lens.analyses.circuits.selection import SELECTIONS, selection_of
 from resval_lens.analyses.cli.completion import one_of
+from resval_lens.analyses.cli.loading import load_options
 from resval_lens.analyses.cli.options import (
     Chat,
     CorruptedBy,
@@ -28,9 +29,9 @@ from resval_lens.analyses.cli.options import (
     Prepend,
     Prompts,
     Quiet,
+    Setting,
     SeveralTokens,
     TaskName,
-    load_options,
     notes,
     tell_left_out,
     writable,
@@ -132,6 +133,7 @@ def circuit_command(
     streams: MaybeStreams = None,
     dtype: DType = None,
     fold: Fold = False,
+    setting: Setting = None,
     device: Device = "cpu",
     to: Out = Path("out"),
     as_json: Json = False,
@@ -177,7 +179,7 @@ def circuit_command(
         entered.enter_context(one_thread())
         note("prompts")
         asked = Asked(seed, corruption, general, prepend, several_tokens, chat)
-        how = load_options(streams, process.device, dtype, fold)
+        how = load_options(streams, process.device, dtype, fold, setting)
         scored, held_out = pose_two(model, prompts, asked, task, how)
         tell_left_out(scored.left_out, quiet)
         if metric is not None:
@@ -239,6 +241,7 @@ def attribute_command(
     streams: MaybeStreams = None,
     dtype: DType = None,
     fold: Fold = False,
+    setting: Setting = None,
     device: Device = "cpu",
     to: Out = Path("out"),
     as_json: Json = False,
@@ -259,7 +262,7 @@ def attribute_command(
     with notes(quiet) as note, one_thread():
         note("prompts")
         asked = Asked(seed, None, general, prepend, several_tokens, chat)
-        how = load_options(streams, device, dtype, fold)
+        how = load_options(streams, device, dtype, fold, setting)
         chosen = pose(str(model), prompts, asked, task, how)
         tell_left_out(chosen.left_out, quiet)
         writable(to)

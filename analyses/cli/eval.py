@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resval_lens.analyses.cli import completion
+from resval_lens.analyses.cli.loading import load_language_model, load_options
 from resval_lens.analyses.cli.options import (
     Device,
     DType,
@@ -25,8 +26,7 @@ from resval_lens.analyses.cli.options import (
     Quiet,
     Runs,
     Seed,
-    load_language_model,
-    load_options,
+    Setting,
     notes,
     pairs_by_seed,
     tell_left_out,
@@ -61,6 +61,7 @@ def ioi_command(
     streams: MaybeStreams = None,
     dtype: DType = None,
     fold: Fold = False,
+    setting: Setting = None,
     device: Device = "cpu",
     to: Out = Path("out"),
     as_json: Json = False,
@@ -84,7 +85,7 @@ def ioi_command(
     if prompts < 1:
         raise ValueError(f"prompts must be 1 or more; got {prompts}")
     models = models or [Path(name) for name in SHIPPED_MODELS]
-    how = load_options(streams, device, dtype, fold)
+    how = load_options(streams, device, dtype, fold, setting)
     loaded = {folder: load_language_model(folder, how) for folder in models}
     tokenizer: Any = next(iter(loaded.values())).tokenizer
     check_one_tokenizer(loaded)
@@ -144,6 +145,7 @@ def harness_command(
     streams: MaybeStreams = None,
     dtype: DType = None,
     fold: Fold = False,
+    setting: Setting = None,
     device: Device = "cpu",
     to: Out = Path("out"),
     as_json: Json = False,
@@ -168,7 +170,7 @@ def harness_command(
         raise ValueError(f"{error}; pip install 'resval-lens[harness]'") from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     wanted, examples = words(tasks), numbers(shots, "shots")
-    how = load_options(streams, device, dtype, fold)
+    how = load_options(streams, device, dtype, fold, setting)
     loaded = {folder: load_language_model(folder, how) for folder in models}
     writable(to)
     scores: dict[str, list[HarnessScore]] = {}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from resval_lens.analyses.cli.loading import load_language_model, load_options
 from resval_lens.analyses.cli.options import (
     Device,
     DType,
@@ -19,9 +20,8 @@ from resval_lens.analyses.cli.options import (
     Prepend,
     Quiet,
     Seed,
+    Setting,
     Temperature,
-    load_language_model,
-    load_options,
 )
 from resval_lens.analyses.cli.reporting import report
 
@@ -56,6 +56,7 @@ def generate_command(
     streams: MaybeStreams = None,
     dtype: DType = None,
     fold: Fold = False,
+    setting: Setting = None,
     device: Device = "cpu",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -76,7 +77,7 @@ def generate_command(
 
     if texts < 1:
         raise ValueError(f"texts must be 1 or more; got {texts}")
-    loaded = load_language_model(model, load_options(streams, device, dtype, fold))
+    loaded = load_language_model(model, load_options(streams, device, dtype, fold, setting))
     tokenizer: Any = loaded.tokenizer
     lead = leading_token(loaded, prepend)
     if lead is None and not prompt:  # something must be there to go on from

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from resval_lens.analyses.cli.loading import load_options
 from resval_lens.analyses.cli.options import (
     Device,
     DType,
@@ -20,7 +21,7 @@ from resval_lens.analyses.cli.options import (
     Prepend,
     Quiet,
     Runs,
-    load_options,
+    Setting,
     notes,
     writable,
 )
@@ -41,6 +42,7 @@ def induction_command(
     streams: MaybeStreams = None,
     dtype: DType = None,
     fold: Fold = False,
+    setting: Setting = None,
     device: Device = "cpu",
     to: Out = Path("out"),
     as_json: Json = False,
@@ -70,6 +72,7 @@ def induction_command(
             ("--streams", streams),
             ("--dtype", dtype),
             ("--fold", fold or None),
+            ("--setting", setting or None),
         ):
             if given is not None:
                 raise ValueError(f"{option} is for language models; these are recorded runs")
@@ -79,7 +82,7 @@ def induction_command(
         report(attention_in_training(recorded), to, "induction", as_json=as_json)
         return
     with notes(quiet) as note, one_thread():
-        loaded = load_options(streams, device, dtype, fold).load(str(model)).model
+        loaded = load_options(streams, device, dtype, fold, setting).load(str(model)).model
         writable(to)
         alone = loaded.tokenizer is None and prepend == "auto"
         bos = None if alone else leading_token(loaded, prepend)

@@ -13,6 +13,7 @@ import typer
 from resval_lens.analyses.cli import completion
 from resval_lens.analyses.cli.completion import of_task, one_of, some_of
 from resval_lens.analyses.cli.console import progress_bars
+from resval_lens.analyses.cli.loading import load_options
 from resval_lens.analyses.cli.options import (
     Chat,
     CorruptedBy,
@@ -30,9 +31,9 @@ from resval_lens.analyses.cli.options import (
     Prepend,
     Prompts,
     Quiet,
+    Setting,
     SeveralTokens,
     TaskName,
-    load_options,
     notes,
     tell_left_out,
     words,
@@ -98,6 +99,7 @@ def patch_command(
     streams: MaybeStreams = None,
     dtype: DType = None,
     fold: Fold = False,
+    setting: Setting = None,
     device: Device = "cpu",
     to: Out = Path("out"),
     as_json: Json = False,
@@ -123,7 +125,7 @@ def patch_command(
     chosen_layers, chosen_heads = indices(layers, "layers"), indices(heads, "heads")
     with one_thread():
         asked = Asked(seed, corruption, general, prepend, several_tokens, chat)
-        how = load_options(streams, device, dtype, fold)
+        how = load_options(streams, device, dtype, fold, setting)
         chosen = pose(model, prompts, asked, task, how)
         tell_left_out(chosen.left_out, quiet)
         if axes is None:
@@ -192,6 +194,7 @@ def ablate_command(
     streams: MaybeStreams = None,
     dtype: DType = None,
     fold: Fold = False,
+    setting: Setting = None,
     device: Device = "cpu",
     to: Out = Path("out"),
     as_json: Json = False,
@@ -218,7 +221,7 @@ def ablate_command(
     with notes(quiet) as note, one_thread():
         note("prompts")
         asked = Asked(seed, corruption, general, prepend, several_tokens, chat)
-        how = load_options(streams, device, dtype, fold)
+        how = load_options(streams, device, dtype, fold, setting)
         chosen, others = pose_two(model, prompts, asked, task, how)
         tell_left_out(chosen.left_out, quiet)
         writable(to)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -16,10 +16,6 @@ from resval_lens.analyses.cli.completion import of_task, one_of, one_or_file, so
 from resval_lens.analyses.cli.console import Lines, err
 from resval_lens.analyses.tasks import ENDINGS, TASKS
 from resval_lens.notes import Note
-
-if TYPE_CHECKING:
-    from resval_lens.load import LoadOptions
-    from resval_lens.transformer import ResValTransformer
 
 
 def on_device(name: str | None) -> str | None:
@@ -144,6 +140,15 @@ Fold = Annotated[
     bool,
     typer.Option(
         "--fold", help="Process weights as TransformerLens does: fold norms, centre, fold biases."
+    ),
+]
+Setting = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--setting",
+        metavar="NAME=VALUE",
+        help="What a model's files in another format leave open; may be given several times.",
+        show_default="none",
     ),
 ]
 Prompts = Annotated[int, typer.Option(help="How many prompts.", parser=how_many, metavar="INTEGER")]
@@ -362,29 +367,6 @@ def writable(folder: Path) -> None:
         raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(f"cannot write to {folder}: permission denied")
-
-
-def load_options(
-    streams: str | None, device: str | None, dtype: str | None, fold: bool
-) -> LoadOptions:
-    """How a model is loaded, from the options that say so."""
-    import torch
-
-    from resval_lens.load import LoadOptions
-
-    return LoadOptions(streams, device, None if dtype is None else getattr(torch, dtype), fold)
-
-
-def load_language_model(name: Path, how: LoadOptions) -> ResValTransformer:
-    """:func:`~resval_lens.load.load_model`, of models with a tokenizer.
-
-    Raises:
-        ValueError: there is none, or it has no tokenizer.
-    """
-    model = how.load(name).model
-    if model.tokenizer is None:
-        raise ValueError(f"{name} has no tokenizer.json; a prompt cannot be put into its tokens")
-    return model
 
 
 def pairs_by_seed(first: Sequence[Path], second: Sequence[Path]) -> list[tuple[Path, Path]]:

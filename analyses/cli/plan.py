@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from resval_lens.analyses.cli.circuit import Completeness, IGSteps, MethodName, Minimality
+from resval_lens.analyses.cli.loading import load_options
 from resval_lens.analyses.cli.options import (
     CheckpointBlocks,
     Device,
@@ -19,9 +20,9 @@ from resval_lens.analyses.cli.options import (
     Preset,
     Prompts,
     Quiet,
+    Setting,
     Spec,
     Streams,
-    load_options,
     notes,
     writable,
 )
@@ -42,6 +43,7 @@ def plan_circuit_command(
     minimality: Minimality = 256,
     completeness: Completeness = 64,
     dtype: DType = None,
+    setting: Setting = None,
     device: Device = "cpu",
     to: MaybeOut = None,
     as_json: Json = False,
@@ -61,7 +63,8 @@ def plan_circuit_command(
     if device == "auto":
         raise ValueError("plans are for one device: cpu, cuda, cuda:1, mps; got 'auto'")
     with notes(quiet) as note, one_thread():
-        cfg = load_config(model, load_options(None, device, dtype, False).dtype)
+        how = load_options(None, device, dtype, False, setting)
+        cfg = load_config(model, how.dtype, how.settings)
         cfg.device = device
         if to is not None:
             writable(to)

@@ -10,6 +10,7 @@ import typer
 from resval_lens.analyses.circuits.methods import METHODS
 from resval_lens.analyses.circuits.selection import COMPARED, compared
 from resval_lens.analyses.cli.completion import some_of
+from resval_lens.analyses.cli.loading import load_options
 from resval_lens.analyses.cli.options import (
     CorruptedBy,
     Device,
@@ -25,8 +26,8 @@ from resval_lens.analyses.cli.options import (
     Prepend,
     Prompts,
     Quiet,
+    Setting,
     TaskName,
-    load_options,
     notes,
     tell_left_out,
     words,
@@ -76,6 +77,7 @@ def selections_command(
     streams: MaybeStreams = None,
     dtype: DType = None,
     fold: Fold = False,
+    setting: Setting = None,
     device: Device = "cpu",
     to: Out = Path("out"),
     as_json: Json = False,
@@ -112,7 +114,7 @@ def selections_command(
     with notes(quiet) as note, one_thread():
         note("prompts")
         asked = Asked(seed, corruption, general, prepend)
-        how = load_options(streams, device, dtype, fold)
+        how = load_options(streams, device, dtype, fold, setting)
         scored, others = pose_two(model, prompts, asked, task, how)
         tell_left_out(scored.left_out, quiet)
         if held_out is not None:

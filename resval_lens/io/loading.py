@@ -31,6 +31,7 @@ from resval_lens.io.checkpoint import (
 from resval_lens.io.conversion import ONE_BY_ONE, WeightConversion
 from resval_lens.io.files import bytes_of, check_room, first_line, note, tensor_shapes
 from resval_lens.io.formats import FORMATS, format_of
+from resval_lens.io.formats.format import Settings
 from resval_lens.io.placing import DeviceMap, Placing, refuse_waiting
 from resval_lens.streams import StreamsLike, parse_streams, shorthand
 
@@ -50,6 +51,11 @@ TRANSFORMER_LENS_NAMES = frozenset(OFFICIAL_MODEL_NAMES).union(*MODEL_ALIASES.va
 def is_saved_model(path: Path) -> bool:
     """Whether a folder is meant as what ``save_pretrained`` writes, damaged or not."""
     return format_of(path) is None and any((path / name).is_file() for name in FILES)
+
+
+def _refuse_settings(name: str | Path, settings: Settings | None) -> None:
+    for each in settings or {}:
+        raise ValueError(f"{name} takes no setting {each!r}: its own say everything")
 
 
 class Loading(WeightConversion):
@@ -102,6 +108,7 @@ class Loading(WeightConversion):
         dtype: torch.dtype | None = None,
         device_map: DeviceMap | None = None,
         max_memory: Mapping[int | str, int | str] | None = None,
+        settings: Settings | None = None,
         **options: Any,
     ) -> Self:
         """A model from a folder, a file, the Hugging Face hub, or one that TransformerLens knows.
@@ -130,6 +137,8 @@ class Loading(WeightConversion):
                 are fetched for each run (:mod:`~resval_lens.io.placing`).
             max_memory: with ``device_map="auto"``, bytes, or ``"20GiB"``, by number of GPU and
                 ``"cpu"``; by default nine tenths of what is free.
+            settings: what a model's files in another format leave open, by name
+                (:attr:`~resval_lens.io.formats.Format.settings`).
             options: for ``huggingface_hub.snapshot_download`` (revision, token, ...), or for
                 ``HookedTransformer.from_pretrained_no_processing``; processing that it is asked
                 for (``fold_ln=True``, ...) is :meth:`process_weights_`, after the conversion.
@@ -137,8 +146,8 @@ class Loading(WeightConversion):
         Raises:
             ValueError: files that are missing, damaged, of another shape or class, by name; an
                 architecture that cannot be converted, or whose logits are not the original's; a
-                model larger than memory; a processing step that streams do not survive; a
-            ``device_map`` that cannot be.
+                setting that a model does not take, or needs; a model larger than memory; a
+                processing step that streams do not survive; a ``device_map`` that cannot be.
         """
         known = (*SHIPPED_MODELS, *TRANSFORMER_LENS_NAMES)
         path = Path(name)
@@ -153,13 +162,15 @@ class Loading(WeightConversion):
         if device_map is not None:
             first = "cuda:0" if torch.cuda.is_available() else "cpu"
             placing = Placing(present_device(device or first), device_map, max_memory)
-            return cls._placed(name, path, streams, tokenizer, dtype, placing, options)
+            return cls._placed(name, path, streams, tokenizer, dtype, placing, settings, options)
         if not path.exists() and str(name) in TRANSFORMER_LENS_NAMES:
+            _refuse_settings(name, settings)
             options |= {} if dtype is None else {"dtype": dtype}
             return cls._from_transformer_lens(str(name), streams, tokenizer, device, options)
         if not path.exists():
             path = fetch(str(name), known, **options)
         if is_saved_model(path):
+            _refuse_settings(path, settings)
             model = cls._from_folder(path, tokenizer, device)
             model = model if dtype is None else model.to(dtype, print_details=False)
             return model if streams is None else model.with_streams(streams, share_weights=True)
@@ -172,8 +183,9 @@ class Loading(WeightConversion):
                 f"pretrained(folder)), or {kinds}"
             )
         where = present_device("cpu" if device is None else device)
+        found.check_settings(path, settings or {})
         return cls._from_converted(
-            found.read(path, dtype or torch.float32, where, tokenizer), streams
+            found.read(path, dtype or torch.float32, where, tokenizer, settings or {}), streams
         )
 
     @classmethod
@@ -205,6 +217,7 @@ class Loading(WeightConversion):
         tokenizer: Any,
         dtype: torch.dtype | None,
         where: Placing,
+        settings: Settings | None,
         options: dict[str, Any],
     ) -> Self:
         """:meth:`from_pretrained` with a ``device_map``."""
@@ -217,10 +230,12 @@ class Loading(WeightConversion):
         if not is_saved_model(path):
             source = path if path.exists() else name
             model = cls.from_pretrained(
-                source, streams=streams, tokenizer=tokenizer, device="cpu", dtype=dtype, **options
-            )
+                source, streams=streams, tokenizer=tokenizer, device="cpu", dtype=dtype,
+                settings=settings, **options,
+            )  # fmt: skip
             where.apply(cast("ResValTransformer", model))
             return model
+        _refuse_settings(path, settings)
         if streams is not None:
             raise ValueError(
                 f"streams={shorthand(parse_streams(streams))!r} with a device_map: load the model "

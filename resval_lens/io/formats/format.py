@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,9 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from resval_lens.io.files import first_line
 
+Settings = Mapping[str, float]
+"""What a model's files leave open, by name."""
+NO_SETTINGS: Settings = MappingProxyType({})
 Logits = Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch pos d_vocab_out"]]
 
 CHECKED_TOKENS = 16
@@ -79,25 +83,45 @@ class Format(ABC):
 
     Attributes:
         name: what is saved, for messages and documentation.
+        settings: what its files may leave open, by name: what it says.
     """
 
     name: ClassVar[str]
+    settings: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def holds(self, path: Path) -> bool:
         """Whether ``path``, a file or a folder, is such a model, by its names alone."""
 
     @abstractmethod
-    def read(self, path: Path, dtype: torch.dtype, device: str, tokenizer: Any = None) -> Converted:
+    def read(
+        self,
+        path: Path,
+        dtype: torch.dtype,
+        device: str,
+        tokenizer: Any = None,
+        settings: Settings = NO_SETTINGS,
+    ) -> Converted:
         """The model in TransformerLens's terms. Nothing is fetched, run or unpickled.
 
         Args:
             tokenizer: instead of its own.
+            settings: what the files leave open; :meth:`check_settings` has seen them.
 
         Raises:
             ValueError: what is there cannot be read or converted; it is larger than this machine's
-                memory.
+                memory; a setting that is needed, or that the files contradict.
         """
+
+    def check_settings(self, path: Path, settings: Settings) -> None:
+        """Raises ValueError for a setting that models of this format do not take."""
+        taken = "; ".join(f"{name}: {what}" for name, what in self.settings.items())
+        for name in settings:
+            if name not in self.settings:
+                raise ValueError(
+                    f"{path} takes no setting {name!r}, as {self.name}"
+                    + (f"; it takes {taken}" if taken else "")
+                )
 
 
 def leads_with_bos(tokenizer: Any) -> bool:

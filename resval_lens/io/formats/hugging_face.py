@@ -22,7 +22,14 @@ from resval_lens.io.files import (
     read_json,
     tensor_shapes,
 )
-from resval_lens.io.formats.format import Converted, Format, leads_with_bos, with_padding
+from resval_lens.io.formats.format import (
+    NO_SETTINGS,
+    Converted,
+    Format,
+    Settings,
+    leads_with_bos,
+    with_padding,
+)
 from resval_lens.io.formats.settings import check_architecture, hooked_config
 from resval_lens.io.tokenizers import load_tokenizer
 
@@ -94,8 +101,8 @@ class HuggingFaceFolder(Format):
             return False
         return isinstance(content, dict) and "model_type" in content and "format" not in content
 
-    def settings(self, path: Path, dtype: torch.dtype) -> HookedTransformerConfig:
-        """Those of a folder, which may lack its weights."""
+    def config(self, path: Path, dtype: torch.dtype) -> HookedTransformerConfig:
+        """The settings of a folder's model, which may lack its weights."""
         found: HookedTransformerConfig = _or_refused(
             path, hooked_config, *self._config(path), dtype=dtype, device="cpu"
         )
@@ -110,7 +117,14 @@ class HuggingFaceFolder(Format):
         check_architecture(config, named, str(path))
         return config, named
 
-    def read(self, path: Path, dtype: torch.dtype, device: str, tokenizer: Any = None) -> Converted:
+    def read(
+        self,
+        path: Path,
+        dtype: torch.dtype,
+        device: str,
+        tokenizer: Any = None,
+        settings: Settings = NO_SETTINGS,
+    ) -> Converted:
         self._config(path)
         parts = sorted(path.glob("model-*-of-*.safetensors"))  # beside other formats' copies
         files = [path / "model.safetensors"] if (path / "model.safetensors").exists() else parts
@@ -132,7 +146,14 @@ class GGUF(Format):
     def holds(self, path: Path) -> bool:
         return _gguf(path) is not None
 
-    def read(self, path: Path, dtype: torch.dtype, device: str, tokenizer: Any = None) -> Converted:
+    def read(
+        self,
+        path: Path,
+        dtype: torch.dtype,
+        device: str,
+        tokenizer: Any = None,
+        settings: Settings = NO_SETTINGS,
+    ) -> Converted:
         file = _gguf(path)
         assert file is not None
         check_plain(file, "a GGUF file")

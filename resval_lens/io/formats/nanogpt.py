@@ -11,7 +11,14 @@ from transformer_lens import HookedTransformerConfig
 from transformer_lens.pretrained.weight_conversions import convert_nanogpt_weights
 
 from resval_lens.io.files import check_plain, check_room, first_line
-from resval_lens.io.formats.format import Converted, Format, leads_with_bos, with_padding
+from resval_lens.io.formats.format import (
+    NO_SETTINGS,
+    Converted,
+    Format,
+    Settings,
+    leads_with_bos,
+    with_padding,
+)
 
 _SETTINGS = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 
@@ -24,7 +31,14 @@ class NanoGPT(Format):
     def holds(self, path: Path) -> bool:
         return (path / "ckpt.pt").is_file() or (path.name == "ckpt.pt" and path.is_file())
 
-    def read(self, path: Path, dtype: torch.dtype, device: str, tokenizer: Any = None) -> Converted:
+    def read(
+        self,
+        path: Path,
+        dtype: torch.dtype,
+        device: str,
+        tokenizer: Any = None,
+        settings: Settings = NO_SETTINGS,
+    ) -> Converted:
         file = path / "ckpt.pt" if path.is_dir() else path
         expected = "a checkpoint of nanoGPT's train.py (model, model_args)"
         check_plain(file, expected)
