@@ -4,6 +4,7 @@ a1.h2                 head 2 of layer 1
 a1.h2<v>              its values (k and v: of key-value head 2)
 v1.h2                 the link: all that arrives for them along the value stream
 a0.h2<v>->a1.h2<v>    the part of it that head 2 of layer 0 hands on: an edge of a circuit
+t.h2<v>->a1.h2<v>     the part of it that layer 1's table holds of the token (source "tokens")
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import cache
 from typing import SupportsIndex
 
 from resval_lens.config import ResValConfig
+from resval_lens.streams import TABLE
 from resval_lens.transformer import ResValTransformer
 
 Numbers = SupportsIndex | Iterable[SupportsIndex]
@@ -24,21 +26,24 @@ Numbers = SupportsIndex | Iterable[SupportsIndex]
 
 LINK = re.compile(
     r"(?P<stream>[qkv])(?P<layer>\d+)\.h(?P<head>\d+)"
-    r"|a(?P<source>\d+)\.h(?P<source_head>\d+)<(?P<of>[qkv])>"
+    r"|(?:a(?P<source>\d+)|t)\.h(?P<source_head>\d+)<(?P<of>[qkv])>"
     r"->a(?P<to>\d+)\.h(?P<to_head>\d+)<(?P=of)>"
 )
 
 
 def head_name(layer: int, head: int, projection: str = "") -> str:
-    """``a1.h2``; its queries, keys or values: ``a1.h2<v>``."""
-    return f"a{layer}.h{head}" + (f"<{projection}>" if projection else "")
+    """``a1.h2``; its queries, keys or values: ``a1.h2<v>``; of a table: ``t.h2<v>``."""
+    return f"{'t' if layer == TABLE else f'a{layer}'}.h{head}" + (
+        f"<{projection}>" if projection else ""
+    )
 
 
 @dataclass(frozen=True)
 class Link:
     """The link of one head: what arrives in ``layer`` along ``stream`` for ``head``.
 
-    With a ``source``, a layer and a head of it, the part of that which comes from there: a stream
+    With a ``source``, a layer (or ``TABLE``) and a head of it, the part of that which comes from
+    there: a stream
     with several source layers, or a head-mixing matrix, brings several. ``head`` and the source's
     are key-value heads for the streams k and v of a grouped-query model.
 
@@ -65,7 +70,8 @@ class Link:
                 "a0.h2<v>->a1.h2<v> (what comes from that head)"
             )
         if found["of"]:
-            source = int(found["source"]), int(found["source_head"])
+            layer = TABLE if found["source"] is None else int(found["source"])
+            source = layer, int(found["source_head"])
             return cls(found["of"], int(found["to"]), int(found["to_head"]), source)
         return cls(found["stream"], int(found["layer"]), int(found["head"]))
 
@@ -198,7 +204,8 @@ def links_between(
             return ()
         for part in parts_of(cfg, Link(stream, layer, head)):
             assert part.source is not None
-            before = ways(*part.source) if settings.carry == "sum" else ()
+            handed_on = settings.carry == "sum" and part.source[0] != TABLE
+            before = ways(*part.source) if handed_on else ()
             if before or (part.source[0] == source[0] and source[1] in (None, part.source[1])):
                 found |= dict.fromkeys((*before, part))
         return tuple(found)

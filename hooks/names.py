@@ -11,7 +11,7 @@ from resval_lens.streams import shorthand
 from resval_lens.transformer import ResValTransformer
 
 LAYER = re.compile(r"blocks\.(\d+)\.")
-STREAM_POINT = re.compile(r"blocks\.(\d+)\.attn\.hook_([qkv])_(local|link)")
+STREAM_POINT = re.compile(r"blocks\.(\d+)\.attn\.hook_([qkv])_(local|link|table)")
 
 
 def known_hook_name(model: ResValTransformer, name: str, layer: int | None = None) -> str:

@@ -140,7 +140,7 @@ class Run:
 
 def embedded(model: ResValTransformer, inputs: Tensor) -> State:
     """Rows before layer 0."""
-    return State(0, model(inputs, stop_at_layer=0, **right_padding(model)), {})
+    return State(0, *model.begun(inputs, **right_padding(model)))
 
 
 def resumed(

@@ -18,7 +18,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens.components import AbstractAttention, Attention, GroupedQueryAttention
+from transformer_lens.components import (
+    AbstractAttention,
+    Attention,
+    GroupedQueryAttention,
+    RMSNorm,
+)
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities.attention import complex_attn_linear, simple_attn_linear
 
@@ -29,9 +34,12 @@ from resval_lens.mixing import StreamMix
 from resval_lens.streams import AttentionStream, shorthand
 
 Heads = Float[Tensor, "batch pos _ d_head"]  # heads, or key-value heads
-Carried = dict[str, tuple[Heads, ...]]
-"""What travels between layers: per projection, the tensors a later layer may receive, oldest
-first: the last layer's (source previous), layer 0's (first), or every earlier layer's (all)."""
+Carried = dict[str, tuple[Tensor, ...]]
+"""What travels between layers, each tensor [batch, pos, ...]: per projection, the tensors a later
+layer may receive, oldest first: the last layer's (source previous), layer 0's (first), or every
+earlier layer's (all). Under ``TOKENS`` the token ids, where layers have tables; under ``STATES``
+the states of the residual stream that later readers read (:mod:`resval_lens.residual`)."""
+TOKENS, STATES = "tokens", "states"
 
 # einops keeps a table of the types it has met. If parameters are first met under torch.compile, the
 # model is compiled a second time at its second call.
@@ -57,6 +65,7 @@ class StreamAttention(AbstractAttention):
         hook_{s}_local   the layer's own projection
         hook_{s}_link    what arrives, after mixing
         hook_{s}         the total that attention uses: a · local + link
+        hook_{s}_table   of a table (source "tokens"): its rows, before mixing
     """
 
     cfg: ResValConfig
@@ -79,10 +88,13 @@ class StreamAttention(AbstractAttention):
             heads = self.cfg.n_heads
             if stream.of != "q":
                 heads = self.cfg.n_key_value_heads or heads
-            sizes = Sizes(len(sources), heads, self.cfg.d_model)
+            cfg = self.cfg
+            sizes = Sizes(len(sources), heads, cfg.d_model, cfg.d_head, cfg.d_vocab)
             self.mixes[stream.of] = StreamMix(stream, sizes, self.cfg.dtype)
             setattr(self, f"hook_{stream.of}_local", HookPoint())  # [batch, pos, head, d_head]
             setattr(self, f"hook_{stream.of}_link", HookPoint())  # [batch, pos, head, d_head]
+            if stream.source == "tokens":
+                setattr(self, f"hook_{stream.of}_table", HookPoint())  # [batch, pos, head, d_head]
 
     def mix(self, name: str) -> StreamMix | None:
         """The mixing of the stream ``name`` in this layer; None if the layer receives none."""
@@ -96,7 +108,7 @@ class StreamAttention(AbstractAttention):
         self, query_input: Tensor, key_input: Tensor, value_input: Tensor
     ) -> tuple[Heads, Heads, Heads]:
         """Totals of q, k and v: local projections plus what arrives along the streams."""
-        if not self.cfg.streams:
+        if not self.cfg.streams and not self.cfg.qk_norm_after_rotation:
             return super().calculate_qkv_matrices(query_input, key_input, value_input)
         q = self._total("q", query_input, self.W_Q, self.b_Q)
         if isinstance(self, GroupedQueryAttention) and not self.cfg.ungroup_grouped_query_attention:
@@ -105,12 +117,31 @@ class StreamAttention(AbstractAttention):
         else:
             k = self._total("k", key_input, self.W_K, self.b_K)
             v = self._total("v", value_input, self.W_V, self.b_V)
-        if self.cfg.use_qk_norm:
-            assert self.q_norm is not None
-            assert self.k_norm is not None
-            q = self._apply_qk_norm(q, self.q_norm)
-            k = self._apply_qk_norm(k, self.k_norm)
+        if self.cfg.use_qk_norm and not self.cfg.qk_norm_after_rotation:
+            q, k = self._normed(q, k)
         return q, k, v
+
+    def _normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.q_norm is not None
+        assert self.k_norm is not None
+        return self._apply_qk_norm(q, self.q_norm), self._apply_qk_norm(k, self.k_norm)
+
+    def _apply_qk_norm(self, x: Heads, norm_module: Any) -> Heads:
+        if self.cfg.qk_norm_per_head:
+            return norm_module(x)
+        return super()._apply_qk_norm(x, norm_module)
+
+    def calculate_attention_scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """Scores of queries and keys; these are normalised first, if it is after their rotation."""
+        if self.cfg.qk_norm_after_rotation:
+            q, k = self._normed(q, k)
+        return super().calculate_attention_scores(q, k)
+
+    def calculate_sin_cos_rotary(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """TransformerLens's tables, rounded to ``rotary_dtype``."""
+        sin, cos = super().calculate_sin_cos_rotary(*args, **kwargs)
+        rounded = self.cfg.rotary_dtype or sin.dtype
+        return sin.to(rounded).to(sin.dtype), cos.to(rounded).to(cos.dtype)
 
     def _total(self, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> Heads:
         split = self.cfg.use_split_qkv_input or self.cfg.use_attn_in
@@ -129,18 +160,23 @@ class StreamAttention(AbstractAttention):
             if link is handed[0]:  # at weight 1: the tensor that its source uses
                 link = unshared(link, hook_link)
             total = hook_total(own + hook_link(link))
-        if self.delivery is not None:
+        if self.delivery is not None and stream.source != "tokens":
             self._hand_on(stream, local if stream.carry == "raw" else total)
         return total
 
     def _received(self, mix: StreamMix, local: Heads) -> tuple[Heads, ...]:
-        name = mix.stream.of
-        arriving = None if self.delivery is None else self.delivery.arriving.get(name)
+        name, looks_up = mix.stream.of, mix.stream.source == "tokens"
+        arriving = None
+        if self.delivery is not None:
+            arriving = self.delivery.arriving.get(TOKENS if looks_up else name)
         if not arriving:
             raise RuntimeError(
                 f"layer {self.layer_id} receives a residual {name} stream, and nothing arrived: "
                 "run the block with `carried=`, as ResValTransformer.forward does"
             )
+        if looks_up:
+            rows = mix.looked_up(arriving[0].to(local.device), local.shape[2])
+            return (getattr(self, f"hook_{name}_table")(rows),)
         count = len(mix.stream.sources(cast("int", self.layer_id)))
         shapes = [list(x.shape) for x in arriving]
         if shapes != [list(local.shape)] * count:
@@ -191,12 +227,23 @@ class StreamAttention(AbstractAttention):
         if self.cfg.positional_embedding_type == "rotary":
             q = self.hook_rot_q(self.apply_rotary(q))
             k = self.hook_rot_k(self.apply_rotary(k))
+        if self.cfg.qk_norm_after_rotation:
+            q, k = self._normed(q, k)
+        is_causal, mask = self.cfg.attention_dir == "causal", None
+        if (
+            is_causal
+            and self.attn_type == "local"
+            and q.shape[1] > cast("int", self.cfg.window_size)
+        ):
+            length = q.shape[1]
+            mask, is_causal = self._make_causal_mask(length, length, 0, q.device), False
         z = F.scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
             v.transpose(1, 2),
+            attn_mask=mask,
             dropout_p=dropout,
-            is_causal=self.cfg.attention_dir == "causal",
+            is_causal=is_causal,
             scale=1 / float(self.attn_scale),
             enable_gqa=k.shape[2] != q.shape[2],
         )
@@ -222,7 +269,6 @@ class StreamAttention(AbstractAttention):
             cfg.use_fused
             and not is_watched(self.hook_attn_scores)
             and not is_watched(self.hook_pattern)
-            and self.attn_type == "global"
             and cfg.positional_embedding_type in ("standard", "shortformer", "rotary")
             and self._attention_dir_override is None
             and not cfg.use_attn_result
@@ -235,11 +281,36 @@ class StreamAttention(AbstractAttention):
         )
 
 
+class HeadNorm(RMSNorm):
+    """x / √(mean(x²) + eps) · w_h, over d_head, with a gain of each head's own."""
+
+    def __init__(self, cfg: ResValConfig, heads: int) -> None:
+        super().__init__(cfg, cfg.d_head)
+        self.w = nn.Parameter(torch.ones(heads, cfg.d_head, dtype=cfg.dtype))
+
+    def forward(self, x: Heads) -> Heads:
+        scale = self.hook_scale((x.pow(2).mean(-1, keepdim=True) + self.eps).sqrt())
+        gain = self.w.repeat_interleave(x.shape[2] // len(self.w), dim=0)  # copies of grouped keys
+        return self.hook_normalized(x / scale) * gain
+
+
+def norms_per_head(attention: StreamAttention) -> None:
+    """Gives a layer norms of q and k with a gain for each head, where the configuration has them.
+
+    When TransformerLens builds a layer, it makes one gain for all.
+    """
+    cfg = attention.cfg
+    if cfg.qk_norm_per_head:
+        attention.q_norm = HeadNorm(cfg, cfg.n_heads)
+        attention.k_norm = HeadNorm(cfg, cfg.n_key_value_heads or cfg.n_heads)
+
+
 class ResValAttention(StreamAttention, Attention):
     """Multi-head attention with streams."""
 
     def __init__(self, cfg: ResValConfig, attn_type: str, layer_id: int) -> None:
         super().__init__(cfg, attn_type, layer_id)
+        norms_per_head(self)
         self.add_streams()
 
 
@@ -248,6 +319,7 @@ class ResValGroupedQueryAttention(StreamAttention, GroupedQueryAttention):
 
     def __init__(self, cfg: ResValConfig, attn_type: str, layer_id: int) -> None:
         super().__init__(cfg, attn_type, layer_id)
+        norms_per_head(self)
         self.add_streams()
 
 

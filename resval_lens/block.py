@@ -12,6 +12,8 @@ from torch import Tensor
 from transformer_lens.components import TransformerBlock
 
 from resval_lens.attention import (
+    STATES,
+    TOKENS,
     Carried,
     Delivery,
     ResValAttention,
@@ -21,6 +23,7 @@ from resval_lens.config import ResValConfig
 from resval_lens.io.placing import Waiting
 from resval_lens.lens.mlp import without_copies
 from resval_lens.lens.norm import fused
+from resval_lens.residual import Residual, ResidualMix, kept_before
 
 
 class ResValBlock(TransformerBlock):
@@ -45,6 +48,9 @@ class ResValBlock(TransformerBlock):
                 setattr(self, name, fused(getattr(self, name), cfg))
         if not cfg.attn_only:
             self.mlp = without_copies(self.mlp, cfg)
+        self.index = block_index
+        if cfg.residual_mixing:
+            self.resid_mix = ResidualMix(cfg.residual_mixing, block_index, cfg.dtype)
 
     @property
     def device(self) -> torch.device:
@@ -65,9 +71,18 @@ class ResValBlock(TransformerBlock):
     ) -> tuple[Float[Tensor, "batch pos d_model"], Carried]: ...
 
     def forward(
-        self, resid_pre: Tensor, *args: Any, carried: Carried | None = None, **kwargs: Any
+        self,
+        resid_pre: Tensor,
+        *args: Any,
+        carried: Carried | None = None,
+        mixed: bool = False,
+        **kwargs: Any,
     ) -> Tensor | tuple[Tensor, Carried]:
         """The residual stream after this block; with ``carried``, also what is handed on.
+
+        With residual mixing ``resid_pre`` is the state before this block, and those that it and
+        later readers read beside it are among ``carried``; unless it is ``mixed`` already: then
+        those that later readers read, that state among them, are.
 
         ``carried`` comes in and goes out as an argument, so that a recomputed block
         (activation checkpointing) sees what it saw the first time. Between this method and its
@@ -76,16 +91,39 @@ class ResValBlock(TransformerBlock):
         """
         if self.waiting is not None:
             with self.waiting.fetched():
-                return self._run(resid_pre, args, carried, kwargs)
-        return self._run(resid_pre, args, carried, kwargs)
+                return self._run(resid_pre, args, carried, mixed, kwargs)
+        return self._run(resid_pre, args, carried, mixed, kwargs)
+
+    def entered(self, state: Residual, carried: Carried) -> tuple[Residual, Carried]:
+        """What this block reads of the state before it and those carried, and what goes on.
+
+        Raises:
+            RuntimeError: the states that it reads have not come.
+        """
+        if not self.cfg.residual_mixing:
+            return state, carried
+        mixing, before = self.cfg.residual_mixing, carried.get(STATES, ())
+        numbers = kept_before(mixing, self.index)
+        if len(numbers) != len(before):
+            raise RuntimeError(
+                f"block {self.index} and later ones read the states {numbers} of the residual "
+                f"stream, and {len(before)} arrived: run it with `carried=`, as "
+                "ResValTransformer.forward does"
+            )
+        states = {**dict(zip(numbers, before, strict=True)), self.index: state}
+        on = tuple(states[j] for j in kept_before(mixing, self.index + 1))
+        return self.resid_mix(states), {**carried, STATES: on}
 
     def _run(
         self,
         resid_pre: Tensor,
         args: tuple[Any, ...],
         carried: Carried | None,
+        mixed: bool,
         kwargs: dict[str, Any],
     ) -> Any:
+        if not mixed and self.cfg.residual_mixing:
+            resid_pre, carried = self.entered(resid_pre, carried or {})
         if carried is None:
             return super().forward(resid_pre, *args, **kwargs)
         outer = self.attn.delivery
@@ -95,7 +133,8 @@ class ResValBlock(TransformerBlock):
             resid_post = super().forward(resid_pre, *args, **kwargs)
         finally:
             self.attn.delivery = outer
-        return resid_post, delivery.leaving
+        on = {name: carried[name] for name in (TOKENS, STATES) if name in carried}
+        return resid_post, delivery.leaving | on
 
     def apply_mlp(
         self, normalized_resid: Float[Tensor, "batch pos d_model"]

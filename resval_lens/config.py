@@ -14,6 +14,7 @@ from transformer_lens import HookedTransformerConfig
 
 from resval_lens.config_checks import check_fields
 from resval_lens.io.files import parse_json
+from resval_lens.residual import Mixing, parse_mixing
 from resval_lens.streams import Streams, StreamsLike, parse_streams
 
 
@@ -36,6 +37,18 @@ class ResValConfig(HookedTransformerConfig):
         frozen: shell patterns of parameters that are not trained, like ``("unembed.b_U",)``:
             TransformerLens gives every layer biases, and architectures without them keep these
             at zero.
+        residual_mixing: each block, and the readout, reads a learned weighted sum of earlier states
+            of the residual stream instead of the last one (:mod:`resval_lens.residual`):
+            ``"embedding"`` (the last and the embeddings), ``"all"``, or for each reader the states
+            that it reads. Kept in full, as tuples.
+        embedding_norm: the embeddings are normalised, x / √(mean(x²) + eps), before block 0.
+        smear_channels: each embedding receives a share of the one before it, behind a gate of its
+            first so many channels (:class:`~resval_lens.residual.Smear`); None: none does.
+        qk_norm_after_rotation: with ``use_qk_norm``, normalise queries and keys after their
+            rotation, not before.
+        qk_norm_per_head: with ``use_qk_norm``, a gain for each head instead of one for all.
+        rotary_dtype: round the rotation's sines and cosines to this dtype.
+        gated_mlp_biases: with ``gated_mlp``, (x W_in + b_in) ∘ act(x W_gate + b_gate).
         folded_value_biases: weight processing has moved the value biases into the output's; the
             value stream can no longer be changed.
         refactored_heads: weight processing has given each head a basis of its own; no stream can
@@ -53,6 +66,13 @@ class ResValConfig(HookedTransformerConfig):
     dropout: float = 0.0
     tied_embedding: bool = False
     frozen: tuple[str, ...] = ()
+    residual_mixing: Any = ()
+    embedding_norm: bool = False
+    smear_channels: int | None = None
+    qk_norm_after_rotation: bool = False
+    qk_norm_per_head: bool = False
+    rotary_dtype: torch.dtype | None = None
+    gated_mlp_biases: bool = False
     folded_value_biases: bool = False
     refactored_heads: bool = False
 
@@ -78,10 +98,49 @@ class ResValConfig(HookedTransformerConfig):
                 f"tied_embedding=True: d_vocab_out={self.d_vocab_out} must equal "
                 f"d_vocab={self.d_vocab}"
             )
+        self._check_readers()
         patterns = self.frozen if isinstance(self.frozen, list | tuple) else (None,)
         if not all(isinstance(pattern, str) for pattern in patterns):
             raise ValueError(f"frozen must be a tuple of patterns; got {self.frozen!r}")
         self.frozen = tuple(patterns)
+
+    def _check_readers(self) -> None:
+        """What has to go together with the fields of the models that read earlier states."""
+        self.residual_mixing: Mixing = parse_mixing(self.residual_mixing, self.n_layers)
+        rotary = self.positional_embedding_type == "rotary"
+        needs = {
+            "qk_norm_after_rotation": (self.use_qk_norm and rotary, "use_qk_norm and rotary"),
+            "qk_norm_per_head": (self.use_qk_norm, "use_qk_norm"),
+            "rotary_dtype": (rotary, "positional_embedding_type='rotary'"),
+            "gated_mlp_biases": (self.gated_mlp and not self.attn_only, "gated_mlp"),
+        }
+        for name, (met, need) in needs.items():
+            if getattr(self, name) and not met:
+                raise ValueError(f"{name}={getattr(self, name)} needs {need}")
+        for stream in self.streams:
+            if stream.channels is not None and stream.channels > self.d_model:
+                raise ValueError(
+                    f"AttentionStream.channels={stream.channels} of an input of "
+                    f"d_model={self.d_model}"
+                )
+        if (self.smear_channels or 0) > self.d_model:
+            raise ValueError(f"smear_channels={self.smear_channels} of d_model={self.d_model}")
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether some layer has a table that is looked up by the token."""
+        return any(stream.source == "tokens" for stream in self.streams)
+
+    @property
+    def input_point(self) -> str:
+        """The hook point of the embeddings as the residual stream begins with them."""
+        return "hook_resid_embed" if self.residual_mixing else "blocks.0.hook_resid_pre"
+
+    @property
+    def final_point(self) -> str:
+        """The hook point of the residual stream that the readout reads."""
+        last = f"blocks.{self.n_layers - 1}.hook_resid_post"
+        return "hook_resid_final" if self.residual_mixing else last
 
     def n_heads_of(self, projection: str) -> int:
         """Heads of q, k or v as hook points have them: key-value heads of k and v, if grouped."""
@@ -135,11 +194,12 @@ class ResValConfig(HookedTransformerConfig):
         settings = parse_json(text)
         if not isinstance(settings, dict):
             raise ValueError(f"a {cls.__name__} is a JSON object; got {text[:40]!r}")
-        if "dtype" in settings:
-            dtype = getattr(torch, str(settings["dtype"]).removeprefix("torch."), None)
-            if not isinstance(dtype, torch.dtype):
-                raise ValueError(f"dtype must name a torch dtype; got {settings['dtype']!r}")
-            settings["dtype"] = dtype
+        for name in ("dtype", "rotary_dtype"):
+            if name in settings and not (name == "rotary_dtype" and settings[name] is None):
+                dtype = getattr(torch, str(settings[name]).removeprefix("torch."), None)
+                if not isinstance(dtype, torch.dtype):
+                    raise ValueError(f"{name} must name a torch dtype; got {settings[name]!r}")
+                settings[name] = dtype
         settings["trust_remote_code"] = False
         seed = settings.pop("seed", None)
         config = cls.from_dict(settings)

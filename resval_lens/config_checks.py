@@ -38,7 +38,7 @@ LEAST: dict[str, int] = {
         ("d_model", "d_head", "n_ctx", "n_heads", "d_mlp", "d_vocab", "d_vocab_out", "n_devices",
          "n_key_value_heads", "num_experts", "experts_per_token", "window_size", "rotary_dim",
          "train_seq_length", "NTK_original_ctx_len", "yarn_original_max_position_embeddings",
-         "n_labels", "d_readout", "content", "length"),
+         "smear_channels", "n_labels", "d_readout", "content", "length"),
         1,
     ),
 }  # fmt: skip

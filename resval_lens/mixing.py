@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from resval_lens.mixes import Sizes, Weight, Weights
+from resval_lens.mixes import Sizes, Start, Weight, Weights
 from resval_lens.streams import AttentionStream
 
 Heads = Float[Tensor, "batch pos head d_head"]
@@ -34,12 +34,14 @@ class StreamMix(nn.Module):
         self.stream = stream
         self.sizes = sizes
         self.fixed = stream.own, stream.carried
-        for name, start in stream.how.parameters(*self.fixed, sizes).items():
+        starts = stream.how.parameters(stream, sizes)
+        if stream.source == "tokens":
+            starts["table"] = Start((sizes.d_vocab, sizes.heads, sizes.d_head), 0.0)
+        for name, start in starts.items():
+            held = torch.full(start.shape, start.value, dtype=dtype)
             if start.diagonal:
-                *repeats, rows, _ = start.shape
-                held = start.value * torch.eye(rows, dtype=dtype).repeat(*repeats, 1, 1)
-            else:
-                held = torch.full(start.shape, start.value, dtype=dtype)
+                rows, columns = (torch.arange(n) for n in start.shape[-2:])
+                held *= rows[:, None] % start.shape[-1] == columns
             self.register_parameter(name, nn.Parameter(held))
 
     def forward(
@@ -67,19 +69,26 @@ class StreamMix(nn.Module):
         """The gate of the attention input ``x``; None unless the mix is gated."""
         return self.stream.how.gate(self, x, heads)
 
+    def looked_up(self, tokens: Int[Tensor, "batch pos"], heads: int) -> Heads:
+        """The rows of the table of these tokens."""
+        rows = nn.functional.embedding(tokens, self.table.flatten(1))
+        values = rows.unflatten(-1, self.table.shape[1:])
+        return values.repeat_interleave(heads // self.sizes.heads, dim=2)
+
     def read(
         self,
-        x: Float[Tensor, "batch pos *head d_model"],
-        weight: Float[Tensor, "own_head d_model"],
-        bias: Float[Tensor, " own_head"],
+        x: Float[Tensor, "batch pos *head channel"],
+        weight: Float[Tensor, "own_head channel"],
+        bias: Float[Tensor, " own_head"] | None,
         heads: int,
     ) -> Float[Tensor, "batch pos head"]:
-        """x·w_h + c_h for each head h."""
+        """x·w_h [+ c_h] for each head h."""
         if x.ndim == 3:
             return self._per_head(nn.functional.linear(x, weight, bias), heads)
         # Each head has an input of its own (use_split_qkv_input, use_attn_in).
         repeated = self._per_head(weight.T, heads).T
-        return (x * repeated).sum(-1) + self._per_head(bias, heads)
+        read = (x * repeated).sum(-1)
+        return read if bias is None else read + self._per_head(bias, heads)
 
     def _weighted(self, weight: Weight, x: Heads) -> Heads:
         if not isinstance(weight, Tensor):

@@ -19,8 +19,12 @@ from typing import Any, Literal, get_args
 from resval_lens.mixes import MIXES, Mix
 
 Projection = Literal["q", "k", "v"]
-Source = Literal["previous", "first", "all"]
+Source = Literal["previous", "first", "all", "tokens"]
 Carry = Literal["raw", "sum"]
+TABLE = -1
+"""The source of a link whose values are looked up by the token, where others have a layer."""
+FURTHER = ("act", "scale", "channels", "bias")
+"""Fields that only some mixes have."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,9 @@ class AttentionStream:
 
     Attributes:
         of: the projection that flows: ``"q"``, ``"k"`` or ``"v"`` (k and v on key-value heads).
-        source: ``"previous"`` layer, the ``"first"`` layer, or ``"all"`` earlier layers.
+        source: ``"previous"`` layer, the ``"first"`` layer, or ``"all"`` earlier layers; or
+            ``"tokens"``: each receiving layer, layer 0 too, has a table of its own, [d_vocab,
+            head, d_head], that is looked up by the token (value embeddings). It begins at 0.
         carry: what a layer hands on: ``"sum"`` its total, so that values accumulate (the paper's
             formula read literally); ``"raw"`` its own projection alone (the authors' language-model
             code). The two differ from the third layer on.
@@ -39,15 +45,18 @@ class AttentionStream:
         own, carried: the two weights where they are fixed, their initial values where learned
             (``carried`` is λ or g for convex and gate, ``carried · identity`` for matrix).
             ``None`` takes the mix's default.
-        layers: the layers that receive; ``None`` is every layer but the first.
+        layers: the layers that receive; ``None`` is every layer but the first, or every layer for
+            ``source="tokens"``.
         detach: the values flow, the gradient does not flow back through the link.
+        act, scale, channels, bias: of a mix that has them (``"added_gate"``); ``None`` takes the
+            mix's default.
 
     Raises:
         ValueError: an unknown or contradictory setting, named with its value.
 
     >>> AttentionStream(of="v")
     AttentionStream(of='v', source='previous', carry='sum', mix='add', own=1.0, carried=1.0, \
-layers=None, detach=False)
+layers=None, detach=False, act=None, scale=None, channels=None, bias=None)
     """
 
     of: Projection
@@ -58,6 +67,10 @@ layers=None, detach=False)
     carried: float | None = None  # a number once made
     layers: tuple[int, ...] | None = None
     detach: bool = False
+    act: str | None = None
+    scale: float | None = None
+    channels: int | None = None
+    bias: bool | None = None
 
     def __post_init__(self) -> None:
         for name, choices in (("of", get_args(Projection)), ("source", get_args(Source)),
@@ -69,11 +82,25 @@ layers=None, detach=False)
                 )
         if not isinstance(self.detach, bool):
             raise ValueError(f"AttentionStream.detach must be True or False; got {self.detach!r}")
+        if self.source == "tokens":
+            if self.detach:
+                raise ValueError("AttentionStream.detach=True: the tables could never be learned")
+            object.__setattr__(self, "carry", "sum")  # there is nothing that a layer hands on
+        for name in FURTHER:
+            value = getattr(self, name)
+            if value is not None and name not in self.how.further:
+                raise ValueError(f"AttentionStream.{name}={value!r}: mix={self.mix!r} has none")
+        if self.source == "all" and not self.how.takes_several:
+            *most, last = (mix.name for mix in MIXES.values() if mix.takes_several)
+            raise ValueError(
+                f"AttentionStream.source='all' contradicts mix={self.mix!r}, which takes one "
+                f"source; use {', '.join(most)} or {last}"
+            )
         self._settle_weights()
         self._settle_layers()
 
     def _settle_weights(self) -> None:
-        for name in ("own", "carried"):
+        for name in ("own", "carried", "scale"):
             value = getattr(self, name)
             if value is not None:
                 is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -81,21 +108,23 @@ layers=None, detach=False)
                     raise ValueError(
                         f"AttentionStream.{name} must be a finite number; got {value!r}"
                     )
-        own, carried = self.how.settle(self.own, self.carried, self.source)
-        object.__setattr__(self, "own", float(own))
-        object.__setattr__(self, "carried", float(carried))
+        for name, value in self.how.settle(self).items():
+            is_number = isinstance(value, int) and name in ("own", "carried", "scale")
+            object.__setattr__(self, name, float(value) if is_number else value)
 
     def _settle_layers(self) -> None:
         if self.layers is None:
             return
+        first = 0 if self.source == "tokens" else 1
+        why = "" if first == 0 else " (layer 0 has no earlier layer to receive from)"
         wrong = ValueError(
-            "AttentionStream.layers must be None or distinct layer numbers from 1 up (layer 0 has "
-            f"no earlier layer to receive from); got {self.layers!r}"
+            f"AttentionStream.layers must be None or distinct layer numbers from {first} up{why}; "
+            f"got {self.layers!r}"
         )
         if isinstance(self.layers, str | int) or not isinstance(self.layers, Iterable):
             raise wrong
         layers = tuple(self.layers)
-        if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in layers):
+        if any(not isinstance(n, int) or isinstance(n, bool) or n < first for n in layers):
             raise wrong
         if not layers or len(set(layers)) != len(layers):
             raise wrong
@@ -108,26 +137,35 @@ layers=None, detach=False)
 
     @property
     def is_learned(self) -> bool:
-        """Whether mixing adds parameters to the model."""
-        return self.how.own_is_learned or self.how.carried_is_learned
+        """Whether it adds parameters to the model."""
+        return self.source == "tokens" or self.how.own_is_learned or self.how.carried_is_learned
 
     def receives(self, layer: int) -> bool:
         """Whether ``layer`` receives along this stream."""
-        return layer >= 1 if self.layers is None else layer in self.layers
+        if self.layers is not None:
+            return layer in self.layers
+        return layer >= (0 if self.source == "tokens" else 1)
 
     def sources(self, layer: int) -> tuple[int, ...]:
-        """The layers whose projections arrive in ``layer``, in order; empty if none do."""
+        """The layers whose projections arrive in ``layer``, in order; empty if none do.
+
+        ``TABLE`` stands for the layer's own table.
+        """
         if not self.receives(layer):
             return ()
         return {
+            "tokens": (TABLE,),
             "previous": (layer - 1,),
             "first": (0,),
             "all": tuple(range(layer)),
         }[self.source]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, every field."""
-        return {**asdict(self), "layers": None if self.layers is None else list(self.layers)}
+        """Plain JSON types, every field that its mix has."""
+        fields = {
+            name: x for name, x in asdict(self).items() if name not in FURTHER or x is not None
+        }
+        return {**fields, "layers": None if self.layers is None else list(self.layers)}
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> AttentionStream:
@@ -235,8 +273,10 @@ def _written(text: str, carry: Carry) -> list[AttentionStream]:
 def _value(field: str, text: str) -> Any:
     """What a field of a stream is set to: numbers, True, False, None and layers are read."""
     try:
-        if field in ("own", "carried"):
+        if field in ("own", "carried", "scale"):
             return float(text)
+        if field == "channels" and text != "None":
+            return int(text)
         if field == "layers" and text != "None":
             return tuple(int(part) for part in text.strip("()").split(",") if part.strip())
     except ValueError:
@@ -253,8 +293,8 @@ def shorthand(streams: Streams) -> str:
     names = []
     for stream in streams:
         usual: dict[str, Any] = {"source": "previous", "carry": "sum", "mix": "add"}
-        usual["own"], usual["carried"] = stream.how.default or (None, None)
-        usual |= {"layers": None, "detach": False}
+        usual |= {"own": None, "carried": None, "layers": None, "detach": False}
+        usual |= stream.how.usual(stream)
         changed = [f"{k}={getattr(stream, k)}" for k, v in usual.items() if getattr(stream, k) != v]
         names.append(f"{stream.of}({', '.join(changed)})" if changed else stream.of)
     return "".join(names) if all(len(name) == 1 for name in names) else " ".join(names)

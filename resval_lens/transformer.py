@@ -6,15 +6,13 @@ import copy
 import warnings
 from contextlib import nullcontext
 from fnmatch import fnmatch
-from functools import partial
 from typing import Any, ClassVar, Self, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
-from transformer_lens import ActivationCache, HookedTransformerConfig
+from transformer_lens import HookedTransformerConfig
 from transformer_lens.HookedTransformer import Output
 from transformer_lens.utilities import (
     LocallyOverridenDefaults,
@@ -22,19 +20,19 @@ from transformer_lens.utilities import (
     apply_softcap,
 )
 
-from resval_lens.attention import Carried
+from resval_lens.attention import TOKENS, Carried
 from resval_lens.block import ResValBlock
 from resval_lens.config import ResValConfig
-from resval_lens.io.loading import Loading
 from resval_lens.io.placing import refuse_waiting
 from resval_lens.io.tokenizers import spelled
-from resval_lens.lens.hook_names import handing_point
+from resval_lens.layers import Layers
+from resval_lens.lens.generation import generated
 from resval_lens.lens.model_html import model_html
 from resval_lens.lens.norm import fused
 from resval_lens.lens.unembed import FusedUnembed, TiedUnembed, loss_sum, wide, wide_logits
 
 
-class ResValTransformer(Loading):
+class ResValTransformer(Layers):
     """A HookedTransformer whose attention layers may receive earlier layers' q, k or v.
 
     Everything a HookedTransformer does works: hooks, cache, loss, generation, weight properties.
@@ -85,6 +83,11 @@ class ResValTransformer(Loading):
                 default_padding_side=default_padding_side,
             )
         cfg.n_layers, cfg.init_weights = n_layers, init_weights
+        if not self.reads_tokens and (cfg.looks_up or cfg.smear_channels or cfg.embedding_norm):
+            raise ValueError(
+                f"{self.kind} reads vectors: it has no tokens to look up (source='tokens'), and "
+                "no embeddings to normalise or smear"
+            )
         self.blocks = TypedModuleList(self.block_class(cfg, layer) for layer in range(n_layers))
         if hasattr(self, "ln_final"):
             self.ln_final = fused(self.ln_final, cfg)
@@ -93,6 +96,7 @@ class ResValTransformer(Loading):
             if cfg.tied_embedding
             else FusedUnembed(cfg)
         )
+        self.add_readers()
         for name in self.without:
             delattr(self, name)
         if init_weights:
@@ -129,6 +133,7 @@ class ResValTransformer(Loading):
                 second derivative; see :func:`~resval_lens.lens.unembed.loss_sum`.
             carried: with ``start_at_layer`` above 0, what the layers before it hand on; see
                 :meth:`carried_before`.
+            tokens: with ``start_at_layer``, the token ids, where layers look them up.
             checkpoint_blocks: recompute each block in the backward pass instead of keeping its
                 activations (``torch.utils.checkpoint``). Hooks then run twice.
 
@@ -159,7 +164,9 @@ class ResValTransformer(Loading):
                     self._check_length(before + residual.shape[1], attention_mask)
             if self.training and self.cfg.dropout and start_at_layer is None:
                 residual = F.dropout(residual, self.cfg.dropout)
-            residual, _ = self.run_blocks(
+            if self.cfg.looks_up and tokens is not None:
+                carried = {**(carried or {}), TOKENS: (tokens,)}
+            residual, streams = self.run_blocks(
                 residual,
                 start_at_layer,
                 stop_at_layer,
@@ -168,8 +175,14 @@ class ResValTransformer(Loading):
                 attention_mask=attention_mask,
                 past_kv_cache=past_kv_cache,
                 checkpoint_blocks=checkpoint_blocks,
+                mixed=start_at_layer is not None,
             )
             if stop_at_layer is not None:
+                layers = range(self.cfg.n_layers)[start_at_layer:stop_at_layer]
+                if layers.stop < self.cfg.n_layers and (layers or start_at_layer is None):
+                    block = self.blocks[layers.stop]
+                    with block.fetched():
+                        residual, _ = block.entered(residual, streams)
                 return residual
             residual = self.unembed_input(residual.to(self.unembed.W_U.device))
             if targets is not None:
@@ -185,40 +198,6 @@ class ResValTransformer(Loading):
                 attention_mask = attention_mask.to(logits.device)
             loss = self.loss_fn(logits, tokens, attention_mask, per_token=loss_per_token)
             return loss if return_type == "loss" else Output(logits, loss)
-
-    def run_blocks(
-        self,
-        residual: Float[Tensor, "batch pos d_model"],
-        start_at_layer: int | None = None,
-        stop_at_layer: int | None = None,
-        carried: Carried | None = None,
-        *,
-        shortformer_pos_embed: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        past_kv_cache: Any = None,
-        checkpoint_blocks: bool = False,
-    ) -> tuple[Float[Tensor, "batch pos d_model"], Carried]:
-        """The residual stream after layers start..stop, and what they and those before hand on."""
-        layers = range(self.cfg.n_layers)[start_at_layer:stop_at_layer]
-        self._check_carried(layers, carried)
-        streams: Carried = carried or {}
-        for layer in layers:
-            whole, device = self.blocks[layer], self.blocks[layer].device
-            if shortformer_pos_embed is not None:
-                shortformer_pos_embed = shortformer_pos_embed.to(device)
-            if attention_mask is not None:
-                attention_mask = attention_mask.to(device)
-            block = partial(
-                whole,
-                past_kv_cache_entry=None if past_kv_cache is None else past_kv_cache[layer],
-                shortformer_pos_embed=shortformer_pos_embed,
-                attention_mask=attention_mask,
-            )
-            # A graph would hold the weights of all layers that were fetched.
-            if checkpoint_blocks or (whole.waiting is not None and torch.is_grad_enabled()):
-                block = partial(checkpoint, block, use_reentrant=False)
-            residual, streams = block(residual.to(device), carried=streams)
-        return residual, streams
 
     def unembed_input(
         self, residual: Float[Tensor, "batch pos d_model"]
@@ -279,19 +258,6 @@ class ResValTransformer(Loading):
         """How many logits an answer has."""
         return self.cfg.d_vocab_out
 
-    def _check_carried(self, layers: range, carried: Carried | None) -> None:
-        if len(layers) == 0 or layers[0] == 0:
-            return
-        for stream in self.cfg.streams:
-            for layer in layers:
-                missing = [source for source in stream.sources(layer) if source < layers[0]]
-                if missing and stream.of not in (carried or {}):
-                    raise ValueError(
-                        f"start_at_layer={layers[0]} skips layer {missing[0]}, whose {stream.of} "
-                        f"layer {layer} receives: pass carried=model.carried_before({layers[0]}, "
-                        "cache)"
-                    )
-
     def to(self, *args: Any, print_details: bool = True, **kwargs: Any) -> Self:
         """As torch.nn.Module.to, in all its forms; ``cfg.device`` and ``cfg.dtype`` follow.
 
@@ -339,22 +305,15 @@ class ResValTransformer(Loading):
             )
         return int(tokens[0])
 
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """HookedTransformer.generate; see :func:`~resval_lens.lens.generation.generated`."""
+        cfg = self.cfg
+        if cfg.looks_up or cfg.residual_mixing or cfg.embedding_norm or cfg.smear_channels:
+            return generated(self, *args, **kwargs)
+        return super().generate(*args, **kwargs)
+
     def _repr_html_(self) -> str:
         return model_html(self)
-
-    def carried_before(self, layer: int, cache: ActivationCache | dict[str, Tensor]) -> Carried:
-        """What the layers before ``layer`` hand on, read from a cache of a full run.
-
-        >>> # logits = model(cache["resid_pre", 2], start_at_layer=2,
-        >>> #                carried=model.carried_before(2, cache))
-        """
-        layer = range(self.cfg.n_layers)[layer]
-        carried: Carried = {}
-        for stream in self.cfg.streams:
-            wanted = {"previous": [layer - 1], "first": [0], "all": range(layer)}[stream.source]
-            sources = wanted if layer > 0 else []
-            carried[stream.of] = tuple(cache[handing_point(stream, source)] for source in sources)
-        return carried
 
     def get_residual(
         self,

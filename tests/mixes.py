@@ -13,10 +13,11 @@ UNGATED = [name for name, mix in MIXES.items() if not mix.is_gated]
 
 def sources_of(mix: str) -> tuple[str, ...]:
     """What ``source`` may be."""
-    return ("previous", "first", "all") if MIXES[mix].takes_several else ("previous", "first")
+    several = ("all",) if MIXES[mix].takes_several else ()
+    return ("tokens", "previous", "first", *several)
 
 
-def weights_of(mix: str) -> dict[str, float]:
+def weights_of(mix: str) -> dict[str, Any]:
     """Own and carried weights to start with; not the defaults."""
     for weights in ({"own": 0.8, "carried": -0.6}, {"own": 0.75, "carried": 0.25}):
         try:
@@ -24,7 +25,7 @@ def weights_of(mix: str) -> dict[str, float]:
         except ValueError:
             continue
         return weights
-    return {"carried": 0.7}
+    return {"carried": 0.7, **({"bias": True} if "bias" in MIXES[mix].further else {})}
 
 
 def settings_of(mix: str) -> dict[str, Any]:

@@ -31,10 +31,12 @@ def streams(draw: Any, of: str, n_layers: int) -> AttentionStream:
         AttentionStream(of, mix=mix, **numbers)
     except ValueError:  # not for this mix
         numbers = {"carried": draw(st.sampled_from((0.1, 0.625)))}
+    if "bias" in MIXES[mix].further:
+        numbers["bias"] = True
     some = st.lists(st.integers(1, n_layers - 1), min_size=1, unique=True).map(tuple)
     return AttentionStream(
         of, source=source, carry=draw(st.sampled_from(("sum", "raw"))), mix=mix,
-        layers=draw(st.none() | some), detach=draw(st.booleans()), **numbers,
+        layers=draw(st.none() | some), detach=source != "tokens" and draw(st.booleans()), **numbers,
     )  # fmt: skip
 
 
@@ -87,15 +89,14 @@ def test_the_printed_equation_is_what_the_model_computes(chosen: dict[str, Any])
         mixes = [p for p, _ in model.named_parameters() if p.startswith(f"blocks.{layer}.attn.mix")]
         learned = any(f".mixes.{of}." in parameter for parameter in mixes)
         assert arriving.endswith(" (learned)") == learned
-        parts = re.findall(
-            r"(?:^| \+ )(.*?)(blocks\.\d+\.attn\.hook_[qkv](?:_local)?)(?= \+ | \(learned\)|$)",
-            arriving,
-        )
+        point = r"blocks\.\d+\.attn\.hook_[qkv](?:_local|_table)?"
+        parts = re.findall(rf"(?:^| \+ )(.*?)({point})(?= \+ | \(learned\)|$)", arriving)
         assert len(parts) == len(stream.sources(int(layer)))
         handed = [cache[point] for _, point in parts]
         if stream.how.is_gated:
-            assert (own_text, parts[0][0]) == ("(1 − g) · ", "g (per token and head) · ")
-            assert_gated(total, local, handed[0])
+            own_share = "(1 − g) · " if stream.mix == "gate" else ""
+            assert (own_text, parts[0][0]) == (own_share, "g (per token and head) · ")
+            assert_gated(total, local, handed[0], stream)
             continue
         own = weight_of(own_text)
         close(total, [own * local, link])
@@ -126,12 +127,15 @@ def close(found: Tensor, parts: list[Tensor]) -> None:
     assert (error <= 6e-3 * sum(part.abs() for part in parts) + 1e-5).all()
 
 
-def assert_gated(total: Tensor, local: Tensor, handed: Tensor) -> None:
-    """total = (1 − g) · local + g · handed with one g in (0, 1) for each token and head."""
-    apart = handed - local
+def assert_gated(total: Tensor, local: Tensor, handed: Tensor, stream: AttentionStream) -> None:
+    """total = local + g · (handed, or handed − local), one g for each token and head in its range:
+    0 to 1, or the scale.
+    """
+    shares = stream.mix == "gate"
+    apart = handed - local if shares else handed
     g = ((total - local) * apart).sum(-1, keepdim=True) / apart.square().sum(-1, keepdim=True)
-    torch.testing.assert_close(total, (1 - g) * local + g * handed, atol=1e-4, rtol=1e-4)
-    assert ((g > 0) & (g < 1)).all()
+    torch.testing.assert_close(total, local + g * apart, atol=1e-4, rtol=1e-4)
+    assert ((g > 0) & (g < (1 if shares else 2))).all()
 
 
 def test_fixed_weights_are_printed_as_they_are_set_and_ones_are_not() -> None:

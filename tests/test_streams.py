@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from resval_lens.config import ResValConfig
 from resval_lens.mixes import MIXES
-from resval_lens.streams import AttentionStream, parse_streams, shorthand
+from resval_lens.streams import FURTHER, AttentionStream, parse_streams, shorthand
 from tests.helpers import tiny_config
 from tests.mixes import each_mix, sources_of, weights_of
 
@@ -49,7 +49,7 @@ def test_a_wrong_value_is_named_with_its_field(field: str, value: Any) -> None:
 @pytest.mark.usefixtures("unchecked_annotations")
 @pytest.mark.parametrize("field", ["of", "source", "carry", "mix"])
 def test_a_refused_choice_lists_the_choices(field: str) -> None:
-    choices = {"of": "q, k, v", "source": "previous, first, all", "carry": "sum, raw"}
+    choices = {"of": "q, k, v", "source": "previous, first, all, tokens", "carry": "sum, raw"}
     with pytest.raises(ValueError, match="must be one of ") as error:
         AttentionStream(**{"of": "v", field: "none of these"})
     listed = str(error.value).partition("must be one of ")[2].partition(";")[0].split(", ")
@@ -221,21 +221,24 @@ def attention_streams(draw: st.DrawFn, n_layers: int = 4) -> AttentionStream:
     mix = draw(st.sampled_from(list(MIXES)))
     weight = st.floats(-4, 4) | st.integers(-2, 2)
     own, carried = draw(st.none() | weight), draw(st.none() | weight)
+    further = {"bias": True} if "bias" in MIXES[mix].further else {}
     try:
-        AttentionStream("v", mix=mix, own=own, carried=carried)
+        AttentionStream("v", mix=mix, own=own, carried=carried, **further)
     except ValueError:  # not for this mix
         own, carried = None, draw(st.floats(0.01, 0.99))
         own = draw(weight) if MIXES[mix].default is None else None
     receivers = st.sets(st.integers(1, n_layers - 1), min_size=1)
+    source = draw(st.sampled_from(sources_of(mix)))
     return AttentionStream(
         of=draw(st.sampled_from("qkv")),  # type: ignore[arg-type]
-        source=draw(st.sampled_from(sources_of(mix))),  # type: ignore[arg-type]
+        source=source,  # type: ignore[arg-type]
         carry=draw(st.sampled_from(["sum", "raw"])),
         mix=mix,
         own=own,
         carried=carried,
         layers=draw(st.none() | receivers.map(tuple)),
-        detach=draw(st.booleans()),
+        detach=source != "tokens" and draw(st.booleans()),
+        **further,
     )
 
 
@@ -248,7 +251,8 @@ def test_what_shorthand_writes_is_read_as_it_was(streams: list[AttentionStream])
             # 1 − own is not always the carried that it was made of, to the last bit.
             assert (one.own, one.carried) == pytest.approx((other.own, other.carried))
             assert one.mix == other.mix
-            same = {"mix": "pair", "own": 0, "carried": 0}
+            assert [getattr(one, f) for f in FURTHER] == [getattr(other, f) for f in FURTHER]
+            same = {"mix": "pair", "own": 0, "carried": 0, **dict.fromkeys(FURTHER)}
             assert replace(one, **same) == replace(other, **same)
 
 
@@ -262,7 +266,7 @@ def test_what_shorthand_writes_is_read_as_it_was(streams: list[AttentionStream])
         ("v(detach=True)(", "has '('"),
         ("v(mix=pair, own=x, carried=1)", "AttentionStream.own must be a finite number; got 'x'"),
         ("v(weight=2)", "AttentionStream has no field 'weight'"),
-        ("v(source=last)", "source must be one of previous, first, all; got 'last'"),
+        ("v(source=last)", "source must be one of previous, first, all, tokens; got 'last'"),
         ("v(layers=(1, x))", "layers must be None or distinct layer numbers"),
         ("v(detach=yes)", "detach must be True or False; got 'yes'"),
         ("v v(carry=raw)", "2 streams of 'v'"),

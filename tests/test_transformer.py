@@ -268,6 +268,9 @@ def by_hand(mix: StreamMix, local: Tensor, handed: Sequence[Tensor], x: Tensor) 
                     gate = torch.sigmoid(x @ mix.gate_weight[h] + mix.gate_bias[h])[..., None]
                     own = 1 - gate
                     link += gate * tensor[:, :, h]
+                case "added_gate":
+                    gate = 2 / (1 + torch.exp(-(x @ mix.gate_weight[h] + mix.gate_bias[h])))
+                    link += gate[..., None] * tensor[:, :, h]
                 case _:
                     raise AssertionError(f"mix={stream.mix!r}: its formula is missing here")
         total[:, :, h] = own * local[:, :, h] + link
@@ -292,10 +295,14 @@ def test_every_mix_is_its_formula(mix: str, source: str, carry: str, kv_heads: i
     cache = model.run_with_cache(tiny_tokens())[1]
     for of in "qkv":
         local = [own_projection(model, cache, of, layer) for layer in range(4)]
-        total = [local[0]]
-        for layer in range(1, 4):
-            sources = {"previous": [layer - 1], "first": [0], "all": range(layer)}[source]
-            handed = [(local if carry == "raw" else total)[j] for j in sources]
+        total = [] if source == "tokens" else [local[0]]
+        for layer in range(len(total), 4):
+            if source == "tokens":
+                table = model.blocks[layer].attn.mixes[of].table
+                handed = [torch.stack([table[row] for row in tiny_tokens()])]
+            else:
+                sources = {"previous": [layer - 1], "first": [0], "all": range(layer)}[source]
+                handed = [(local if carry == "raw" else total)[j] for j in sources]
             x = model.blocks[layer].ln1(cache["resid_pre", layer])
             total.append(by_hand(model.blocks[layer].attn.mixes[of], local[layer], handed, x))
         for layer in range(4):
@@ -311,9 +318,13 @@ def test_every_mixing_parameter_gets_a_gradient(
     model = tiny_model(streams, n_key_value_heads=kv_heads)
     model(tiny_tokens(), return_type="loss").backward()
     mixing = {name: p for name, p in model.named_parameters() if ".mixes." in name}
-    assert bool(mixing) == (mix not in ("add", "pair"))
+    assert bool(mixing) == (mix not in ("add", "pair") or source == "tokens")
     for name, parameter in mixing.items():
-        assert (parameter.grad != 0).all(), name
+        assert parameter.grad is not None
+        seen = parameter.grad
+        if name.endswith("table"):  # of tokens that were read where there is something to choose
+            seen = seen[tiny_tokens()[:, 1:-1].unique()]
+        assert (seen != 0).all(), name
 
 
 @each_mix_and_source
@@ -321,7 +332,9 @@ def test_gradients_of_every_mix_are_finite_differences(mix: str, source: str) ->
     """In every weight, every tensor handed on, the own projection and the layer's input."""
     stream = AttentionStream("v", source=source, **settings_of(mix))  # type: ignore[arg-type]
     n_sources = len(stream.sources(3))
-    module = randomise(StreamMix(stream, Sizes(n_sources, heads=2, d_model=3), torch.float64))
+    module = randomise(
+        StreamMix(stream, Sizes(n_sources, 2, d_model=3, d_head=3, d_vocab=5), torch.float64)
+    )
     weights = dict(module.named_parameters())
     generator = torch.Generator().manual_seed(0)
     shapes = [(1, 2, 2, 3)] * (1 + n_sources) + [(1, 2, 3)]
@@ -352,6 +365,7 @@ def test_shapes_of_the_mixing_parameters(mix: str, kv_heads: int | None) -> None
             "convex": {"carried": (n,)},
             "head": {"carried": (n, heads)},
             "gate": {"gate_weight": (heads, d_model), "gate_bias": (heads,)},
+            "added_gate": {"gate_weight": (heads, d_model), "gate_bias": (heads,)},
             "matrix": {"carried": (n, heads, heads)},
         }[mix]
         parameters = model.blocks[2].attn.mixes[of].named_parameters()
@@ -365,7 +379,8 @@ def test_a_learned_mix_starts_as_the_fixed_pair(mix: str, kv_heads: int | None) 
     own, carried = start.own, start.carried
 
     def logits(mix: str) -> Tensor:
-        streams = same_streams(mix=mix, own=own, carried=carried)
+        fields = settings_of(mix) if mix != "pair" else {"mix": mix}
+        streams = same_streams(**{**fields, "own": own, "carried": carried})
         config = tiny_config(streams=streams, n_key_value_heads=kv_heads, dtype=torch.float64)
         return ResValTransformer(config)(tiny_tokens())
 

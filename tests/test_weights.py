@@ -20,7 +20,7 @@ FOLDABLE_STREAMS = [
     stream_of(mix, source=source, carry=carry)
     for mix in UNGATED
     for source in sources_of(mix)
-    for carry in ("raw", "sum")
+    for carry in (("sum",) if source == "tokens" else ("raw", "sum"))
 ]
 
 
@@ -59,7 +59,9 @@ def test_processing_keeps_what_a_value_stream_computes(
     assert model.cfg.normalization_type == "LNPre"
 
 
-@pytest.mark.parametrize("stream", FOLDABLE_STREAMS[:6], ids=name_of)
+@pytest.mark.parametrize(
+    "stream", [s for s in FOLDABLE_STREAMS if s.source != "tokens"][:6], ids=name_of
+)
 @each_head_count
 def test_the_stock_fold_is_wrong_once_values_flow(
     stream: AttentionStream, kv_heads: int | None

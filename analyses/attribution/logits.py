@@ -2,11 +2,14 @@
 
 With the final norm's scale as it was in the run, a logit difference is the sum of what the
 embeddings, the heads, the MLPs and the biases write. A head's share is again a sum, over the layers
-that its values come from (:mod:`resval_lens.analyses.attribution.values`). Nothing is left over.
+that its values come from (:mod:`resval_lens.analyses.attribution.values`). With residual mixing
+what is written is read with a weight, :meth:`~resval_lens.ResValTransformer.written_weights`.
+Nothing is left over.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +19,7 @@ from torch import Tensor
 from transformer_lens.components import LayerNorm, LayerNormPre
 from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
-from resval_lens.analyses.attribution.values import equal, part_name, z_parts
+from resval_lens.analyses.attribution.values import Cache, equal, part_name, z_parts
 from resval_lens.hooks.answers import right_padding
 from resval_lens.hooks.padding import Mask
 from resval_lens.hooks.prompts import (
@@ -30,8 +33,8 @@ from resval_lens.hooks.prompts import (
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
 
-CACHED = ("hook_embed", "hook_pos_embed", "hook_resid_pre", "hook_v", "hook_v_local",
-          "hook_pattern", "hook_mlp_out")  # fmt: skip
+CACHED = ("hook_embed", "hook_pos_embed", "hook_resid_pre", "hook_resid_embed", "hook_v",
+          "hook_v_local", "hook_v_table", "hook_pattern", "hook_mlp_out")  # fmt: skip
 """How the names of the hook points end that :func:`attribute` reads."""
 
 
@@ -40,15 +43,18 @@ class Attribution:
     """A logit difference in parts, in logits (nats).
 
     Attributes:
-        components: ``embed``, ``pos_embed``, ``a2.h1`` (head 1 of layer 2, its own values),
-            ``a2.h1 from 0`` (what it has of layer 0's values along links: those of
-            :func:`~resval_lens.analyses.attribution.values.links_of_part`), ``b_O 2`` (the layer's
+        components: ``embed``, ``pos_embed`` (normalised or smeared together: ``embed``), ``a2.h1``
+            (head 1 of layer 2, its own values), ``a2.h1 from 0`` (what it has of layer 0's values
+            along links: those of
+            :func:`~resval_lens.analyses.attribution.values.links_of_part`), ``a2.h1 from t`` (what
+            it has of its layer's table), ``b_O 2`` (the layer's
             output bias), ``m2`` (an MLP), what the model adds after its layers (``readout_parts``),
             ``ln_final.b``, ``b_U``.
         values: each component's share, [prompt, component].
         total: logit(first label) − logit(best other label) of the run, [prompt]: the shares' sum.
         heads: the heads' shares by the layer their values come from, [prompt, layer, source,
-            head]: own on the diagonal of (layer, source), 0 where nothing flows.
+            head]: own on the diagonal of (layer, source), 0 where nothing flows. Where layers have
+            tables, these are one source more, the last (``TABLE`` = −1).
     """
 
     components: tuple[str, ...]
@@ -79,10 +85,11 @@ def attribute(
 ) -> Attribution:
     """Direct logit attribution of logit(first label) − logit(second label), links told apart.
 
-        share(x) = x · (W_U[:, first] − W_U[:, second]) ∘ w / scale
+        share(x) = c x · (W_U[:, first] − W_U[:, second]) ∘ w / scale
 
     for what each component writes at a prompt's answer position, ``scale`` and centering being the
-    final norm's in this run. After ``process_weights_`` the value biases are in b_O.
+    final norm's in this run; c is 1, or the readout's weight of it with residual mixing. After
+    ``process_weights_`` the value biases are in b_O.
 
     Args:
         labels: two, or more: then the second is, in each prompt, the one of those after the first
@@ -126,25 +133,33 @@ def _attribute(
     rows, answers = torch.arange(len(residual)), prompts.answers.to(residual.device)
     total, direction, biases = read_direction(model, residual, answers, prompts.labels)
 
-    def share(name: str) -> Tensor:
-        x = cache[name]
-        return (x[rows, answers.to(x.device)].to(direction.device) * direction).sum(-1)
+    read = model.written_weights()[-1].to(direction)  # [written]
 
-    values = {"embed": share("hook_embed")}
-    if cfg.positional_embedding_type == "standard":
-        values["pos_embed"] = share("hook_pos_embed")
-    heads = direction.new_zeros(len(residual), cfg.n_layers, cfg.n_layers, cfg.n_heads)
+    def share(name: str, written: int) -> Tensor:
+        x = cache[name]
+        x = x[rows, answers.to(x.device)].to(direction.device)
+        return read[written] * (x * direction).sum(-1)
+
+    if cfg.embedding_norm or cfg.smear_channels:  # of both together
+        values = {"embed": share(cfg.input_point, 0)}
+    else:
+        values = {"embed": share("hook_embed", 0)}
+        if cfg.positional_embedding_type == "standard":
+            values["pos_embed"] = share("hook_pos_embed", 0)
+    sources = cfg.n_layers + any(s.of == "v" and s.source == "tokens" for s in cfg.streams)
+    heads = direction.new_zeros(len(residual), cfg.n_layers, sources, cfg.n_heads)
     for layer, parts in enumerate(z_parts(model, cache, answers)):
         with model.blocks[layer].fetched():
             attn = model.blocks[layer].attn
             W_O, b_O = attn.W_O.to(direction), attn.b_O.to(direction)
         for source, z in parts.items():
-            heads[:, layer, source] = written_along(W_O, z[:, 0].to(direction.device), direction)
+            written = written_along(W_O, z[:, 0].to(direction.device), direction)
+            heads[:, layer, source] = read[layer + 1] * written
             for head in range(cfg.n_heads):
                 values[part_name(layer, head, source)] = heads[:, layer, source, head]
-        values[f"b_O {layer}"] = direction @ b_O
+        values[f"b_O {layer}"] = read[layer + 1] * (direction @ b_O)
         if not cfg.attn_only:
-            values[f"m{layer}"] = share(f"blocks.{layer}.hook_mlp_out")
+            values[f"m{layer}"] = share(f"blocks.{layer}.hook_mlp_out", layer + 1)
     for name, x in model.readout_parts(residual[rows, answers][:, None]).items():
         values[name] = (x[:, 0] * direction).sum(-1)
     values |= biases
@@ -217,6 +232,9 @@ def logit_lens(
 ) -> LogitLens:
     """The readout (final norm, unembedding) at each prompt's answer, of every layer's residual.
 
+    With residual mixing: of what the readout reads that was written up to there, each with the
+    readout's weight of it. After the last layer that is what it does read.
+
     Args:
         tokens: [prompt, pos], or a classifier's [prompt, pos, d_model]: its whole readout is used.
         last, mask, max_tokens: as in :func:`attribute`.
@@ -225,17 +243,36 @@ def logit_lens(
         ValueError: labels, tokens or positions that do not fit.
     """
     prompts, layers = _prompts(model, tokens, labels, last, mask), range(model.cfg.n_layers)
-    names = ["blocks.0.hook_resid_pre", *(f"blocks.{i}.hook_resid_post" for i in layers)]
-    found = []
+    cfg, found = model.cfg, []
+    names = [cfg.input_point, *(f"blocks.{i}.hook_resid_post" for i in layers)]
+    if cfg.residual_mixing:
+        names += [f"blocks.{i}.hook_resid_pre" for i in layers]
     with evaluating(model):
         for part in prompts.within(max_tokens):
             _, cache = model.run_with_cache(
                 part.clean, stop_at_layer=len(layers), names_filter=names, **right_padding(model)
             )
-            looked = [_looked_at(model, cache[name], part) for name in names]
+            looked = [_looked_at(model, x, part) for x in _along(model, cache)]
             found.append([torch.stack(each) for each in zip(*looked, strict=True)])
     points = ("embed", *map(str, layers))
     return LogitLens(points, *(torch.cat(each, 1) for each in zip(*found, strict=True)))
+
+
+def _along(model: ResValTransformer, cache: Cache) -> Iterator[Tensor]:
+    """The residual stream at the embeddings and after each layer, as the readout would read it."""
+    cfg = model.cfg
+    posts = [f"blocks.{i}.hook_resid_post" for i in range(cfg.n_layers)]
+    if not cfg.residual_mixing:
+        yield from (cache[name] for name in (cfg.input_point, *posts))
+        return
+    read = model.written_weights()[-1].tolist()
+    so_far = read[0] * cache[cfg.input_point]
+    yield so_far
+    for layer, post in enumerate(posts):
+        after = cache[post]
+        written = after - cache[f"blocks.{layer}.hook_resid_pre"]
+        so_far = so_far.to(after.device) + read[layer + 1] * written
+        yield so_far
 
 
 def _looked_at(

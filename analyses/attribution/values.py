@@ -6,13 +6,15 @@ output, its attention pattern A held fixed:
     v_l = Σ_j part_{j→l}                 out_{l,h} = Σ_j A_{l,h} part_{j→l} W_O^{l,h}
 
 part_{l→l} is a · local_l; part_{j→l} is what the links bring of local_j, straight or, with
-``carry="sum"``, by way of the layers between. Nothing is left over.
+``carry="sum"``, by way of the layers between. What a layer's table brings (``source="tokens"``) is
+its part from ``TABLE``, written ``t``. Nothing is left over.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +24,7 @@ from transformer_lens import ActivationCache
 from resval_lens.config import ResValConfig
 from resval_lens.hooks.links import Link, head_name, links_between
 from resval_lens.mixing import Gate
+from resval_lens.streams import TABLE
 from resval_lens.transformer import ResValTransformer
 
 Heads = Float[Tensor, "batch pos _ d_head"]  # heads, or key-value heads
@@ -29,8 +32,11 @@ Cache = ActivationCache | Mapping[str, Tensor]
 
 
 def part_name(layer: int, head: int, source: int) -> str:
-    """``a2.h1`` for a head's own values, ``a2.h1 from 0`` for those of layer 0 along links."""
-    return head_name(layer, head) + ("" if source == layer else f" from {source}")
+    """``a2.h1`` for a head's own values, ``a2.h1 from 0`` for those of layer 0 along links,
+    ``a2.h1 from t`` for those of its table.
+    """
+    name = head_name(layer, head)
+    return name if source == layer else f"{name} from {'t' if source == TABLE else source}"
 
 
 def links_of_part(
@@ -47,7 +53,7 @@ def links_of_part(
     Raises:
         ValueError: a name of nothing of the kind, or of a layer or head that is not there.
     """
-    found = re.fullmatch(r"a(\d+)\.h(\d+)(?: from (\d+))?", name)
+    found = re.fullmatch(r"a(\d+)\.h(\d+)(?: from (\d+|t))?", name)
     if found is None:
         raise ValueError(f"{name!r} names no head's part, like a2.h1 or a2.h1 from 0")
     layer, head = int(found[1]), int(found[2])
@@ -59,7 +65,8 @@ def links_of_part(
     if found[3] is None:
         return ()
     reading = head // (cfg.n_heads // cfg.n_heads_of(of))
-    return links_between(cfg, of, (int(found[3]), source_head), (layer, reading))
+    source = TABLE if found[3] == "t" else int(found[3])
+    return links_between(cfg, of, (source, source_head), (layer, reading))
 
 
 def split_by_source(
@@ -67,6 +74,7 @@ def split_by_source(
     of: str,
     local: Sequence[Heads],
     gates: Sequence[Gate | None] | None = None,
+    tables: Sequence[Heads | None] | None = None,
 ) -> list[dict[int, Heads]]:
     """What each layer's total has from each layer's local projection; their sum is the total.
 
@@ -74,9 +82,10 @@ def split_by_source(
         of: the projection, q, k or v. Without a stream of it a layer has its own part alone.
         local: the local projections, one for each layer.
         gates: each layer's gate, for a gated mix.
+        tables: what each layer looks up, for ``source="tokens"``.
 
     Returns:
-        For each layer: source layer to part, the own part first.
+        For each layer: source layer (or ``TABLE``) to part, the own part first.
     """
     stream = next((stream for stream in model.cfg.streams if stream.of == of), None)
     totals: list[dict[int, Heads]] = []
@@ -86,7 +95,11 @@ def split_by_source(
         parts = {layer: own}
         if stream is not None and mix is not None:
             gate = None if gates is None else gates[layer]
-            arriving = [handed[j] for j in stream.sources(layer)]
+            if stream.source == "tokens":
+                assert tables is not None
+                arriving = [{TABLE: cast("Heads", tables[layer])}]
+            else:
+                arriving = [handed[j] for j in stream.sources(layer)]
             with model.blocks[layer].fetched():
                 parts[layer] = mix.own_part(own, gate)
                 for source in sorted(set().union(*arriving)):
@@ -121,15 +134,18 @@ def value_parts(model: ResValTransformer, cache: Cache) -> list[dict[int, Heads]
         raise ValueError(f"clip_qkv={model.cfg.clip_qkv}: clipped values are no sum of parts")
     local: list[Heads] = []
     gates: list[Gate | None] = []
+    tables: list[Heads | None] = []
     for layer, block in enumerate(model.blocks):
         mix = block.attn.mix("v")
         ending = "hook_v" if mix is None else "hook_v_local"
         local.append(cache[f"blocks.{layer}.attn.{ending}"])
+        looks_up = mix is not None and mix.stream.source == "tokens"
+        tables.append(cache[f"blocks.{layer}.attn.hook_v_table"] if looks_up else None)
         gated = mix is not None and mix.stream.how.is_gated
         with block.fetched():
             x = block.ln1(cache[f"blocks.{layer}.hook_resid_pre"]) if gated else None
             gates.append(None if mix is None or x is None else mix.gate(x, local[-1].shape[2]))
-    split = split_by_source(model, "v", local, gates)
+    split = split_by_source(model, "v", local, gates, tables)
     for layer, parts in enumerate(split):
         total = cache[f"blocks.{layer}.attn.hook_v"]
         if not equal(torch.stack(list(parts.values())).sum(0), total, total.abs().max()):

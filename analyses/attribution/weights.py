@@ -6,9 +6,10 @@ l has an OV circuit for each source layer j (and, with ``mix="matrix"``, for eac
     OV_{j→l} = w W_V^{j,h'} W_O^{l,h}
 
 w is the weight of the path: a for the own part, the carried weights' product along a chain of
-links, summed where several chains lead from j to l. Without a value stream there are the local
-circuits alone, TransformerLens's own. As there, norms are left out: fold them first
-(``process_weights_``), or their weights are missing.
+links, summed where several chains lead from j to l. Along a table (``source="tokens"``, its source
+is ``TABLE``) what is read is the token itself: w T^{l,h'} W_O^{l,h}, [d_vocab, d_model]. Without a
+value stream there are the local circuits alone, TransformerLens's own. As there, norms are left
+out: fold them first (``process_weights_``), or their weights are missing.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import FactoredMatrix
@@ -35,6 +37,7 @@ from resval_lens.hooks.padding import (
     refuse_unmasked,
 )
 from resval_lens.runtime import evaluating
+from resval_lens.streams import TABLE
 from resval_lens.transformer import ResValTransformer
 
 Mode = Literal["Q", "K", "V"]
@@ -85,7 +88,7 @@ def paths(model: ResValTransformer, of: str = "v") -> dict[Path, float]:
     units = torch.eye(heads, dtype=cfg.dtype, device=model.blocks[0].device)
     local = [units[:, None, :, None]] * cfg.n_layers
     found = {}
-    for layer, parts in enumerate(split_by_source(model, of, local)):
+    for layer, parts in enumerate(split_by_source(model, of, local, tables=local)):
         for source, part in parts.items():
             weights = part[:, 0, :, 0].tolist()  # source head, reading head
             every = stream is not None and stream.how.crosses_heads and source != layer
@@ -117,7 +120,8 @@ def ov_circuit(
     """w W_V^{source} W_O^{layer,head}, [d_model, d_model]: from what is read to what is written.
 
     Args:
-        source: the layer the values come from; by default the head's own.
+        source: the layer the values come from; by default the head's own. ``TABLE``: the layer's
+            table; then [d_vocab, d_model], from tokens.
         source_head: key-value head of the source; by default the head's own. Needed for the links
             of a stream whose mix crosses heads, like ``"matrix"``: every head reads every head.
 
@@ -177,14 +181,14 @@ def composition_scores(model: ResValTransformer, mode: Mode) -> Composition:
         raise ValueError(f"mode must be 'Q', 'K' or 'V'; got {mode!r}")
     ov = paths(model)
     writers = tuple(ov)
-    writing = _ov(model, writers, ov)
+    writing = _ov(model, writers, ov, like_projections=True)
     if mode == "V":
         readers, reading = writers, writing
     else:
         of, other = mode.lower(), "K" if mode == "Q" else "Q"
         weights = paths(model, of)
         readers = tuple(weights)
-        near = _projections(model, of, readers, weights)
+        near = _projections(model, of, readers, weights, like_projections=True)
         far = []
         for path in readers:
             with model.blocks[path.layer].fetched():
@@ -217,15 +221,24 @@ def copying_scores(
     which = tuple(weights) if which is None else which
     if not which:
         return {}
-    circuit = _ov(model, which, weights)
-    # The eigenvalues other than 0 of W_E (V O) W_U are those of V (O W_U W_E).
-    around = model.unembed.W_U @ model.embed.W_E  # [d_model, d_model]
-    one = torch.eye(len(around), dtype=around.dtype, device=around.device)
+    W_U, W_E = model.unembed.W_U, model.embed.W_E
+    one = torch.eye(len(W_U), dtype=W_U.dtype, device=W_U.device)
     for part in model.readout_parts(one[None]).values():  # their matrices
-        around = around + part[0] @ around
-    eigenvalues = FactoredMatrix(circuit.A, circuit.B @ around).eigenvalues  # [path, d_head]
-    scores = eigenvalues.sum(-1).real / eigenvalues.abs().sum(-1)
-    return dict(zip(which, scores.tolist(), strict=True))
+        W_U = W_U + part[0] @ W_U
+    around = W_U @ W_E  # [d_model, d_model]
+    scores: dict[Path, float] = {}
+    for tables in (False, True):
+        chosen = [path for path in which if (path.source == TABLE) == tables]
+        if not chosen:
+            continue
+        # The eigenvalues other than 0 of W_E (V O) W_U are those of V (O W_U W_E); of a table T,
+        # (T O) W_U and T (O W_U).
+        circuit = _ov(model, chosen, weights)
+        after = W_U if tables else around
+        eigenvalues = FactoredMatrix(circuit.A, circuit.B @ after).eigenvalues  # [path, d_head]
+        found = eigenvalues.sum(-1).real / eigenvalues.abs().sum(-1)
+        scores |= dict(zip(chosen, found.tolist(), strict=True))
+    return {path: scores[path] for path in which}
 
 
 @torch.no_grad()
@@ -290,6 +303,11 @@ def own_token_scores(
     scores = {}
     for path in weights if which is None else which:
         weight = weights[path]
+        if path.source == TABLE:
+            circuit = _ov(model, [path], weights)
+            written = (circuit.A[0][own] @ circuit.B[0])[:, None]
+            scores[path] = _named(model, written, own, top) if weight else 0.0
+            continue
         direct = path.source == 0 or model.cfg.attn_only
         x = cache["hook_embed" if direct else "blocks.0.hook_resid_post"][rows, at][:, None]
         ln1 = model.blocks[path.source].ln1
@@ -297,29 +315,61 @@ def own_token_scores(
             read = ln1(x) - ln1(torch.zeros_like(x))  # without its bias
         circuit = _ov(model, [path], weights)
         written = read @ circuit.A[0] @ circuit.B[0]  # [prompt, 1, d_model]
-        best = model.unembed(model.unembed_input(written))[:, 0].topk(top).indices  # [prompt, top]
-        named = (best == own[:, None]).any(-1).cpu().double().mean().item()
-        scores[path] = named if weight else 0.0
+        scores[path] = _named(model, written, own, top) if weight else 0.0
     return scores
 
 
+def _named(
+    model: ResValTransformer,
+    written: Float[Tensor, "prompt 1 d_model"],
+    own: Int[Tensor, " prompt"],
+    top: int,
+) -> float:
+    """The share of prompts whose own token is among the top ones of what is written."""
+    best = model.unembed(model.unembed_input(written))[:, 0].topk(top).indices  # [prompt, top]
+    return float((best == own[:, None]).any(-1).cpu().double().mean())
+
+
 def _ov(
-    model: ResValTransformer, which: Sequence[Path], weights: dict[Path, float]
+    model: ResValTransformer,
+    which: Sequence[Path],
+    weights: dict[Path, float],
+    like_projections: bool = False,
 ) -> FactoredMatrix:
-    """The OV circuits of some paths, [path, d_model, d_model]."""
+    """The OV circuits of some paths, [path, d_model, d_model]; as :func:`_projections`."""
     out = []
     for path in which:
         with model.blocks[path.layer].fetched():
             out.append(model.blocks[path.layer].attn.W_O[path.head])
-    return FactoredMatrix(_projections(model, "v", which, weights), torch.stack(out))
+    near = _projections(model, "v", which, weights, like_projections)
+    return FactoredMatrix(near, torch.stack(out))
 
 
 def _projections(
-    model: ResValTransformer, of: str, which: Sequence[Path], weights: dict[Path, float]
-) -> Float[Tensor, "path d_model d_head"]:
-    """w W^{source} of some paths."""
+    model: ResValTransformer,
+    of: str,
+    which: Sequence[Path],
+    weights: dict[Path, float],
+    like_projections: bool = False,
+) -> Float[Tensor, "path read d_head"]:
+    """w W^{source} of some paths; w T of tables.
+
+    Args:
+        like_projections: of a table T [d_vocab, d_head] what has its norms and as many rows as
+            W: R of T = Q R, with rows of 0. ‖T X‖ = ‖R X‖ for every X.
+    """
     found = []
     for path in which:
+        if path.source == TABLE:
+            mix = model.blocks[path.layer].attn.mix(of)
+            assert mix is not None
+            with model.blocks[path.layer].fetched():
+                table = mix.table[:, path.source_head].detach()
+            if like_projections:
+                table = torch.linalg.qr(table, mode="r").R
+                table = F.pad(table, (0, 0, 0, model.cfg.d_model - len(table)))
+            found.append(weights[path] * table)
+            continue
         attn = model.blocks[path.source].attn
         stored = of != "q" and isinstance(attn, GroupedQueryAttention)  # one for each kv head
         with model.blocks[path.source].fetched():

@@ -44,17 +44,17 @@ class Tanh(Scalar):
     where = "λ learned, one per layer"
     default = (1.0, 0.5)
 
-    def settle(self, own, carried, source):
-        own, carried = super().settle(own, carried, source)
-        if not -1 < carried < 1:
+    def settle(self, stream):
+        settled = super().settle(stream)
+        if not -1 < settled["carried"] < 1:
             raise ValueError(
                 "AttentionStream.carried must lie strictly between -1 and 1 for "
-                f"mix={self.name!r}; got {carried!r}"
+                f"mix={self.name!r}; got {settled['carried']!r}"
             )
-        return own, carried
+        return settled
 
-    def parameters(self, own, carried, sizes):
-        return {"carried": Start((sizes.sources,), math.atanh(carried))}
+    def parameters(self, stream, sizes):
+        return {"carried": Start((sizes.sources,), math.atanh(stream.carried))}
 
     def weights(self, at, gate=None):
         return at.fixed[0], tuple(at.carried.tanh())

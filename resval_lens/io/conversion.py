@@ -82,7 +82,12 @@ class WeightConversion(StreamCaching):
             ValueError: a processing step that streams do not survive, with the reason.
         """
         check_processing(
-            self.cfg, fold_ln, fold_value_biases, refactor_factored_attn_matrices, center_unembed
+            self.cfg,
+            fold_ln,
+            fold_value_biases,
+            refactor_factored_attn_matrices,
+            center_unembed,
+            center_writing_weights and str(self.cfg.normalization_type).startswith("LN"),
         )
         if isinstance(self.unembed, TiedUnembed):  # what follows changes W_U and W_E differently
             self.unembed, self.cfg.tied_embedding = self.unembed.untied(), False

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
-from transformer_lens.utilities import sample_logits
+from transformer_lens.utilities import (
+    USE_DEFAULT_VALUE,
+    LocallyOverridenDefaults,
+    get_attention_mask,
+    sample_logits,
+)
 
 from resval_lens.lens.unembed import wide
 from resval_lens.runtime import evaluating
@@ -77,3 +83,78 @@ def _stream(
             drawn = sample_logits(last, temperature=temperature, top_k=top_k, top_p=top_p)
         new = drawn[:, None]
         yield drawn.cpu()
+
+
+@torch.no_grad()
+def generated(
+    model: HookedTransformer,
+    input: str | list[str] | Int[Tensor, "row pos"] = "",
+    max_new_tokens: int = 10,
+    stop_at_eos: bool = True,
+    eos_token_id: int | None = None,
+    do_sample: bool = True,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    temperature: float = 1.0,
+    freq_penalty: float = 0.0,
+    use_past_kv_cache: bool = True,
+    prepend_bos: Any = USE_DEFAULT_VALUE,
+    padding_side: Any = USE_DEFAULT_VALUE,
+    return_type: str | None = "input",
+    verbose: bool = False,
+) -> Any:
+    """``HookedTransformer.generate`` for models that need the token ids in every call.
+
+    There they are handed on as embeddings, of which tables cannot be looked up.
+
+    Raises:
+        ValueError: embeddings as ``input``, an unknown ``return_type``, no end of text to stop at.
+    """
+    tokenizer: Any = model.tokenizer
+    if isinstance(input, Tensor):
+        if input.ndim != 2 or input.is_floating_point():
+            raise ValueError("this model reads token ids: generate from text, or ids [row, pos]")
+        tokens, own = input, torch.ones_like(input)
+    else:
+        several = isinstance(input, list) and len(input) > 1
+        side: Any = "left" if several else padding_side
+        tokens = model.to_tokens(input, prepend_bos=prepend_bos, padding_side=side)
+        own = torch.ones_like(tokens)
+        if several:
+            with LocallyOverridenDefaults(model, prepend_bos=prepend_bos, padding_side=side):
+                own = get_attention_mask(tokenizer, tokens, bool(model.cfg.default_prepend_bos))
+    default = "tokens" if isinstance(input, Tensor) else "str"
+    kind = default if return_type == "input" else return_type
+    if kind not in ("str", "tokens"):
+        raise ValueError(f"return_type must be 'input', 'str' or 'tokens'; got {return_type!r}")
+    if eos_token_id is None and stop_at_eos:
+        eos_token_id = None if tokenizer is None else tokenizer.eos_token_id
+        if eos_token_id is None:
+            raise ValueError("stop_at_eos=True needs eos_token_id, or a tokenizer that has one")
+    tokens, own = tokens.to(model.cfg.device), own.to(model.cfg.device)
+    cache = None
+    if use_past_kv_cache:
+        cache = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, len(tokens))
+    length, ended = tokens.shape[1], torch.zeros_like(tokens[:, 0]).bool()
+    with evaluating(model):
+        for _ in range(max_new_tokens):
+            new = slice(None) if cache is None or tokens.shape[1] == length else slice(-1, None)
+            logits = model(tokens[:, new], past_kv_cache=cache, attention_mask=own[:, new])
+            last = wide(logits[:, -1])
+            drawn = last.argmax(-1)
+            if do_sample:
+                drawn = sample_logits(
+                    last, top_k, top_p, temperature, freq_penalty=freq_penalty, tokens=tokens
+                )
+            drawn = drawn.to(tokens.device)
+            if eos_token_id is not None and stop_at_eos:
+                drawn[ended] = eos_token_id
+                ended = ended | (drawn == eos_token_id)
+            tokens = torch.cat([tokens, drawn[:, None]], 1)
+            own = torch.cat([own, torch.ones_like(drawn[:, None])], 1)
+            if stop_at_eos and ended.all():
+                break
+    if kind == "tokens":
+        return tokens
+    texts = [tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
+    return texts[0] if len(texts) == 1 else texts

@@ -13,7 +13,7 @@ from resval_lens.config import ResValConfig
 from resval_lens.streams import AttentionStream
 
 # How HookedTransformer spells out the shorthand ("v_link", 2): without the attention layer.
-_SHORTENED = re.compile(r"(blocks\.\d+\.)(hook_[qkv]_(?:local|link))")
+_SHORTENED = re.compile(r"(blocks\.\d+\.)(hook_[qkv]_(?:local|link|table))")
 
 
 def full_hook_name(name: str, layer: int | None = None) -> str:
@@ -39,7 +39,7 @@ def short_hook_names(cfg: ResValConfig) -> dict[str, str]:
         for stream in cfg.streams
         for layer in range(cfg.n_layers)
         if stream.receives(layer)
-        for part in ("local", "link")
+        for part in ("local", "link", *(["table"] if stream.source == "tokens" else []))
     ]
     return {f"blocks.{i}.{point}": f"blocks.{i}.attn.{point}" for i, point in points}
 
@@ -63,6 +63,30 @@ class ResValCache(ActivationCache):
                 layer += self.model.cfg.n_layers
             name = full_hook_name(key[0], layer)
         return self.cache_dict[name] if name in self.cache_dict else super().__getitem__(key)
+
+    def accumulated_resid(self, *args: Any, **kwargs: Any) -> Any:
+        """See ActivationCache; refused with residual mixing."""
+        self._check_sum()
+        return super().accumulated_resid(*args, **kwargs)
+
+    def decompose_resid(self, *args: Any, **kwargs: Any) -> Any:
+        """See ActivationCache; refused with residual mixing."""
+        self._check_sum()
+        return super().decompose_resid(*args, **kwargs)
+
+    def get_full_resid_decomposition(self, *args: Any, **kwargs: Any) -> Any:
+        """See ActivationCache; refused with residual mixing."""
+        self._check_sum()
+        return super().get_full_resid_decomposition(*args, **kwargs)
+
+    def _check_sum(self) -> None:
+        cfg: Any = self.model.cfg
+        if cfg.residual_mixing:
+            raise ValueError(
+                "residual_mixing: what is read is a weighted sum of what was written, and this "
+                "decomposition has no weights; attribute and logit_lens of "
+                "resval_lens.analyses.attribution.logits have, and model.written_weights()"
+            )
 
     def apply_slice_to_batch_dim(self, batch_slice: Any) -> ResValCache:
         """Some examples of the batch; see ActivationCache."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from resval_lens.lens.hook_names import handing_point
 from resval_lens.mixing import StreamMix
 from resval_lens.numbers import number
-from resval_lens.streams import AttentionStream, architecture
+from resval_lens.streams import TABLE, AttentionStream, architecture
 
 if TYPE_CHECKING:
     from resval_lens.transformer import ResValTransformer
@@ -69,7 +69,7 @@ def _row(model: ResValTransformer, stream: AttentionStream, layer: int) -> str:
     if stream.detach:
         used += " (no gradient through the link)"
     parts = " + ".join(
-        f"{weight}<code>{escape(handing_point(stream, source))}</code>"
+        f"{weight}<code>{escape(_source_point(stream, source, layer))}</code>"
         for weight, source in zip(carried, sources, strict=True)
     )
     hook = f"blocks.{layer}.attn.hook_{of}_link"
@@ -85,11 +85,18 @@ def _row(model: ResValTransformer, stream: AttentionStream, layer: int) -> str:
     )
 
 
+def _source_point(stream: AttentionStream, source: int, layer: int) -> str:
+    if source == TABLE:
+        return f"blocks.{layer}.attn.hook_{stream.of}_table"
+    return handing_point(stream, source)
+
+
 def _weights(mix: StreamMix) -> tuple[str, list[str]]:
     """The weights of the own part and of what each source hands on, as factors."""
     if mix.stream.how.is_gated:
         how, several = mix.stream.how, mix.sizes.sources
-        return f"({how.a}) · ", [f"{how.b} (per token and head) · "] * several
+        share = "" if how.a == "1" else f"({how.a}) · "
+        return share, [f"{how.b} (per token and head) · "] * several
     own, carried = mix.weights()
     return _times(own), [_times(weight) for weight in carried]
 

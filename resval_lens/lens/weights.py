@@ -13,7 +13,7 @@ from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
 from resval_lens.attention import StreamAttention
 from resval_lens.config import ResValConfig
-from resval_lens.streams import Streams, shorthand
+from resval_lens.streams import TABLE, Streams, shorthand
 
 
 def check_processing(
@@ -22,6 +22,7 @@ def check_processing(
     fold_value_biases: bool,
     refactor: bool,
     center_unembed: bool = False,
+    center_writing_weights: bool = False,
 ) -> None:
     """Refuses the steps that are wrong for this model.
 
@@ -29,9 +30,9 @@ def check_processing(
         ValueError: ``refactor_factored_attn_matrices`` with any stream (each head's factors get a
             basis of their own, and what a layer hands on would arrive in another's basis); folding
             around a gate (which reads the normalised input, and makes the bias that arrives depend
-            on the token); folding norms behind a layer, centring logits that are capped; folding
-            value biases where attention weights do not sum to one or values
-            are clipped.
+            on the token); folding norms behind a layer, centring logits that are capped, centring
+            embeddings that are normalised or smeared; folding value biases where attention weights
+            do not sum to one or values are clipped.
     """
     streams = cfg.streams
     if refactor and streams:
@@ -54,6 +55,14 @@ def check_processing(
         raise ValueError(
             f"fold_value_biases=True: under {unlike} a value bias is not a constant of the output; "
             "pass fold_value_biases=False"
+        )
+    embedded = (
+        "embedding_norm=True" if cfg.embedding_norm else f"smear_channels={cfg.smear_channels}"
+    )
+    if center_writing_weights and (cfg.embedding_norm or cfg.smear_channels):
+        raise ValueError(
+            f"center_writing_weights=True: under {embedded} the embedding is no sum of what is "
+            "written; pass center_writing_weights=False"
         )
     for step, asked in (("fold_ln", fold_ln), ("center_unembed", center_unembed)):
         if asked and not surviving_steps(cfg)[step]:
@@ -142,7 +151,7 @@ def fold_value_biases_through_streams(streams: Streams, layers: Sequence[StreamA
         β_l = a · b_V,l + Σ_j b_j · handed bias of j          b_O,l += Σ_h β_l,h W_O,l,h
 
     Attention weights sum to one over keys and the stream is linear, so a bias reaches the output
-    of its own layer, and of every layer its values flow to, as a constant.
+    of its own layer, and of every layer its values flow to, as a constant. Tables have no biases.
     """
     stream = next(stream for stream in streams if stream.of == "v")
     handed: list[Tensor] = []
@@ -152,7 +161,8 @@ def fold_value_biases_through_streams(streams: Streams, layers: Sequence[StreamA
         if sources:
             mix = attn.mix("v")
             assert mix is not None
-            own, link = mix(local, tuple(handed[j] for j in sources), local)
+            arriving = tuple(handed[j] for j in sources if j != TABLE)
+            own, link = mix(local, arriving or (torch.zeros_like(local),), local)
             total = own + link
         handed.append(local.clone() if stream.carry == "raw" else total.clone())
         per_head = total[0, 0].repeat_interleave(attn.cfg.n_heads // total.shape[2], dim=0)
