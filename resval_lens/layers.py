@@ -145,9 +145,9 @@ class Layers(Loading):
         layer = range(self.cfg.n_layers)[layer]
         carried: Carried = {}
         for stream in self.cfg.streams:
-            if stream.source != "tokens" and layer > 0:
+            if stream.source != "tokens":
                 wanted = {"previous": [layer - 1], "first": [0], "all": range(layer)}
-                sources = wanted[stream.source]
+                sources = wanted[stream.source] if layer > 0 else []
                 carried[stream.of] = tuple(cache[handing_point(stream, j)] for j in sources)
         if self.cfg.residual_mixing:
             later = kept_before(self.cfg.residual_mixing, layer + 1)
