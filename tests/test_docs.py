@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,9 @@ from resval_lens.analyses.studies.ablations import ABLATIONS
 from resval_lens.analyses.tasks import TASKS
 from resval_lens.analyses.tasks.problem import pose
 from resval_lens.hooks.answers import answer_logits
+from resval_lens.load import load_model
 from tests.hand_built import LINKED_CIRCUIT, linked_model, linked_pairs
+from tests.test_x_transformers import needs_package
 
 matplotlib.use("Agg")
 ROOT = Path(__file__).parent.parent
@@ -164,6 +167,18 @@ def test_bringing_a_model(run):
         assert torch.allclose(found["grafted"](tokens), wanted, atol=1e-5)
         assert torch.equal(found["again"](tokens), found["model"](tokens))
     assert found["folded"].cfg.normalization_type == "RMSPre"
+
+
+@needs_package
+def test_bringing_a_model_of_x_transformers(run):
+    with warnings.catch_warnings():  # it uses what torch has deprecated
+        warnings.simplefilter("ignore")
+        found = run("x_transformers_model")
+    tokens = torch.arange(20)[None]
+    loaded = load_model(found["folder"]).model
+    with torch.no_grad():
+        assert torch.allclose(loaded(tokens), found["wrapper"](tokens), atol=1e-5)
+        assert torch.equal(loaded(tokens), found["model"](tokens))
 
 
 def test_bringing_a_task(run):

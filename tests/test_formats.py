@@ -25,6 +25,7 @@ from resval_lens import ResValTransformer
 from resval_lens.io import files
 from resval_lens.io.formats import FORMATS, format_of
 from resval_lens.io.formats.format import Converted
+from resval_lens.io.formats.hugging_face import HuggingFaceFolder
 from resval_lens.io.formats.settings import ARCHITECTURES
 from resval_lens.io.tokenizers import train_bpe
 from resval_lens.lens.weights import surviving_steps
@@ -636,7 +637,7 @@ def test_a_bridge_is_taken(folder: Path) -> None:
 
 def test_only_one_format_claims_a_path(folder: Path, tmp_path: Path) -> None:
     found = format_of(folder)
-    assert found is FORMATS[0]
+    assert isinstance(found, HuggingFaceFolder)
     assert format_of(tmp_path / "nowhere") is None
     assert sum(each.holds(folder) for each in FORMATS) == 1
 

@@ -18,6 +18,7 @@ from resval_lens.config import ResValConfig
 from resval_lens.io.files import bytes_of, check_room
 from resval_lens.io.formats.format import Converted
 from resval_lens.io.formats.hugging_face import converted_from_hf
+from resval_lens.io.formats.x_transformers import converted_from_x_transformers
 from resval_lens.io.placing import refuse_waiting
 from resval_lens.lens.caching import StreamCaching
 from resval_lens.lens.unembed import TiedUnembed
@@ -211,6 +212,38 @@ class WeightConversion(StreamCaching):
                 original's.
         """
         return cls._from_converted(converted_from_hf(model, tokenizer, dtype, device), streams)
+
+    @classmethod
+    def from_x_transformers(
+        cls,
+        model: Any,
+        keywords: Mapping[str, Any] | None = None,
+        tokenizer: Any = None,
+        *,
+        streams: StreamsLike = None,
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """A causal decoder of x-transformers, with its value residual; its weights are copied.
+
+        Of a wrapper, logits of a few tokens are held to those of ``model``.
+
+        Args:
+            model: a TransformerWrapper, or an AutoregressiveWrapper of one; or a state_dict.
+            keywords: with a state_dict, those that TransformerWrapper was made with; under
+                ``"attn_layers"`` those of its Decoder
+                (:mod:`~resval_lens.io.formats.x_transformers`).
+            tokenizer: of transformers.
+            streams: instead of its own.
+            device: by default that of ``model``.
+            dtype: by default that of ``model``.
+
+        Raises:
+            ValueError: a keyword or part that is unknown or has no counterpart here, by its name;
+                weights that are not of these keywords; logits that are not the original's.
+        """
+        converted = converted_from_x_transformers(model, keywords, tokenizer, dtype, device)
+        return cls._from_converted(converted, streams)
 
     @classmethod
     def _from_converted(cls, converted: Converted, streams: StreamsLike) -> Self:

@@ -114,8 +114,9 @@ class Loading(WeightConversion):
         """A model from a folder, a file, the Hugging Face hub, or one that TransformerLens knows.
 
         Nothing is processed (folded, centred) unless it is asked for. What transformers or
-        TransformerLens convert has no streams of its own; ``streams="v(mix=head, carried=0)"``
-        grafts one that carries nothing until it is trained or set.
+        TransformerLens convert has no streams of its own, models with a value residual have theirs;
+        ``streams="v(mix=head, carried=0)"`` grafts one that carries nothing until it is trained or
+        set.
 
         Args:
             name: a folder that :meth:`save_pretrained` wrote; a model in one of

@@ -138,3 +138,11 @@ def with_padding(tokenizer: Any) -> Any:
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def check_vocabulary(tokenizer: Any, d_vocab: int, source: str) -> None:
+    """Raises ValueError for a tokenizer of more tokens than its model has."""
+    if tokenizer is not None and len(tokenizer) > d_vocab:
+        raise ValueError(
+            f"{source}: its tokenizer has {len(tokenizer):,} tokens, and the model {d_vocab:,}"
+        )

@@ -126,16 +126,26 @@ class HuggingFaceFolder(Format):
         settings: Settings = NO_SETTINGS,
     ) -> Converted:
         self._config(path)
-        parts = sorted(path.glob("model-*-of-*.safetensors"))  # beside other formats' copies
-        files = [path / "model.safetensors"] if (path / "model.safetensors").exists() else parts
-        if not files:
-            raise ValueError(
-                f"{path} holds no weights as safetensors; others are pickles, which could run "
-                "code, and are not read: in transformers, model.save_pretrained writes safetensors"
-            )
+        files = weight_files(path)
         numbers = sum(x.numel() for file in files for x in tensor_shapes(file, "weights").values())
         _check_room(numbers, dtype, path)
         return _read(path, path, dtype, device, tokenizer, use_safetensors=True)
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a folder's model, one or several.
+
+    Raises:
+        ValueError: there are none.
+    """
+    parts = sorted(path.glob("model-*-of-*.safetensors"))  # beside other formats' copies
+    files = [path / "model.safetensors"] if (path / "model.safetensors").exists() else parts
+    if not files:
+        raise ValueError(
+            f"{path} holds no weights as safetensors; others are pickles, which could run "
+            "code, and are not read: in transformers, model.save_pretrained writes safetensors"
+        )
+    return files
 
 
 class GGUF(Format):
@@ -199,6 +209,11 @@ def _read(
     if tokenizer is None:
         tokenizer = _tokenizer(path, folder, options)
     return converted_from_hf(model.to(device), tokenizer, source=str(path))
+
+
+def folder_tokenizer(path: Path) -> Any:
+    """A folder's tokenizer, read as data; None, with a word, where there is none that can be."""
+    return _tokenizer(path, path, {"local_files_only": True, "trust_remote_code": False})
 
 
 def _tokenizer(path: Path, folder: Path, options: dict[str, Any]) -> Any:
