@@ -33,7 +33,7 @@ def rotated(
     y = x.clone()
     for i in range(dims // 2):
         a, b = (2 * i, 2 * i + 1) if pairs else (i, i + dims // 2)
-        angle = sign * torch.arange(x.shape[1]) * float(base) ** (-2 * i / dims)
+        angle = sign * torch.arange(x.shape[1], dtype=x.dtype) * float(base) ** (-2 * i / dims)
         cos, sin = angle.cos(), angle.sin()
         if half:
             cos, sin = cos.bfloat16(), sin.bfloat16()

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformerConfig
 from transformer_lens.pretrained.weight_conversions import convert_nanogpt_weights
 
-from resval_lens.io.files import check_plain, check_room, first_line
+from resval_lens.io.files import first_line
 from resval_lens.io.formats.format import (
     NO_SETTINGS,
     Converted,
@@ -19,6 +19,7 @@ from resval_lens.io.formats.format import (
     leads_with_bos,
     with_padding,
 )
+from resval_lens.io.formats.state import read_torch
 
 _SETTINGS = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 
@@ -41,10 +42,8 @@ class NanoGPT(Format):
     ) -> Converted:
         file = path / "ckpt.pt" if path.is_dir() else path
         expected = "a checkpoint of nanoGPT's train.py (model, model_args)"
-        check_plain(file, expected)
-        check_room(file.stat().st_size, str(file))
+        saved = read_torch(file, expected)
         try:
-            saved: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
             state, settings = saved["model"], saved["model_args"]
             sizes = [int(settings[name]) for name in _SETTINGS]
         except Exception as error:  # a file of anything fails in many ways
