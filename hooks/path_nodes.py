@@ -95,10 +95,10 @@ def _link(model: ResValTransformer, link: Link, side: Side) -> Node:
 def _found(model: ResValTransformer, parsed: re.Match[str]) -> Node:
     name = parsed[0]
     if name == "input":
-        return Node("input", name, -1, "blocks.0.hook_resid_pre")
+        return Node("input", name, -1, model.cfg.input_point)
     if name == "logits":
         last = model.cfg.n_layers - 1
-        return Node("logits", name, last + 1, f"blocks.{last}.hook_resid_post")
+        return Node("logits", name, last + 1, model.cfg.final_point)
     if parsed["mlp"]:
         layer = int(parsed["mlp"])
         return Node("mlp", f"m{layer}", layer, f"blocks.{layer}.hook_mlp_out")

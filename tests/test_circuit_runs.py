@@ -34,6 +34,22 @@ VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "some layers": (AttentionStream("v", source="all", layers=(2,)), {}),
     "grouped": ("kv", {"n_key_value_heads": 2}),
     "attention only": ("v", {"attn_only": True, "normalization_type": None}),
+    "tables": ("k(source=tokens) v(source=tokens, mix=pair, own=0, carried=0.8)", {}),
+    "gated tables": (
+        "v(source=tokens, mix=added_gate, layers=(0, 2), channels=3, scale=3)",
+        {"n_key_value_heads": 2},
+    ),
+    "added gate": ("v(mix=added_gate)", {}),
+    "mixed residuals": ("v", {"residual_mixing": "all"}),
+    "mixed, attention only": ("", {"residual_mixing": "embedding", "attn_only": True}),
+    "like nanochat": (
+        "v(source=tokens, mix=added_gate, layers=(1,), channels=5)",
+        {
+            "residual_mixing": ((0,), (0, 1), (0, 2), (2, 3)),
+            "embedding_norm": True,
+            "smear_channels": 6,
+        },
+    ),
 }
 each_variant = pytest.mark.parametrize("name", VARIANTS)
 

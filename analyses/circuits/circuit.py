@@ -95,12 +95,12 @@ class Circuit:
 
     @property
     def nodes(self) -> list[str]:
-        """Heads, MLPs, input and logits that some edge touches, in the order of the model."""
+        """Heads, MLPs, tables, input and logits that some edge touches, in the model's order."""
         touched = set()
         for number in self.numbers:
             edge = self.graph.edges[number]
             touched |= {*self.graph.heads_of(edge.source), *self.graph.heads_of(edge.target)}
-        return [name for name in (*self.graph.writers, "logits") if name in touched]
+        return [name for name in self.graph.nodes if name in touched]
 
     def without(self, edges: Iterable[int]) -> Circuit:
         """The circuit less the edges of these numbers.

@@ -141,7 +141,8 @@ class CircuitRun:
         """Inputs of this reader, and of those beside it that read the same writers.
 
         A head reads the residual stream less what is corrupted of it now, or what is read in the
-        corrupted run and what it keeps: whichever takes fewer writers.
+        corrupted run and what it keeps: whichever takes fewer writers. With residual mixing a
+        writer counts with the reader's weight of it.
         """
         readers = [
             group
@@ -166,6 +167,9 @@ class CircuitRun:
         if len(writers) < reader.writers:
             difference = difference[:, writers.to(x.device)]
         weights = sign * chosen[:, :, writers].to(x)
+        read = self.graph.weights(self.model, reader)
+        if read is not None:
+            weights *= read[writers].to(x)
         exchanged = torch.einsum("chw,cwbpd->cbphd", weights, difference) + start
         heads = [len(each.names) for each in readers]
         names = [each.hook for each in readers]

@@ -1,11 +1,13 @@
 """EAP and EAP-IG: every edge's score from one backward pass, or from a few.
 
     eap       Σ (x_corrupted − x_clean) · ∂metric/∂x   at the clean run (Syed et al. 2023)
-    eap-ig    the same, the gradient averaged over m runs whose input embeddings are
-              corrupted + k/m (clean − corrupted), k = 1..m (Hanna et al. 2024, arXiv 2403.17806)
+    eap-ig    the same, the gradient averaged over m runs whose input embeddings (and what tables
+              hold of the tokens) are corrupted + k/m (clean − corrupted), k = 1..m (Hanna et al.
+              2024, arXiv 2403.17806)
 
 x is what the edge carries: what its writer writes, with the gradient taken at its reader's input;
-or what its link brings, with the gradient taken where the link arrives.
+or what its link brings, with the gradient taken where the link arrives. With residual mixing a
+reader's gradient counts with its weight of the writer.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from resval_lens.hooks.processes import dividing, summed
 from resval_lens.hooks.prompts import PromptPairs, wide
 from resval_lens.mixing import StreamMix
 from resval_lens.runtime import evaluating
+from resval_lens.streams import TABLE
 from resval_lens.transformer import ResValTransformer
 
 
@@ -104,6 +107,12 @@ class _Scored:
         self.enlarged = Enlarged(model.cfg.dtype)
         # A gate reads what its head reads: the gradient goes through it, too.
         self.splits = any(stream.how.is_gated for stream in model.cfg.streams)
+        self.inputs = {model.cfg.input_point: torch.empty(0)}  # all that is made of the tokens
+        self.inputs |= {
+            f"blocks.{to.layer}.attn.hook_{to.stream}_table": torch.empty(0)
+            for to in graph.receivers
+            if to.slots[0][0] == TABLE
+        }
         received = {(receiver.stream, receiver.layer) for receiver in graph.receivers}
         self.sites = {group.hook: group.hook for group in graph.groups}
         for reader in graph.readers:
@@ -119,19 +128,21 @@ class _Scored:
         with evaluating(self.model):
             start = self._corrupted()
             total = self._dotted(self._gradients(self._recording(sign=-1)))
+            end = self.inputs
             for step in range(1, steps):
-                total += self._dotted(
-                    self._gradients([], torch.lerp(start, self.embedding, step / steps))
-                )
+                between = {
+                    name: torch.lerp(x, end[name], step / steps) for name, x in start.items()
+                }
+                total += self._dotted(self._gradients([], between))
         return total / steps
 
     @torch.no_grad()
-    def _corrupted(self) -> Float[Tensor, "row pos d_model"]:
-        """The corrupted run, recorded; what its layer 0 reads."""
+    def _corrupted(self) -> dict[str, Tensor]:
+        """The corrupted run, recorded; what in it is made of the tokens."""
         model = self.model
         with model.hooks(fwd_hooks=self._recording(sign=1)):
             model(self.pairs.corrupted, stop_at_layer=model.cfg.n_layers, **right_padding(model))
-        return self.embedding
+        return dict(self.inputs)
 
     def _recording(self, sign: int) -> list[Any]:
         """Hooks that keep what is written and arrives in one run (1), or take it off (−1)."""
@@ -150,41 +161,44 @@ class _Scored:
             count += len(outputs)
 
         def embedded(x: Tensor, hook: HookPoint) -> None:
-            self.embedding = x.detach()
-            wrote(-1, self.embedding[None])
+            wrote(-1, x.detach()[None])
+
+        def entered(x: Tensor, hook: HookPoint) -> None:
+            self.inputs[str(hook.name)] = x.detach()
 
         @torch.no_grad()
         def arrived(to: Receiver, link: Tensor, parts: Any) -> None:
             brought = wide(parts().detach()).to(self.device)
             self.links[to.hook] = brought if sign > 0 else self.links[to.hook] - brought
 
-        first = ("blocks.0.hook_resid_pre", embedded)
+        first = (self.model.cfg.input_point, embedded)
         return [
             first,
+            *((name, entered) for name in self.inputs),
             *writing_hooks(self.model, wrote),
             *arriving_hooks(self.model, self.graph, arrived),
         ]
 
     def _gradients(
-        self, recording: list[Any], embedding: Tensor | None = None
+        self, recording: list[Any], inputs: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """∂(Σ metric)/∂x at every site of a run of the clean prompts.
 
         Args:
             recording: further hooks of the forward pass.
-            embedding: what layer 0 reads, instead of the clean prompts' embeddings.
+            inputs: what there is instead of what is made of the clean prompts' tokens.
         """
         model, found = self.model, dict[str, Tensor]()
         sites = set(self.sites.values())
         reads = {reader.reads for reader in self.graph.readers if reader.port == "q"}
 
         def put_in(x: Tensor, hook: HookPoint) -> Tensor:
-            return (x if embedding is None else embedding).detach().requires_grad_()
+            return (x if inputs is None else inputs[str(hook.name)]).detach().requires_grad_()
 
         def keep(x: Tensor, hook: HookPoint) -> None:
             found.setdefault(str(hook.name), x)  # not what the backward pass makes once more
 
-        hooks: list[Any] = [("blocks.0.hook_resid_pre", put_in)]
+        hooks: list[Any] = [(name, put_in) for name in self.inputs]
         hooks += [(name, keep) for name in (*sites, *reads)]
         with (
             torch.enable_grad(),
@@ -226,7 +240,9 @@ class _Scored:
             found = torch.einsum("hbn,wbn->bhw", rows.flatten(2), self.written[:writers].flatten(2))
             heads = [len(reader.names) for reader in readers]
             for reader, own in zip(readers, found.split(heads, 1), strict=True):
-                add(reader, own[..., : reader.writers])
+                own = own[..., : reader.writers]
+                weights = self.graph.weights(self.model, reader)
+                add(reader, own if weights is None else own * weights.to(own))
         for to in self.graph.receivers:
             gradient = self.enlarged.read(gradients[to.hook], to.hook).to(self.device)
             add(to, torch.einsum("sbphd,bphd->bsh", self.links[to.hook], gradient))

@@ -4,8 +4,10 @@
     readers   a{l}.h{h}<q>, a{l}.h{h}<k>, a{l}.h{h}<v>, m{l}, logits
     edges     a0.h1->a1.h0<v>          residual: what a writer adds to the residual stream
               a0.h1<v>->a1.h1<v>       link: what a head receives along a stream
+              t.h1<v>->a1.h1<v>        link: what a layer's table holds of the token
 
-Each reader reads the sum of what its edges bring. A link edge bypasses that sum: it goes from
+Each reader reads the sum of what its edges bring; with residual mixing, each with the reader's
+weight of it (:meth:`Graph.weights`). A link edge bypasses that sum: it goes from
 values (queries, keys) to values, head by head. Under grouped-query attention the heads of <k> and
 <v> are key-value heads.
 """
@@ -19,7 +21,7 @@ from functools import cached_property
 from typing import Literal
 
 import networkx as nx
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from resval_lens.attention import OLMO_QK_NORM
@@ -135,7 +137,7 @@ class Graph:
                 if cfg.parallel_attn_mlp:
                     reads, seen = "hook_resid_pre", before
                 self._add("hook_mlp_in", reads, layer, "mlp", (name,), seen)
-        last, reads = cfg.n_layers - 1, "hook_resid_post"
+        last, reads = cfg.n_layers - 1, cfg.final_point
         self._add(reads, reads, last, "logits", ("logits",), len(self.writers))
         self.n_residual = len(self.edges)
         for stream in cfg.streams:
@@ -143,6 +145,13 @@ class Graph:
                 if stream.receives(layer):
                     self._receive(stream.of, layer, stream.sources(layer), stream.how.crosses_heads)
         self.number = {str(edge): i for i, edge in enumerate(self.edges)}
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The writers, the heads of tables (``t.h1``) that links come from, and the logits."""
+        looked_up = {name for edge in self.edges for name in self.heads_of(edge.source)}
+        tables = sorted(looked_up.difference(self.writers), key=lambda name: int(name[3:]))
+        return (self.writers[0], *tables, *self.writers[1:], "logits")
 
     @classmethod
     def of(cls, model: ResValTransformer) -> Graph:
@@ -172,7 +181,8 @@ class Graph:
     def _add(
         self, hook: str, reads: str, layer: int, port: Port, names: tuple[str, ...], writers: int
     ) -> None:
-        hook, reads = (f"blocks.{layer}.{name}" for name in (hook, reads))
+        if port != "logits":
+            hook, reads = (f"blocks.{layer}.{name}" for name in (hook, reads))
         self.readers.append(Reader(hook, reads, layer, port, names, writers, len(self.edges)))
         self.edges += [Edge(writer, name) for name in names for writer in self.writers[:writers]]
 
@@ -202,6 +212,17 @@ class Graph:
         """How many writers stand before a layer: the first so many of ``writers``."""
         return 1 + layer * len(self._layer(0))
 
+    def weights(self, model: ResValTransformer, reader: Reader) -> Float[Tensor, " writer"] | None:
+        """With which weight ``reader`` reads each of its writers; None where all are 1."""
+        if not self.cfg.residual_mixing:
+            return None
+        number = self.cfg.n_layers if reader.port == "logits" else reader.layer
+        read = model.written_weights()[number].clone()
+        if reader.port == "mlp":  # it reads its own layer's heads as they are
+            read[reader.layer + 1] = 1
+        layer = len(self._layer(0))
+        return read[[-(-writer // layer) for writer in range(reader.writers)]]
+
     def edges_of(self, link: LinkLike) -> tuple[Edge, ...]:
         """The edges that a link is, one for each head that it comes from; of a part, that one.
 
@@ -213,8 +234,10 @@ class Graph:
     def heads_of(self, port: str) -> list[str]:
         """The heads whose q, k or v ``a1.h0<v>`` is: one, or a key-value head's whole group.
 
-        Other names are their own.
+        Of a table's values, ``t.h0<v>``, its head; other names are their own.
         """
+        if port.startswith("t."):
+            return [port.partition("<")[0]]
         parsed = re.fullmatch(r"a(\d+)\.h(\d+)<([qkv])>", port)
         if parsed is None:
             return [port]
@@ -244,6 +267,9 @@ class Graph:
                     flow.add_edge(name, total)
                 for query_head in self.heads_of(name):
                     flow.add_edge(total, query_head)
+        flow.add_edges_from(  # what is looked up is looked up by the input, too
+            ("input", edge.source) for edge in self.edges if edge.source.startswith("t.")
+        )
         raw = {stream.of for stream in self.cfg.streams if stream.carry == "raw"}
         for number, edge in enumerate(self.edges):
             source, target = edge.source, edge.target

@@ -83,7 +83,7 @@ def write_graph(
     how = {} if scores is None else {name: getattr(scores, name) for name in HOW}
     document = {
         "cfg": {name: getattr(graph.cfg, name) for name in SIZES},
-        "nodes": {node: {"in_graph": node in inside} for node in (*graph.writers, "logits")},
+        "nodes": {node: {"in_graph": node in inside} for node in graph.nodes},
         "edges": edges,
         OWN: {"links": links, **how},
     }
@@ -114,7 +114,7 @@ def read_graph(path: str | Path, graph: Graph) -> ReadGraph:
         if theirs != own and (name != "d_model" or theirs is not None):
             raise ValueError(f"{path} is of a model with {name}={theirs}; this one has {own}")
     for node, said in document["nodes"].items():
-        if node not in graph.writers and node != "logits":
+        if node not in graph.nodes:
             raise ValueError(f"{path} names the node {node!r}, which this model has not")
         neurons = said.get("neurons", []) if isinstance(said, Mapping) else []
         if not isinstance(neurons, list) or not all(type(x) is bool for x in neurons):

@@ -57,7 +57,7 @@ class Recorder:
     def writing(self) -> list[Any]:
         """Hooks that keep writers alone."""
         return [
-            ("blocks.0.hook_resid_pre", self._embedded),
+            (self.model.cfg.input_point, self._embedded),
             *writing_hooks(self.model, lambda layer, written: self.writers.extend(written)),
         ]
 

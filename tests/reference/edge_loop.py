@@ -2,7 +2,8 @@
 
 Written for tests, from the definition: an edge carries ``(1 − c) · current + c · corrupted``, with
 a share c of its own. Plain numpy; softmax attention, GELU MLPs, layer norms or none, value (query,
-key) streams of every source, raw or summed, with fixed weights or a head-mixing matrix.
+key) streams of every source, raw or summed, with fixed weights, a head-mixing matrix or an added
+sigmoid gate; residual mixing, normalised and smeared embeddings.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy import ndarray as Array
-from scipy.special import erf, softmax
+from scipy.special import erf, expit, softmax
 
 from resval_lens.transformer import ResValTransformer
 
@@ -56,7 +57,16 @@ class EdgeLoop:
 
     def _input(self) -> Array:
         positions = self.weights["pos_embed.W_pos"][: len(self.tokens)]
-        return self.weights["embed.W_E"][self.tokens] + positions
+        x = self.weights["embed.W_E"][self.tokens] + positions
+        if self.cfg.embedding_norm:
+            x = x / np.sqrt((x**2).mean(-1, keepdims=True) + self.cfg.eps)
+        if self.cfg.smear_channels:
+            smeared = x.copy()
+            for t in range(1, len(x)):
+                gate = expit(x[t, : self.cfg.smear_channels] @ self.weights["smear.weight"])
+                smeared[t] += self.weights["smear.scale"] * gate * x[t - 1]
+            x = smeared
+        return x
 
     def _head(self, layer: int, head: int) -> Array:
         """Without b_O."""
@@ -78,15 +88,35 @@ class EdgeLoop:
 
     def _read(self, reader: str, layer: int) -> Array:
         """Everything written before ``reader``, along the edges into it."""
-        x = self._mixed(f"input->{reader}", "input").copy()
-        for before in range(layer + 1):
-            if before < layer or reader == f"m{layer}":
-                for head in range(self.cfg.n_heads):
-                    x = x + self._mixed(f"a{before}.h{head}->{reader}", "head", before, head)
-                x = x + self.weights[f"blocks.{before}.attn.b_O"]
-            if before < layer and not self.cfg.attn_only:
-                x = x + self._mixed(f"m{before}->{reader}", "mlp", before)
+        x = self._before(reader, layer)
+        return x + self._of_heads(reader, layer) if reader == f"m{layer}" else x
+
+    def _before(self, reader: str, layer: int) -> Array:
+        """What block ``layer`` (or the readout) reads, of what the edges into ``reader`` carry."""
+        if not self.cfg.residual_mixing:
+            return self._state(reader, layer)
+        at = f"blocks.{layer}." if layer < self.cfg.n_layers else ""
+        weights = self.weights[f"{at}resid_mix.weights"]
+        states = self.cfg.residual_mixing[layer]
+        return sum(w * self._state(reader, j) for w, j in zip(weights, states, strict=True))
+
+    def _state(self, reader: str, number: int) -> Array:
+        if number == 0:
+            return self._mixed(f"input->{reader}", "input").copy()
+        block = number - 1
+        x = self._before(reader, block) + self._of_heads(reader, block)
+        if not self.cfg.attn_only:
+            x = x + self._mixed(f"m{block}->{reader}", "mlp", block)
         return x
+
+    def _of_heads(self, reader: str, layer: int) -> Array:
+        return sum(
+            (
+                self._mixed(f"a{layer}.h{head}->{reader}", "head", layer, head)
+                for head in range(self.cfg.n_heads)
+            ),
+            start=self.weights[f"blocks.{layer}.attn.b_O"],
+        )
 
     def _local(self, of: str, layer: int, head: int) -> Array:
         x = self._norm(self.get("read", f"a{layer}.h{head}<{of}>", layer), f"blocks.{layer}.ln1")
@@ -105,7 +135,8 @@ class EdgeLoop:
             for other in range(self._heads(of)):
                 if stream.mix != "matrix" and other != head:
                     continue
-                edge = f"a{source}.h{other}<{of}>->a{layer}.h{head}<{of}>"
+                sender = f"a{source}" if source >= 0 else "t"
+                edge = f"{sender}.h{other}<{of}>->a{layer}.h{head}<{of}>"
                 total = total + self._mixed(edge, "along", of, source, other, layer, head, index)
         return total
 
@@ -115,6 +146,14 @@ class EdgeLoop:
         weight = stream.carried
         if stream.mix == "matrix":
             weight = self.weights[f"blocks.{layer}.attn.mixes.{of}.carried"][index, head, other]
+        mix = f"blocks.{layer}.attn.mixes.{of}"
+        if stream.mix == "added_gate":
+            reader = f"a{layer}.h{head}<{of}>"
+            x = self._norm(self.get("read", reader, layer), f"blocks.{layer}.ln1")
+            pre = x[:, : stream.channels] @ self.weights[f"{mix}.gate_weight"][head]
+            weight = stream.scale * expit(pre)[:, None]
+        if source < 0:
+            return weight * self.weights[f"{mix}.table"][self.tokens, other]
         what = "local" if stream.carry == "raw" else "total"
         return weight * self.get(what, of, source, other)
 
