@@ -29,6 +29,7 @@ from resval_lens.analyses.drawing.figures import KINDS
 from resval_lens.analyses.results.tables import STYLE
 from resval_lens.hooks.patching import AXES, DIRECTIONS
 from resval_lens.io.checkpoint import SHIPPED_MODELS
+from resval_lens.io.formats import FORMATS
 from resval_lens.load import shipped_classifiers
 from resval_lens.models.language_models import PRESETS
 from resval_lens.models.presets import ICL_VARIANTS, MEMORY_VARIANTS
@@ -401,6 +402,7 @@ def completed(monkeypatch: pytest.MonkeyPatch, line: str) -> list[str]:
         ("induction cl", ["classic"]),
         ("ablate --device c", ["cpu", "cuda"]),
         ("ablate --dtype b", ["bfloat16"]),
+        ("ablate --setting st", ["step="]),
         ("patch --task pro", ["pronoun"]),
         ("amicl sweep --similarity p", ["pearson"]),
     ],
@@ -420,6 +422,7 @@ def test_completion_knows_what_the_commands_accept():
     assert tuple(MEMORY_VARIANTS) == completion.SIMPLIFIED_VARIANTS
     assert (completion.AXES, completion.DIRECTIONS) == (AXES, DIRECTIONS)
     assert completion.IMAGES == KINDS
+    assert set(completion.SETTINGS) == {name for each in FORMATS for name in each.settings}
 
 
 # Devices

@@ -42,6 +42,8 @@ SEPARATIONS = ("identity", "softmax", "argmax")
 READINGS = ("paper", "notebook")
 HARNESS_TASKS = ("arc_easy", "arc_challenge", "piqa", "openbookqa", "hellaswag")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+SETTINGS = ("heads", "softcap", "step")
+"""What formats of other models ask for."""
 DEVICES = ("cpu", "cuda", "mps", "auto")
 
 Completion = Callable[[str], list[str]]

@@ -149,6 +149,7 @@ Setting = Annotated[
         metavar="NAME=VALUE",
         help="What a model's files in another format leave open; may be given several times.",
         show_default="none",
+        autocompletion=one_of(*(f"{name}=" for name in completion.SETTINGS)),
     ),
 ]
 Prompts = Annotated[int, typer.Option(help="How many prompts.", parser=how_many, metavar="INTEGER")]

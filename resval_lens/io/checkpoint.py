@@ -70,7 +70,10 @@ FILES = (
 )  # fmt: skip
 
 
-HUB_FILES = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.txt")
+HUB_FILES = (
+    "*.json", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.txt", "model_[0-9]*.pt",
+    "tokenizer.pkl",
+)  # fmt: skip
 NOT_OURS = ("*/*", "consolidated*")  # copies of the weights in other formats
 
 
@@ -333,7 +336,7 @@ def check_parameters(
 def fetch(repo_id: str, known: Collection[str] = (), **hub: Any) -> Path:
     """The folder of a model on the Hugging Face hub, downloaded or cached.
 
-    Only ``HUB_FILES`` are fetched: a model of ours, or of transformers. ``hub`` goes to
+    Only ``HUB_FILES`` are fetched: a model of ours, of transformers or of nanochat. ``hub`` goes to
     ``huggingface_hub.snapshot_download`` (revision, token, cache_dir, ...).
 
     Args:

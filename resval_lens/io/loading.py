@@ -121,8 +121,8 @@ class Loading(WeightConversion):
         Args:
             name: a folder that :meth:`save_pretrained` wrote; a model in one of
                 :data:`~resval_lens.io.formats.FORMATS` (a Hugging Face folder, a .gguf file, a
-                nanoGPT checkpoint), of which nothing is fetched, run or unpickled; the hub id of a
-                folder of either kind; a name of TransformerLens; one of
+                checkpoint of nanoGPT or nanochat), of which nothing is fetched, run or unpickled;
+                the hub id of a folder; a name of TransformerLens; one of
                 :data:`~resval_lens.io.checkpoint.SHIPPED_MODELS` ("stories-small-classic",
                 "stories-small-values").
             streams: run the weights with these streams instead of those they were saved with.
