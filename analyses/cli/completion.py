@@ -16,7 +16,7 @@ LANGUAGE_MODELS = ("stories-small-classic", "stories-small-values")
 MODELS = (*LANGUAGE_MODELS, *PAPER_VARIANTS)
 """Models that ship: language models, and a classifier of each of the paper's variants."""
 MODEL_FILES = (".gguf", ".pt")
-PRESETS = ("stories-small", "tinystories-8m", "llama-1b")
+PRESETS = ("stories-small", "stories-nanochat", "tinystories-8m", "llama-1b")
 SPECS = ("reference", "paper")
 RESULTS = ("table-1", "table-5", "table-6", "figure-3", "further-variants", "figure-6", "figure-7",
            "figure-8")  # fmt: skip

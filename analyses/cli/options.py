@@ -281,7 +281,7 @@ Triggers = Annotated[int, typer.Option("--n-triggers", help="Triggers of a seque
 Preset = Annotated[
     str,
     typer.Argument(
-        help="stories-small, tinystories-8m or llama-1b.",
+        help="stories-small, stories-nanochat, tinystories-8m or llama-1b.",
         autocompletion=one_of(*completion.PRESETS),
     ),
 ]

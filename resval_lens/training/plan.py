@@ -41,7 +41,7 @@ class Size(Parts):
     mlp          layers · (2 or, gated, 3)·d·d_mlp, and its biases
     norms        (2·layers + 1)·d, twice that for LayerNorm
     unembedding  d·V (0 if tied), and its bias
-    mixing       of learned streams
+    mixing       of learned streams, their tables, residual mixing and norms of q and k
     """
 
     embedding: int
@@ -111,6 +111,9 @@ class Plan:
         }
 
 
+_MIXING = (".mixes.", "resid_mix.", "smear.", ".q_norm.", ".k_norm.")
+
+
 def on_meta(cfg: ResValConfig) -> ResValTransformer:
     """The model with shapes and no content: no memory is taken, whatever its size."""
     cfg = cfg.with_streams(cfg.streams)
@@ -127,8 +130,9 @@ def size(cfg: ResValConfig) -> Size:
     def bias(name: str, count: int) -> int:
         return 0 if any(fnmatch(name, pattern) for pattern in cfg.frozen) else count
 
+    grouped = "" if cfg.n_key_value_heads is None else "_"
     attention = 2 * d * q + 2 * d * kv
-    attention += bias("blocks.0.attn.b_Q", q) + bias("blocks.0.attn._b_K", 2 * kv)
+    attention += bias("blocks.0.attn.b_Q", q) + bias(f"blocks.0.attn.{grouped}b_K", 2 * kv)
     attention += bias("blocks.0.attn.b_O", d)
     mlp = 0
     if not cfg.attn_only:
@@ -139,7 +143,11 @@ def size(cfg: ResValConfig) -> Size:
     kinds = {"LN": 2, "RMS": 1, "LNPre": 0, "RMSPre": 0, None: 0}
     positions = cfg.n_ctx * d if cfg.positional_embedding_type == "standard" else 0
     unembedding = 0 if cfg.tied_embedding else d * v + bias("unembed.b_U", v)
-    mixing = sum(p.numel() for name, p in on_meta(cfg).named_parameters() if ".mixes." in name)
+    mixing = sum(
+        p.numel()
+        for name, p in on_meta(cfg).named_parameters()
+        if p.requires_grad and any(part in name for part in _MIXING)
+    )
     return Size(v * d + positions, layers * attention, layers * mlp,
                 norms * kinds[cfg.normalization_type], unembedding, mixing)  # fmt: skip
 
