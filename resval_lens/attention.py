@@ -137,11 +137,26 @@ class StreamAttention(AbstractAttention):
             q, k = self._normed(q, k)
         return super().calculate_attention_scores(q, k)
 
-    def calculate_sin_cos_rotary(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """TransformerLens's tables, rounded to ``rotary_dtype``."""
-        sin, cos = super().calculate_sin_cos_rotary(*args, **kwargs)
-        rounded = self.cfg.rotary_dtype or sin.dtype
-        return sin.to(rounded).to(sin.dtype), cos.to(rounded).to(cos.dtype)
+    def calculate_sin_cos_rotary(
+        self,
+        rotary_dim: int,
+        n_ctx: int,
+        base: float = 10_000,
+        dtype: torch.dtype = torch.float32,
+    ) -> tuple[Tensor, Tensor]:
+        """TransformerLens's tables; with ``rotary_dtype``, those of models that round theirs.
+
+        Their angles are pos · base^(−2i/d) in float32, TransformerLens's pos / base^(2i/d): one
+        rounded number in a thousand would be another.
+        """
+        rounded = self.cfg.rotary_dtype
+        if rounded is None:
+            return super().calculate_sin_cos_rotary(rotary_dim, n_ctx, base, dtype)
+        pairs = torch.arange(0, rotary_dim, 2, dtype=torch.float32)
+        speed = 1 / base ** (pairs / rotary_dim)
+        speed = speed.repeat_interleave(2) if self.cfg.rotary_adjacent_pairs else speed.repeat(2)
+        angles = torch.arange(n_ctx, dtype=torch.float32)[:, None] * speed
+        return angles.sin().to(rounded).to(dtype), angles.cos().to(rounded).to(dtype)
 
     def _total(self, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> Heads:
         split = self.cfg.use_split_qkv_input or self.cfg.use_attn_in

@@ -108,10 +108,11 @@ class ResValConfig(HookedTransformerConfig):
         """What has to go together with the fields of the models that read earlier states."""
         self.residual_mixing: Mixing = parse_mixing(self.residual_mixing, self.n_layers)
         rotary = self.positional_embedding_type == "rotary"
+        scaled = self.use_NTK_by_parts_rope or self.use_yarn_rope or self.rotary_scaling_factor != 1
         needs = {
             "qk_norm_after_rotation": (self.use_qk_norm and rotary, "use_qk_norm and rotary"),
             "qk_norm_per_head": (self.use_qk_norm, "use_qk_norm"),
-            "rotary_dtype": (rotary, "positional_embedding_type='rotary'"),
+            "rotary_dtype": (rotary and not scaled, "positional_embedding_type='rotary', unscaled"),
             "gated_mlp_biases": (self.gated_mlp and not self.attn_only, "gated_mlp"),
         }
         for name, (met, need) in needs.items():

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub.utils import filter_repo_objects
 from torch import Tensor
 
-from resval_lens import ResValTransformer
+from resval_lens import ResValConfig, ResValTransformer
 from resval_lens.io import files
 from resval_lens.load import load_config, load_model
 from tests.reference.nanochat import (
@@ -94,7 +94,7 @@ def test_windows_are_the_versions_own(pattern: str, context: int, tmp_path: Path
     for day in ("2026-01-11", "2026-03-09", NEWEST):
         state, config = drawn(day, window_pattern=pattern, sequence_len=context)
         save(tmp_path / day, state, config)
-        tokens = ids(config, min(context, 330))
+        tokens = ids(config, context)
         wanted = logits(state, config, VERSIONS[day], tokens)
         model = load_model(tmp_path / day).model
         assert_same(model, wanted, tokens)
@@ -356,3 +356,34 @@ def test_it_is_fetched_from_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatc
     }
     found = list(filter_repo_objects(there, **asked))
     assert found == ["meta_000123.json", "model_000123.pt", "tokenizer.pkl"]
+
+
+# Rotations
+
+
+@pytest.mark.parametrize("adjacent", [False, True])
+def test_rounded_rotations_are_the_same_but_for_rounding(adjacent: bool) -> None:
+    settings: dict[str, Any] = {
+        "n_layers": 1, "d_model": 16, "d_head": 8, "n_ctx": 64, "d_vocab": 9, "act_fn": "relu",
+        "positional_embedding_type": "rotary", "rotary_adjacent_pairs": adjacent,
+    }  # fmt: skip
+    plain = ResValTransformer(ResValConfig(**settings)).blocks[0].attn
+    rounded = ResValTransformer(ResValConfig(**settings, rotary_dtype=torch.bfloat16))
+    for name in ("rotary_sin", "rotary_cos"):
+        table = getattr(rounded.blocks[0].attn, name)
+        torch.testing.assert_close(table, getattr(plain, name), atol=2**-8, rtol=0)
+        assert torch.equal(table, table.bfloat16().float())
+        assert not torch.equal(table, getattr(plain, name))
+
+
+@pytest.mark.parametrize(
+    "scaled",
+    [{"use_NTK_by_parts_rope": True}, {"use_yarn_rope": True}, {"rotary_scaling_factor": 8}],
+)
+def test_rounded_rotations_that_are_scaled_are_refused(scaled: dict[str, Any]) -> None:
+    message = r"rotary_dtype=torch\.bfloat16 needs positional_embedding_type='rotary', unscaled"
+    with pytest.raises(ValueError, match=message):
+        ResValConfig(
+            n_layers=1, d_model=16, d_head=8, n_ctx=64, d_vocab=9, act_fn="relu",
+            positional_embedding_type="rotary", rotary_dtype=torch.bfloat16, **scaled,
+        )  # fmt: skip
