@@ -85,7 +85,7 @@ def examples() -> list[tuple[str, str]]:
 
 
 def test_there_are_commands():
-    assert len(COMMANDS) == 32
+    assert len(COMMANDS) == 33
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -35,6 +35,7 @@ from resval_lens.analyses.cli.plan import plan_app
 from resval_lens.analyses.cli.reporting import FIGURE_FORMAT
 from resval_lens.analyses.cli.runs import runs_app
 from resval_lens.analyses.cli.selections import selections_command
+from resval_lens.analyses.cli.ways import ways_command
 
 STOPPED = 130
 """The exit code after Ctrl-C: 128 and the signal's number, as shells have it."""
@@ -86,6 +87,7 @@ app.command("patch")(patch_command)
 app.command("ablate")(ablate_command)
 app.command("circuit")(circuit_command)
 app.command("selections")(selections_command)
+app.command("ways")(ways_command)
 app.command("attribute")(attribute_command)
 app.command("induction")(induction_command)
 

@@ -167,7 +167,7 @@ def lm_emergence(runs: Sequence[RecordedRun[LMRun]]) -> LMEmergence:
         ValueError: runs that differ in more than seed and streams, two of one seed and
             architecture, or which were evaluated on different sets.
     """
-    _check_alike(runs)
+    check_alike(runs)
     labels = architectures_of([recorded.run.config.streams for recorded in runs])
     architectures = tuple(dict.fromkeys(labels))
     sets = list(runs[0].evaluations[-1].get("ioi", {}))
@@ -239,7 +239,7 @@ def _measures(sets: Sequence[str]) -> dict[tuple[str, str], Measure]:
             measures[prompts, name] = partial(_last, partial(_score, prompts, score))
         for score, above in THRESHOLDS:
             measures[prompts, f"step: {SCORES[score]} > {above}"] = partial(
-                _first, prompts, score, above
+                first_step, prompts, score, above
             )
     return measures
 
@@ -274,11 +274,15 @@ def _last(of: Callable[[Line], float], lines: Sequence[Line]) -> float:
     return of(lines[-1])
 
 
-def _first(prompts: str, score: str, above: float, lines: Sequence[Line]) -> float | None:
+def first_step(prompts: str, score: str, above: float, lines: Sequence[Line]) -> float | None:
+    """The step of the first evaluation whose score on these prompts exceeds ``above``."""
     return first_above(((line["step"], _score(prompts, score, line)) for line in lines), above)
 
 
-def _check_alike(runs: Sequence[RecordedRun[LMRun]]) -> None:
+def check_alike(runs: Sequence[RecordedRun[LMRun]]) -> None:
+    """Raises ValueError for runs that differ in more than seed, name and streams, or that are
+    unfinished or the same.
+    """
     first = runs[0]
     seen: dict[tuple[Any, int], RecordedRun[LMRun]] = {}
     for recorded in runs:
