@@ -200,8 +200,6 @@ def ways(
     words = [each.run.name.split("-") for each in runs]
     columns = zip(*(own[:-1] for own in words), strict=False)
     same = takewhile(lambda several: len(set(several)) == 1, columns)
-        lambda several: len(set(several)) == 1, zip(*(w[:-1] for w in words), strict=False)
-    )
     shared, found = sum(1 for _ in same), []
     for number, recorded in enumerate(runs, 1):
         note(f"{recorded.folder.name}, {number} of {len(runs)}")
