@@ -10,6 +10,7 @@ from unittest.mock import create_autospec
 import huggingface_hub
 import pytest
 import torch
+import torch.nn.functional as F
 from huggingface_hub.utils import filter_repo_objects
 from torch import Tensor
 
@@ -181,6 +182,16 @@ def test_half_precision_is_near(folder: Path) -> None:
     wanted = logits(state, config, VERSIONS[NEWEST], ids(config))
     with torch.no_grad():
         assert float((model(ids(config)).float() - wanted).std() / wanted.std()) < 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_epsilon_is_that_of_torch(dtype: torch.dtype, folder: Path) -> None:
+    """nanochat calls rms_norm without one; of a tiny vector it is all that is seen."""
+    eps = load_model(folder, dtype=dtype).model.cfg.eps
+    tiny = torch.full((4,), 1e-6 if dtype == torch.float64 else 1e-3, dtype=dtype)
+    wanted = F.rms_norm(tiny, (4,)).double()
+    found = tiny.double() / (tiny.double().pow(2).mean() + eps).sqrt()
+    torch.testing.assert_close(found, wanted, rtol=2**-8, atol=0)
 
 
 # What the files leave open
