@@ -212,7 +212,10 @@ class ResValTransformer(Layers):
         return {}
 
     def read_out(
-        self, residual: Float[Tensor, "row pos d_model"], answers: Int[Tensor, " prompt"]
+        self,
+        residual: Float[Tensor, "row pos d_model"],
+        answers: Int[Tensor, " prompt"],
+        capped: bool = True,
     ) -> Float[Tensor, "row output"]:
         """Logits at each row's answer position, from the residual stream after the last layer.
 
@@ -220,13 +223,15 @@ class ResValTransformer(Layers):
 
         Args:
             residual: its rows are the prompts, over and over.
+            capped: by the soft cap, if the model has one.
         """
         residual = residual.to(self.unembed.W_U.device)
         rows = torch.arange(len(residual), device=residual.device)
         answers = answers.to(residual.device).repeat(len(residual) // len(answers))
         last = residual[rows, answers][:, None]  # [row, 1, d_model]
         logits = wide_logits(cast("FusedUnembed", self.unembed), self.unembed_input(last))
-        return apply_softcap(logits, self.cfg.output_logits_soft_cap)[:, 0]
+        cap = self.cfg.output_logits_soft_cap if capped else -1.0
+        return apply_softcap(logits, cap)[:, 0]
 
     def loss_fn(
         self,

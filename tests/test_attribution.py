@@ -420,7 +420,6 @@ def test_an_edit_of_what_a_component_writes_is_attributed_as_edited() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"output_logits_soft_cap": 2.0}, r"output_logits_soft_cap=2\.0: soft-capped logits"),
         (
             {"use_normalization_before_and_after": True, "normalization_type": "RMS"},
             "this model normalises what attention",
@@ -432,6 +431,16 @@ def test_an_edit_of_what_a_component_writes_is_attributed_as_edited() -> None:
 def test_a_readout_without_parts_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         attribute(tiny_model("v", **changes), TOKENS, LABELS)
+
+
+def test_of_capped_logits_the_shares_are_those_before_the_cap() -> None:
+    model = tiny_model("v", output_logits_soft_cap=2.0, dtype=torch.float64)
+    found = attribute(model, TOKENS, LABELS)
+    with torch.no_grad():
+        logits = 2 * torch.atanh(model(TOKENS)[:, -1] / 2)
+    first, second = logits.gather(1, LABELS).unbind(1)
+    torch.testing.assert_close(found.values.sum(1), first - second)
+    torch.testing.assert_close(found.total, first - second)
 
 
 @pytest.mark.usefixtures("unchecked_annotations")

@@ -109,6 +109,20 @@ def test_language_models(run, tmp_path):
     assert (tmp_path / "runs" / "mine" / "model" / "tokenizer.json").is_file()
 
 
+def test_tables(run):
+    found = run("tables")
+    assert found["cache"]["v_table", 3].shape == (2, 32, 4, 16)
+
+
+def test_looking_into_a_nanochat(run, capsys):
+    found = run("nanochat")
+    told = capsys.readouterr().out
+    assert re.findall(r"without the table of layer (\d)", told) == ["1", "3", "5"]
+    losses = [float(x) for x in re.findall(r": (\d+\.\d{3})", told)]
+    assert len(set(losses[:4])) == 4
+    assert found["weights"].shape == (7, 7)
+
+
 def test_circuits(run, capsys):
     found = run("circuits")
     assert list(map(str, found["circuit"].links)) == ["a0.h2<v>->a1.h2<v>"]

@@ -51,7 +51,8 @@ class Attribution:
             output bias), ``m2`` (an MLP), what the model adds after its layers (``readout_parts``),
             ``ln_final.b``, ``b_U``.
         values: each component's share, [prompt, component].
-        total: logit(first label) − logit(best other label) of the run, [prompt]: the shares' sum.
+        total: logit(first label) − logit(best other label) of the run, before a soft cap, [prompt]:
+            the shares' sum.
         heads: the heads' shares by the layer their values come from, [prompt, layer, source,
             head]: own on the diagonal of (layer, source), 0 where nothing flows. Where layers have
             tables, these are one source more, the last (``TABLE`` = −1).
@@ -89,7 +90,8 @@ def attribute(
 
     for what each component writes at a prompt's answer position, ``scale`` and centering being the
     final norm's in this run; c is 1, or the readout's weight of it with residual mixing. After
-    ``process_weights_`` the value biases are in b_O.
+    ``process_weights_`` the value biases are in b_O. Where logits are soft-capped the shares are
+    those of the logits before their cap, which are sums.
 
     Args:
         labels: two, or more: then the second is, in each prompt, the one of those after the first
@@ -100,8 +102,8 @@ def attribute(
         max_tokens: rows × positions of one model call, one prompt at least.
 
     Raises:
-        ValueError: a readout that is not linear in what the layers write (a classifier's,
-            soft-capped logits, norms after the layers), clipped values, hooks that edit the run,
+        ValueError: a readout that is not linear in what the layers write (a classifier's, norms
+            after the layers), clipped values, hooks that edit the run,
             or labels, tokens or positions that do not fit.
     """
     _check_linear(model)
@@ -183,7 +185,7 @@ def read_direction(
     norm = None if model.cfg.normalization_type is None else model.ln_final
     look: list[Any] = [("ln_final.hook_scale", lambda x, hook: scales.append(x))]
     with model.hooks(fwd_hooks=[] if norm is None else look):
-        logits = model.read_out(residual, answers)
+        logits = model.read_out(residual, answers, capped=False)
     labels = labels.to(logits.device)
     dtype, total = logits.dtype, margin(logits, labels)
     if labels.shape[1] > 2:
@@ -293,11 +295,6 @@ def _check_linear(model: ResValTransformer) -> None:
         raise ValueError(
             f"{model.kind}'s logits are no sum over what its heads write: its readout has ReLU "
             "layers; z_parts has the parts of what that readout reads"
-        )
-    if cfg.output_logits_soft_cap > 0:
-        raise ValueError(
-            f"output_logits_soft_cap={cfg.output_logits_soft_cap}: soft-capped logits are no sum "
-            "of parts"
         )
     if cfg.use_normalization_before_and_after or (
         cfg.original_architecture in POST_NORM_ARCHITECTURES

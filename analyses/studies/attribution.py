@@ -15,7 +15,7 @@ from torch import Tensor
 
 from resval_lens.analyses.attribution.logits import attribute, logit_lens
 from resval_lens.analyses.attribution.weights import copying_scores, ov_paths, own_token_scores
-from resval_lens.analyses.results.result import FLAT, Result
+from resval_lens.analyses.results.result import FLAT, OPTIONAL, Result
 from resval_lens.analyses.results.tables import WIDE
 from resval_lens.analyses.tasks.problem import Example, Facts, Problem
 from resval_lens.hooks.prompts import PromptPairs
@@ -76,6 +76,7 @@ class AttributionStudy(Result):
             (:class:`~resval_lens.analyses.attribution.logits.Attribution`).
         shares: the same in parts of ``total``; empty where that is 0.
         copying: by component; empty where weights do not tell (gates, matrices).
+        soft_cap: that logits have; shares are those before it.
     """
 
     facts: Facts = field(metadata=FLAT)
@@ -87,6 +88,7 @@ class AttributionStudy(Result):
     copying: Mapping[str, Copying]
     lens: tuple[LensPoint, ...]
     example: Example | None
+    soft_cap: float | None = field(default=None, metadata=OPTIONAL)
 
     def tables(self) -> list[Table | str]:
         """The largest components; the lens."""
@@ -139,6 +141,7 @@ def attribution_study(
             for i, point in enumerate(lens.points)
         ),
         example=chosen.example(),
+        soft_cap=cap if (cap := chosen.model.cfg.output_logits_soft_cap) > 0 else None,
     )
 
 
@@ -175,8 +178,11 @@ def answers_within(pairs: PromptPairs) -> Int[Tensor, " prompt"] | None:
 
 def attribution_table(found: AttributionStudy, most: int = 14) -> Table:
     """What writes the logit difference."""
+    whose = f"the logit difference of {found.total:.2f}"
+    if found.soft_cap:
+        whose += f", before the soft cap of {found.soft_cap:g}"
     table = Table(
-        title=f"Who writes the logit difference of {found.total:.2f}, after the final norm\n"
+        title=f"Who writes {whose}, after the final norm\n"
         f"(heads' own values {found.heads.own:+z.2f}, along links {found.heads.along_links:+z.2f})",
         **WIDE,
     )

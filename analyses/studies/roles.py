@@ -231,7 +231,10 @@ def _measure(
     weights, even = _attention(model, pairs, where)
     total = (noised.values.cpu() - clean) / gap
     note("direct attribution")
-    shares = attribute(model, pairs.clean, pairs.labels, pairs.answers).heads.mean(0) / clean
+    written = attribute(model, pairs.clean, pairs.labels, pairs.answers)
+    # Of capped logits the shares are those of what they are before.
+    whole = written.total.mean() if model.cfg.output_logits_soft_cap > 0 else clean
+    shares = written.heads.mean(0) / whole
     direct = shares.sum(1)  # over source layers
     own = torch.stack([shares[layer, layer] for layer in range(len(shares))])
     along, nothing = direct - own, torch.zeros_like(direct)

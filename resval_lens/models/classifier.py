@@ -238,9 +238,12 @@ class ICLClassifier(ResValTransformer):
         return loss if return_type == "loss" else (logits, loss)
 
     def read_out(
-        self, residual: Float[Tensor, "row pos d_model"], answers: Int[Tensor, " prompt"]
+        self,
+        residual: Float[Tensor, "row pos d_model"],
+        answers: Int[Tensor, " prompt"],
+        capped: bool = True,
     ) -> Float[Tensor, "row label"]:
-        """Logits of each row's label: the answer is the last position's."""
+        """Logits of each row's label: the answer is the last position's; they have no cap."""
         return self.readout(residual[:, -1])
 
     @property
