@@ -146,6 +146,8 @@ def _reaches(model: ResValTransformer, sender: Node, receiver: Node) -> bool:
         part = same and sender.layer == receiver.layer and sender.head == receiver.head
         return sender.layer < receiver.layer or part
     stream = next(stream for stream in model.cfg.streams if stream.of == receiver.projection)
+    if stream.how.is_gated and sender.layer < receiver.layer:  # its gate reads what the layer does
+        return True
     sources = stream.sources(receiver.layer)
     handed_on = same and stream.carry == "sum" and sender.layer in sources
     aligned = sender.head == receiver.head or stream.how.crosses_heads

@@ -91,8 +91,7 @@ class ResValConfig(HookedTransformerConfig):
             raise ValueError(
                 f"attn_types={self.attn_types} must have one for each of {self.n_layers} layers"
             )
-        if self.streams and self.load_in_4bit:
-            raise ValueError("load_in_4bit=True: streams need the projections' unquantised weights")
+        self._check_streams()
         if self.tied_embedding and self.d_vocab_out != self.d_vocab:
             raise ValueError(
                 f"tied_embedding=True: d_vocab_out={self.d_vocab_out} must equal "
@@ -103,6 +102,16 @@ class ResValConfig(HookedTransformerConfig):
         if not all(isinstance(pattern, str) for pattern in patterns):
             raise ValueError(f"frozen must be a tuple of patterns; got {self.frozen!r}")
         self.frozen = tuple(patterns)
+
+    def _check_streams(self) -> None:
+        if self.streams and self.load_in_4bit:
+            raise ValueError("load_in_4bit=True: streams need the projections' unquantised weights")
+        for stream in self.streams:
+            if stream.channels is not None and stream.channels > self.d_model:
+                raise ValueError(
+                    f"AttentionStream.channels={stream.channels} of an input of "
+                    f"d_model={self.d_model}"
+                )
 
     def _check_readers(self) -> None:
         """What has to go together with the fields of the models that read earlier states."""
@@ -118,12 +127,6 @@ class ResValConfig(HookedTransformerConfig):
         for name, (met, need) in needs.items():
             if getattr(self, name) and not met:
                 raise ValueError(f"{name}={getattr(self, name)} needs {need}")
-        for stream in self.streams:
-            if stream.channels is not None and stream.channels > self.d_model:
-                raise ValueError(
-                    f"AttentionStream.channels={stream.channels} of an input of "
-                    f"d_model={self.d_model}"
-                )
         if (self.smear_channels or 0) > self.d_model:
             raise ValueError(f"smear_channels={self.smear_channels} of d_model={self.d_model}")
 
@@ -153,6 +156,7 @@ class ResValConfig(HookedTransformerConfig):
         """A copy with other streams. Does not re-seed the global generators."""
         changed = copy.deepcopy(self)
         changed.streams = parse_streams(streams, self.n_layers)
+        changed._check_streams()
         return changed
 
     def to_dict(self) -> dict[str, Any]:

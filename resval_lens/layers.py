@@ -17,7 +17,7 @@ from transformer_lens.utilities import USE_DEFAULT_VALUE, LocallyOverridenDefaul
 from resval_lens.attention import STATES, TOKENS, Carried
 from resval_lens.config import ResValConfig
 from resval_lens.io.loading import Loading
-from resval_lens.lens.hook_names import handing_point
+from resval_lens.lens.hook_names import check_unweighted, handing_point
 from resval_lens.lens.norm import unshared
 from resval_lens.residual import ResidualMix, Smear, kept_before, rms_normed, written_weights
 
@@ -59,7 +59,7 @@ class Layers(Loading):
             mixed: ``residual`` is what the first of these layers reads, not the state before it.
         """
         layers = range(self.cfg.n_layers)[start_at_layer:stop_at_layer]
-        self._check_carried(layers, carried, mixed)
+        self._check_carried(layers, residual, carried, mixed)
         streams: Carried = carried or {}
         if self.cfg.residual_mixing and layers.start == 0 and not mixed:
             residual = self.hook_resid_embed(unshared(residual, self.hook_resid_embed))
@@ -135,6 +135,11 @@ class Layers(Loading):
                 weights[reader, list(mix.states)] = mix.weights.double().cpu()
         return written_weights(weights)
 
+    def accumulated_bias(self, *args: Any, **options: Any) -> Float[Tensor, " d_model"]:
+        """HookedTransformer.accumulated_bias; refused with residual mixing."""
+        check_unweighted(self.cfg)
+        return super().accumulated_bias(*args, **options)
+
     def carried_before(self, layer: int, cache: ActivationCache | dict[str, Tensor]) -> Carried:
         """What the layers before ``layer`` hand on, read from a cache of a full run; with residual
         mixing, the states that later readers read. What is looked up by the tokens is not among it.
@@ -155,9 +160,17 @@ class Layers(Loading):
             carried[STATES] = tuple(cache[points[state]] for state in later)
         return carried
 
-    def _check_carried(self, layers: range, carried: Carried | None, mixed: bool) -> None:
+    def _check_carried(
+        self, layers: range, residual: Tensor, carried: Carried | None, mixed: bool
+    ) -> None:
         if len(layers) == 0:
             return
+        for tokens in (carried or {}).get(TOKENS, ()):
+            if tokens.shape != residual.shape[:2]:
+                raise ValueError(
+                    f"tokens must be {list(residual.shape[:2])}, as the residual stream is; got "
+                    f"{list(tokens.shape)}"
+                )
         first, there = layers[0], carried or {}
         remedy = f"pass carried=model.carried_before({first}, cache)"
         if mixed and self.cfg.residual_mixing:

@@ -16,6 +16,7 @@ from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 from resval_lens.streams import AttentionStream, StreamsLike, parse_streams
 from resval_lens.transformer import ResValTransformer
 from tests.helpers import ARCHITECTURES, SETTINGS, gradients, randomise, tiny_model, tiny_tokens
+from tests.skipping import GATED_TABLES, NANOCHAT
 
 STREAMS: dict[str, StreamsLike] = {
     "classic": "",
@@ -411,12 +412,16 @@ def plain_transformer(monkeypatch: pytest.MonkeyPatch) -> type[ResValTransformer
     return importlib.import_module("resval_lens.transformer").ResValTransformer
 
 
-@pytest.mark.parametrize("streams", ["", MIXED], ids=["classic", "mixed"])
+@pytest.mark.parametrize(
+    ("streams", "settings"),
+    [("", {}), (MIXED, {}), (GATED_TABLES, NANOCHAT)],
+    ids=["classic", "mixed", "nanochat"],
+)
 def test_a_compiled_model_is_equal_and_leaves_the_model_analysable(
-    streams: StreamsLike, plain_transformer: type[ResValTransformer]
+    streams: StreamsLike, settings: dict[str, Any], plain_transformer: type[ResValTransformer]
 ) -> None:
     described = [stream.to_dict() for stream in parse_streams(streams)]
-    model = randomise(plain_transformer({**SETTINGS, "streams": described}))
+    model = randomise(plain_transformer({**SETTINGS, **settings, "streams": described}))
     expected_loss, expected = loss_and_gradients(model)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     loss, found = loss_and_gradients(compiled)

@@ -50,6 +50,20 @@ def handing_point(stream: AttentionStream, layer: int) -> str:
     return f"blocks.{layer}.attn.hook_{stream.of}{'_local' if own else ''}"
 
 
+def check_unweighted(cfg: Any) -> None:
+    """Refuses what TransformerLens says of a residual stream that is a plain sum.
+
+    Raises:
+        ValueError: residual mixing.
+    """
+    if cfg.residual_mixing:
+        raise ValueError(
+            "residual_mixing: what is read is a weighted sum of what was written, and this has no "
+            "weights; attribute and logit_lens of resval_lens.analyses.attribution.logits have, "
+            "and model.written_weights()"
+        )
+
+
 class ResValCache(ActivationCache):
     """TransformerLens's cache; ``cache["v_link", 2]`` and ``cache["v_local", -1]`` work, too."""
 
@@ -66,26 +80,37 @@ class ResValCache(ActivationCache):
 
     def accumulated_resid(self, *args: Any, **kwargs: Any) -> Any:
         """See ActivationCache; refused with residual mixing."""
-        self._check_sum()
+        check_unweighted(self.model.cfg)
         return super().accumulated_resid(*args, **kwargs)
 
     def decompose_resid(self, *args: Any, **kwargs: Any) -> Any:
-        """See ActivationCache; refused with residual mixing."""
-        self._check_sum()
+        """See ActivationCache; refused with residual mixing, normalised or smeared embeddings."""
+        self._check_embedding()
         return super().decompose_resid(*args, **kwargs)
 
     def get_full_resid_decomposition(self, *args: Any, **kwargs: Any) -> Any:
-        """See ActivationCache; refused with residual mixing."""
-        self._check_sum()
+        """See ActivationCache; refused with residual mixing, normalised or smeared embeddings."""
+        self._check_embedding()
         return super().get_full_resid_decomposition(*args, **kwargs)
 
-    def _check_sum(self) -> None:
+    def stack_head_results(self, *args: Any, **kwargs: Any) -> Any:
+        """See ActivationCache; refused with residual mixing."""
+        check_unweighted(self.model.cfg)
+        return super().stack_head_results(*args, **kwargs)
+
+    def stack_neuron_results(self, *args: Any, **kwargs: Any) -> Any:
+        """See ActivationCache; refused with residual mixing."""
+        check_unweighted(self.model.cfg)
+        return super().stack_neuron_results(*args, **kwargs)
+
+    def _check_embedding(self) -> None:
         cfg: Any = self.model.cfg
-        if cfg.residual_mixing:
+        check_unweighted(cfg)
+        if cfg.embedding_norm or cfg.smear_channels:
             raise ValueError(
-                "residual_mixing: what is read is a weighted sum of what was written, and this "
-                "decomposition has no weights; attribute and logit_lens of "
-                "resval_lens.analyses.attribution.logits have, and model.written_weights()"
+                "the embeddings are normalised or smeared before block 0, and this decomposition "
+                "holds them as they were; take accumulated_resid, or attribute of "
+                "resval_lens.analyses.attribution.logits"
             )
 
     def apply_slice_to_batch_dim(self, batch_slice: Any) -> ResValCache:

@@ -30,9 +30,9 @@ def check_processing(
         ValueError: ``refactor_factored_attn_matrices`` with any stream (each head's factors get a
             basis of their own, and what a layer hands on would arrive in another's basis); folding
             around a gate (which reads the normalised input, and makes the bias that arrives depend
-            on the token); folding norms behind a layer, centring logits that are capped, centring
-            embeddings that are normalised or smeared; folding value biases where attention weights
-            do not sum to one or values are clipped.
+            on the token); folding norms behind a layer, or with a bias before a gated MLP that has
+            none; centring logits that are capped, or embeddings that are normalised or smeared;
+            folding value biases where attention weights do not sum to one or values are clipped.
     """
     streams = cfg.streams
     if refactor and streams:
@@ -66,9 +66,13 @@ def check_processing(
         )
     for step, asked in (("fold_ln", fold_ln), ("center_unembed", center_unembed)):
         if asked and not surviving_steps(cfg)[step]:
-            why = "norms stand behind" if step == "fold_ln" else "a soft cap bends"
-            what = "each layer" if step == "fold_ln" else "the logits"
-            raise ValueError(f"{step}=True: {why} {what} of this model; pass {step}=False")
+            why = (
+                "a soft cap bends the logits of this model" if step == "center_unembed"
+                else "this model's gated MLPs have no bias before the gate, which a norm's bias "
+                "would become" if _biased_norm_before_gate(cfg)
+                else "norms stand behind each layer of this model"
+            )  # fmt: skip
+            raise ValueError(f"{step}=True: {why}; pass {step}=False")
     if "v" in gated and fold_value_biases:
         raise ValueError(
             "fold_value_biases=True: behind a gate the arriving value bias depends on the token; "
@@ -79,13 +83,20 @@ def check_processing(
 def surviving_steps(cfg: HookedTransformerConfig) -> dict[str, bool]:
     """Which of ``fold_ln`` and ``center_unembed`` leave what a model computes as it is.
 
-    A norm behind a layer scales what the layer adds, and no weight after it; a shift of all logits
-    is lost in the softmax, but not under a soft cap.
+    A norm behind a layer scales what the layer adds, and no weight after it; a gated MLP adds its
+    bias behind the gate, unless ``gated_mlp_biases``; a shift of all logits is lost in the softmax,
+    but not under a soft cap.
     """
     return {
-        "fold_ln": cfg.original_architecture not in POST_NORM_ARCHITECTURES,
+        "fold_ln": cfg.original_architecture not in POST_NORM_ARCHITECTURES
+        and not _biased_norm_before_gate(cfg),
         "center_unembed": cfg.output_logits_soft_cap <= 0,
     }
+
+
+def _biased_norm_before_gate(cfg: HookedTransformerConfig) -> bool:
+    is_gated = cfg.gated_mlp and not cfg.attn_only and not getattr(cfg, "gated_mlp_biases", False)
+    return is_gated and cfg.normalization_type == "LN"
 
 
 def processing_of(model: HookedTransformer) -> dict[str, bool]:

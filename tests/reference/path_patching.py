@@ -58,7 +58,8 @@ class Algorithm1:
             self.enter(sender, sending_links, held)
         for sender in senders:
             if sender == "input":
-                held["blocks.0.hook_resid_pre"] = [(None, a["blocks.0.hook_resid_pre"])]
+                name = getattr(self.model.cfg, "input_point", "blocks.0.hook_resid_pre")
+                held[name] = [(None, a[name])]
             elif sender.startswith("m"):
                 name = f"blocks.{sender[1:]}.hook_mlp_out"
                 held[name] = [(None, a[name])]
