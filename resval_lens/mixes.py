@@ -55,6 +55,8 @@ class Mix:
         default: own and carried where a stream does not say; None where it must.
         own_is_learned, carried_is_learned: whether ``own`` and ``carried`` are initial values.
         is_gated: whether the weights depend on the token: then they come from :meth:`gate`.
+        own_is_fixed: whether the own weight does not, and the gate is a factor of what is handed
+            on.
         further: fields of a stream that this mix has and others have not.
         crosses_heads: whether a head reads other heads' projections, too.
         takes_several: whether several layers can be handed on to one (``source="all"``).
@@ -68,6 +70,7 @@ class Mix:
     own_is_learned: ClassVar[bool] = False
     carried_is_learned: ClassVar[bool] = False
     is_gated: ClassVar[bool] = False
+    own_is_fixed: ClassVar[bool] = True
     further: ClassVar[tuple[str, ...]] = ()
     crosses_heads: ClassVar[bool] = False
     takes_several: ClassVar[bool] = True
@@ -234,6 +237,7 @@ class Gate(_Share):
     b = "g"
     where = "g = σ(x·w_h + c_h) learned, per token and head"
     is_gated = True
+    own_is_fixed = False
 
     def settle(self, stream: AttentionStream) -> dict[str, Any]:
         settled = super().settle(stream)

@@ -216,6 +216,16 @@ def test_a_gate_has_no_weight_of_its_own(use: Any) -> None:
         use(tiny_model(AttentionStream("v", mix="gate")))
 
 
+def test_circuits_behind_an_added_gate_are_those_of_a_gate_that_is_one() -> None:
+    gated = tiny_model("v(source=tokens, mix=added_gate)", dtype=torch.float64)
+    open_ = gated.with_streams("v(source=tokens)")
+    for ours, theirs in zip(gated.blocks, open_.blocks, strict=True):
+        theirs.attn.mixes["v"].table.data.copy_(ours.attn.mixes["v"].table)
+    assert copying_scores(gated) == pytest.approx(copying_scores(open_))
+    both = (composition_scores(model, "V").scores for model in (gated, open_))
+    torch.testing.assert_close(*both)
+
+
 # Copying
 
 

@@ -113,6 +113,31 @@ def test_processing_knows_which_layers_receive(layers: tuple[int, ...]) -> None:
     assert_same_function(model, before, 1e-4)
 
 
+@pytest.mark.parametrize("normalization_type", ["LN", "RMS"])
+@pytest.mark.parametrize(
+    ("streams", "fold_value_biases"),
+    [
+        ("q(mix=gate)", True),
+        ("v(mix=gate)", False),
+        ("v(mix=added_gate, bias=True, channels=5)", False),
+        ("k(mix=added_gate, act=relu, bias=True)", True),
+        ("v(source=tokens, mix=added_gate, bias=True, layers=(0,2))", True),
+    ],
+)
+@each_head_count
+def test_gates_take_over_the_norms_that_they_read(
+    streams: str, fold_value_biases: bool, normalization_type: str, kv_heads: int | None
+) -> None:
+    model = tiny_model(
+        streams, n_layers=4, normalization_type=normalization_type, n_key_value_heads=kv_heads,
+        dtype=torch.float64,
+    )  # fmt: skip
+    before = log_probs(model)
+    model.process_weights_(fold_value_biases=fold_value_biases)
+    assert model.cfg.normalization_type == f"{normalization_type}Pre"
+    assert_same_function(model, before, 1e-5)
+
+
 def test_a_classic_model_is_processed_as_the_stock_model_is() -> None:
     stock, ours = stock_model(), tiny_model()
     stock.process_weights_()
@@ -127,13 +152,9 @@ def test_a_classic_model_is_processed_as_the_stock_model_is() -> None:
     [
         ("v", {"refactor_factored_attn_matrices": True}, "each head's own basis"),
         ("q", {"refactor_factored_attn_matrices": True}, "each head's own basis"),
-        (AttentionStream("v", mix="gate"), {}, "gate of the v stream reads the normalised input"),
-        (AttentionStream("q", mix="gate"), {}, "gate of the q stream reads the normalised input"),
-        (
-            AttentionStream("v", mix="gate"),
-            {"fold_ln": False},
-            "arriving value bias depends on the token",
-        ),
+        (AttentionStream("v", mix="gate"), {}, "arriving value bias depends on the token"),
+        (AttentionStream("v", mix="added_gate", bias=True), {}, "value bias depends on the token"),
+        ("q(mix=added_gate)", {}, "the gate of the q stream has no bias, which would take over"),
     ],
 )
 def test_a_step_that_streams_do_not_survive_is_refused(

@@ -73,11 +73,17 @@ def paths(model: ResValTransformer, of: str = "v") -> dict[Path, float]:
     Args:
         of: q, k or v.
 
+    With ``mix="added_gate"`` each link's weight is that of a gate of 1: a path's circuit is then up
+    to its gates, which differ by token and are never negative. Scores of copying and composition do
+    not depend on such a factor.
+
     Raises:
-        ValueError: a gated stream, whose weights depend on the token.
+        ValueError: a stream whose gate weighs the own projection, too: its weights depend on the
+            token.
     """
     stream = next((stream for stream in model.cfg.streams if stream.of == of), None)
-    if stream is not None and stream.how.is_gated:
+    gated = stream is not None and stream.how.is_gated
+    if stream is not None and gated and not stream.how.own_is_fixed:
         raise ValueError(
             f"the gate of the {of} stream depends on the token: its links have no weight of their "
             "own, and no weight circuits"
@@ -88,7 +94,8 @@ def paths(model: ResValTransformer, of: str = "v") -> dict[Path, float]:
     units = torch.eye(heads, dtype=cfg.dtype, device=model.blocks[0].device)
     local = [units[:, None, :, None]] * cfg.n_layers
     found = {}
-    for layer, parts in enumerate(split_by_source(model, of, local, tables=local)):
+    open_ = [torch.ones_like(local[0][..., :1])] * cfg.n_layers if gated else None
+    for layer, parts in enumerate(split_by_source(model, of, local, open_, local)):
         for source, part in parts.items():
             weights = part[:, 0, :, 0].tolist()  # source head, reading head
             every = stream is not None and stream.how.crosses_heads and source != layer
@@ -126,7 +133,7 @@ def ov_circuit(
             of a stream whose mix crosses heads, like ``"matrix"``: every head reads every head.
 
     Raises:
-        ValueError: a path that is not there, or not told from others; a gated value stream.
+        ValueError: a path that is not there, or not told from others; what :func:`paths` refuses.
     """
     source = layer if source is None else source
     weights = paths(model)

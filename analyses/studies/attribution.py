@@ -19,6 +19,7 @@ from resval_lens.analyses.results.result import FLAT, OPTIONAL, Result
 from resval_lens.analyses.results.tables import WIDE
 from resval_lens.analyses.tasks.problem import Example, Facts, Problem
 from resval_lens.hooks.prompts import PromptPairs
+from resval_lens.lens.weights import unfoldable
 from resval_lens.notes import Note
 
 if TYPE_CHECKING:
@@ -146,9 +147,12 @@ def attribution_study(
 
 
 def _copying(chosen: Problem, components: Sequence[str]) -> dict[str, Copying]:
-    """Copying scores of heads' parts by name; none where weights do not tell (gates, matrices)."""
+    """Copying scores of heads' parts by name; none where weights do not tell (shares, matrices)."""
     model = chosen.model
-    if any(s.of == "v" and (s.how.is_gated or s.how.crosses_heads) for s in model.cfg.streams):
+    how = [stream.how for stream in model.cfg.streams if stream.of == "v"]
+    if any(mix.crosses_heads or not mix.own_is_fixed for mix in how):
+        return {}
+    if unfoldable(model.cfg):  # gates without a bias, before norms with one
         return {}
     by_name = {str(path): path for path in ov_paths(model)}
     paths = [by_name[name] for name in components if name in by_name][:MOST_COPYING]

@@ -25,6 +25,7 @@ from resval_lens.lens.unembed import TiedUnembed
 from resval_lens.lens.weights import (
     check_graft,
     check_processing,
+    fold_norms_into_gates,
     fold_value_biases_through_streams,
     processing_of,
 )
@@ -98,6 +99,8 @@ class WeightConversion(StreamCaching):
                 "unembed.W_U": state_dict["embed.W_E"].T.clone(),
                 "unembed.b_U": self.unembed.b_U.detach().clone(),
             }
+        if fold_ln:
+            state_dict = fold_norms_into_gates(state_dict, self.cfg)
         carries_values = any(stream.of == "v" for stream in self.cfg.streams)
         super().load_and_process_state_dict(
             state_dict,

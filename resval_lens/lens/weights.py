@@ -13,7 +13,7 @@ from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
 from resval_lens.attention import StreamAttention
 from resval_lens.config import ResValConfig
-from resval_lens.streams import TABLE, Streams, shorthand
+from resval_lens.streams import TABLE, AttentionStream, Streams, shorthand
 
 
 def check_processing(
@@ -29,10 +29,10 @@ def check_processing(
     Raises:
         ValueError: ``refactor_factored_attn_matrices`` with any stream (each head's factors get a
             basis of their own, and what a layer hands on would arrive in another's basis); folding
-            around a gate (which reads the normalised input, and makes the bias that arrives depend
-            on the token); folding norms behind a layer, or with a bias before a gated MLP that has
-            none; centring logits that are capped, or embeddings that are normalised or smeared;
-            folding value biases where attention weights do not sum to one or values are clipped.
+            value biases that pass a gate (which makes them depend on the token), or where attention
+            weights do not sum to one or values are clipped; folding norms behind a layer, or with
+            biases before a gate (of a stream, of an MLP) that has none; centring logits that are
+            capped, or embeddings that are normalised or smeared.
     """
     streams = cfg.streams
     if refactor and streams:
@@ -40,11 +40,10 @@ def check_processing(
             "refactor_factored_attn_matrices=True: streams carry activations between layers in "
             "each head's own basis, which refactoring changes layer by layer"
         )
-    gated = [stream.of for stream in streams if stream.how.is_gated]
-    if gated and fold_ln:
+    if fold_ln and (unfolded := unfoldable(cfg)):
         raise ValueError(
-            f"fold_ln=True: the gate of the {gated[0]} stream reads the normalised input, whose "
-            "scale folding changes; pass fold_ln=False"
+            f"fold_ln=True: the gate of the {unfolded} stream has no bias, which would take over "
+            "what the norms' biases bring it; pass fold_ln=False"
         )
     unlike = (
         "use_attention_sinks=True" if cfg.use_attention_sinks
@@ -73,11 +72,43 @@ def check_processing(
                 else "norms stand behind each layer of this model"
             )  # fmt: skip
             raise ValueError(f"{step}=True: {why}; pass {step}=False")
-    if "v" in gated and fold_value_biases:
+    if fold_value_biases and any(s.of == "v" and _gates_biases(s) for s in streams):
         raise ValueError(
             "fold_value_biases=True: behind a gate the arriving value bias depends on the token; "
             "pass fold_value_biases=False"
         )
+
+
+def unfoldable(cfg: ResValConfig) -> str:
+    """The stream whose gate cannot take over the norms' biases, having none; "" if all can."""
+    gates = (s.of for s in cfg.streams if s.how.is_gated and s.bias is False)
+    return next(gates, "") if cfg.normalization_type == "LN" else ""
+
+
+def _gates_biases(stream: AttentionStream) -> bool:
+    """Whether a bias of the projection passes a gate; what tables hold has none."""
+    return stream.how.is_gated and not (stream.source == "tokens" and stream.how.own_is_fixed)
+
+
+def fold_norms_into_gates(state: Mapping[str, Tensor], cfg: ResValConfig) -> dict[str, Tensor]:
+    """``state`` with gates that read ln1 without its gain and bias, as after ``fold_ln``.
+
+    w_h ∘ gain,  c_h + w_h · bias        of the channels that the gate reads
+    """
+    folded = dict(state)
+    for stream in cfg.streams:
+        for layer in range(cfg.n_layers):
+            at = f"blocks.{layer}."
+            mix = f"{at}attn.mixes.{stream.of}."
+            if f"{mix}gate_weight" not in state or f"{at}ln1.w" not in state:
+                continue
+            weight = state[f"{mix}gate_weight"]
+            channels = weight.shape[1]
+            folded[f"{mix}gate_weight"] = weight * state[f"{at}ln1.w"][:channels]
+            if f"{at}ln1.b" in state and f"{mix}gate_bias" in state:
+                shift = weight @ state[f"{at}ln1.b"][:channels]
+                folded[f"{mix}gate_bias"] = state[f"{mix}gate_bias"] + shift
+    return folded
 
 
 def surviving_steps(cfg: HookedTransformerConfig) -> dict[str, bool]:
@@ -173,8 +204,11 @@ def fold_value_biases_through_streams(streams: Streams, layers: Sequence[StreamA
             mix = attn.mix("v")
             assert mix is not None
             arriving = tuple(handed[j] for j in sources if j != TABLE)
-            own, link = mix(local, arriving or (torch.zeros_like(local),), local)
-            total = own + link
+            # Nothing comes of a table, whatever its gate.
+            if arriving:
+                total = sum(mix(local, arriving, local))
+            else:
+                total = mix.own_part(local, torch.ones_like(local[..., :1]))
         handed.append(local.clone() if stream.carry == "raw" else total.clone())
         per_head = total[0, 0].repeat_interleave(attn.cfg.n_heads // total.shape[2], dim=0)
         attn.b_O.add_(torch.einsum("hd,hdm->m", per_head, attn.W_O))
