@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
 from resval_lens.lens.generation import stream_tokens
 from resval_lens.models.classifier import ICLClassifier, classifier_config
@@ -101,6 +102,26 @@ def test_texts_of_unequal_length_are_continued_as_each_alone(name: str) -> None:
         for text, row in zip(texts, together, strict=True):
             wanted = continued(model, model.to_tokens(text), 5)[0]
             assert row[-len(wanted) :].equal(wanted)
+
+
+@each_model
+@torch.no_grad()
+def test_padding_before_a_prompt_is_nobodys_neighbour(name: str) -> None:
+    """In one call, and in two that share keys and values."""
+    model = skipping_model(name).eval()
+    alone = model(TOKENS[:1, 2:])
+    mask = torch.ones_like(TOKENS)
+    mask[0, :2] = 0
+    padded = TOKENS.clone()
+    padded[0, :2] = 7
+    torch.testing.assert_close(model(padded, attention_mask=mask)[:1, 2:], alone)
+    cache = TransformerLensKeyValueCache.init_cache(model.cfg, "cpu", 2)
+    parts = [
+        model(padded[:, part], past_kv_cache=cache, attention_mask=mask[:, part])
+        for part in (slice(0, 5), slice(5, 6), slice(6, 9))
+    ]
+    torch.testing.assert_close(torch.cat(parts, 1)[:1, 2:], alone)
+    torch.testing.assert_close(torch.cat(parts, 1)[1:], model(TOKENS[1:]))
 
 
 @each_model
