@@ -161,8 +161,12 @@ def _copying(chosen: Problem, components: Sequence[str]) -> dict[str, Copying]:
     # Weights alone say what a head copies once those of the norms are folded in. Not every device
     # has eigenvalues.
     folded = deepcopy(model).to("cpu", print_details=False)
+    has_gains = not str(model.cfg.normalization_type).endswith("Pre")
     folded.process_weights_(
-        center_writing_weights=False, center_unembed=False, fold_value_biases=False
+        fold_ln=has_gains,
+        center_writing_weights=False,
+        center_unembed=False,
+        fold_value_biases=False,
     )
     return {
         str(path): Copying(None if math.isnan(score) else score, named.get(path))
