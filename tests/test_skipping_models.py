@@ -187,9 +187,11 @@ PROCESSED: dict[str, tuple[Any, dict[str, Any], set[str]]] = {
     "mixed states": ("v(source=tokens, mix=matrix)", {"residual_mixing": "all"}, set()),
     "soft cap": ("", {"residual_mixing": "all", "output_logits_soft_cap": 3.0}, {"center_unembed"}),
     "gated MLP": ("", {"gated_mlp": True}, {"fold_ln"}),
+    "gate without a bias": ("v(source=tokens, mix=added_gate)", {}, {"fold_ln"}),
+    "gate of keys": ("k(mix=added_gate, bias=True, channels=5)", {}, set()),
+    "shares": ("v(source=tokens, mix=gate)", {}, {"fold_value_biases"}),
 }
-for _name in ("nanochat", "previous values"):
-    PROCESSED[_name][2].update({"fold_ln", "fold_value_biases"})
+PROCESSED["previous values"][2].add("fold_value_biases")
 PROCESSED["smeared"][2].add("center_writing_weights")
 
 
