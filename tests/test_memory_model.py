@@ -405,6 +405,7 @@ def test_settings_round_trip() -> None:
         ({"n_heads": 2}, "n_heads=2, d_head=8: there is one head a layer"),
         ({"d_head": 4}, "n_heads=1, d_head=4: there is one head a layer"),
         ({"n_key_value_heads": 1}, "n_key_value_heads=1: a simplified transformer has None"),
+        ({"residual_mixing": "all"}, "(0, 1, 2)): a simplified transformer has ()"),
         ({"attn_only": False, "d_mlp": 4, "act_fn": "relu"}, "attn_only=False: a simplified "
                                                              "transformer has True"),
         ({"normalization_type": "LN"}, "normalization_type='LN': a simplified transformer has "

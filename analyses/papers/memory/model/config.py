@@ -24,7 +24,8 @@ PLAIN: dict[str, Any] = {
     "n_key_value_heads": None, "tied_embedding": False, "use_local_attn": False,
     "use_qk_norm": False, "use_attention_sinks": False, "use_logn_attn": False, "clip_qkv": None,
     "attn_scores_soft_cap": -1.0, "output_logits_soft_cap": -1.0,
-    "scale_attn_by_inverse_layer_idx": False, "load_in_4bit": False,
+    "scale_attn_by_inverse_layer_idx": False, "load_in_4bit": False, "residual_mixing": (),
+    "embedding_norm": False, "smear_channels": None,
 }  # fmt: skip
 """What the architecture is; TransformerLens's other settings of it would make another."""
 
