@@ -16,8 +16,14 @@ from resval_lens.analyses.attribution.weights import (
     ov_circuit,
     own_token_scores,
 )
+from resval_lens.analyses.studies.attribution import (
+    AttributionStudy,
+    HeadShares,
+    attribution_table,
+)
 from resval_lens.streams import TABLE
 from resval_lens.transformer import ResValTransformer
+from tests.drawn import facts
 from tests.helpers import tiny_model, tiny_tokens
 from tests.skipping import MODELS, skipping_model
 
@@ -204,3 +210,13 @@ def test_circuits_of_tables_are_dense_products(mix: str, kv_heads: Any, d_vocab:
                     norms = np.linalg.norm(ov[writer]) * np.linalg.norm(own)
                     wanted = np.linalg.norm(ov[writer] @ own) / norms
                 assert found.scores[4 * i, j].item() == pytest.approx(wanted, abs=1e-9)
+
+
+def test_a_report_says_what_comes_from_tables() -> None:
+    for name, says in (("a0.h1 from t", True), ("a1.h1 from 0", False)):
+        shares = {name: 1.0}
+        study = AttributionStudy(
+            facts("m"), False, 1.0, shares, shares, HeadShares(0.0, 1.0), {}, (), None
+        )
+        caption = str(attribution_table(study).caption)
+        assert ("a2.h1 from t: its layer's table's" in caption) == says

@@ -205,8 +205,10 @@ def attribution_table(found: AttributionStudy, most: int = 14) -> Table:
             cells = eigenvalues, named
         part = f"{found.shares[name]:+.0%}" if found.shares else ""
         table.add_row(name, f"{share:+.3f}", part, *cells)
+    looked_up = any(name.endswith(" from t") for name in found.components)
+    tables = "; a2.h1 from t: its layer's table's" if looked_up else ""
     table.caption = (
-        "a2.h1: a head's own values; a2.h1 from 1: layer 1's, along links\n"
+        f"a2.h1: a head's own values; a2.h1 from 1: layer 1's, along links{tables}\n"
         "copying: Σλ/Σ|λ| of the OV circuit (1 copies, −1 lowers tokens)\n"
         "names it: how often the answer is among its top 5, attending to it alone"
     )
