@@ -98,9 +98,8 @@ class Layers(Loading):
             own = None if attention_mask is None else attention_mask[:, -residual.shape[1] :]
             before = getattr(past_kv_cache, "last_embedding", None)
             if past_kv_cache is not None and not past_kv_cache.frozen:
-                past_kv_cache.last_embedding = residual[
-                    :, -1:
-                ]  # of tokens: new ones are no padding
+                # Of each row's last token: new ones are no padding.
+                past_kv_cache.last_embedding = residual[:, -1:]
             residual = self.smear(residual, before, own)
         return residual, tokens, shortformer_pos_embed, attention_mask
 
