@@ -25,6 +25,7 @@ from resval_lens.analyses.tasks.problem import Problem
 from resval_lens.hooks import cut_links
 from tests.helpers import tiny_model
 from tests.pretrained import SMOLLM2, needs_pretrained, smollm2
+from tests.test_nanochat import drawn, save
 from tests.worded import worded
 
 SHIPPED = ("stories-small-classic", "stories-small-values")
@@ -229,6 +230,19 @@ def test_classifiers_compare() -> None:
     assert found.models[0].facts.task == "classifying in context"
     assert "no sum" in found.models[1].left_out["attribution"]
     assert found.differences[0].tests.p_paired is not None
+
+
+def test_settings_go_to_the_models_that_take_them(tmp_path: Path) -> None:
+    task, names = animals(tmp_path), (SHIPPED[0], str(tmp_path / "d4"))
+    (tmp_path / "d4").mkdir()
+    save(tmp_path / "d4", *drawn("2026-01-16"))
+    for settings, what in (
+        ({}, "does not say its soft cap"),
+        ({"softcap": 15.0}, "tokenizer"),  # it is loaded: what it lacks is another thing
+        ({"heads": 4.0}, f"neither of {' and '.join(names)} takes a setting 'heads'"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(what)):
+            pose_alike(names, 2, Asked(), task, settings=settings)
 
 
 def test_one_clear_line(tmp_path: Path) -> None:

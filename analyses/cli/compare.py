@@ -10,6 +10,7 @@ import typer
 from resval_lens.analyses.cli import completion
 from resval_lens.analyses.cli.completion import one_of
 from resval_lens.analyses.cli.icl import load_recorded, train_icl_runs
+from resval_lens.analyses.cli.loading import settings_of
 from resval_lens.analyses.cli.options import (
     CorruptedBy,
     Device,
@@ -23,6 +24,7 @@ from resval_lens.analyses.cli.options import (
     Prompts,
     Quiet,
     Runs,
+    Setting,
     TaskName,
     Train,
     notes,
@@ -51,6 +53,7 @@ def compare_command(
     metric: MetricName = None,
     general: General = None,
     prepend: Prepend = "auto",
+    setting: Setting = None,
     device: Device = "cpu",
     runs: Runs = None,
     lm_runs: Annotated[
@@ -133,12 +136,14 @@ def compare_command(
             },
         )  # fmt: skip
         asked = Asked(seed, corruption, general, prepend)
-        _two_models(models, prompts, asked, task, metric, device, page, to, as_json, quiet)
+        open_ = settings_of(setting)
+        _two_models(models, prompts, asked, task, metric, open_, device, page, to, as_json, quiet)
         return
     only_for(
         "comparing two models by name",
         task=task, corruption=corruption, metric=metric, general=general,
-        prepend=prepend if prepend != "auto" else None, device=device if device != "cpu" else None,
+        setting=setting, prepend=prepend if prepend != "auto" else None,
+        device=device if device != "cpu" else None,
     )  # fmt: skip
     sequences = 10_000 if sequences is None else sequences
     link_sequences = 2_000 if link_sequences is None else link_sequences
@@ -219,7 +224,8 @@ def compare_command(
 
 def _two_models(
     models: list[str], prompts: int, asked: Asked, task: str | None, metric: str | None,
-    device: str, page: Path | None, to: Path | None, as_json: bool, quiet: bool,
+    settings: dict[str, float], device: str, page: Path | None, to: Path | None, as_json: bool,
+    quiet: bool,
 ) -> None:  # fmt: skip
     """Two models on one task; only they are loaded."""
     from resval_lens.analyses.comparison.two_models import compare_two, pose_alike
@@ -228,7 +234,7 @@ def _two_models(
     to = to or page or Path("out")
     with notes(quiet) as note, one_thread():
         note("prompts")
-        posed = pose_alike(models, prompts, asked, task, device)
+        posed = pose_alike(models, prompts, asked, task, device, settings)
         for each in posed.scored:
             tell_left_out(each.left_out, quiet)
         if metric is not None:

@@ -36,6 +36,8 @@ from resval_lens.analyses.tasks.problem import Problem
 from resval_lens.hooks.answers import answer_logits
 from resval_lens.hooks.patching import patch
 from resval_lens.hooks.prompts import MAX_TOKENS, Metric, ready
+from resval_lens.io.formats import format_of
+from resval_lens.io.formats.format import NO_SETTINGS, Settings
 from resval_lens.load import Loaded, load_model
 from resval_lens.notes import Note
 from resval_lens.runtime import evaluating
@@ -77,6 +79,7 @@ def pose_alike(
     asked: Asked,
     task: str | Path | Task | None = None,
     device: str | None = None,
+    settings: Settings = NO_SETTINGS,
 ) -> OneTask:
     """Two models by name, on ``prompts`` prompts of a task and on as many others.
 
@@ -86,6 +89,7 @@ def pose_alike(
     Args:
         task: as :func:`~resval_lens.analyses.tasks.problem.pose` has it; by default the first that
             both can read.
+        settings: what models' files leave open; of models in files, to those whose format takes it.
 
     Raises:
         ValueError: another number of models than two; models that no task is for, or not this one;
@@ -94,7 +98,14 @@ def pose_alike(
     if len(names) != 2:
         raise ValueError(f"compare takes two models, or none; got {', '.join(names)}")
     chosen = None if task is None else find_task(task)
-    loaded = [load_model(name, device=device) for name in names]
+    taken = [_taken(name, settings) for name in names]
+    for name in settings:
+        if not any(name in own for own in taken):
+            raise ValueError(f"neither of {' and '.join(names)} takes a setting {name!r}")
+    loaded = [
+        load_model(name, device=device, settings=own)
+        for name, own in zip(names, taken, strict=True)
+    ]
     kinds = {each.name: ("vectors", "tokens")[each.model.reads_tokens] for each in loaded}
     read = ", ".join(f"{name} reads {kind}" for name, kind in kinds.items())
     if len(set(kinds.values())) > 1:
@@ -111,6 +122,14 @@ def pose_alike(
     except ValueError as error:
         found = _one_task(loaded, chosen, 2 * prompts, asked)
         return replace(found, unlike=found.unlike and str(error))
+
+
+def _taken(name: str, settings: Settings) -> Settings:
+    """The settings that are for a model, where its format is known before it is fetched."""
+    found = format_of(Path(name)) if Path(name).exists() else None
+    if found is None:
+        return {} if Path(name).exists() or "/" not in name else settings
+    return {each: value for each, value in settings.items() if each in found.settings}
 
 
 def _one_task(loaded: Sequence[Loaded], task: Task, count: int, asked: Asked) -> OneTask:
