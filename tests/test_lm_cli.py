@@ -91,7 +91,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "lm", "gpt-9"], "no preset 'gpt-9'; there are llama-1b, stories-small"),
+        (["train", "lm", "gpt-9"], "no preset 'gpt-9'; there are llama-1b, stories-nanochat, "),
         (
             ["train", "lm", "--spec", "paper"],
             "'stories-small' has the specs reference; got 'paper'",

@@ -83,6 +83,7 @@ FUSED = {
         "qk-norm",
         "split-qkv",
         "parallel-mlp",
+        "local",
         "bidirectional",
         "unscaled",
         "scaled-by-layer",
@@ -128,11 +129,6 @@ def test_what_the_kernel_cannot_do_takes_the_explicit_path(
     logits = tiny_model("v", **changes)(tiny_tokens())
     assert not fused_calls
     assert torch.equal(logits, tiny_model("v", **changes, use_fused=False)(tiny_tokens()))
-
-
-def test_local_layers_alone_take_the_explicit_path(fused_calls: list[int]) -> None:
-    tiny_model("v", **ARCHITECTURES["local"])(tiny_tokens())
-    assert len(fused_calls) == 1
 
 
 def test_an_attention_mask_takes_the_explicit_path(fused_calls: list[int]) -> None:

@@ -208,7 +208,7 @@ def test_gelu_is_exact_and_losses_are_torchs() -> None:
 
 @pytest.mark.parametrize(
     ("name", "spec", "said"),
-    [("gpt-5", "reference", "no preset 'gpt-5'; there are llama-1b, stories-small"),
+    [("gpt-5", "reference", "no preset 'gpt-5'; there are llama-1b, stories-nanochat, "),
      ("llama-1b", "paper", "has the specs reference; got 'paper'")],
 )  # fmt: skip
 def test_an_unknown_preset_is_named(name: str, spec: str, said: str) -> None:

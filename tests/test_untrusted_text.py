@@ -119,7 +119,8 @@ def test_words_are_themselves_in_an_element_and_in_an_attribute(text: str):
 def test_data_in_a_script_are_one_script_and_themselves(content: Any):
     seen = assert_harmless(page._data(content))
     (script,) = seen.scripts
-    assert json.loads(script) == content
+    # JSON does not tell the two halves of a letter, escaped one by one, from the letter.
+    assert json.loads(script) == json.loads(json.dumps(content))
     assert seen.words == ""
     assert not re.search(r"[<\u2028\u2029]", script)
 
