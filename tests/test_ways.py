@@ -57,10 +57,11 @@ def test_measures_are_gathered_over_seeds_and_tested_against_the_first_way() -> 
 
 
 def test_tables_say_what_is_left_without_links() -> None:
-    whole, cut = gathered(some_runs(), prompts=8).csv()
+    whole, tests, cut = gathered(some_runs(), prompts=8).csv()
     assert "values,all,0.25 ± 0.00,0.250 ± 0.000" in cut
-    assert "training,validation loss,1.100 ± 0.082,1.010 ± 0.104" in whole
-    assert "circuit,edges,never,10 ± 0" in whole
+    assert "validation loss,1.100 ± 0.082,1.010 ± 0.104" in whole
+    assert "circuit: edges,never,10 ± 0" in whole
+    assert "training: validation loss,0.050" in tests
 
 
 def test_the_command_studies_runs_of_several_ways(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 LEVELS = (("p_io", "P(IO)", 0.5), ("accuracy_top1", "top-1", 0.95))
 """Scores that a run's evaluations have, and what they must exceed to count as emerged."""
 GROUPS = ("training", "trained", "links cut", "circuit")
-WHOLE = ("training: parameters", "circuit: edges", "circuit: links")
+WHOLE = ("circuit: edges", "circuit: links")
 STRONGEST = 5
 
 
@@ -85,7 +85,9 @@ class Studied:
     @property
     def measures(self) -> dict[str, float | None]:
         """Its numbers, by what the table calls them: a group, and a name in it."""
-        found: dict[str, float | None] = {"training: parameters": float(self.parameters)}
+        found: dict[str, float | None] = {
+            "training: parameters, in millions": self.parameters / 1e6
+        }
         found |= {f"training: step of {name}": step for name, step in self.emerged.items()}
         found["training: validation loss"] = self.validation_loss
         found |= {f"trained: {name}": value for name, value in self.clean.items()}
@@ -124,33 +126,34 @@ class Ways(Result):
     runs: tuple[Studied, ...]
 
     def tables(self) -> list[Table]:
-        """Every measure, and what each layer's links are worth."""
+        """Every measure, the tests, and what each layer's links are worth."""
         seeds = {way: sum(run.way == way for run in self.runs) for way in self.ways}
+        counts = ", ".join(f"{name} {count}" for name, count in seeds.items())
         first, *others = self.ways
         whole = table(
-            "Ways for values to skip layers (seeds: "
-            + ", ".join(f"{name} {count}" for name, count in seeds.items())
-            + ")",
-            ("", "measure"),
-            (*self.ways, *(f"p ({way})" for way in others)),
-            in_sections(self._lines()),
-            f"mean ± population sd over seeds; p: of the paired t-test against {first}, by Holm\n"
-            "corrected for the tests of this table; a step is that of the first evaluation above",
+            f"Ways for values to skip layers (seeds: {counts})", ("",), self.ways,
+            (line and line[1:] for line in in_sections(self._lines())),
+            "mean ± population sd over seeds; a step is that of the first evaluation above",
             NARROW,
         )  # fmt: skip
-        return [whole, self._cut_table()]
+        tested = [
+            (row.measure, *(optional(row.tests[way].p_paired_holm, ".3f") for way in others))
+            for row in self.rows
+            if any(row.tests[way].p_paired_holm is not None for way in others)
+        ]
+        tests = table(
+            f"Against {first}", ("p, paired by seed",), others, tested,
+            "t-tests, corrected by Holm for this table",
+        )  # fmt: skip
+        return [whole, *([tests] if tested else []), self._cut_table()]
 
     def _lines(self) -> list[tuple[str, ...]]:
         found = []
         for row in self.rows:
             group, _, name = row.measure.partition(": ")
             form = ",.0f" if row.measure in WHOLE or name.startswith("step") else ".3f"
-            told = [
-                row.ways[way].told(form).replace(" (", "\n(") if row.ways[way].by_seed else ""
-                for way in self.ways
-            ]
-            tests = [optional(row.tests[way].p_paired_holm, ".3f") for way in self.ways[1:]]
-            found.append((group, name, *told, *tests))
+            told = [row.ways[way].told(form) if row.ways[way].by_seed else "" for way in self.ways]
+            found.append((group, row.measure if group in GROUPS[2:] else name, *told))
         return found
 
     def _cut_table(self) -> Table:
@@ -226,7 +229,7 @@ def gathered(runs: Sequence[Studied], prompts: int) -> Ways:
         {
             (measure, way): t_tests(by[measure, way], by[measure, first])
             for measure, way in product(measures, others)
-            if by[measure, way] and by[measure, first] and measure != WHOLE[0]
+            if by[measure, way] and by[measure, first] and not measure.endswith("millions")
         }
     )
     rows = tuple(
