@@ -88,6 +88,7 @@ class CircuitRun:
         for number in range(self.written):
             self.difference[:, number] = trunk.difference[number].to(self.difference.device)
         self._waiting: dict[str, Tensor] = {}
+        self.written_weights = model.written_weights()
 
     def trunk(self) -> Trunk:
         """The run of the one circuit that there is, kept before each layer."""
@@ -167,7 +168,7 @@ class CircuitRun:
         if len(writers) < reader.writers:
             difference = difference[:, writers.to(x.device)]
         weights = sign * chosen[:, :, writers].to(x)
-        read = self.graph.weights(self.model, reader)
+        read = self.graph.weights(self.written_weights, reader)
         if read is not None:
             weights *= read[writers].to(x)
         exchanged = torch.einsum("chw,cwbpd->cbphd", weights, difference) + start

@@ -103,6 +103,7 @@ class _Scored:
     ) -> None:
         self.model, self.graph, self.pairs, self.by_prompt = model, graph, pairs, by_prompt
         self.device = layer_device(model, -1)
+        self.written_weights = model.written_weights()
         self.links: dict[str, Parts] = {}
         self.enlarged = Enlarged(model.cfg.dtype)
         # A gate reads what its head reads: the gradient goes through it, too.
@@ -241,7 +242,7 @@ class _Scored:
             heads = [len(reader.names) for reader in readers]
             for reader, own in zip(readers, found.split(heads, 1), strict=True):
                 own = own[..., : reader.writers]
-                weights = self.graph.weights(self.model, reader)
+                weights = self.graph.weights(self.written_weights, reader)
                 add(reader, own if weights is None else own * weights.to(own))
         for to in self.graph.receivers:
             gradient = self.enlarged.read(gradients[to.hook], to.hook).to(self.device)

@@ -212,12 +212,18 @@ class Graph:
         """How many writers stand before a layer: the first so many of ``writers``."""
         return 1 + layer * len(self._layer(0))
 
-    def weights(self, model: ResValTransformer, reader: Reader) -> Float[Tensor, " writer"] | None:
-        """With which weight ``reader`` reads each of its writers; None where all are 1."""
+    def weights(
+        self, written: Float[Tensor, "reader written"], reader: Reader
+    ) -> Float[Tensor, " writer"] | None:
+        """With which weight ``reader`` reads each of its writers; None where all are 1.
+
+        Args:
+            written: the model's :meth:`~resval_lens.ResValTransformer.written_weights`.
+        """
         if not self.cfg.residual_mixing:
             return None
         number = self.cfg.n_layers if reader.port == "logits" else reader.layer
-        read = model.written_weights()[number].clone()
+        read = written[number].clone()
         if reader.port == "mlp":  # it reads its own layer's heads as they are
             read[reader.layer + 1] = 1
         layer = len(self._layer(0))
