@@ -85,7 +85,7 @@ def examples() -> list[tuple[str, str]]:
 
 
 def test_there_are_commands():
-    assert len(COMMANDS) == 33
+    assert len(COMMANDS) == 34
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -113,7 +113,7 @@ def test_every_command_says_where_models_run():
         assert re.search(said, COMMANDS[name].__doc__ or ""), name
     assert set(COMMANDS) - set(without) == {
         "compare", "generate", "patch", "ablate", "circuit", "attribute", "induction", "eval ioi",
-        "eval harness", "selections", "plan circuit",
+        "eval harness", "selections", "plan circuit", "roles",
     }  # fmt: skip
 
 

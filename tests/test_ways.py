@@ -30,7 +30,7 @@ def studied(way: str, seed: int, loss: float, **fields: Any) -> Studied:
 
 def some_runs() -> list[Studied]:
     cut = Cut("all", {"logit difference": 0.5, "P(IO)": 0.1}, 1.25)
-    circuit = Circuit(10, 2, 0.9, 0.4, (ScoredEdge("a0.h0<v>->a1.h0<v>", -0.3),))
+    circuit = Circuit(10, 2, 0.9, 0.45, 0.4, (ScoredEdge("a0.h0<v>->a1.h0<v>", -0.3),))
     linked = {"cuts": (cut,), "circuit": circuit, "reason": None}
     plain = [studied("classic", seed, loss) for seed, loss in enumerate((1.0, 1.2, 1.1))]
     return plain + [
@@ -58,7 +58,7 @@ def test_measures_are_gathered_over_seeds_and_tested_against_the_first_way() -> 
 
 def test_tables_say_what_is_left_without_links() -> None:
     whole, tests, cut = gathered(some_runs(), prompts=8).csv()
-    assert "values,all,0.25 ± 0.00,0.250 ± 0.000" in cut
+    assert "values,all,-1.500 ± 0.000,-0.400 ± 0.000,+0.250 ± 0.000" in cut
     assert "validation loss,1.100 ± 0.082,1.010 ± 0.104" in whole
     assert "circuit: edges,never,10 ± 0" in whole
     assert "training: validation loss,0.050" in tests

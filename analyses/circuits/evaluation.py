@@ -165,7 +165,7 @@ def completeness(
     Raises:
         ValueError: a set names a writer that the model does not have.
     """
-    cut = [_edges_out_of(runs.graph, names) for names in knocked_out]
+    cut = [edges_out_of(runs.graph, names) for names in knocked_out]
     whole = Circuit.whole(runs.graph)
     both = [each.without(edges) for each in (circuit, whole) for edges in cut]
     metrics = _metrics(runs, both, progress, circuit)
@@ -176,7 +176,13 @@ def completeness(
     )
 
 
-def _edges_out_of(graph: Graph, names: Sequence[str]) -> list[int]:
+def edges_out_of(graph: Graph, names: Sequence[str]) -> list[int]:
+    """Numbers of all edges out of these writers, and of links out of the values of groups that
+    they fill.
+
+    Raises:
+        ValueError: a name of no head or MLP.
+    """
     nodes = graph.nodes
     for name in names:
         if name not in nodes or name in ("input", "logits"):

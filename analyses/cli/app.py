@@ -33,6 +33,7 @@ from resval_lens.analyses.cli.memory import memory_app
 from resval_lens.analyses.cli.memory_training import train_memory_command
 from resval_lens.analyses.cli.plan import plan_app
 from resval_lens.analyses.cli.reporting import FIGURE_FORMAT
+from resval_lens.analyses.cli.roles import roles_command
 from resval_lens.analyses.cli.runs import runs_app
 from resval_lens.analyses.cli.selections import selections_command
 from resval_lens.analyses.cli.ways import ways_command
@@ -86,6 +87,7 @@ app.add_typer(memory_app, name="memory")
 app.command("patch")(patch_command)
 app.command("ablate")(ablate_command)
 app.command("circuit")(circuit_command)
+app.command("roles")(roles_command)
 app.command("selections")(selections_command)
 app.command("ways")(ways_command)
 app.command("attribute")(attribute_command)

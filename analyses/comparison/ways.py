@@ -35,6 +35,9 @@ LEVELS = (("p_io", "P(IO)", 0.5), ("accuracy_top1", "top-1", 0.95))
 """Scores that a run's evaluations have, and what they must exceed to count as emerged."""
 GROUPS = ("training", "trained", "links cut", "circuit")
 WHOLE = ("circuit: edges", "circuit: links")
+CIRCUITS_BY, P_IO = "log-probability", "P(IO)"
+"""What circuits are chosen by (a logit difference does not see whether the name is said), and what
+is measured of them."""
 STRONGEST = 5
 
 
@@ -49,11 +52,12 @@ class Cut:
 
 @dataclass(frozen=True)
 class Circuit:
-    """The smallest faithful circuit, and what its links are to it."""
+    """The smallest faithful circuit, and what its links are to it; ``p_io``: its P(IO)."""
 
     edges: int
     links: int
     faithfulness: float | None
+    p_io: float
     share_through_links: float | None
     strongest_links: tuple[ScoredEdge, ...]
 
@@ -95,6 +99,7 @@ class Studied:
             found |= {f"links cut: {name}": value for name, value in cut.measures.items()}
             found["links cut: story loss, more by"] = cut.story_loss - self.story_loss
         found["circuit: edges"] = None if self.circuit is None else float(self.circuit.edges)
+        found["circuit: P(IO)"] = None if self.circuit is None else self.circuit.p_io
         if self.circuit is not None and self.cuts:
             found["circuit: links"] = float(self.circuit.links)
             found["circuit: share of its effect through links"] = self.circuit.share_through_links
@@ -157,25 +162,27 @@ class Ways(Result):
         return found
 
     def _cut_table(self) -> Table:
-        metric = next(iter(self.runs[0].clean))
-        groups: dict[tuple[str, str], dict[int, tuple[float, float]]] = {}
+        metrics = tuple(self.runs[0].clean)
+        groups: dict[tuple[str, str], dict[int, list[float]]] = {}
         for run in self.runs:
             for cut in run.cuts:
-                left = cut.measures[metric] / run.clean[metric]
-                more = cut.story_loss - run.story_loss
-                groups.setdefault((run.way, cut.links), {})[run.seed] = left, more
+                left = [cut.measures[name] - run.clean[name] for name in metrics]
+                groups.setdefault((run.way, cut.links), {})[run.seed] = [
+                    *left, cut.story_loss - run.story_loss
+                ]  # fmt: skip
         rows = [
             (
                 *names,
-                spread({seed: left for seed, (left, _) in of.items()}).told(".2f"),
-                spread({seed: more for seed, (_, more) in of.items()}).told(".3f"),
+                *(
+                    spread(dict(zip(of, column, strict=True))).told("+.3f")
+                    for column in zip(*of.values(), strict=True)
+                ),
             )
             for names, of in groups.items()
         ]
         return table(
-            "Links at zero", ("way", "links"), (f"{metric} left", "story loss, more by"),
-            in_sections(rows),
-            "left: in parts of what it is with them; loss in nats a token",
+            "Links at zero: change", ("way", "links"), (*metrics, "story loss"),
+            in_sections(rows), "against the model with all links; loss in nats a token",
         )  # fmt: skip
 
 
@@ -270,9 +277,11 @@ def _studied(recorded: RecordedRun[LMRun], prompts: int, seed: int, note: Note) 
     }
     loss = story_loss(model, text, {}).clean
     circuit, reason = None, None
+    by = [each.by(CIRCUITS_BY) for each in (scored, others)]
     try:
         circuit = _of(circuit_study(
-            model, scored.pairs, others.pairs, most_edges=0, most_nodes=0, seed=seed, note=note
+            model, by[0].pairs, by[1].pairs, most_edges=0, most_nodes=0, seed=seed,
+            metrics={P_IO: others.measures[P_IO]}, note=note,
         ))  # fmt: skip
     except ValueError as error:  # the task has not emerged, or no circuit is faithful
         reason = str(error)
@@ -296,6 +305,7 @@ def _of(study: CircuitStudy) -> Circuit:
         len(study.circuit.edges),
         len(study.circuit.links),
         study.circuit.faithfulness,
+        study.measured[P_IO].resample.circuit,
         study.links.share_of_circuit if study.links else None,
         tuple(links[:STRONGEST]),
     )

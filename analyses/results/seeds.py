@@ -37,7 +37,8 @@ class Spread:
         if self.mean is None:
             return "never"
         count, every = len(self.there), seeds or len(self.by_seed)
-        text = f"{self.mean:{form}}" + (f" ± {self.sd:{form}}" if count > 1 else "")
+        unsigned = form.removeprefix("+")
+        text = f"{self.mean:{form}}" + (f" ± {self.sd:{unsigned}}" if count > 1 else "")
         return text if count == every else f"{text} ({count} of {every})"
 
 

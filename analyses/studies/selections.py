@@ -25,25 +25,13 @@ from resval_lens.analyses.circuits.graph import Graph
 from resval_lens.analyses.circuits.running import EdgeRuns, MeasuredBy
 from resval_lens.analyses.circuits.scores import EdgeScores, score_edges
 from resval_lens.analyses.circuits.selection import SELECTIONS, Selection
+from resval_lens.analyses.results.intervals import Interval
 from resval_lens.analyses.results.result import FLAT, OPTIONAL, Result
 from resval_lens.analyses.results.tables import NARROW
 from resval_lens.analyses.tasks.problem import Facts, Problem
 from resval_lens.notes import Note
 
 Area = Literal["cpr", "cmd"]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A number, and the ends of its interval over resamples of the held-out prompts."""
-
-    value: float
-    low: float
-    high: float
-
-    def told(self) -> str:
-        """As tables have it."""
-        return f"{self.value:z.3f} [{self.low:z.3f}, {self.high:z.3f}]"
 
 
 @dataclass(frozen=True)
