@@ -468,6 +468,7 @@ def loop_scores(
                 "accuracy": float(logits[io] > logits[subject]),
                 "accuracy_top1": float(best == io),
                 "corrupted_logit_difference": corrupted[io] - corrupted[subject],
+                "log_p_io": math.log(math.exp(logits[io]) / total),
             }
         )
     return found
@@ -495,7 +496,8 @@ def test_scores_are_those_of_one_prompt_at_a_time(
     model = MODELS[name]()
     expected = loop_scores(model, prompts)
     found = ioi_per_prompt(model, batch, chunk)
-    for score in ("logit_difference", "p_io", "p_subject", "corrupted_logit_difference"):
+    for score in ("logit_difference", "p_io", "p_subject", "corrupted_logit_difference",
+                  "log_p_io"):  # fmt: skip
         wanted = torch.tensor([float(row[score]) for row in expected])
         torch.testing.assert_close(getattr(found, score), wanted, atol=2e-5, rtol=1e-4)
     assert found.top1.tolist() == [bool(row["accuracy_top1"]) for row in expected]

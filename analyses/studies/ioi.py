@@ -4,10 +4,12 @@ At the last position of a prompt, with IO the indirect object's name and S the s
 
     logit difference = logit(IO) − logit(S)
     P(name) = exp(logit(name)) / Σ_v exp(logit(v)), v over the whole vocabulary
+    log P(IO) in nats; its mean over prompts is not the logarithm of the mean P(IO)
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -36,6 +38,7 @@ class PromptScores(NamedTuple):
     p_subject: Float[Tensor, " prompt"]
     top1: Bool[Tensor, " prompt"]
     corrupted_logit_difference: Float[Tensor, " prompt"]
+    log_p_io: Float[Tensor, " prompt"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class IOIScores:
         p_io, p_subject: probabilities.
         accuracy: the share of prompts with P(IO) > P(S).
         accuracy_top1: the share whose likeliest token is IO.
+        log_p_io: of the probability of IO, in nats; NaN in records of runs that did not measure it.
     """
 
     logit_difference: float
@@ -55,6 +59,7 @@ class IOIScores:
     accuracy: float
     accuracy_top1: float
     corrupted_logit_difference: float
+    log_p_io: float = math.nan
 
 
 @torch.no_grad()
@@ -77,15 +82,16 @@ def ioi_per_prompt(model: HookedTransformer, batch: IOIBatch, chunk: int = 64) -
         with evaluating(model):
             logits = _last_logits(model, tokens, last)
             other = _last_logits(model, corrupted, last)
-        p = logits.softmax(-1)
+        log_p = logits.log_softmax(-1)
         rows = torch.arange(len(last))
         parts.append(
             (
                 logits[rows, io] - logits[rows, subject],
-                p[rows, io],
-                p[rows, subject],
+                log_p[rows, io].exp(),
+                log_p[rows, subject].exp(),
                 logits.argmax(-1) == io,
                 other[rows, io] - other[rows, subject],
+                log_p[rows, io],
             )
         )
     return PromptScores(*(torch.cat(score) for score in zip(*parts, strict=True)))
@@ -126,6 +132,7 @@ def means(scores: PromptScores) -> IOIScores:
         accuracy=float((scores.logit_difference > 0).double().mean()),
         accuracy_top1=float(scores.top1.double().mean()),
         corrupted_logit_difference=float(scores.corrupted_logit_difference.mean()),
+        log_p_io=float(scores.log_p_io.mean()),
     )
 
 
