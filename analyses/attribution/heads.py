@@ -163,8 +163,8 @@ def head_scores(
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
     first, length = repeated.start, repeated.length
     summed = torch.zeros(3, model.cfg.n_layers, model.cfg.n_heads, dtype=torch.float64)
-    with _measuring(model):
-        for rows in _chunks(model, repeated.tokens, max_tokens):
+    with measuring(model):
+        for rows in chunks(model, repeated.tokens, max_tokens):
             _, cache = model.run_with_cache(rows, names_filter=names, return_type=None)
             for layer, name in enumerate(names):
                 pattern = cache[name].cpu().double()  # [sequence, head, query, key]
@@ -221,8 +221,8 @@ def token_losses(
         ValueError: ``max_tokens`` below 1, rows too long for the context, or a classifier.
     """
     parts = []
-    with _measuring(model):
-        for rows in _chunks(model, tokens, max_tokens):
+    with measuring(model):
+        for rows in chunks(model, tokens, max_tokens):
             logits = wide(model(rows)[:, :-1])  # [row, pos − 1, d_vocab]
             targets = rows[:, 1:].to(logits.device)
             parts.append(F.cross_entropy(logits.mT, targets, reduction="none").cpu())
@@ -239,7 +239,7 @@ def link_means(
         ValueError: a model without links, ``max_tokens`` below 1, or rows too long for the context.
     """
     _check_rows(model, tokens, max_tokens)
-    with _measuring(model):
+    with measuring(model):
         own = torch.ones_like(tokens, dtype=torch.bool)
         return freeze(mean_link_activations(model, tokens, mask=own, max_tokens=max_tokens))
 
@@ -288,13 +288,20 @@ def icl_score(
 
 
 @contextmanager
-def _measuring(model: ResValTransformer) -> Iterator[None]:
+def measuring(model: ResValTransformer) -> Iterator[None]:
     """Evaluation mode; every token counts, even where a tokenizer pads on the left."""
     with evaluating(model), LocallyOverridenDefaults(model, padding_side="right"):
         yield
 
 
-def _chunks(model: ResValTransformer, tokens: Tensor, max_tokens: int) -> tuple[Tensor, ...]:
+def chunks(
+    model: ResValTransformer, tokens: Int[Tensor, "row pos"], max_tokens: int
+) -> tuple[Tensor, ...]:
+    """Rows that fit one model call, one at least.
+
+    Raises:
+        ValueError: rows too long for the context, ``max_tokens`` below 1, or a classifier.
+    """
     _check_rows(model, tokens, max_tokens)
     return tokens.split(prompts_within(max_tokens, tokens.shape[1]))
 

@@ -31,12 +31,22 @@ if TYPE_CHECKING:
     from resval_lens.training.icl_run import ICLRun
     from resval_lens.training.recorded import RecordedRun
 
+TEXT_LENGTH = 512
+"""Tokens of a row of --text, as of the in-context score of arXiv 2209.11895."""
+
 
 def induction_command(
     model: MaybeModel = None,
     runs: Runs = None,
     rows: Annotated[int, typer.Option(help="Rows of random tokens for a language model.")] = 50,
     length: MaybeLength = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text (.txt, .jsonl, .parquet) for induction where it repeats itself.",
+            show_default="random tokens only",
+        ),
+    ] = None,
     seed: MaybeSeed = None,
     prepend: Prepend = "auto",
     streams: MaybeStreams = None,
@@ -51,22 +61,26 @@ def induction_command(
     """Induction: which heads copy from the context, and do they need the links?
 
     A language model reads --length random tokens twice over: scores of its heads, and the loss
-    where tokens come again, as trained and with links ablated. Classifiers (a variant beside
-    classic, a run's folder, or all of --runs): what attention did in training (Reddy's measures),
-    and when it came to do so, variant by variant; no model is run.
+    where tokens come again, as trained and with links ablated; with --text, the same where a text
+    repeats itself, in 16 rows of up to 512 tokens, and the in-context score. Classifiers (a variant
+    beside classic, a run's folder, or all of --runs): what attention did in training (Reddy's
+    measures), and when it came to do so, variant by variant; no model is run.
 
     Example: `resval-lens induction stories-small-values`
     """
     from resval_lens.analyses.studies.induction import induction_study
+    from resval_lens.analyses.studies.story_loss import text_rows
     from resval_lens.io.provenance import within
     from resval_lens.runtime import one_thread
     from resval_lens.tasks.leading import leading_token
+    from resval_lens.tasks.text import read_texts
 
     recorded = _classifier_runs(model, runs)
     if recorded is not None:
         led = None if prepend == "auto" else prepend
         for option, given in (
             ("--length", length),
+            ("--text", text),
             ("--seed", seed),
             ("--prepend", led),
             ("--streams", streams),
@@ -86,6 +100,7 @@ def induction_command(
         writable(to)
         alone = loaded.tokenizer is None and prepend == "auto"
         bos = None if alone else leading_token(loaded, prepend)
+        read = None if text is None else text_rows(loaded, read_texts(text), most=TEXT_LENGTH)
         study = induction_study(
             loaded,
             name=within(str(model)),
@@ -93,6 +108,7 @@ def induction_command(
             length=length,
             seed=seed or 0,
             bos=bos,
+            text=read,
             note=note,
         )
     report(study, to, "induction", as_json=as_json)

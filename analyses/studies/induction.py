@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,10 +26,11 @@ from resval_lens.analyses.attribution.heads import (
     repeated_loss,
     repeated_tokens,
 )
-from resval_lens.analyses.results.result import Result
-from resval_lens.analyses.results.tables import WIDE
+from resval_lens.analyses.attribution.natural import NaturalRepeats, natural_repeats
+from resval_lens.analyses.results.result import OPTIONAL, Result
+from resval_lens.analyses.results.tables import WIDE, optional, table
 from resval_lens.hooks import link_groups, link_hooks, zero
-from resval_lens.hooks.links import head_name
+from resval_lens.hooks.links import Link, head_name
 from resval_lens.notes import Note
 from resval_lens.streams import shorthand
 from resval_lens.tasks.leading import NamedToken, named_token
@@ -96,6 +97,7 @@ class InductionStudy(Result):
         even: what attention has that is spread evenly.
         edits: empty without links.
         icl: the in-context learning score on text; None without.
+        natural: where that text repeats itself.
     """
 
     model: str
@@ -111,22 +113,52 @@ class InductionStudy(Result):
     edits: list[EditedLoss]
     icl: ICLScore | None
     leading_token: NamedToken | None
+    natural: NaturalRepeats | None = field(default=None, metadata=OPTIONAL)
 
     def sentences(self) -> list[str]:
         """Whether there is an induction head, and what repeated tokens cost."""
         best, even = self.top.prefix_matching[0], self.even.prefix_matching
         kind = "an induction head" if best.score > 2 * even else "no induction head on such tokens"
+        natural = [self._of_text()] if self.natural else []
         return [
             f"The best prefix matching, of {best}, is {best.score:.3f}; "
             f"even attention has {even:.3f}: {kind}.",
             f"Tokens cost {self.loss.first:.3f} nats where they come first and "
             f"{self.loss.second:.3f} where they come again; guessing costs "
             f"{self.loss.uniform:.3f}.",
+            *natural,
         ]
+
+    def _of_text(self) -> str:
+        assert self.natural is not None
+        assert self.icl is not None
+        (best,) = top_heads(torch.tensor(self.natural.scores), 1)
+        return (
+            f"In text, where a token and the next one stood before, the best head is {best} with "
+            f"{best.score:.3f} (even: {self.natural.even:.3f}). Token {self.icl.late} of a row "
+            f"costs {self.icl.score:+.3f} nats beside token {self.icl.early} (in-context score)."
+        )
 
     def tables(self) -> list[Table]:
         """The best heads of each score, and the loss of tokens that come again, links edited."""
-        return [self._heads_table(), *([self._loss_table()] if self.edits else [])]
+        natural = [self._natural_table()] if self.natural else []
+        return [self._heads_table(), *([self._loss_table()] if self.edits else []), *natural]
+
+    def _natural_table(self) -> Table:
+        assert self.natural is not None
+        losses = {"as trained": self.natural.loss} | {
+            f"links cut: {name}": loss for name, loss in self.natural.loss_cut.items()
+        }
+        counts = vars(self.natural.positions)
+        return table(
+            f"Loss (nats) in {self.natural.rows} rows of {self.natural.length} tokens of text",
+            ("",), (f"{kind} ({count:,.0f})" for kind, count in counts.items()),
+            ([name, *(optional(x, ".3f") for x in vars(loss).values())]
+             for name, loss in losses.items()),
+            "repeated: token and next one stood before; misleading: the token did, with other ones "
+            "after it;\nnew: it did not (how many)",
+            WIDE,
+        )  # fmt: skip
 
     def _heads_table(self) -> Table:
         title = f"Heads on {self.rows} rows of {self.length} random tokens, twice over"
@@ -200,7 +232,10 @@ def induction_study(
     note(f"head scores on {n} rows of {repeated.length} tokens, twice")
     scores = head_scores(model, repeated, max_tokens)
     whole = repeated_loss(model, repeated, max_tokens)
-    edits = []
+    natural, edits = None, []
+    if text is not None:
+        note("text that repeats itself")
+        natural = natural_repeats(model, text, _layers_links(model), max_tokens)
     if model.cfg.streams:
         reference = repeated_tokens(model, generator, n, repeated.length, bos, among)
         edits = losses_by_edit(model, repeated, reference, whole, max_tokens, note)
@@ -223,7 +258,14 @@ def induction_study(
         edits=edits,
         icl=None if text is None else icl_score(model, text, max_tokens=max_tokens),
         leading_token=None if model.tokenizer is None else named_token(model, bos),
+        natural=natural,
     )
+
+
+def _layers_links(model: ResValTransformer) -> dict[str, list[Link]]:
+    """All links, and those of each layer."""
+    groups = link_groups(model) if model.cfg.streams else {}
+    return {name: links for name, links in groups.items() if ".h" not in name}
 
 
 def even_scores(repeated: RepeatedTokens) -> HeadScores[float]:

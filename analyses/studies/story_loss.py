@@ -6,9 +6,8 @@ beside it, and that of cutting layers' own queries, keys or values instead of wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -32,23 +31,37 @@ MOST_CONTEXT = 256
 
 
 def story_rows(model: ResValTransformer, rows: int = ROWS) -> Int[Tensor, "row pos"]:
-    """Validation stories as training packs them: an end of text between them, cut at the context.
+    """:func:`text_rows` of validation stories.
 
     Raises:
         ValueError: a model without a tokenizer, or rows below 1.
+    """
+    return text_rows(model, stories(SEED), rows)
+
+
+def text_rows(
+    model: ResValTransformer, texts: Iterable[str], rows: int = ROWS, most: int = MOST_CONTEXT
+) -> Int[Tensor, "row pos"]:
+    """Texts as training packs them: an end of text before each, cut at the context.
+
+    Args:
+        most: tokens of a row, where the context is not shorter.
+
+    Raises:
+        ValueError: a model without a tokenizer, rows below 1, or texts that do not fill them.
     """
     if rows < 1:
         raise ValueError(f"rows must be 1 or more; got {rows}")
     tokenizer: Any = model.tokenizer
     if tokenizer is None:
-        raise ValueError("this model has no tokenizer; a story cannot be put into its tokens")
-    length = min(model.cfg.n_ctx, MOST_CONTEXT)
+        raise ValueError("this model has no tokenizer; a text cannot be put into its tokens")
+    length = min(model.cfg.n_ctx, most)
     stream: list[int] = []
-    for text in islice(stories(SEED), rows * length):
+    for text in texts:
         stream += [tokenizer.eos_token_id, *token_ids(tokenizer, text)]
         if len(stream) >= rows * length:
-            break
-    return torch.tensor(stream[: rows * length]).view(rows, length).to(model.cfg.device)
+            return torch.tensor(stream[: rows * length]).view(rows, length).to(model.cfg.device)
+    raise ValueError(f"{rows} rows of {length} tokens are needed; the text has {len(stream):,}")
 
 
 @dataclass(frozen=True)
