@@ -43,7 +43,7 @@ def induction_command(
     text: Annotated[
         Path | None,
         typer.Option(
-            help="Text (.txt, .jsonl, .parquet) for induction where it repeats itself.",
+            help="File of text to measure.",
             show_default="random tokens only",
         ),
     ] = None,

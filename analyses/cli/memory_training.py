@@ -31,7 +31,7 @@ def train_memory_command(
     length: opt.Length = 128,
     text: Annotated[
         Path | None,
-        typer.Option(help="Count bigrams in this file.", show_default="Tiny Shakespeare's"),
+        typer.Option(help="File of text to measure.", show_default="Tiny Shakespeare's"),
     ] = None,
     unit: Annotated[
         str | None,
