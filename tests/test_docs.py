@@ -472,7 +472,7 @@ def test_selections_are_those_recorded():
 
 def test_the_cut_beside_changes_of_gain():
     found = {tuple(row[:2]): row for row in rows(results_page.link_controls_table(200))}
-    assert len(found) == 21
+    assert len(found) == 27
     ic = {edit: float(found["values", edit][2]) for edit in ("as trained", "links cut", "own cut")}
     doubled = float(found["values", "own × 2, links cut"][2])
     assert doubled == pytest.approx(ic["as trained"], abs=0.02)

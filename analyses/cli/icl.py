@@ -141,6 +141,10 @@ def reproduce_command(
 def link_in_training_command(
     run: Annotated[Path, typer.Argument(help="Folder of a run trained with --keep-snapshots.")],
     sequences: Sequences = 2_000,
+    recover: Annotated[
+        int,
+        typer.Option(help="Steps to train on after links are removed; 0: none.", min=0),
+    ] = 200,
     to: Out = Path("out"),
     as_json: Json = False,
     quiet: Quiet = False,
@@ -148,8 +152,11 @@ def link_in_training_command(
     """Cut the links at every snapshot of a run: when in training does the model need them?
 
     On the first --sequences of each of the run's own test sets, on the CPU. Beside the cut, on the
-    first 500: links at their means and resampled, layer 1's own part cut, and the links cut while
-    the own part is larger, since a cut takes gain away, too. The run comes from
+    first 500: links at their means and resampled, layer 1's own part cut, the links cut while the
+    own part is larger or the norm of both together is kept, since a cut takes gain away, too.
+    On the first 5,000, at the first snapshots with IC above .5 and .95 and at the last one: the
+    same, links by degrees from 1 to 0, and --recover more steps without them, beside as many with.
+    A run without links has its own values edited. The run comes from
     `resval-lens train icl --variants values --seeds 0 --steps 45000 --keep-snapshots`.
 
     Example: `resval-lens link-in-training runs/icl/values-seed0`
@@ -161,7 +168,7 @@ def link_in_training_command(
 
     writable(to)
     with notes(quiet) as note, one_thread():
-        study = link_in_training(load_run(run, ICLRun), sequences, note=note)
+        study = link_in_training(load_run(run, ICLRun), sequences, recover=recover, note=note)
     report(study, to, "link-in-training", as_json=as_json)
 
 

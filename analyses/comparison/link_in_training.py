@@ -1,26 +1,30 @@
 """When in training a model depends on its links: each snapshot, with them, without, and controlled.
 
 Where a cut costs accuracy, so may any edit as large; the controls of
-:mod:`~resval_lens.analyses.comparison.link_controls` stand beside it.
+:mod:`~resval_lens.analyses.comparison.link_controls` stand beside it. A run without links has only
+its own values to edit: it is what the others stand beside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from resval_lens.analyses.comparison.icl import edited_logits
 from resval_lens.analyses.comparison.link_controls import first_of, link_controls
-from resval_lens.analyses.results.result import Result
+from resval_lens.analyses.comparison.link_moments import Moment, moment, moments_of
+from resval_lens.analyses.comparison.link_recovery import own_alone, recovery
+from resval_lens.analyses.results.result import Result, restored
 from resval_lens.analyses.results.tables import table
 from resval_lens.notes import Note
 from resval_lens.tasks.icl import MEANING, TASKS
 from resval_lens.training.icl import score
-from resval_lens.training.icl_run import ICLRun, draw_world, kept_models
+from resval_lens.training.icl_run import ICLRun, draw_world, initial_model, kept_models
 from resval_lens.training.recorded import RecordedRun
+from resval_lens.training.run_folder import snapshot_paths
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,6 +49,7 @@ class LinkInTraining(Result):
         starts: the provenance of each start of the run.
         sequences: of each test set; ``control_sequences`` of these under controls
             (:func:`~resval_lens.analyses.comparison.link_controls.link_controls`).
+        moments: more of what the link does, at chosen snapshots; empty in older documents.
     """
 
     run: ICLRun
@@ -52,6 +57,7 @@ class LinkInTraining(Result):
     sequences: int
     control_sequences: int
     snapshots: tuple[LinkSnapshot, ...]
+    moments: tuple[Moment, ...] = ()
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> LinkInTraining:
@@ -61,15 +67,16 @@ class LinkInTraining(Result):
             document["starts"],
             document["sequences"],
             document.get("control_sequences", 0),
-            tuple(LinkSnapshot(**each) for each in document["snapshots"]),
+            restored(tuple[LinkSnapshot, ...], document["snapshots"]),
+            restored(tuple[Moment, ...], document.get("moments", [])),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """The run's streams as it writes them itself."""
         return super().to_dict() | {"run": self.run.to_dict()}
 
-    def tables(self) -> tuple[Table, Table]:
-        """As trained → with the links cut; IC under each control."""
+    def tables(self) -> tuple[Table, ...]:
+        """As trained → with the links cut; IC under each control; each moment's."""
         shown, names = self._shown(), self.snapshots[0].controls
         return (
             table(
@@ -91,6 +98,7 @@ class LinkInTraining(Result):
                     for each in shown
                 ),
             ),
+            *(each for moment in self.moments for each in moment.tables()),
         )
 
     def _shown(self, most: int = 16) -> Sequence[LinkSnapshot]:
@@ -130,49 +138,67 @@ class LinkInTraining(Result):
 
 
 def link_in_training(
-    recorded: RecordedRun,
+    recorded: RecordedRun[ICLRun],
     sequences: int = 2_000,
     control_sequences: int = 500,
+    moment_sequences: int = 5_000,
+    recover: int = 200,
     note: Note = lambda text: None,
 ) -> LinkInTraining:
     """Accuracy on each task at each kept snapshot, as trained, with every link cut, controlled.
 
     Args:
-        recorded: a run with streams whose snapshots were kept (``--keep-snapshots``).
+        recorded: a run whose snapshots were kept (``--keep-snapshots``).
         sequences: of each test set.
         control_sequences: of these, for the controls.
+        moment_sequences: of each test set, at chosen snapshots.
+        recover: steps that each of these trains on, with and without its links; 0: none.
         note: called with what is being done.
 
     Raises:
-        ValueError: fewer than two snapshots, a run without streams, ``sequences`` below 1,
-            ``control_sequences`` below 2.
+        ValueError: fewer than two snapshots, ``sequences`` below 1, others below 2, ``recover``
+            below 0, or with gated streams above 0.
     """
-    if sequences < 1:
-        raise ValueError(f"sequences must be 1 or more; got {sequences}")
-    if not recorded.run.streams:
-        raise ValueError(f"{recorded.folder} is a run without streams: it has no links to cut")
-    _, tests = draw_world(recorded.run)
-    tests = first_of(tests, sequences)
-    some = first_of(tests, control_sequences)
-    snapshots = []
-    for step, model in kept_models(recorded.run, recorded.folder):
-        note(f"{recorded.run.folder_name}: step {step}")
+    run = recorded.run
+    for name, number, least in (
+        ("sequences", sequences, 1), ("control_sequences", control_sequences, 2),
+        ("moment_sequences", moment_sequences, 2), ("recover", recover, 0),
+    ):  # fmt: skip
+        if number < least:
+            raise ValueError(f"{name} must be {least} or more; got {number}")
+    if recover:
+        own_alone(initial_model(run), 1.0)  # refuses what cannot go on, before minutes of work
+    paths = {int(path.stem): path for path in snapshot_paths(recorded.folder)}
+    if len(paths) < 2:
+        raise ValueError(
+            f"{recorded.folder} holds {len(paths)} snapshots; train it with --keep-snapshots"
+        )
+    chosen = moments_of(recorded, list(paths))
+    world, every = draw_world(run)
+    tests, some = first_of(every, sequences), first_of(every, control_sequences)
+    more = first_of(every, moment_sequences)
+    snapshots, moments = [], []
+    for step, model in kept_models(run, recorded.folder):
+        note(f"{run.folder_name}: step {step}")
         trained: dict[str, float] = {}
         cut: dict[str, float] = {}
         for task, batch in tests.items():
             both = edited_logits(model, batch.inputs, torch.tensor([1.0, 0.0]))
             for cell, logits in zip((trained, cut), both, strict=True):
                 cell[task] = score(logits, batch.targets)["accuracy"]
-        controls = link_controls(model, some, recorded.run.seed)
+        controls = link_controls(model, some, run.seed)
         snapshots.append(LinkSnapshot(step, trained, cut, controls))
-    if len(snapshots) < 2:
-        raise ValueError(
-            f"{recorded.folder} holds {len(snapshots)} snapshots; train it with --keep-snapshots"
-        )
+        for name in (name for name, at in chosen.items() if at == step):
+            note(f"{run.folder_name}: {name}, step {step}")
+            found = moment(name, step, model, more, run.seed)
+            if recover:
+                found = replace(found, recovery=recovery(run, paths[step], recover, world, more))
+            moments.append(found)
     return LinkInTraining(
-        recorded.run,
+        run,
         recorded.starts,
         len(tests["test"].targets),
         len(some["test"].targets),
         tuple(snapshots),
+        tuple(moments),
     )

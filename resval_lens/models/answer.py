@@ -26,10 +26,10 @@ from resval_lens.lens.norm import any_watched
 from resval_lens.models.classifier import ICLClassifier
 
 
-def can_answer_fast(model: ICLClassifier) -> bool:
-    """Whether :func:`answer` is this model's: two plain layers, one head, no gate, no hooks."""
+def has_two_plain_layers(model: ICLClassifier) -> bool:
+    """Whether its layers are two of attention as the formulas above have it, without hooks."""
     cfg = model.cfg
-    plain = (
+    return (
         cfg.attn_only
         and cfg.normalization_type is None
         and cfg.attention_dir == "causal"
@@ -38,15 +38,16 @@ def can_answer_fast(model: ICLClassifier) -> bool:
         and not cfg.use_local_attn
         and not cfg.use_qk_norm
         and not cfg.use_attention_sinks
-    )
-    return (
-        plain
         and cfg.n_layers == 2
-        and cfg.n_heads == 1
         and cfg.n_key_value_heads is None
-        and not any(stream.how.is_gated for stream in cfg.streams)
         and not any_watched(model)
     )
+
+
+def can_answer_fast(model: ICLClassifier) -> bool:
+    """Whether :func:`answer` is this model's: two plain layers, one head, no gate, no hooks."""
+    gated = any(stream.how.is_gated for stream in model.cfg.streams)
+    return has_two_plain_layers(model) and model.cfg.n_heads == 1 and not gated
 
 
 def answer(

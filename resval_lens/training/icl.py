@@ -9,12 +9,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Generator, Tensor
 
 from resval_lens.models.answer import answer, can_answer_fast
 from resval_lens.models.classifier import ICLClassifier
 from resval_lens.runtime import one_thread
-from resval_lens.tasks.icl import ICLBatch
+from resval_lens.tasks.icl import ICLBatch, ICLWorld
 from resval_lens.training.icl_measures import attention_measures
 from resval_lens.training.icl_run import ICLRun, draw_world, initial_model
 from resval_lens.training.loop import Progress, Trainee, train_in_folder
@@ -35,19 +35,29 @@ def train_icl(
 
     def make() -> Trainee[ICLClassifier]:
         world, tests = draw_world(run)
-        model, generator = initial_model(run), run.generators()["batches"]
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        # p ← p − lr·(g + decay/lr·p) = (1 − decay)·p − lr·g
-        sgd = torch.optim.SGD(parameters, lr=run.lr, weight_decay=run.decay / run.lr, foreach=True)
-        logits = answer if can_answer_fast(model) else ICLClassifier.__call__
-
-        def loss() -> Tensor:
-            batch = world.batch(run.batch, generator)
-            return F.cross_entropy(logits(model, batch.inputs), batch.targets)
-
-        return Trainee(model, generator, sgd, loss, lambda: measure(model, tests))
+        return trainee(run, initial_model(run), run.generators()["batches"], world, tests)
 
     return train_in_folder(folder, run, make, progress, should_stop, keep_snapshots)
+
+
+def trainee(
+    run: ICLRun,
+    model: ICLClassifier,
+    generator: Generator,
+    world: ICLWorld,
+    tests: dict[str, ICLBatch],
+) -> Trainee[ICLClassifier]:
+    """``model`` as ``run`` trains it: SGD on batches of ``world`` that ``generator`` draws."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    # p ← p − lr·(g + decay/lr·p) = (1 − decay)·p − lr·g
+    sgd = torch.optim.SGD(parameters, lr=run.lr, weight_decay=run.decay / run.lr, foreach=True)
+    logits = answer if can_answer_fast(model) else ICLClassifier.__call__
+
+    def loss() -> Tensor:
+        batch = world.batch(run.batch, generator)
+        return F.cross_entropy(logits(model, batch.inputs), batch.targets)
+
+    return Trainee(model, generator, sgd, loss, lambda: measure(model, tests))
 
 
 def measure(model: ICLClassifier, tests: dict[str, ICLBatch]) -> dict[str, Any]:

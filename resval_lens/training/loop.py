@@ -48,6 +48,14 @@ class Trainee(Generic[Model]):
     loss: Callable[[], Tensor]
     measure: Callable[[], dict[str, Any]]
 
+    def step(self) -> Tensor:
+        """One step on the next batch; the loss before it."""
+        loss = self.loss()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
     def state(self) -> dict[str, Tensor]:
         """What a snapshot holds beside the generator's state: parameters, momentum."""
         names = {parameter: name for name, parameter in self.model.named_parameters()}
@@ -113,11 +121,7 @@ def train_in_folder(
         for step in range(done + 1, run.steps + 1):
             if should_stop():
                 return None
-            loss = trainee.loss()
-            trainee.optimizer.zero_grad()
-            loss.backward()
-            trainee.optimizer.step()
-            summed += loss.detach()
+            summed += trainee.step()
             count += 1
             if step % run.snapshot_every == 0 or step == run.steps:
                 mean = float(summed) / count
