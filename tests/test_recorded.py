@@ -4,10 +4,14 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
+from resval_lens.analyses.comparison.gain import VARIANTS
 from resval_lens.analyses.comparison.icl_emergence import emergence, paper_runs
+from resval_lens.analyses.report.results_page import section
 from resval_lens.models.presets import FURTHER_VARIANTS, PAPER_VARIANTS
 from resval_lens.tasks.icl import ICLBatch
 from resval_lens.training.icl import measure
@@ -38,31 +42,57 @@ def test_every_variant_ships_with_its_seeds() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("name", "said", "seeds"),
-    [
-        ("classic", "63, 61, 58, 67 classic", range(4)),
-        ("values", "51, 51, 49, 51 with values", range(4)),
-        ("own-root-2", "53, 52, 51, 56 with layer 1", range(4)),
-        ("own-root-2", "58, 52, 50, 57 times", range(4, 8)),
-        ("own-2", "47, 46, 45, 49 with them doubled", range(4)),
-        ("own-2", "51, 45, 44, 51 doubled", range(4, 8)),
-        ("own-half", "89 and 88", range(8)),
-        ("values-norm-matched", "61, 61, 56, 58", range(4)),
-        ("values-norm-matched", "64, 57, 54, 62 at constant norm", range(4, 8)),
-    ],
-)
-def test_gain_baselines_pass_where_the_documentation_says(
-    name: str, said: str, seeds: range
-) -> None:
-    """Snapshots above .95 on IC; runs that never get there have none."""
-    runs = [load_run(SHIPPED / "icl" / f"{name}-seed{seed}", ICLRun) for seed in seeds]
-    firsts = [
-        next((x["step"] // 500 for x in run.metrics if x["ic"]["accuracy"] > 0.95), None)
-        for run in runs
+def above(name: str, task: str, level: float) -> dict[int, float | None]:
+    """The first snapshot above a level, by seed, from the lines of metrics."""
+    found = {}
+    for folder in sorted((ROOT / "resval_lens" / "data" / "icl").glob(f"{name}-seed*")):
+        lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        steps = (line["step"] for line in lines if line[task]["accuracy"] > level)
+        step = next(steps, None)
+        found[int(folder.name.rpartition("seed")[2])] = None if step is None else step / 500
+    return found
+
+
+@pytest.fixture(scope="module")
+def gain_rows() -> list[list[str]]:
+    """The rows of both tables of the gain section."""
+    page = section("gain-or-stream", ROOT / "docs")
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in page.splitlines()
+        if line.startswith("| IC")
     ]
-    assert said in " ".join((ROOT / "docs" / "results.md").read_text().split())
-    assert [int(word) for word in re.findall("[0-9]{2}", said)] == [x for x in firsts if x]
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95])
+@pytest.mark.parametrize("task", ["ic", "ic2"])
+def test_the_gain_section_is_what_the_metrics_say(
+    task: str, level: float, gain_rows: list[list[str]]
+) -> None:
+    named = {row[2]: row for row in gain_rows if row[:2] == [task.upper(), f"{level:g}"]}
+    classic, values = (above(name, task, level) for name in ("classic", "values"))
+    for name in VARIANTS:
+        steps, row = above(name, task, level), named[name]
+        there = [step for step in steps.values() if step is not None]
+        assert row[3] == str(len(steps))
+        assert row[4].startswith(f"{np.mean(there):.2f} ± {np.std(there):.2f}")
+        assert (len(there) < len(steps)) == (f"({len(there)} of {len(steps)})" in row[4])
+        both = [seed for seed in classic if seed in steps]
+        saved = sum(classic[seed] - (steps[seed] or 90) for seed in both)
+        if name != "classic":
+            share = f"{100 * saved / sum(classic[seed] for seed in both):.0f}".replace("-", "−")
+            assert row[5].removeprefix("≤ ").split(" ")[0] == share
+            assert row[5].startswith("≤") == (len(there) < len(steps))
+        if name in ("own-root-2", "own-2"):
+            all_three = [seed for seed in both if seed in values]
+            whole = sum(classic[seed] - values[seed] for seed in all_three)
+            part = sum(classic[seed] - steps[seed] for seed in all_three)
+            assert row[7].split(" ")[0] == f"{100 * part / whole:.0f}"
+            paired = stats.ttest_rel([steps[x] for x in both], [classic[x] for x in both])
+            test = named[f"{name} − classic"]
+            assert test[6] == f"{paired.statistic:.2f}".replace("-", "−")
+            independent = stats.ttest_ind(list(steps.values()), list(classic.values()))
+            assert test[3] == f"{independent.statistic:.2f}".replace("-", "−")
 
 
 def test_the_readme_says_how_much_gain_alone_saves() -> None:

@@ -24,8 +24,8 @@ IN_CONTEXT = ("ic", "ic2")
 UNIT = "snapshots of 500 steps"
 NO_GAIN_CONTROL = (
     "Among these runs is no classic model whose second layer's values are merely larger: how much "
-    "of the difference the stream's route makes, and how much the gain, they do not tell. "
-    "`reproduce further-variants` has such runs (own-root-2, own-2)."
+    "of the difference the stream's route makes, and how much the gain, "
+    "`resval-lens reproduce gain-or-stream` tells."
 )
 # arXiv 2412.15113, Tables 1, 5 and 6: accuracy threshold to {task: {variant: (mean, sd)}}, in
 # snapshots of 500 steps, over four seeds.

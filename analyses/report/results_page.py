@@ -36,6 +36,7 @@ from resval_lens.analyses.papers.memory.curves import (
     curve_study,
 )
 from resval_lens.analyses.papers.memory.training import MemoryRun
+from resval_lens.analyses.report.gain import gain_section
 from resval_lens.analyses.report.markdown import made, markdown_table
 from resval_lens.analyses.report.selections import selections
 from resval_lens.analyses.results.seeds import present, spread
@@ -63,6 +64,7 @@ def section(name: str, folder: Path) -> str:
     """
     sections: dict[str, Callable[[], str]] = {
         **{table: lambda t=above: emergence(t) for table, above in TABLES.items()},  # type: ignore[misc]
+        "gain-or-stream": gain_section,
         "further-variants": further_variants,
         "final-accuracy": final_accuracy,
         "link-in-training": lambda: link_in_training(_read(folder, "link-in-training")),

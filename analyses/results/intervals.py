@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -139,8 +140,7 @@ def standardised_interval(t: float, freedom: int, scale: float) -> Ends:
     scale · each noncentrality at which a t as far out has a chance of more than .025 on its side.
     Exact for normal numbers; scipy's noncentral t is not there for all of them.
     """
-    deviations = np.sqrt(stats.chi2.ppf((np.arange(GRID) + 0.5) / GRID, freedom) / freedom)
-    likely = abs(t) * deviations  # what t would be of each sample deviation
+    likely = abs(t) * _deviations(freedom)
 
     def end(chance: float) -> float:
         def above(noncentrality: float) -> float:
@@ -150,3 +150,9 @@ def standardised_interval(t: float, freedom: int, scale: float) -> Ends:
 
     low, high = (scale * end(chance) for chance in (0.975, 0.025))
     return Ends(low, high) if t >= 0 else Ends(-high, -low)
+
+
+@cache
+def _deviations(freedom: int) -> Any:
+    """Quantiles of a sample's deviation, in parts of the population's."""
+    return np.sqrt(stats.chi2.ppf((np.arange(GRID) + 0.5) / GRID, freedom) / freedom)

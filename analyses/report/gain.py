@@ -1,0 +1,70 @@
+"""Gain or stream? The results page's section, from the classifiers that ship."""
+
+from __future__ import annotations
+
+from resval_lens.analyses.comparison.gain import CLASSIC, AtRate, gain_or_stream
+from resval_lens.analyses.comparison.gain_tables import told_saving
+from resval_lens.analyses.report.markdown import markdown_table
+from resval_lens.analyses.results.intervals import Ends
+from resval_lens.numbers import number
+from resval_lens.tasks.icl import TASKS
+from resval_lens.training.icl_run import ICLRun
+from resval_lens.training.recorded import SHIPPED, load_runs
+
+RATES = "icl-lr-*"
+"""Folders of records of other learning rates."""
+
+
+def gain_section() -> str:
+    """What was found, in words, then savings and tests of every learning rate."""
+    folders = [path for path in SHIPPED.glob(RATES) if path.is_dir()]
+    further = [run for folder in folders for run in load_runs(ICLRun, folder)]
+    study = gain_or_stream([*load_runs(ICLRun), *further])
+    said = "\n".join(f"- {sentence}" for sentence in study.sentences()).replace("[", "\\[")
+    tables = "\n".join(_tables(rate, study.tests) for rate in study.rates)
+    return f"{said}\n\n{tables}"
+
+
+def _tables(rate: AtRate, tests: int) -> str:
+    rows = []
+    for row in rate.reached:
+        share = rate.share(row.task, row.level, row.variant)
+        of_published = share.published.told() if share and share.published else ""
+        told = [*told_saving(rate.compared(row.task, row.level, row.variant, CLASSIC)),
+                share.ours.told() if share else "", of_published]  # fmt: skip
+        cells = [TASKS[row.task], f"{row.level:g}", row.variant, str(len(row.first.by_seed))]
+        rows.append([*cells, row.first.told(".2f"), *(each.replace("-", "−") for each in told)])
+    heads = ["task", "above", "variant", "seeds", "snapshot", "saved, %", "bootstrap",
+             "of the stream’s, %", "of the published, %"]  # fmt: skip
+    savings = markdown_table(heads, rows, 3)
+    compared = [
+        [
+            TASKS[each.task], f"{each.level:g}", f"{each.first} − {each.second}",
+            _number(each.tests.t, ".2f"), _number(each.tests.p_holm, ".2g"),
+            _size(each.effect.g, each.effect.interval),
+            _number(each.tests.t_paired, ".2f"), _number(each.tests.p_paired_holm, ".2g"),
+            _size(each.effect.g_paired, each.effect.interval_paired),
+        ]
+        for each in rate.against
+        if each.tests.p is not None
+    ]  # fmt: skip
+    heads = ["task", "above", "pair", "t", "p", "g", "t, paired by seed", "p, paired", "g, paired"]
+    return (
+        f"Learning rate {rate.lr:g}. *Snapshot*: the first above the level, of one in 500 steps. "
+        "*Saved*: of classic’s steps, on the seeds that both have, with the 95% interval by t, "
+        "paired by seed; then the bootstrap’s, which is too narrow for few seeds. *Of the "
+        "stream’s*: in parts of what values save here, and of what the paper’s tables say; the "
+        "latter counts as known. ≤: some runs never get there; the saving if they did with their "
+        f"last step.\n\n{savings}\n"
+        f"*p*: of t-tests, by Holm for the {tests} of each kind. *g*: Hedges’ g with its 95% "
+        "interval, in standard deviations; negative where the first is sooner.\n\n"
+        f"{markdown_table(heads, compared, 3)}"
+    )
+
+
+def _number(x: float | None, form: str) -> str:
+    return "" if x is None else number(x, form)
+
+
+def _size(g: float | None, ends: Ends | None) -> str:
+    return "" if g is None or ends is None else f"{g:.2f} {ends.told('.1f')}".replace("-", "−")
