@@ -180,11 +180,15 @@ def test_a_run_without_links_has_its_own_values_edited(tmp_path: Path) -> None:
     for line in study.snapshots:
         assert line.trained == line.cut == line.controls["as trained"]
         assert list(line.controls) == list(OWN_FACTORS)
+    thinned = link_in_training(load_run(tmp_path, ICLRun), 50, 50, 50, recover=0, every=2)
+    assert thinned.snapshots == study.snapshots[::2]
     (last,) = study.moments
     assert last.norms["link"] == 0
     assert list(last.grading) == ["own"]
     assert last.recovery is not None
     assert list(last.recovery.after) == ["as it was", "own × ½"]
+    assert last.before("own × ½") == last.edits["own × ½"]
+    assert last.before("as it was") == last.edits["as trained"]
     assert LinkInTraining.from_dict(json.loads(json.dumps(study.to_dict()))) == study
 
 

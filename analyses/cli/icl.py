@@ -145,6 +145,9 @@ def link_in_training_command(
         int,
         typer.Option(help="Steps to train on after links are removed; 0: none.", min=0),
     ] = 200,
+    every: Annotated[
+        int, typer.Option(help="Measure every n-th snapshot, counted from the last.", min=1)
+    ] = 1,
     to: Out = Path("out"),
     as_json: Json = False,
     quiet: Quiet = False,
@@ -154,7 +157,7 @@ def link_in_training_command(
     On the first --sequences of each of the run's own test sets, on the CPU. Beside the cut, on the
     first 500: links at their means and resampled, layer 1's own part cut, the links cut while the
     own part is larger or the norm of both together is kept, since a cut takes gain away, too.
-    On the first 5,000, at the first snapshots with IC above .5 and .95 and at the last one: the
+    On the first 3,000, at the first snapshots with IC above .5 and .95 and at the last one: the
     same, links by degrees from 1 to 0, and --recover more steps without them, beside as many with.
     A run without links has its own values edited. The run comes from
     `resval-lens train icl --variants values --seeds 0 --steps 45000 --keep-snapshots`.
@@ -168,7 +171,9 @@ def link_in_training_command(
 
     writable(to)
     with notes(quiet) as note, one_thread():
-        study = link_in_training(load_run(run, ICLRun), sequences, recover=recover, note=note)
+        study = link_in_training(
+            load_run(run, ICLRun), sequences, recover=recover, every=every, note=note
+        )
     report(study, to, "link-in-training", as_json=as_json)
 
 

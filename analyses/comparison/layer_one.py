@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -42,17 +43,22 @@ class LayerOne:
         """The projections that edits are of: those of streams; of a model without any, values."""
         return tuple(self.links) or ("v",)
 
-    def parts(self, name: str) -> tuple[Heads, Heads]:
-        """Own part and link of a projection."""
-        total = self.totals[name]
-        link = self.links.get(name)
-        return (total, torch.zeros_like(total)) if link is None else (total - link, link)
+    @cached_property
+    def parts(self) -> Mapping[str, tuple[Heads, Heads]]:
+        """Own part and link of each projection that is edited."""
+        found = {}
+        for name in self.edited:
+            total, link = self.totals[name], self.links.get(name)
+            none = total.new_zeros(()).expand_as(total)
+            found[name] = (total, none) if link is None else (total - link, link)
+        return found
 
     @torch.no_grad()
     def logits(self, edit: Edit) -> Float[Tensor, "batch label"]:
         """The model's answers with every edited projection as ``edit`` makes it."""
         attn = self.model.blocks[1].attn
-        totals = {**self.totals, **{name: edit(*self.parts(name)) for name in self.edited}}
+        edited = {name: edit(*parts) for name, parts in self.parts.items()}
+        totals = {**self.totals, **edited}
         scores = torch.einsum("bhd,bphd->bhp", totals["q"][:, -1], totals["k"]) / attn.attn_scale
         z = torch.einsum("bhp,bphd->bhd", scores.softmax(-1), totals["v"])
         return self.model.readout(self.last + torch.einsum("bhd,hdm->bm", z, attn.W_O) + attn.b_O)

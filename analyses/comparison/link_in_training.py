@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from resval_lens.analyses.comparison.icl import edited_logits
-from resval_lens.analyses.comparison.link_controls import first_of, link_controls
+from resval_lens.analyses.comparison.link_controls import first_of, has_links, link_controls
 from resval_lens.analyses.comparison.link_moments import Moment, moment, moments_of
 from resval_lens.analyses.comparison.link_recovery import own_alone, recovery
 from resval_lens.analyses.results.result import Result, restored
@@ -22,7 +22,13 @@ from resval_lens.analyses.results.tables import table
 from resval_lens.notes import Note
 from resval_lens.tasks.icl import MEANING, TASKS
 from resval_lens.training.icl import score
-from resval_lens.training.icl_run import ICLRun, draw_world, initial_model, kept_models
+from resval_lens.training.icl_run import (
+    ICLRun,
+    draw_world,
+    initial_model,
+    kept_models,
+    model_config,
+)
 from resval_lens.training.recorded import RecordedRun
 from resval_lens.training.run_folder import snapshot_paths
 
@@ -141,8 +147,9 @@ def link_in_training(
     recorded: RecordedRun[ICLRun],
     sequences: int = 2_000,
     control_sequences: int = 500,
-    moment_sequences: int = 5_000,
+    moment_sequences: int = 3_000,
     recover: int = 200,
+    every: int = 1,
     note: Note = lambda text: None,
 ) -> LinkInTraining:
     """Accuracy on each task at each kept snapshot, as trained, with every link cut, controlled.
@@ -153,16 +160,18 @@ def link_in_training(
         control_sequences: of these, for the controls.
         moment_sequences: of each test set, at chosen snapshots.
         recover: steps that each of these trains on, with and without its links; 0: none.
+        every: measure every n-th snapshot, counted from the last; chosen ones in any case.
         note: called with what is being done.
 
     Raises:
         ValueError: fewer than two snapshots, ``sequences`` below 1, others below 2, ``recover``
-            below 0, or with gated streams above 0.
+            below 0, or with gated streams above 0, ``every`` below 1.
     """
     run = recorded.run
     for name, number, least in (
         ("sequences", sequences, 1), ("control_sequences", control_sequences, 2),
         ("moment_sequences", moment_sequences, 2), ("recover", recover, 0),
+        ("every", every, 1),
     ):  # fmt: skip
         if number < least:
             raise ValueError(f"{name} must be {least} or more; got {number}")
@@ -174,26 +183,33 @@ def link_in_training(
             f"{recorded.folder} holds {len(paths)} snapshots; train it with --keep-snapshots"
         )
     chosen = moments_of(recorded, list(paths))
-    world, every = draw_world(run)
-    tests, some = first_of(every, sequences), first_of(every, control_sequences)
-    more = first_of(every, moment_sequences)
+    world, whole = draw_world(run)
+    tests, some = first_of(whole, sequences), first_of(whole, control_sequences)
+    more = first_of(whole, moment_sequences)
+    measured = {*list(paths)[::-1][::every], *chosen.values()}
+    factors = torch.tensor([1.0, 0.0] if has_links(model_config(run)) else [1.0])
     snapshots, moments = [], []
     for step, model in kept_models(run, recorded.folder):
+        if step not in measured:
+            continue
         note(f"{run.folder_name}: step {step}")
         trained: dict[str, float] = {}
         cut: dict[str, float] = {}
         for task, batch in tests.items():
-            both = edited_logits(model, batch.inputs, torch.tensor([1.0, 0.0]))
-            for cell, logits in zip((trained, cut), both, strict=True):
-                cell[task] = score(logits, batch.targets)["accuracy"]
+            found = [
+                score(logits, batch.targets)["accuracy"]
+                for logits in edited_logits(model, batch.inputs, factors)
+            ]
+            trained[task], cut[task] = found[0], found[-1]
         controls = link_controls(model, some, run.seed)
         snapshots.append(LinkSnapshot(step, trained, cut, controls))
         for name in (name for name, at in chosen.items() if at == step):
             note(f"{run.folder_name}: {name}, step {step}")
-            found = moment(name, step, model, more, run.seed)
+            at_moment = moment(name, step, model, more, run.seed)
             if recover:
-                found = replace(found, recovery=recovery(run, paths[step], recover, world, more))
-            moments.append(found)
+                after = recovery(run, paths[step], recover, world, more)
+                at_moment = replace(at_moment, recovery=after)
+            moments.append(at_moment)
     return LinkInTraining(
         run,
         recorded.starts,

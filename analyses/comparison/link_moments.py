@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from resval_lens.analyses.comparison.icl import Accuracies
 from resval_lens.analyses.comparison.layer_one import LayerOne, layer_one
-from resval_lens.analyses.comparison.link_controls import link_controls
+from resval_lens.analyses.comparison.link_controls import TRAINED, link_controls
 from resval_lens.analyses.comparison.link_grading import GRADES, Curves, grading
-from resval_lens.analyses.comparison.link_recovery import Recovery
+from resval_lens.analyses.comparison.link_recovery import KEPT, Recovery
 from resval_lens.analyses.results.emergence import first_above
 from resval_lens.analyses.results.tables import table
 from resval_lens.models.classifier import ICLClassifier
@@ -45,9 +46,13 @@ class Moment:
     step: int
     sequences: int
     norms: Mapping[str, float]
-    edits: Mapping[str, Mapping[str, float]]
+    edits: Mapping[str, Accuracies]
     grading: Curves
     recovery: Recovery | None = None
+
+    def before(self, removed: str) -> Accuracies:
+        """Accuracies of what ``recovery`` begins with: the same as under that edit."""
+        return self.edits[TRAINED if removed == KEPT else removed]
 
     def tables(self) -> list[Table]:
         """Edits; the grading; what more steps without the link give."""
@@ -71,15 +76,15 @@ class Moment:
         )
         found = [edits, degrees]
         if self.recovery is not None:
-            before, after = self.recovery.before, self.recovery.after
+            after = self.recovery.after
             found.append(
                 table(
                     f"{at}: before → after {self.recovery.steps:,} more steps",
                     ("removed",),
                     tasks,
                     (
-                        [name, *(f"{own[t]:.3f} → {after[name][t]:.3f}" for t in TASKS)]
-                        for name, own in before.items()
+                        [name, *(f"{self.before(name)[t]:.3f} → {own[t]:.3f}" for t in TASKS)]
+                        for name, own in after.items()
                     ),
                 )
             )
@@ -121,8 +126,7 @@ def moment(
 def norms(layer: LayerOne) -> dict[str, float]:
     """Mean ‖own‖, ‖link‖ and ‖own + link‖ over tokens, heads and what is edited."""
     found: dict[str, list[float]] = {"own": [], "link": [], "total": []}
-    for name in layer.edited:
-        own, link = layer.parts(name)
+    for own, link in layer.parts.values():
         for kept, x in zip(found.values(), (own, link, own + link), strict=True):
             kept.append(float(x.norm(dim=-1).mean()))
     return {name: sum(each) / len(each) for name, each in found.items()}

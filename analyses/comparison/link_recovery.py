@@ -28,13 +28,12 @@ KEPT, HALVED = "as it was", "own × ½"
 
 @dataclass(frozen=True)
 class Recovery:
-    """Accuracies by what was removed and task, before and after ``steps`` more steps.
+    """Accuracies after ``steps`` more steps, by what was removed and task.
 
     ``as it was`` has nothing removed: what these steps do in any case.
     """
 
     steps: int
-    before: Mapping[str, Accuracies]
     after: Mapping[str, Accuracies]
 
 
@@ -73,8 +72,8 @@ def removals(cfg: ResValConfig) -> dict[str, float | None]:
 @gradients_on()
 def trained_on(
     run: ICLRun, snapshot: Path, steps: int, world: ICLWorld, alone: float | None = None
-) -> tuple[ICLClassifier, ICLClassifier]:
-    """The model of a snapshot, before and after so many more steps of ``run``.
+) -> ICLClassifier:
+    """The model of a snapshot after so many more steps of ``run``.
 
     Args:
         world: of the run (:func:`~resval_lens.training.icl_run.draw_world`).
@@ -88,11 +87,10 @@ def trained_on(
     generator.set_state(state)
     if alone is not None:
         model = model.with_streams(own_alone(model, alone))
-    before = model.with_streams(model.cfg.streams)
     going_on = trainee(run, model, generator, world, {})
     for _ in range(steps):
         going_on.step()
-    return before, model
+    return model
 
 
 def recovery(
@@ -102,16 +100,15 @@ def recovery(
     world: ICLWorld,
     tests: dict[str, ICLBatch],
 ) -> Recovery:
-    """Accuracies before and after ``steps`` more steps, for each of :func:`removals`.
+    """Accuracies after ``steps`` more steps, for each of :func:`removals`.
 
     Raises:
         ValueError: as :func:`trained_on`; steps below 1.
     """
     if steps < 1:
         raise ValueError(f"steps of a recovery must be 1 or more; got {steps}")
-    before: dict[str, Accuracies] = {}
-    after: dict[str, Accuracies] = {}
-    for name, alone in removals(model_config(run)).items():
-        models = trained_on(run, snapshot, steps, world, alone)
-        before[name], after[name] = (accuracies(model, tests) for model in models)
-    return Recovery(steps, before, after)
+    after = {
+        name: accuracies(trained_on(run, snapshot, steps, world, alone), tests)
+        for name, alone in removals(model_config(run)).items()
+    }
+    return Recovery(steps, after)
