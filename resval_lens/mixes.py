@@ -229,6 +229,21 @@ class Head(Scalar):
         return {"carried": Start((sizes.sources, sizes.heads), _carried(stream))}
 
 
+class HeadGain(Mix):
+    """a learned, one number for each head: own projections scaled, with or without a link."""
+
+    name = "head_gain"
+    where = "own learned, one per head; carried a fixed number"
+    default = (1.0, 0.0)
+    own_is_learned = True
+
+    def parameters(self, stream: AttentionStream, sizes: Sizes) -> dict[str, Start]:
+        return {"own": Start((sizes.heads,), stream.own or 0.0)}
+
+    def weights(self, at: StreamMix, gate: Tensor | None = None) -> Weights:
+        return at.own, super().weights(at)[1]
+
+
 class Gate(_Share):
     """A share g = σ(x·w_h + c_h) of each token and head; g = ``carried`` at the start."""
 
@@ -346,6 +361,24 @@ class Matrix(Scalar):
         return {"carried": Start(shape, _carried(stream), diagonal=True)}
 
 
-_ALL = Add(), Pair(), Scalar(), LearnedPair(), Convex(), Head(), Gate(), AddedGate(), Matrix()
+class NextHead(Head):
+    """b learned, one number for each head, of what the next head hands on; the last reads head 0.
+
+    Head h reads head h + 1: as many numbers as ``"head"`` has, and no head reads its own.
+    """
+
+    name = "next_head"
+    where = "carried learned, one per head, which reads head h + 1"
+    crosses_heads = True
+
+    def weights(self, at: StreamMix, gate: Tensor | None = None) -> Weights:
+        own, carried = super().weights(at)
+        return own, [weight.diag().roll(1, dims=1) for weight in carried]  # type: ignore[union-attr]
+
+
+_ALL = (
+    Add(), Pair(), Scalar(), LearnedPair(), Convex(), Head(), HeadGain(), Gate(), AddedGate(),
+    Matrix(), NextHead(),
+)  # fmt: skip
 MIXES: dict[str, Mix] = {mix.name: mix for mix in _ALL}
 """Every mix by its name, those of your own, too: ``MIXES["mine"] = Mine()``."""

@@ -98,8 +98,7 @@ def test_the_printed_equation_is_what_the_model_computes(chosen: dict[str, Any])
             assert (own_text, parts[0][0]) == (own_share, "g (per token and head) · ")
             assert_gated(total, local, handed[0], stream)
             continue
-        own = weight_of(own_text)
-        close(total, [own * local, link])
+        close(total, [weighted(own_text, local), link])
         if stream.how.crosses_heads:
             n = model.cfg.n_key_value_heads if of != "q" and model.cfg.n_key_value_heads else 4
             assert [text for text, _ in parts] == [f"[{n} × {n} heads] "] * len(parts)

@@ -85,6 +85,8 @@ def test_contradictory_weights_are_refused(changes: dict[str, Any], message: str
         ("learned_pair", 0.5, 0.5),
         ("convex", 0.5, 0.5),
         ("head", 1.0, 1.0),
+        ("head_gain", 1.0, 0.0),
+        ("next_head", 1.0, 1.0),
         ("gate", 0.5, 0.5),
         ("matrix", 1.0, 1.0),
     ],

@@ -261,6 +261,11 @@ def by_hand(mix: StreamMix, local: Tensor, handed: Sequence[Tensor], x: Tensor) 
                     link += mix.carried[j] * tensor[:, :, h]
                 case "head":
                     link += mix.carried[j, h] * tensor[:, :, h]
+                case "head_gain":
+                    own = mix.own[h]
+                    link += stream.carried * tensor[:, :, h]
+                case "next_head":
+                    link += mix.carried[j, h] * tensor[:, :, (h + 1) % len(heads)]
                 case "matrix":
                     for source in heads:
                         link += mix.carried[j, h, source] * tensor[:, :, source]
@@ -364,6 +369,8 @@ def test_shapes_of_the_mixing_parameters(mix: str, kv_heads: int | None) -> None
             "learned_pair": {"carried": (n,), "own": ()},
             "convex": {"carried": (n,)},
             "head": {"carried": (n, heads)},
+            "head_gain": {"own": (heads,)},
+            "next_head": {"carried": (n, heads)},
             "gate": {"gate_weight": (heads, d_model), "gate_bias": (heads,)},
             "added_gate": {"gate_weight": (heads, d_model), "gate_bias": (heads,)},
             "matrix": {"carried": (n, heads, heads)},
@@ -372,7 +379,8 @@ def test_shapes_of_the_mixing_parameters(mix: str, kv_heads: int | None) -> None
         assert {name: tuple(p.shape) for name, p in parameters} == expected
 
 
-@pytest.mark.parametrize("mix", [mix for mix in MIXES if mix not in ("add", "pair")])
+# A head of "next_head" reads another one from the start.
+@pytest.mark.parametrize("mix", [m for m in MIXES if m not in ("add", "pair", "next_head")])
 @each_head_count
 def test_a_learned_mix_starts_as_the_fixed_pair(mix: str, kv_heads: int | None) -> None:
     start = AttentionStream("v", **settings_of(mix))
