@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,23 +12,31 @@ from typing import Annotated, Any, cast
 import typer
 from rich.progress import Progress, TaskID
 
-from resval_lens.analyses.cli.completion import CARRIES, DATA, PRECISIONS, TRACKERS, one_of
-from resval_lens.analyses.cli.console import err, progress_bars
+from resval_lens.analyses.cli.completion import CARRIES, TRACKERS, one_of
+from resval_lens.analyses.cli.console import err, progress_bars, told_to_stop
 from resval_lens.analyses.cli.options import (
     CheckpointBlocks,
+    Data,
     Json,
     KeepSnapshots,
     MaybeBatch,
     MaybeLearningRate,
     MaybeMicroBatch,
+    MaybePrecision,
     MaybeWidth,
+    Overwrite,
     Preset,
     Quiet,
+    RunName,
     RunsFolder,
     Seeds,
     SnapshotEvery,
     Spec,
+    Stories,
     Streams,
+    Threads,
+    TokenFolder,
+    Validation,
     folder_words,
     notes,
     writable,
@@ -56,18 +61,9 @@ def train_lm_command(
         int | None, typer.Option(help="Layers.", show_default="the preset's")
     ] = None,
     d_model: MaybeWidth = None,
-    name: Annotated[
-        str | None,
-        typer.Option(help="Of the runs' folders.", show_default="preset and streams"),
-    ] = None,
+    name: RunName = None,
     seeds: Seeds = "0",
-    data: Annotated[
-        str,
-        typer.Option(
-            help="stories (generated), tinystories, a name on the hub, a file or folder.",
-            autocompletion=one_of(*DATA),
-        ),
-    ] = "stories",
+    data: Data = "stories",
     tokenizer: Annotated[
         str | None,
         typer.Option(
@@ -75,19 +71,10 @@ def train_lm_command(
             show_default="the stories' own",
         ),
     ] = None,
-    validation: Annotated[
-        str | None,
-        typer.Option(help="Text to validate on.", show_default="every 100th document"),
-    ] = None,
-    n_stories: Annotated[
-        int, typer.Option("--stories", help="Stories to generate, of about 93 tokens.")
-    ] = 300_000,
-    token_files: Annotated[
-        Path | None, typer.Option(help="Folder of the token files.", show_default="runs/text/DATA")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write the token files anew.")] = (
-        False
-    ),
+    validation: Validation = None,
+    n_stories: Stories = 300_000,
+    token_files: TokenFolder = None,
+    overwrite: Overwrite = False,
     steps: Annotated[
         int | None, typer.Option(help="Training steps.", show_default="the preset's")
     ] = None,
@@ -100,14 +87,7 @@ def train_lm_command(
     batch: MaybeBatch = None,
     micro_batch: MaybeMicroBatch = None,
     lr: MaybeLearningRate = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            help="fp32, bf16 or fp16.",
-            show_default="the preset's",
-            autocompletion=one_of(*PRECISIONS),
-        ),
-    ] = None,
+    precision: MaybePrecision = None,
     compile: Annotated[bool, typer.Option("--compile", help="Through torch.compile.")] = False,
     checkpoint_blocks: CheckpointBlocks = None,
     fsdp: Annotated[bool, typer.Option("--fsdp", help="Shard over processes (FSDP2).")] = False,
@@ -121,7 +101,7 @@ def train_lm_command(
     snapshot_every: SnapshotEvery = 500,
     evaluate_every: Annotated[int, typer.Option(help="Steps between evaluations.")] = 500,
     keep_snapshots: KeepSnapshots = False,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: torch's choice.")] = 0,
+    threads: Threads = 0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -187,7 +167,7 @@ def train_lm_command(
             err.print(f"no {prompts} IOI prompts along the way: {reason}", highlight=False)
         accelerator = _accelerator(run, runs, tracker)
         shown = not quiet and accelerator.is_main_process
-        with progress_bars(not shown) as bars, _told_to_stop() as told:
+        with progress_bars(not shown) as bars, told_to_stop() as told:
             task = bars.add_task(run.folder_name, total=run.last_step, note="")
             model = train_lm(
                 run, rows, runs / run.folder_name,
@@ -271,23 +251,3 @@ def _accelerator(run: Any, runs: Path, tracker: str | None) -> Any:
         wandb = {"name": run.folder_name, "dir": str(runs / run.folder_name)}
         accelerator.init_trackers("resval-lens", init_kwargs={"wandb": wandb})
     return accelerator
-
-
-@contextmanager
-def _told_to_stop() -> Iterator[threading.Event]:
-    """An event that SIGINT or SIGTERM sets; the first asks, a second one interrupts."""
-    told = threading.Event()
-    before = {}
-
-    def ask(number: int, frame: Any) -> None:
-        if told.is_set():
-            raise KeyboardInterrupt
-        told.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, ask)
-    try:
-        yield told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

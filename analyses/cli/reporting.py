@@ -107,21 +107,25 @@ def as_csvs(tables: Sequence[Table | str], name: str) -> dict[str, str]:
 
 
 def report_runs(folders: Sequence[Path], as_json: bool) -> None:
-    """Prints where finished training runs left their models; as JSON, with the last metrics."""
+    """Prints where finished training runs left their models; as JSON, with the last metrics.
+
+    Of runs that kept no model it is their folder.
+    """
     from resval_lens.io.provenance import provenance
     from resval_lens.training.run_folder import read_metrics
 
+    kept = [folder / "model" if (folder / "model").is_dir() else None for folder in folders]
     if not as_json:
-        for folder in folders:
-            out.print(str(folder / "model"), highlight=False, soft_wrap=True, markup=False)
+        for folder, model in zip(folders, kept, strict=True):
+            out.print(str(model or folder), highlight=False, soft_wrap=True, markup=False)
         return
     runs = [
         {
             "folder": str(folder),
-            "model": str(folder / "model"),
+            "model": None if model is None else str(model),
             "metrics": read_metrics(folder)[-1],
         }
-        for folder in folders
+        for folder, model in zip(folders, kept, strict=True)
     ]
     typer.echo(as_text({"runs": runs, "provenance": provenance()}), nl=False)
 

@@ -47,7 +47,7 @@ class LMData(NamedTuple):
 def prepare(
     data: str,
     folder: Path,
-    tokenizer: str | None = None,
+    tokenizer: str | Tokenizer | None = None,
     validation: str | None = None,
     n_stories: int = 300_000,
     overwrite: bool = False,
@@ -58,8 +58,8 @@ def prepare(
     Args:
         data: ``"stories"`` (generated), ``"tinystories"``, the name of a data set on the Hugging
             Face hub, or a file or folder of .txt, .jsonl or .parquet.
-        tokenizer: a folder or file, a name on the hub, or ``"bpe:N"`` for a byte-level BPE of N
-            tokens, learnt from the training text; by default the stories' own tokenizer for
+        tokenizer: itself, a folder or file, a name on the hub, or ``"bpe:N"`` for a byte-level BPE
+            of N tokens, learnt from the training text; by default the stories' own tokenizer for
             stories, and for others there is none.
         validation: a file or folder to validate on; by default the hub's split ``validation``, or
             every hundredth document of local text, which then is not trained on.
@@ -78,7 +78,8 @@ def prepare(
     # What the files are made of; the validation text first, as its lack shows sooner.
     of = [str(n_stories)] if data == GENERATED else []
     of += [named(validation) if validation else "None"] if validation or not of else []
-    of += [tokenizer] if tokenizer and tokenizer.startswith(LEARN) else []
+    learnt = isinstance(tokenizer, str) and tokenizer.startswith(LEARN)
+    of += [str(tokenizer)] if learnt else []
     text = data if data in (GENERATED, *NAMES) else named(data)
     sources = {part: ", ".join((text, *of, part)) for part in ("valid", "train")}
 
@@ -96,7 +97,9 @@ def prepare(
 
     if tokenizer is None:
         words = stories.load_tokenizer()
-    elif tokenizer.startswith(LEARN):
+    elif isinstance(tokenizer, Tokenizer):
+        words = tokenizer
+    elif learnt:
         known = folder / "train" if not overwrite else None
         words = _learnt(tokenizer, known, partial(texts, "train"), note)
     else:

@@ -1,10 +1,10 @@
-"""The loop of the small models' trainings: SGD in a folder that a killed run goes on from."""
+"""The loop of trainings in one process, in a folder that a killed run goes on from."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -44,17 +44,9 @@ class Trainee(Generic[Model]):
 
     model: Model
     generator: Generator
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     loss: Callable[[], Tensor]
     measure: Callable[[], dict[str, Any]]
-
-    def step(self) -> Tensor:
-        """One step on the next batch; the loss before it."""
-        loss = self.loss()
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
 
     def state(self) -> dict[str, Tensor]:
         """What a snapshot holds beside the generator's state: parameters, momentum."""
@@ -62,11 +54,27 @@ class Trainee(Generic[Model]):
         state: dict[str, Tensor] = dict(self.model.named_parameters())
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
-                if group["momentum"]:
+                if group.get("momentum"):
                     kept = self.optimizer.state[parameter]
                     kept.setdefault("momentum_buffer", torch.zeros_like(parameter))
                     state[f"momentum.{names[parameter]}"] = kept["momentum_buffer"]
         return state
+
+    def step(self, number: int = 1) -> Tensor:
+        """One step on the next batch, the ``number``-th of the run; the loss before it."""
+        loss = self.loss()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def metrics(self, step: int) -> dict[str, Any]:
+        """What is measured after ``step``."""
+        return self.measure()
+
+    def save(self, folder: Path, record: dict[str, Any]) -> None:
+        """Keeps the trained model in ``folder``."""
+        self.model.save_pretrained(folder, record=record, overwrite=True)
 
 
 @gradients_on()
@@ -77,12 +85,14 @@ def train_in_folder(
     progress: Progress,
     should_stop: Callable[[], bool],
     keep_snapshots: bool,
+    may_differ: Collection[str] = ("steps",),
 ) -> Model | None:
     """Trains ``run`` in ``folder``, from its newest snapshot if there is one.
 
     Args:
         run: has ``steps``, ``snapshot_every``, ``streams`` and ``to_dict()``.
         make: makes what is trained as it is before the first step.
+        may_differ: settings that may change between starts.
 
     Returns:
         The trained model, or None if ``should_stop`` said so before the end.
@@ -95,7 +105,7 @@ def train_in_folder(
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         check_not_done(folder, run.steps)
-        start = record_start(folder, run.to_dict())
+        start = record_start(folder, run.to_dict(), may_differ)
         trainee = make()
         state, generator = trainee.state(), trainee.generator
         done = restore(folder, state, generator)
@@ -106,7 +116,7 @@ def train_in_folder(
             metrics = {
                 "step": step,
                 "train_loss": train_loss,
-                **trainee.measure(),
+                **trainee.metrics(step),
                 "seconds_per_step": round(seconds_per_step, 6),
             }
             append_metrics(folder, metrics)
@@ -121,7 +131,7 @@ def train_in_folder(
         for step in range(done + 1, run.steps + 1):
             if should_stop():
                 return None
-            summed += trainee.step()
+            summed += trainee.step(step)
             count += 1
             if step % run.snapshot_every == 0 or step == run.steps:
                 mean = float(summed) / count
@@ -140,7 +150,7 @@ def train_in_folder(
             elif step % 20 == 0:
                 progress(step, None)
         record = model_record(run, start, read_metrics(folder))
-        trainee.model.save_pretrained(folder / "model", record=record, overwrite=True)
+        trainee.save(folder / "model", record)
         record_end(folder)
         return trainee.model
 

@@ -125,8 +125,10 @@ def record_start(
 
 
 def record_end(folder: Path) -> None:
-    """Writes down that the run in ``folder`` has ended, with which metrics and which model."""
-    ended = {"metrics": _last_check(folder), "model": digest(folder / "model" / "config.json")}
+    """Writes down that the run in ``folder`` has ended, with which metrics and model, if kept."""
+    ended, config = {"metrics": _last_check(folder)}, folder / "model" / "config.json"
+    if config.is_file():
+        ended["model"] = digest(config)
     write_sealed(folder / "run.json", {**read_record(folder), **ended})
 
 
@@ -204,7 +206,7 @@ def write_snapshot(
     snapshots.mkdir(exist_ok=True)
     metadata = {"step": str(step), "metrics": _last_check(folder)}
     path = snapshots / f"{step:08d}.safetensors"
-    write_tensors(path, tensors, {**metadata, "sha256": _content_sha256(tensors, metadata)})
+    write_tensors(path, tensors, {**metadata, "sha256": content_sha256(tensors, metadata)})
     if keep is not None:
         for path in snapshot_paths(folder)[:-keep]:
             path.unlink()
@@ -307,13 +309,13 @@ def read_snapshot(path: Path) -> tuple[int, dict[str, Tensor]]:
         note_unsealed(path)
     else:
         named = {name: text for name, text in metadata.items() if name in ("step", "metrics")}
-        if metadata["sha256"] != _content_sha256(tensors, named):
+        if metadata["sha256"] != content_sha256(tensors, named):
             raise ValueError(f"{path} is damaged: its checksum does not fit its content")
     check_finite(tensors, path)
     return int(step), tensors
 
 
-def _content_sha256(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+def content_sha256(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """SHA-256 of names, kinds, shapes and bytes of ``tensors``, and of ``metadata``."""
     found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(tensors):
