@@ -85,7 +85,7 @@ def examples() -> list[tuple[str, str]]:
 
 
 def test_there_are_commands():
-    assert len(COMMANDS) == 34
+    assert len(COMMANDS) == 36
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -113,7 +113,7 @@ def test_every_command_says_where_models_run():
         assert re.search(said, COMMANDS[name].__doc__ or ""), name
     assert set(COMMANDS) - set(without) == {
         "compare", "generate", "patch", "ablate", "circuit", "attribute", "induction", "eval ioi",
-        "eval harness", "selections", "plan circuit", "roles",
+        "eval harness", "selections", "plan circuit", "roles", "train graft",
     }  # fmt: skip
 
 
@@ -122,13 +122,14 @@ def test_every_command_that_draws_has_a_seed():
     queue = {"runs status", "runs next", "runs all"}  # its file has the seeds
     assert unseeded == {
         "link-in-training",
+        "grafts",  # bootstraps are drawn alike each time
         "plan circuit",
         "plan training",
         "eval emergence",
         *queue,
     }
     drawn_later = {name for name in COMMANDS if "--seed" not in parameters(name)} - unseeded
-    training = {"train icl", "train lm", "train memory"}
+    training = {"train icl", "train lm", "train memory", "train graft"}
     assert drawn_later == {*training, "memory curves", "memory encodings"}  # these read training
 
 
@@ -468,6 +469,7 @@ MOVED = {
     "generate stories-small-values": LANGUAGE,
     "eval ioi": LANGUAGE,
     "eval harness stories-small-values": LANGUAGE,
+    "train graft stories-small-values": LANGUAGE,
 }
 """Commands with --device, and the class whose models they load."""
 
@@ -482,15 +484,21 @@ def test_models_go_where_they_are_asked_to(line, monkeypatch, tmp_path):
     def load(name: Any, *, device: Any = None, **settings: Any) -> None:
         raise Loaded(device, *map(settings.get, ("streams", "dtype", "settings")))
 
-    assert "--device" in parameters(" ".join(line.split()[: 2 if line.startswith("eval") else 1]))
+    assert "--device" in parameters(
+        " ".join(line.split()[: 2 if line.startswith(("eval", "train")) else 1])
+    )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(f"resval_lens.{MOVED[line]}.from_pretrained", load)
-    where = [] if line.startswith("generate") else ["--out", str(tmp_path)]
+    where = {"generate": [], "train": ["--runs", str(tmp_path)]}.get(
+        line.split()[0], ["--out", str(tmp_path)]
+    )
     for device in ("cpu", "cuda:1"):
         done = invoke(*line.split(), "--device", device, *where)
         assert isinstance(done.exception, Loaded), done.output
         assert done.exception.args == (device, None, None, {})
+    if line.startswith("train"):  # its streams are put on what was loaded
+        return
     more = ["--streams", "q", "--setting", "softcap=20", "--setting", "step=300"]
     done = invoke(*line.split(), *more, *where)
     assert done.exception.args == ("cpu", "q", None, {"softcap": 20.0, "step": 300.0})

@@ -109,6 +109,18 @@ def test_language_models(run, tmp_path):
     assert (tmp_path / "runs" / "mine" / "model" / "tokenizer.json").is_file()
 
 
+def test_grafting(run, capsys):
+    found = run(
+        "graft",
+        stories=("n_stories=2_000", "n_stories=200"),
+        steps=("steps=40, length=128, held_out=16", "steps=5, length=64, held_out=16"),
+        rows=('data.rows("packed", 128)', 'data.rows("packed", 64)'),
+    )
+    before, after = map(float, capsys.readouterr().out.split()[-2:])
+    assert abs(before - after) < 0.1
+    assert found["model"].cfg.streams[0].mix == "head"
+
+
 def test_tables(run):
     found = run("tables")
     assert found["cache"]["v_table", 3].shape == (2, 32, 4, 16)

@@ -21,6 +21,7 @@ from resval_lens.analyses.cli.completion import IMAGES, one_of
 from resval_lens.analyses.cli.console import err
 from resval_lens.analyses.cli.eval import eval_app
 from resval_lens.analyses.cli.generate import generate_command
+from resval_lens.analyses.cli.graft import grafts_command, train_graft_command
 from resval_lens.analyses.cli.icl import (
     link_in_training_command,
     reproduce_command,
@@ -74,6 +75,7 @@ train_app = typer.Typer(
 app.add_typer(train_app, name="train")
 train_app.command("icl")(train_icl_command)
 train_app.command("lm")(train_lm_command)
+train_app.command("graft")(train_graft_command)
 train_app.command("memory")(train_memory_command)
 app.add_typer(runs_app, name="runs")
 app.command("reproduce")(reproduce_command)
@@ -90,6 +92,7 @@ app.command("circuit")(circuit_command)
 app.command("roles")(roles_command)
 app.command("selections")(selections_command)
 app.command("ways")(ways_command)
+app.command("grafts")(grafts_command)
 app.command("attribute")(attribute_command)
 app.command("induction")(induction_command)
 

@@ -1,0 +1,201 @@
+"""``resval-lens train graft`` and ``grafts``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from rich.progress import Progress, TaskID
+
+from resval_lens.analyses.cli.console import err, progress_bars, told_to_stop
+from resval_lens.analyses.cli.loading import load_language_model, load_options
+from resval_lens.analyses.cli.options import (
+    Batch,
+    Data,
+    Device,
+    Json,
+    KeepSnapshots,
+    LanguageModel,
+    LearningRate,
+    Length,
+    Out,
+    Overwrite,
+    Precision,
+    Quiet,
+    RunName,
+    RunsFolder,
+    Seeds,
+    Setting,
+    SnapshotEvery,
+    Steps,
+    Stories,
+    Streams,
+    TaskName,
+    Threads,
+    TokenFolder,
+    Validation,
+    folder_words,
+    notes,
+    writable,
+)
+from resval_lens.analyses.cli.reporting import report, report_runs
+from resval_lens.numbers import numbers
+
+
+def train_graft_command(
+    model: LanguageModel,
+    streams: Streams = "v(mix=head, carried=0)",
+    low_rank: Annotated[
+        int, typer.Option(help="Rank of updates of each W_V and W_O, trained along; 0: none.")
+    ] = 0,
+    name: RunName = None,
+    seeds: Seeds = "0",
+    data: Data = "stories",
+    validation: Validation = None,
+    n_stories: Stories = 20_000,
+    token_files: TokenFolder = None,
+    overwrite: Overwrite = False,
+    steps: Steps = 100,
+    batch: Batch = 4,
+    length: Length = 256,
+    lr: LearningRate = 0.02,
+    low_rank_lr: Annotated[float, typer.Option(help="Learning rate of low-rank updates.")] = 1e-3,
+    held_out: Annotated[
+        int,
+        typer.Option("--held-out-rows", help="Sequences of --validation, run before and after."),
+    ] = 64,
+    precision: Precision = "fp32",
+    runs: RunsFolder = Path("runs/graft"),
+    snapshot_every: SnapshotEvery = 5,
+    keep_snapshots: KeepSnapshots = False,
+    keep_model: Annotated[
+        bool, typer.Option("--keep-model", help="Save the whole model with its graft.")
+    ] = False,
+    cut_rows: Annotated[
+        int, typer.Option(help="Held-out sequences on which each layer is then cut; 0: none.")
+    ] = 0,
+    circuit_prompts: Annotated[
+        int, typer.Option(help="Prompts on which circuits are then found; 0: none.")
+    ] = 0,
+    task: TaskName = None,
+    device: Device = "cpu",
+    setting: Setting = None,
+    threads: Threads = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train streams that are grafted on a model, whose own weights stay as they are.
+
+    `v(mix=head, carried=0)` begins as the model itself and learns a number a link. Controls with as
+    many: `v(mix=head_gain)` (a gain of each head, no link), `v(source=first, mix=head, carried=0)`,
+    `v(mix=next_head, carried=0)` (each head receives another's values). Steps are of --batch
+    sequences of --length tokens in the model's own tokens; seeds draw them. A run keeps what is
+    learned, not the model. Killed or stopped (Ctrl-C, SIGTERM), the same command goes on from the
+    newest snapshot. What links are worth can be measured at the end, or by the same command later:
+    what cutting each layer costs, and the task's circuit before and after.
+
+    Example: `resval-lens train graft gpt2 --streams "v(mix=head, carried=0)" --seeds 0-2`
+    """
+    import torch
+    from tokenizers import Tokenizer
+
+    from resval_lens.analyses.comparison.graft_measuring import measure_links
+    from resval_lens.io.provenance import within
+    from resval_lens.io.tokenizers import fingerprint
+    from resval_lens.runtime import keep_freed_memory
+    from resval_lens.streams import parse_streams
+    from resval_lens.tasks.text.token_files import checksum, read_meta
+    from resval_lens.training.graft import train_graft
+    from resval_lens.training.graft_run import GraftRun, weights_sha256
+    from resval_lens.training.lm_data import GENERATED, prepare
+
+    flowing = parse_streams(streams)
+    planned = [
+        GraftRun(
+            name or folder_words(flowing) + (f"-rank-{low_rank}" if low_rank else ""),
+            within(str(model)), "", "", "", flowing, low_rank, seed, steps, batch, length, lr,
+            low_rank_lr, held_out, cast("Any", precision), snapshot_every,
+        )
+        for seed in numbers(seeds)
+    ]  # fmt: skip
+    writable(runs)
+    if threads:
+        torch.set_num_threads(threads)
+    keep_freed_memory()
+    with notes(quiet) as say:
+        say(f"loading {model}")
+        base = load_language_model(model, load_options(None, device, None, False, setting))
+        words = getattr(base.tokenizer, "backend_tokenizer", None)
+        if not isinstance(words, Tokenizer):
+            raise ValueError(f"{model}: its tokenizer cannot be kept as a tokenizer.json")
+        own = f"{Path(data).name}-{fingerprint(words)[:8]}"
+        folder = token_files or Path("runs/text") / own
+        found = prepare(data, folder, words, validation, n_stories, overwrite, say)
+        rows, valid = found.rows("packed", length)
+        known: dict[str, Any] = {
+            "weights": weights_sha256(base),
+            "data": checksum(read_meta(found.train.folder)),
+            "held_out_data": checksum(read_meta(found.valid.folder)),
+            "text": None if data == GENERATED else found.train.source,
+        }
+    finished = []
+    for each in planned:
+        run = replace(each, **known)
+        with progress_bars(quiet) as bars, told_to_stop() as told:
+            bar = bars.add_task(run.folder_name, total=run.steps, note="")
+            trained = train_graft(
+                run, base, rows, valid, runs / run.folder_name,
+                progress=_progress(bars, bar), should_stop=told.is_set,
+                keep_snapshots=keep_snapshots, keep_model=keep_model,
+            )  # fmt: skip
+        if trained is None:
+            err.print("stopped; the same command goes on from here", style="yellow")
+            raise typer.Exit(130)
+        finished.append(runs / run.folder_name)
+        if run.streams and (cut_rows or circuit_prompts):
+            with notes(quiet) as say:
+                measure_links(
+                    runs / run.folder_name, str(model), base, valid, cut_rows, circuit_prompts,
+                    task or "ioi", say,
+                )  # fmt: skip
+    report_runs(finished, as_json)
+
+
+def grafts_command(
+    runs: Annotated[Path, typer.Argument(help="Folder of runs of `train graft` on one model.")],
+    against: Annotated[
+        str | None,
+        typer.Option(help="Name of the runs that others are tested against.", show_default="first"),
+    ] = None,
+    to: Out = Path("out"),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """What grafts save on held-out text for as many numbers, and what their links are worth.
+
+    From the records of finished runs, in seconds on the CPU: losses before and after, paired by
+    row, with bootstrap intervals; what streams learned, by layer and head; and, where it was
+    measured, what cutting each layer costs beside its size, and the task's circuit.
+
+    Example: `resval-lens grafts runs/graft --against link`
+    """
+    from resval_lens.analyses.comparison.grafts import grafts
+    from resval_lens.training.graft_run import GraftRun
+    from resval_lens.training.recorded import load_runs
+
+    writable(to)
+    with notes(quiet) as say:
+        say("reading records")
+        found = grafts(load_runs(GraftRun, runs), against)
+    report(found, to, "grafts", as_json=as_json)
+
+
+def _progress(bars: Progress, task: TaskID) -> Any:
+    def progress(step: int, metrics: dict[str, Any] | None) -> None:
+        bars.update(task, completed=step)
+        if metrics and metrics["train_loss"] is not None:
+            bars.update(task, note=f"loss {metrics['train_loss']:.3f}")
+
+    return progress
