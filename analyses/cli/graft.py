@@ -13,7 +13,6 @@ from resval_lens.analyses.cli.console import err, progress_bars, told_to_stop
 from resval_lens.analyses.cli.loading import load_language_model, load_options
 from resval_lens.analyses.cli.options import (
     Batch,
-    Data,
     Device,
     Json,
     KeepSnapshots,
@@ -21,7 +20,6 @@ from resval_lens.analyses.cli.options import (
     LearningRate,
     Length,
     Out,
-    Overwrite,
     Precision,
     Quiet,
     RunName,
@@ -30,17 +28,15 @@ from resval_lens.analyses.cli.options import (
     Setting,
     SnapshotEvery,
     Steps,
-    Stories,
     Streams,
     TaskName,
     Threads,
-    TokenFolder,
-    Validation,
     folder_words,
     notes,
     writable,
 )
 from resval_lens.analyses.cli.reporting import report, report_runs
+from resval_lens.analyses.cli.text_options import Data, Overwrite, Stories, TokenFolder, Validation
 from resval_lens.numbers import numbers
 
 

@@ -16,7 +16,6 @@ from resval_lens.analyses.cli.completion import CARRIES, TRACKERS, one_of
 from resval_lens.analyses.cli.console import err, progress_bars, told_to_stop
 from resval_lens.analyses.cli.options import (
     CheckpointBlocks,
-    Data,
     Json,
     KeepSnapshots,
     MaybeBatch,
@@ -24,7 +23,6 @@ from resval_lens.analyses.cli.options import (
     MaybeMicroBatch,
     MaybePrecision,
     MaybeWidth,
-    Overwrite,
     Preset,
     Quiet,
     RunName,
@@ -32,16 +30,14 @@ from resval_lens.analyses.cli.options import (
     Seeds,
     SnapshotEvery,
     Spec,
-    Stories,
     Streams,
     Threads,
-    TokenFolder,
-    Validation,
     folder_words,
     notes,
     writable,
 )
 from resval_lens.analyses.cli.reporting import report_runs
+from resval_lens.analyses.cli.text_options import Data, Overwrite, Stories, TokenFolder, Validation
 from resval_lens.numbers import numbers
 
 

@@ -292,23 +292,6 @@ Precision = Annotated[
     str, typer.Option(help=_PRECISION, autocompletion=one_of(*completion.PRECISIONS))
 ]
 
-# Text to train on.
-Data = Annotated[
-    str,
-    typer.Option(
-        help="stories (generated), tinystories, a name on the hub, a file or folder.",
-        autocompletion=one_of(*completion.DATA),
-    ),
-]
-Validation = Annotated[
-    str | None, typer.Option(help="Text to validate on.", show_default="every 100th document")
-]
-Stories = Annotated[int, typer.Option("--stories", help="Stories to generate, of about 93 tokens.")]
-TokenFolder = Annotated[
-    Path | None, typer.Option(help="Folder of the token files.", show_default="runs/text/DATA")
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write the token files anew.")]
-
 # Language models' presets.
 Preset = Annotated[
     str,
