@@ -482,6 +482,35 @@ def test_selections_are_those_recorded():
                 assert any(row[0] == name and cell in row for row in found), (name, cell)
 
 
+def test_four_ways_are_those_recorded():
+    part = results_page.section("four-ways", DOCS)
+    report = json.loads((DOCS / "four-ways.json").read_text())
+    found = {row[0]: row[1:] for row in reversed(rows(part))}  # the first table's
+    by_way = {
+        way: [run for run in report["runs"] if run["way"] == way]
+        for way in ("classic", "first", "tables", "values")
+    }
+    assert report["ways"] == list(by_way)
+    assert {len(several) for several in by_way.values()} == {3}
+
+    def told(of, form):
+        every = [[of(run) for run in several] for several in by_way.values()]
+        return [f"{np.mean(own):{form}} ± {np.std(own):{form}}" for own in every]
+
+    steps = told(lambda run: run["emerged"]["P(IO) > 0.5, unseen"], ",.0f")
+    assert found["step of P(IO) > 0.5, unseen"] == steps
+    assert found["P(IO)"] == told(lambda run: run["clean"]["P(IO)"], ".3f")
+    assert found["circuit: P(IO)"] == told(lambda run: run["circuit"]["p_io"], ".3f")
+    alone = told(lambda run: run["cuts"][0]["measures"]["P(IO)"] if run["cuts"] else 0, ".3f")
+    assert found["links cut: P(IO)"] == ["", *alone[1:]]
+    for run in report["runs"]:
+        links = run["circuit"]["strongest_links"]
+        if links:
+            said = ", ".join(f"`{link['edge']}` {link['score']:+.2f}" for link in links)
+            assert f"| {run['way']} | {run['seed']} | {said} |" in part
+    assert f"`{report['provenance']['command']}`" in part
+
+
 def test_the_cut_beside_changes_of_gain():
     found = {tuple(row[:2]): row for row in rows(results_page.link_controls_table(200))}
     assert len(found) == 27

@@ -17,7 +17,6 @@ from resval_lens.analyses.circuits.study import CircuitStudy, ScoredEdge, circui
 from resval_lens.analyses.comparison.lm_emergence import check_alike, first_step
 from resval_lens.analyses.results.result import OPTIONAL, Result
 from resval_lens.analyses.results.seeds import Spread, TTests, corrected, spread, t_tests
-from resval_lens.analyses.results.tables import NARROW, in_sections, optional, table
 from resval_lens.analyses.studies.ablation import ablation_study
 from resval_lens.analyses.studies.story_loss import story_loss, story_rows
 from resval_lens.analyses.tasks.problem import pose_two
@@ -132,58 +131,15 @@ class Ways(Result):
 
     def tables(self) -> list[Table]:
         """Every measure, the tests, and what each layer's links are worth."""
-        seeds = {way: sum(run.way == way for run in self.runs) for way in self.ways}
-        counts = ", ".join(f"{name} {count}" for name, count in seeds.items())
-        first, *others = self.ways
-        whole = table(
-            f"Ways for values to skip layers (seeds: {counts})", ("",), self.ways,
-            (line and line[1:] for line in in_sections(self._lines())),
-            "mean ± population sd over seeds; a step is that of the first evaluation above",
-            NARROW,
-        )  # fmt: skip
-        tested = [
-            (row.measure, *(optional(row.tests[way].p_paired_holm, ".3f") for way in others))
-            for row in self.rows
-            if any(row.tests[way].p_paired_holm is not None for way in others)
-        ]
-        tests = table(
-            f"Against {first}", ("p, paired by seed",), others, tested,
-            "t-tests, corrected by Holm for this table",
-        )  # fmt: skip
-        return [whole, *([tests] if tested else []), self._cut_table()]
+        from resval_lens.analyses.comparison.ways_tables import ways_tables
 
-    def _lines(self) -> list[tuple[str, ...]]:
-        found = []
-        for row in self.rows:
-            group, _, name = row.measure.partition(": ")
-            form = ",.0f" if row.measure in WHOLE or name.startswith("step") else ".3f"
-            told = [row.ways[way].told(form) if row.ways[way].by_seed else "" for way in self.ways]
-            found.append((group, row.measure if group in GROUPS[2:] else name, *told))
-        return found
+        return ways_tables(self)
 
-    def _cut_table(self) -> Table:
-        metrics = tuple(self.runs[0].clean)
-        groups: dict[tuple[str, str], dict[int, list[float]]] = {}
-        for run in self.runs:
-            for cut in run.cuts:
-                left = [cut.measures[name] - run.clean[name] for name in metrics]
-                groups.setdefault((run.way, cut.links), {})[run.seed] = [
-                    *left, cut.story_loss - run.story_loss
-                ]  # fmt: skip
-        rows = [
-            (
-                *names,
-                *(
-                    spread(dict(zip(of, column, strict=True))).told("+.3f")
-                    for column in zip(*of.values(), strict=True)
-                ),
-            )
-            for names, of in groups.items()
-        ]
-        return table(
-            "Links at zero: change", ("way", "links"), (*metrics, "story loss"),
-            in_sections(rows), "against the model with all links; loss in nats a token",
-        )  # fmt: skip
+    def sentences(self) -> list[str]:
+        """When the task emerges, what cutting the links costs, and what of circuits they carry."""
+        from resval_lens.analyses.comparison.ways_tables import ways_sentences
+
+        return ways_sentences(self)
 
 
 def ways(

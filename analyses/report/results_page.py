@@ -39,6 +39,7 @@ from resval_lens.analyses.papers.memory.training import MemoryRun
 from resval_lens.analyses.report.gain import gain_section
 from resval_lens.analyses.report.markdown import made, markdown_table
 from resval_lens.analyses.report.selections import selections
+from resval_lens.analyses.report.ways import ways
 from resval_lens.analyses.results.seeds import present, spread
 from resval_lens.io.checkpoint import SHIPPED_MODELS
 from resval_lens.numbers import number
@@ -75,6 +76,7 @@ def section(name: str, folder: Path) -> str:
         "four-cells": four_cells,
         "circuits": lambda: circuits(_read(folder, "circuits")),
         "selections": lambda: selections(_read(folder, "selections")),
+        "four-ways": lambda: ways(_read(folder, "four-ways")),
         "circuits-by-metric": lambda: circuits_by_metric(_read(folder, "circuits-by-metric")),
         "memory": memory,
         "amicl": amicl,

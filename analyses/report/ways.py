@@ -1,0 +1,31 @@
+"""Ways for values to skip layers in tables of Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from resval_lens.analyses.comparison.ways import Ways
+from resval_lens.analyses.report.markdown import made, markdown_table
+from resval_lens.analyses.results.tables import cells
+
+
+def ways(document: Mapping[str, Any]) -> str:
+    """Every measure over seeds, what each layer's links are worth, and the strongest links."""
+    study = Ways.from_dict(document)
+    parts = [
+        "\n".join(f"- {each}" for each in study.sentences()),
+        f"{study.prompts} prompts, and as many others by which edges are scored.",
+    ]
+    for table in study.tables():
+        headings, *rows = cells(table)
+        words = sum(column.justify == "left" for column in table.columns)
+        parts += [f"**{table.title}** ({table.caption})", markdown_table(headings, rows, words)]
+    strongest = [
+        [run.way, str(run.seed), ", ".join(f"`{e.edge}` {e.score:+.2f}" for e in links)]
+        for run in study.runs
+        if run.circuit is not None and (links := run.circuit.strongest_links)
+    ]
+    columns = ["way", "seed", "strongest links of the circuit, with their scores"]
+    parts += [markdown_table(columns, strongest, 3), made(document["provenance"])]
+    return "\n\n".join(parts)
