@@ -14,7 +14,7 @@ from scipy import stats
 
 from resval_lens import ResValTransformer
 from resval_lens.analyses.circuits.scores import score_edges
-from resval_lens.analyses.comparison.grafts import Grafts, grafts, rank, saved
+from resval_lens.analyses.comparison.grafts import Grafts, export_grafts, grafts, rank, saved
 from resval_lens.analyses.studies.graft_links import GraftLinks, cut_layers, task_circuit
 from resval_lens.hooks import Link, cut_links
 from resval_lens.hooks.answers import answer_logits
@@ -225,3 +225,20 @@ def test_what_cannot_be_held_against_one_another_is_refused(tmp_path: Path) -> N
         grafts(runs[:1], "three")
     with pytest.raises(ValueError, match="no graft has been trained to its end"):
         grafts([])
+
+
+def test_runs_ship_with_what_was_measured_and_tell_the_same(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "runs", {"link": LINK}, (0,)) / "link-seed0"
+    model, start = (
+        grafted(load_run(folder, GraftRun), base_model(), trained=each) for each in (True, False)
+    )
+    cuts = cut_layers(model, start, Noise(), 4, lambda text: None)
+    measured = GraftLinks("link", 0, "", 4, 12, cuts, None)
+    (folder / "links.json").write_text(json.dumps(measured.to_dict()))
+    runs = load_runs(GraftRun, tmp_path / "runs")
+    (shipped,) = export_grafts(runs, tmp_path / "shipped")
+    assert {path.name for path in shipped.iterdir()} == {"run.json", "metrics.jsonl", "links.json"}
+    first, again = (grafts(load_runs(GraftRun, tmp_path / each)) for each in ("runs", "shipped"))
+    assert again.variants[0].saving.value == pytest.approx(first.variants[0].saving.value, abs=1e-6)
+    assert again.grafts[0].links is not None
+    assert again.grafts[0].links.cuts[0].costs == pytest.approx(cuts[0].costs, abs=1e-6)

@@ -160,10 +160,19 @@ def train_graft_command(
 
 
 def grafts_command(
-    runs: Annotated[Path, typer.Argument(help="Folder of runs of `train graft` on one model.")],
+    runs: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder of runs of `train graft` on one model.", show_default="the shipped ones"
+        ),
+    ] = None,
     against: Annotated[
         str | None,
         typer.Option(help="Name of the runs that others are tested against.", show_default="first"),
+    ] = None,
+    records: Annotated[
+        Path | None,
+        typer.Option(help="Folder that finished runs are copied to.", show_default="none"),
     ] = None,
     to: Out = Path("out"),
     as_json: Json = False,
@@ -177,14 +186,17 @@ def grafts_command(
 
     Example: `resval-lens grafts runs/graft --against link`
     """
-    from resval_lens.analyses.comparison.grafts import grafts
+    from resval_lens.analyses.comparison.grafts import export_grafts, grafts
     from resval_lens.training.graft_run import GraftRun
     from resval_lens.training.recorded import load_runs
 
     writable(to)
     with notes(quiet) as say:
         say("reading records")
-        found = grafts(load_runs(GraftRun, runs), against)
+        recorded = load_runs(GraftRun, runs)
+        found = grafts(recorded, against)
+        if records is not None:
+            export_grafts(recorded, records)
     report(found, to, "grafts", as_json=as_json)
 
 

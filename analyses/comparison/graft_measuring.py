@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from resval_lens.analyses.circuits.graph import Graph
-from resval_lens.analyses.comparison.grafts import LINKS
+from resval_lens.analyses.comparison.grafts import LINKS, MEASURED
 from resval_lens.analyses.studies.graft_links import (
     Cut,
     GraftLinks,
@@ -58,7 +58,7 @@ def measure_links(
         raise ValueError(f"the held-out text has {len(held_out)} rows; {rows} are needed")
     known = None
     if path.is_file():
-        known = GraftLinks.from_dict(read_json(path, "what was measured of a graft's links"))
+        known = GraftLinks.from_dict(read_json(path, MEASURED))
     cuts: tuple[Cut, ...] = known.cuts if known else ()
     circuit: TaskCircuit | None = known.circuit if known else None
     model, start = (grafted(recorded, base, trained=each) for each in (True, False))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,17 +20,17 @@ from resval_lens.analyses.results.intervals import RESAMPLES, Interval, bootstra
 from resval_lens.analyses.results.result import OPTIONAL, Result
 from resval_lens.analyses.results.seeds import TTests, corrected, spread, t_tests
 from resval_lens.analyses.results.tables import NARROW, in_sections, optional, table
-from resval_lens.analyses.studies.graft_links import GraftLinks
-from resval_lens.io.files import read_json
+from resval_lens.analyses.studies.graft_links import GraftLinks, TaskCircuit
+from resval_lens.io.files import read_json, write_json
 from resval_lens.streams import shorthand
 from resval_lens.training.graft_run import LEARNED, LOSSES, PARAMETERS, GraftRun
-from resval_lens.training.recorded import RecordedRun
+from resval_lens.training.recorded import RecordedRun, export_run, rounded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
-LINKS = "links.json"
+LINKS, MEASURED = "links.json", "what was measured of a graft's links"
 
 
 def saved(values: Sequence[float] | Float[np.ndarray, " row"]) -> Interval:
@@ -119,20 +120,22 @@ class Grafts(Result):
         first = self.variants[0].name
         losses = table(
             f"Grafts on {self.model}: loss on {self.rows} × {self.length} held-out tokens",
-            ("graft",), ("numbers", "seeds", "before", "after", "saving", f"less than {first} by"),
+            ("graft",),
+            ("numbers", "seeds", "before", "after", "saving", f"less than {first} by", "p"),
             (
                 (
                     each.name, f"{each.parameters:,}", str(len(own)),
                     f"{np.mean([g.before for g in own]):.4f}",
                     spread({g.seed: g.after for g in own}).told(".4f"),
                     each.saving.told(".4f"),
-                    "" if each.behind is None else each.behind.told(".4f"),
+                    "" if each.behind is None else each.behind.told("z.4f"),
+                    optional(each.tests.p_paired_holm, ".3f"),
                 )
                 for each in self.variants
                 for own in [self.of(each.name)]
             ),
             f"nats a token; {self.steps} steps of {self.step_tokens:,} tokens; 95 % bootstrap over "
-            "rows",
+            "rows; p: t-test paired by seed, corrected by Holm",
             NARROW,
         )  # fmt: skip
         found = [losses, self._learned_table()]
@@ -223,23 +226,22 @@ class Grafts(Result):
                 f"{each.behind.told('z.4f')} less than {first.name}"
                 + ("." if clear else ": no clear difference.")
             )
-        for graft in self.grafts:
-            if graft.size_rank is not None and graft.brought_rank is not None:
-                said.append(
-                    f"{graft.name}, seed {graft.seed}: what cutting a layer costs has a rank "
-                    f"correlation of {graft.size_rank.told('.2f')} with the size of its numbers "
-                    f"and of {graft.brought_rank.told('.2f')} with that of what they bring."
+        for each in self.variants:
+            own = self.of(each.name)
+            ranks = [(graft.size_rank, graft.brought_rank) for graft in own]
+            both = [(size, brought) for size, brought in ranks if size and brought]
+            if both:
+                size, brought = (
+                    ", ".join(x.told(".2f") for x in of) for of in zip(*both, strict=True)
                 )
-            circuit = graft.links.circuit if graft.links else None
-            if circuit is not None:
                 said.append(
-                    f"{graft.name}, seed {graft.seed}: {circuit.metric} of {circuit.task} is "
-                    f"{circuit.metric_before:.3f} before, {circuit.metric_after:.3f} after and "
-                    f"{circuit.metric_cut:.3f} with the graft undone; "
-                    f"{circuit.links:,} of {circuit.edges:,} edges are links and have "
-                    f"{circuit.link_share:.2%} of all |score|; other edges' scores keep a rank "
-                    f"correlation of {circuit.rank:.2f}."
+                    f"{each.name}: what cutting a layer costs has a rank correlation of {size} "
+                    f"with the size of its numbers, and of {brought} with that of what they bring "
+                    f"({_count(len(both), 'seed')})."
                 )
+            circuits = [g.links.circuit for g in own if g.links and g.links.circuit]
+            if circuits:
+                said.append(_of_circuits(each.name, circuits))
         return said
 
     def figures(self) -> Mapping[str, Figure]:
@@ -250,6 +252,27 @@ class Grafts(Result):
         if any(graft.links and graft.links.cuts for graft in self.grafts):
             found["graft-cuts.png"] = cut_figure(self)
         return found
+
+
+def _of_circuits(name: str, circuits: Sequence[TaskCircuit]) -> str:
+    """Whether a task's circuits are on the links, in a sentence."""
+    first, largest = circuits[0], [each.sizes[-1] for each in circuits if each.sizes]
+    shown = {
+        kind: " and ".join(dict.fromkeys(f"{getattr(each, kind):.3f}" for each in circuits))
+        for kind in ("metric_before", "metric_after", "metric_cut")
+    }
+    shares = ", ".join(f"{circuit.link_share:.2%}" for circuit in circuits)
+    return (
+        f"{name}: {first.metric} of {first.task} is {shown['metric_before']} before, "
+        f"{shown['metric_after']} after and {shown['metric_cut']} with the graft undone. "
+        f"{first.links:,} of {first.edges:,} edges are links; they have {shares} of all |score|"
+        + "".join(f", {at.links} of the {at.edges:,} strongest" for at in largest)
+        + "."
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)
 
 
 def by_layer(grafts: Sequence[Graft]) -> dict[int, Float[np.ndarray, " number"]]:
@@ -321,6 +344,23 @@ def grafts(runs: Sequence[RecordedRun[GraftRun]], against: str | None = None) ->
     )  # fmt: skip
 
 
+def export_grafts(runs: Sequence[RecordedRun[GraftRun]], target: Path) -> list[Path]:
+    """Copies finished runs in the form in which they ship, with what was measured of their links.
+
+    Returns:
+        Their folders, in ``target``.
+    """
+    folders = []
+    for recorded in runs:
+        if recorded.done:
+            folders.append(export_run(recorded, target))
+            path = recorded.folder / LINKS
+            if path.is_file():
+                found = rounded(read_json(path, MEASURED))
+                write_json(folders[-1] / LINKS, found)
+    return folders
+
+
 def _variant(
     name: str,
     done: Sequence[RecordedRun[GraftRun]],
@@ -349,7 +389,7 @@ def _graft(recorded: RecordedRun[GraftRun]) -> Graft:
     run, (began, *_, ended) = recorded.run, recorded.evaluations
     path, links = recorded.folder / LINKS, None
     if path.is_file():
-        links = GraftLinks.from_dict(read_json(path, "what was measured of a graft's links"))
+        links = GraftLinks.from_dict(read_json(path, MEASURED))
     cuts = links.cuts if links else ()
     costs = [cut.cost for cut in cuts]
     before, after = began[LOSSES], ended[LOSSES]

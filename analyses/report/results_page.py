@@ -37,6 +37,7 @@ from resval_lens.analyses.papers.memory.curves import (
 )
 from resval_lens.analyses.papers.memory.training import MemoryRun
 from resval_lens.analyses.report.gain import gain_section
+from resval_lens.analyses.report.grafts import graft_section
 from resval_lens.analyses.report.markdown import made, markdown_table
 from resval_lens.analyses.report.selections import selections
 from resval_lens.analyses.report.ways import ways
@@ -48,6 +49,7 @@ from resval_lens.tasks.icl import TASKS
 from resval_lens.tasks.ioi import PAPER_SENTENCES, encode
 from resval_lens.tasks.leading import leading_token
 from resval_lens.tasks.stories import ioi_prompts
+from resval_lens.training.graft_run import GraftRun
 from resval_lens.training.icl_run import ICLRun, draw_world
 from resval_lens.training.lm_run import LMRun
 from resval_lens.training.recorded import RecordedRun, load_runs
@@ -80,6 +82,8 @@ def section(name: str, folder: Path) -> str:
         "circuits-by-metric": lambda: circuits_by_metric(_read(folder, "circuits-by-metric")),
         "memory": memory,
         "amicl": amicl,
+        "grafts": graft_section,
+        "provenance-graft": lambda: provenance_table(load_runs(GraftRun)),
         "provenance-icl": lambda: provenance_table(load_runs(ICLRun)),
         "provenance-lm": lambda: provenance_table(load_runs(LMRun)),
         "provenance-memory": lambda: provenance_table(load_runs(MemoryRun)),
