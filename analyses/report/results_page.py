@@ -52,7 +52,7 @@ from resval_lens.tasks.stories import ioi_prompts
 from resval_lens.training.graft_run import GraftRun
 from resval_lens.training.icl_run import ICLRun, draw_world
 from resval_lens.training.lm_run import LMRun
-from resval_lens.training.recorded import RecordedRun, load_runs
+from resval_lens.training.recorded import SHIPPED, RecordedRun, load_runs
 from resval_lens.transformer import ResValTransformer
 
 FOLLOWED: tuple[Measure, ...] = ("W_F", "W_K2", "W_O2", "W_K1", "accuracy")
@@ -86,6 +86,7 @@ def section(name: str, folder: Path) -> str:
         "provenance-graft": lambda: provenance_table(load_runs(GraftRun)),
         "provenance-icl": lambda: provenance_table(load_runs(ICLRun)),
         "provenance-lm": lambda: provenance_table(load_runs(LMRun)),
+        "provenance-nanochat": lambda: provenance_table(load_runs(LMRun, SHIPPED / "nanochat")),
         "provenance-memory": lambda: provenance_table(load_runs(MemoryRun)),
     }
     if name not in sections:
