@@ -1,8 +1,7 @@
-"""``resval-lens amicl`` and the figures of AMICL in ``resval-lens reproduce``."""
+"""``resval-lens amicl``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -13,9 +12,6 @@ from resval_lens.analyses.cli import options as opt
 from resval_lens.analyses.cli.completion import one_of
 from resval_lens.analyses.cli.options import notes, writable
 from resval_lens.analyses.cli.reporting import report
-from resval_lens.analyses.results.result import Result
-
-FIGURES = ("figure-6", "figure-7", "figure-8")
 
 amicl_app = typer.Typer(
     no_args_is_help=True,
@@ -24,30 +20,6 @@ amicl_app = typer.Typer(
 Noise = Annotated[float, typer.Option(help="ε, how far an object's instances differ.")]
 Dimensions = Annotated[int, typer.Option("--d", help="Dimensions of a token.")]
 Classes = Annotated[int, typer.Option(help="K, classes to draw from.")]
-
-
-def reproduce_figure(
-    what: str, seed: int, trials: int, to: Path, as_json: bool, quiet: bool
-) -> None:
-    """Figure 6, 7 or 8 of the paper: tables, JSON and PNG, ours beside the published numbers.
-
-    Figure 7 is measured at 104 values of a, each with ``trials`` of its own.
-
-    Raises:
-        ValueError: trials below 1, a seed outside 0 to 2⁶³ − 1, a folder that cannot be written to.
-    """
-    from resval_lens.analyses.papers.amicl.accuracy import figure_7, figure_8
-    from resval_lens.analyses.papers.amicl.combinations import figure_6
-    from resval_lens.runtime import one_thread
-
-    _check(trials, seed)
-    writable(to)
-    studies: dict[str, Callable[..., Result]] = {
-        "figure-6": figure_6, "figure-7": figure_7, "figure-8": figure_8
-    }  # fmt: skip
-    with notes(quiet) as note, one_thread():
-        result = studies[what](seed, trials, note=note)
-    report(result, to, what, as_json=as_json)
 
 
 @amicl_app.command("combinations")
@@ -77,7 +49,7 @@ def combinations_command(
     from resval_lens.analyses.papers.amicl.model import AMICLConfig, PairTask
     from resval_lens.runtime import one_thread
 
-    _check(trials, seed)
+    check_trials(trials, seed)
     AMICLConfig(a=a, temperature=temperature)
     task = PairTask(d=d, length=length, classes=classes, noise=noise)
     writable(to)
@@ -128,7 +100,7 @@ def sweep_command(
     from resval_lens.analyses.papers.amicl.sweep import sweep
     from resval_lens.runtime import one_thread
 
-    _check(trials, seed)
+    check_trials(trials, seed)
     cfg = AMICLConfig(
         similarity=similarity,  # type: ignore[arg-type]
         separation=separation,  # type: ignore[arg-type]
@@ -160,14 +132,15 @@ def transformer_command(
     from resval_lens.analyses.papers.amicl.bridge import transformer_study
     from resval_lens.runtime import one_thread
 
-    _check(trials, seed)
+    check_trials(trials, seed)
     writable(to)
     with notes(quiet) as note, one_thread():
         result = transformer_study(trials, seed, note)
     report(result, to, "amicl-transformer", as_json=as_json)
 
 
-def _check(trials: int, seed: int) -> None:
+def check_trials(trials: int, seed: int) -> None:
+    """Raises ValueError for no trials, or a seed that draws nothing."""
     if trials < 1:
         raise ValueError(f"trials must be 1 or more; got {trials}")
     if not 0 <= seed < 2**63:

@@ -24,7 +24,6 @@ from resval_lens.analyses.cli.generate import generate_command
 from resval_lens.analyses.cli.graft import grafts_command, train_graft_command
 from resval_lens.analyses.cli.icl import (
     link_in_training_command,
-    reproduce_command,
     train_icl_command,
 )
 from resval_lens.analyses.cli.induction import induction_command
@@ -34,6 +33,7 @@ from resval_lens.analyses.cli.memory import memory_app
 from resval_lens.analyses.cli.memory_training import train_memory_command
 from resval_lens.analyses.cli.plan import plan_app
 from resval_lens.analyses.cli.reporting import FIGURE_FORMAT
+from resval_lens.analyses.cli.reproduce import reproduce_command
 from resval_lens.analyses.cli.roles import roles_command
 from resval_lens.analyses.cli.runs import runs_app
 from resval_lens.analyses.cli.selections import selections_command

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from resval_lens.analyses.cli.reproducible import REPRODUCIBLE
 from resval_lens.analyses.tasks import TASKS, Task
 from resval_lens.models.presets import ICL_VARIANTS, MEMORY_VARIANTS, PAPER_VARIANTS
 
@@ -18,9 +19,7 @@ MODELS = (*LANGUAGE_MODELS, *PAPER_VARIANTS)
 MODEL_FILES = (".gguf", ".pt")
 PRESETS = ("stories-small", "stories-nanochat", "tinystories-8m", "llama-1b")
 SPECS = ("reference", "paper")
-RESULTS = ("table-1", "table-5", "table-6", "figure-3", "further-variants", "figure-6", "figure-7",
-           "figure-8")  # fmt: skip
-"""What ``reproduce`` reproduces."""
+RESULTS = tuple(REPRODUCIBLE)
 CLASSIFIER_VARIANTS = tuple(ICL_VARIANTS)
 SIMPLIFIED_VARIANTS = tuple(MEMORY_VARIANTS)
 AXES = ("layer", "position", "head")

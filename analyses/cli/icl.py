@@ -1,4 +1,4 @@
-"""``resval-lens train icl``, ``reproduce`` and ``link-in-training``: the two-layer classifiers."""
+"""``resval-lens train icl`` and ``link-in-training``: the two-layer classifiers."""
 
 from __future__ import annotations
 
@@ -8,32 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from resval_lens.analyses.cli import completion
-from resval_lens.analyses.cli.amicl import FIGURES, reproduce_figure
 from resval_lens.analyses.cli.options import (
     ClassifierVariants,
     Jobs,
     Json,
     KeepSnapshots,
     LearningRate,
-    MaybeJobs,
-    MaybeSeed,
-    MaybeSeeds,
-    MaybeSteps,
-    MaybeTrials,
     Out,
     Quiet,
-    Runs,
     RunsFolder,
     Seeds,
     Sequences,
     Spec,
     Steps,
-    Train,
     TrainedStreams,
     folder_words,
     notes,
-    only_for,
-    only_with_train,
     words,
     writable,
 )
@@ -74,68 +64,6 @@ def train_icl_command(
         words(variants), numbers(seeds), steps, spec, jobs, runs, keep_snapshots, quiet, lr, streams
     )
     report_runs([runs / name for name in planned], as_json)
-
-
-def reproduce_command(
-    what: Annotated[
-        str,
-        typer.Argument(
-            help="table-1, table-5, table-6, figure-3, further-variants; figure-6, figure-7 or "
-            "figure-8 (AMICL).",
-            autocompletion=completion.one_of(*completion.RESULTS),
-        ),
-    ],
-    runs: Runs = None,
-    train: Train = False,
-    seeds: MaybeSeeds = None,
-    steps: MaybeSteps = None,
-    jobs: MaybeJobs = None,
-    trials: MaybeTrials = None,
-    seed: MaybeSeed = None,
-    to: Out = Path("out"),
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Print a table or draw a figure of the paper, ours beside the published numbers.
-
-    From the recorded runs that ship with the package, from --runs, or trained now (--train: seeds
-    0 to 3, 45,000 steps, into runs/icl if --runs is not given; the 16 runs take about 75 minutes on
-    2 cores). further-variants: gradient blocked through the link, several streams at once, an even
-    mix. Figures 6 to 8 are of AMICL, which is not trained: they are measured now, on the CPU, in
-    two readings, the paper's text and the authors' notebook; Figure 7 at 104 values of a, each with
-    --trials of its own. --trials and --seed are for these figures, the runs' options for all else.
-
-    Example: `resval-lens reproduce table-1`
-    """
-    from resval_lens.analyses.comparison.icl_curves import icl_curves
-    from resval_lens.analyses.comparison.icl_emergence import TABLES, emergence, paper_runs
-    from resval_lens.models.presets import FURTHER_VARIANTS, PAPER_VARIANTS
-
-    known = [*TABLES, "figure-3", "further-variants", *FIGURES]
-    if what not in known:
-        raise ValueError(f"{what!r} is not among {', '.join(known)}")
-    if what in FIGURES:
-        only_for("what is trained", runs=runs, train=train, seeds=seeds, steps=steps, jobs=jobs)
-        reproduce_figure(what, seed or 0, 1_000 if trials is None else trials, to, as_json, quiet)
-        return
-    only_for(", ".join(FIGURES), trials=trials, seed=seed)
-    further = what == "further-variants"
-    wanted = None if seeds is None else numbers(seeds)
-    writable(to)
-    if train:
-        names = ["classic", "values", *FURTHER_VARIANTS] if further else list(PAPER_VARIANTS)
-        runs, wanted = runs or Path("runs/icl"), wanted or [0, 1, 2, 3]
-        length = 45_000 if steps is None else steps
-        train_icl_runs(names, wanted, length, "reference", jobs or 0, runs, False, quiet)
-    else:
-        only_with_train(steps=steps, jobs=jobs)
-    found = load_recorded(runs, wanted, length if train else None)
-    if what == "figure-3":
-        report(icl_curves(paper_runs(found)), to, what, as_json=as_json)
-        return
-    study = emergence(found if further else paper_runs(found), TABLES.get(what, 0.95))
-    shown = study.table(), study.test_table(("classic", "values") if further else None)
-    report(study.to_dict(), to, what, as_json=as_json, tables=shown)
 
 
 def link_in_training_command(

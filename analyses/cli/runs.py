@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from resval_lens.analyses.cli.console import err
-from resval_lens.analyses.cli.options import Json, Quiet, RunsFolder, writable
+from resval_lens.analyses.cli.options import Corpus, Json, Quiet, RunsFolder, writable
 from resval_lens.analyses.cli.reporting import report
 
 runs_app = typer.Typer(
@@ -21,13 +21,6 @@ Queue = Annotated[
     typer.Option(help="List of experiments (TOML).", show_default="the package's own"),
 ]
 Records = Annotated[Path, typer.Option(help="Folder that finished runs are copied to.")]
-Corpus = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder with train.txt and valid.txt, for experiments on real text.",
-        show_default="these wait",
-    ),
-]
 
 
 @runs_app.command("status")

@@ -139,6 +139,13 @@ class Emergence(Result):
         """The share of the classic model's steps that a variant saves."""
         return self.saving_against_classic.get(task, {}).get(variant)
 
+    def tables(self) -> tuple[Table, Table]:
+        """Ours beside the paper's; the tests of every pair of the paper's variants, or of more only
+        those against classic and values.
+        """
+        few = {row.variant for row in self.rows} <= set(PAPER_VARIANTS)
+        return self.table(), self.test_table(None if few else ("classic", "values"))
+
     def table(self) -> Table:
         """Ours beside the paper's."""
         rows = [

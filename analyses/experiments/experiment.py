@@ -76,7 +76,9 @@ class Experiment:
     runs: tuple[PlannedRun, ...]
 
 
-def read_experiments(path: Path = QUEUE, corpus: Path | None = None) -> list[Experiment]:
+def read_experiments(
+    path: Path = QUEUE, corpus: Path | None = None, seeds: Sequence[int] | None = None
+) -> list[Experiment]:
     """The experiments of a TOML file, a table ``[[experiment]]`` each, in its order.
 
         name, about   what it is called and what it asks
@@ -91,6 +93,7 @@ def read_experiments(path: Path = QUEUE, corpus: Path | None = None) -> list[Exp
 
     Args:
         corpus: what ``{corpus}`` stands for.
+        seeds: of every run, in place of the file's.
 
     Raises:
         ValueError: a file that cannot be read, a field that is missing, unknown or of another kind,
@@ -103,7 +106,9 @@ def read_experiments(path: Path = QUEUE, corpus: Path | None = None) -> list[Exp
     listed = tables.get("experiment")
     if set(tables) != {"experiment"} or not isinstance(listed, list):
         raise ValueError(f"{path}: expected tables [[experiment]] and nothing else")
-    found = [_experiment(path, number, table, corpus) for number, table in enumerate(listed, 1)]
+    found = [
+        _experiment(path, number, table, corpus, seeds) for number, table in enumerate(listed, 1)
+    ]
     counts = Counter((run.into, run.folder_name) for run in planned(found))
     for (into, name), count in counts.items():
         if count > 1:
@@ -123,7 +128,9 @@ _FIELDS: dict[str, tuple[type, ...]] = {
 _REQUIRED = ("name", "about", "command", "names", "seeds")
 
 
-def _experiment(path: Path, number: int, table: Any, corpus: Path | None) -> Experiment:
+def _experiment(
+    path: Path, number: int, table: Any, corpus: Path | None, seeds: Sequence[int] | None
+) -> Experiment:
     where = f"{path}: experiment {number}"
     if not isinstance(table, dict):
         raise ValueError(f"{where}: expected a table; got {table!r}")
@@ -151,7 +158,7 @@ def _experiment(path: Path, number: int, table: Any, corpus: Path | None) -> Exp
                     table.get("weights", False),
                     tuple(shlex.split(table.get("study", ""))),
                 )
-                for seed in numbers(table["seeds"])
+                for seed in (numbers(table["seeds"]) if seeds is None else seeds)
                 for name, options in names.items()
             ),
         )

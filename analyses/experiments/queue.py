@@ -37,11 +37,13 @@ class Folders:
 
     Attributes:
         runs: of training runs under way.
-        records: that finished runs are copied to; those that ship with the package count, too.
+        records: that finished runs are copied to.
+        shipped: records that count, too: those that ship with the package; None: none do.
     """
 
     runs: Path
     records: Path
+    shipped: Path | None = SHIPPED
 
     def of(self, run: PlannedRun) -> Path:
         """The folder that ``run`` is trained in."""
@@ -49,7 +51,7 @@ class Folders:
 
     def record(self, run: PlannedRun) -> Path | None:
         """The folder of the finished run's record; None if it is not finished."""
-        for parent in (self.records, SHIPPED):
+        for parent in (self.records, *([self.shipped] if self.shipped else [])):
             folder = parent / run.into / run.folder_name
             studied = not run.study or (folder / _document(run)).exists()
             if studied and _ended(run, folder):
