@@ -244,6 +244,23 @@ class HeadGain(Mix):
         return at.own, super().weights(at)[1]
 
 
+class HeadPair(Head):
+    """Both learned, one number each for each head."""
+
+    name = "head_pair"
+    where = "both learned, one per head"
+    own_is_learned = True
+
+    def parameters(self, stream: AttentionStream, sizes: Sizes) -> dict[str, Start]:
+        return {
+            **super().parameters(stream, sizes),
+            "own": Start((sizes.heads,), stream.own or 0.0),
+        }
+
+    def weights(self, at: StreamMix, gate: Tensor | None = None) -> Weights:
+        return at.own, tuple(at.carried)
+
+
 class Gate(_Share):
     """A share g = σ(x·w_h + c_h) of each token and head; g = ``carried`` at the start."""
 
@@ -377,8 +394,8 @@ class NextHead(Head):
 
 
 _ALL = (
-    Add(), Pair(), Scalar(), LearnedPair(), Convex(), Head(), HeadGain(), Gate(), AddedGate(),
-    Matrix(), NextHead(),
+    Add(), Pair(), Scalar(), LearnedPair(), Convex(), Head(), HeadGain(), HeadPair(), Gate(),
+    AddedGate(), Matrix(), NextHead(),
 )  # fmt: skip
 MIXES: dict[str, Mix] = {mix.name: mix for mix in _ALL}
 """Every mix by its name, those of your own, too: ``MIXES["mine"] = Mine()``."""

@@ -86,6 +86,7 @@ def test_contradictory_weights_are_refused(changes: dict[str, Any], message: str
         ("convex", 0.5, 0.5),
         ("head", 1.0, 1.0),
         ("head_gain", 1.0, 0.0),
+        ("head_pair", 1.0, 1.0),
         ("next_head", 1.0, 1.0),
         ("gate", 0.5, 0.5),
         ("matrix", 1.0, 1.0),

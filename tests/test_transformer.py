@@ -264,6 +264,9 @@ def by_hand(mix: StreamMix, local: Tensor, handed: Sequence[Tensor], x: Tensor) 
                 case "head_gain":
                     own = mix.own[h]
                     link += stream.carried * tensor[:, :, h]
+                case "head_pair":
+                    own = mix.own[h]
+                    link += mix.carried[j, h] * tensor[:, :, h]
                 case "next_head":
                     link += mix.carried[j, h] * tensor[:, :, (h + 1) % len(heads)]
                 case "matrix":
@@ -370,6 +373,7 @@ def test_shapes_of_the_mixing_parameters(mix: str, kv_heads: int | None) -> None
             "convex": {"carried": (n,)},
             "head": {"carried": (n, heads)},
             "head_gain": {"own": (heads,)},
+            "head_pair": {"carried": (n, heads), "own": (heads,)},
             "next_head": {"carried": (n, heads)},
             "gate": {"gate_weight": (heads, d_model), "gate_bias": (heads,)},
             "added_gate": {"gate_weight": (heads, d_model), "gate_bias": (heads,)},

@@ -86,7 +86,8 @@ def train_graft_command(
 
     `v(mix=head, carried=0)` begins as the model itself and learns a number a link. Controls with as
     many: `v(mix=head_gain)` (a gain of each head, no link), `v(source=first, mix=head, carried=0)`,
-    `v(mix=next_head, carried=0)` (each head receives another's values). Steps are of --batch
+    `v(mix=next_head, carried=0)` (each head receives another's values); `v(mix=head_pair,
+    carried=0)` learns gain and link. Steps are of --batch
     sequences of --length tokens in the model's own tokens; seeds draw them. A run keeps what is
     learned, not the model. Killed or stopped (Ctrl-C, SIGTERM), the same command goes on from the
     newest snapshot. What links are worth can be measured at the end, or by the same command later:
