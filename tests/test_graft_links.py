@@ -157,15 +157,15 @@ def test_savings_are_paired_by_row_and_averaged_over_seeds(tmp_path: Path) -> No
     link, gain = ((drops[name, 0] + drops[name, 1]) / 2 for name in ("link", "gain"))
     first, second = found.variants
     assert first.saving.value == pytest.approx(link.mean())
-    assert first.behind is None
-    assert second.behind is not None
-    assert second.behind.value == pytest.approx((link - gain).mean())
+    assert first.ahead is None
+    assert second.ahead is not None
+    assert second.ahead.value == pytest.approx((gain - link).mean())
     expected = stats.bootstrap(
-        (link - gain,), np.mean, n_resamples=20_000, rng=np.random.default_rng(5)
+        (gain - link,), np.mean, n_resamples=20_000, rng=np.random.default_rng(5)
     ).confidence_interval
     spread = expected.high - expected.low
-    assert second.behind.low == pytest.approx(expected.low, abs=0.05 * spread)
-    assert second.behind.high == pytest.approx(expected.high, abs=0.05 * spread)
+    assert second.ahead.low == pytest.approx(expected.low, abs=0.05 * spread)
+    assert second.ahead.high == pytest.approx(expected.high, abs=0.05 * spread)
     assert second.by_seed == {seed: pytest.approx(drops["gain", seed].mean()) for seed in (0, 1)}
     again = Grafts.from_dict(json.loads(json.dumps(found.to_dict())))
     assert again == found

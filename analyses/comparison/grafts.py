@@ -90,7 +90,8 @@ class Variant:
     Attributes:
         saving: of rows, each averaged over seeds.
         by_seed: mean saving of each seed.
-        behind: how much more the first variant saves, of rows averaged over seeds; None of itself.
+        ahead: how much more it saves than the first variant, of rows averaged over shared seeds;
+            None of itself.
         tests: of the savings by seed against the first variant's, corrected for all variants.
     """
 
@@ -99,7 +100,7 @@ class Variant:
     parameters: int
     saving: Interval
     by_seed: Mapping[int, float]
-    behind: Interval | None
+    ahead: Interval | None
     tests: TTests
 
 
@@ -121,14 +122,14 @@ class Grafts(Result):
         losses = table(
             f"Grafts on {self.model}: loss on {self.rows} × {self.length} held-out tokens",
             ("graft",),
-            ("numbers", "seeds", "before", "after", "saving", f"less than {first} by", "p"),
+            ("numbers", "seeds", "before", "after", "saving", f"more than {first}", "p"),
             (
                 (
                     each.name, f"{each.parameters:,}", str(len(own)),
                     f"{np.mean([g.before for g in own]):.4f}",
                     spread({g.seed: g.after for g in own}).told(".4f"),
                     each.saving.told(".4f"),
-                    "" if each.behind is None else each.behind.told("z.4f"),
+                    "" if each.ahead is None else each.ahead.told("z.4f"),
                     optional(each.tests.p_paired_holm, ".3f"),
                 )
                 for each in self.variants
@@ -219,11 +220,11 @@ class Grafts(Result):
             f"{first.parameters:,} numbers."
         ]
         for each in others:
-            assert each.behind is not None
-            clear = each.behind.low > 0 or each.behind.high < 0
+            assert each.ahead is not None
+            clear = each.ahead.low > 0 or each.ahead.high < 0
             said.append(
                 f"{each.name} ({each.parameters:,} numbers) saves {each.saving.told('.4f')}, "
-                f"{each.behind.told('z.4f')} less than {first.name}"
+                f"{each.ahead.told('z.4f')} more than {first.name}"
                 + ("." if clear else ": no clear difference.")
             )
         for each in self.variants:
@@ -371,16 +372,16 @@ def _variant(
 ) -> Variant:
     own = next(each for each in done if each.run.name == name)
     mean = np.mean([rows[name, seed] for seed in by_seed[name]], axis=0)
-    behind = None
+    ahead = None
     shared = [seed for seed in by_seed[name] if seed in by_seed[first]]
     if name != first and shared:
-        pairs = [rows[first, seed] - rows[name, seed] for seed in shared]
-        behind = saved(np.mean(pairs, axis=0))
+        pairs = [rows[name, seed] - rows[first, seed] for seed in shared]
+        ahead = saved(np.mean(pairs, axis=0))
     elif name != first:
         raise ValueError(f"{name} and {first} have no seed in common")
     parameters = own.evaluations[-1][PARAMETERS]
     return Variant(
-        name, shorthand(own.run.streams), parameters, saved(mean), by_seed[name], behind,
+        name, shorthand(own.run.streams), parameters, saved(mean), by_seed[name], ahead,
         tests,
     )  # fmt: skip
 
