@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from scipy import stats
 
 from resval_lens.analyses.circuits.methods import METHODS
 from resval_lens.analyses.circuits.scores import score_edges
@@ -407,6 +408,44 @@ def test_links_cut_in_training():
     costs = {step: line["trained"]["ic"] - line["cut"]["ic"] for step, line in by_step.items()}
     assert f"most at step {max(costs, key=costs.__getitem__):,}:" in part
     assert study["provenance"]["git_commit"][:7] in part
+
+
+def test_the_link_over_seeds():
+    part = results_page.section("link-over-seeds", DOCS)
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for path in (ROOT / "resval_lens" / "data" / "icl-snapshots").glob("*/link-in-training.json"):
+        study = json.loads(path.read_text())
+        kinds.setdefault(study["run"]["name"], []).append(study)
+    assert {name: len(own) for name, own in kinds.items()} == {
+        "values": 4, "own-2": 4, "classic": 4
+    }  # fmt: skip
+    shown = [row for row in rows(part) if len(row) == 11]
+    edits = {tuple(row[:2]): row for row in shown if "→" not in "".join(row)}
+    for name, own in kinds.items():
+        own.sort(key=lambda study: study["run"]["seed"])
+        for edit in own[0]["moments"][0]["edits"]:
+            for place, at in enumerate(("IC > .5", "IC > .95", "last")):
+                for column, task in ((2, "ic"), (5, "ic2"), (8, "iw")):
+                    numbers = [
+                        moment["edits"][edit][task]
+                        for study in own
+                        for moment in study["moments"]
+                        if moment["name"] == at
+                    ]
+                    assert edits[name, edit][column + place] == (
+                        f"{np.mean(numbers):.3f} ± {np.std(numbers):.3f}"
+                    )
+    last = [study["moments"][-1]["edits"] for study in kinds["values"]]
+    trained, cut = ([own[edit]["ic"] for own in last] for edit in ("as trained", "links cut"))
+    t, p = stats.ttest_rel(trained, cut)
+    difference = f"{np.mean(np.subtract(trained, cut)):+.3f}"
+    (row,) = (row for row in rows(part) if row[:4] == ["last", "values", "as trained", "links cut"])
+    assert row[5].startswith(difference)
+    assert row[6:8] == [f"{t:.1f}", f"{p:.2g}"]
+    drop = [study["moments"][-1]["grading"]["link"]["iw"] for study in kinds["values"]]
+    slopes = [np.polyfit(np.linspace(1, 0, 11), curve, 1)[0] for curve in drop]
+    (row,) = (row for row in rows(part) if row[:4] == ["values", "link", "last", "IW"])
+    assert row[-2] == f"{np.mean(slopes):+.3f} ± {np.std(slopes):.3f}"
 
 
 def test_language_models_over_seeds():

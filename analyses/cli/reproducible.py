@@ -114,6 +114,12 @@ def _language_models(asked: Asked) -> Result:
     return lm_emergence(asked.runs(LMRun))
 
 
+def _link_over_seeds(asked: Asked) -> Result:
+    from resval_lens.analyses.comparison.link_over_seeds import link_over_seeds, link_studies
+
+    return link_over_seeds(link_studies(asked.folders, asked.seeds, asked.note))
+
+
 def _amicl(module: str, name: str) -> Callable[[Asked], Result]:
     """A figure of AMICL, counted now."""
 
@@ -156,6 +162,11 @@ REPRODUCIBLE: dict[str, Reproducible] = {
     "language-models": Reproducible(
         "steps to each level of loss and of naming indirect objects, and naming at equal loss",
         _language_models, ("stories", "stories, gain or stream"),
+    ),
+    "link-over-seeds": Reproducible(
+        "the link cut, scaled by degrees and trained on without, while learning in context emerges "
+        "and after",
+        _link_over_seeds, ("link in training", "snapshots without a link"),
     ),
     "figure-6": Reproducible(
         "AMICL, every combination of similarity and separation", _amicl("combinations", "figure_6")

@@ -73,7 +73,7 @@ class LinkInTraining(Result):
             document["starts"],
             document["sequences"],
             document.get("control_sequences", 0),
-            restored(tuple[LinkSnapshot, ...], document["snapshots"]),
+            tuple(LinkSnapshot(**each) for each in document["snapshots"]),
             restored(tuple[Moment, ...], document.get("moments", [])),
         )
 

@@ -38,6 +38,7 @@ from resval_lens.analyses.papers.memory.curves import (
 from resval_lens.analyses.papers.memory.training import MemoryRun
 from resval_lens.analyses.report.gain import gain_section
 from resval_lens.analyses.report.grafts import graft_section
+from resval_lens.analyses.report.link_over_seeds import link_over_seeds_section
 from resval_lens.analyses.report.markdown import made, markdown_table
 from resval_lens.analyses.report.selections import selections
 from resval_lens.analyses.report.ways import ways
@@ -72,6 +73,7 @@ def section(name: str, folder: Path) -> str:
         "final-accuracy": final_accuracy,
         "link-in-training": lambda: link_in_training(_read(folder, "link-in-training")),
         "link-controls": link_controls_table,
+        "link-over-seeds": link_over_seeds_section,
         "language-models": language_models,
         "loss-matched": loss_matched,
         "published-table-2": published_table_2,

@@ -1,0 +1,236 @@
+"""What the study of the link over seeds found, in sentences and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from resval_lens.analyses.comparison.link_controls import CUT, CUT_KEPT, DOUBLED, TRAINED
+from resval_lens.analyses.comparison.link_grading import GRADES
+from resval_lens.analyses.comparison.link_moments import LAST, LEVELS, MOMENTS
+from resval_lens.analyses.comparison.link_over_seeds import LinkOverSeeds
+from resval_lens.analyses.comparison.link_over_seeds_rows import GRADED_TASKS, LINKED, Difference
+from resval_lens.analyses.comparison.link_recovery import KEPT
+from resval_lens.analyses.results.seeds import spread
+from resval_lens.analyses.results.tables import in_sections, optional, table
+from resval_lens.tasks.icl import TASKS
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+WHEN = {**{name: f"at the first snapshot with {name}" for name in LEVELS}, LAST: "at the last one"}
+AXIS_NAMES = {**TASKS, "ic − iw": "IC − IW"}
+SURE = 0.05
+"""A corrected p below this counts."""
+
+
+def paired_test(tests: Sequence[Difference], moment: str, first: str, second: str, task: str = "ic",
+            kind: str = LINKED) -> Difference | None:  # fmt: skip
+    """The one of these; None where it was not made."""
+    key = moment, kind, task, first, second
+    found = (x for x in tests if (x.moment, x.kind, x.task, x.first, x.second) == key)
+    return next(found, None)
+
+
+def p_told(test: Difference) -> str:
+    """The paired p, and after Holm's correction."""
+    if test.tests.p_paired is None:
+        return "no test"
+    return f"p = {test.tests.p_paired:.2g}, Holm {test.tests.p_paired_holm:.2g}"
+
+
+def is_sure(test: Difference) -> bool:
+    """Whether the paired test stands after Holm's correction."""
+    return test.tests.p_paired_holm is not None and test.tests.p_paired_holm < SURE
+
+
+def sentences(study: LinkOverSeeds) -> list[str]:
+    """Cut, gain, prediction, recovery: a sentence or two each."""
+    found = [f"{len(study.seeds[LINKED])} seeds, {study.sequences:,} sequences of each test."]
+    for at in _moments(study):
+        found += _gain(study, at)
+    found += [said for at in _moments(study) for said in _prediction(study, at, "link")]
+    found += _prediction(study, LAST, "own")
+    found += [said for at in _moments(study) for said in _recovery(study, at)]
+    return found
+
+
+def _moments(study: LinkOverSeeds) -> list[str]:
+    return [at for at in MOMENTS if LINKED in study.steps[at]]
+
+
+def _gain(study: LinkOverSeeds, at: str) -> Iterator[str]:
+    """What a cut costs, what of it a larger own part gives back, and what is left."""
+    trained, cut = study.accuracy(at, TRAINED), study.accuracy(at, CUT)
+    test = paired_test(study.edit_tests, at, TRAINED, CUT)
+    assert test is not None
+    yield (
+        f"A{WHEN[at][1:]} cutting the link takes IC from {trained.told('.3f')} to "
+        f"{cut.told('.3f')} ({p_told(test)})."
+    )
+    said, more = [], []
+    for edit in (CUT_KEPT, DOUBLED):
+        left = paired_test(study.edit_tests, at, TRAINED, edit)
+        assert left is not None
+        back = spread({
+            seed: (study.accuracy(at, edit).by_seed[seed] - cut.by_seed[seed])  # type: ignore[operator]
+            / (trained.by_seed[seed] - cut.by_seed[seed])  # type: ignore[operator]
+            for seed in trained.by_seed
+            if trained.by_seed[seed] != cut.by_seed[seed]
+        })  # fmt: skip
+        more.append(left)
+        said.append(
+            f"“{edit}” gives {back.told('.0%')} of that back; as trained less that is "
+            f"{left.difference.told('+z.3f')} ({p_told(left)})"
+        )
+    missing = all((x.difference.mean or 0) > 0 and is_sure(x) for x in more)
+    verdict = (
+        "the link carries more than gain"
+        if missing
+        else "that the link carries more than gain is not shown"
+    )
+    yield f"{'; '.join(said)}: {verdict}."
+
+
+def _prediction(study: LinkOverSeeds, at: str, scaled: str) -> Iterator[str]:
+    """Slopes of accuracy on what is left of the link, or of the own part: is it as predicted?"""
+    slopes = {
+        task: paired_test(study.degree_tests, at, scaled, "none", task) for task in GRADED_TASKS
+    }
+    apart = paired_test(study.degree_tests, at, scaled, "", "ic − iw")
+    if apart is None or None in slopes.values():
+        return
+    told = ", ".join(
+        f"{TASKS[task]} {test.difference.told('+z.3f')} ({p_told(test)})"
+        for task, test in slopes.items()
+        if test is not None
+    )
+    predicted = {
+        task: is_sure(test) and (test.difference.mean or 0) > 0
+        for task, test in slopes.items()
+        if test is not None
+    }
+    iw = slopes["iw"]
+    assert iw is not None
+    hits = predicted["ic"] and predicted["ic2"]
+    verdict = "IC and IC2 follow it" if hits else "that IC and IC2 both follow it is not shown"
+    if predicted["iw"]:
+        verdict += ", and so does IW"
+    elif is_sure(iw):
+        verdict += ", and IW goes the other way"
+    else:
+        verdict += "; that IW does is not shown"
+    what = {"link": "the link", "own": "layer 1’s own values"}[scaled]
+    yield (
+        f"Scaling {what} {WHEN[at]}, slope of accuracy on the factor: {told}; IC − IW "
+        f"{apart.difference.told('+z.3f')} ({p_told(apart)}): {verdict}."
+    )
+
+
+def _recovery(study: LinkOverSeeds, at: str) -> Iterator[str]:
+    """What more steps without the link give back of what they would have been."""
+    own = {
+        each.removed: each for each in study.recovered if (each.moment, each.kind) == (at, LINKED)
+    }
+    if not own:
+        return
+    kept, cut = own[KEPT], own[CUT]
+    test = paired_test(study.recovery_tests, at, f"{KEPT}, after", f"{CUT}, after")
+    assert test is not None
+    yield (
+        f"{cut.steps:,} more steps {WHEN[at]}: without the link IC goes from "
+        f"{cut.before['ic'].told('.3f')} to {cut.after['ic'].told('.3f')}, with it from "
+        f"{kept.before['ic'].told('.3f')} to {kept.after['ic'].told('.3f')}; "
+        f"{test.difference.told('+z.3f')} is still missing ({p_told(test)})."
+    )
+
+
+def tables(study: LinkOverSeeds) -> list[Table]:
+    """Edits; their tests; degrees; their tests; recovery; its tests."""
+    tasks = tuple(TASKS.values())
+    edits = table(
+        f"Accuracy under edits, mean ± sd over seeds ({study.sequences:,} sequences)",
+        ("at", "run", "edit"),
+        tasks,
+        in_sections(
+            [each.moment, each.kind, each.edit, *(each.accuracy[t].told(".3f") for t in TASKS)]
+            for each in study.edits
+        ),
+    )
+    degrees = table(
+        "Accuracy with c of it left",
+        ("at", "run", "scaled", "task"),
+        (*(f"{c:g}" for c in GRADES[::2]), "slope", "r"),
+        in_sections(
+            [
+                each.moment,
+                each.kind,
+                each.scaled,
+                TASKS[each.task],
+                *(f"{mean:.3f}" for mean in each.mean[::2]),
+                each.slope.told("+z.3f"),
+                "" if each.correlation.mean is None else each.correlation.told("+.2f"),
+            ]
+            for each in study.degrees
+        ),
+    )
+    recovered = table(
+        "Before → after more steps",
+        ("at", "run", "removed"),
+        ("steps", *tasks),
+        in_sections(
+            [
+                each.moment,
+                each.kind,
+                each.removed,
+                f"{each.steps:,}",
+                *(f"{each.before[t].told('.3f')} → {each.after[t].told('.3f')}" for t in TASKS),
+            ]
+            for each in study.recovered
+        ),
+    )
+    return [
+        edits,
+        table_of_tests("Edits, IC, paired by seed", study.edit_tests),
+        degrees,
+        table_of_tests("Accuracy per whole c (slope), paired by seed", study.degree_tests),
+        recovered,
+        table_of_tests("More steps, IC, paired by seed", study.recovery_tests),
+    ]
+
+
+def cells_of_test(test: Difference) -> list[str]:
+    """Difference, t, p, p after Holm, effect size and its interval."""
+    own, size = test.tests, test.effect
+    numbers = (own.t_paired, ".1f"), (own.p_paired, ".2g"), (own.p_paired_holm, ".2g")
+    return [
+        test.difference.told("+z.3f"),
+        *(optional(number, form) for number, form in numbers),
+        optional(size.g_paired, ".1f"),
+        "" if size.interval_paired is None else size.interval_paired.told(".1f"),
+    ]
+
+
+TEST_COLUMNS = ("difference", "t", "p", "Holm", "g", "95%")
+
+
+def table_of_tests(title: str, tests: Sequence[Difference]) -> Table:
+    """The tests of one table, each difference with its paired test and effect size."""
+    return table(
+        title,
+        ("at", "run", "first", "second", "task"),
+        TEST_COLUMNS,
+        in_sections(
+            [
+                each.moment,
+                each.kind,
+                each.first,
+                each.second,
+                AXIS_NAMES[each.task],
+                *cells_of_test(each),
+            ]
+            for each in tests
+        ),
+        "g: Hedges' g of the differences, its 95% interval exact for normal numbers; Holm: within "
+        "the table (slopes: for each thing that is scaled).",
+    )
