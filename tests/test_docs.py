@@ -550,6 +550,23 @@ def test_four_ways_are_those_recorded():
     assert f"`{report['provenance']['command']}`" in part
 
 
+def test_grafts_on_a_trained_model():
+    part = rows(results_page.section("grafts", DOCS))
+    savings: dict[str, list[float]] = {}
+    for path in (ROOT / "resval_lens" / "data" / "graft").glob("*/metrics.jsonl"):
+        before, after = (
+            np.mean(line["held_out_losses"])
+            for line in lines(f"graft/{path.parent.name}")
+            if "held_out_losses" in line
+        )
+        savings.setdefault(path.parent.name.partition("-seed")[0], []).append(before - after)
+    assert {"link", "gain", "first", "next-head"} <= set(savings)
+    for name, saved in savings.items():
+        row = next(row for row in part if row[0] == name)
+        assert row[2] == str(len(saved))
+        assert row[5].startswith(f"{np.mean(saved):.4f} ")
+
+
 def test_the_cut_beside_changes_of_gain():
     found = {tuple(row[:2]): row for row in rows(results_page.link_controls_table(200))}
     assert len(found) == 27
@@ -586,7 +603,9 @@ def test_amicl_beside_the_published_counts():
 
 
 @pytest.mark.parametrize(
-    ("kind", "folder"), [("icl", "icl"), ("lm", "lm"), ("memory", "memory")], ids=str
+    ("kind", "folder"),
+    [("icl", "icl"), ("lm", "lm"), ("memory", "memory"), ("graft", "graft")],
+    ids=str,
 )
 def test_provenance_names_every_start(kind, folder):
     starts = [
@@ -610,7 +629,7 @@ def test_seeds_without_a_number_are_counted():
 
 def test_the_page_asks_for_parts_that_there_are():
     asked = re.findall(r"^<!-- results: (.+) -->$", (DOCS / "results.md").read_text(), re.M)
-    assert len(asked) == len(set(asked)) == 19
+    assert len(asked) == len(set(asked)) == 22
     with pytest.raises(ValueError, match="no part 'table-2'; it has table-1"):
         results_page.section("table-2", DOCS)
 

@@ -24,5 +24,6 @@ def _markdown(table: Table) -> str:
     heads, *rows = cells(table)
     words = sum(column.justify != "right" for column in table.columns)
     caption = " ".join(str(table.caption or "").split())
-    shown = markdown_table(heads, [[cell.replace("-", "−") for cell in row] for row in rows], words)
+    signed = [[*row[:words], *(cell.replace("-", "−") for cell in row[words:])] for row in rows]
+    shown = markdown_table(heads, signed, words)
     return f"**{' '.join(str(table.title).split())}** ({caption})\n\n{shown}"
