@@ -112,9 +112,9 @@ def test_the_ends_of_an_effect_are_where_scipys_noncentral_t_has_its_tails(
     assert found.low is not None
     assert found.high is not None
     assert found.low < 0.5 * t < found.high
-    assert stats.nct.cdf(t, freedom, 2 * found.high) == pytest.approx(0.025, abs=2e-5)
+    assert stats.nct.cdf(t, freedom, 2 * found.high) == pytest.approx(0.025, abs=1e-4)
     if found.low > 0:  # scipy has no others
-        assert stats.nct.cdf(t, freedom, 2 * found.low) == pytest.approx(0.975, abs=2e-5)
+        assert stats.nct.cdf(t, freedom, 2 * found.low) == pytest.approx(0.975, abs=1e-4)
 
 
 def test_without_a_difference_the_interval_is_the_normals() -> None:

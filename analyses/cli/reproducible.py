@@ -120,6 +120,13 @@ def _link_over_seeds(asked: Asked) -> Result:
     return link_over_seeds(link_studies(asked.folders, asked.seeds, asked.note))
 
 
+def _scaling(asked: Asked) -> Result:
+    from resval_lens.analyses.comparison.lm_scaling import lm_scaling
+    from resval_lens.training.lm_run import LMRun
+
+    return lm_scaling(asked.runs(LMRun))
+
+
 def _amicl(module: str, name: str) -> Callable[[Asked], Result]:
     """A figure of AMICL, counted now."""
 
@@ -167,6 +174,13 @@ REPRODUCIBLE: dict[str, Reproducible] = {
         "the link cut, scaled by degrees and trained on without, while learning in context emerges "
         "and after",
         _link_over_seeds, ("link in training", "snapshots without a link"),
+    ),
+    "scaling": Reproducible(
+        "what the value stream saves of a language model's steps by depth and width",
+        _scaling, ("scaling",),
+    ),
+    "real-text": Reproducible(
+        "the same on real stories, at two depths", _scaling, ("real text",)
     ),
     "figure-6": Reproducible(
         "AMICL, every combination of similarity and separation", _amicl("combinations", "figure_6")

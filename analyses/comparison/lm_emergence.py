@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import takewhile
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resval_lens.analyses.results.emergence import first_above
+from resval_lens.analyses.comparison.lm_compared import Compared, Difference, Measured
+from resval_lens.analyses.results.emergence import Share, first_above, saving
 from resval_lens.analyses.results.result import FLAT, Result
-from resval_lens.analyses.results.seeds import Spread, TTests, corrected, present, spread, t_tests
-from resval_lens.analyses.results.tables import NARROW, in_sections, table
+from resval_lens.analyses.results.seeds import (
+    Effect,
+    TTests,
+    corrected,
+    effect,
+    present,
+    spread,
+    t_tests,
+)
 from resval_lens.streams import architectures_of
 from resval_lens.training.lm_run import LMRun
 from resval_lens.training.recorded import RecordedRun
@@ -27,80 +37,14 @@ Line = dict[str, Any]
 Measure = Callable[[Sequence[Line]], float | None]
 
 SCORES = {"accuracy": "accuracy", "accuracy_top1": "top-1", "p_io": "P(IO)",
-          "p_subject": "P(S)"}  # fmt: skip
+          "log_p_io": "log P(IO)", "p_subject": "P(S)"}  # fmt: skip
 """Scores of :func:`~resval_lens.analyses.studies.ioi.means`, and what they are called."""
-THRESHOLDS = (("accuracy", 0.95), ("accuracy_top1", 0.95), ("p_io", 0.5), ("p_io", 0.9))
+THRESHOLDS = (
+    ("accuracy", 0.95), ("accuracy_top1", 0.95), ("p_io", 0.5), ("p_io", 0.9), ("log_p_io", -1.0),
+)  # fmt: skip
 """Scores and what they must exceed to count as emerged."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One measure of one architecture; ``prompts``: of which set ("": of text)."""
-
-    prompts: str
-    measure: str
-    architecture: str
-    spread: Spread = field(metadata=FLAT)
-
-    def told(self, seeds: int) -> str:
-        """Mean ± sd, and how many of ``seeds`` have a number if some have not."""
-        form = ",.0f" if self.measure.startswith("step:") else ".3f"
-        told = self.spread.told(form, seeds) if self.spread.by_seed else ""
-        return told.replace(" (", "\n(")
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Tests of one measure of two architectures."""
-
-    prompts: str
-    measure: str
-    first: str
-    second: str
-    tests: TTests = field(metadata=FLAT)
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Measures over seeds and, of every architecture with the first, tests; corrected together."""
-
-    rows: tuple[Measured, ...]
-    tests: tuple[Difference, ...]
-
-    def lines(self) -> list[tuple[list[Measured], list[TTests]]]:
-        """Of each set of prompts and measure, all architectures and the tests of all but one."""
-        by: dict[tuple[str, str], tuple[list[Measured], list[TTests]]] = {}
-        for row in self.rows:
-            by.setdefault((row.prompts, row.measure), ([], []))[0].append(row)
-        for test in self.tests:
-            by[test.prompts, test.measure][1].append(test.tests)
-        return list(by.values())
-
-    def table(self, seeds: Mapping[str, int], title: str, caption: str) -> Table:
-        """Mean ± sd of each architecture, and p of their tests; ``seeds``: how many of each."""
-        _, *others = seeds
-        rows = [
-            (
-                own[0].prompts,
-                own[0].measure,
-                *(row.told(seeds[row.architecture]) for row in own),
-                *(
-                    _told_p(p)
-                    for each in tests
-                    for p in (each.p, each.p_paired, each.p_paired_holm)
-                ),
-            )
-            for own, tests in self.lines()
-        ]
-        whose = [f" ({name})" if others[1:] else "" for name in others]
-        columns = [heading + name for name in whose for heading in ("p", "pairs", "Holm")]
-        return table(title, ("prompts", ""), (*seeds, *columns), in_sections(rows), caption, NARROW)
-
-
-def _told_p(p: float | None) -> str:
-    if p is None:
-        return ""
-    return "<.001" if p < 0.0005 else f"{p:.3f}".removeprefix("0")
+LOSSES = (3.0, 2.0, 1.5, 1.2, 1.1)
+"""Validation losses, in nats; the steps to those that any run falls to are measured."""
 
 
 @dataclass(frozen=True)
@@ -138,10 +82,11 @@ class LMEmergence(Result):
     compared: Compared = field(metadata=FLAT)
     matched: Matched
 
-    def tables(self) -> tuple[Table, Table]:
-        """By step, and at equal validation loss."""
+    def tables(self) -> list[Table]:
+        """By step, at equal validation loss, and what is saved."""
         seeds = ", ".join(f"{name} {count}" for name, count in self.seeds.items())
-        return (
+        effects = self.compared.effects()
+        return [
             self.compared.table(
                 self.seeds,
                 f"After {self.steps:,} steps, evaluated every {self.evaluate_every:,}\n"
@@ -157,7 +102,8 @@ class LMEmergence(Result):
                 "mean at the first threshold of the last prompts)",
                 "(Holm: pairs, corrected for the tests of this table)",
             ),
-        )
+            *([effects] if effects.row_count else []),
+        ]
 
 
 def lm_emergence(runs: Sequence[RecordedRun[LMRun]]) -> LMEmergence:
@@ -168,7 +114,7 @@ def lm_emergence(runs: Sequence[RecordedRun[LMRun]]) -> LMEmergence:
             architecture, or which were evaluated on different sets.
     """
     check_alike(runs)
-    labels = architectures_of([recorded.run.config.streams for recorded in runs])
+    labels = model_names(runs)
     architectures = tuple(dict.fromkeys(labels))
     sets = list(runs[0].evaluations[-1].get("ioi", {}))
     loss = _emerging_loss(runs, sets)
@@ -177,32 +123,74 @@ def lm_emergence(runs: Sequence[RecordedRun[LMRun]]) -> LMEmergence:
         {name: labels.count(name) for name in architectures},
         runs[0].run.steps,
         runs[0].run.evaluate_every,
-        _compared(runs, labels, _measures(sets)),
-        Matched(loss, _compared(runs, labels, _matched(sets, loss))),
+        compared(runs, labels, _measures(sets, runs)),
+        Matched(loss, compared(runs, labels, _matched(sets, loss, _measured(sets, runs)))),
     )
 
 
-def _compared(
+def model_names(runs: Sequence[RecordedRun[LMRun]]) -> list[str]:
+    """What each run's architecture is called: as in the paper, else by the name of its runs.
+
+    Of the name without what all names begin with, and only where no other architecture has it.
+    """
+    labels = architectures_of([recorded.run.config.streams for recorded in runs])
+    names = short_names([recorded.run.name for recorded in runs])
+    of: dict[str, set[str]] = {}
+    for label, name in zip(labels, names, strict=True):
+        of.setdefault(name, set()).add(label)
+    return [
+        name if "(" in label and len(of[name]) == 1 else label
+        for label, name in zip(labels, names, strict=True)
+    ]
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names without the words, between hyphens, that all of them begin with.
+
+    >>> short_names(["small-classic", "small-v-raw"])
+    ['classic', 'v-raw']
+    """
+    words = [name.split("-") for name in names]
+    columns = zip(*(own[:-1] for own in words), strict=False)
+    same = sum(1 for _ in takewhile(lambda several: len(set(several)) == 1, columns))
+    return ["-".join(own[same:]) for own in words]
+
+
+def _measured(sets: Sequence[str], runs: Sequence[RecordedRun[LMRun]]) -> list[str]:
+    """The scores that any run recorded."""
+    lines = [recorded.evaluations[-1] for recorded in runs]
+    return [
+        score for score in SCORES if any(score in line["ioi"][of] for of in sets for line in lines)
+    ]
+
+
+def compared(
     runs: Sequence[RecordedRun[LMRun]],
     labels: Sequence[str],
     measures: dict[tuple[str, str], Measure],
 ) -> Compared:
     """Some measures of every architecture, and tests that are corrected for being so many.
 
-    Those of the last step (:func:`_last`) leave out runs that were ended before it.
+    Those of the last step (:func:`_last`) leave out runs that were ended before it; each leaves out
+    runs that did not record what it is of.
     """
     rows: list[Measured] = []
     tests: dict[tuple[str, str, str, str], TTests] = {}
+    sizes: dict[tuple[str, str, str, str], tuple[Effect, Share | None]] = {}
     for what, of in measures.items():
         numbers: dict[str, dict[int, float | None]] = {name: {} for name in labels}
         for label, recorded in zip(labels, runs, strict=True):
             whole = recorded.run.last_step == recorded.run.steps
             if whole or not (isinstance(of, partial) and of.func is _last):
-                numbers[label][recorded.run.seed] = of(recorded.evaluations)
+                with suppress(KeyError):
+                    numbers[label][recorded.run.seed] = of(recorded.evaluations)
         rows += [Measured(*what, name, spread(by_seed)) for name, by_seed in numbers.items()]
         base, *others = numbers
-        tests |= {(*what, each, base): t_tests(numbers[each], numbers[base]) for each in others}
-    found = (Difference(*pair, each) for pair, each in corrected(tests).items())
+        for each in others:
+            pair, both = (*what, each, base), (numbers[each], numbers[base])
+            tests[pair] = t_tests(*both)
+            sizes[pair] = effect(*both), saving(*both) if what[1].startswith("step") else None
+    found = (Difference(*pair, each, *sizes[pair]) for pair, each in corrected(tests).items())
     return Compared(tuple(rows), tuple(found))
 
 
@@ -229,33 +217,47 @@ def _emerging_loss(runs: Sequence[RecordedRun[LMRun]], sets: Sequence[str]) -> f
     return float(np.mean(there)) if there and len(there) == len(runs) else None
 
 
-def _measures(sets: Sequence[str]) -> dict[tuple[str, str], Measure]:
+def _measures(
+    sets: Sequence[str], runs: Sequence[RecordedRun[LMRun]]
+) -> dict[tuple[str, str], Measure]:
     """(set of prompts, name) to what it is of a run's evaluations."""
     measures: dict[tuple[str, str], Measure] = {
         ("", "validation loss"): partial(_last, itemgetter("valid_loss"))
     }
-    for prompts in sets:
-        for score, name in SCORES.items():
-            measures[prompts, name] = partial(_last, partial(_score, prompts, score))
-        for score, above in THRESHOLDS:
-            measures[prompts, f"step: {SCORES[score]} > {above}"] = partial(
-                first_step, prompts, score, above
+    lowest = min(line["valid_loss"] for recorded in runs for line in recorded.evaluations)
+    highest = min(recorded.evaluations[0]["valid_loss"] for recorded in runs)
+    for loss in LOSSES:
+        if lowest <= loss < highest:
+            measures["", f"step: loss ≤ {loss:g}"] = partial(
+                at_loss, loss=loss, of=itemgetter("step")
             )
+    known = _measured(sets, runs)
+    for prompts in sets:
+        for score in known:
+            measures[prompts, SCORES[score]] = partial(_last, partial(_score, prompts, score))
+        for score, above in THRESHOLDS:
+            if score in known:
+                measures[prompts, f"step: {SCORES[score]} > {above}"] = partial(
+                    first_step, prompts, score, above
+                )
     return measures
 
 
-def _matched(sets: Sequence[str], loss: float | None) -> dict[tuple[str, str], Measure]:
+def _matched(
+    sets: Sequence[str], loss: float | None, known: Sequence[str]
+) -> dict[tuple[str, str], Measure]:
     measures: dict[tuple[str, str], Measure] = {}
     if loss is not None:
         at = partial(at_loss, loss=loss)
         measures["", f"step: loss ≤ {loss:.3f}"] = partial(at, of=itemgetter("step"))
     for prompts in sets:
         for score, above in THRESHOLDS:
-            name = f"loss: {SCORES[score]} > {above}"
-            measures[prompts, name] = partial(_loss, prompts, score, above)
-        for score, name in SCORES.items() if loss is not None else ():
+            if score in known:
+                name = f"loss: {SCORES[score]} > {above}"
+                measures[prompts, name] = partial(_loss, prompts, score, above)
+        for score in known if loss is not None else ():
             of = partial(_score, prompts, score)
-            measures[prompts, f"{name} at {loss:.3f}"] = partial(at, of=of)
+            measures[prompts, f"{SCORES[score]} at {loss:.3f}"] = partial(at, of=of)
     return measures
 
 

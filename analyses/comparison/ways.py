@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product, takewhile
+from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
 
 from resval_lens.analyses.circuits.study import CircuitStudy, ScoredEdge, circuit_study
-from resval_lens.analyses.comparison.lm_emergence import check_alike, first_step
+from resval_lens.analyses.comparison.lm_emergence import check_alike, first_step, short_names
 from resval_lens.analyses.results.result import OPTIONAL, Result
 from resval_lens.analyses.results.seeds import Spread, TTests, corrected, spread, t_tests
 from resval_lens.analyses.studies.ablation import ablation_study
@@ -163,14 +163,11 @@ def ways(
     if not runs:
         raise ValueError("there is no finished run of a language model")
     check_alike(runs)
-    words = [each.run.name.split("-") for each in runs]
-    columns = zip(*(own[:-1] for own in words), strict=False)
-    same = takewhile(lambda several: len(set(several)) == 1, columns)
-    shared, found = sum(1 for _ in same), []
-    for number, recorded in enumerate(runs, 1):
+    found = []
+    names = short_names([each.run.name for each in runs])
+    for number, (recorded, name) in enumerate(zip(runs, names, strict=True), 1):
         note(f"{recorded.folder.name}, {number} of {len(runs)}")
-        own = _studied(recorded, prompts, seed, note)
-        found.append(replace(own, way="-".join(own.way.split("-")[shared:])))
+        found.append(replace(_studied(recorded, prompts, seed, note), way=name))
     return gathered(found, prompts)
 
 

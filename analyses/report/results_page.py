@@ -25,7 +25,8 @@ from resval_lens.analyses.comparison.icl_emergence import emergence as emergence
 from resval_lens.analyses.comparison.ioi_paper import PUBLISHED_TABLE_2
 from resval_lens.analyses.comparison.link_controls import first_of, link_controls
 from resval_lens.analyses.comparison.link_in_training import LinkInTraining
-from resval_lens.analyses.comparison.lm_emergence import Compared, lm_emergence
+from resval_lens.analyses.comparison.lm_compared import Compared, Difference
+from resval_lens.analyses.comparison.lm_emergence import lm_emergence
 from resval_lens.analyses.papers.amicl.accuracy import PUBLISHED_COUNTS, figure_7
 from resval_lens.analyses.papers.memory.comparable import shown
 from resval_lens.analyses.papers.memory.curves import (
@@ -232,20 +233,36 @@ def _survivors(found: Compared) -> str:
 
 
 def _lm_table(found: Compared) -> str:
-    """What survives Holm's correction, and the table."""
+    """What survives Holm's correction, and the table: two models side by side, more in lines."""
     rows = []
     for own, tests in found.lines():
         measure = own[0].measure
         form = ",.0f" if measure.startswith("step") else ".4f"
-        cells = [row.spread.told(form) for row in own]
-        p = [
-            _number(x, ".2g") for each in tests for x in (each.p, each.p_paired, each.p_paired_holm)
-        ]
-        rows.append([own[0].prompts, measure, *cells, *p])
-    first, *others = (row.architecture for row in own)
-    heads = [f"{p} ({name})" for name in others for p in ("p", "p, paired", "Holm, paired")]
-    table = markdown_table(["prompts", "measure", first, *others, *heads], rows, 2)
+        told = [row.spread.told(form) for row in own]
+        cells = [_lm_cells(each) for each in tests]
+        if len(own) > 2:
+            names = [row.architecture for row in own]
+            for name, number, more in zip(names, told, [[""] * 5, *cells], strict=True):
+                rows.append([own[0].prompts, measure, name, number, *more])
+        else:
+            rows.append(
+                [own[0].prompts, measure, *told, *(cell for each in cells for cell in each)]
+            )
+    models = [row.architecture for row in own]
+    heads = ["p", "p, paired", "Holm, paired", "saved, %", "g, paired"] if len(models) > 1 else []
+    columns = ["model", "mean"] if len(models) > 2 else models
+    table = markdown_table(["prompts", "measure", *columns, *heads], rows, 2)
     return f"{_survivors(found)}\n\n{table}"
+
+
+def _lm_cells(each: Difference) -> list[str]:
+    """p of one difference, the share of steps that is saved, and its effect size."""
+    p = (each.tests.p, each.tests.p_paired, each.tests.p_paired_holm)
+    saved = each.saving.told() if each.saving else ""
+    size = ""
+    if each.effect and each.effect.g_paired is not None and each.effect.interval_paired:
+        size = f"{each.effect.g_paired:.1f} {each.effect.interval_paired.told('.1f')}"
+    return [*(_number(x, ".2g") for x in p), *(x.replace("-", "−") for x in (saved, size))]
 
 
 def circuits(report: Mapping[str, Any]) -> str:

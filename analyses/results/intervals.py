@@ -73,7 +73,7 @@ class Ends:
 
 
 RESAMPLES = 9_999
-GRID = 10_000
+GRID = 2_000
 """Quantiles that an integral over deviations is taken at."""
 LARGEST = 1e6
 """What is larger comes from a resample without spread: there the interval has no end."""

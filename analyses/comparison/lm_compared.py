@@ -1,0 +1,126 @@
+"""Measures of language models' training by architecture over seeds, tests, and their tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from resval_lens.analyses.results.emergence import Share
+from resval_lens.analyses.results.result import FLAT
+from resval_lens.analyses.results.seeds import Effect, Spread, TTests
+from resval_lens.analyses.results.tables import NARROW, in_sections, optional, table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One measure of one architecture; ``prompts``: of which set ("": of text)."""
+
+    prompts: str
+    measure: str
+    architecture: str
+    spread: Spread = field(metadata=FLAT)
+
+    def told(self, seeds: int) -> str:
+        """Mean ± sd, and how many of ``seeds`` have a number if some have not."""
+        form = ",.0f" if self.measure.startswith("step:") else ".3f"
+        told = self.spread.told(form, seeds) if self.spread.by_seed else ""
+        return told.replace(" (", "\n(")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Tests of one measure of two architectures; of steps also the share that the first saves."""
+
+    prompts: str
+    measure: str
+    first: str
+    second: str
+    tests: TTests = field(metadata=FLAT)
+    effect: Effect | None = None
+    saving: Share | None = None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Measures over seeds and, of every architecture with the first, tests; corrected together."""
+
+    rows: tuple[Measured, ...]
+    tests: tuple[Difference, ...]
+
+    def lines(self) -> list[tuple[list[Measured], list[Difference]]]:
+        """Of each set of prompts and measure, all architectures and the tests of all but one."""
+        by: dict[tuple[str, str], tuple[list[Measured], list[Difference]]] = {}
+        for row in self.rows:
+            by.setdefault((row.prompts, row.measure), ([], []))[0].append(row)
+        for test in self.tests:
+            by[test.prompts, test.measure][1].append(test)
+        return list(by.values())
+
+    def table(self, seeds: Mapping[str, int], title: str, caption: str) -> Table:
+        """Mean ± sd of each architecture, and p of their tests; ``seeds``: how many of each.
+
+        Two architectures stand side by side, more below one another.
+        """
+        first, *others = seeds
+        if others[1:]:
+            longer = [
+                (
+                    own[0].prompts,
+                    own[0].measure if row.architecture == first else "",
+                    row.architecture,
+                    row.told(seeds[row.architecture]).replace("\n", " "),
+                    *_told_tests(tests[number - 1].tests if number else TTests()),
+                )
+                for own, tests in self.lines()
+                for number, row in enumerate(own)
+            ]
+            names, numbers = ("prompts", "", "model"), ("", "p", "pairs", "Holm")
+            return table(title, names, numbers, in_sections(longer), caption, NARROW)
+        rows = [
+            (
+                own[0].prompts,
+                own[0].measure,
+                *(row.told(seeds[row.architecture]) for row in own),
+                *(cell for each in tests for cell in _told_tests(each.tests)),
+            )
+            for own, tests in self.lines()
+        ]
+        columns = (*seeds, *(("p", "pairs", "Holm") if others else ()))
+        return table(title, ("prompts", ""), columns, in_sections(rows), caption, NARROW)
+
+    def effects(self) -> Table:
+        """How much sooner or better: savings of steps and effect sizes, where there are tests."""
+        rows = [
+            (
+                each.prompts,
+                each.measure,
+                each.first,
+                each.saving.told() if each.saving else "",
+                optional(each.effect.g if each.effect else None, ".1f"),
+                optional(each.effect.g_paired if each.effect else None, ".1f"),
+                _told_p(each.tests.p_paired_holm),
+            )
+            for each in self.tests
+            if each.effect not in (None, Effect()) or each.saving is not None
+        ]
+        second = self.tests[0].second if self.tests else ""
+        return table(
+            f"Against {second}" if second else "", ("prompts", "", "model"),
+            ("saved, %", "g", "paired g", "Holm"), in_sections(rows),
+            "saved: of steps, on the seeds of both, with its 95% interval by t\n"
+            "g: Hedges', negative where the model has less; Holm: of the pairs", NARROW,
+        )  # fmt: skip
+
+
+def _told_tests(tests: TTests) -> tuple[str, str, str]:
+    return _told_p(tests.p), _told_p(tests.p_paired), _told_p(tests.p_paired_holm)
+
+
+def _told_p(p: float | None) -> str:
+    if p is None:
+        return ""
+    return "<.001" if p < 0.0005 else f"{p:.3f}".removeprefix("0")

@@ -1,0 +1,183 @@
+"""What the value stream saves by depth and width: language models that differ in these, too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
+from typing import TYPE_CHECKING
+
+from scipy import stats
+
+from resval_lens.analyses.comparison.lm_compared import Compared, Difference
+from resval_lens.analyses.comparison.lm_emergence import (
+    Measure,
+    at_loss,
+    check_alike,
+    compared,
+    first_step,
+    model_names,
+)
+from resval_lens.analyses.results.result import Result
+from resval_lens.analyses.results.seeds import corrected
+from resval_lens.analyses.results.tables import NARROW, in_sections, optional, table
+from resval_lens.training.lm_run import LMRun
+from resval_lens.training.recorded import RecordedRun
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Size:
+    """Runs of one depth and width.
+
+    Attributes:
+        layers, width: of the residual stream.
+        compared: the steps to a loss and to naming, the loss at the end, by architecture; tests are
+            corrected for those of all sizes.
+    """
+
+    layers: int
+    width: int
+    compared: Compared
+
+
+@dataclass(frozen=True)
+class Scaling(Result):
+    """Several sizes.
+
+    Attributes:
+        loss: that every run falls to: the highest of their lowest, rounded up to a tenth.
+        prompts: of which set naming is ("": none).
+        along: Spearman's correlation of the saving of steps with depth and with width, over sizes
+            and measures of steps, by ``measure, depth``; None of fewer than three sizes, or where
+            none differs.
+    """
+
+    loss: float
+    prompts: str
+    sizes: tuple[Size, ...]
+    along: dict[str, float | None]
+
+    def tables(self) -> list[Table]:
+        """Each measure of each size, and what is saved."""
+        rows = []
+        for size in self.sizes:
+            for own, tests in size.compared.lines():
+                base, *others = own
+                for row, test in zip(others, tests, strict=True):
+                    rows.append(
+                        (
+                            f"{size.layers} × {size.width}",
+                            base.measure,
+                            base.told(len(base.spread.by_seed)).replace("\n", " "),
+                            row.told(len(row.spread.by_seed)).replace("\n", " "),
+                            test.saving.told() if test.saving else "",
+                            optional(test.effect.g_paired if test.effect else None, ".1f"),
+                            optional(test.tests.p_paired_holm, ".2g"),
+                        )
+                    )
+        first = self.sizes[0].compared.rows
+        names = list(dict.fromkeys(row.architecture for row in first))
+        return [
+            table(
+                "By depth × width", ("", ""),
+                (names[0], " / ".join(names[1:]), "saved, %", "paired g", "Holm"),
+                in_sections(rows),
+                "mean ± population sd; saved: of steps, with its 95% interval by t, paired by\n"
+                "seed; Holm: of the paired t-test, corrected for all tests of the table", NARROW,
+            )
+        ]  # fmt: skip
+
+    def _tests(self, size: Size, measure: str) -> list[Difference]:
+        return [each for each in size.compared.tests if each.measure == measure]
+
+    def sentences(self) -> list[str]:
+        """Where savings lie, and whether they go with depth or width."""
+        said = []
+        for name in dict.fromkeys(each.measure for each in self.sizes[0].compared.tests):
+            shares = {
+                f"{size.layers} × {size.width}": each.saving.share
+                for size in self.sizes
+                for each in self._tests(size, name)
+                if each.saving is not None and each.saving.share is not None
+            }
+            if shares:
+                low, high = (pick(shares, key=shares.__getitem__) for pick in (min, max))
+                told = [
+                    f"{along} {self.along[key]:+.2f}".replace("-", "−")
+                    for along in ("depth", "width")
+                    if self.along.get(key := f"{name}, {along}") is not None
+                ]
+                rank = f"; rank correlation with {', '.join(told)}" if told else ""
+                said.append(
+                    f"{name.removeprefix('step: ')}: saved from {shares[low]:.0%} ({low}) to "
+                    f"{shares[high]:.0%} ({high}) of the steps{rank} ({len(shares)} sizes)."
+                )
+        return said
+
+
+def lm_scaling(runs: Sequence[RecordedRun[LMRun]]) -> Scaling:
+    """What other architectures save against the first, by depth and width.
+
+    Raises:
+        ValueError: no run, or runs of one size that differ in more than seed, name and streams.
+    """
+    if not runs:
+        raise ValueError("there is no finished run of a language model")
+    groups: dict[tuple[int, int], list[RecordedRun[LMRun]]] = {}
+    for recorded in runs:
+        config = recorded.run.config
+        groups.setdefault((config.n_layers, config.d_model), []).append(recorded)
+    for own in groups.values():
+        check_alike(own)
+    # Rounded up, so that one more seed seldom moves it.
+    lowest = max(min(line["valid_loss"] for line in each.evaluations) for each in runs)
+    loss = -(-lowest * 10 // 1) / 10
+    sets = list(runs[0].evaluations[-1].get("ioi", {}))
+    measures: dict[tuple[str, str], Measure] = {
+        ("", f"step: loss ≤ {loss:g}"): partial(at_loss, loss=loss, of=itemgetter("step")),
+        **{
+            (sets[-1], f"step: P(IO) > {above}"): partial(first_step, sets[-1], "p_io", above)
+            for above in (0.5, 0.9)
+            if sets
+        },
+        ("", "loss at the end"): lambda lines: float(lines[-1]["valid_loss"]),
+    }
+    found = {
+        size: compared(own, model_names(own), measures) for size, own in sorted(groups.items())
+    }
+    tests = corrected(
+        {
+            (size, number): each.tests
+            for size, one in found.items()
+            for number, each in enumerate(one.tests)
+        }
+    )
+    sizes = tuple(
+        Size(*size, Compared(one.rows, tuple(
+            Difference(each.prompts, each.measure, each.first, each.second, tests[size, number],
+                       each.effect, each.saving)
+            for number, each in enumerate(one.tests)
+        )))
+        for size, one in found.items()
+    )  # fmt: skip
+    return Scaling(loss, sets[-1] if sets else "", sizes, _along(sizes))
+
+
+def _along(sizes: Sequence[Size]) -> dict[str, float | None]:
+    found: dict[str, float | None] = {}
+    for measure in dict.fromkeys(each.measure for each in sizes[0].compared.tests):
+        points = [
+            (size.layers, size.width, each.saving.share)
+            for size in sizes
+            for each in size.compared.tests
+            if each.measure == measure and each.saving and each.saving.share is not None
+        ]
+        for place, name in enumerate(("depth", "width")):
+            x, y = ([point[i] for point in points] for i in (place, 2))
+            if len(points) > 2 and len(set(x)) > 1 and len(set(y)) > 1:
+                found[f"{measure}, {name}"] = float(stats.spearmanr(x, y).statistic)
+    return found

@@ -1,0 +1,191 @@
+"""Language models over seeds: levels of loss and of naming, savings, other variants, sizes."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from resval_lens.analyses.cli.reporting import as_text
+from resval_lens.analyses.comparison.lm_compared import Difference, Measured
+from resval_lens.analyses.comparison.lm_emergence import LMEmergence, lm_emergence
+from resval_lens.analyses.comparison.lm_scaling import Scaling, lm_scaling
+from resval_lens.analyses.results import intervals
+from resval_lens.analyses.results.emergence import saving
+from resval_lens.analyses.results.seeds import effect, holm
+from resval_lens.models.language_models import language_model_config
+from resval_lens.training.lm_run import LMRun
+from resval_lens.training.recorded import load_runs
+from tests.test_ioi import shown
+from tests.test_recorded_lm import SMALL
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_resamples() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(intervals, "RESAMPLES", 99)
+        yield
+
+
+def write(
+    parent: Path,
+    name: str,
+    streams: str,
+    seed: int,
+    at: int,
+    losses: list[float],
+    log_p: float | None = None,
+    **sizes: int,
+) -> None:
+    """A run evaluated every 100 steps, whose scores are .97 from step ``at``."""
+    config = language_model_config("stories-small", streams, carry="raw", **SMALL | sizes)
+    steps = 100 * (len(losses) - 1)
+    run = LMRun(name, config.to_json(), "text", seed, steps=steps, evaluate_every=100)
+    lines = []
+    for step, loss in zip(range(0, steps + 1, 100), losses, strict=True):
+        score = 0.97 if step >= at else 0.01
+        scores = {"accuracy": score, "accuracy_top1": score, "p_io": score, "p_subject": 0.1}
+        if log_p is not None:
+            scores["log_p_io"] = log_p if step >= at else -4.0
+        lines.append({"step": step, "valid_loss": loss, "ioi": {"seen": scores}})
+    folder = parent / run.folder_name
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"run": run.to_dict(), "starts": []}))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+
+
+def row(study: LMEmergence, measure: str, name: str) -> Measured:
+    (found,) = (
+        each for each in study.compared.rows if (each.measure, each.architecture) == (measure, name)
+    )
+    return found
+
+
+def against_classic(study: LMEmergence, measure: str, name: str = "values") -> Difference:
+    (found,) = (
+        each for each in study.compared.tests if (each.measure, each.first) == (measure, name)
+    )
+    return found
+
+
+CLASSIC = ([4.0, 2.5, 1.7, 1.3], [4.0, 2.2, 1.8, 1.4], [4.0, 2.4, 1.9, 1.3])
+VALUES = ([4.0, 2.0, 1.6, 1.3], [4.0, 1.8, 1.5, 1.4], [4.0, 2.1, 1.4, 1.3])
+
+
+def pair(folder: Path) -> LMEmergence:
+    """Classic names from step 300, 200, 300; values from 200, 100, 200. Losses: above."""
+    for seed in range(3):
+        at = 200 if seed == 1 else 300
+        write(folder, "small-classic", "", seed, at, CLASSIC[seed], -0.5 if seed else None)
+        write(folder, "small-v", "v", seed, at - 100, VALUES[seed], -0.3 if seed else None)
+    return lm_emergence(load_runs(LMRun, folder))
+
+
+def crossing(losses: list[float], level: float) -> float:
+    """The step at which the loss, linear between evaluations, falls to ``level``."""
+    return float(np.interp(-level, [-x for x in losses], [100 * i for i in range(len(losses))]))
+
+
+def test_steps_to_levels_of_loss_lie_between_evaluations(tmp_path: Path) -> None:
+    study = pair(tmp_path)
+    for level in (3.0, 2.0, 1.5):
+        measure = f"step: loss ≤ {level:g}"
+        numbers = {}
+        for name, every in (("classic", CLASSIC), ("values", VALUES)):
+            expected = {seed: crossing(every[seed], level) for seed in range(3)}
+            numbers[name] = row(study, measure, name).spread.by_seed
+            assert numbers[name] == pytest.approx(expected)
+        found = against_classic(study, measure)
+        assert found.saving == saving(numbers["values"], numbers["classic"])
+        assert found.effect == effect(numbers["values"], numbers["classic"])
+        paired = stats.ttest_rel(
+            list(numbers["values"].values()), list(numbers["classic"].values())
+        )
+        assert found.tests.p_paired == pytest.approx(paired.pvalue)
+    measures = {each.measure for each in study.compared.rows}
+    assert "step: loss ≤ 1.2" not in measures  # none gets there
+
+
+def test_naming_by_log_p_is_of_the_runs_that_recorded_it(tmp_path: Path) -> None:
+    study = pair(tmp_path)
+    assert row(study, "log P(IO)", "classic").spread.by_seed == {1: -0.5, 2: -0.5}
+    assert row(study, "step: log P(IO) > -1.0", "values").spread.by_seed == {1: 100, 2: 200}
+    assert row(study, "step: P(IO) > 0.5", "values").spread.by_seed == {0: 200, 1: 100, 2: 200}
+    assert "(2 of 3)" in shown(study.tables()[0])
+    assert against_classic(study, "validation loss").saving is None
+
+
+def test_savings_and_effects_have_a_table(tmp_path: Path) -> None:
+    text = shown(pair(tmp_path).tables()[2])
+    assert "Against classic" in text
+    (line,) = (line for line in text.splitlines() if "step: P(IO) > 0.5" in line)
+    assert "38" in line  # 1 − 500 / 800
+
+
+def test_more_architectures_stand_below_one_another(tmp_path: Path) -> None:
+    kinds = {"small-classic": "", "small-own-2": "v(mix=pair, own=2, carried=0)",
+             "small-v-detached": "v(detach=True)", "small-v": "v"}  # fmt: skip
+    for seed in range(3):
+        for number, (name, streams) in enumerate(kinds.items()):
+            write(tmp_path, name, streams, seed, 300 - 100 * (number > 1), CLASSIC[seed])
+    study = lm_emergence(load_runs(LMRun, tmp_path))
+    assert set(study.architectures) == {"classic", "own-2", "v-detached", "values"}
+    assert study.architectures[0] == "classic"
+    assert {each.second for each in study.compared.tests} == {"classic"}
+    text = shown(study.tables()[0])
+    assert "…" not in text
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    assert text.count("v-detached") == 1 + len({each.measure for each in study.compared.rows})
+    every = [each.tests for each in study.compared.tests]
+    assert [each.p_paired_holm for each in every] == holm([each.p_paired for each in every])
+
+
+def scaled(folder: Path) -> Scaling:
+    """Values are 100 steps sooner of 300 with one layer, 200 with two."""
+    for layers in (1, 2, 3):
+        for seed in range(3):
+            late = 700 + 100 * seed
+            early = late - 100 * layers
+            for name, streams, at in (("classic", "", late), ("values", "v", early)):
+                losses = [3.98 - 0.3 * (i if streams == "" else i + 0.5) for i in range(10)]
+                if streams:
+                    losses[0] = 3.98
+                write(folder, f"{layers}x16-{name}", streams, seed, at, losses, n_layers=layers)
+    return lm_scaling(load_runs(LMRun, folder))
+
+
+def test_savings_by_depth_against_numbers_by_hand(tmp_path: Path) -> None:
+    found = scaled(tmp_path)
+    assert [(size.layers, size.width) for size in found.sizes] == [(1, 16), (2, 16), (3, 16)]
+    assert found.loss == 1.3
+    assert found.prompts == "seen"
+    tests: list[Any] = []
+    for size in found.sizes:
+        by = {each.measure: each for each in size.compared.tests}
+        share = by["step: P(IO) > 0.5"].saving
+        assert share is not None
+        assert share.share == pytest.approx(100 * size.layers / 800)
+        loss = by["step: loss ≤ 1.3"].saving
+        assert loss is not None
+        assert loss.share == pytest.approx(50 / (900 - 20 / 3))
+        tests += [each.tests for each in size.compared.tests]
+    assert [each.p_holm for each in tests] == holm([each.p for each in tests])
+    assert found.along["step: P(IO) > 0.5, depth"] == pytest.approx(1)
+    assert "step: P(IO) > 0.5, width" not in found.along
+    said = " ".join(found.sentences())
+    assert "P(IO) > 0.5: saved from 12% (1 × 16) to 38% (3 × 16) of the steps" in said
+    (table,) = found.tables()
+    text = shown(table)
+    assert "…" not in text
+    assert table.row_count == 3 * 4
+    written = json.loads(as_text(found.to_dict()))
+    again = json.loads(as_text(Scaling.from_dict(written).to_dict()))
+    assert again == written
+
+
+def test_sizes_need_runs() -> None:
+    with pytest.raises(ValueError, match="there is no finished run of a language model"):
+        lm_scaling([])
