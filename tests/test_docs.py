@@ -521,6 +521,27 @@ def test_selections_are_those_recorded():
                 assert any(row[0] == name and cell in row for row in found), (name, cell)
 
 
+def test_roles_of_a_pretrained_model_are_those_recorded():
+    part = results_page.section("roles", DOCS)
+    report = json.loads((DOCS / "roles.json").read_text())
+    found = {tuple(row[:2]): row[2:] for row in rows(part)}
+    for role in report["knockouts"]["resample"]["roles"]:
+        heads = [head["head"] for head in report["roles"]["roles"][role["role"]]]
+        assert role["heads"] == heads
+        for metric, effect in role["effects"].items():
+            change = effect["change"]
+            told = "{value:+.2f} [{low:+.2f}, {high:+.2f}]".format(**change).replace(
+                "-0.00", "+0.00"
+            )
+            assert found[metric, role["role"]][0] == told
+    for ablation, own in report["knockouts"].items():
+        for metric, kept in own["circuit"].items():
+            gap = kept["clean"] - kept["corrupted"]
+            f = (kept["circuit"] - kept["corrupted"]) / gap
+            assert found[ablation, metric][3] == f"{f:.2f}"
+    assert f"`{report['provenance']['command']}`" in part
+
+
 def test_four_ways_are_those_recorded():
     part = results_page.section("four-ways", DOCS)
     report = json.loads((DOCS / "four-ways.json").read_text())

@@ -107,6 +107,25 @@ def test_other_heads_are_as_many_without_a_role_and_the_same_in_both_ablations(
     assert len(study.csv()) >= 3
 
 
+def test_sentences_say_which_roles_are_needed(study: RoleStudy) -> None:
+    there, *by_metric = study.sentences()
+    assert there.startswith("Roles that heads have: ")
+    named = {role for role, heads in study.roles.roles.items() if heads}
+    assert all(f"{role} ({len(study.roles.roles[role])})" in there for role in named)
+    for metric, said in zip(study.knockouts["mean"].circuit, by_metric, strict=True):
+        needed = [
+            role.role
+            for role, other in zip(*(each.roles for each in study.knockouts.values()), strict=True)
+            if all(
+                x.change.high < 0 and all(x.change.value < drawn for drawn in x.drawn)
+                for x in (role.effects[metric], other.effects[metric])
+            )
+        ]
+        assert (
+            f"{metric}: needed, resampled and at means: {', '.join(needed) or 'no role'}." in said
+        )
+
+
 def test_what_cannot_be_studied_is_refused(posed: tuple[Problem, Problem]) -> None:
     with pytest.raises(ValueError, match="draws must be 1 or more; got 0"):
         role_study(*posed, draws=0)

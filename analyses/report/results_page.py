@@ -41,6 +41,7 @@ from resval_lens.analyses.report.gain import gain_section
 from resval_lens.analyses.report.grafts import graft_section
 from resval_lens.analyses.report.link_over_seeds import link_over_seeds_section
 from resval_lens.analyses.report.markdown import made, markdown_table
+from resval_lens.analyses.report.roles import roles
 from resval_lens.analyses.report.selections import selections
 from resval_lens.analyses.report.ways import ways
 from resval_lens.analyses.results.seeds import present, spread
@@ -81,6 +82,7 @@ def section(name: str, folder: Path) -> str:
         "four-cells": four_cells,
         "circuits": lambda: circuits(_read(folder, "circuits")),
         "selections": lambda: selections(_read(folder, "selections")),
+        "roles": lambda: roles(_read(folder, "roles")),
         "four-ways": lambda: ways(_read(folder, "four-ways")),
         "circuits-by-metric": lambda: circuits_by_metric(_read(folder, "circuits-by-metric")),
         "memory": memory,

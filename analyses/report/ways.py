@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from resval_lens.analyses.comparison.ways import Ways
-from resval_lens.analyses.report.markdown import made, markdown_table
-from resval_lens.analyses.results.tables import cells
+from resval_lens.analyses.report.markdown import as_markdown, made, markdown_table
 
 
 def ways(document: Mapping[str, Any]) -> str:
@@ -16,11 +15,8 @@ def ways(document: Mapping[str, Any]) -> str:
     parts = [
         "\n".join(f"- {each}" for each in study.sentences()),
         f"{study.prompts} prompts, and as many others by which edges are scored.",
+        *as_markdown(study.tables()),
     ]
-    for table in study.tables():
-        headings, *rows = cells(table)
-        words = sum(column.justify == "left" for column in table.columns)
-        parts += [f"**{table.title}** ({table.caption})", markdown_table(headings, rows, words)]
     strongest = [
         [run.way, str(run.seed), ", ".join(f"`{e.edge}` {e.score:+.2f}" for e in links)]
         for run in study.runs

@@ -155,6 +155,12 @@ class RoleStudy(Result):
 
         return role_tables(self)
 
+    def sentences(self) -> list[str]:
+        """Which roles there are, which of them prompts need, and how far they make a circuit."""
+        from resval_lens.analyses.studies.role_tables import role_sentences
+
+        return role_sentences(self)
+
 
 def role_study(
     scored: Problem,

@@ -20,29 +20,56 @@ def role_tables(study: RoleStudy) -> list[Table]:
             _circuit(study)]  # fmt: skip
 
 
+def role_sentences(study: RoleStudy) -> list[str]:
+    """Which roles there are, which of them the prompts need, and how far they make a circuit.
+
+    Needed is a role whose knock-out lowers a metric under both ablations: the intervals lie below
+    0, and the change is below that of every draw of other heads.
+    """
+    found = study.roles.roles
+    missing = [role for role in PUBLISHED if not found[role]]
+    there = [f"{role} ({len(found[role])})" for role in ROLES if found[role]]
+    said = [
+        f"Roles that heads have: {', '.join(there)}."
+        + (f" Published for GPT-2 small and not here: {', '.join(missing)}." if missing else "")
+    ]
+    resample, mean = (study.knockouts[ablation] for ablation in ("resample", "mean"))
+    for metric in resample.circuit:
+        needed = [
+            one.role
+            for one, other in zip(resample.roles, mean.roles, strict=True)
+            if all(_lowers(each.effects[metric]) for each in (one, other))
+        ]
+        f, others = resample.circuit[metric].faithfulness, max(resample.circuit[metric].drawn)
+        at_means = mean.circuit[metric].faithfulness
+        said.append(
+            f"{metric}: needed, resampled and at means: {', '.join(needed) or 'no role'}. The "
+            f"circuit of all {len(resample.minimality)} heads keeps {f:.0%} of it (others at means "
+            f"{at_means:.0%}), the best of as many other heads {others:.0%}."
+        )
+    return said
+
+
+def _lowers(effect: Effect) -> bool:
+    return effect.change.high < 0 and effect.change.value < min(effect.drawn)
+
+
 def _heads(study: RoleStudy) -> Table:
     criteria = study.roles.criteria
     rows = [
-        (
-            role,
-            " ".join(PUBLISHED.get(role, ())),
-            str(len(found)),
-            _some(head.head for head in found),
-        )
+        (role, " ".join(PUBLISHED.get(role, ())), _some(head.head for head in had), str(len(had)))
         for role in ROLES
-        if (found := study.roles.roles[role]) or role in PUBLISHED
+        if (had := study.roles.roles[role]) or role in PUBLISHED
     ]
     made = table(
         f"{study.facts.model}: heads by role ({study.facts.prompts} prompts)",
-        ("role", "GPT-2 small"), ("here",), (), style=NARROW,
-    )  # fmt: skip
-    made.add_column("heads, most typical first", justify="left")
-    for row in rows:
-        made.add_row(*row)
-    made.caption = (
+        ("role", "GPT-2 small", "here, most typical first"), ("heads",), rows,
         f"attention ≥ {criteria.attention:g}, shares ≥ {criteria.share:g}; GPT-2 small: "
-        "layer.head, Wang et al. 2022"
-    )
+        "layer.head, Wang et al. 2022",
+        NARROW,
+    )  # fmt: skip
+    for column in made.columns[1:3]:
+        column.no_wrap = False
     return made
 
 
