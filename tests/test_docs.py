@@ -538,15 +538,13 @@ def test_roles_of_a_pretrained_model_are_those_recorded():
         assert role["heads"] == heads
         for metric, effect in role["effects"].items():
             change = effect["change"]
-            told = "{value:+.2f} [{low:+.2f}, {high:+.2f}]".format(**change).replace(
-                "-0.00", "+0.00"
-            )
-            assert found[metric, role["role"]][0] == told
+            told = "{value:+z.2f} [{low:+z.2f}, {high:+z.2f}]".format(**change)
+            assert found[metric, role["role"]][0] == told.replace("-", "−")
     for ablation, own in report["knockouts"].items():
         for metric, kept in own["circuit"].items():
             gap = kept["clean"] - kept["corrupted"]
             f = (kept["circuit"] - kept["corrupted"]) / gap
-            assert found[ablation, metric][3] == f"{f:.2f}"
+            assert found[ablation, metric][3] == f"{f:.2f}".replace("-", "−")
     assert f"`{report['provenance']['command']}`" in part
 
 

@@ -271,10 +271,11 @@ def _check_alike(runs: Sequence[RecordedRun[ICLRun]]) -> None:
                     f"{recorded.folder} has {name}={value!r}, {runs[0].folder} {expected!r}; runs "
                     "of one learning rate must agree in it"
                 )
-        twin = seen.setdefault((recorded.run.name, recorded.run.seed), recorded)
-        if twin is not recorded:
+        earlier = seen.setdefault((recorded.run.name, recorded.run.seed), recorded)
+        if earlier is not recorded:
             raise ValueError(
-                f"{recorded.folder} and {twin.folder} have the same variant, seed and learning rate"
+                f"{recorded.folder} and {earlier.folder} have the same variant, seed and "
+                "learning rate"
             )
 
 

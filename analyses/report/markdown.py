@@ -27,15 +27,17 @@ def made(how: Mapping[str, Any]) -> str:
 
 
 def as_markdown(tables: Iterable[Table | str]) -> list[str]:
-    """A study's tables, each below its title and caption; numbers to the right, as they stand."""
+    """A study's tables, each below its title and caption; numbers have a true minus."""
     parts = []
     for table in tables:
         if isinstance(table, str):
             parts.append(table)
             continue
-        headings, *rows = cells(table)
-        words = sum(column.justify == "left" for column in table.columns)
-        words += len(headings) - len(table.columns)  # the groups' own column
-        caption = f" ({table.caption})" if table.caption else ""
-        parts += [f"**{table.title}**{caption}", markdown_table(headings, rows, words)]
+        heads, *rows = cells(table)
+        words = sum(column.justify != "right" for column in table.columns)
+        words += len(heads) - len(table.columns)  # the groups' own column
+        signed = [[*row[:words], *(x.replace("-", "−") for x in row[words:])] for row in rows]
+        title, caption = (" ".join(str(x or "").split()) for x in (table.title, table.caption))
+        parts += [f"**{title}**" + f" ({caption})" * bool(caption)]
+        parts += [markdown_table(heads, signed, words)]
     return parts
