@@ -22,13 +22,19 @@ from scipy import stats
 from resval_lens.analyses.circuits.methods import METHODS
 from resval_lens.analyses.circuits.scores import score_edges
 from resval_lens.analyses.circuits.selection import SELECTIONS
+from resval_lens.analyses.comparison.gain import gain_or_stream
+from resval_lens.analyses.comparison.lm_emergence import lm_emergence
 from resval_lens.analyses.report import results_page
+from resval_lens.analyses.report.findings import FINDINGS
 from resval_lens.analyses.results.seeds import spread
 from resval_lens.analyses.studies.ablations import ABLATIONS
 from resval_lens.analyses.tasks import TASKS
 from resval_lens.analyses.tasks.problem import pose
 from resval_lens.hooks.answers import answer_logits
 from resval_lens.load import load_model
+from resval_lens.training.icl_run import ICLRun
+from resval_lens.training.lm_run import LMRun
+from resval_lens.training.recorded import load_runs
 from tests.hand_built import LINKED_CIRCUIT, linked_model, linked_pairs
 from tests.test_x_transformers import needs_package
 
@@ -652,6 +658,29 @@ def test_seeds_without_a_number_are_counted():
         ({5: 2.0}, "2.0"),
     ):
         assert spread(numbers).told(".1f") == told
+
+
+def test_findings_are_the_sentences_of_their_studies():
+    page = (DOCS / "findings.md").read_text()
+    asked = re.findall(r"^<!-- results: (.+) -->$", page, re.M)
+    assert asked == list(FINDINGS)
+    for name in FINDINGS:
+        said = results_page.section(name, DOCS).splitlines()
+        assert said, name
+        assert all(line.startswith("- ") and line.endswith(".") for line in said), name
+    emergence, gain = (
+        results_page.section(f"finding-{name}", DOCS) for name in ("emergence", "gain")
+    )
+    study = gain_or_stream(load_runs(ICLRun)).rates[0]
+    saving = study.compared("ic", 0.95, "values", "classic").saving
+    assert f"passes 0.95 on IC in {saving.share:.0%}" in emergence
+    share = study.share("ic", 0.95, "own-2").ours
+    assert f": {share.share:.0%} " in gain
+    models = results_page.section("finding-language-models", DOCS)
+    compared = lm_emergence(load_runs(LMRun)).compared
+    stand = [x for x in compared.tests if (x.tests.p_paired_holm or 1) < 0.05]
+    assert f"In training: {len(stand)} of " in models
+    assert all(f"{x.measure}".replace(">", "&gt;") in models for x in stand)
 
 
 def test_the_page_asks_for_parts_that_there_are():

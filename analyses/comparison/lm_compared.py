@@ -92,6 +92,26 @@ class Compared:
         columns = (*seeds, *(("p", "pairs", "Holm") if others else ()))
         return table(title, ("prompts", ""), columns, in_sections(rows), caption, NARROW)
 
+    def said(self) -> str:
+        """Which differences stand after Holm's correction, of runs paired by seed."""
+        tested = [(each, p) for each in self.tests if (p := each.tests.p_paired_holm) is not None]
+        stand = [
+            f"{each.measure}{f' ({each.prompts})' * bool(each.prompts)}: {each.first} "
+            f"{self._mean(each, each.first)}, {each.second} {self._mean(each, each.second)}"
+            + (f", {each.saving.told().replace(' ', '% ', 1)} saved" if each.saving else "")
+            + f" (p = {_told_p(p)}; independent runs {_told_p(each.tests.p_holm)})"
+            for each, p in tested
+            if p < 0.05
+        ]
+        count = f"{len(stand) or 'none'} of {len(tested)} differences stand after correction"
+        return f"{count}{': ' + '; '.join(stand) if stand else ''}."
+
+    def _mean(self, of: Difference, architecture: str) -> str:
+        """What a test's measure is of one architecture."""
+        key = of.prompts, of.measure, architecture
+        row = next(x for x in self.rows if (x.prompts, x.measure, x.architecture) == key)
+        return row.told(len(row.spread.by_seed))
+
     def effects(self) -> Table:
         """How much sooner or better: savings of steps and effect sizes, where there are tests."""
         rows = [

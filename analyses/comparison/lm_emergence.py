@@ -82,6 +82,15 @@ class LMEmergence(Result):
     compared: Compared = field(metadata=FLAT)
     matched: Matched
 
+    def sentences(self) -> list[str]:
+        """Which differences stand after correction, in training and at equal loss."""
+        counts = ", ".join(f"{name} {count}" for name, count in self.seeds.items())
+        return [
+            f"Seeds: {counts}.",
+            f"In training: {self.compared.said()}",
+            f"At equal validation loss: {self.matched.compared.said()}",
+        ]
+
     def tables(self) -> list[Table]:
         """By step, at equal validation loss, and what is saved."""
         seeds = ", ".join(f"{name} {count}" for name, count in self.seeds.items())

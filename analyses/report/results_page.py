@@ -37,6 +37,7 @@ from resval_lens.analyses.papers.memory.curves import (
     curve_study,
 )
 from resval_lens.analyses.papers.memory.training import MemoryRun
+from resval_lens.analyses.report.findings import FINDINGS, finding
 from resval_lens.analyses.report.gain import gain_section
 from resval_lens.analyses.report.grafts import graft_section
 from resval_lens.analyses.report.link_over_seeds import link_over_seeds_section
@@ -70,6 +71,7 @@ def section(name: str, folder: Path) -> str:
     """
     sections: dict[str, Callable[[], str]] = {
         **{table: lambda t=above: emergence(t) for table, above in TABLES.items()},  # type: ignore[misc]
+        **{each: lambda name=each: finding(name, folder) for each in FINDINGS},  # type: ignore[misc]
         "gain-or-stream": gain_section,
         "further-variants": further_variants,
         "final-accuracy": final_accuracy,

@@ -1,0 +1,60 @@
+"""What value links do: of every study that answers it, the sentences that do, from records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from resval_lens.analyses.comparison.gain import gain_or_stream
+from resval_lens.analyses.comparison.gain_tables import answers
+from resval_lens.analyses.comparison.grafts import grafts
+from resval_lens.analyses.comparison.link_over_seeds import RECORDED, link_over_seeds, link_studies
+from resval_lens.analyses.comparison.lm_emergence import lm_emergence
+from resval_lens.analyses.comparison.ways import Ways
+from resval_lens.analyses.report.grafts import AGAINST
+from resval_lens.analyses.studies.role_study import RoleStudy
+from resval_lens.io.files import read_json
+from resval_lens.training.graft_run import GraftRun
+from resval_lens.training.icl_run import ICLRun
+from resval_lens.training.lm_run import LMRun
+from resval_lens.training.recorded import load_runs
+
+FINDINGS: dict[str, Callable[[Path], list[str]]] = {
+    "finding-emergence": lambda folder: (
+        _of_gain(0.95, "The value stream") + _of_gain(0.5, "The value stream")
+    ),
+    "finding-gain": lambda folder: (
+        _of_gain(0.95, "Larger values", "values-norm-matched")
+        + _of_gain(0.5, "values passes", "values-norm-matched")
+    ),
+    "finding-link": lambda folder: _of_link("cutting the link", "gives", "more steps"),
+    "finding-degrees": lambda folder: _of_link("Scaling"),
+    "finding-language-models": lambda folder: lm_emergence(load_runs(LMRun)).sentences(),
+    "finding-ways": lambda folder: Ways.from_dict(_read(folder, "four-ways")).sentences(),
+    "finding-roles": lambda folder: RoleStudy.from_dict(_read(folder, "roles")).sentences(),
+    "finding-grafts": lambda folder: grafts(load_runs(GraftRun), AGAINST).sentences(),
+}
+"""By the name of a part of the page; ``folder`` holds the studies' JSON."""
+
+
+def finding(name: str, folder: Path) -> str:
+    """Its sentences as a list in Markdown."""
+    said = (text.replace("[", "\\[").replace(">", "&gt;") for text in FINDINGS[name](folder))
+    return "\n".join(f"- {text}" for text in said)
+
+
+def _of_gain(level: float, *beginnings: str) -> list[str]:
+    """What begins so of the answers at one level on IC, at the published learning rate."""
+    said = answers(gain_or_stream(load_runs(ICLRun)).rates[0], "ic", level)
+    return [each for each in said if each.startswith(beginnings)]
+
+
+def _of_link(*words: str) -> list[str]:
+    """What has one of the words of the sentences over seeds."""
+    said = link_over_seeds(link_studies([RECORDED])).sentences()
+    return [each for each in said if any(word in each for word in words)]
+
+
+def _read(folder: Path, name: str) -> dict[str, object]:
+    found: dict[str, object] = read_json(folder / f"{name}.json", f"the study {name}")
+    return found
