@@ -166,7 +166,7 @@ def test_the_figure_draws_the_studys_numbers() -> None:
             assert np.array_equal(line.get_xdata(), curve.steps)
             assert np.array_equal(line.get_ydata(), curve.measures[measure].mean)
             assert line.get_color() == figures.colour(name)
-        assert len([line for line in axes.lines if line.get_alpha() == 0.25]) == 8
+        assert len([line for line in axes.lines if line.get_alpha() == 0.25]) == len(runs)
         (level,) = {rise.level for rise in data.rises
                     if (rise.measure, rise.bar) == (measure, "baseline")}  # fmt: skip
         (dotted,) = [line for line in axes.lines if line.get_linestyle() == ":"]
