@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from resval_lens.analyses.comparison.gain import gain_or_stream
+from resval_lens.analyses.comparison.gain import AtRate, gain_or_stream
 from resval_lens.analyses.comparison.gain_tables import answers
 from resval_lens.analyses.comparison.grafts import grafts
 from resval_lens.analyses.comparison.link_over_seeds import RECORDED, link_over_seeds, link_studies
@@ -30,8 +32,8 @@ FINDINGS: dict[str, Callable[[Path], list[str]]] = {
     "finding-link": lambda folder: _of_link("cutting the link", "gives", "more steps"),
     "finding-degrees": lambda folder: _of_link("Scaling"),
     "finding-language-models": lambda folder: lm_emergence(load_runs(LMRun)).sentences(),
-    "finding-ways": lambda folder: Ways.from_dict(_read(folder, "four-ways")).sentences(),
-    "finding-roles": lambda folder: RoleStudy.from_dict(_read(folder, "roles")).sentences(),
+    "finding-ways": lambda folder: Ways.from_dict(read_study(folder, "four-ways")).sentences(),
+    "finding-roles": lambda folder: RoleStudy.from_dict(read_study(folder, "roles")).sentences(),
     "finding-grafts": lambda folder: grafts(load_runs(GraftRun), AGAINST).sentences(),
 }
 """By the name of a part of the page; ``folder`` holds the studies' JSON."""
@@ -43,18 +45,32 @@ def finding(name: str, folder: Path) -> str:
     return "\n".join(f"- {text}" for text in said)
 
 
+@cache
+def _gain() -> AtRate:
+    """At the published learning rate."""
+    return gain_or_stream(load_runs(ICLRun)).rates[0]
+
+
+@cache
+def _link() -> list[str]:
+    return link_over_seeds(link_studies([RECORDED])).sentences()
+
+
 def _of_gain(level: float, *beginnings: str) -> list[str]:
-    """What begins so of the answers at one level on IC, at the published learning rate."""
-    said = answers(gain_or_stream(load_runs(ICLRun)).rates[0], "ic", level)
-    return [each for each in said if each.startswith(beginnings)]
+    """What begins so of the answers at one level on IC."""
+    return [each for each in answers(_gain(), "ic", level) if each.startswith(beginnings)]
 
 
 def _of_link(*words: str) -> list[str]:
     """What has one of the words of the sentences over seeds."""
-    said = link_over_seeds(link_studies([RECORDED])).sentences()
-    return [each for each in said if any(word in each for word in words)]
+    return [each for each in _link() if any(word in each for word in words)]
 
 
-def _read(folder: Path, name: str) -> dict[str, object]:
-    found: dict[str, object] = read_json(folder / f"{name}.json", f"the study {name}")
+def read_study(folder: Path, name: str) -> dict[str, Any]:
+    """The JSON of a study that lies beside the page.
+
+    Raises:
+        ValueError: it is missing or no JSON.
+    """
+    found: dict[str, Any] = read_json(folder / f"{name}.json", f"the study {name}")
     return found

@@ -6,7 +6,6 @@ page is built; no number on it is written by hand.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from resval_lens.analyses.papers.memory.curves import (
     curve_study,
 )
 from resval_lens.analyses.papers.memory.training import MemoryRun
-from resval_lens.analyses.report.findings import FINDINGS, finding
+from resval_lens.analyses.report.findings import FINDINGS, finding, read_study
 from resval_lens.analyses.report.gain import gain_section
 from resval_lens.analyses.report.grafts import graft_section
 from resval_lens.analyses.report.link_over_seeds import link_over_seeds_section
@@ -75,18 +74,18 @@ def section(name: str, folder: Path) -> str:
         "gain-or-stream": gain_section,
         "further-variants": further_variants,
         "final-accuracy": final_accuracy,
-        "link-in-training": lambda: link_in_training(_read(folder, "link-in-training")),
+        "link-in-training": lambda: link_in_training(read_study(folder, "link-in-training")),
         "link-controls": link_controls_table,
         "link-over-seeds": link_over_seeds_section,
         "language-models": language_models,
         "loss-matched": loss_matched,
         "published-table-2": published_table_2,
         "four-cells": four_cells,
-        "circuits": lambda: circuits(_read(folder, "circuits")),
-        "selections": lambda: selections(_read(folder, "selections")),
-        "roles": lambda: roles(_read(folder, "roles")),
-        "four-ways": lambda: ways(_read(folder, "four-ways")),
-        "circuits-by-metric": lambda: circuits_by_metric(_read(folder, "circuits-by-metric")),
+        "circuits": lambda: circuits(read_study(folder, "circuits")),
+        "selections": lambda: selections(read_study(folder, "selections")),
+        "roles": lambda: roles(read_study(folder, "roles")),
+        "four-ways": lambda: ways(read_study(folder, "four-ways")),
+        "circuits-by-metric": lambda: circuits_by_metric(read_study(folder, "circuits-by-metric")),
         "memory": memory,
         "amicl": amicl,
         "grafts": graft_section,
@@ -445,11 +444,6 @@ def provenance_table(runs: Sequence[Any]) -> str:
             ]
         )
     return markdown_table(["command", "runs", "commit", "versions", "started"], rows, 5)
-
-
-def _read(folder: Path, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
-    return found
 
 
 def _spread(numbers: Sequence[float | None], form: str) -> str:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
@@ -193,8 +194,10 @@ def role_study(
         model, named, attention=attention, share=share, seed=scored.seed,
         prepend=prepend, note=note,
     )  # fmt: skip
+    heads = product(range(model.cfg.n_layers), range(model.cfg.n_heads))
+    places = {head_name(*place): place for place in heads}
     by_role = {
-        role: tuple(_place(head.head) for head in found.roles[role])
+        role: tuple(places[head.head] for head in found.roles[role])
         for role in ROLES
         if found.roles[role]
     }
@@ -217,11 +220,6 @@ def role_study(
         path = _path(held_out, by_role, senders, receivers, port, others, draws)
         paths += [path] if path else []
     return RoleStudy(scored.facts(), found, len(held_out.pairs), knockouts, tuple(paths))
-
-
-def _place(name: str) -> tuple[int, int]:
-    layer, head = name[1:].split(".h")
-    return int(layer), int(head)
 
 
 class _Others:
@@ -288,11 +286,12 @@ def _knockouts(
         sets["circuit", role] = _without(graph, heads, circuit)
         for i, random in enumerate(drawn[role]):
             sets["drawn", role, i] = _without(graph, random, model)
-    for place in inside:
-        role = next(role for role, heads in by_role.items() if place in heads)
+    first = {
+        place: next(role for role, heads in by_role.items() if place in heads) for place in inside
+    }
+    for place, role in first.items():
         rest = [head for head in by_role[role] if head != place]
         sets["rest", place] = _without(graph, rest, circuit)
-        sets["both", place] = sets["circuit", role]
     total = len(sets)
     measured = runs.by_metrics(
         torch.stack(list(sets.values())), metrics,
@@ -342,9 +341,9 @@ def _knockouts(
     }
     minimality = {
         head_name(*place): {
-            name: abs(mean(name, "both", place) - mean(name, "rest", place)) for name in metrics
+            name: abs(mean(name, "circuit", role) - mean(name, "rest", place)) for name in metrics
         }
-        for place in inside
+        for place, role in first.items()
     }
     return Knockouts(roles, whole, minimality)
 
