@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from resval_lens.analyses.comparison.gain import AtRate, gain_or_stream
 from resval_lens.analyses.comparison.gain_tables import answers
@@ -32,8 +31,12 @@ FINDINGS: dict[str, Callable[[Path], list[str]]] = {
     "finding-link": lambda folder: _of_link("cutting the link", "gives", "more steps"),
     "finding-degrees": lambda folder: _of_link("Scaling"),
     "finding-language-models": lambda folder: lm_emergence(load_runs(LMRun)).sentences(),
-    "finding-ways": lambda folder: Ways.from_dict(read_study(folder, "four-ways")).sentences(),
-    "finding-roles": lambda folder: RoleStudy.from_dict(read_study(folder, "roles")).sentences(),
+    "finding-ways": lambda folder: Ways.from_dict(
+        read_json(folder / "four-ways.json", "a study")
+    ).sentences(),
+    "finding-roles": lambda folder: RoleStudy.from_dict(
+        read_json(folder / "roles.json", "a study")
+    ).sentences(),
     "finding-grafts": lambda folder: grafts(load_runs(GraftRun), AGAINST).sentences(),
 }
 """By the name of a part of the page; ``folder`` holds the studies' JSON."""
@@ -64,13 +67,3 @@ def _of_gain(level: float, *beginnings: str) -> list[str]:
 def _of_link(*words: str) -> list[str]:
     """What has one of the words of the sentences over seeds."""
     return [each for each in _link() if any(word in each for word in words)]
-
-
-def read_study(folder: Path, name: str) -> dict[str, Any]:
-    """The JSON of a study that lies beside the page.
-
-    Raises:
-        ValueError: it is missing or no JSON.
-    """
-    found: dict[str, Any] = read_json(folder / f"{name}.json", f"the study {name}")
-    return found

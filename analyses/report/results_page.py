@@ -36,7 +36,7 @@ from resval_lens.analyses.papers.memory.curves import (
     curve_study,
 )
 from resval_lens.analyses.papers.memory.training import MemoryRun
-from resval_lens.analyses.report.findings import FINDINGS, finding, read_study
+from resval_lens.analyses.report.findings import FINDINGS, finding
 from resval_lens.analyses.report.gain import gain_section
 from resval_lens.analyses.report.grafts import graft_section
 from resval_lens.analyses.report.link_over_seeds import link_over_seeds_section
@@ -46,6 +46,7 @@ from resval_lens.analyses.report.selections import selections
 from resval_lens.analyses.report.ways import ways
 from resval_lens.analyses.results.seeds import present, spread
 from resval_lens.io.checkpoint import SHIPPED_MODELS
+from resval_lens.io.files import read_json
 from resval_lens.numbers import number
 from resval_lens.runtime import one_thread
 from resval_lens.tasks.icl import TASKS
@@ -74,18 +75,22 @@ def section(name: str, folder: Path) -> str:
         "gain-or-stream": gain_section,
         "further-variants": further_variants,
         "final-accuracy": final_accuracy,
-        "link-in-training": lambda: link_in_training(read_study(folder, "link-in-training")),
+        "link-in-training": lambda: link_in_training(
+            read_json(folder / "link-in-training.json", "a study")
+        ),
         "link-controls": link_controls_table,
         "link-over-seeds": link_over_seeds_section,
         "language-models": language_models,
         "loss-matched": loss_matched,
         "published-table-2": published_table_2,
         "four-cells": four_cells,
-        "circuits": lambda: circuits(read_study(folder, "circuits")),
-        "selections": lambda: selections(read_study(folder, "selections")),
-        "roles": lambda: roles(read_study(folder, "roles")),
-        "four-ways": lambda: ways(read_study(folder, "four-ways")),
-        "circuits-by-metric": lambda: circuits_by_metric(read_study(folder, "circuits-by-metric")),
+        "circuits": lambda: circuits(read_json(folder / "circuits.json", "a study")),
+        "selections": lambda: selections(read_json(folder / "selections.json", "a study")),
+        "roles": lambda: roles(read_json(folder / "roles.json", "a study")),
+        "four-ways": lambda: ways(read_json(folder / "four-ways.json", "a study")),
+        "circuits-by-metric": lambda: circuits_by_metric(
+            read_json(folder / "circuits-by-metric.json", "a study")
+        ),
         "memory": memory,
         "amicl": amicl,
         "grafts": graft_section,
