@@ -20,7 +20,7 @@ from resval_lens.analyses.papers.memory.comparable import by_variant, shown
 from resval_lens.analyses.papers.memory.curves import (
     CurveStudy,
     VariantCurves,
-    _before,
+    before,
     bigram_information,
     curve_study,
     order,
@@ -197,12 +197,12 @@ def test_what_is_before_what() -> None:
         return VariantCurves("relative", 2, True, {}, {}, first, {}, [])
 
     studies = [study({0: 10, 1: 20, 2: None}, {0: 20, 1: 20, 2: None}), study({0: 30}, {0: None})]
-    assert _before(studies, "W_O2", "W_K2") == (
+    assert before(studies, "W_O2", "W_K2") == (
         2,
         1,
         3,
     )  # first, together; the run of neither is none
-    assert _before(studies, "W_K2", "W_O2") == (0, 1, 3)
+    assert before(studies, "W_K2", "W_O2") == (0, 1, 3)
 
 
 def test_training_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resval_lens.analyses.papers.memory.curves import curve_study
+from resval_lens.analyses.papers.memory.curves import PUBLISHED, curve_study
+from resval_lens.analyses.papers.memory.orders import memory_orders
 from resval_lens.analyses.papers.memory.training import (
     MemoryRun,
     draw_tests,
@@ -14,7 +15,6 @@ from resval_lens.analyses.papers.memory.training import (
     initial_memory,
     measure,
 )
-from resval_lens.analyses.report.results_page import memory_order
 from resval_lens.models.presets import ENCODINGS, MEMORY_VARIANTS
 from resval_lens.training.recorded import load_runs
 
@@ -86,25 +86,34 @@ def firsts(name: str, measure: str, above: float = 0.9) -> list[int | None]:
     ]
 
 
-@pytest.mark.parametrize(
-    ("kind", "first", "total"), [("drawn", 3, 3), ("held-out", 0, 3), ("", 0, 24)], ids=str
-)
-def test_which_memory_is_first_is_said_as_recorded(kind: str, first: int, total: int) -> None:
-    """W_O² is before W_K² in every run with drawn triggers, and in none of the others."""
-    names = {r.run.name for r in RUNS if r.run.name.endswith(kind) and r.run.n_layers == 2}
-    if not kind:
-        names = {name for name in names if not name.endswith(("drawn", "held-out"))}
-    pairs = [
-        pair
-        for name in names
-        for pair in zip(firsts(name, "W_O2_read"), firsts(name, "W_K2"), strict=True)
-        if pair != (None, None)
-    ]
-    earlier = [o for o, k in pairs if o is not None and (k is None or o < k)]
-    assert (len(earlier), len(pairs)) == (first, total)
-    line = next(x for x in memory_order().splitlines() if ("drawn" in x, "held" in x) ==
-                (kind == "drawn", kind == "held-out"))  # fmt: skip
-    assert f"W_O² before W_K² in {first} of {total} runs" in line
+KINDS = {
+    "drawn triggers": ["absolute-drawn", "relative-drawn", "relative-values-drawn"],
+    "fixed triggers, some outputs held out": [
+        "absolute-held-out", "relative-held-out", "relative-values-held-out",
+    ],
+    "fixed triggers": [f"{name}{way}" for name in ENCODINGS for way in ("", "-values")],
+}  # fmt: skip
+READ = {"W_O2": "W_O2_read", "W_K2": "W_K2", "W_K1": "W_K1"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_which_memory_is_first_is_counted_as_recorded(kind: str) -> None:
+    """Beside a loop over the records themselves; rotary and ALiBi have no W_K¹ to probe."""
+    rows = [row for row in memory_orders(RUNS).rows if (row.triggers, row.variant) == (kind, "all")]
+    assert [(row.first, row.second) for row in rows] == list(PUBLISHED)
+    for row in rows:
+        assert row.runs == sum(r.run.name in KINDS[kind] for r in RUNS)
+        for level, count in row.counts.items():
+            earlier = together = runs = 0
+            for name in KINDS[kind]:
+                if "W_K1" in (row.first, row.second) and name.startswith(("rotary", "alibi")):
+                    continue
+                one, other = (firsts(name, READ[m], level) for m in (row.first, row.second))
+                for a, b in zip(one, other, strict=True):
+                    runs += a is not None or b is not None
+                    together += a is not None and a == b
+                    earlier += (a or 1e9) < (b or 1e9)
+            assert count == (earlier, together, runs)
 
 
 @pytest.mark.parametrize("page", ["associative-memory", "limits", "paper-and-code"])

@@ -127,6 +127,13 @@ def _scaling(asked: Asked) -> Result:
     return lm_scaling(asked.runs(LMRun))
 
 
+def _memory_order(asked: Asked) -> Result:
+    from resval_lens.analyses.papers.memory.orders import memory_orders
+    from resval_lens.analyses.papers.memory.training import MemoryRun
+
+    return memory_orders(asked.runs(MemoryRun))
+
+
 def _amicl(module: str, name: str) -> Callable[[Asked], Result]:
     """A figure of AMICL, counted now."""
 
@@ -181,6 +188,10 @@ REPRODUCIBLE: dict[str, Reproducible] = {
     ),
     "real-text": Reproducible(
         "the same on real stories, at two depths", _scaling, ("real text",)
+    ),
+    "memory-order": Reproducible(
+        "which memory of an induction head (arXiv 2412.11459) is learned first, at six levels",
+        _memory_order, ("simplified transformers",),
     ),
     "figure-6": Reproducible(
         "AMICL, every combination of similarity and separation", _amicl("combinations", "figure_6")

@@ -35,12 +35,13 @@ from resval_lens.analyses.papers.memory.curves import (
     Measure,
     curve_study,
 )
+from resval_lens.analyses.papers.memory.orders import memory_orders
 from resval_lens.analyses.papers.memory.training import MemoryRun
 from resval_lens.analyses.report.findings import FINDINGS, finding
 from resval_lens.analyses.report.gain import gain_section
 from resval_lens.analyses.report.grafts import graft_section
 from resval_lens.analyses.report.link_over_seeds import link_over_seeds_section
-from resval_lens.analyses.report.markdown import made, markdown_table
+from resval_lens.analyses.report.markdown import as_markdown, made, markdown_table
 from resval_lens.analyses.report.roles import roles
 from resval_lens.analyses.report.selections import selections
 from resval_lens.analyses.report.ways import ways
@@ -342,25 +343,11 @@ def memory() -> str:
     )
 
 
-MEMORY_KINDS = {
-    "triggers fixed": "",
-    "triggers drawn in each sequence": "drawn",
-    "some outputs held out": "held-out",
-}
-"""What the shipped runs were trained on, and how their names end."""
-
-
 def memory_order() -> str:
-    """In how many runs of each kind one memory passes before another, as a list."""
-    every = load_runs(MemoryRun)
-    lines = []
-    for what, ending in MEMORY_KINDS.items():
-        runs = [run for run in every if run.run.name.endswith(ending)] if ending else (
-            plain_memory_runs()
-        )  # fmt: skip
-        seeds = "one seed" if len({run.run.seed for run in runs}) == 1 else "two or three seeds"
-        lines.append(f"- {what} ({seeds} a variant): {curve_study(runs).told_order()}.")
-    return "\n".join(lines) + "\n"
+    """Which memory is learned first by triggers and level: a table and what it says."""
+    study = memory_orders(load_runs(MemoryRun))
+    said = "\n".join(f"- {each}" for each in study.sentences())
+    return "\n\n".join([*as_markdown(study.tables()), said])
 
 
 def plain_memory_runs() -> list[RecordedRun[MemoryRun]]:

@@ -76,6 +76,11 @@ DRAWN = {name: own.look for name, own in MEASURES.items() if own.look}
 ONE_LAYER, TWO_LAYERS = 0.55, 0.99
 """In-context accuracies that arXiv 2306.00802 reports, about."""
 
+PUBLISHED: tuple[tuple[Measure, Measure], ...] = (
+    ("W_O2", "W_K2"), ("W_O2", "W_K1"), ("W_K2", "W_K1"),
+)  # fmt: skip
+"""Memories of which arXiv 2306.00802 reports that the first is learned before the second."""
+
 _SHARES: tuple[Measure, ...] = ("W_F", "W_F_alone")
 
 
@@ -208,17 +213,15 @@ class CurveStudy(OfRuns):
     def told_order(self) -> str:
         """In how many of the two-layer runs one memory passes before another; "" if none passes."""
         two = [own for own in self.variants.values() if own.n_layers == 2]
-        pairs: tuple[tuple[Measure, Measure], ...] = (
-            ("W_O2", "W_K2"), ("W_O2", "W_K1"), ("W_K2", "W_K1"),
-        )  # fmt: skip
         counts = [
-            (f"{MEASURES[a].label} before {MEASURES[b].label}", *_before(two, a, b))
-            for a, b in pairs
+            (f"{MEASURES[a].label} before {MEASURES[b].label}", before(two, a, b))
+            for a, b in PUBLISHED
         ]
         return ", ".join(
-            f"{what} in {k} of {n} runs" + (f" ({same} at the same snapshot)" if same else "")
-            for what, k, same, n in counts
-            if n
+            f"{what} in {count.earlier} of {count.runs} runs"
+            + (f" ({count.together} at the same snapshot)" if count.together else "")
+            for what, count in counts
+            if count.runs
         )
 
 
@@ -299,21 +302,50 @@ def _curve(recorded: RecordedRun, measure: Measure) -> list[float | None]:
     return values
 
 
-def _before(studies: Sequence[VariantCurves], a: Measure, b: Measure) -> tuple[int, int, int]:
-    """Runs in which ``a`` passes first, in which both at one snapshot, and that follow both.
+class Count(NamedTuple):
+    """Runs in which one memory passes a level before another.
 
-    One that never passes is late; runs in which neither passes are not counted.
+    Attributes:
+        earlier: it passes first, or alone.
+        together: both pass at one snapshot.
+        runs: in which at least one passes.
     """
-    earlier = together = count = 0
-    for study in studies:
-        if a in study.first and b in study.first:
-            others = study.first[b].by_seed
-            for seed, one in study.first[a].by_seed.items():
-                other = others[seed]
-                count += one is not None or other is not None
-                earlier += one is not None and (other is None or one < other)
-                together += one is not None and one == other
-    return earlier, together, count
+
+    earlier: int
+    together: int
+    runs: int
+
+    @property
+    def later(self) -> int:
+        """Runs in which the other passes first, or alone."""
+        return self.runs - self.earlier - self.together
+
+    def told(self) -> str:
+        """As a + b / c: earlier, at one snapshot, of all."""
+        same = f"+{self.together}" if self.together else ""
+        return f"{self.earlier}{same}/{self.runs}" if self.runs else "none"
+
+    def outcome(self, first: str, second: str) -> str:
+        """Which of the two passes first in more runs, by its name."""
+        if not self.runs:
+            return "neither passes"
+        if self.earlier == self.later:
+            return "none is first more often"
+        name, most = (first, self.earlier) if self.earlier > self.later else (second, self.later)
+        return f"{name} first " + (f"in all {most}" if most == self.runs else "more often")
+
+
+def before(variants: Sequence[VariantCurves], a: Measure, b: Measure) -> Count:
+    """In how many runs ``a`` passes before ``b``; a memory that never passes is late."""
+    pairs = [
+        (first, variant.first[b].by_seed[seed])
+        for variant in variants
+        if a in variant.first and b in variant.first
+        for seed, first in variant.first[a].by_seed.items()
+    ]
+    some = [(one, other) for one, other in pairs if one is not None or other is not None]
+    earlier = sum(one is not None and (other is None or one < other) for one, other in some)
+    return Count(earlier, sum(one == other for one, other in some), len(some))
 
 
 COLUMNS = 5
