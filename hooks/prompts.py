@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from resval_lens.hooks.padding import (
     Mask,
@@ -33,6 +32,7 @@ from resval_lens.hooks.padding import (
     refuse_unmasked,
 )
 from resval_lens.hooks.texts import Answers, Texts, answer_tokens, encoded_pairs
+from resval_lens.host import HookedTransformer
 from resval_lens.lens.norm import is_hooked
 from resval_lens.lens.unembed import wide
 from resval_lens.transformer import ResValTransformer

@@ -18,16 +18,16 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens.components import (
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.utilities.attention import complex_attn_linear, simple_attn_linear
+
+from resval_lens.config import ResValConfig
+from resval_lens.host import (
     AbstractAttention,
     Attention,
     GroupedQueryAttention,
     RMSNorm,
 )
-from transformer_lens.hook_points import HookPoint
-from transformer_lens.utilities.attention import complex_attn_linear, simple_attn_linear
-
-from resval_lens.config import ResValConfig
 from resval_lens.lens.norm import is_watched, unshared
 from resval_lens.mixes import Sizes
 from resval_lens.mixing import StreamMix

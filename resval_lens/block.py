@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens.components import TransformerBlock
 
 from resval_lens.attention import (
     STATES,
@@ -20,6 +19,7 @@ from resval_lens.attention import (
     ResValGroupedQueryAttention,
 )
 from resval_lens.config import ResValConfig
+from resval_lens.host import TransformerBlock
 from resval_lens.io.placing import Waiting
 from resval_lens.lens.mlp import without_copies
 from resval_lens.lens.norm import fused

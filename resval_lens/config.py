@@ -10,9 +10,9 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from transformer_lens import HookedTransformerConfig
 
 from resval_lens.config_checks import check_fields
+from resval_lens.host import HookedTransformerConfig
 from resval_lens.io.files import parse_json
 from resval_lens.residual import Mixing, parse_mixing
 from resval_lens.streams import Streams, StreamsLike, parse_streams

@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformerConfig
-from transformer_lens.HookedTransformer import Output
 from transformer_lens.utilities import (
     LocallyOverridenDefaults,
     TypedModuleList,
@@ -23,6 +21,7 @@ from transformer_lens.utilities import (
 from resval_lens.attention import TOKENS, Carried
 from resval_lens.block import ResValBlock
 from resval_lens.config import ResValConfig
+from resval_lens.host import HookedTransformerConfig, Output
 from resval_lens.io.placing import refuse_waiting
 from resval_lens.io.tokenizers import spelled
 from resval_lens.layers import Layers

@@ -8,10 +8,10 @@ from zlib import crc32
 
 import torch
 from torch import Tensor, nn
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.hook_points import HookPoint
 
 from resval_lens.config import ResValConfig
+from resval_lens.host import HookedTransformer, HookedTransformerConfig
 from resval_lens.io.files import digest, write_sealed
 from resval_lens.streams import StreamsLike
 from resval_lens.transformer import ResValTransformer

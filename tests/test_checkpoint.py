@@ -14,8 +14,8 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformer_lens import HookedTransformer
 
+from resval_lens.host import HookedTransformer
 from resval_lens.io import checkpoint, files, provenance
 from resval_lens.io.checkpoint import FILES, HUB_FILES, NOT_OURS
 from resval_lens.streams import AttentionStream, StreamsLike

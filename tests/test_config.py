@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformer_lens import HookedTransformerConfig
 
 from resval_lens.config import ResValConfig
+from resval_lens.host import HookedTransformerConfig
 from resval_lens.streams import AttentionStream, parse_streams
 from resval_lens.transformer import ResValTransformer
 from tests.helpers import SETTINGS, tiny_config

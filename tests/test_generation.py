@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from resval_lens import ResValTransformer
 from resval_lens.analyses.cli.generate import generate_command
+from resval_lens.host import HookedTransformer, HookedTransformerConfig
 from resval_lens.io.tokenizers import fingerprint
 from resval_lens.lens.generation import stream_tokens
 from resval_lens.tasks import stories

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformer_lens.components import AbstractAttention
 
 from resval_lens.analyses.circuits.scores import score_edges
 from resval_lens.analyses.papers.amicl.model.transformer import recall_transformer
 from resval_lens.analyses.papers.memory.model import MemoryTransformer, memory_config
 from resval_lens.analyses.papers.memory.training import train_memory
 from resval_lens.hooks import PromptPairs, logit_difference
+from resval_lens.host import AbstractAttention
 from resval_lens.models.classifier import ICLClassifier, classifier_config
 from resval_lens.training import train_icl
 from resval_lens.training.lm import train_lm

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformer_lens import HookedTransformer, HookedTransformerConfig
-from transformer_lens.components import (
-    Attention,
-    GroupedQueryAttention,
-    TransformerBlock,
-)
 
 from resval_lens.config import ResValConfig
+from resval_lens.host import (
+    Attention,
+    GroupedQueryAttention,
+    HookedTransformer,
+    HookedTransformerConfig,
+    TransformerBlock,
+)
 from resval_lens.transformer import ResValTransformer
 from tests.helpers import SETTINGS, stock_model, tiny_model, tiny_tokens
 

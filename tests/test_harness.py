@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from resval_lens import ResValTransformer
 from resval_lens.analyses.studies.harness import HarnessLM, evaluate
 from resval_lens.hooks import cut_links
+from resval_lens.host import HookedTransformer, HookedTransformerConfig
 from resval_lens.models.language_models import language_model_config
 from resval_lens.tasks import stories
 from tests.test_cli import run

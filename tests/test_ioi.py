@@ -16,7 +16,6 @@ import torch
 from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from torch import Tensor
-from transformer_lens import HookedTransformer
 from transformers import PreTrainedTokenizerFast
 
 from resval_lens.analyses.comparison.ioi_cells import cells_table, four_cells, scores_table
@@ -24,6 +23,7 @@ from resval_lens.analyses.comparison.ioi_paper import PUBLISHED_TABLE_2, MeanAnd
 from resval_lens.analyses.results.result import plain
 from resval_lens.analyses.studies.ioi import ioi_per_prompt, ioi_scores, means
 from resval_lens.hooks import cut_links
+from resval_lens.host import HookedTransformer
 from resval_lens.tasks.ioi import (
     NAMES,
     OBJECTS,

@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from resval_lens.analyses.papers.memory.model import MemoryConfig, MemoryTransformer, memory_config
 from resval_lens.analyses.papers.memory.model.model import (
@@ -21,6 +20,7 @@ from resval_lens.analyses.papers.memory.model.model import (
     rotated,
     sinusoids,
 )
+from resval_lens.host import HookedTransformer, HookedTransformerConfig
 from resval_lens.models.presets import ENCODINGS
 from resval_lens.streams import AttentionStream
 from resval_lens.transformer import ResValTransformer

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from resval_lens.hooks import Link, cut_links, edit_links, freeze, link_activations, links
 from resval_lens.hooks.path_patching import path_patch, path_patch_each
 from resval_lens.hooks.prompts import PromptPairs, logit_difference, margin
+from resval_lens.host import HookedTransformer
 from resval_lens.mixes import MIXES, Matrix
 from resval_lens.models.classifier import ICLClassifier, classifier_config
 from resval_lens.streams import AttentionStream, StreamsLike

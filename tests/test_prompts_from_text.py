@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformer_lens import HookedTransformer
 
 from resval_lens.hooks import PromptPairs, logit_difference, patch, path_patch_each, probability
+from resval_lens.host import HookedTransformer
 from resval_lens.transformer import ResValTransformer
 from tests.helpers import stock_model, tiny_model, tiny_tokens
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.func import functional_call
-from transformer_lens import ActivationCache, HookedTransformer
+from transformer_lens import ActivationCache
 
+from resval_lens.host import HookedTransformer
 from resval_lens.mixes import MIXES, Sizes
 from resval_lens.mixing import StreamMix
 from resval_lens.streams import AttentionStream, StreamsLike

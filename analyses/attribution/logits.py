@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.components import LayerNorm, LayerNormPre
 from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
 from resval_lens.analyses.attribution.values import Cache, equal, part_name, z_parts
@@ -30,6 +29,7 @@ from resval_lens.hooks.prompts import (
     ready,
     wide,
 )
+from resval_lens.host import LayerNorm, LayerNormPre
 from resval_lens.runtime import evaluating
 from resval_lens.transformer import ResValTransformer
 

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import FactoredMatrix
-from transformer_lens.components import GroupedQueryAttention
 from transformer_lens.utilities.matrix import composition_scores as composed
 
 from resval_lens.analyses.attribution.values import links_of_part, part_name, split_by_source
@@ -36,6 +35,7 @@ from resval_lens.hooks.padding import (
     refuse_padding_around,
     refuse_unmasked,
 )
+from resval_lens.host import GroupedQueryAttention
 from resval_lens.runtime import evaluating
 from resval_lens.streams import TABLE
 from resval_lens.transformer import ResValTransformer

@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Float
 from rich.table import Table
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from resval_lens.analyses.results.result import Result
 from resval_lens.analyses.results.seeds import mean_and_sd
 from resval_lens.analyses.results.tables import STYLE, in_sections, table
 from resval_lens.analyses.studies.ioi import ioi_per_prompt
+from resval_lens.host import HookedTransformer
 from resval_lens.tasks.ioi import PAPER_SENTENCES, SCRIPT_SENTENCES, encode, paper_prompts
 
 # arXiv 2412.15113, Table 2: P(IO) ("correct") and P(S) ("incorrect") in %, (mean, sd) over three

@@ -24,10 +24,10 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from tqdm import tqdm
-from transformer_lens import HookedTransformer
 from yaml import YAMLError
 
 from resval_lens.analyses.studies.harness_scores import HarnessScore
+from resval_lens.host import HookedTransformer
 from resval_lens.lens.generation import stream_tokens
 from resval_lens.runtime import evaluating
 from resval_lens.tasks.leading import leading_token

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from resval_lens.hooks.answers import answer_logits
 from resval_lens.hooks.prompts import wide
+from resval_lens.host import HookedTransformer
 from resval_lens.runtime import evaluating
 from resval_lens.tasks.ioi import IOIBatch
 from resval_lens.transformer import ResValTransformer

@@ -9,12 +9,12 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformer_lens import HookedTransformer
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities import TypedModuleList
 
 from resval_lens.block import ResValBlock
 from resval_lens.config import ResValConfig
+from resval_lens.host import HookedTransformer
 from resval_lens.io.files import bytes_of, check_room
 from resval_lens.io.formats.format import Converted
 from resval_lens.io.formats.hugging_face import converted_from_hf

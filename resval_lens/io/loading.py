@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from accelerate import init_empty_weights
-from transformer_lens import HookedTransformer
 from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
 
 from resval_lens.config import ResValConfig
+from resval_lens.host import STOCK, HookedTransformer
 from resval_lens.io.checkpoint import (
     FILES,
     SHIPPED_MODELS,
@@ -198,6 +198,11 @@ class Loading(WeightConversion):
         device: str | None,
         options: dict[str, Any],
     ) -> Self:
+        if not STOCK:
+            raise ValueError(
+                f"{name!r}: TransformerLens 4 loads no HookedTransformer; load it under "
+                "transformer-lens<4, where save_pretrained writes what loads under both"
+            )
         steps = {step: options.pop(step, False) for step in PROCESSING}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="HookedTransformer is deprecated")

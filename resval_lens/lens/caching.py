@@ -6,11 +6,11 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor
-from transformer_lens import HookedTransformer
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities import Slice
 
 from resval_lens.config import ResValConfig
+from resval_lens.host import HookedTransformer
 from resval_lens.lens.hook_names import ResValCache, full, short_hook_names
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 from transformer_lens.utilities import (
     USE_DEFAULT_VALUE,
@@ -17,6 +16,7 @@ from transformer_lens.utilities import (
     sample_logits,
 )
 
+from resval_lens.host import HookedTransformer
 from resval_lens.lens.unembed import wide
 from resval_lens.runtime import evaluating
 

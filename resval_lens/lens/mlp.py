@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens.components import GatedMLP
-from transformer_lens.components.mlps.can_be_used_as_mlp import CanBeUsedAsMLP
 
 from resval_lens.config import ResValConfig
+from resval_lens.host import CanBeUsedAsMLP, GatedMLP
 
 
 class FusedGatedMLP(GatedMLP):

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from transformer_lens import HookedRootModule
-from transformer_lens.components import LayerNorm, RMSNorm
 from transformer_lens.hook_points import HookPoint
 
 from resval_lens.config import ResValConfig
+from resval_lens.host import LayerNorm, RMSNorm
 
 
 class FusedLayerNorm(LayerNorm):

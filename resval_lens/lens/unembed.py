@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformer_lens.components import Embed, Unembed
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities import apply_softcap
 
 from resval_lens.config import ResValConfig
+from resval_lens.host import Embed, Unembed
 from resval_lens.lens.norm import is_watched
 
 

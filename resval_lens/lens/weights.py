@@ -7,12 +7,16 @@ from collections.abc import Mapping, Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import HookedTransformer, HookedTransformerConfig
-from transformer_lens.components import AbstractAttention, GroupedQueryAttention
 from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
 from resval_lens.attention import StreamAttention
 from resval_lens.config import ResValConfig
+from resval_lens.host import (
+    AbstractAttention,
+    GroupedQueryAttention,
+    HookedTransformer,
+    HookedTransformerConfig,
+)
 from resval_lens.streams import TABLE, AttentionStream, Streams, shorthand
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from transformer_lens import HookedTransformer
+from resval_lens.host import HookedTransformer
 
 AUTO = "auto"
 

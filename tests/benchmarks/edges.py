@@ -2,11 +2,11 @@
 
 import torch
 from torch import Tensor
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from resval_lens import ResValConfig, ResValTransformer
 from resval_lens.analyses.circuits.scores import score_edges
 from resval_lens.hooks.prompts import logit_difference
+from resval_lens.host import HookedTransformer, HookedTransformerConfig
 from tests.benchmarks.patching import ioi_pairs
 from tests.benchmarks.timing import Seconds, timed
 from tests.reference.eap import DenseTable

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from resval_lens import ResValTransformer
 from resval_lens.analyses.tasks.problem import pose
 from resval_lens.hooks.prompts import PromptPairs, logit_difference
+from resval_lens.host import HookedTransformer
 from resval_lens.models.language_models import language_model_config
 from tests.benchmarks.edges import as_stock
 from tests.benchmarks.gpu.analyses import SIZES

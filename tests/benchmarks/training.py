@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from resval_lens import ICLClassifier, ResValConfig, ResValTransformer, classifier_config
 from resval_lens.analyses.papers.memory.model import MemoryTransformer, fast_logits, memory_config
 from resval_lens.analyses.papers.memory.tasks.bigrams import tiny_shakespeare
 from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
+from resval_lens.host import HookedTransformer, HookedTransformerConfig
 from resval_lens.models.answer import answer
 from resval_lens.models.language_models import language_model_config, preset
 from resval_lens.tasks.icl import ICLTask, ICLWorld

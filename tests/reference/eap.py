@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformer_lens import HookedTransformer
+
+from resval_lens.host import HookedTransformer
 
 Metric = Callable[[Tensor], Tensor]
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
-from transformer_lens import HookedTransformer
+
+from resval_lens.host import HookedTransformer
 
 Values = dict[str, list[tuple[int | None, Tensor]]]
 """At a hook point: for which head (None: for all), the activation to take it from."""

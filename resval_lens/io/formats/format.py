@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 
+from resval_lens.host import HookedTransformer, HookedTransformerConfig
 from resval_lens.io.files import first_line
 
 Settings = Mapping[str, float]

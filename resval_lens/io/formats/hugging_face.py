@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformerConfig
-from transformer_lens.loading_from_pretrained import get_pretrained_state_dict
 
+from resval_lens.host import HookedTransformerConfig
 from resval_lens.io.files import (
     check_plain,
     check_room,
@@ -61,6 +60,8 @@ def converted_from_hf(
         raise ValueError(f"expected a model of transformers; got {type(model).__name__}")
     parameter = next(model.parameters())
     check_architecture(model.config, type(model).__name__, source)
+    from transformer_lens.loading_from_pretrained import get_pretrained_state_dict
+
     try:
         cfg = hooked_config(
             model.config,

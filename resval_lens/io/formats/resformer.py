@@ -24,10 +24,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformer_lens import HookedTransformerConfig
 
 from resval_lens.checks import is_number
 from resval_lens.config import ResValConfig
+from resval_lens.host import HookedTransformerConfig
 from resval_lens.io.files import read_json, tensor_shapes
 from resval_lens.io.formats.format import (
     NO_SETTINGS,

@@ -13,8 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformer_lens import HookedTransformerConfig
-from transformer_lens.loading_from_pretrained import get_pretrained_model_config
+from resval_lens.host import STOCK, HookedTransformerConfig
 
 _FROM_CONFIG = (
     "ApertusForCausalLM", "BloomForCausalLM", "GPT2LMHeadModel", "GPTJForCausalLM",
@@ -47,8 +46,14 @@ def check_architecture(config: Any, architecture: str, source: str) -> None:
     """Refuses what conversions would get wrong.
 
     Raises:
-        ValueError: an architecture, a rotation or a kind of layer that is not converted.
+        ValueError: an architecture, a rotation or a kind of layer that is not converted; a
+            TransformerLens that converts none.
     """
+    if not STOCK:
+        raise ValueError(
+            f"{source}: TransformerLens 4 converts no models of transformers; load it under "
+            "transformer-lens<4, where save_pretrained writes what loads under both"
+        )
     if architecture not in ARCHITECTURES:
         raise ValueError(
             f"{source}: the architecture {architecture} cannot be converted; these can: "
@@ -76,6 +81,8 @@ def hooked_config(config: Any, architecture: str, **settings: Any) -> HookedTran
     if architecture in _DERIVED:
         cfg = HookedTransformerConfig(**_derived(config, architecture), **settings)
     else:
+        from transformer_lens.loading_from_pretrained import get_pretrained_model_config
+
         with tempfile.TemporaryDirectory() as folder:
             _save(config, architecture, Path(folder))
             cfg = get_pretrained_model_config(folder, **settings)

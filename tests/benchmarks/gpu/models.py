@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformer_lens import HookedTransformer
 
 from resval_lens import AttentionStream, ResValConfig, ResValTransformer
+from resval_lens.host import HookedTransformer
 from tests.benchmarks.edges import stock_config
 from tests.benchmarks.plain_gpt import GPT, GPTConfig
 from tests.benchmarks.plain_llama import Llama, LlamaConfig
