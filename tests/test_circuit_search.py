@@ -4,6 +4,7 @@ Runs are stood in for by a table of faithfulness by size, so that thousands of c
 """
 
 import math
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -21,14 +22,16 @@ from resval_lens.analyses.circuits.evaluation import (
     Measured,
     NodesTried,
     evaluate,
+    faithfulness,
     minimality,
 )
 from resval_lens.analyses.circuits.graph import Graph
 from resval_lens.analyses.circuits.running import EdgeRuns
+from resval_lens.analyses.circuits.scores import score_edges
 from resval_lens.analyses.circuits.search import EVERY, Tried, most_runs, smallest
 from resval_lens.analyses.circuits.study import circuit_study
 from resval_lens.analyses.drawing.marks import TIP
-from resval_lens.analyses.studies.circuit import circuit_table
+from resval_lens.analyses.studies.circuit import _of_search, circuit_table
 from resval_lens.analyses.studies.circuit_figures import circuits
 from resval_lens.hooks.prompts import PromptPairs
 from resval_lens.transformer import ResValTransformer
@@ -177,6 +180,25 @@ def test_so_many_strongest_edges_and_a_curve_of_such_sizes() -> None:
     for sizes in ([], [0, 3], [3, 3], [5, 2], [n + 1]):
         with pytest.raises(ValueError, match=f"sizes must rise from 1 or more to at most {n}"):
             circuit_study(model, pairs, sizes=sizes)
+
+
+def test_a_size_can_be_searched_for_on_the_scored_prompts() -> None:
+    model = tiny_model("v", dtype=torch.float64)
+    pairs = tiny_pairs(model)
+    others = replace(pairs, clean=pairs.clean.flip(1), corrupted=pairs.corrupted.flip(1))
+    found = circuit_study(model, pairs, others, least=0.6, size_on_scored=True)
+    scores = score_edges(model, pairs, "eap-ig").values
+    wanted = smallest(EdgeRuns(model, pairs), scores, 0.6)
+    assert found.sized_on == len(pairs)
+    assert list(found.circuit.edges) == wanted.circuit.edges
+    assert found.search.faithfulness == pytest.approx(tuple(wanted.tried.values()))
+    (f,) = faithfulness(EdgeRuns(model, others), [wanted.circuit])
+    assert found.circuit.faithfulness == pytest.approx(f.value)
+    said = " ".join(_of_search(found))
+    assert f"chosen on the {len(pairs)} prompts that edges were scored on, where f is" in said
+    with pytest.raises(ValueError, match="size_on_scored searches for a size"):
+        circuit_study(model, pairs, edges=5, size_on_scored=True)
+    assert circuit_study(model, pairs, others, least=0.6).sized_on is None
 
 
 def test_a_curve_of_sizes_is_that_of_their_shares() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from resval_lens.analyses.circuits.acdc import acdc_scores
+from resval_lens.analyses.circuits.baselines import connected_circuits, random_circuits
 from resval_lens.analyses.circuits.circuit import Circuit, greedy, threshold, top_n
 from resval_lens.analyses.circuits.curve import curve
 from resval_lens.analyses.circuits.evaluation import (
@@ -22,7 +23,6 @@ from resval_lens.analyses.circuits.evaluation import (
     evaluate,
     faithfulness,
     minimality,
-    random_circuits,
 )
 from resval_lens.analyses.circuits.graph import Graph
 from resval_lens.analyses.circuits.methods import METHODS
@@ -352,6 +352,13 @@ def test_the_smallest_circuit_is_the_first_that_is_faithful_enough() -> None:
             return
 
 
+def random_after(graph: Graph, size: int) -> list[Circuit]:
+    """The connected circuits that seed 0 draws after random ones."""
+    generator = torch.Generator().manual_seed(0)
+    random_circuits(graph, size, 10, generator)
+    return connected_circuits(graph, size, 10, generator)
+
+
 def test_the_evaluation_of_the_hand_built_circuit() -> None:
     runs = EdgeRuns(linked_model(), linked_pairs())
     circuit = Circuit.of(runs.graph, LINKED_CIRCUIT)
@@ -359,6 +366,14 @@ def test_the_evaluation_of_the_hand_built_circuit() -> None:
     assert found.faithfulness == pytest.approx(1)
     assert found.faithfulness_without_links == pytest.approx(0)
     assert found.random.mean == pytest.approx(0)
+    assert found.connected is not None
+    assert found.connected.n == found.random.n == 10
+    drawn = random_after(runs.graph, len(circuit))
+    values = [each.value or 0 for each in faithfulness(runs, drawn)]
+    assert found.connected.mean == pytest.approx(np.mean(values))
+    assert found.connected.max == pytest.approx(max(values))
+    nothing = evaluate(runs, Circuit.of(runs.graph, []), torch.Generator().manual_seed(0))
+    assert nothing.connected is None
     gap = runs.clean - runs.corrupted
     assert found.minimality == {edge: pytest.approx(gap) for edge in circuit.edges}
     assert [each.difference for each in found.completeness] == pytest.approx([0, 0, 0])
@@ -392,6 +407,79 @@ def test_random_circuits_have_their_size_and_differ() -> None:
     drawn = random_circuits(graph, 9, 5, torch.Generator().manual_seed(0))
     assert [len(circuit) for circuit in drawn] == [9] * 5
     assert len({tuple(circuit.numbers) for circuit in drawn}) == 5
+
+
+def by_names(circuit: Circuit) -> nx.DiGraph:
+    """What a circuit's edges join, read from their names alone."""
+    flow, cfg = nx.DiGraph(), circuit.graph.cfg
+    flow.add_nodes_from(["input", "logits"])
+    for name in circuit.edges:
+        source, target = name.split("->")
+        if source.startswith("t."):
+            flow.add_edge("input", source)
+        if source.endswith(">"):  # what arrives is no part of what a raw stream hands on
+            target += " with link"
+            (stream,) = cfg.streams
+            if stream.carry == "sum":
+                flow.add_edge(f"{source} with link", source)
+        flow.add_edge(source, target)
+    for node in list(flow):
+        layer_head, _, port = node.partition("<")
+        if not port or node.startswith("t."):
+            continue
+        layer, head = map(int, layer_head[1:].split(".h"))
+        shared = cfg.n_heads // cfg.n_heads_of(port[0])
+        for each in range(head * shared, (head + 1) * shared):
+            flow.add_edge(node, f"a{layer}.h{each}")
+    return flow
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 9, 60, None])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"streams": "v"},
+        {"streams": (AttentionStream("v", carry="raw"),), "n_layers": 3},
+        {"streams": "", "n_heads": 4, "n_key_value_heads": 2},
+        {"streams": "k", "attn_only": True},
+        {"streams": (AttentionStream("v", source="tokens"),)},
+    ],
+    ids=str,
+)
+def test_connected_circuits_have_their_size_and_ways_through_every_edge(
+    changes: dict[str, Any], size: int | None
+) -> None:
+    graph = Graph(tiny_config(**changes))
+    size = len(graph) if size is None else size
+    generator = torch.Generator().manual_seed(0)
+    drawn = connected_circuits(graph, size, 5, generator)
+    assert [len(circuit) for circuit in drawn] == [size] * 5
+    for circuit in drawn:
+        flow = by_names(circuit)
+        for name in circuit.edges:
+            source, target = name.split("->")
+            target += " with link" * source.endswith(">")
+            assert nx.has_path(flow, "input", source), name
+            assert nx.has_path(flow, target, "logits"), name
+        assert circuit.pruned().edges == circuit.edges
+    if 3 <= size < len(graph):
+        assert len({tuple(circuit.numbers) for circuit in drawn}) > 1
+    again = connected_circuits(graph, size, 5, torch.Generator().manual_seed(0))
+    assert [circuit.numbers for circuit in again] == [circuit.numbers for circuit in drawn]
+
+
+def test_every_edge_is_drawn_into_connected_circuits() -> None:
+    graph = Graph(tiny_config(streams="v"))
+    drawn = connected_circuits(graph, 40, 400, torch.Generator().manual_seed(0))
+    assert torch.stack([circuit.kept for circuit in drawn]).any(0).all()
+
+
+def test_connected_circuits_that_there_are_not_are_refused() -> None:
+    graph = Graph(tiny_config(n_layers=1, attn_only=True, n_heads=1, d_head=4))
+    with pytest.raises(ValueError, match="size must lie between 1 and"):
+        connected_circuits(graph, len(graph) + 1, 1, torch.Generator())
+    with pytest.raises(ValueError, match="n be 1 or more; got 3, 0"):
+        connected_circuits(graph, 3, 0, torch.Generator())
 
 
 def test_mean_ablation_is_the_mean_over_corrupted_prompts_of_a_group() -> None:

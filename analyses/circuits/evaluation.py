@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import Generator
 
+from resval_lens.analyses.circuits.baselines import connected_circuits, random_circuits
 from resval_lens.analyses.circuits.circuit import Circuit, NamedCircuit
 from resval_lens.analyses.circuits.graph import Graph, graph_of
 from resval_lens.analyses.circuits.running import EdgeRuns, MeasuredBy
-from resval_lens.analyses.results.result import FLAT
+from resval_lens.analyses.results.result import FLAT, OPTIONAL
 from resval_lens.hooks.prompts import vanishes
 from resval_lens.notes import Note
 
@@ -195,22 +196,6 @@ def edges_out_of(graph: Graph, names: Sequence[str]) -> list[int]:
     ]
 
 
-def random_circuits(graph: Graph, size: int, n: int, generator: Generator) -> list[Circuit]:
-    """``n`` circuits of ``size`` edges, any as likely as any other: the baseline.
-
-    Raises:
-        ValueError: a size that no circuit has, or ``n`` below 1.
-    """
-    if not 1 <= size <= len(graph) or n < 1:
-        raise ValueError(
-            f"size must lie between 1 and {len(graph)} and n be 1 or more; got {size}, {n}"
-        )
-    return [
-        Circuit.of(graph, torch.randperm(len(graph), generator=generator)[:size].tolist())
-        for _ in range(n)
-    ]
-
-
 @dataclass(frozen=True)
 class Ends:
     """A mean metric on the clean and on the corrupted prompts."""
@@ -267,8 +252,11 @@ class EvaluatedCircuit(NamedCircuit):
 
     Attributes:
         status, reason: as of :class:`Faithfulness`.
+        random: drawn among all edges.
         minimality: m(C) − m(C∖e) by edge.
         completeness: each head and MLP of the circuit knocked out alone, then all of them.
+        connected: drawn so that every edge lies on a way from the input to the logits, as many as
+            the circuit has on such ways; None where it has none.
     """
 
     metric: CircuitMetric
@@ -282,6 +270,7 @@ class EvaluatedCircuit(NamedCircuit):
     completeness: tuple[KnockedOut, ...]
     measured: Measured
     measured_by: MeasuredBy = field(metadata=FLAT)
+    connected: RandomCircuits | None = field(default=None, metadata=OPTIONAL, kw_only=True)
 
 
 def evaluate(
@@ -293,7 +282,7 @@ def evaluate(
     most_nodes: int = MOST_NODES,
     note: Note = lambda text: None,
 ) -> EvaluatedCircuit:
-    """Faithfulness, minimality, completeness and the random baseline of one circuit.
+    """Faithfulness, minimality, completeness and random baselines of one circuit.
 
     Of a circuit with more than ``most_edges`` edges, minimality is that of so many, drawn by
     ``generator``; of one with more than ``most_nodes`` heads and MLPs, so many are knocked out
@@ -307,10 +296,11 @@ def evaluate(
     edges = _some(circuit.numbers, most_edges, generator)
     alone = _some(nodes, most_nodes, generator)
     sets = [[node] for node in alone] + ([nodes] if len(nodes) > 1 else [])
+    joined = len(circuit.pruned())
+    connected = connected_circuits(runs.graph, joined, n_random, generator) if joined else []
     # Random edges seldom make a way from the input: pruned, most are circuits that are known.
-    circuits = [circuit, circuit.without_links(), *(each.pruned() for each in baseline)]
+    circuits = [circuit, circuit.without_links(), *(each.pruned() for each in baseline), *connected]
     own, without, *drawn = faithfulness(runs, circuits, counting(note, "faithfulness"))
-    values = [each.value for each in drawn if each.value is not None]
     return EvaluatedCircuit(
         **vars(circuit.named()),
         metric=CircuitMetric(own.metric, runs.clean, runs.corrupted),
@@ -319,16 +309,19 @@ def evaluate(
         reason=own.reason,
         faithfulness=own.value,
         faithfulness_without_links=without.value,
-        random=RandomCircuits(
-            n_random,
-            float(np.mean(values)) if values else None,
-            float(np.max(values)) if values else None,
-        ),
+        random=_of_random(drawn[:n_random]),
         minimality=minimality(runs, circuit, edges, counting(note, "minimality")),
         completeness=completeness(runs, circuit, sets, counting(note, "completeness")),
         measured=Measured(EdgesTried(len(edges), len(circuit)), NodesTried(len(alone), len(nodes))),
         measured_by=runs.measured_by,
+        connected=_of_random(drawn[n_random:]) if joined else None,
     )
+
+
+def _of_random(drawn: Sequence[Faithfulness]) -> RandomCircuits:
+    values = [each.value for each in drawn if each.value is not None]
+    mean, most = (float(of(values)) if values else None for of in (np.mean, np.max))
+    return RandomCircuits(len(drawn), mean, most)
 
 
 def _some(all_: list[Item], most: int, generator: Generator) -> list[Item]:

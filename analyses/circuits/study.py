@@ -113,6 +113,7 @@ class CircuitStudy(Result):
         threshold: the score that was asked for, of the circuit's weakest edge at least.
         select: how scores choose edges, where it is not by the highest |score|.
         bootstrap: by how many resamples of prompts edges had to keep their sign, and how many did.
+        sized_on: on how many prompts the size was searched for, where these were the scored ones.
     """
 
     method: str
@@ -131,6 +132,7 @@ class CircuitStudy(Result):
     threshold: float | None = field(default=None, metadata=OPTIONAL)
     select: str | None = field(default=None, metadata=OPTIONAL)
     bootstrap: Stable | None = field(default=None, metadata=OPTIONAL)
+    sized_on: int | None = field(default=None, metadata=OPTIONAL)
 
 
 def circuit_study(
@@ -146,6 +148,7 @@ def circuit_study(
     edges: int | None = None,
     threshold: float | None = None,
     sizes: Sequence[int] | None = None,
+    size_on_scored: bool = False,
     exact: bool = False,
     most_edges: int = MOST_EDGES,
     most_nodes: int = MOST_NODES,
@@ -172,6 +175,8 @@ def circuit_study(
         threshold: those whose scores are at least so large. ACDC needs one, and drops by it.
         sizes: circuits, by their numbers of edges, that the curve is drawn from; by default shares
             of the graph.
+        size_on_scored: search for the fewest edges on ``pairs``, too, so that the other prompts
+            choose nothing.
         exact: score by exact patching, too, and report how far ``method`` agrees.
         most_edges, most_nodes: of the circuit that minimality and completeness are measured of;
             drawn where there are more.
@@ -187,9 +192,9 @@ def circuit_study(
         ValueError: the metric's gap between clean and corrupted prompts vanishes, no circuit is
             faithful enough, an unknown selection, one or a bootstrap beside a ``threshold`` or a
             ``given`` circuit, a bootstrap of scores without those of each prompt, more than one of
-            ``edges``, ``threshold`` and ``given``, a threshold that no way from the input to the
-            logits reaches, ``scores`` or a ``given`` circuit of another model, or what scoring or
-            writing refuses.
+            ``edges``, ``threshold`` and ``given``, one of them and ``size_on_scored``, a threshold
+            that no way from the input to the logits reaches, ``scores`` or a ``given`` circuit of
+            another model, or what scoring or writing refuses.
     """
     if edges is not None and threshold is not None:
         raise ValueError(f"edges={edges} and threshold={threshold:g} both choose: give one of them")
@@ -201,6 +206,10 @@ def circuit_study(
     if bootstrap and (threshold is not None or given is not None):
         raise ValueError(
             f"bootstrap={bootstrap}: a threshold, or a circuit that is given, chooses alone"
+        )
+    if size_on_scored and (edges, threshold, given) != (None, None, None):
+        raise ValueError(
+            "size_on_scored searches for a size; edges, threshold or a given circuit sets it"
         )
     drops_below = threshold if method_of(method).by_threshold else None
     graph = Graph.of(model)
@@ -247,7 +256,8 @@ def circuit_study(
             )
     elif edges is None:
         what = f"the smallest circuit of faithfulness {least}: sizes tried"
-        smallest_ = smallest(runs, ranked.values, least, how, counting(note, what))
+        on = EdgeRuns(model, pairs, graph) if size_on_scored else runs
+        smallest_ = smallest(on, ranked.values, least, how, counting(note, what))
         circuit, search = smallest_.circuit, smallest_.search
     else:
         chosen = how.choose(graph, ranked.values, edges)
@@ -280,6 +290,7 @@ def circuit_study(
         threshold=threshold,
         select=None if how == selection_of("top") else name_of(how),
         bootstrap=stable,
+        sized_on=len(pairs) if size_on_scored else None,
     )
 
 

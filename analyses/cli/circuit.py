@@ -100,6 +100,14 @@ def circuit_command(
             show_default="shares of all edges",
         ),
     ] = None,
+    size_on_scored: Annotated[
+        bool,
+        typer.Option(
+            "--size-on-scored",
+            help="Choose the size, too, on the prompts that edges are scored on: the others choose "
+            "nothing.",
+        ),
+    ] = False,
     minimality: Minimality = 256,
     completeness: Completeness = 64,
     exact: Annotated[
@@ -206,6 +214,7 @@ def circuit_command(
             edges=edges,
             threshold=threshold,
             sizes=wanted,
+            size_on_scored=size_on_scored,
             exact=exact,
             most_edges=minimality,
             most_nodes=completeness,

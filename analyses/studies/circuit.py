@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from resval_lens.analyses.circuits.metrics import ByMetric
-from resval_lens.analyses.circuits.study import CircuitStudy
+from resval_lens.analyses.circuits.study import CircuitStudy, StudiedCircuit
 from resval_lens.analyses.results.result import FLAT, OPTIONAL, Result
 from resval_lens.analyses.results.tables import NARROW
 from resval_lens.analyses.tasks.problem import Example, Facts
@@ -60,7 +60,7 @@ class CircuitReport(Result):
             f"{kept.resample.circuit:.3f}, with other edges at their means "
             f"{kept.mean.circuit:.3f}.",
         ]
-        said += _of_search(study)
+        said += [*_of_search(study), *_of_random(circuit)]
         tried = circuit.measured.minimality
         if tried.edges < tried.of:
             said.append(
@@ -88,7 +88,8 @@ class CircuitReport(Result):
 
 
 def _of_search(study: CircuitStudy) -> list[str]:
-    """That a size that was asked for is no circuit's, or that not every size was tried."""
+    """That a size that was asked for is no circuit's, where one was chosen, or that not every size
+    was tried."""
     search, n_edges = study.search, study.circuit.n_edges
     if search.sizes is None:
         which = (
@@ -100,11 +101,31 @@ def _of_search(study: CircuitStudy) -> list[str]:
             f"{n_edges:,} of the {search.size:,} {which} lie on a way from the input to the "
             "logits; the others change nothing."
         ]  # fmt: skip
-    if search.every_smaller_size_tried:
+    said = []
+    if study.sized_on is not None:
+        assert search.faithfulness is not None
+        found = dict(zip(search.sizes, search.faithfulness, strict=True))[search.size]
+        said.append(
+            f"The size was chosen on the {study.sized_on} prompts that edges were scored on, where "
+            f"f is {found:.3f}."
+        )
+    if not search.every_smaller_size_tried:
+        said.append(
+            f"The circuit is the smallest of the {len(search.sizes)} sizes tried (up to "
+            f"{search.sizes[-1]:,} edges), not of all."
+        )
+    return said
+
+
+def _of_random(circuit: StudiedCircuit) -> list[str]:
+    """What as many random edges keep that lie on ways from the input to the logits."""
+    random = circuit.connected
+    if random is None or random.max is None or circuit.faithfulness is None:
         return []
     return [
-        f"The circuit is the smallest of the {len(search.sizes)} sizes tried (up to "
-        f"{search.sizes[-1]:,} edges), not of all."
+        f"f is {circuit.faithfulness:.3f} of the {circuit.n_edges:,} edges; of {random.n} random "
+        "circuits of as many edges that all lie on ways from the input to the logits at most "
+        f"{random.max:.3f} (mean {random.mean:.3f})."
     ]
 
 
@@ -128,12 +149,15 @@ def measured_table(measured: ByMetric) -> Table:
 
 def circuit_table(study: CircuitStudy, most: int = 30) -> Table:
     """The edges of one circuit with what each is worth, largest first."""
-    circuit = study.circuit
+    circuit, random = study.circuit, study.circuit.random
+    connected = ""
+    if circuit.connected is not None:
+        connected = f"; on ways from input to logits {circuit.connected.mean:.3f}"
     worth = sorted(circuit.minimality.items(), key=lambda item: -abs(item[1]))
     table = Table(
         title=f"{circuit.n_edges:,} of {circuit.n_edges_of_model:,} edges: "
         f"faithfulness {circuit.faithfulness:.3f}\n"
-        f"(random ones of this size: {circuit.random.mean:.3f})",
+        f"(random ones of this size: {random.mean:.3f}{connected})",
         **NARROW,
     )
     table.add_column("edge", no_wrap=True)

@@ -47,12 +47,13 @@ print(shares["a1.h2 from 0"].mean())  # of layer 0's, along the link
 # --8<-- [start:found]
 import torch
 
-from resval_lens.analyses.circuits.evaluation import evaluate, random_circuits
+from resval_lens.analyses.circuits.baselines import connected_circuits
+from resval_lens.analyses.circuits.evaluation import evaluate
 
 generator = torch.Generator().manual_seed(0)
 found = evaluate(runs, circuit, generator=generator)
 print(found.faithfulness, found.minimality)
-same_size = random_circuits(runs.graph, len(circuit), 10, generator)
+same_size = connected_circuits(runs.graph, len(circuit), 10, generator)
 print([each.value for each in faithfulness(runs, same_size)])
 # --8<-- [end:found]
 
