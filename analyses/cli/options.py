@@ -239,13 +239,6 @@ Jobs = Annotated[int, typer.Option(help=_JOBS)]
 MaybeJobs = Annotated[int | None, typer.Option(help=_JOBS, show_default="with --train, 0")]
 RunsFolder = Annotated[Path, typer.Option("--runs", help=_RUNS)]
 Runs = Annotated[Path | None, typer.Option(help=_RUNS, show_default="the shipped ones")]
-Corpus = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder with train.txt and valid.txt, for experiments on real text.",
-        show_default="these wait",
-    ),
-]
 Train = Annotated[bool, typer.Option("--train", help="Train first, into --runs.")]
 ClassifierVariants = Annotated[
     str,

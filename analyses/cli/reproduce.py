@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +14,6 @@ from resval_lens.analyses.cli.amicl import check_trials
 from resval_lens.analyses.cli.completion import one_of
 from resval_lens.analyses.cli.icl import train_icl_runs
 from resval_lens.analyses.cli.options import (
-    Corpus,
     Json,
     MaybeJobs,
     MaybeSeed,
@@ -31,6 +31,7 @@ from resval_lens.analyses.cli.options import (
 )
 from resval_lens.analyses.cli.reporting import report
 from resval_lens.analyses.cli.reproducible import REPRODUCIBLE, Asked, Reproducible
+from resval_lens.analyses.cli.runs import Corpus, QueueModel
 from resval_lens.numbers import numbers
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def reproduce_command(
     steps: MaybeSteps = None,
     jobs: MaybeJobs = None,
     corpus: Corpus = None,
+    model: QueueModel = None,
     trials: MaybeTrials = None,
     seed: MaybeSeed = None,
     to: Out = Path("out"),
@@ -81,16 +83,18 @@ def reproduce_command(
     if result.experiments:
         only_for(MEASURED, trials=trials, seed=seed)
         if not train:
-            only_with_train(steps=steps, jobs=jobs, corpus=corpus)
+            only_with_train(steps=steps, jobs=jobs, corpus=corpus, model=model)
     else:
         only_for(
             "what is trained", runs=runs, train=train, seeds=seeds, steps=steps, jobs=jobs,
-            corpus=corpus,
+            corpus=corpus, model=model,
         )  # fmt: skip
         check_trials(1_000 if trials is None else trials, seed or 0)
     writable(to)
     if train:
-        folders = train_all(result, what, runs, wanted, steps, jobs, corpus, quiet)
+        folders = train_all(
+            result, what, runs, wanted, steps, jobs, {"corpus": corpus, "model": model}, quiet
+        )
     elif result.experiments:
         folders = recorded(result, what, runs)
     with notes(quiet) as note, one_thread():
@@ -133,12 +137,14 @@ def _name(run: PlannedRun | Path) -> str:
 
 
 def _experiments(
-    result: Reproducible, corpus: Path | None = None, seeds: Sequence[int] | None = None
+    result: Reproducible,
+    given: Mapping[str, Path | None] = MappingProxyType({}),
+    seeds: Sequence[int] | None = None,
 ) -> list[Experiment]:
     """Those that a result needs, in its order."""
     from resval_lens.analyses.experiments.experiment import read_experiments
 
-    by_name = {each.name: each for each in read_experiments(corpus=corpus, seeds=seeds)}
+    by_name = {each.name: each for each in read_experiments(given=given, seeds=seeds)}
     return [by_name[name] for name in result.experiments]
 
 
@@ -149,7 +155,7 @@ def train_all(
     seeds: Sequence[int] | None,
     steps: int | None,
     jobs: int | None,
-    corpus: Path | None,
+    given: Mapping[str, Path | None],
     quiet: bool,
 ) -> list[Path]:
     """Trains the experiments of a result; the folders of their records.
@@ -157,18 +163,18 @@ def train_all(
     Classifiers are trained ``jobs`` at a time, all else one by one at the lowest priority.
 
     Raises:
-        ValueError: what training refuses; a corpus or jobs that are missing or not needed; a folder
-            with runs of other lengths.
+        ValueError: what training refuses; what the user must give and did not; jobs that are not
+            needed; a folder with runs of other lengths.
         RuntimeError: a run failed.
     """
     from resval_lens.analyses.cli.console import err
-    from resval_lens.analyses.experiments.experiment import planned
+    from resval_lens.analyses.experiments.experiment import GIVEN, planned
     from resval_lens.analyses.experiments.queue import Folders, work
 
-    experiments = [_of_steps(each, steps) for each in _experiments(result, corpus, seeds)]
+    experiments = [_of_steps(each, steps) for each in _experiments(result, given, seeds)]
     every = planned(experiments)
-    if any(run.needs_corpus for run in every):
-        raise ValueError(f"{what} needs --corpus, a folder with train.txt and valid.txt")
+    for name in (name for run in every for name in run.needs):
+        raise ValueError(f"{what} needs --{name}, {GIVEN[name]}")
     if not any(run.command[1] == "icl" for run in every):
         only_for("classifiers", jobs=jobs)
     root = runs or Path("runs/reproduce")

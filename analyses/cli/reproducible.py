@@ -127,6 +127,14 @@ def _scaling(asked: Asked) -> Result:
     return lm_scaling(asked.runs(LMRun))
 
 
+def _grafts(asked: Asked) -> Result:
+    from resval_lens.analyses.comparison.grafts import grafts
+    from resval_lens.analyses.report.grafts import AGAINST
+    from resval_lens.training.graft_run import GraftRun
+
+    return grafts(asked.runs(GraftRun), AGAINST)
+
+
 def _memory_order(asked: Asked) -> Result:
     from resval_lens.analyses.papers.memory.orders import memory_orders
     from resval_lens.analyses.papers.memory.training import MemoryRun
@@ -188,6 +196,10 @@ REPRODUCIBLE: dict[str, Reproducible] = {
     ),
     "real-text": Reproducible(
         "the same on real stories, at two depths", _scaling, ("real text",)
+    ),
+    "grafts": Reproducible(
+        "what value links grafted on a trained model save, beside as many other parameters",
+        _grafts, ("grafts", "grafts with low-rank updates"),
     ),
     "memory-order": Reproducible(
         "which memory of an induction head (arXiv 2412.11459) is learned first, at six levels",

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from resval_lens.analyses.cli.console import err
-from resval_lens.analyses.cli.options import Corpus, Json, Quiet, RunsFolder, writable
+from resval_lens.analyses.cli.options import (
+    Json,
+    Quiet,
+    RunsFolder,
+    writable,
+)
 from resval_lens.analyses.cli.reporting import report
 
 runs_app = typer.Typer(
@@ -20,6 +26,21 @@ Queue = Annotated[
     Path | None,
     typer.Option(help="List of experiments (TOML).", show_default="the package's own"),
 ]
+Corpus = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder with train.txt and valid.txt, for experiments on real text.",
+        show_default="these wait",
+    ),
+]
+QueueModel = Annotated[
+    Path | None,
+    typer.Option(
+        "--model",
+        help="Language model, for experiments that graft links.",
+        show_default="these wait",
+    ),
+]
 Records = Annotated[Path, typer.Option(help="Folder that finished runs are copied to.")]
 
 
@@ -29,6 +50,7 @@ def status_command(
     runs: RunsFolder = Path("runs/queue"),
     records: Records = Path("runs/records"),
     corpus: Corpus = None,
+    model: QueueModel = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -42,7 +64,8 @@ def status_command(
     from resval_lens.analyses.experiments.experiment import QUEUE, read_experiments
     from resval_lens.analyses.experiments.queue import Folders, status
 
-    found = status(read_experiments(queue or QUEUE, corpus), Folders(runs, records))
+    given = {"corpus": corpus, "model": model}
+    found = status(read_experiments(queue or QUEUE, given), Folders(runs, records))
     report(found, None, "runs", as_json=as_json)
 
 
@@ -52,6 +75,7 @@ def next_command(
     runs: RunsFolder = Path("runs/queue"),
     records: Records = Path("runs/records"),
     corpus: Corpus = None,
+    model: QueueModel = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -62,7 +86,7 @@ def next_command(
 
     Example: `resval-lens runs next`
     """
-    _work(queue, runs, records, corpus, 1, as_json, quiet)
+    _work(queue, runs, records, {"corpus": corpus, "model": model}, 1, as_json, quiet)
 
 
 @runs_app.command("all")
@@ -71,6 +95,7 @@ def all_command(
     runs: RunsFolder = Path("runs/queue"),
     records: Records = Path("runs/records"),
     corpus: Corpus = None,
+    model: QueueModel = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -79,18 +104,18 @@ def all_command(
     One at a time, on one core, at the lowest priority: classifiers and simplified transformers on
     the CPU, for language models accelerate chooses the device. Stopped, or killed, it goes on where
     it was: finished runs have their records, and the one under way its snapshot. The package's own
-    list, analyses/experiments/experiments.toml, takes about 50 hours of a core.
+    list, analyses/experiments/experiments.toml, takes about 55 hours of a core.
 
     Example: `resval-lens runs all --quiet`
     """
-    _work(queue, runs, records, corpus, None, as_json, quiet)
+    _work(queue, runs, records, {"corpus": corpus, "model": model}, None, as_json, quiet)
 
 
 def _work(
     queue: Path | None,
     runs: Path,
     records: Path,
-    corpus: Path | None,
+    given: Mapping[str, Path | None],
     most: int | None,
     as_json: bool,
     quiet: bool,
@@ -98,7 +123,7 @@ def _work(
     from resval_lens.analyses.experiments.experiment import QUEUE, read_experiments
     from resval_lens.analyses.experiments.queue import Folders, status, work
 
-    experiments, folders = read_experiments(queue or QUEUE, corpus), Folders(runs, records)
+    experiments, folders = read_experiments(queue or QUEUE, given), Folders(runs, records)
     writable(runs)
     writable(records)
 

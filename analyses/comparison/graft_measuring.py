@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from resval_lens.analyses.circuits.graph import Graph
-from resval_lens.analyses.comparison.grafts import LINKS, MEASURED
+from resval_lens.analyses.comparison.grafts import MEASURED
 from resval_lens.analyses.studies.graft_links import (
     Cut,
     GraftLinks,
@@ -20,7 +20,7 @@ from resval_lens.io.provenance import provenance
 from resval_lens.load import Loaded
 from resval_lens.notes import Note
 from resval_lens.training.graft import grafted
-from resval_lens.training.graft_run import GraftRun
+from resval_lens.training.graft_run import LINKS, GraftRun
 from resval_lens.training.lm import Rows
 from resval_lens.training.recorded import load_run
 from resval_lens.transformer import ResValTransformer

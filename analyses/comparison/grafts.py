@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,16 +20,16 @@ from resval_lens.analyses.results.result import OPTIONAL, Result
 from resval_lens.analyses.results.seeds import TTests, corrected, spread, t_tests
 from resval_lens.analyses.results.tables import NARROW, in_sections, optional, table
 from resval_lens.analyses.studies.graft_links import GraftLinks, TaskCircuit
-from resval_lens.io.files import read_json, write_json
+from resval_lens.io.files import read_json
 from resval_lens.streams import shorthand
-from resval_lens.training.graft_run import LEARNED, LOSSES, PARAMETERS, GraftRun
-from resval_lens.training.recorded import RecordedRun, export_run, rounded
+from resval_lens.training.graft_run import LEARNED, LINKS, LOSSES, PARAMETERS, GraftRun
+from resval_lens.training.recorded import RecordedRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
-LINKS, MEASURED = "links.json", "what was measured of a graft's links"
+MEASURED = "what was measured of a graft's links"
 
 
 def saved(values: Sequence[float] | Float[np.ndarray, " row"]) -> Interval:
@@ -343,23 +342,6 @@ def grafts(runs: Sequence[RecordedRun[GraftRun]], against: str | None = None) ->
         ),
         tuple(_graft(each) for name in names for each in done if each.run.name == name),
     )  # fmt: skip
-
-
-def export_grafts(runs: Sequence[RecordedRun[GraftRun]], target: Path) -> list[Path]:
-    """Copies finished runs in the form in which they ship, with what was measured of their links.
-
-    Returns:
-        Their folders, in ``target``.
-    """
-    folders = []
-    for recorded in runs:
-        if recorded.done:
-            folders.append(export_run(recorded, target))
-            path = recorded.folder / LINKS
-            if path.is_file():
-                found = rounded(read_json(path, MEASURED))
-                write_json(folders[-1] / LINKS, found)
-    return folders
 
 
 def _variant(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import shlex
 import tomllib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from resval_lens.analyses.papers.memory.training import MemoryRun
 from resval_lens.numbers import numbers
+from resval_lens.training.graft_run import GraftRun
 from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.lm_run import LMRun
 from resval_lens.training.recorded import RecordedRun, Run, load_run
@@ -21,10 +23,11 @@ from resval_lens.transformer import ResValTransformer
 QUEUE = Path(__file__).with_name("experiments.toml")
 """The runs that the package's findings need."""
 KINDS: dict[str, type[Run[ResValTransformer]]] = {
-    "icl": ICLRun, "lm": LMRun, "memory": MemoryRun,
+    "icl": ICLRun, "lm": LMRun, "memory": MemoryRun, "graft": GraftRun,
 }  # fmt: skip
 """What each ``train`` command trains."""
-CORPUS = "{corpus}"
+GIVEN = {"corpus": "a folder with train.txt and valid.txt", "model": "a language model"}
+"""What a user has and commands name in braces."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class PlannedRun:
 
     Attributes:
         experiment: its name.
-        command: arguments of resval-lens, which train this run alone; with ``{corpus}`` if it needs
-            one that was not given.
+        command: arguments of resval-lens, which train this run alone; what it needs and was
+            not given (:data:`GIVEN`) stands in braces.
         into: the folder, of runs and of records, that the run's own folder is in.
         folder_name: the run's own.
         weights: whether its record has the trained model.
@@ -49,8 +52,9 @@ class PlannedRun:
     study: tuple[str, ...] = ()
 
     @property
-    def needs_corpus(self) -> bool:
-        return any(CORPUS in argument for argument in self.command)
+    def needs(self) -> list[str]:
+        """What of :data:`GIVEN` it lacks."""
+        return [name for name in GIVEN if any(f"{{{name}}}" in part for part in self.command)]
 
     def load(self, folder: Path) -> RecordedRun[Run[ResValTransformer]]:
         """The run that ``folder`` holds.
@@ -77,14 +81,16 @@ class Experiment:
 
 
 def read_experiments(
-    path: Path = QUEUE, corpus: Path | None = None, seeds: Sequence[int] | None = None
+    path: Path = QUEUE,
+    given: Mapping[str, Path | None] = MappingProxyType({}),
+    seeds: Sequence[int] | None = None,
 ) -> list[Experiment]:
     """The experiments of a TOML file, a table ``[[experiment]]`` each, in its order.
 
         name, about   what it is called and what it asks
-        command       of resval-lens: ``train icl``, ``train lm`` or ``train memory`` and options;
+        command       of resval-lens: ``train icl``, ``lm``, ``memory`` or ``graft`` and options;
                       ``{name}`` and ``{seed}`` stand for a run's, ``{options}`` for its own
-                      further options, ``{corpus}`` for a folder of texts that the user has
+                      further options, ``{corpus}`` and ``{model}`` for what the user has
         names         of the runs: a list, or a table of names to options
         seeds         like "0-3"
         into          the folder of its runs, by default the experiment's name
@@ -92,7 +98,7 @@ def read_experiments(
         study         a command on ``{run}``, the folder of a finished run, whose JSON is recorded
 
     Args:
-        corpus: what ``{corpus}`` stands for.
+        given: what ``{corpus}`` and ``{model}`` stand for, by name.
         seeds: of every run, in place of the file's.
 
     Raises:
@@ -107,7 +113,7 @@ def read_experiments(
     if set(tables) != {"experiment"} or not isinstance(listed, list):
         raise ValueError(f"{path}: expected tables [[experiment]] and nothing else")
     found = [
-        _experiment(path, number, table, corpus, seeds) for number, table in enumerate(listed, 1)
+        _experiment(path, number, table, given, seeds) for number, table in enumerate(listed, 1)
     ]
     counts = Counter((run.into, run.folder_name) for run in planned(found))
     for (into, name), count in counts.items():
@@ -129,7 +135,11 @@ _REQUIRED = ("name", "about", "command", "names", "seeds")
 
 
 def _experiment(
-    path: Path, number: int, table: Any, corpus: Path | None, seeds: Sequence[int] | None
+    path: Path,
+    number: int,
+    table: Any,
+    given: Mapping[str, Path | None],
+    seeds: Sequence[int] | None,
 ) -> Experiment:
     where = f"{path}: experiment {number}"
     if not isinstance(table, dict):
@@ -152,7 +162,7 @@ def _experiment(
             tuple(
                 PlannedRun(
                     table["name"],
-                    _filled(table["command"], name, options, seed, corpus),
+                    _filled(table["command"], name, options, seed, given),
                     into,
                     f"{name}-seed{seed}",
                     table.get("weights", False),
@@ -167,7 +177,7 @@ def _experiment(
 
 
 def _filled(
-    command: str, name: Any, options: Any, seed: int, corpus: Path | None
+    command: str, name: Any, options: Any, seed: int, given: Mapping[str, Path | None]
 ) -> tuple[str, ...]:
     """The arguments of a run's command."""
     check_name(name)
@@ -179,7 +189,8 @@ def _filled(
     for field in ("{name}", "{seed}"):
         if field not in command:
             raise ValueError(f"command must have {field}; got {command!r}")
-    stands_for = {"{name}": name, "{seed}": str(seed)} | ({CORPUS: str(corpus)} if corpus else {})
+    stands_for = {"{name}": name, "{seed}": str(seed)}
+    stands_for |= {f"{{{each}}}": str(path) for each, path in given.items() if path is not None}
     filled = []
     for part in parts:
         for each in shlex.split(options) if part == "{options}" else [part]:

@@ -72,7 +72,7 @@ class Standing:
     Attributes:
         recorded: runs whose records are there.
         under_way: steps that runs which have begun have reached, by folder name.
-        waiting: runs that need a corpus which was not given (``--corpus``).
+        waiting: runs that need something which was not given, and what.
     """
 
     name: str
@@ -81,6 +81,7 @@ class Standing:
     recorded: int
     under_way: dict[str, int]
     waiting: int
+    needs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class QueueStatus(Result):
         for number, one in enumerate(self.experiments, 1):
             now = [f"{name} at {step:,}" for name, step in one.under_way.items()]
             if one.waiting:
-                now.append(f"{one.waiting} need --corpus")
+                now.append(f"{one.waiting} need " + " ".join(f"--{name}" for name in one.needs))
             table.add_row(str(number), one.name, str(one.recorded), str(one.runs), ", ".join(now))
         last = f"next: {self.following}" if self.following else "nothing is left to run"
         return [table, f"{self.recorded} of {self.runs} runs are recorded; {last}"]
@@ -125,10 +126,11 @@ def status(experiments: Sequence[Experiment], folders: Folders) -> QueueStatus:
                 experiment.name, experiment.about, len(experiment.runs),
                 len(experiment.runs) - len(left),
                 {name: step for name, step in steps.items() if step is not None},
-                sum(run.needs_corpus for run in left),
+                sum(bool(run.needs) for run in left),
+                tuple(dict.fromkeys(name for run in left for name in run.needs)),
             )
         )  # fmt: skip
-        able = [run for run in left if not run.needs_corpus]
+        able = [run for run in left if not run.needs]
         following = following or (f"{experiment.name}, {able[0].folder_name}" if able else None)
     return QueueStatus(
         tuple(standings),
@@ -163,7 +165,7 @@ def work(
         KeyboardInterrupt: stopped.
     """
     failed: list[str] = []
-    runs = [run for run in planned(experiments) if not run.needs_corpus]
+    runs = [run for run in planned(experiments) if not run.needs]
     with _alone(folders.runs) as lock:
         left = [run for run in runs if folders.record(run) is None][:most]
         for number, run in enumerate(left, 1):

@@ -18,6 +18,8 @@ Precision = Literal["fp32", "bf16"]
 LOSSES, LEARNED, PARAMETERS = "held_out_losses", "learned", "parameters"
 """In a line of metrics: the mean loss (nats a token) of each held-out row; what streams learned;
 how many numbers the whole graft learns."""
+LINKS = "links.json"
+"""What was measured of a graft's links, in its run's folder."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class GraftRun(Run[ResValTransformer]):
 
     kind: ClassVar[str] = "graft"
     shipped: ClassVar[str] = "graft"
+    beside: ClassVar[tuple[str, ...]] = (LINKS,)
 
     name: str
     model: str

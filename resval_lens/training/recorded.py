@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from resval_lens.io.files import DATA, write_bytes, write_sealed
+from resval_lens.io.files import DATA, read_json, write_bytes, write_json, write_sealed
 from resval_lens.streams import architecture
 from resval_lens.training.loop import model_record
 from resval_lens.training.run import Line, Model, Run
@@ -127,6 +127,8 @@ def export_run(
 ) -> Path:
     """Copies a finished run in the form in which it ships: record, metrics and, if asked, model.
 
+    Documents that belong to it (:attr:`Run.beside`) come along, where there are any.
+
     Weights are rounded to 16 bits, half the bytes; they load as the 32 bits they were trained in.
 
     Returns:
@@ -141,6 +143,9 @@ def export_run(
     model = recorded.model() if with_model else None
     folder = target / run.folder_name
     write_record(folder, run.to_dict(), recorded.starts, recorded.metrics)
+    for path in (recorded.folder / name for name in run.beside):
+        if path.is_file():
+            write_json(folder / path.name, rounded(read_json(path, "what belongs to a run")))
     if model is not None:
         record = rounded(model_record(run, recorded.starts[-1], recorded.metrics))
         model.save_pretrained(folder / "model", record=record, overwrite=True, dtype=torch.float16)

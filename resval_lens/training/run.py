@@ -21,6 +21,7 @@ class Run(ABC, Generic[Model]):
     Attributes:
         kind: for people, as in "no run of a language model".
         shipped: the folder, among the package's data, of the runs that ship.
+        beside: names of JSON documents in a run's folder that belong to its record.
         name: of the variant, for people and folders.
         seed: draws all that is random.
         steps: of training.
@@ -29,6 +30,7 @@ class Run(ABC, Generic[Model]):
 
     kind: ClassVar[str]
     shipped: ClassVar[str]
+    beside: ClassVar[tuple[str, ...]] = ()
     name: str
     seed: int
     steps: int
