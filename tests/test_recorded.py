@@ -9,33 +9,22 @@ import pytest
 import torch
 from scipy import stats
 
-from resval_lens.analyses.comparison.gain import VARIANTS, gain_or_stream
-from resval_lens.analyses.comparison.icl_emergence import emergence, paper_runs
+from resval_lens.analyses.comparison.gain import GAIN_ALONE, VARIANTS, gain_or_stream
 from resval_lens.analyses.report.results_page import section
 from resval_lens.models.presets import FURTHER_VARIANTS, PAPER_VARIANTS
 from resval_lens.tasks.icl import ICLBatch
 from resval_lens.training.icl import measure
 from resval_lens.training.icl_run import ICLRun, draw_world, initial_model
-from resval_lens.training.recorded import SHIPPED, load_run, load_runs
+from resval_lens.training.recorded import load_runs
 
 ROOT = Path(__file__).parent.parent
 README = " ".join((ROOT / "README.md").read_text().split())
-ROWS = {
-    "none (classic)": "classic",
-    "queries": "queries",
-    "keys": "keys",
-    "values": "values",
-    "values, gradient blocked in the link": "values-detached",
-    "queries and values": "queries-values",
-    "queries, keys and values": "queries-keys-values",
-    "values, even mix (½ own + ½ carried)": "values-half",
-}
 
 
 def test_every_variant_ships_with_its_seeds() -> None:
     seeds = {
         name: [r.run.seed for r in load_runs(ICLRun) if r.run.name == name]
-        for name in ROWS.values()
+        for name in (*PAPER_VARIANTS, *FURTHER_VARIANTS)
     }
     counts = {"classic": 6, "values": 6, "queries": 5, "keys": 5} | dict.fromkeys(
         FURTHER_VARIANTS, 2
@@ -96,37 +85,32 @@ def test_the_gain_section_is_what_the_metrics_say(
             assert test[3] == f"{independent.statistic:.2f}".replace("-", "−")
 
 
-def test_the_readme_says_how_much_gain_alone_saves() -> None:
-    """Of the steps to .95 on IC, seeds 0 to 5, in percent."""
+NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8}
 
-    def steps(name: str) -> float:
-        runs = [load_run(SHIPPED / "icl" / f"{name}-seed{seed}", ICLRun) for seed in range(6)]
-        return sum(
-            next(x["step"] for x in run.metrics if x["ic"]["accuracy"] > 0.95) for run in runs
-        )
 
-    saved = [
-        round(100 * (1 - steps(name) / steps("classic")))
-        for name in ("values", "own-root-2", "own-2")
-    ]
-    told = " ".join((ROOT / "README.md").read_text().split())
-    assert saved == [19, 14, 25]
+def test_the_readme_says_when_in_context_learning_emerges() -> None:
+    steps = {name: above(name, "ic", 0.95) for name in ("classic", "values", *GAIN_ALONE)}
+
+    def saved(name: str) -> float:
+        both = steps["classic"].keys() & steps[name].keys()
+        return 1 - sum(steps[name][x] for x in both) / sum(steps["classic"][x] for x in both)
+
     rate = gain_or_stream(load_runs(ICLRun)).rates[0]
-    shares = [rate.share("ic", 0.95, name).ours.share for name in ("own-root-2", "own-2")]
-    late = rate.compared("ic", 0.95, "values-norm-matched", "classic").tests.p_holm
-    early = [
-        rate.compared("ic", 0.5, *pair).tests.p_holm
-        for pair in (("values-norm-matched", "classic"), ("own-root-2", "values"))
-    ]
+    stream = rate.compared("ic", 0.95, "values", "classic")
+    low, high = (100 * x for x in (stream.saving.interval.low, stream.saving.interval.high))
+    seeds = next(word for word, n in NUMBERS.items() if n == len(steps["values"]))
+    matched = [rate.compared("ic", x, "values-norm-matched", "classic") for x in (0.95, 0.5)]
+    late, early = (
+        f"{each.tests.p_holm:{form}}".lstrip("0")
+        for each, form in zip(matched, (".2g", ".1g"), strict=True)
+    )
     for words in (
-        "19% fewer",
-        "√2 save 14%",
-        "doubled ones 25%",
-        "{:.0%} and {:.0%} of what the stream saves".format(*shares),
-        f"(p = {late:.2f} against classic)".replace("0.", "."),
-        "(p = {:.3f} and {:.3f}, corrected)".format(*early).replace("0.", "."),
+        f"in {saved('values'):.0%} [{low:.0f}, {high:.0f}] fewer steps",
+        f"({seeds} seeds, p = {stream.tests.p_holm:.1g}; published: 24%)".replace("0.", "."),
+        f"√2 save {saved('own-root-2'):.0%}, doubled ones {saved('own-2'):.0%}",
+        f"at .95 (p = {late}); at .5 there is one (p = {early})",
     ):
-        assert words in told, words
+        assert words in README, words
 
 
 @pytest.mark.parametrize(
@@ -153,40 +137,6 @@ def test_a_recorded_run_begins_as_it_would_today(name: str) -> None:
         assert first["attention"][quantity] == pytest.approx(value, abs=tolerance)
 
 
-@pytest.mark.parametrize(("label", "variant"), ROWS.items())
-def test_the_table_in_the_readme_is_what_the_records_say(label: str, variant: str) -> None:
-    row = next(line for line in (ROOT / "README.md").read_text().splitlines()
-               if line.startswith(f"| {label} |"))  # fmt: skip
-    seeds, ours = (cell.strip() for cell in row.split("|")[2:4])
-    found = emergence(load_runs(ICLRun), 0.95).row("ic", variant)
-    assert int(seeds) == len(found.snapshots)
-    assert ours == f"{found.first.mean:.2f} ± {found.first.sd:.2f}"
-    if variant in PAPER_VARIANTS:
-        (last,) = (
-            r.metrics[-1] for r in load_runs(ICLRun) if r.run.folder_name == f"{variant}-seed0"
-        )
-        accuracies = [cell.strip() for cell in row.split("|")[5:9]]
-        assert accuracies == [
-            f"{last[task]['accuracy']:.3f}"[1:] for task in ("test", "ic", "ic2", "iw")
-        ]
-
-
-def test_the_words_in_the_readme_are_what_the_records_say() -> None:
-    runs = paper_runs(load_runs(ICLRun))
-    saved = {level: emergence(runs, level).saving("ic", "values") for level in (0.95, 0.9, 0.5)}
-    assert (
-        f"saves {saved[0.95]:.0%} of the steps to .95, {saved[0.9]:.0%} to .9 and {saved[0.5]:.0%}"
-        in README
-    )
-    study = emergence(runs, 0.95)
-    test = study.test("ic", "values", "classic")
-    assert f"t = −{-test.t:.1f}, paired by seed −{-test.t_paired:.1f}; both p stay below" in README
-    assert f"for the table's {len(study.t_tests)} tests, as do those at .9 and .5" in README
-    for level in (0.95, 0.9, 0.5):
-        tests = emergence(runs, level).test("ic", "values", "classic")
-        assert max(tests.p_holm, tests.p_paired_holm) < 0.001
-
-
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/start.md",
                                   "docs/limits.md"])  # fmt: skip
 def test_what_was_refuted_is_said_no_more(page: str) -> None:
@@ -196,26 +146,19 @@ def test_what_was_refuted_is_said_no_more(page: str) -> None:
     )
 
 
-def test_the_cut_in_training_in_the_readme_is_what_was_recorded() -> None:
-    study = json.loads((ROOT / "docs" / "link-in-training.json").read_text())
-    (line,) = (line for line in study["snapshots"] if line["step"] == 20_000)
-    ic, iw = (
-        [f"{line[cell][task]:.2f}"[1:] for cell in ("trained", "cut")] for task in ("ic", "iw")
-    )
-    assert f"IC from {ic[0]} to {ic[1]} (and memory, IW, rises from {iw[0]} to {iw[1]})" in README
-
-
-def test_the_controls_in_training_in_the_readme_are_those_recorded() -> None:
-    cells: dict[str, list[str]] = {}
-    for seed in range(4):
-        folder = ROOT / "resval_lens" / "data" / "icl-snapshots" / f"values-seed{seed}"
-        snapshots = json.loads((folder / "link-in-training.json").read_text())["snapshots"]
-        first = next(each for each in snapshots if each["trained"]["ic"] > 0.95)
-        for name in ("links cut", "own × 2, links cut"):
-            shown = f"{first['controls'][name]['ic']:.2f}".removeprefix("0")
-            cells.setdefault(name, []).append(shown)
-    for own in cells.values():
-        assert "{}, {}, {} and {}".format(*own) in " ".join(README.split())
+def test_the_readme_says_what_a_cut_takes_in_training() -> None:
+    """At the first snapshot above .95, mean over seeds."""
+    cells: dict[str, list[float]] = {}
+    for path in (ROOT / "resval_lens/data/icl-snapshots").glob(
+        "values-seed*/link-in-training.json"
+    ):
+        moments = json.loads(path.read_text())["moments"]
+        edits = next(each["edits"] for each in moments if each["name"] == "IC > .95")
+        for name in ("as trained", "links cut", "links cut, norm kept"):
+            cells.setdefault(name, []).append(edits[name]["ic"])
+    assert len(cells["as trained"]) == 4
+    trained, cut, kept = (f"{np.mean(cells[name]):.3f}".lstrip("0") for name in cells)
+    assert f"takes it from {trained} to {cut}; a cut that keeps the norm, to {kept}" in README
 
 
 def test_the_shipped_model_is_the_last_of_its_run() -> None:
