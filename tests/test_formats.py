@@ -1,4 +1,4 @@
-"""Models of others: every architecture that is converted, folders, GGUF files, nanoGPT, bridges."""
+"""Models of others: every architecture that is converted, folders, GGUF files, nanoGPT."""
 
 import json
 import re
@@ -18,7 +18,6 @@ import torch.nn.functional as F
 import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
-from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerFast
 
 from resval_lens import ResValTransformer
@@ -50,7 +49,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "attention_types": [[["global", "local"], 1]], "max_position_embeddings": 64,
         "window_size": 8,
     },
-    "GPTNeoXForCausalLM": {**SHAPE, "rotary_pct": 0.5},
+    "GPTNeoXForCausalLM": {**UNGROUPED, "rotary_pct": 0.5},
     "Gemma2ForCausalLM": {**SHAPE, **WINDOW, "query_pre_attn_scalar": 24},
     "Gemma3ForCausalLM": {**SHAPE, **WINDOW, **DEEP, "query_pre_attn_scalar": 24},
     "GemmaForCausalLM": {**SHAPE, "head_dim": 16},
@@ -170,6 +169,21 @@ def test_every_architecture_keeps_its_logits(architecture: str) -> None:
     assert not own & {x.data_ptr() for x in original.parameters()}
 
 
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [
+        ("LlamaForCausalLM", {"attention_bias": True}),
+        ("GPT2LMHeadModel", {"n_inner": 48}),
+        ("GPT2LMHeadModel", {"scale_attn_by_inverse_layer_idx": True}),
+        ("GPTNeoXForCausalLM", {"use_parallel_residual": False}),
+        ("Phi3ForCausalLM", {"partial_rotary_factor": 0.5}),
+    ],
+)
+def test_what_settings_say_is_kept(architecture: str, settings: dict[str, Any]) -> None:
+    original = random_model(architecture, **settings)
+    assert_same(ResValTransformer.from_hf(original), original)
+
+
 def test_the_head_size_is_the_models_own() -> None:
     original = random_model(head_dim=16)  # TransformerLens takes d_model / n_heads
     model = ResValTransformer.from_hf(original)
@@ -213,7 +227,7 @@ def test_dtype_and_mode_are_those_of_the_model_or_as_asked() -> None:
             "the architecture BertModel cannot be converted; these can: ApertusForCausalLM",
         ),
         (
-            random_model("LlamaForCausalLM", attention_bias=True),
+            random_model("LlamaForCausalLM", mlp_bias=True),
             r"LlamaForCausalLM: converted by TransformerLens it computes something else: logits "
             r"differ from the original's by up to \S+ of their standard deviation",
         ),
@@ -228,15 +242,19 @@ def test_dtype_and_mode_are_those_of_the_model_or_as_asked() -> None:
         ),
         (
             random_model("OPTForCausalLM", do_layer_norm_before=False),
-            r"OPTForCausalLM: TransformerLens cannot convert it \(",
+            "OPTForCausalLM: converted by TransformerLens it computes something else",
         ),
         (
-            random_model("GPT2LMHeadModel", n_inner=48),
-            r"blocks\.0\.mlp\.W_in must have shape \[32, 128\]; got \[32, 48\]",
+            random_model("PhiForCausalLM", qk_layernorm=True),
+            r"PhiForCausalLM: TransformerLens cannot convert it \(",
+        ),
+        (
+            random_model("GPT2LMHeadModel", activation_function="quick_gelu"),
+            r"cannot convert it \(it has no activation 'quick_gelu'; solu, ",
         ),
     ],
     ids=["no model", "an encoder", "biases that are left out", "another rotation", "no head",
-         "norms behind layers", "another width"],
+         "norms behind layers", "a norm of heads", "another activation"],
 )  # fmt: skip
 def test_what_cannot_be_converted_exactly_is_refused(model: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -608,28 +626,6 @@ def test_a_checkpoint_that_runs_code_is_refused(tmp_path: Path) -> None:
         load_model(tmp_path)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "ran").exists()
-
-
-# Bridges of TransformerLens
-
-
-def test_a_bridge_is_taken(folder: Path) -> None:
-    original = random_model()
-    original.config.architectures = ["LlamaForCausalLM"]
-    wanted = original(tokens()).logits
-    named = transformers.AutoTokenizer.from_pretrained(folder)
-    named.pad_token = named.bos_token = named.eos_token
-    bridge = TransformerBridge.boot_transformers(
-        "hers/llama", hf_model=original, tokenizer=named, device="cpu"
-    )
-    model = ResValTransformer.from_hooked(bridge, streams="v(mix=head, carried=0)")
-    torch.testing.assert_close(model(tokens()), wanted, atol=2e-5, rtol=0)
-    assert model.cfg.default_prepend_bos == bridge.cfg.default_prepend_bos
-    with pytest.raises(ValueError, match="share_weights=True: weights of a TransformerBridge"):
-        ResValTransformer.from_hooked(bridge, share_weights=True)
-    bridge.compatibility_mode = True
-    with pytest.raises(ValueError, match="before enable_compatibility_mode"):
-        ResValTransformer.from_hooked(bridge)
 
 
 # How it is done

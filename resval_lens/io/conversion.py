@@ -16,6 +16,7 @@ from resval_lens.block import ResValBlock
 from resval_lens.config import ResValConfig
 from resval_lens.host import HookedTransformer
 from resval_lens.io.files import bytes_of, check_room
+from resval_lens.io.formats.bridge import converted_from_bridge
 from resval_lens.io.formats.format import Converted
 from resval_lens.io.formats.hugging_face import converted_from_hf
 from resval_lens.io.formats.x_transformers import converted_from_x_transformers
@@ -153,27 +154,20 @@ class WeightConversion(StreamCaching):
         before grafting a stream: ``from_pretrained`` takes their value biases away.
 
         Args:
-            model: of a TransformerBridge, the model of transformers inside it (:meth:`from_hf`).
+            model: of a TransformerBridge, see :meth:`from_bridge`.
             streams: as in ResValConfig; None: those of ``model``, a HookedTransformer has none.
             share_weights: use the same parameter tensors instead of copies.
             unprocessed: value biases were never folded and heads never refactored, though the
                 weights look so (:func:`~resval_lens.lens.weights.processing_of`).
 
         Raises:
-            ValueError: streams that processed weights can no longer carry; a bridge in
-                compatibility mode.
+            ValueError: streams that processed weights can no longer carry; what
+                :meth:`from_bridge` refuses.
         """
         if isinstance(model, TransformerBridge):
-            if model.compatibility_mode:
-                raise ValueError(
-                    "this TransformerBridge is in compatibility mode, which changes its weights; "
-                    "convert it before enable_compatibility_mode()"
-                )
             if share_weights:
                 raise ValueError("share_weights=True: weights of a TransformerBridge are copied")
-            converted = cls.from_hf(model.original_model, model.tokenizer, streams=streams)
-            converted.cfg.default_prepend_bos = model.cfg.default_prepend_bos
-            return converted
+            return cls.from_bridge(model, streams=streams)
         config = ResValConfig.from_hooked(model.cfg, streams)
         if not unprocessed:
             processed = processing_of(model)
@@ -187,6 +181,21 @@ class WeightConversion(StreamCaching):
                 setattr(config, name, value)
         config.init_weights, config.tokenizer_name = False, None
         return cls(config)._take_over(model, share_weights)
+
+    @classmethod
+    def from_bridge(cls, bridge: Any, *, streams: StreamsLike = None) -> Self:
+        """The decoder in a TransformerBridge, which stays as it is; its weights are copied.
+
+        On a few tokens its logits are held to those of ``bridge``.
+
+        Args:
+            streams: as in ResValConfig; none by default.
+
+        Raises:
+            ValueError: an encoder, or another architecture that cannot be converted; weights that
+                ``enable_compatibility_mode`` has processed; logits that are not the bridge's.
+        """
+        return cls._from_converted(converted_from_bridge(bridge), streams)
 
     @classmethod
     def from_hf(

@@ -13,7 +13,7 @@ from accelerate import init_empty_weights
 from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
 
 from resval_lens.config import ResValConfig
-from resval_lens.host import STOCK, HookedTransformer
+from resval_lens.host import HookedTransformer
 from resval_lens.io.checkpoint import (
     FILES,
     SHIPPED_MODELS,
@@ -31,6 +31,7 @@ from resval_lens.io.checkpoint import (
 from resval_lens.io.conversion import ONE_BY_ONE, WeightConversion
 from resval_lens.io.files import bytes_of, check_room, first_line, note, tensor_shapes
 from resval_lens.io.formats import FORMATS, format_of
+from resval_lens.io.formats.bridge import named_bridge
 from resval_lens.io.formats.format import Settings
 from resval_lens.io.placing import DeviceMap, Placing, refuse_waiting
 from resval_lens.streams import StreamsLike, parse_streams, shorthand
@@ -141,8 +142,9 @@ class Loading(WeightConversion):
             settings: what a model's files in another format leave open, by name
                 (:attr:`~resval_lens.io.formats.Format.settings`).
             options: for ``huggingface_hub.snapshot_download`` (revision, token, ...), or for
-                ``HookedTransformer.from_pretrained_no_processing``; processing that it is asked
-                for (``fold_ln=True``, ...) is :meth:`process_weights_`, after the conversion.
+                ``HookedTransformer.from_pretrained_no_processing`` (TransformerLens 4:
+                ``TransformerBridge.boot_transformers``); processing that it is asked for
+                (``fold_ln=True``, ...) is :meth:`process_weights_`, after the conversion.
 
         Raises:
             ValueError: files that are missing, damaged, of another shape or class, by name; an
@@ -198,18 +200,17 @@ class Loading(WeightConversion):
         device: str | None,
         options: dict[str, Any],
     ) -> Self:
-        if not STOCK:
-            raise ValueError(
-                f"{name!r}: TransformerLens 4 loads no HookedTransformer; load it under "
-                "transformer-lens<4, where save_pretrained writes what loads under both"
-            )
         steps = {step: options.pop(step, False) for step in PROCESSING}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="HookedTransformer is deprecated")
-            stock = HookedTransformer.from_pretrained_no_processing(
-                name, device=device, tokenizer=tokenizer, **options
-            )
-        model = cls.from_hooked(stock, streams, unprocessed=True, share_weights=True)
+        if hasattr(HookedTransformer, "from_pretrained_no_processing"):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="HookedTransformer is deprecated")
+                stock = HookedTransformer.from_pretrained_no_processing(
+                    name, device=device, tokenizer=tokenizer, **options
+                )
+            model = cls.from_hooked(stock, streams, unprocessed=True, share_weights=True)
+        else:  # TransformerLens 4
+            bridge = named_bridge(name, device=device, tokenizer=tokenizer, **options)
+            model = cls.from_bridge(bridge, streams=streams)
         if any(steps.values()):  # through the streams, or refused
             model.process_weights_(**steps)
         return model

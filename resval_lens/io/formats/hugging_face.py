@@ -21,6 +21,7 @@ from resval_lens.io.files import (
     read_json,
     tensor_shapes,
 )
+from resval_lens.io.formats.bridge import in_the_terms_of_a_bridge
 from resval_lens.io.formats.format import (
     NO_SETTINGS,
     Converted,
@@ -59,23 +60,13 @@ def converted_from_hf(
     if not hasattr(model, "config") or not hasattr(model, "get_input_embeddings"):
         raise ValueError(f"expected a model of transformers; got {type(model).__name__}")
     parameter = next(model.parameters())
-    check_architecture(model.config, type(model).__name__, source)
-    from transformer_lens.loading_from_pretrained import get_pretrained_state_dict
-
-    try:
-        cfg = hooked_config(
-            model.config,
-            type(model).__name__,
-            dtype=dtype or parameter.dtype,
-            device=device or str(parameter.device),
-            default_prepend_bos=leads_with_bos(tokenizer),
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            state = get_pretrained_state_dict("gpt2", cfg, model)  # the name decides nothing here
-    except Exception as error:  # settings that TransformerLens does not expect fail in many ways
-        told = f"TransformerLens cannot convert it ({first_line(error)})"
-        raise ValueError(f"{source}: {told}") from None
+    cfg, state = in_the_terms_of_a_bridge(
+        model,
+        source,
+        dtype=dtype or parameter.dtype,
+        device=device or str(parameter.device),
+        default_prepend_bos=leads_with_bos(tokenizer),
+    )
 
     def reference(tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
         was = model.training

@@ -1,38 +1,32 @@
 """Settings of transformers' models as TransformerLens's, whatever a model is called.
 
-TransformerLens converts the weights of more architectures than it derives settings for: those of
-Gemma and OLMo stand there by the names of the models that were published. Here they follow from
-the model's own configuration.
+All of them follow from the model's own configuration, and none from the name it was published by.
 """
 
 from __future__ import annotations
 
-import json
-import tempfile
-from dataclasses import replace
-from pathlib import Path
+import math
+from dataclasses import fields
 from typing import Any
 
-from resval_lens.host import STOCK, HookedTransformerConfig
+from transformer_lens.utilities import SUPPORTED_ACTIVATIONS
 
-_FROM_CONFIG = (
-    "ApertusForCausalLM", "BloomForCausalLM", "GPT2LMHeadModel", "GPTJForCausalLM",
-    "GPTNeoForCausalLM", "GPTNeoXForCausalLM", "GptOssForCausalLM", "LlamaForCausalLM",
-    "MistralForCausalLM", "MixtralForCausalLM", "OPTForCausalLM", "Olmo3ForCausalLM",
-    "OlmoeForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM",
+from resval_lens.host import HookedTransformerConfig
+
+_FAMILIES = (
+    "Apertus", "Bloom", "Gemma2", "Gemma3", "Gemma", "GPTJ", "GPTNeo", "GPTNeoX", "GptOss", "Llama",
+    "Mistral", "Mixtral", "Olmo2", "Olmo3", "Olmoe", "Olmo", "OPT", "Phi3", "Phi", "Qwen2", "Qwen3",
 )  # fmt: skip
-"""TransformerLens derives the settings of these from their configuration."""
-_DERIVED = (
-    "Gemma2ForCausalLM", "Gemma3ForCausalLM", "GemmaForCausalLM", "Olmo2ForCausalLM",
-    "OlmoForCausalLM", "PhiForCausalLM",
-)  # fmt: skip
-"""TransformerLens has the settings of these by the names of published models, or asks for a field
-that newer transformers have elsewhere (Phi)."""
-_CENTRED = ("OlmoForCausalLM", "PhiForCausalLM")
-ARCHITECTURES = tuple(sorted((*_FROM_CONFIG, *_DERIVED), key=str.lower))
+ARCHITECTURES = (*(f"{family}ForCausalLM" for family in _FAMILIES), "GPT2LMHeadModel")
 """Architectures of transformers that can be converted."""
-
-
+_CENTRED = (
+    "BloomForCausalLM", "GPT2LMHeadModel", "GPTJForCausalLM", "GPTNeoForCausalLM",
+    "GPTNeoXForCausalLM", "OPTForCausalLM", "OlmoForCausalLM", "PhiForCausalLM",
+)  # fmt: skip
+"""LayerNorm; the others' norms are RMS. Without OLMo: MLPs without a gate."""
+_UNGATED = (*(name for name in _CENTRED if name != "OlmoForCausalLM"), "ApertusForCausalLM")
+_WITH_POSITIONS = ("GPT2LMHeadModel", "GPTNeoForCausalLM", "OPTForCausalLM")
+_NORMED_HEADS = ("ApertusForCausalLM", "Gemma3ForCausalLM", "Qwen3ForCausalLM")
 _ROTATIONS = {
     "llama3": ("ApertusForCausalLM", "LlamaForCausalLM"),
     "yarn": ("GptOssForCausalLM", "Olmo3ForCausalLM"),
@@ -46,18 +40,12 @@ def check_architecture(config: Any, architecture: str, source: str) -> None:
     """Refuses what conversions would get wrong.
 
     Raises:
-        ValueError: an architecture, a rotation or a kind of layer that is not converted; a
-            TransformerLens that converts none.
+        ValueError: an architecture, a rotation or a kind of layer that is not converted.
     """
-    if not STOCK:
-        raise ValueError(
-            f"{source}: TransformerLens 4 converts no models of transformers; load it under "
-            "transformer-lens<4, where save_pretrained writes what loads under both"
-        )
     if architecture not in ARCHITECTURES:
         raise ValueError(
             f"{source}: the architecture {architecture} cannot be converted; these can: "
-            f"{', '.join(ARCHITECTURES)}"
+            f"{', '.join(sorted(ARCHITECTURES, key=str.lower))}"
         )
     rotary = getattr(config, "rope_parameters", None) or {}
     nested = [each for each in rotary.values() if isinstance(each, dict)]
@@ -78,87 +66,162 @@ def hooked_config(config: Any, architecture: str, **settings: Any) -> HookedTran
     Args:
         settings: device, dtype, default_prepend_bos.
     """
-    if architecture in _DERIVED:
-        cfg = HookedTransformerConfig(**_derived(config, architecture), **settings)
-    else:
-        from transformer_lens.loading_from_pretrained import get_pretrained_model_config
+    heads = config.num_attention_heads
+    head = _first(config, "head_dim") or config.hidden_size // heads
+    groups = _first(config, "num_key_value_heads")
+    rms = architecture not in _CENTRED
+    return HookedTransformerConfig(
+        model_name=architecture.removesuffix("ForCausalLM"),
+        original_architecture=architecture,
+        d_model=config.hidden_size,
+        d_head=head,
+        n_heads=heads,
+        n_key_value_heads=None if groups == heads else groups,
+        d_mlp=_first(config, "intermediate_size", "ffn_dim", "n_inner") or 4 * config.hidden_size,
+        n_layers=config.num_hidden_layers,
+        n_ctx=_first(config, "max_position_embeddings") or 2048,  # ALiBi has no end
+        d_vocab=config.vocab_size,
+        act_fn=_activation(config, architecture),
+        eps=_first(config, "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon") or 1e-5,
+        normalization_type="RMS" if rms else "LN",
+        final_rms=rms,
+        gated_mlp=architecture not in _UNGATED,
+        parallel_attn_mlp=architecture in ("GPTJForCausalLM", "PhiForCausalLM")
+        or bool(_first(config, "use_parallel_residual")),
+        use_qk_norm=architecture in _NORMED_HEADS,
+        init_weights=False,
+        **_positions(config, architecture, head),
+        **_scores(config, architecture),
+        **_windows(config),
+        **_particulars(config, architecture),
+        **settings,
+    )
 
-        with tempfile.TemporaryDirectory() as folder:
-            _save(config, architecture, Path(folder))
-            cfg = get_pretrained_model_config(folder, **settings)
-        head = getattr(config, "head_dim", None)
-        if head not in (None, cfg.d_head):  # Llama's is taken to be d_model / n_heads there
-            cfg = replace(cfg, d_head=head, rotary_dim=head, attn_scale=-1.0)
-        n_ctx = getattr(config, "max_position_embeddings", cfg.n_ctx)
-        cfg = replace(cfg, n_ctx=n_ctx)  # 2048 for some there, whatever the model has
-    kinds = [_KINDS_OF_LAYERS[kind] for kind in getattr(config, "layer_types", None) or []]
-    if "local" in kinds and not cfg.use_local_attn:  # Qwen's windows are left out there, too
-        window = {"attn_types": kinds, "window_size": config.sliding_window}
-        cfg = replace(cfg, use_local_attn=True, **window)
-    cfg.model_name, cfg.tokenizer_name = architecture.removesuffix("ForCausalLM"), None
-    return cfg
+
+def native_config(config: Any, **settings: Any) -> HookedTransformerConfig:
+    """The settings of a TransformerBridge's own architecture: the same fields, by the same names.
+
+    Args:
+        config: the bridge's.
+        settings: device, dtype, default_prepend_bos.
+
+    Raises:
+        ValueError: a scaled rotation.
+    """
+    scaled = getattr(config, "rope_scaling", None)
+    if scaled:
+        raise ValueError(f"its rotation is scaled: rope_scaling={scaled!r}")
+    known = {each.name for each in fields(HookedTransformerConfig) if each.init}
+    given = {name: value for name, value in vars(config).items() if name in known}
+    plain = {"init_weights": False, "seed": None, "tokenizer_name": None}
+    plain["rotary_adjacent_pairs"] = True  # as it rotates, whatever is written there
+    return HookedTransformerConfig(**given | plain | settings)
 
 
-def _save(config: Any, architecture: str, folder: Path) -> None:
-    """config.json as TransformerLens reads it."""
-    config.save_pretrained(folder)
-    path = folder / "config.json"
-    settings = json.loads(path.read_text())
-    if "n_positions" in settings:  # GPT-2's, under its older name
-        settings.setdefault("n_ctx", settings["n_positions"])
-    path.write_text(json.dumps({**settings, "architectures": [architecture]}))
+def _first(config: Any, *names: str) -> Any:
+    """The first of these settings that a configuration has."""
+    found = (getattr(config, name, None) for name in names)
+    return next((value for value in found if value is not None), None)
 
 
-def _derived(config: Any, architecture: str) -> dict[str, Any]:
-    heads, groups = config.num_attention_heads, config.num_key_value_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // heads
-    rotary = getattr(config, "rope_parameters", None) or {}
-    turned = rotary.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", 1.0))
-    bases = _rotary_bases(config)
-    settings: dict[str, Any] = {
-        "original_architecture": architecture,
-        "d_model": config.hidden_size,
-        "d_head": head,
-        "n_heads": heads,
-        "n_key_value_heads": None if groups == heads else groups,
-        "d_mlp": config.intermediate_size,
-        "n_layers": config.num_hidden_layers,
-        "n_ctx": config.max_position_embeddings,
-        "d_vocab": config.vocab_size,
-        "act_fn": getattr(config, "hidden_activation", None) or config.hidden_act,
-        "eps": getattr(config, "rms_norm_eps", getattr(config, "layer_norm_eps", 1e-5)),
-        "normalization_type": "LN" if architecture in _CENTRED else "RMS",
+def _activation(config: Any, architecture: str) -> str:
+    if architecture == "BloomForCausalLM":  # its own, which has no name there
+        return "gelu_fast"
+    found: str = _first(config, "hidden_activation", "hidden_act", "activation_function")
+    if found not in SUPPORTED_ACTIVATIONS:
+        raise ValueError(f"it has no activation {found!r}; {', '.join(SUPPORTED_ACTIVATIONS)}")
+    return found
+
+
+def _positions(config: Any, architecture: str, head: int) -> dict[str, Any]:
+    if architecture in _WITH_POSITIONS:
+        return {"positional_embedding_type": "standard"}
+    if architecture == "BloomForCausalLM":
+        return {"positional_embedding_type": "alibi"}
+    rotary = _first(config, "rope_parameters") or {}
+    wide, near = rotary.get("full_attention", rotary), rotary.get("sliding_attention", rotary)
+    older = _first(config, "rope_theta") or 10_000.0
+    local = float(near.get("rope_theta", _first(config, "rope_local_base_freq") or older))
+    share = wide.get("partial_rotary_factor") or _first(
+        config, "partial_rotary_factor", "rotary_pct"
+    )
+    settings = {
         "positional_embedding_type": "rotary",
-        "rotary_dim": round(turned * head),
-        "rotary_base": bases[0],
-        "gated_mlp": architecture != "PhiForCausalLM",
-        "parallel_attn_mlp": architecture == "PhiForCausalLM",
-        "init_weights": False,
+        "rotary_dim": round((share or 1.0) * head),
+        "rotary_base": float(wide.get("rope_theta", older)),
+        **_scaled(wide, nested=wide is not rotary),
     }
-    if architecture == "OlmoForCausalLM":
-        settings["clip_qkv"] = config.clip_qkv
-    if architecture.startswith("Gemma"):
-        settings["final_rms"] = True
-        scale = getattr(config, "query_pre_attn_scalar", None)
-        if scale is not None:  # Gemma 2 and 3
-            settings |= {"attn_scale": scale**0.5, "use_normalization_before_and_after": True}
-            settings |= {
-                ours: soft_cap
-                for ours, theirs in (
-                    ("attn_scores_soft_cap", "attn_logit_softcapping"),
-                    ("output_logits_soft_cap", "final_logit_softcapping"),
-                )
-                if (soft_cap := getattr(config, theirs, None)) is not None
-            }
-        if architecture == "Gemma3ForCausalLM":
-            settings |= {"use_qk_norm": True, "rotary_base_local": bases[1]}
+    if architecture == "GPTJForCausalLM":
+        settings |= {"rotary_dim": config.rotary_dim, "rotary_adjacent_pairs": True}
+    if local != settings["rotary_base"]:
+        settings["rotary_base_local"] = local
     return settings
 
 
-def _rotary_bases(config: Any) -> tuple[float, float]:
-    """Bases of the rotation in layers that attend everywhere, and in those with a window."""
-    rotary = getattr(config, "rope_parameters", None) or {}
-    wide, near = rotary.get("full_attention", rotary), rotary.get("sliding_attention", rotary)
-    older = getattr(config, "rope_theta", 10_000.0)
-    local = getattr(config, "rope_local_base_freq", older)
-    return float(wide.get("rope_theta", older)), float(near.get("rope_theta", local))
+def _scaled(rotary: dict[str, Any], nested: bool) -> dict[str, Any]:
+    """Settings of a scaled rotation; ``nested``: only layers that attend everywhere have it."""
+    kind, factor = rotary.get("rope_type", "default"), float(rotary.get("factor") or 1.0)
+    if kind == "llama3":
+        return {
+            "use_NTK_by_parts_rope": True,
+            "NTK_by_parts_factor": factor,
+            "NTK_by_parts_low_freq_factor": rotary["low_freq_factor"],
+            "NTK_by_parts_high_freq_factor": rotary["high_freq_factor"],
+            "NTK_original_ctx_len": rotary["original_max_position_embeddings"],
+        }
+    if kind == "yarn":
+        share = rotary.get("attention_factor") or 0.1 * math.log(max(factor, 1.0)) + 1.0
+        return {
+            "use_yarn_rope": True,
+            "yarn_global_attn_only": nested,
+            "yarn_factor": factor,
+            "yarn_attention_factor": float(share),
+            "yarn_beta_fast": float(rotary.get("beta_fast") or 32.0),
+            "yarn_beta_slow": float(rotary.get("beta_slow") or 1.0),
+            "yarn_original_max_position_embeddings": rotary["original_max_position_embeddings"],
+            "yarn_truncate": rotary.get("truncate", True),
+        }
+    return {}
+
+
+def _scores(config: Any, architecture: str) -> dict[str, Any]:
+    """How attention scores are scaled, capped and shared."""
+    scale = _first(config, "query_pre_attn_scalar")
+    settings = {
+        "use_attn_scale": architecture != "GPTNeoForCausalLM"
+        and getattr(config, "scale_attn_weights", True),
+        "scale_attn_by_inverse_layer_idx": bool(_first(config, "scale_attn_by_inverse_layer_idx")),
+        "attn_scale": -1.0 if scale is None else scale**0.5,
+        "attn_scores_soft_cap": _first(config, "attn_logit_softcapping") or -1.0,
+        "output_logits_soft_cap": _first(config, "final_logit_softcapping") or -1.0,
+        "clip_qkv": _first(config, "clip_qkv"),
+    }
+    if architecture == "GptOssForCausalLM":
+        settings["use_attention_sinks"] = True
+    return settings
+
+
+def _windows(config: Any) -> dict[str, Any]:
+    """Which layers attend within a window; in older configurations all of them, if there is one."""
+    window = _first(config, "sliding_window", "window_size")
+    kinds = [_KINDS_OF_LAYERS[kind] for kind in _first(config, "layer_types") or []]
+    kinds = kinds or _first(config, "attention_layers") or ["local"] * config.num_hidden_layers
+    if window is None or "local" not in kinds:
+        return {}
+    return {"use_local_attn": True, "window_size": window, "attn_types": list(kinds)}
+
+
+def _particulars(config: Any, architecture: str) -> dict[str, Any]:
+    """Experts; norms on both sides of a layer or behind the embeddings."""
+    if architecture == "BloomForCausalLM":
+        return {"post_embedding_ln": True}
+    if architecture in ("Gemma2ForCausalLM", "Gemma3ForCausalLM"):
+        return {"use_normalization_before_and_after": True}
+    experts = _first(config, "num_local_experts", "num_experts")
+    if experts is None:
+        return {}
+    return {
+        "num_experts": experts,
+        "experts_per_token": config.num_experts_per_tok,
+        "norm_topk_prob": getattr(config, "norm_topk_prob", architecture == "MixtralForCausalLM"),
+    }
