@@ -3,38 +3,35 @@
 Roles (:mod:`~resval_lens.analyses.studies.roles`) are given by measurements on some prompts. On
 others, and by every metric of the task:
 
-    knocked out   all heads of a role together; beside them as many heads without a role, of the
-                  same layers or the nearest ones that have any, drawn several times
+    knocked out   all heads of a role together
     path          what all heads of one role send into the queries, keys or values of another's, or
-                  to the logits (path patching); beside it as many heads without a role
-    circuit       every head without a role knocked out (MLPs stay): faithfulness f; beside it as
-                  many heads of the same layers
-    complete      |m(C∖K) − m(M∖K)| of each role K: the circuit C without it, the model M without it
-    minimal       |m(C∖(K ∪ v)) − m(C∖K)| of each head v, K being the other heads of its first role
+                  to the logits (path patching, MLPs recomputed); beside it as many heads without a
+                  role
+    circuit       every head without a role knocked out; MLPs stay
 
-as Wang et al. 2022 (arXiv 2211.00593, section 4 and appendix). A head that is knocked out writes
-what it does on the corrupted prompt (resample), or the mean of that over corrupted prompts whose
-names stand at the same positions (mean).
+as :mod:`~resval_lens.analyses.studies.knockouts` says, with completeness and minimality.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, get_args
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float
-from torch import Generator, Tensor
 
-from resval_lens.analyses.circuits.circuit import Circuit
-from resval_lens.analyses.circuits.evaluation import edges_out_of
-from resval_lens.analyses.circuits.graph import Graph
-from resval_lens.analyses.circuits.running import Ablation, EdgeRuns
-from resval_lens.analyses.results.intervals import Interval, mean_interval
+from resval_lens.analyses.circuits.running import Ablation
+from resval_lens.analyses.results.intervals import mean_interval
 from resval_lens.analyses.results.result import FLAT, Result
+from resval_lens.analyses.studies.knockouts import (
+    Effect,
+    Knockouts,
+    Nodes,
+    Others,
+    knock_out,
+    layer_of,
+)
 from resval_lens.analyses.studies.roles import ATTENTION, ROLES, SHARE, HeadRoles, head_roles
 from resval_lens.analyses.tasks.problem import Facts, Problem
 from resval_lens.hooks.links import head_name
@@ -46,7 +43,6 @@ from resval_lens.tasks.leading import AUTO
 if TYPE_CHECKING:
     from rich.table import Table
 
-Heads = tuple[tuple[int, int], ...]
 PUBLISHED = {
     "name mover": ("9.9", "10.0", "9.6"),
     "negative": ("10.7", "11.10"),
@@ -66,62 +62,6 @@ PATHS: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
 """Paths that the circuit of Wang et al. runs along: roles that send, roles that receive, and as
 what."""
 DRAWS = 5
-
-
-@dataclass(frozen=True)
-class Effect:
-    """The change of a mean metric, with its 95% interval over prompts.
-
-    Attributes:
-        drawn: the same change of other heads, for each draw.
-    """
-
-    change: Interval
-    drawn: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class RoleEffect:
-    """A role's heads knocked out: what that does to each metric, and how far the circuit agrees.
-
-    Attributes:
-        incomplete: |m(C∖K) − m(M∖K)| by metric.
-    """
-
-    role: str
-    heads: tuple[str, ...]
-    effects: Mapping[str, Effect]
-    incomplete: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class HeadCircuit:
-    """What all heads with a role keep of a metric, and as many others.
-
-    Attributes:
-        clean, corrupted, circuit: mean metrics of the model, on corrupted prompts, of the circuit.
-        faithfulness: f, and ``drawn``, of each draw of other heads.
-    """
-
-    clean: float
-    corrupted: float
-    circuit: float
-    faithfulness: float
-    drawn: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Knockouts:
-    """Everything under one ablation.
-
-    Attributes:
-        circuit: by metric.
-        minimality: by head and metric.
-    """
-
-    roles: tuple[RoleEffect, ...]
-    circuit: Mapping[str, HeadCircuit]
-    minimality: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -194,24 +134,22 @@ def role_study(
         model, named, attention=attention, share=share, seed=scored.seed,
         prepend=prepend, note=note,
     )  # fmt: skip
-    heads = product(range(model.cfg.n_layers), range(model.cfg.n_heads))
-    places = {head_name(*place): place for place in heads}
+    cfg = model.cfg
+    heads = [head_name(*place) for place in product(range(cfg.n_layers), range(cfg.n_heads))]
     by_role = {
-        role: tuple(places[head.head] for head in found.roles[role])
-        for role in ROLES
-        if found.roles[role]
+        role: tuple(head.head for head in found.roles[role]) for role in ROLES if found.roles[role]
     }
     if not by_role:
         raise ValueError(f"no head of {scored.name} has a role on these prompts")
     generator = torch.Generator().manual_seed(scored.seed)
-    others = _Others(model.cfg.n_layers, model.cfg.n_heads, by_role.values(), generator)
-    inside = tuple(dict.fromkeys(place for several in by_role.values() for place in several))
+    inside = tuple(dict.fromkeys(head for several in by_role.values() for head in several))
+    others = Others(heads, inside, generator)
     drawn = {
-        role: [others.draw(heads) for _ in range(draws)]
-        for role, heads in {**by_role, "": inside}.items()
+        role: [others.draw(several) for _ in range(draws)]
+        for role, several in {**by_role, "": inside}.items()
     }
     knockouts = {
-        ablation: _knockouts(held_out, ablation, by_role, drawn, note)
+        ablation: knock_out(held_out, ablation, heads, by_role, drawn, note=note)
         for ablation in get_args(Ablation)
     }
     paths = []
@@ -222,160 +160,41 @@ def role_study(
     return RoleStudy(scored.facts(), found, len(held_out.pairs), knockouts, tuple(paths))
 
 
-class _Others:
-    """Heads without a role."""
-
-    def __init__(
-        self, layers: int, heads: int, roles: Iterable[Heads], generator: Generator
-    ) -> None:
-        taken = {place for several in roles for place in several}
-        self.free: Bool[Tensor, "layer head"] = torch.ones(layers, heads, dtype=torch.bool)
-        for place in taken:
-            self.free[place] = False
-        self.generator = generator
-
-    def draw(self, heads: Heads) -> Heads:
-        """As many, each of the layer of one of ``heads`` or, where that has none left, the nearest.
-
-        Fewer where there are no more.
-        """
-        free, drawn = self.free.clone(), []
-        for layer, _ in heads:
-            places = free.nonzero()
-            if not len(places):
-                break
-            far = (places[:, 0] - layer).abs()
-            near = places[far == far.min()]
-            which = int(torch.randint(len(near), (), generator=self.generator))
-            place = int(near[which, 0]), int(near[which, 1])
-            free[place] = False
-            drawn.append(place)
-        return tuple(drawn)
-
-
-def _names(heads: Iterable[tuple[int, int]]) -> tuple[str, ...]:
-    return tuple(head_name(*place) for place in heads)
-
-
-def _without(graph: Graph, heads: Iterable[tuple[int, int]], of: Circuit) -> Tensor:
-    return of.without(edges_out_of(graph, _names(heads))).kept
-
-
-def _knockouts(
-    held_out: Problem,
-    ablation: Ablation,
-    by_role: Mapping[str, Heads],
-    drawn: Mapping[str, Sequence[Heads]],
-    note: Note,
-) -> Knockouts:
-    """``drawn``: other heads, of each role and ("") of the circuit of all."""
-    runs = EdgeRuns(held_out.model, held_out.pairs, ablation=ablation)
-    graph, metrics = runs.graph, held_out.metrics
-    cfg = held_out.model.cfg
-    inside = tuple(dict.fromkeys(place for several in by_role.values() for place in several))
-    every = {(layer, head) for layer in range(cfg.n_layers) for head in range(cfg.n_heads)}
-    model, nothing = Circuit.whole(graph), Circuit.of(graph, [])
-    circuit = Circuit(graph, _without(graph, every.difference(inside), model))
-    sets: dict[tuple[object, ...], Tensor] = {
-        ("model",): model.kept, ("nothing",): nothing.kept, ("circuit",): circuit.kept
-    }  # fmt: skip
-    for i, heads in enumerate(drawn[""]):
-        sets["drawn", i] = _without(graph, every.difference(heads), model)
-    for role, heads in by_role.items():
-        sets["model", role] = _without(graph, heads, model)
-        sets["circuit", role] = _without(graph, heads, circuit)
-        for i, random in enumerate(drawn[role]):
-            sets["drawn", role, i] = _without(graph, random, model)
-    first = {
-        place: next(role for role, heads in by_role.items() if place in heads) for place in inside
-    }
-    for place, role in first.items():
-        rest = [head for head in by_role[role] if head != place]
-        sets["rest", place] = _without(graph, rest, circuit)
-    total = len(sets)
-    measured = runs.by_metrics(
-        torch.stack(list(sets.values())), metrics,
-        lambda done: note(f"roles knocked out, {ablation}: {done:,} of {total:,}"),
-    )  # fmt: skip
-    number, draws = {key: row for row, key in enumerate(sets)}, range(len(drawn[""]))
-    values = {name: x.double().cpu().numpy() for name, x in measured.items()}
-
-    def mean(name: str, *key: object) -> float:
-        return float(values[name][number[key]].mean())
-
-    def change(name: str, *key: object) -> Float[np.ndarray, " prompt"]:
-        found: np.ndarray = values[name][number[key]] - values[name][number["model",]]
-        return found
-
-    def kept(name: str, *key: object) -> float:
-        low, high = mean(name, "nothing"), mean(name, "model")
-        return (mean(name, *key) - low) / (high - low)
-
-    roles = tuple(
-        RoleEffect(
-            role,
-            _names(heads),
-            {
-                name: Effect(
-                    mean_interval(change(name, "model", role)),
-                    tuple(float(change(name, "drawn", role, i).mean()) for i in draws),
-                )
-                for name in metrics
-            },
-            {
-                name: abs(mean(name, "circuit", role) - mean(name, "model", role))
-                for name in metrics
-            },
-        )
-        for role, heads in by_role.items()
-    )
-    whole = {
-        name: HeadCircuit(
-            mean(name, "model"),
-            mean(name, "nothing"),
-            mean(name, "circuit"),
-            kept(name, "circuit"),
-            tuple(kept(name, "drawn", i) for i in draws),
-        )
-        for name in metrics
-    }
-    minimality = {
-        head_name(*place): {
-            name: abs(mean(name, "circuit", role) - mean(name, "rest", place)) for name in metrics
-        }
-        for place, role in first.items()
-    }
-    return Knockouts(roles, whole, minimality)
-
-
 def _path(
     held_out: Problem,
-    by_role: Mapping[str, Heads],
+    by_role: Mapping[str, Nodes],
     sending: Sequence[str],
     receiving: Sequence[str],
     port: str,
-    others: _Others,
+    others: Others,
     draws: int,
 ) -> PathEffect | None:
     """None where either side has no heads, or none of one comes before one of the other."""
     senders, readers = (
-        tuple(dict.fromkeys(place for role in roles for place in by_role.get(role, ())))
+        tuple(dict.fromkeys(head for role in roles for head in by_role.get(role, ())))
         for roles in (sending, receiving)
     )
     if receiving:
-        readers = tuple(to for to in readers if any(place[0] < to[0] for place in senders))
-        last = max((layer for layer, _ in readers), default=-1)
-        senders = tuple(place for place in senders if place[0] < last)
+        first = min(map(layer_of, senders), default=0)
+        readers = tuple(head for head in readers if layer_of(head) > first)
+        last = max(map(layer_of, readers), default=-1)
+        senders = tuple(head for head in senders if layer_of(head) < last)
     if not senders or not (readers or not receiving):
         return None
-    shared = held_out.model.cfg.n_heads // held_out.model.cfg.n_heads_of(port) if readers else 1
-    ends = [head_name(layer, head // shared, port) for layer, head in readers] or ["logits"]
+    ends = [_read_by(held_out, head, port) for head in readers] or ["logits"]
     ends = list(dict.fromkeys(ends))
-    found = path_patch(held_out.model, held_out.pairs, _names(senders), ends)
+    found = path_patch(held_out.model, held_out.pairs, senders, ends)
     drawn = []
     for _ in range(draws):
-        random = tuple(place for place in others.draw(senders) if not readers or place[0] < last)
-        each = path_patch(held_out.model, held_out.pairs, _names(random), ends)
+        random = [head for head in others.draw(senders) if not readers or layer_of(head) < last]
+        each = path_patch(held_out.model, held_out.pairs, random, ends)
         drawn.append(float(each.effect.double().mean()))
     effect = Effect(mean_interval(found.effect.double().cpu().numpy()), tuple(drawn))
-    return PathEffect(_names(senders), tuple(ends), effect)
+    return PathEffect(senders, tuple(ends), effect)
+
+
+def _read_by(held_out: Problem, head: str, port: str) -> str:
+    """A head's queries, keys or values; those of its group where several share them."""
+    cfg = held_out.model.cfg
+    layer, number = head[1:].split(".h")
+    return head_name(int(layer), int(number) // (cfg.n_heads // cfg.n_heads_of(port)), port)

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from rich.table import Table
 
 from resval_lens.analyses.results.tables import NARROW, Row, table
-from resval_lens.analyses.studies.role_study import PUBLISHED, Effect, RoleStudy
+from resval_lens.analyses.studies.knockouts import Effect, Knockouts, RoleEffect
+from resval_lens.analyses.studies.role_study import PUBLISHED, RoleStudy
 from resval_lens.analyses.studies.roles import ROLES
 
 MOST = 12
