@@ -112,7 +112,7 @@ def test_every_command_says_where_models_run():
         assert re.search(said, COMMANDS[name].__doc__ or ""), name
     assert set(COMMANDS) - set(without) == {
         "compare", "generate", "patch", "ablate", "circuit", "attribute", "induction", "eval ioi",
-        "eval harness", "selections", "plan circuit", "roles", "train graft",
+        "eval harness", "selections", "plan circuit", "roles", "movers", "train graft",
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from csv import reader
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import pytest
 from matplotlib.figure import Figure
@@ -15,6 +15,8 @@ from rich.table import Table
 from resval_lens.analyses.cli.reporting import as_text, report
 from resval_lens.analyses.results.result import FLAT, OPTIONAL, Result, plain
 from resval_lens.analyses.results.tables import table
+
+T = TypeVar("T")
 
 
 class Pair(NamedTuple):
@@ -99,6 +101,26 @@ def test_a_result_is_read_back_from_its_document() -> None:
     assert Named.from_dict(named.to_dict()) == named
     with pytest.raises(ValueError, match="Recorded: the document has no 'rows'"):
         Recorded.from_dict({})
+
+
+@dataclass(frozen=True)
+class Two(Generic[T]):
+    first: T
+    second: T
+
+
+@dataclass(frozen=True)
+class Twos(Result):
+    numbers: Two[float]
+    rows: Two[list[Inner]]
+    listed: list[Inner]
+
+
+def test_lists_and_generic_members_are_read_back() -> None:
+    found = Twos(Two(0.5, 1.0), Two([Inner((1, 2))], []), [Inner((3, 4))])
+    assert Twos.from_dict(json.loads(as_text(found.to_dict()))) == found
+    unknown = {**found.to_dict(), "numbers": {"first": None, "second": 1}}
+    assert math.isnan(Twos.from_dict(unknown).numbers.first)
 
 
 class Tabled(Study):

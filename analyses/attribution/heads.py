@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -244,7 +244,8 @@ def link_means(
         return freeze(mean_link_activations(model, tokens, mask=own, max_tokens=max_tokens))
 
 
-class ICLScore(NamedTuple):
+@dataclass(frozen=True)
+class ICLScore:
     """Loss late minus loss early in the context, in nats: negative where context helps."""
 
     score: float

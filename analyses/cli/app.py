@@ -31,6 +31,7 @@ from resval_lens.analyses.cli.interventions import ablate_command, patch_command
 from resval_lens.analyses.cli.lm import train_lm_command
 from resval_lens.analyses.cli.memory import memory_app
 from resval_lens.analyses.cli.memory_training import train_memory_command
+from resval_lens.analyses.cli.movers import movers_command
 from resval_lens.analyses.cli.plan import plan_app
 from resval_lens.analyses.cli.reporting import FIGURE_FORMAT
 from resval_lens.analyses.cli.reproduce import reproduce_command
@@ -90,6 +91,7 @@ app.command("patch")(patch_command)
 app.command("ablate")(ablate_command)
 app.command("circuit")(circuit_command)
 app.command("roles")(roles_command)
+app.command("movers")(movers_command)
 app.command("selections")(selections_command)
 app.command("ways")(ways_command)
 app.command("grafts")(grafts_command)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from types import NoneType
+from types import MappingProxyType, NoneType
 from typing import TYPE_CHECKING, Any, Self, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
@@ -93,23 +93,33 @@ def _members(value: Any) -> Iterator[tuple[str, Any]]:
 
 def restored(kind: Any, value: Any) -> Any:
     """What :func:`plain` made ``value`` of, ``kind`` being its type; null is NaN for a number."""
-    inner = get_args(kind)
+    inner, origin = get_args(kind), get_origin(kind)
     if is_dataclass(kind):
         return _restored(kind, value)
+    if isinstance(origin, type) and is_dataclass(origin):  # HeadScores[float]
+        return _restored(
+            origin, value, dict(zip(kind.__origin__.__parameters__, inner, strict=True))
+        )
     if NoneType in inner:
         return None if value is None else restored(inner[0], value)
-    if get_origin(kind) is tuple:
+    if origin is list:
+        return [restored(inner[0], item) for item in value]
+    if origin is tuple:
         kinds = inner[:1] * len(value) if inner[-1] is ... else inner
         return tuple(restored(each, item) for each, item in zip(kinds, value, strict=True))
-    if get_origin(kind) is Mapping:
+    if origin is Mapping:
         return {restored(inner[0], key): restored(inner[1], item) for key, item in value.items()}
     if kind is float and value is None:
         return math.nan
     return int(value) if kind is int else value
 
 
-def _restored(kind: Any, document: Mapping[str, Any]) -> Any:
-    hints, found = get_type_hints(kind), {}
+def _restored(
+    kind: Any, document: Mapping[str, Any], parameters: Mapping[Any, Any] = MappingProxyType({})
+) -> Any:
+    """``parameters``: what the type variables of its fields stand for."""
+    hints = {name: parameters.get(hint, hint) for name, hint in get_type_hints(kind).items()}
+    found = {}
     for field in fields(kind):
         if field.metadata.get("flat"):
             known = {each.name for each in fields(kind)}
