@@ -84,7 +84,7 @@ def examples() -> list[tuple[str, str]]:
 
 
 def test_there_are_commands():
-    assert len(COMMANDS) == 36
+    assert len(COMMANDS) == 37
 
 
 @pytest.mark.parametrize("name", COMMANDS)
