@@ -40,13 +40,13 @@ def movers_command(
     seed: MaybeSeed = None,
     share: Annotated[
         float,
-        typer.Option("--min-share", help="Least effect, in parts of the metric's gap."),
+        typer.Option("--min-effect", help="Least effect, in parts of the metric's gap."),
     ] = 0.03,
     tried: Annotated[
         int, typer.Option(help="Senders that are tried for each level, by EAP-IG scores.")
     ] = 64,
     draws: Annotated[
-        int, typer.Option(help="Draws of as many heads and MLPs without a role, beside each role.")
+        int, typer.Option(help="Draws of as many others without a role, beside each role.")
     ] = 3,
     metric: MetricName = None,
     task: TaskName = None,

@@ -44,7 +44,7 @@ def roles_command(
         typer.Option("--min-share", help="Least share of the logit difference that a role needs."),
     ] = 0.05,
     draws: Annotated[
-        int, typer.Option(help="Draws of as many heads without a role, beside each role.")
+        int, typer.Option(help="Draws of as many others without a role, beside each role.")
     ] = 5,
     metric: MetricName = None,
     general: General = None,
