@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -20,10 +21,11 @@ from resval_lens.analyses.comparison.gain import (
     GainOrStream,
     gain_or_stream,
 )
+from resval_lens.analyses.comparison.gain_tables import between
 from resval_lens.analyses.comparison.icl_emergence import PUBLISHED
 from resval_lens.analyses.results import intervals
 from resval_lens.analyses.results.intervals import ratio_interval
-from resval_lens.analyses.results.seeds import holm
+from resval_lens.analyses.results.seeds import holm, spread
 from resval_lens.models.presets import ICL_VARIANTS
 from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.recorded import RecordedRun
@@ -198,10 +200,31 @@ def test_tables_fit_80_columns_and_hold_the_numbers(study: GainOrStream, rate: A
 
 def test_sentences_say_how_much_gain_gives(study: GainOrStream) -> None:
     said = " ".join(study.sentences())
-    assert "The value stream passes 0.95 on IC in 28% [" in said
-    assert re.search(r"without any link \(own-root-2\) save 18% \[[^]]+\]: 66% \[", said)
-    assert "(own-2) save 32% [" in said
-    assert "values-norm-matched passes 0.95 at snapshot 30.2, classic at 31.2 (g = −0.3" in said
+    assert "To IC .95 the value stream takes 28% [" in said
+    assert re.search(
+        r"Of what it saves to IC .95: own values × √2 without a link 66% \[[^]]+\], own values × 2",
+        said,
+    )
+    both = np.mean(CROSSED["values-norm-matched"]) - np.mean(CROSSED["classic"])
+    assert f"a stream of constant norm {-both:.1f} snapshots sooner (not shown, p = " in said
+
+
+def test_from_one_level_to_another(study: GainOrStream) -> None:
+    """As made up, .95 is two snapshots after .5 in every run."""
+    said = study.sentences()[-1]
+    assert said.startswith("From IC .5 to .95, snapshots: classic 2.0 ± 0.0; the stream 2.0 ± 0.0")
+    (late,) = gain_or_stream(runs({name: CROSSED[name] for name in ("classic", "values")})).rates
+    reached = tuple(
+        replace(row, first=spread({0: 40, 1: 44, 2: 38, 3: 46}))
+        if (row.variant, row.task, row.level) == ("values", "ic", 0.95) else row
+        for row in late.reached
+    )  # fmt: skip
+    (said,) = between(replace(late, reached=reached), "ic")
+    taken = np.array([40, 44, 38, 46]) - np.array(CROSSED["values"][:4]) + 2
+    p = stats.ttest_rel(taken, [2, 2, 2, 2]).pvalue
+    told = f"the stream {taken.mean():.1f} ± {taken.std():.1f} (paired with classic, p = {p:.2g})."
+    assert said.endswith(told)
+    assert between(replace(late, reached=late.reached[:3]), "ic") == []
 
 
 def test_learning_rates_stand_apart_the_papers_first() -> None:

@@ -122,7 +122,7 @@ def test_slopes_and_correlations() -> None:
 
 
 def test_degrees_are_tested_for_each_thing_that_is_scaled(found: LinkOverSeeds) -> None:
-    tests = [x for x in found.degree_tests if x.first == "link"]
+    tests = [x for x in found.degree_tests if (x.kind, x.first) == ("values", "link")]
     assert [(x.moment, x.task) for x in tests] == [
         (at, task) for at in ("IC > .5", LAST) for task in ("ic", "ic2", "iw", "ic − iw")
     ]
@@ -132,7 +132,9 @@ def test_degrees_are_tested_for_each_thing_that_is_scaled(found: LinkOverSeeds) 
     assert p is not None
     assert tests[0].tests.p_paired_holm == pytest.approx(4 * p)  # four tests, of equal numbers
     said = " ".join(found.sentences())
-    assert "that IC and IC2 both follow it is not shown; that IW does is not shown" in said
+    assert "that IC and IC2 both fall with it is not shown; no change of IW is shown" in said
+    kinds = {x.kind for x in found.degree_tests if x.first == "own"}
+    assert kinds == set(found.seeds)  # beside models without a link
 
 
 def test_recovery_is_tested_beside_as_many_steps_with_the_link(found: LinkOverSeeds) -> None:
@@ -158,7 +160,17 @@ def test_the_verdict_follows_the_tests(found: LinkOverSeeds) -> None:
         changed.append(LinkInTraining.from_dict(document))
     said = [text for text in link_over_seeds(changed).sentences() if "gives" in text]
     assert len(said) == 2
-    assert all(text.endswith(": the link carries more than gain.") for text in said)
+    whole = link_over_seeds(changed)
+    every = [*whole.edit_tests, *whole.degree_tests, *whole.recovery_tests]
+    p = sorted(x.tests.p_paired for x in every if x.tests.p_paired is not None)
+    (own,) = (x.tests.p_paired for x in whole.edit_tests
+              if (x.moment, x.second) == (LAST, "links cut, norm kept"))  # fmt: skip
+    rank = p.index(own)
+    expected = max(min(1.0, (len(p) - i) * p[i]) for i in range(rank + 1))
+    (sentence,) = (text for text in whole.sentences() if text.startswith("Corrected for all"))
+    assert f"all {len(p)} tests" in sentence
+    assert f"p = {expected:.2g} at the last one" in sentence
+    assert all(text.endswith(": the link carries more than these gains.") for text in said)
 
 
 def test_it_is_json_tables_figures_and_a_section(found: LinkOverSeeds, tmp_path: Path) -> None:

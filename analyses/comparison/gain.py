@@ -151,15 +151,17 @@ class GainOrStream(Result):
         return [each for rate in self.rates for each in rate_tables(rate)]
 
     def sentences(self) -> list[str]:
-        """The answers at .5 and .95 on IC, at each learning rate."""
-        from resval_lens.analyses.comparison.gain_tables import answers
+        """The answers at each level on IC, and from the lowest to the highest, at each rate."""
+        from resval_lens.analyses.comparison.gain_tables import answers, between
 
         several = len(self.rates) > 1
         return [
             (f"Learning rate {rate.lr:g}: {each}" if several else each)
             for rate in self.rates
-            for level in (0.5, 0.95)
-            for each in answers(rate, "ic", level)
+            for each in (
+                *(said for level in LEVELS for said in answers(rate, "ic", level)),
+                *between(rate, "ic"),
+            )
         ]
 
     def figures(self) -> dict[str, Figure]:

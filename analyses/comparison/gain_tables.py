@@ -17,6 +17,7 @@ from resval_lens.analyses.comparison.gain import (
 )
 from resval_lens.analyses.comparison.icl_emergence import IN_CONTEXT, PUBLISHED
 from resval_lens.analyses.results.emergence import Share
+from resval_lens.analyses.results.seeds import BySeed, corrected, spread, t_tests
 from resval_lens.analyses.results.tables import NARROW, in_sections, optional, table
 from resval_lens.tasks.icl import TASKS
 
@@ -25,6 +26,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
+MATCHED = "values-norm-matched"
+CALLED = {
+    CLASSIC: "classic", STREAM: "the stream", "own-root-2": "own values × √2 without a link",
+    "own-2": "own values × 2 without a link", MATCHED: "a stream of constant norm",
+    "values-detached": "a stream without its gradient",
+}  # fmt: skip
+"""Variants in sentences."""
+SURE = 0.05
+"""A corrected p below this counts."""
 SHADES = dict(zip(LEVELS, ("#9ECAE1", "#4292C6", "#084594"), strict=True))
 """Of the levels, the highest darkest."""
 
@@ -113,37 +123,26 @@ def answers(rate: AtRate, task: str, level: float) -> list[str]:
     stream = rate.compared(task, level, STREAM, CLASSIC)
     if stream is not None and stream.saving.share is not None:
         said.append(
-            f"The value stream passes {level:g} on {TASKS[task]} in {percent(stream.saving)} fewer "
-            f"steps than classic ({stream.saving.seeds} seeds; "
-            f"{_tested(rate, task, level, STREAM, CLASSIC) or 'too few for a test'})."
+            f"To {where(task, level)} the value stream takes {percent(stream.saving)} fewer steps "
+            f"than classic ({stream.saving.seeds} seeds; {_tested(stream)})."
         )
-    for variant in GAIN_ALONE:
-        share = rate.share(task, level, variant)
-        alone = rate.compared(task, level, variant, CLASSIC)
-        if share is not None and alone is not None and share.ours.share is not None:
-            published = (
-                f", {percent(share.published)} of what it saves in the paper"
-                if share.published
-                else ""
-            )
-            said.append(
-                f"Larger values without any link ({variant}) save {percent(alone.saving)}: "
-                f"{percent(share.ours)} of what the stream saves here{published} "
-                f"({share.ours.seeds} seeds)."
-            )
-    for first, second in (
-        *((STREAM, variant) for variant in GAIN_ALONE),
-        ("values-norm-matched", CLASSIC),
-        ("values-norm-matched", STREAM),
-        ("values-detached", STREAM),
+    shares = (rate.share(task, level, name) for name in (*GAIN_ALONE, MATCHED))
+    parts = [
+        f"{CALLED[each.variant]} {percent(each.ours)}"
+        for each in shares
+        if each is not None and each.ours.share is not None
+    ]
+    if parts:
+        said.append(f"Of what it saves to {where(task, level)}: {', '.join(parts)}.")
+    for second, firsts in (
+        (STREAM, (*GAIN_ALONE, MATCHED, "values-detached")),
+        (CLASSIC, (MATCHED,)),
     ):
-        rows = [rate.row(task, level, variant) for variant in (first, second)]
-        means = [row.first.mean for row in rows if row is not None and not row.never]
-        tested = _tested(rate, task, level, first, second)
-        if len(means) == 2 and tested:
+        sides = [_beside(rate, rate.compared(task, level, first, second)) for first in firsts]
+        if any(sides):
             said.append(
-                f"{first} passes {level:g} at snapshot {means[0]:.1f}, {second} at {means[1]:.1f} "
-                f"({tested})."
+                f"Beside {CALLED[second]}, to {where(task, level)}: "
+                f"{'; '.join(side for side in sides if side)}."
             )
     for row in rate.reached:
         if (row.task, row.level) == (task, level) and row.never:
@@ -154,22 +153,59 @@ def answers(rate: AtRate, task: str, level: float) -> list[str]:
     return said
 
 
-def _tested(rate: AtRate, task: str, level: float, first: str, second: str) -> str:
-    """Effect sizes and p of two variants; nothing where there is no test."""
-    found, sign = rate.compared(task, level, first, second), 1
-    if found is None:
-        found, sign = rate.compared(task, level, second, first), -1
+def between(rate: AtRate, task: str, low: float = LEVELS[0], high: float = LEVELS[-1]) -> list[str]:
+    """Snapshots from one level to a higher one: a saving to the higher holds that to the lower."""
+    taken: dict[str, BySeed] = {}
+    for name in (CLASSIC, STREAM, *GAIN_ALONE, MATCHED):
+        rows = rate.row(task, low, name), rate.row(task, high, name)
+        if None not in rows and not any(row.never for row in rows if row):
+            first, second = (row.first.by_seed for row in rows if row)
+            taken[name] = {x: second[x] - first[x] for x in first}  # type: ignore[operator]
+    base = taken.pop(CLASSIC, None)
+    if base is None or STREAM not in taken:
+        return []
+    tests = corrected({name: t_tests(own, base) for name, own in taken.items()})
+    parts = (
+        f"{CALLED[name]} {spread(own).told('.1f')} (paired with classic, "
+        f"p = {optional(tests[name].p_paired_holm, '.2g') or 'none'})"
+        for name, own in taken.items()
+    )
+    return [
+        f"From {where(task, low)} to {level_told(high)}, snapshots: classic "
+        f"{spread(base).told('.1f')}; {'; '.join(parts)}."
+    ]
+
+
+def level_told(level: float) -> str:
+    """Like ``.95``."""
+    return f"{level:g}".removeprefix("0")
+
+
+def _tested(found: Against) -> str:
+    """Effect size and p of two variants, by Holm."""
+    tests, size = found.tests, optional(found.effect.g, ".1f")
+    if tests.p_holm is None:
+        return "too few for a test"
+    paired = optional(tests.p_paired_holm, ".2g")
+    return (f"g = {size}, " if size else "").replace("-", "−") + (
+        f"p = {tests.p_holm:.2g}" + (f", paired by seed {paired}" if paired else "") + " by Holm"
+    )
+
+
+def _beside(rate: AtRate, found: Against | None) -> str:
+    """How much sooner or later one variant is than another, and whether that is shown."""
     if found is None or found.tests.p_holm is None:
         return ""
-    said = []
-    effect, tests = found.effect, found.tests
-    for words, g, p in (
-        ("", effect.g, tests.p_holm),
-        ("paired ", effect.g_paired, tests.p_paired_holm),
-    ):
-        size = "" if g is None else f"{words}g = {sign * g:.1f}, "
-        said += [] if p is None else [f"{size}{'' if size else words}p = {p:.2g} by Holm"]
-    return "; ".join(said).replace("= -", "= −")
+    rows = [rate.row(found.task, found.level, name) for name in (found.first, found.second)]
+    first, second = (row.first.by_seed for row in rows if row is not None)
+    apart = spread({x: first[x] - second[x] for x in first if x in second}).mean  # type: ignore[operator]
+    assert apart is not None
+    p = [x for x in (found.tests.p_holm, found.tests.p_paired_holm) if x is not None]
+    shown = "" if min(p) < SURE else "not shown, "
+    return (
+        f"{CALLED[found.first]} {abs(apart):.1f} snapshots {'later' if apart > 0 else 'sooner'} "
+        f"({shown}p = {p[0]:.2g}{f', paired {p[1]:.2g}' if p[1:] else ''})"
+    )
 
 
 def gain_figure(study: GainOrStream) -> Figure:

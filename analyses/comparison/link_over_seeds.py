@@ -75,8 +75,8 @@ class LinkOverSeeds(Result):
         steps: of each moment, by kind.
         norms: of what layer 1's values consist of (own, link, total), by moment and kind, on IC.
         edit_tests: of ``LINKED`` on IC.
-        degree_tests: slopes against 0, and that of IC against that of IW; Holm for each thing that
-            is scaled.
+        degree_tests: slopes against 0, and that of IC against that of IW, of every kind; Holm for
+            each kind and thing that is scaled.
         recovery_tests: on IC.
         courses: of ``LINKED``.
     """
@@ -292,19 +292,16 @@ def _edit_tests(edits: Sequence[Edited]) -> tuple[Difference, ...]:
 
 def _degree_tests(degrees: Sequence[Degrees]) -> tuple[Difference, ...]:
     found: list[Difference] = []
-    slopes = {
-        (each.scaled, each.moment, each.task): each.slope for each in degrees
-        if each.kind == LINKED
-    }  # fmt: skip
-    for scaled in dict.fromkeys(scaled for scaled, *_ in slopes):
+    slopes = {(each.kind, each.scaled, each.moment, each.task): each.slope for each in degrees}
+    for kind, scaled in dict.fromkeys((kind, scaled) for kind, scaled, *_ in slopes):
         rows: list[Compared] = []
-        for at in dict.fromkeys(at for what, at, _ in slopes if what == scaled):
+        for at in dict.fromkeys(at for *what, at, _ in slopes if what == [kind, scaled]):
             for task in GRADED_TASKS:
-                own = slopes[scaled, at, task]
+                own = slopes[kind, scaled, at, task]
                 none = spread(dict.fromkeys(own.by_seed, 0.0))
-                rows.append((at, LINKED, task, scaled, "none", own, none))
-            ic, iw = (slopes[scaled, at, task] for task in ("ic", "iw"))
-            rows.append((at, LINKED, "ic − iw", scaled, "", ic, iw))
+                rows.append((at, kind, task, scaled, "none", own, none))
+            ic, iw = (slopes[kind, scaled, at, task] for task in ("ic", "iw"))
+            rows.append((at, kind, "ic − iw", scaled, "", ic, iw))
         found += _tested(rows)
     return tuple(found)
 

@@ -11,7 +11,7 @@ from resval_lens.analyses.comparison.link_moments import LAST, LEVELS, MOMENTS
 from resval_lens.analyses.comparison.link_over_seeds import LinkOverSeeds
 from resval_lens.analyses.comparison.link_over_seeds_rows import GRADED_TASKS, LINKED, Difference
 from resval_lens.analyses.comparison.link_recovery import KEPT
-from resval_lens.analyses.results.seeds import spread
+from resval_lens.analyses.results.seeds import holm, spread
 from resval_lens.analyses.results.tables import in_sections, optional, table
 from resval_lens.tasks.icl import TASKS
 
@@ -49,8 +49,9 @@ def sentences(study: LinkOverSeeds) -> list[str]:
     found = [f"{len(study.seeds[LINKED])} seeds, {study.sequences:,} sequences of each test."]
     for at in _moments(study):
         found += _gain(study, at)
-    found += [said for at in _moments(study) for said in _prediction(study, at, "link")]
-    found += _prediction(study, LAST, "own")
+    found += _whole_study(study)
+    for kind, scaled in dict.fromkeys((each.kind, each.first) for each in study.degree_tests):
+        found += [said for at in MOMENTS for said in _prediction(study, at, kind, scaled)]
     found += [said for at in _moments(study) for said in _recovery(study, at)]
     return found
 
@@ -64,9 +65,10 @@ def _gain(study: LinkOverSeeds, at: str) -> Iterator[str]:
     trained, cut = study.accuracy(at, TRAINED), study.accuracy(at, CUT)
     test = paired_test(study.edit_tests, at, TRAINED, CUT)
     assert test is not None
+    iw = [study.accuracy(at, edit, "iw").told(".3f") for edit in (TRAINED, CUT)]
     yield (
         f"A{WHEN[at][1:]} cutting the link takes IC from {trained.told('.3f')} to "
-        f"{cut.told('.3f')} ({p_told(test)})."
+        f"{cut.told('.3f')} ({p_told(test)}), IW from {iw[0]} to {iw[1]}."
     )
     said, more = [], []
     for edit in (CUT_KEPT, DOUBLED):
@@ -80,51 +82,73 @@ def _gain(study: LinkOverSeeds, at: str) -> Iterator[str]:
         })  # fmt: skip
         more.append(left)
         said.append(
-            f"“{edit}” gives {back.told('.0%')} of that back; as trained less that is "
-            f"{left.difference.told('+z.3f')} ({p_told(left)})"
+            f"“{edit}” gives {back.told('.0%')} of that IC back, and "
+            f"{left.difference.told('z.3f')} is missing ({p_told(left)})"
         )
     missing = all((x.difference.mean or 0) > 0 and is_sure(x) for x in more)
     verdict = (
-        "the link carries more than gain"
+        "the link carries more than these gains"
         if missing
         else "that the link carries more than gain is not shown"
     )
     yield f"{'; '.join(said)}: {verdict}."
 
 
-def _prediction(study: LinkOverSeeds, at: str, scaled: str) -> Iterator[str]:
+def _whole_study(study: LinkOverSeeds) -> Iterator[str]:
+    """What stays missing after a cut that keeps size, corrected for every test of the study."""
+    every = [*study.edit_tests, *study.degree_tests, *study.recovery_tests]
+    tested = [each for each in every if each.tests.p_paired is not None]
+    p = holm([each.tests.p_paired for each in tested])
+    parts = [
+        f"p = {x:.2g} {WHEN[each.moment]}"
+        for each, x in zip(tested, p, strict=True)
+        if (each.kind, each.first, each.second) == (LINKED, TRAINED, CUT_KEPT) and x is not None
+    ]
+    if parts:
+        yield (
+            f"Corrected for all {len(tested)} tests of the study instead of those of a table, what "
+            f"“{CUT_KEPT}” leaves missing has {', '.join(parts)}."
+        )
+
+
+SCALED = {
+    "link": "the link", "link, norm kept": "the link with the norm kept",
+    "own": "layer 1’s own values",
+}  # fmt: skip
+"""What is scaled, in sentences; a table has the others, too."""
+
+
+def _prediction(study: LinkOverSeeds, at: str, kind: str, scaled: str) -> Iterator[str]:
     """Slopes of accuracy on what is left of the link, or of the own part: is it as predicted?"""
     slopes = {
-        task: paired_test(study.degree_tests, at, scaled, "none", task) for task in GRADED_TASKS
+        task: paired_test(study.degree_tests, at, scaled, "none", task, kind)
+        for task in GRADED_TASKS
     }
-    apart = paired_test(study.degree_tests, at, scaled, "", "ic − iw")
-    if apart is None or None in slopes.values():
+    if scaled not in SCALED or None in slopes.values():
         return
+    tests = {task: test for task, test in slopes.items() if test is not None}
     told = ", ".join(
-        f"{TASKS[task]} {test.difference.told('+z.3f')} ({p_told(test)})"
-        for task, test in slopes.items()
-        if test is not None
+        f"{TASKS[task]} {test.difference.told('+z.2f')} (p = {test.tests.p_paired_holm:.2g})"
+        if test.tests.p_paired_holm is not None
+        else f"{TASKS[task]} {test.difference.told('+z.2f')}"
+        for task, test in tests.items()
     )
-    predicted = {
-        task: is_sure(test) and (test.difference.mean or 0) > 0
-        for task, test in slopes.items()
-        if test is not None
+    ways = {
+        task: 0 if not is_sure(test) else 1 if (test.difference.mean or 0) > 0 else -1
+        for task, test in tests.items()
     }
-    iw = slopes["iw"]
-    assert iw is not None
-    hits = predicted["ic"] and predicted["ic2"]
-    verdict = "IC and IC2 follow it" if hits else "that IC and IC2 both follow it is not shown"
-    if predicted["iw"]:
-        verdict += ", and so does IW"
-    elif is_sure(iw):
-        verdict += ", and IW goes the other way"
-    else:
-        verdict += "; that IW does is not shown"
-    what = {"link": "the link", "own": "layer 1’s own values"}[scaled]
-    yield (
-        f"Scaling {what} {WHEN[at]}, slope of accuracy on the factor: {told}; IC − IW "
-        f"{apart.difference.told('+z.3f')} ({p_told(apart)}): {verdict}."
+    hits = ways["ic"] == ways["ic2"] == 1
+    verdict = (
+        "IC and IC2 fall with it" if hits else "that IC and IC2 both fall with it is not shown"
     )
+    verdict += {
+        1: ", and so does IW", -1: ", and IW rises", 0: "; no change of IW is shown",
+    }[ways["iw"]]  # fmt: skip
+    model = "" if kind == LINKED else f"In {kind}, which has no link, "
+    said = (
+        f"{model}scaling {SCALED[scaled]} down {WHEN[at]}: accuracy by factor, {told}: {verdict}."
+    )
+    yield said[0].upper() + said[1:]
 
 
 def _recovery(study: LinkOverSeeds, at: str) -> Iterator[str]:
@@ -135,13 +159,16 @@ def _recovery(study: LinkOverSeeds, at: str) -> Iterator[str]:
     if not own:
         return
     kept, cut = own[KEPT], own[CUT]
-    test = paired_test(study.recovery_tests, at, f"{KEPT}, after", f"{CUT}, after")
-    assert test is not None
+    missing = [
+        paired_test(study.recovery_tests, at, f"{KEPT}, after", f"{removed}, after")
+        for removed in (CUT, DOUBLED)
+    ]
+    alone, doubled = (f"{x.difference.told('z.3f')} ({p_told(x)})" for x in missing if x)
     yield (
         f"{cut.steps:,} more steps {WHEN[at]}: without the link IC goes from "
         f"{cut.before['ic'].told('.3f')} to {cut.after['ic'].told('.3f')}, with it from "
-        f"{kept.before['ic'].told('.3f')} to {kept.after['ic'].told('.3f')}; "
-        f"{test.difference.told('+z.3f')} is still missing ({p_told(test)})."
+        f"{kept.before['ic'].told('.3f')} to {kept.after['ic'].told('.3f')}; missing is {alone}, "
+        f"and with own values doubled {doubled}."
     )
 
 

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from resval_lens.analyses.comparison.gain import AtRate, gain_or_stream
-from resval_lens.analyses.comparison.gain_tables import answers
+from resval_lens.analyses.comparison.gain import GainOrStream, gain_or_stream
 from resval_lens.analyses.comparison.grafts import grafts
 from resval_lens.analyses.comparison.link_over_seeds import RECORDED, link_over_seeds, link_studies
 from resval_lens.analyses.comparison.lm_emergence import lm_emergence
@@ -21,15 +20,10 @@ from resval_lens.training.lm_run import LMRun
 from resval_lens.training.recorded import load_runs
 
 FINDINGS: dict[str, Callable[[Path], list[str]]] = {
-    "finding-emergence": lambda folder: (
-        _of_gain(0.95, "The value stream") + _of_gain(0.5, "The value stream")
-    ),
-    "finding-gain": lambda folder: (
-        _of_gain(0.95, "Larger values", "values-norm-matched")
-        + _of_gain(0.5, "values passes", "values-norm-matched")
-    ),
-    "finding-link": lambda folder: _of_link("cutting the link", "gives", "more steps"),
-    "finding-degrees": lambda folder: _of_link("Scaling"),
+    "finding-emergence": lambda folder: _of_gain("To"),
+    "finding-gain": lambda folder: _of_gain("Of", "Beside", "From"),
+    "finding-link": lambda folder: _of_link("cutting the link", "back, and", "all", "more steps"),
+    "finding-degrees": lambda folder: _of_link("caling"),
     "finding-language-models": lambda folder: lm_emergence(load_runs(LMRun)).sentences(),
     "finding-ways": lambda folder: Ways.from_dict(
         read_json(folder / "four-ways.json", "a study")
@@ -49,9 +43,8 @@ def finding(name: str, folder: Path) -> str:
 
 
 @cache
-def _gain() -> AtRate:
-    """At the published learning rate."""
-    return gain_or_stream(load_runs(ICLRun)).rates[0]
+def _gain() -> GainOrStream:
+    return gain_or_stream(load_runs(ICLRun))
 
 
 @cache
@@ -59,9 +52,9 @@ def _link() -> list[str]:
     return link_over_seeds(link_studies([RECORDED])).sentences()
 
 
-def _of_gain(level: float, *beginnings: str) -> list[str]:
-    """What begins so of the answers at one level on IC."""
-    return [each for each in answers(_gain(), "ic", level) if each.startswith(beginnings)]
+def _of_gain(*beginnings: str) -> list[str]:
+    """What begins so of the answers on IC."""
+    return [each for each in _gain().sentences() if each.startswith(beginnings)]
 
 
 def _of_link(*words: str) -> list[str]:

@@ -60,8 +60,8 @@ class Share:
         if self.share is None:
             return ""
         percent = self.times(100)
-        told = f"{percent.share:.0f}"
-        return told if percent.interval is None else f"{told} {percent.interval.told('.0f')}"
+        told = f"{percent.share:z.0f}"
+        return told if percent.interval is None else f"{told} {percent.interval.told('z.0f')}"
 
     def times(self, factor: float) -> Share:
         """The same in other parts; the factor, above 0, counts as known."""
