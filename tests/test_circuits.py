@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +15,11 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from resval_lens.analyses.circuits.acdc import acdc_scores
-from resval_lens.analyses.circuits.baselines import connected_circuits, random_circuits
+from resval_lens.analyses.circuits.baselines import (
+    connected_circuits,
+    permuted_circuits,
+    random_circuits,
+)
 from resval_lens.analyses.circuits.circuit import Circuit, greedy, threshold, top_n
 from resval_lens.analyses.circuits.curve import curve
 from resval_lens.analyses.circuits.evaluation import (
@@ -352,11 +357,12 @@ def test_the_smallest_circuit_is_the_first_that_is_faithful_enough() -> None:
             return
 
 
-def random_after(graph: Graph, size: int) -> list[Circuit]:
-    """The connected circuits that seed 0 draws after random ones."""
+def random_after(circuit: Circuit) -> tuple[list[Circuit], list[Circuit]]:
+    """The connected and the permuted circuits that seed 0 draws after random ones."""
     generator = torch.Generator().manual_seed(0)
-    random_circuits(graph, size, 10, generator)
-    return connected_circuits(graph, size, 10, generator)
+    random_circuits(circuit.graph, len(circuit), 10, generator)
+    connected = connected_circuits(circuit.graph, len(circuit), 10, generator)
+    return connected, permuted_circuits(circuit, 10, generator)
 
 
 def test_the_evaluation_of_the_hand_built_circuit() -> None:
@@ -367,11 +373,10 @@ def test_the_evaluation_of_the_hand_built_circuit() -> None:
     assert found.faithfulness_without_links == pytest.approx(0)
     assert found.random.mean == pytest.approx(0)
     assert found.connected is not None
-    assert found.connected.n == found.random.n == 10
-    drawn = random_after(runs.graph, len(circuit))
-    values = [each.value or 0 for each in faithfulness(runs, drawn)]
-    assert found.connected.mean == pytest.approx(np.mean(values))
-    assert found.connected.max == pytest.approx(max(values))
+    assert found.permuted is not None
+    for of, drawn in zip((found.connected, found.permuted), random_after(circuit), strict=True):
+        values = [each.value or 0 for each in faithfulness(runs, drawn)]
+        assert (of.n, of.mean, of.max) == (10, pytest.approx(np.mean(values)), max(values))
     nothing = evaluate(runs, Circuit.of(runs.graph, []), torch.Generator().manual_seed(0))
     assert nothing.connected is None
     gap = runs.clean - runs.corrupted
@@ -472,6 +477,46 @@ def test_every_edge_is_drawn_into_connected_circuits() -> None:
     graph = Graph(tiny_config(streams="v"))
     drawn = connected_circuits(graph, 40, 400, torch.Generator().manual_seed(0))
     assert torch.stack([circuit.kept for circuit in drawn]).any(0).all()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"streams": "", "n_heads": 4, "n_key_value_heads": 2, "n_layers": 3},
+        {"streams": "", "n_heads": 3, "d_head": 4},
+        {"streams": "v", "n_heads": 3, "d_head": 4},
+        {"streams": (AttentionStream("v", source="tokens"),)},
+    ],
+    ids=str,
+)
+def test_permuted_circuits_are_the_circuit_with_heads_in_other_places(
+    changes: dict[str, Any],
+) -> None:
+    graph = Graph(tiny_config(**changes))
+    (circuit,) = connected_circuits(graph, 14, 1, torch.Generator().manual_seed(2))
+    drawn = permuted_circuits(circuit, 12, torch.Generator().manual_seed(0))
+
+    def without_heads(several: Circuit) -> list[str]:
+        return sorted(re.sub(r"\.h\d+", "", name) for name in several.edges)
+
+    for each in drawn:
+        assert without_heads(each) == without_heads(circuit)
+        assert each.pruned().edges == each.edges
+        assert nx.is_isomorphic(by_names(each), by_names(circuit))
+    assert len({tuple(each.numbers) for each in drawn}) > 1
+    touched = torch.stack([each.kept for each in drawn]).any(0)
+    assert touched.sum() > len(circuit)
+
+
+def test_permuted_heads_of_a_group_stay_together() -> None:
+    graph = Graph(tiny_config(n_heads=4, n_key_value_heads=2, streams=""))
+    names = ["input->a0.h0<v>", "input->a0.h0<q>", "a0.h0->logits", "a0.h1->logits"]
+    for each in permuted_circuits(Circuit.of(graph, names), 20, torch.Generator().manual_seed(0)):
+        group = next(int(name[-4]) for name in each.edges if name.endswith("<v>"))
+        heads = {int(name[4]) for name in each.edges if name.endswith("->logits")}
+        assert heads == {2 * group, 2 * group + 1}
+    with pytest.raises(ValueError, match="n must be 1 or more; got 0"):
+        permuted_circuits(Circuit.of(graph, names), 0, torch.Generator())
 
 
 def test_connected_circuits_that_there_are_not_are_refused() -> None:

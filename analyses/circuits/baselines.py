@@ -1,19 +1,24 @@
 """Random circuits: what a circuit's faithfulness is to be held against.
 
 Edges drawn anywhere seldom make a way from the input to the logits, and without one a circuit is
-the corrupted run. A stronger baseline has as many edges that all lie on such ways.
+the corrupted run. A stronger baseline has as many edges that all lie on such ways; the strongest is
+the circuit itself with other heads in the places of its heads, which asks whether it matters which
+heads these are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import networkx as nx
 import torch
-from torch import Generator
+from jaxtyping import Int
+from torch import Generator, Tensor
 
 from resval_lens.analyses.circuits.circuit import Circuit
 from resval_lens.analyses.circuits.graph import Graph
+from resval_lens.config import ResValConfig
 
 TRIES = 100
 """Beginnings of a connected circuit before there is said to be none of its size."""
@@ -48,6 +53,58 @@ def connected_circuits(graph: Graph, size: int, n: int, generator: Generator) ->
     _check(graph, size, n)
     drawing = _Drawing(graph, generator)
     return [drawing.draw(size) for _ in range(n)]
+
+
+def permuted_circuits(circuit: Circuit, n: int, generator: Generator) -> list[Circuit]:
+    """The circuit ``n`` times, the heads of each layer put in one another's places at random.
+
+    Each has as many edges between the same layers and of the same kinds, and as many of them on
+    ways from the input to the logits. Heads that share keys and values stay together; in a model
+    with links, which run from head to head, all layers' heads move alike.
+
+    Raises:
+        ValueError: ``n`` below 1.
+    """
+    if n < 1:
+        raise ValueError(f"n must be 1 or more; got {n}")
+    graph = circuit.graph
+    edges = [graph.edges[number] for number in circuit.numbers]
+    found = []
+    for _ in range(n):
+        moved = _moved(graph.cfg, generator)
+        ends = ([_renamed(node, moved) for node in (edge.source, edge.target)] for edge in edges)
+        found.append(Circuit.of(graph, ["->".join(each) for each in ends]))
+    return found
+
+
+Places = Int[Tensor, "layer head"]
+
+
+def _moved(cfg: ResValConfig, generator: Generator) -> dict[str, Places]:
+    """New numbers of heads ("q"), and of the keys and values that they share."""
+    layers = 1 if cfg.streams else cfg.n_layers
+    shared = cfg.n_heads_of("k")
+    each = cfg.n_heads // shared
+    groups = torch.stack([torch.randperm(shared, generator=generator) for _ in range(layers)])
+    within = torch.stack(
+        [
+            torch.stack([torch.randperm(each, generator=generator) for _ in range(shared)])
+            for _ in range(layers)
+        ]
+    )
+    heads = (groups[:, :, None] * each + within).flatten(1)
+    groups, heads = (x.expand(cfg.n_layers, -1) for x in (groups, heads))
+    return {"q": heads, "k": groups, "v": groups}
+
+
+def _renamed(node: str, moved: Mapping[str, Places]) -> str:
+    """A head, or its queries, keys or values, by its new number; other names are their own."""
+    parsed = re.fullmatch(r"(a(\d+)|t)\.h(\d+)(?:<([qkv])>)?", node)
+    if parsed is None:
+        return node
+    place, layer, head, port = parsed.groups()
+    number = int(moved[port or "q"][int(layer or 0), int(head)])
+    return f"{place}.h{number}" + f"<{port}>" * (port is not None)
 
 
 def _check(graph: Graph, size: int, n: int) -> None:

@@ -208,7 +208,7 @@ def circuit_cost(
         Step("the model and its corrupted prompts", 2, 2 * once),
         Step("circuits by size", len(FRACTIONS), len(FRACTIONS) * once),
         Step(SEARCH, searched, searched * once),
-        Step("random circuits, the circuit without its links", 21, 21 * once),
+        Step("random circuits, the circuit without its links", 31, 31 * once),
         # They branch off the circuit's run in the layer of what goes: half of the layers are left.
         Step(MINIMALITY, without, without * once / 2),
         Step(COMPLETENESS, 2 * nodes, 2 * nodes * once / 2),

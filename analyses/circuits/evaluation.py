@@ -19,7 +19,11 @@ import numpy as np
 import torch
 from torch import Generator
 
-from resval_lens.analyses.circuits.baselines import connected_circuits, random_circuits
+from resval_lens.analyses.circuits.baselines import (
+    connected_circuits,
+    permuted_circuits,
+    random_circuits,
+)
 from resval_lens.analyses.circuits.circuit import Circuit, NamedCircuit
 from resval_lens.analyses.circuits.graph import Graph, graph_of
 from resval_lens.analyses.circuits.running import EdgeRuns, MeasuredBy
@@ -257,6 +261,7 @@ class EvaluatedCircuit(NamedCircuit):
         completeness: each head and MLP of the circuit knocked out alone, then all of them.
         connected: drawn so that every edge lies on a way from the input to the logits, as many as
             the circuit has on such ways; None where it has none.
+        permuted: the circuit with other heads of the same layers in the places of its heads.
     """
 
     metric: CircuitMetric
@@ -271,6 +276,7 @@ class EvaluatedCircuit(NamedCircuit):
     measured: Measured
     measured_by: MeasuredBy = field(metadata=FLAT)
     connected: RandomCircuits | None = field(default=None, metadata=OPTIONAL, kw_only=True)
+    permuted: RandomCircuits | None = field(default=None, metadata=OPTIONAL, kw_only=True)
 
 
 def evaluate(
@@ -299,7 +305,11 @@ def evaluate(
     joined = len(circuit.pruned())
     connected = connected_circuits(runs.graph, joined, n_random, generator) if joined else []
     # Random edges seldom make a way from the input: pruned, most are circuits that are known.
-    circuits = [circuit, circuit.without_links(), *(each.pruned() for each in baseline), *connected]
+    permuted = permuted_circuits(circuit, n_random, generator)
+    circuits = [
+        circuit, circuit.without_links(),
+        *(each.pruned() for each in baseline), *permuted, *connected,
+    ]  # fmt: skip
     own, without, *drawn = faithfulness(runs, circuits, counting(note, "faithfulness"))
     return EvaluatedCircuit(
         **vars(circuit.named()),
@@ -314,7 +324,8 @@ def evaluate(
         completeness=completeness(runs, circuit, sets, counting(note, "completeness")),
         measured=Measured(EdgesTried(len(edges), len(circuit)), NodesTried(len(alone), len(nodes))),
         measured_by=runs.measured_by,
-        connected=_of_random(drawn[n_random:]) if joined else None,
+        connected=_of_random(drawn[2 * n_random :]) if joined else None,
+        permuted=_of_random(drawn[n_random : 2 * n_random]),
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from statistics import median
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.table import Table
 
 from resval_lens.analyses.circuits.metrics import ByMetric
 from resval_lens.analyses.circuits.study import CircuitStudy, StudiedCircuit
-from resval_lens.analyses.results.result import FLAT, OPTIONAL, Result
+from resval_lens.analyses.results.result import FLAT, OPTIONAL, Result, restored
 from resval_lens.analyses.results.tables import NARROW
 from resval_lens.analyses.tasks.problem import Example, Facts
 
@@ -32,6 +33,26 @@ class CircuitReport(Result):
     by: str
     study: CircuitStudy = field(metadata=FLAT)
     imported: str | None = field(default=None, metadata=OPTIONAL)
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Self:
+        """The report whose document it is: there ``prompts`` and ``metric`` are the study's, which
+        have the facts' own within them.
+
+        Raises:
+            ValueError: the document lacks a field.
+        """
+        study = CircuitStudy.from_dict(document)
+        of_facts = {**document, "prompts": study.prompts.scored, "metric": document["by"]}
+        example = document["example"]
+        return cls(
+            restored(Facts, of_facts),
+            document["general"],
+            None if example is None else Example(**example),
+            document["by"],
+            study,
+            document.get("imported"),
+        )
 
     def tables(self) -> list[Table | str]:
         """The circuit's edges, what it keeps of every metric, and the strongest edges of all."""
@@ -61,12 +82,7 @@ class CircuitReport(Result):
             f"{kept.mean.circuit:.3f}.",
         ]
         said += [*_of_search(study), *_of_random(circuit)]
-        tried = circuit.measured.minimality
-        if tried.edges < tried.of:
-            said.append(
-                f"Minimality is that of {tried.edges:,} of its {tried.of:,} edges, drawn by the "
-                "seed."
-            )
+        said += _of_parts(circuit)
         if circuit.links:
             links = "link" if len(circuit.links) == 1 else f"{len(circuit.links)} links"
             said.append(
@@ -117,15 +133,46 @@ def _of_search(study: CircuitStudy) -> list[str]:
     return said
 
 
+def _of_parts(circuit: StudiedCircuit) -> list[str]:
+    """How far some edges and nodes speak for all, where a circuit has too many to try each."""
+    edges, nodes, said = circuit.measured.minimality, circuit.measured.completeness, []
+    if edges.edges < edges.of:
+        losses = [abs(loss) for loss in circuit.minimality.values()]
+        told = (
+            f": without one, the metric changes by {median(losses):.3f} (median), at most "
+            f"{max(losses):.3f}"
+            if losses
+            else ""
+        )
+        said.append(
+            f"Minimality is that of {edges.edges:,} of its {edges.of:,} edges, drawn by the "
+            f"seed{told}."
+        )
+    alone = [each.difference for each in circuit.completeness if len(each.knocked_out) == 1]
+    if alone and nodes.alone < nodes.of:
+        whole = abs(circuit.metric.circuit - circuit.metric.clean)
+        said.append(
+            f"Circuit and model are {whole:.3f} apart; both without the same head or MLP (each of "
+            f"{nodes.alone:,} of its {nodes.of:,}, drawn) {min(alone):.3f} to {max(alone):.3f}."
+        )
+    return said
+
+
 def _of_random(circuit: StudiedCircuit) -> list[str]:
-    """What as many random edges keep that lie on ways from the input to the logits."""
-    random = circuit.connected
-    if random is None or random.max is None or circuit.faithfulness is None:
+    """What random circuits of as many edges keep."""
+    told = [
+        f"{random.n} {what} at most {random.max:.2g} (mean {random.mean:.2g})"
+        for random, what in (
+            (circuit.connected, "random circuits of edges that all lie on such ways"),
+            (circuit.permuted, "times itself with other heads of the same layers in their places"),
+        )
+        if random is not None and random.max is not None
+    ]
+    if not told or circuit.faithfulness is None:
         return []
     return [
-        f"f is {circuit.faithfulness:.3f} of the {circuit.n_edges:,} edges; of {random.n} random "
-        "circuits of as many edges that all lie on ways from the input to the logits at most "
-        f"{random.max:.3f} (mean {random.mean:.3f})."
+        f"f of the {circuit.n_edges:,} edges, on ways from the input to the logits, is "
+        f"{circuit.faithfulness:.3f}; of {', of '.join(told)}."
     ]
 
 
@@ -152,7 +199,9 @@ def circuit_table(study: CircuitStudy, most: int = 30) -> Table:
     circuit, random = study.circuit, study.circuit.random
     connected = ""
     if circuit.connected is not None:
-        connected = f"; on ways from input to logits {circuit.connected.mean:.3f}"
+        connected = f"; on ways to the logits {circuit.connected.mean:.3f}"
+    if circuit.permuted is not None:
+        connected += f"; heads permuted {circuit.permuted.mean:.3f}"
     worth = sorted(circuit.minimality.items(), key=lambda item: -abs(item[1]))
     table = Table(
         title=f"{circuit.n_edges:,} of {circuit.n_edges_of_model:,} edges: "
