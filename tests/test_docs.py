@@ -23,9 +23,11 @@ from resval_lens.analyses.circuits.methods import METHODS
 from resval_lens.analyses.circuits.scores import score_edges
 from resval_lens.analyses.circuits.selection import SELECTIONS
 from resval_lens.analyses.comparison.gain import gain_or_stream
+from resval_lens.analyses.comparison.link_moments import MOMENTS
+from resval_lens.analyses.comparison.link_over_seeds import RECORDED, link_over_seeds, link_studies
 from resval_lens.analyses.comparison.lm_emergence import lm_emergence
 from resval_lens.analyses.report import results_page
-from resval_lens.analyses.report.findings import FINDINGS
+from resval_lens.analyses.report.findings import AT_ONCE, FINDINGS
 from resval_lens.analyses.results.seeds import spread
 from resval_lens.analyses.studies.ablations import ABLATIONS
 from resval_lens.analyses.tasks import TASKS
@@ -665,22 +667,43 @@ def test_findings_are_the_sentences_of_their_studies():
     asked = re.findall(r"^<!-- results: (.+) -->$", page, re.M)
     assert asked == list(FINDINGS)
     for name in FINDINGS:
-        said = results_page.section(name, DOCS).splitlines()
-        assert said, name
-        assert all(line.startswith("- ") and line.endswith(".") for line in said), name
+        said = results_page.section(name, DOCS)
+        at_once, _, folded = said.partition('\n\n??? note "All of its sentences"\n\n')
+        assert len(at_once.splitlines()) == AT_ONCE.get(name, 1), name
+        lines = [*at_once.splitlines(), *(line[4:] for line in folded.splitlines())]
+        assert all(line.startswith("- ") and line.endswith(".") for line in lines), name
+        assert len(lines) == len(FINDINGS[name](DOCS)), name
     emergence, gain = (
         results_page.section(f"finding-{name}", DOCS) for name in ("emergence", "gain")
     )
     study = gain_or_stream(load_runs(ICLRun)).rates[0]
     saving = study.compared("ic", 0.95, "values", "classic").saving
-    assert f"passes 0.95 on IC in {saving.share:.0%}" in emergence
+    assert f"To IC .95 the value stream takes {saving.share:.0%} " in emergence
     share = study.share("ic", 0.95, "own-2").ours
-    assert f": {share.share:.0%} " in gain
+    assert f", own values × 2 without a link {share.share:.0%} " in gain
     models = results_page.section("finding-language-models", DOCS)
     compared = lm_emergence(load_runs(LMRun)).compared
-    stand = [x for x in compared.tests if (x.tests.p_paired_holm or 1) < 0.05]
-    assert f"In training: {len(stand)} of " in models
-    assert all(f"{x.measure}".replace(">", "&gt;") in models for x in stand)
+    stand = [
+        x for x in compared.tests if min(x.tests.p_paired_holm or 1, x.tests.p_holm or 1) < 0.05
+    ]
+    assert f"In training, {len(stand)} of " in models
+    told = (x.measure.replace("step: ", "steps to ").replace(">", "&gt;") for x in stand)
+    assert all(f"In training, {each}" in models for each in told)
+
+
+def test_what_the_findings_say_of_sizes_is_measured():
+    page = " ".join((DOCS / "findings.md").read_text().split())
+    study = link_over_seeds(link_studies([RECORDED]))
+    norms = (study.norms[at]["values"] for at in MOMENTS)
+    early, late, end = (f"{own['total'].mean / own['own'].mean:.2f}" for own in norms)
+    assert f"{early}, {late} and {end} in training (at IC > .5, > .95 and the end)" in page
+    left = {
+        part: [study.accuracy(at, f"{part} cut, norm kept").mean for at in MOMENTS]
+        for part in ("own", "links")
+    }
+    more = [own < link for own, link in zip(left["own"], left["links"], strict=True)]
+    assert more == [False, True, True]
+    assert "they carry more than the link does from IC > .95 on" in page
 
 
 def test_the_page_asks_for_parts_that_there_are():

@@ -108,7 +108,12 @@ def test_other_heads_are_as_many_without_a_role_and_the_same_in_both_ablations(
 
 
 def test_sentences_say_which_roles_are_needed(study: RoleStudy) -> None:
-    there, *by_metric = study.sentences()
+    there, costs, *by_metric = study.sentences()
+    for role in study.knockouts["resample"].roles:
+        change = role.effects["logit difference"].change.value
+        assert f"{role.role} {change:+.2f}".replace(" -", " −") in costs
+    every = [head.head for heads in study.roles.roles.values() for head in heads]
+    assert all((f"{head} (" in costs) == (every.count(head) > 1) for head in every)
     assert there.startswith("Roles that heads have: ")
     named = {role for role, heads in study.roles.roles.items() if heads}
     assert all(f"{role} ({len(study.roles.roles[role])})" in there for role in named)

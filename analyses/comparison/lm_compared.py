@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from resval_lens.analyses.results.emergence import Share
 from resval_lens.analyses.results.result import FLAT
-from resval_lens.analyses.results.seeds import Effect, Spread, TTests
+from resval_lens.analyses.results.seeds import Effect, Spread, TTests, present
 from resval_lens.analyses.results.tables import NARROW, in_sections, optional, table
 
 if TYPE_CHECKING:
@@ -92,19 +92,29 @@ class Compared:
         columns = (*seeds, *(("p", "pairs", "Holm") if others else ()))
         return table(title, ("prompts", ""), columns, in_sections(rows), caption, NARROW)
 
-    def said(self) -> str:
-        """Which differences stand after Holm's correction, of runs paired by seed."""
-        tested = [(each, p) for each in self.tests if (p := each.tests.p_paired_holm) is not None]
-        stand = [
-            f"{each.measure}{f' ({each.prompts})' * bool(each.prompts)}: {each.first} "
-            f"{self._mean(each, each.first)}, {each.second} {self._mean(each, each.second)}"
-            + (f", {each.saving.told().replace(' ', '% ', 1)} saved" if each.saving else "")
-            + f" (p = {_told_p(p)}; independent runs {_told_p(each.tests.p_holm)})"
-            for each, p in tested
-            if p < 0.05
+    def said(self, when: str) -> list[str]:
+        """How many differences stand after Holm's correction within this table, and which."""
+        tested = [each for each in self.tests if each.tests.p_holm is not None]
+        stand = [each for each in tested if min(present(_corrected(each.tests))) < 0.05]
+        return [
+            f"{when}, {len(stand) or 'none'} of {len(tested)} differences stand after correction, "
+            "tested as independent runs or as pairs by seed.",
+            *(f"{when}, {self._compared(each)}." for each in stand),
         ]
-        count = f"{len(stand) or 'none'} of {len(tested)} differences stand after correction"
-        return f"{count}{': ' + '; '.join(stand) if stand else ''}."
+
+    def compares(self, measure: str) -> list[str]:
+        """Both architectures and the tests of a measure, whether its difference stands or not."""
+        return [self._compared(each) for each in self.tests if each.measure == measure]
+
+    def _compared(self, of: Difference) -> str:
+        alone, paired = (_told_p(p) or "none" for p in _corrected(of.tests))
+        saved = f", {of.saving.told().replace(' ', '% ', 1)} saved" if of.saving else ""
+        measure = of.measure.replace("step: ", "steps to ").replace("loss: ", "loss at ")
+        return (
+            f"{measure}{f' ({of.prompts} prompts)' * bool(of.prompts)}: {of.first} "
+            f"{self._mean(of, of.first)}, {of.second} {self._mean(of, of.second)}{saved} "
+            f"(independent p = {alone}, paired p = {paired})"
+        )
 
     def _mean(self, of: Difference, architecture: str) -> str:
         """What a test's measure is of one architecture."""
@@ -134,6 +144,10 @@ class Compared:
             "saved: of steps, on the seeds of both, with its 95% interval by t\n"
             "g: Hedges', negative where the model has less; Holm: of the pairs", NARROW,
         )  # fmt: skip
+
+
+def _corrected(tests: TTests) -> tuple[float | None, float | None]:
+    return tests.p_holm, tests.p_paired_holm
 
 
 def _told_tests(tests: TTests) -> tuple[str, str, str]:

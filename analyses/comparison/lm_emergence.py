@@ -86,9 +86,10 @@ class LMEmergence(Result):
         """Which differences stand after correction, in training and at equal loss."""
         counts = ", ".join(f"{name} {count}" for name, count in self.seeds.items())
         return [
-            f"Seeds: {counts}.",
-            f"In training: {self.compared.said()}",
-            f"At equal validation loss: {self.matched.compared.said()}",
+            f"Seeds: {counts}. p are by Holm, within each of two tables.",
+            *self.compared.said("In training"),
+            *(f"At the end, {each}." for each in self.compared.compares("validation loss")),
+            *self.matched.compared.said("At equal validation loss"),
         ]
 
     def tables(self) -> list[Table]:

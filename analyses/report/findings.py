@@ -11,6 +11,8 @@ from resval_lens.analyses.comparison.grafts import grafts
 from resval_lens.analyses.comparison.link_over_seeds import RECORDED, link_over_seeds, link_studies
 from resval_lens.analyses.comparison.lm_emergence import lm_emergence
 from resval_lens.analyses.comparison.ways import Ways
+from resval_lens.analyses.papers.memory.orders import memory_orders
+from resval_lens.analyses.papers.memory.training import MemoryRun
 from resval_lens.analyses.report.grafts import AGAINST
 from resval_lens.analyses.studies.role_study import RoleStudy
 from resval_lens.io.files import read_json
@@ -21,9 +23,9 @@ from resval_lens.training.recorded import load_runs
 
 FINDINGS: dict[str, Callable[[Path], list[str]]] = {
     "finding-emergence": lambda folder: _of_gain("To"),
-    "finding-gain": lambda folder: _of_gain("Of", "Beside", "From"),
+    "finding-gain": lambda folder: _of_gain("Of") + _of_gain("From") + _of_gain("Beside"),
     "finding-link": lambda folder: _of_link("cutting the link", "back, and", "all", "more steps"),
-    "finding-degrees": lambda folder: _of_link("caling"),
+    "finding-degrees": lambda folder: _of_degrees(),
     "finding-language-models": lambda folder: lm_emergence(load_runs(LMRun)).sentences(),
     "finding-ways": lambda folder: Ways.from_dict(
         read_json(folder / "four-ways.json", "a study")
@@ -31,15 +33,28 @@ FINDINGS: dict[str, Callable[[Path], list[str]]] = {
     "finding-roles": lambda folder: RoleStudy.from_dict(
         read_json(folder / "roles.json", "a study")
     ).sentences(),
-    "finding-grafts": lambda folder: grafts(load_runs(GraftRun), AGAINST).sentences(),
+    "finding-grafts": lambda folder: _grafts(),
+    "finding-memories": lambda folder: memory_orders(load_runs(MemoryRun)).sentences(),
 }
 """By the name of a part of the page; ``folder`` holds the studies' JSON."""
 
 
+AT_ONCE = {
+    "finding-emergence": 3, "finding-gain": 4, "finding-link": 4, "finding-degrees": 2,
+    "finding-language-models": 5, "finding-roles": 2, "finding-grafts": 6,
+    "finding-memories": 2,
+}  # fmt: skip
+"""How many sentences are read at once; by default one. The others unfold."""
+
+
 def finding(name: str, folder: Path) -> str:
-    """Its sentences as a list in Markdown."""
-    said = (text.replace("[", "\\[").replace(">", "&gt;") for text in FINDINGS[name](folder))
-    return "\n".join(f"- {text}" for text in said)
+    """Its first sentences as a list in Markdown, and the others folded below."""
+    said = [text.replace("[", "\\[").replace(">", "&gt;") for text in FINDINGS[name](folder)]
+    first = AT_ONCE.get(name, 1)
+    shown, folded = ([f"- {text}" for text in part] for part in (said[:first], said[first:]))
+    if folded:
+        shown += ["", '??? note "All of its sentences"', "", *(f"    {text}" for text in folded)]
+    return "\n".join(shown)
 
 
 @cache
@@ -55,6 +70,21 @@ def _link() -> list[str]:
 def _of_gain(*beginnings: str) -> list[str]:
     """What begins so of the answers on IC."""
     return [each for each in _gain().sentences() if each.startswith(beginnings)]
+
+
+def _of_degrees() -> list[str]:
+    """The link by degrees, and beside it a model without any, whose own values are scaled."""
+    link, classic = (_of_link(words) for words in ("Scaling the link down", "In classic"))
+    first = [link[0], classic[0]]
+    return first + [each for each in _of_link("caling") if each not in first]
+
+
+def _grafts() -> list[str]:
+    """Variants beside the link; and links on top of a gain, beside the gain."""
+    runs = load_runs(GraftRun)
+    link, *others = grafts(runs, AGAINST).sentences()
+    on_top = (text for text in grafts(runs, "gain").sentences() if text.startswith("both"))
+    return [link, *on_top, *others]
 
 
 def _of_link(*words: str) -> list[str]:

@@ -36,7 +36,22 @@ def role_sentences(study: RoleStudy) -> list[str]:
     said = f"Roles that heads have: {', '.join(there)}." + (
         f" Published for GPT-2 small and not here: {', '.join(missing)}." if missing else ""
     )
-    return [said, *needed_sentences(study.knockouts, "heads")]
+    roles_of: dict[str, list[str]] = {}
+    for role in ROLES:
+        for head in found[role]:
+            roles_of.setdefault(head.head, []).append(role)
+    several = [f"{head} ({' and '.join(own)})" for head, own in roles_of.items() if len(own) > 1]
+    metric, own = next(iter(study.knockouts["resample"].circuit.items()))
+    costs = sorted(
+        (each.effects[metric].change.value, each.role) for each in study.knockouts["resample"].roles
+    )
+    return [
+        said,
+        f"Without a role the {metric} ({own.clean:.2f}) changes by: "
+        + ", ".join(f"{role} {cost:+.2f}".replace(" -", " −") for cost, role in costs)
+        + (f". Heads of several roles: {', '.join(several)}." if several else "."),
+        *needed_sentences(study.knockouts, "heads"),
+    ]
 
 
 def _heads(study: RoleStudy) -> Table:

@@ -7,7 +7,7 @@ have the same triggers; so each pair is counted at each level, for each kind of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -18,6 +18,7 @@ from resval_lens.analyses.papers.memory.curves import (
     PUBLISHED,
     Count,
     Measure,
+    VariantCurves,
     before,
     curve_study,
 )
@@ -108,24 +109,32 @@ def memory_orders(
             kinds.setdefault(_kind(each.run), []).append(each)
     if not kinds:
         raise ValueError("the order of learning is of two-layer runs; got none")
-    rows = []
-    for triggers, own in kinds.items():
-        at = {level: curve_study(own, level).variants for level in levels}
-        variants = {"all": list(at[levels[0]]), **{name: [name] for name in at[levels[0]]}}
-        for a, b in PUBLISHED:
-            for variant, names in variants.items():
-                chosen = {level: [found[name] for name in names] for level, found in at.items()}
-                rows.append(
-                    Precedence(
-                        triggers,
-                        variant,
-                        sum(len(one.steps) for one in chosen[levels[0]]),
-                        a,
-                        b,
-                        {level: before(ones, a, b) for level, ones in chosen.items()},
-                    )
-                )
+    curves = {
+        triggers: {level: curve_study(own, level).variants for level in levels}
+        for triggers, own in kinds.items()
+    }
+    rows = [
+        Precedence(
+            triggers,
+            variant,
+            sum(len(one.steps) for one in chosen[levels[0]]),
+            *pair,
+            {level: before(ones, *pair) for level, ones in chosen.items()},
+        )
+        for pair in PUBLISHED
+        for triggers, at in curves.items()
+        for variant, chosen in _by_variant(at)
+    ]
     return MemoryOrders(runs[0].run.snapshot_every, tuple(rows))
+
+
+def _by_variant(
+    at: Mapping[float, Mapping[str, VariantCurves]],
+) -> Iterator[tuple[str, dict[float, list[VariantCurves]]]]:
+    """By level the curves of all variants together, then of each."""
+    names = list(next(iter(at.values())))
+    for variant, own in [("all", names), *((name, [name]) for name in names)]:
+        yield variant, {level: [found[name] for name in own] for level, found in at.items()}
 
 
 def _kind(run: MemoryRun) -> str:
