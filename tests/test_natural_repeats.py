@@ -1,5 +1,6 @@
 """Induction in text against plain loops over its definition."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -59,6 +60,44 @@ def test_scores_and_losses_are_those_of_plain_loops() -> None:
         assert getattr(found.loss, kind) == pytest.approx(sum(own) / len(own), abs=1e-5)
 
 
+def test_without_heads_is_what_a_plain_hook_gives() -> None:
+    model = tiny_model("", n_layers=2, n_ctx=24)
+    tokens = torch.randint(6, (3, 20), generator=torch.Generator().manual_seed(0))
+    heads = [(0, 1), (1, 0), (1, 1)]
+    found = natural_repeats(model, tokens, max_tokens=20, out=[heads, [(0, 0)]]).without
+    assert found is not None
+    assert [each.heads for each in found] == [("a0.h1", "a1.h0", "a1.h1"), ("a0.h0",)]
+    with torch.no_grad():
+        whole, cache = model.run_with_cache(tokens)
+
+        def put(z: torch.Tensor, hook: object) -> torch.Tensor:
+            layer = int(hook.name.split(".")[1])  # type: ignore[attr-defined]
+            for other, head in heads:
+                if other == layer:
+                    z[:, :, head] = cache["z", layer][:, :, head].mean((0, 1))
+            return z
+
+        edited = model.run_with_hooks(
+            tokens, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", put) for layer in (0, 1)]
+        )
+    losses: dict[str, list[list[float]]] = {"repeated": [], "misleading": [], "new": []}
+    rises: dict[str, list[list[float]]] = {kind: [[] for _ in tokens] for kind in losses}
+    for number, row in enumerate(tokens.tolist()):
+        for t in range(len(row) - 1):
+            before, after = (
+                -F.log_softmax(logits[number, t], -1)[row[t + 1]].item()
+                for logits in (whole, edited)
+            )
+            kind = "misleading" if row[t] in row[: max(t - 1, 0)] else "new"
+            kind = "repeated" if followers_of(row, t) else kind
+            losses[kind].append([after])
+            rises[kind][number].append(after - before)
+    for kind, own in losses.items():
+        assert getattr(found[0].loss, kind) == pytest.approx(np.mean(own), abs=1e-5)
+        rows = [np.mean(values) for values in rises[kind] if values]
+        assert found[0].rise[kind].value == pytest.approx(np.mean(rows), abs=1e-5)
+
+
 def test_the_study_says_what_text_and_cut_links_cost() -> None:
     model = load_model("stories-small-values").model
     rows = text_rows(model, ["Tom saw Ann. Tom saw Ann. Tom saw Ann."] * 40, rows=2, most=64)
@@ -68,7 +107,16 @@ def test_the_study_says_what_text_and_cut_links_cost() -> None:
     with cut_links(model, layers=[1]):
         alone = natural_repeats(model, rows)
     assert alone.loss == study.natural.loss_cut["v1"]
-    assert "In text, where a token and the next one stood before" in study.sentences()[-1]
+    *_, text, heads = study.sentences()
+    assert "In text, where a token and the next one stood before" in text
+    assert study.natural.without is not None
+    best, *others = study.natural.without
+    assert best.heads == tuple(map(str, study.top.prefix_matching))
+    assert [len(each.heads) for each in others] == [5, 5, 5]
+    assert not any(set(each.heads) & set(best.heads) for each in others)
+    assert f"repeated ones {best.rise['repeated'].value:+.3f} [" in heads
+    most = max(each.rise["repeated"].value for each in others)
+    assert f"repeated ones at most {most:+.3f} (3 draws)" in heads
     assert any("links cut: v1" in text for text in study.csv())
 
 

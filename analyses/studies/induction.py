@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +30,7 @@ from resval_lens.analyses.attribution.heads import (
 from resval_lens.analyses.attribution.natural import NaturalRepeats, natural_repeats
 from resval_lens.analyses.results.result import OPTIONAL, Result
 from resval_lens.analyses.results.tables import WIDE, optional, table
+from resval_lens.analyses.studies.knockouts import Others
 from resval_lens.hooks import link_groups, link_hooks, zero
 from resval_lens.hooks.links import Link, head_name
 from resval_lens.notes import Note
@@ -39,6 +41,8 @@ from resval_lens.transformer import ResValTransformer
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+DRAWS = 3
+"""Of other heads beside the best, at whose means text is measured."""
 TITLES = HeadScores("previous token", "duplicate token", "prefix matching")
 """What the head scores are called."""
 
@@ -119,7 +123,7 @@ class InductionStudy(Result):
         """Whether there is an induction head, and what repeated tokens cost."""
         best, even = self.top.prefix_matching[0], self.even.prefix_matching
         kind = "an induction head" if best.score > 2 * even else "no induction head on such tokens"
-        natural = [self._of_text()] if self.natural else []
+        natural = [self._of_text(), *self._of_heads()] if self.natural else []
         return [
             f"The best prefix matching, of {best}, is {best.score:.3f}; "
             f"even attention has {even:.3f}: {kind}.",
@@ -139,6 +143,24 @@ class InductionStudy(Result):
             f"costs {self.icl.score:+.3f} nats beside token {self.icl.early} (in-context score)."
         )
 
+    def _of_heads(self) -> list[str]:
+        assert self.natural is not None
+        if self.natural.without is None:
+            return []
+        best, *others = self.natural.without
+        told = [f"{kind} ones {rise.told('+z.3f')}" for kind, rise in best.rise.items()]
+        least = [max(each.rise["repeated"].value for each in others)] if others else []
+        return [
+            f"With the {len(best.heads)} best heads by random tokens at their means the next token "
+            f"costs more by kind of position (nats, 95% over rows): {', '.join(told)}"
+            + "".join(
+                f"; with as many others of these layers, repeated ones at most {rise:+.3f} "
+                f"({len(others)} draws)"
+                for rise in least
+            )
+            + "."
+        ]
+
     def tables(self) -> list[Table]:
         """The best heads of each score, and the loss of tokens that come again, links edited."""
         natural = [self._natural_table()] if self.natural else []
@@ -149,6 +171,9 @@ class InductionStudy(Result):
         losses = {"as trained": self.natural.loss} | {
             f"links cut: {name}": loss for name, loss in self.natural.loss_cut.items()
         }
+        for number, each in enumerate(self.natural.without or ()):
+            which = f", others {number}" if number else ""
+            losses[f"{' '.join(each.heads)} at means{which}"] = each.loss
         counts = vars(self.natural.positions)
         return table(
             f"Loss (nats) in {self.natural.rows} rows of {self.natural.length} tokens of text",
@@ -235,7 +260,8 @@ def induction_study(
     natural, edits = None, []
     if text is not None:
         note("text that repeats itself")
-        natural = natural_repeats(model, text, _layers_links(model), max_tokens)
+        out = _best_and_others(top_heads(scores.prefix_matching, top), scores, seed)
+        natural = natural_repeats(model, text, _layers_links(model), max_tokens, out)
     if model.cfg.streams:
         reference = repeated_tokens(model, generator, n, repeated.length, bos, among)
         edits = losses_by_edit(model, repeated, reference, whole, max_tokens, note)
@@ -260,6 +286,17 @@ def induction_study(
         leading_token=None if model.tokenizer is None else named_token(model, bos),
         natural=natural,
     )
+
+
+def _best_and_others(
+    best: list[TopHead], scores: HeadScores[Float[Tensor, "layer head"]], seed: int
+) -> list[list[tuple[int, int]]]:
+    """The best heads, and ``DRAWS`` times as many others of the same layers or the nearest."""
+    layers, heads = scores.prefix_matching.shape
+    places = {head_name(*place): place for place in product(range(layers), range(heads))}
+    others = Others(places, map(str, best), torch.Generator().manual_seed(seed))
+    groups = [[str(head) for head in best], *(others.draw(map(str, best)) for _ in range(DRAWS))]
+    return [[places[name] for name in group] for group in groups if group]
 
 
 def _layers_links(model: ResValTransformer) -> dict[str, list[Link]]:

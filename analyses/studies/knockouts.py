@@ -117,7 +117,8 @@ class Others:
 
     def __init__(self, among: Iterable[str], taken: Iterable[str], generator: Generator) -> None:
         """``among``: layer by layer, what can be drawn but for what is ``taken``."""
-        self.free = [node for node in among if node not in set(taken)]
+        inside = set(taken)
+        self.free = [node for node in among if node not in inside]
         self.generator = generator
 
     def draw(self, nodes: Iterable[str]) -> Nodes:
