@@ -53,6 +53,11 @@ class ResValBlock(TransformerBlock):
             self.resid_mix = ResidualMix(cfg.residual_mixing, block_index, cfg.dtype)
 
     @property
+    def hook_out_is_single_residual_stream(self) -> bool:
+        """Whether what it hands on is all that the readout reads, as TransformerLens 4 asks."""
+        return not self.cfg.residual_mixing
+
+    @property
     def device(self) -> torch.device:
         """Where it runs."""
         return self.attn.W_O.device if self.waiting is None else self.waiting.device

@@ -9,6 +9,7 @@ matter. Of a large tensor some entries are kept, at places drawn by its size.
 
 from __future__ import annotations
 
+import math
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -135,22 +136,26 @@ def dump(file: Path) -> None:
 def read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The numbers of a file, and the versions that it is of."""
     with safe_open(file, "pt") as content:
-        return {at: content.get_tensor(at) for at in content.keys()}, content.metadata()
+        names = content.keys()
+        return {at: content.get_tensor(at) for at in names}, content.metadata()
 
 
 def differences(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, float]:
     """The largest absolute difference of each kind, relative to the largest number of its tensor
-    where that is above 1; infinite where one of the two lacks a tensor or has another shape.
+    where that is above 1; infinite where one of the two lacks a tensor, or has another shape or
+    numbers that are not finite.
     """
     found: dict[str, float] = {}
     for at in sorted(first | second):
         kind = at.split("/")[1]
         if at in first and at in second and first[at].shape == second[at].shape:
             one, other = first[at].double(), second[at].double()
-            apart = float((one - other).abs().max() / one.abs().max().clamp_min(1.0))
+            apart = float(torch.where(one == other, 0.0, (one - other).abs()).max())
+            largest = float(torch.where(one.isfinite(), one.abs(), 0.0).max())  # scores are −∞, too
+            apart /= max(largest, 1.0)
         else:
-            apart = float("inf")
-        found[kind] = max(found.get(kind, 0.0), apart)
+            apart = math.inf
+        found[kind] = max(found.get(kind, 0.0), apart if math.isfinite(apart) else math.inf)
     return found
 
 
