@@ -14,10 +14,10 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 from resval_lens import ResValTransformer
 from resval_lens.hooks import cut_links
-from resval_lens.host import HookedTransformer
+from resval_lens.host import STOCK, HookedTransformer
 from resval_lens.io.formats.bridge import in_the_terms_of_a_bridge
 from resval_lens.io.formats.settings import ARCHITECTURES, hooked_config
-from tests.test_formats import random_model, tokenizer, tokens
+from tests.test_formats import EXPERTS, RUN, random_model, tokenizer, tokens
 
 CLOSE = {"atol": 2e-6, "rtol": 0}
 
@@ -39,7 +39,7 @@ def bridged(model: Any, text: Any = None) -> TransformerBridge:
     )
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", RUN)
 def test_a_bridge_becomes_a_model_with_its_logits(architecture: str) -> None:
     original = modest_model(architecture)
     with torch.no_grad():
@@ -206,6 +206,14 @@ def test_what_is_refused_is_one_line(case: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.skipif(STOCK, reason="TransformerLens 3.9 runs mixtures of experts")
+@pytest.mark.parametrize("architecture", EXPERTS)
+def test_transformer_lens_4_runs_no_mixtures_of_experts(architecture: str) -> None:
+    message = r"cannot convert it \(num_experts=4 is not run on TransformerLens 4; install trans"
+    with pytest.raises(ValueError, match=message):
+        ResValTransformer.from_hf(random_model(architecture))
+
+
 def test_weights_of_a_bridge_are_copied() -> None:
     bridge = bridged(modest_model("LlamaForCausalLM"))
     with pytest.raises(ValueError, match="share_weights=True: weights of a TransformerBridge"):
@@ -230,12 +238,13 @@ def older() -> Any:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_weights_are_those_of_the_older_conversion(architecture: str) -> None:
+    convert = older().get_pretrained_state_dict
     model = random_model(architecture)
     settings = {"dtype": torch.float32, "device": "cpu", "default_prepend_bos": False}
     cfg, found = in_the_terms_of_a_bridge(model, "hers", **settings)
     if architecture in ("Olmo3ForCausalLM", "OlmoeForCausalLM"):  # as if grouped there
         cfg = replace(cfg, n_key_value_heads=cfg.n_heads)
-    wanted = older().get_pretrained_state_dict("gpt2", cfg, model)
+    wanted = convert("gpt2", cfg, model)
     plain = {name.replace("._", "."): x for name, x in found.items()}
     for name, x in wanted.items():
         same = plain.pop(name.replace("._", "."), None)

@@ -129,7 +129,7 @@ def test_mixed_residual_streams_are_refused() -> None:
     model = skipping_model("nanochat").eval()
     with pytest.raises(ValueError, match=MIXED):
         direct_logit_attribution(model, tiny_tokens(2, 7), 1)
-    with pytest.raises(ValueError, match=r"logit_lens requires single-stream .* ResValBlock"):
+    with pytest.raises(ValueError, match=r"logit_lens requires single-stream .*ResValBlock"):
         logit_lens()(model, tiny_tokens(2, 7))
 
 

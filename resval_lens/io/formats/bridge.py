@@ -166,16 +166,21 @@ def _block(block: Any, cfg: HookedTransformerConfig) -> dict[str, Tensor]:
         state["attn.b_O"] = b_O
     if cfg.use_attention_sinks:
         state["attn.sinks"] = block.attn.original_component.sinks
-    for name in _NORMS:
-        part = _part(block, name)
-        if part is None and name == "ln2" and not cfg.attn_only:  # one norm for attention and MLP
-            part = block.ln1
-        if part is not None:
-            state |= _norm(part, name, cfg)
+    for name, norm in _norms(block, cfg).items():
+        state |= _norm(norm, name, cfg)
     if cfg.attn_only:
         return state
     mlp = _mlp(block.mlp) if cfg.num_experts is None else _experts(block.mlp, cfg)
     return state | {f"mlp.{name}": x for name, x in mlp.items()}
+
+
+def _norms(block: Any, cfg: HookedTransformerConfig) -> dict[str, Any]:
+    norms = {name: _part(block, name) for name in _NORMS}
+    if norms["ln1"] is None:  # TransformerLens 4 says that OLMo 2's stand behind layers
+        norms |= {"ln1": norms.pop("ln1_post"), "ln2": norms.pop("ln2_post")}
+    if norms["ln2"] is None and not cfg.attn_only:  # one norm for attention and MLP
+        norms["ln2"] = norms["ln1"]
+    return {name: norm for name, norm in norms.items() if norm is not None}
 
 
 def _part(block: Any, name: str) -> Any:
