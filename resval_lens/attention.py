@@ -214,28 +214,24 @@ class StreamAttention(AbstractAttention):
             after = (*before, handed)
         self.delivery.leaving[stream.of] = after
 
-    def forward(
+    def forward(  # type: ignore[override]  # without what only encoders are given
         self,
         query_input: Tensor,
         key_input: Tensor,
         value_input: Tensor,
         past_kv_cache_entry: Any = None,
-        additive_attention_mask: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        position_bias: Tensor | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """The layer's output; equal numbers on both paths up to floating-point order."""
         dropout = self.cfg.dropout if self.training else 0.0
-        extras = (past_kv_cache_entry, additive_attention_mask, attention_mask, position_bias)
-        if not self._may_fuse() or any(extra is not None for extra in extras):
+        alone = past_kv_cache_entry is None and attention_mask is None
+        if not (alone and self._may_fuse()):
             attn_out = super().forward(
                 query_input=query_input,
                 key_input=key_input,
                 value_input=value_input,
                 past_kv_cache_entry=past_kv_cache_entry,
-                additive_attention_mask=additive_attention_mask,
                 attention_mask=attention_mask,
-                position_bias=position_bias,
             )
             return F.dropout(attn_out, dropout) if dropout else attn_out
         q, k, v = self.calculate_qkv_matrices(query_input, key_input, value_input)
@@ -285,7 +281,6 @@ class StreamAttention(AbstractAttention):
             and not is_watched(self.hook_attn_scores)
             and not is_watched(self.hook_pattern)
             and cfg.positional_embedding_type in ("standard", "shortformer", "rotary")
-            and self._attention_dir_override is None
             and not cfg.use_attn_result
             and not cfg.use_attention_sinks
             and cfg.attn_scores_soft_cap <= 0

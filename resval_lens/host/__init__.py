@@ -28,6 +28,18 @@ if TYPE_CHECKING or STOCK:
     )
     from transformer_lens.components.mlps.can_be_used_as_mlp import CanBeUsedAsMLP
     from transformer_lens.HookedTransformer import Output
+else:
+    from resval_lens.host.attention import AbstractAttention, Attention, GroupedQueryAttention
+    from resval_lens.host.components import (
+        CanBeUsedAsMLP,
+        Embed,
+        GatedMLP,
+        TransformerBlock,
+        Unembed,
+    )
+    from resval_lens.host.config import HookedTransformerConfig
+    from resval_lens.host.model import HookedTransformer, Output
+    from resval_lens.host.norms import LayerNorm, LayerNormPre, RMSNorm, RMSNormPre
 
 __all__ = [
     "STOCK",
