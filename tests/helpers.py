@@ -6,17 +6,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 from zlib import crc32
 
+import pytest
 import torch
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from resval_lens.config import ResValConfig
-from resval_lens.host import HookedTransformer, HookedTransformerConfig
+from resval_lens.host import STOCK, HookedTransformer, HookedTransformerConfig
 from resval_lens.io.files import digest, write_sealed
 from resval_lens.streams import StreamsLike
 from resval_lens.transformer import ResValTransformer
 
 Model = TypeVar("Model", bound=nn.Module)
+
+needs_stock = pytest.mark.skipif(not STOCK, reason="TransformerLens 4 has no HookedTransformer")
+"""For tests in which TransformerLens's own model is what is tested against."""
 
 SETTINGS: dict[str, Any] = {
     "n_layers": 3,

@@ -20,7 +20,7 @@ from resval_lens.io import checkpoint, files, provenance
 from resval_lens.io.checkpoint import FILES, HUB_FILES, NOT_OURS
 from resval_lens.streams import AttentionStream, StreamsLike
 from resval_lens.transformer import ResValTransformer
-from tests.helpers import reseal, stock_model, tiny_model, tiny_tokens
+from tests.helpers import needs_stock, reseal, stock_model, tiny_model, tiny_tokens
 
 LEARNED = [AttentionStream("q", mix="gate"), AttentionStream("v", source="all", mix="matrix")]
 
@@ -455,6 +455,7 @@ def test_a_model_is_pushed_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert json.loads((tmp_path / "uploaded" / "provenance.json").read_text()) == {"seed": 1}
 
 
+@needs_stock
 @pytest.mark.parametrize("name", ["gpt2", "gpt2-small", "EleutherAI/pythia-70m"])
 def test_a_model_that_transformer_lens_knows_is_converted(
     name: str, monkeypatch: pytest.MonkeyPatch

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from resval_lens import ResValTransformer
@@ -49,6 +48,9 @@ def model(streams: str = "v", **changes: Any) -> ResValTransformer:
 
 def twins() -> tuple[HookedTransformer, GPT2LMHeadModel]:
     """One GPT-2 of random weights, here and there."""
+    conversions = pytest.importorskip(
+        "transformer_lens.pretrained.weight_conversions", reason="TransformerLens 4 has none"
+    )
     torch.manual_seed(0)
     other = GPT2LMHeadModel(
         GPT2Config(
@@ -61,7 +63,7 @@ def twins() -> tuple[HookedTransformer, GPT2LMHeadModel]:
         act_fn="gelu_new", normalization_type="LN", device="cpu",
     )  # fmt: skip
     own = HookedTransformer(config, tokenizer=tokenizer())
-    own.load_state_dict(convert_gpt2_weights(other, config), strict=False)
+    own.load_state_dict(conversions.convert_gpt2_weights(other, config), strict=False)
     return own.eval(), other
 
 

@@ -193,7 +193,7 @@ def test_short_names_take_hooks(part: str, layer: int) -> None:
 
 @each_part
 def test_generic_activation_patching_equals_patching_by_hand(part: str) -> None:
-    model = tiny_model("v")
+    model = tiny_model("v").eval()
     corrupted, clean = tiny_tokens(), model.run_with_cache(tiny_tokens(seed=3))[1]
     index = pd.DataFrame({"layer": [1, 1, 2, 2], "pos": [0, 6, 0, 6]})
 

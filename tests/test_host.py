@@ -6,12 +6,19 @@ from typing import Any
 import pytest
 import torch
 
-from resval_lens.host import STOCK
 from resval_lens.host.config import HookedTransformerConfig
 from resval_lens.host.model import HookedTransformer
-from tests.helpers import ARCHITECTURES, SETTINGS, randomise, stock_config, stock_model, tiny_tokens
+from tests.helpers import (
+    ARCHITECTURES,
+    SETTINGS,
+    needs_stock,
+    randomise,
+    stock_config,
+    stock_model,
+    tiny_tokens,
+)
 
-pytestmark = pytest.mark.skipif(not STOCK, reason="TransformerLens 4 has no HookedTransformer")
+pytestmark = needs_stock
 
 ROTARY: dict[str, Any] = {"positional_embedding_type": "rotary"}
 MORE: dict[str, dict[str, Any]] = {
@@ -23,7 +30,6 @@ MORE: dict[str, dict[str, Any]] = {
              "yarn_original_max_position_embeddings": 8},
     "yarn-fraction": {**ROTARY, "use_yarn_rope": True, "yarn_factor": 2.0, "yarn_truncate": False,
                       "yarn_global_attn_only": True, **ARCHITECTURES["local"]},
-    "qwen": {**ROTARY, "use_dynamic_ntk_rope": True, "use_logn_attn": True, "train_seq_length": 3},
     "sinks": {"use_attention_sinks": True},
     "clipped": {"clip_qkv": 0.1},
     "olmo-2": {"original_architecture": "Olmo2ForCausalLM", "normalization_type": "RMS"},

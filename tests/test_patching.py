@@ -224,7 +224,7 @@ def test_a_classic_model_is_patched_as_transformer_lens_patches(
     site: str, by: list[str], function: Callable[..., Tensor], capfd: pytest.CaptureFixture[str]
 ) -> None:
     pairs = pairs_of(3, same=2)
-    for peer in (stock_model(), tiny_model()):
+    for peer in (stock_model().eval(), tiny_model().eval()):
         with torch.no_grad():
             _, cache = peer.run_with_cache(pairs.clean)
             expected = function(

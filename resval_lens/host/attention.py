@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -109,7 +108,7 @@ class AbstractAttention(Rotary):
         key_input: Tensor,
         value_input: Tensor,
         past_kv_cache_entry: Any = None,
-        attention_mask: Int[Tensor, "batch all_pos"] | None = None,
+        attention_mask: Int[Tensor, "_ all_pos"] | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """What the layer adds to the residual stream.
 
@@ -135,8 +134,6 @@ class AbstractAttention(Rotary):
         if cfg.positional_embedding_type == "rotary":  # the cache holds keys before their rotation
             q = self.hook_rot_q(self.apply_rotary(q, before, attention_mask))
             k = self.hook_rot_k(self.apply_rotary(k, 0, attention_mask))
-        if cfg.use_logn_attn and not self.training:
-            q = self._scaled_by_length(q, before)
         scores = self.calculate_attention_scores(q, k)
         if cfg.positional_embedding_type == "alibi":
             scores += self._alibi(scores.shape[-2], scores.shape[-1], scores.device)
@@ -169,17 +166,6 @@ class AbstractAttention(Rotary):
     def _apply_qk_norm(self, x: Heads, norm_module: Any) -> Heads:
         return norm_module(x.reshape(-1, x.shape[-1])).reshape(x.shape)
 
-    def _scaled_by_length(self, q: Heads, before: int) -> Heads:
-        """Qwen 1: queries past the length of training n times log_n(position)."""
-        trained = self.cfg.train_seq_length or self.cfg.n_ctx
-        end = before + q.shape[1]
-        if end <= trained:
-            return q
-        places = torch.arange(before + 1, end + 1, device=q.device, dtype=torch.float32)
-        one = torch.ones((), device=q.device)
-        scale = torch.where(places > trained, places.log() / math.log(trained), one).to(q.dtype)
-        return q * scale[None, :, None, None]
-
     def calculate_attention_scores(self, q: Heads, k: Heads) -> Scores:
         """q kᵀ / scale, softly capped where the configuration says so."""
         scores = q.transpose(1, 2) @ k.permute(0, 2, 3, 1) / self.attn_scale
@@ -203,7 +189,7 @@ class AbstractAttention(Rotary):
         self,
         attn_scores: Scores,
         past_kv_pos_offset: int = 0,
-        attention_mask: Int[Tensor, "batch all_pos"] | None = None,
+        attention_mask: Int[Tensor, "_ all_pos"] | None = None,
     ) -> Scores:
         """−∞ at keys that are still ahead, padding or beyond the window."""
         queries, keys = attn_scores.shape[-2:]

@@ -48,7 +48,7 @@ class PosEmbed(nn.Module):
         self,
         tokens: Int[Tensor, "batch pos"],
         past_kv_pos_offset: int = 0,
-        attention_mask: Int[Tensor, "batch all_pos"] | None = None,
+        attention_mask: Int[Tensor, "_ all_pos"] | None = None,
     ) -> Residual:
         """The embeddings of the tokens' positions; 0 at padding, which has none.
 
@@ -183,9 +183,9 @@ class TransformerBlock(nn.Module):
     def forward(
         self,
         resid_pre: Residual,
-        shortformer_pos_embed: Residual | None = None,
+        shortformer_pos_embed: Float[Tensor, "_ pos d_model"] | None = None,
         past_kv_cache_entry: Any = None,
-        attention_mask: Int[Tensor, "batch all_pos"] | None = None,
+        attention_mask: Int[Tensor, "_ all_pos"] | None = None,
     ) -> Residual:
         """The residual stream after this block.
 

@@ -12,14 +12,17 @@ import numpy as np
 import torch
 from transformer_lens.utilities import SUPPORTED_ACTIVATIONS, get_device, warn_if_mps
 
+NOT_RUN = ("num_experts", "load_in_4bit", "n_devices", "use_logn_attn", "use_dynamic_ntk_rope")
+"""Fields that must be as they are by default: what they ask for is not here."""
+
 
 @dataclass
 class HookedTransformerConfig:
     """What TransformerLens 3.9 documents under this name, in its order and with its defaults.
 
-    Fields of models that this host does not run (mixtures of experts, 4-bit weights, encoders) are
-    here, too, so that configurations go from one version to the other; they are refused where a
-    model would need them. ``seed`` re-seeds the global generators of torch, NumPy and Python.
+    Fields of models that are not run here are among them, so that configurations go from one
+    version to the other; :data:`NOT_RUN` is refused. ``seed`` re-seeds the global generators of
+    torch, NumPy and Python.
 
     Raises:
         ValueError: a setting that is missing, contradicts another or is not run here.
@@ -157,8 +160,8 @@ class HookedTransformerConfig:
         ):  # fmt: skip
             if getattr(self, name) is not None and getattr(self, other) is None:
                 raise ValueError(f"{other} must be set if {name} is set")
-        for name, nothing in (("num_experts", None), ("load_in_4bit", False), ("n_devices", 1)):
-            if getattr(self, name) != nothing:
+        for name in NOT_RUN:
+            if getattr(self, name) != getattr(HookedTransformerConfig, name):
                 raise ValueError(
                     f"{name}={getattr(self, name)} is not run on TransformerLens 4; install "
                     "transformer-lens<4"

@@ -99,7 +99,7 @@ class HookedTransformer(Weights):
         padding_side: Any = USE_DEFAULT_VALUE,
         start_at_layer: int | None = None,
         tokens: Int[Tensor, "batch pos"] | None = None,
-        shortformer_pos_embed: Residual | None = None,
+        shortformer_pos_embed: Float[Tensor, "_ pos d_model"] | None = None,
         attention_mask: Int[Tensor, "batch pos"] | None = None,
         stop_at_layer: int | None = None,
         past_kv_cache: Any = None,

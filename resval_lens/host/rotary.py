@@ -28,18 +28,14 @@ class Rotary(nn.Module):
     def add_rotary_tables(self) -> None:
         """Adds the buffers rotary_sin and rotary_cos [pos, rotary_dim]."""
         rows = min(self.cfg.n_ctx, self.ROTARY_INITIAL_CACHE_SIZE)
-        sin, cos = self._tables(rows, self._rotary_base())
+        sin, cos = self._tables(rows)
         self.register_buffer("rotary_sin", sin)
         self.register_buffer("rotary_cos", cos)
-        self._ntk_alpha_cached = 1.0
 
-    def _rotary_base(self) -> float:
-        local = self.cfg.rotary_base_local
-        return self.cfg.rotary_base if local is None or self.attn_type != "local" else local
-
-    def _tables(self, rows: int, base: float) -> tuple[Table, Table]:
-        dim = self.cfg.rotary_dim
+    def _tables(self, rows: int) -> tuple[Table, Table]:
+        dim, local = self.cfg.rotary_dim, self.cfg.rotary_base_local
         assert dim is not None  # of a rotary configuration
+        base = self.cfg.rotary_base if local is None or self.attn_type != "local" else local
         return self.calculate_sin_cos_rotary(dim, rows, base=base, dtype=self.cfg.dtype)
 
     def calculate_sin_cos_rotary(
@@ -83,7 +79,7 @@ class Rotary(nn.Module):
         self,
         x: Heads,
         past_kv_pos_offset: int = 0,
-        attention_mask: Int[Tensor, "batch all_pos"] | None = None,
+        attention_mask: Int[Tensor, "_ all_pos"] | None = None,
     ) -> Heads:
         """x with its first ``rotary_dim`` dimensions turned.
 
@@ -93,8 +89,6 @@ class Rotary(nn.Module):
         """
         x = x.to(self.rotary_sin.device)
         end = past_kv_pos_offset + x.shape[1]
-        if self.cfg.use_dynamic_ntk_rope and not self.training:
-            self._rescale_rotary_for_ntk(end)
         rows = len(self.rotary_cos)
         if end > rows:
             self._extend_rotary_embeddings(min(self.cfg.n_ctx, max(end, 2 * rows)))
@@ -110,25 +104,7 @@ class Rotary(nn.Module):
         return torch.cat([turned, kept], dim=-1)
 
     def _extend_rotary_embeddings(self, new_size: int) -> None:
-        self._replace_tables(*self._tables(new_size, self._rotary_base()))
-
-    def _rescale_rotary_for_ntk(self, key_length: int) -> None:
-        """Qwen 1: past the length of training, the base is wider by α^(d/(d−2)); α = 3, 7, 15, …"""
-        trained = self.cfg.train_seq_length or self.cfg.n_ctx
-        alpha = 1.0
-        if key_length > trained:
-            doubled = math.ceil(math.log(key_length / trained, 2) + 1)
-            alpha = float(max(2**doubled - 1, 1))
-        rows = len(self.rotary_cos)
-        if alpha == self._ntk_alpha_cached and key_length <= rows:
-            return
-        self._ntk_alpha_cached = alpha
-        dim = self.cfg.rotary_dim
-        assert dim is not None
-        base = self._rotary_base() * alpha ** (dim / (dim - 2))
-        self._replace_tables(*self._tables(max(key_length, rows), base))
-
-    def _replace_tables(self, sin: Table, cos: Table) -> None:
+        sin, cos = self._tables(new_size)
         self.rotary_sin = sin.to(self.rotary_sin.device)
         self.rotary_cos = cos.to(self.rotary_cos.device)
 

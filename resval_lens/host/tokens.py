@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ class Tokenized(HookedRootModule):
     cfg: HookedTransformerConfig
     tokenizer: Any
     W_U: Tensor
+    to_single_token: Callable[[str], int]
 
     def named_tokenizer(self) -> Any:
         """The tokenizer that ``cfg.tokenizer_name`` names on the Hugging Face hub, or None."""
@@ -121,49 +122,14 @@ class Tokenized(HookedRootModule):
         if isinstance(input, str):
             input = self.to_tokens(input, prepend_bos=prepend_bos, padding_side=padding_side)
         tokens = np.asarray(torch.as_tensor(input).cpu())
-        if tokens.size != tokens.shape[-1:][0] if tokens.ndim else False:
+        if tokens.ndim and tokens.size != tokens.shape[-1]:
             raise ValueError(f"tokens must be [pos] or [1, pos]; got {list(tokens.shape)}")
         each_alone = [[int(token)] for token in tokens.reshape(-1)]
         return self.tokenizer.batch_decode(each_alone, clean_up_tokenization_spaces=False)
 
-    def to_single_token(self, string: str) -> int:
-        """The number of the one token that ``string`` is.
-
-        Raises:
-            ValueError: it is several, or none.
-        """
-        tokens = self.to_tokens(string, prepend_bos=False)[0]
-        if len(tokens) != 1:
-            raise ValueError(f"{string!r} is {len(tokens)} tokens with this tokenizer, not one")
-        return int(tokens[0])
-
     def to_single_str_token(self, int_token: int) -> str:
         """The text of one token."""
         return self.to_str_tokens(torch.tensor([int_token]))[0]
-
-    def get_token_position(
-        self,
-        single_token: str | int,
-        input: str | Int[Tensor, "*one pos"],
-        mode: str = "first",
-        prepend_bos: bool | None = USE_DEFAULT_VALUE,
-        padding_side: Any = USE_DEFAULT_VALUE,
-    ) -> int:
-        """Where a token stands first or last (``mode``) in a text or in tokens.
-
-        Raises:
-            ValueError: it does not; another mode.
-        """
-        if mode not in ("first", "last"):
-            raise ValueError(f"mode must be 'first' or 'last'; got {mode!r}")
-        if isinstance(input, str):
-            input = self.to_tokens(input, prepend_bos=prepend_bos, padding_side=padding_side)
-        if isinstance(single_token, str):
-            single_token = self.to_single_token(single_token)
-        places = (input.flatten() == single_token).nonzero().flatten().tolist()
-        if not places:
-            raise ValueError("The token does not occur in the prompt")
-        return places[0 if mode == "first" else -1]
 
     def tokens_to_residual_directions(
         self, tokens: str | int | Int[Tensor, "*any"] | Sequence[int]
