@@ -55,6 +55,11 @@ MOST_ROOMS = 15
 PAPERS = f"{ANALYSES}.papers"
 """Leaves: what is about one paper. Only what lists them all imports them."""
 LISTS = tuple(f"{ANALYSES}.{room}" for room, below in ROOMS.items() if "papers" in below)
+ONLY_IN_3_9 = (
+    "HookedTransformer", "HookedTransformerConfig", "components", "loading_from_pretrained",
+    "pretrained", "utils",
+)  # fmt: skip
+"""What TransformerLens 4 lacks, of TransformerLens 3.9."""
 METHODS = ("resval_lens.hooks", "resval_lens.analyses.attribution", "resval_lens.analyses.circuits")
 """What takes any model, and asks it what it is instead of knowing its class."""
 
@@ -104,6 +109,17 @@ def offences(source: str, module: str, is_package: bool = False) -> list[str]:
 @each_module
 def test_a_module_imports_nothing_that_stands_above_it(path: Path, module: str) -> None:
     assert offences(path.read_text(), module, path.name == "__init__.py") == []
+
+
+def test_what_transformer_lens_4_lacks_is_imported_in_one_place() -> None:
+    gone = [f"transformer_lens.{name}" for name in ONLY_IN_3_9]
+    found = {
+        module
+        for path, module in MODULES.items()
+        for name in imported(path.read_text(), module, path.name == "__init__.py")
+        if any(within(name, each) for each in gone)
+    }
+    assert found == {"resval_lens.host"}
 
 
 @pytest.mark.parametrize(
