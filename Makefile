@@ -15,8 +15,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # What a model computes, is edited in, saved as and generates, without what only draws and counts.
-CORE := $(addprefix tests/test_,$(addsuffix .py,streams hooks generation norm mlp loss links patching \
-	weights own_tensors context_length skipping_models saved_tokenizers model_options circuits))
+CORE := $(addprefix tests/test_,$(addsuffix .py,streams hooks circuits generation checkpoint \
+	weights patching attribution config skipping_models grafting))
 
 .PHONY: demo test test-4 docs browser pretrained bench runs lint types format clean
 

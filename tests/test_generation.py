@@ -11,7 +11,7 @@ from resval_lens.host import HookedTransformer, HookedTransformerConfig
 from resval_lens.io.tokenizers import fingerprint
 from resval_lens.lens.generation import stream_tokens
 from resval_lens.tasks import stories
-from tests.helpers import SETTINGS, tiny_config
+from tests.helpers import SETTINGS, needs_stock, tiny_config
 from tests.test_cli import run
 from tests.test_harness import model
 
@@ -28,6 +28,7 @@ def test_the_likeliest_tokens_are_those_of_whole_forward_passes(streams: str) ->
     assert tokens.shape == (2, 12)
 
 
+@needs_stock
 def test_draws_are_those_of_transformer_lens() -> None:
     lm = HookedTransformer(HookedTransformerConfig(**SETTINGS))
     torch.manual_seed(3)

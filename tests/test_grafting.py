@@ -21,7 +21,7 @@ from resval_lens.host import (
     TransformerBlock,
 )
 from resval_lens.transformer import ResValTransformer
-from tests.helpers import SETTINGS, stock_model, tiny_model, tiny_tokens
+from tests.helpers import SETTINGS, needs_stock, stock_model, tiny_model, tiny_tokens
 
 GPT_NEO = {"original_architecture": "GPTNeoForCausalLM"}
 FOLDED = "value biases are folded into its output"
@@ -152,6 +152,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HookedTransformer, "from_pretrained_no_processing", load)
 
 
+@needs_stock
 @pytest.mark.parametrize("steps", STEPS, ids=str)
 @pytest.mark.parametrize("streams", [None, "v", "qkv"])
 def test_a_pretrained_model_is_processed_after_its_stream_came(
@@ -165,6 +166,7 @@ def test_a_pretrained_model_is_processed_after_its_stream_came(
     assert (model.cfg.normalization_type == "LNPre") == steps.get("fold_ln", False)
 
 
+@needs_stock
 def test_a_pretrained_model_is_not_refactored_around_a_stream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

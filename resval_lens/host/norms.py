@@ -14,14 +14,18 @@ from resval_lens.host.config import HookedTransformerConfig
 X = Float[Tensor, "*any length"]
 
 
-class LayerNormPre(nn.Module):
-    """(x − mean(x)) / √(var(x) + eps), over the last axis; computed in float32 at least."""
+class Norm(nn.Module):
+    """x over its scale, over the last axis, in float32 at least; behind that a gain, in some.
 
-    centres: ClassVar[bool] = True
+    None is derived from another: what asks for a layer norm must not be given an RMS norm.
+    """
 
-    def __init__(self, cfg: HookedTransformerConfig) -> None:
+    centres: ClassVar[bool]
+
+    def __init__(self, cfg: HookedTransformerConfig, length: int | None = None) -> None:
         super().__init__()
         self.cfg, self.eps = cfg, cfg.eps
+        self.length = cfg.d_model if length is None else length
         self.hook_scale = HookPoint()  # [batch, pos, 1]
         self.hook_normalized = HookPoint()  # [batch, pos, length]
 
@@ -34,12 +38,19 @@ class LayerNormPre(nn.Module):
         return self.hook_normalized(x / scale).to(self.cfg.dtype)
 
 
-class LayerNorm(LayerNormPre):
-    """LayerNormPre · w + b; of ``length`` channels, by default d_model."""
+class LayerNormPre(Norm):
+    """(x − mean(x)) / √(var(x) + eps)"""
+
+    centres = True
+
+
+class LayerNorm(Norm):
+    """(x − mean(x)) / √(var(x) + eps) · w + b"""
+
+    centres = True
 
     def __init__(self, cfg: HookedTransformerConfig, length: int | None = None) -> None:
-        super().__init__(cfg)
-        self.length = cfg.d_model if length is None else length
+        super().__init__(cfg, length)
         self.w = nn.Parameter(torch.ones(self.length, dtype=cfg.dtype))
         self.b = nn.Parameter(torch.zeros(self.length, dtype=cfg.dtype))
 
@@ -47,25 +58,26 @@ class LayerNorm(LayerNormPre):
         return super().forward(x) * self.w + self.b
 
 
-class RMSNormPre(LayerNormPre):
-    """x / √(mean(x²) + eps), over the last axis."""
+class RMSNormPre(Norm):
+    """x / √(mean(x²) + eps)"""
 
     centres = False
 
 
-class RMSNorm(RMSNormPre):
-    """RMSNormPre · w; of ``length`` channels, by default d_model."""
+class RMSNorm(Norm):
+    """x / √(mean(x²) + eps) · w"""
+
+    centres = False
 
     def __init__(self, cfg: HookedTransformerConfig, length: int | None = None) -> None:
-        super().__init__(cfg)
-        self.length = cfg.d_model if length is None else length
+        super().__init__(cfg, length)
         self.w = nn.Parameter(torch.ones(self.length, dtype=cfg.dtype))
 
     def forward(self, x: X) -> X:
         return super().forward(x) * self.w
 
 
-PLAIN: dict[str | None, type[nn.Module]] = {
+PLAIN: dict[str, type[Norm]] = {
     "LN": LayerNorm, "LNPre": LayerNormPre, "RMS": RMSNorm, "RMSPre": RMSNormPre,
 }  # fmt: skip
 """The norm before a layer, by ``normalization_type``."""

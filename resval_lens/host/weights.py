@@ -18,7 +18,7 @@ from transformer_lens.utilities import (
 )
 from transformer_lens.weight_processing import ProcessWeights
 
-from resval_lens.host.norms import LayerNormPre, RMSNormPre
+from resval_lens.host.norms import LayerNormPre, RMSNormPre, final_norm
 from resval_lens.host.tokens import Tokenized
 
 NEEDED = ("W_Q", "W_K", "W_V", "W_O", "_W_K", "_W_V", "W_in", "W_gate", "W_out")
@@ -184,11 +184,11 @@ class Weights(Tokenized):
             return
         plain = {"LN": LayerNormPre, "RMS": RMSNormPre}[was]
         cfg.normalization_type = f"{was}Pre"
-        self.ln_final = plain(cfg)
+        self.ln_final = final_norm(cfg)
         for block in self.blocks:
             block.ln1, block.ln2 = plain(cfg), plain(cfg)
             if cfg.is_layer_norm_activation():
-                block.mlp.ln = plain(cfg)
+                block.mlp.ln = LayerNormPre(cfg)
 
     def process_weights_(self, **steps: bool) -> None:
         """:meth:`load_and_process_state_dict` of this model's own weights."""
