@@ -13,8 +13,8 @@ from resval_lens.analyses.comparison.lm_emergence import lm_emergence
 from resval_lens.analyses.comparison.ways import Ways
 from resval_lens.analyses.papers.memory.orders import memory_orders
 from resval_lens.analyses.papers.memory.training import MemoryRun
+from resval_lens.analyses.report import pretrained
 from resval_lens.analyses.report.grafts import AGAINST
-from resval_lens.analyses.studies.role_study import RoleStudy
 from resval_lens.io.files import read_json
 from resval_lens.training.graft_run import GraftRun
 from resval_lens.training.icl_run import ICLRun
@@ -30,9 +30,10 @@ FINDINGS: dict[str, Callable[[Path], list[str]]] = {
     "finding-ways": lambda folder: Ways.from_dict(
         read_json(folder / "four-ways.json", "a study")
     ).sentences(),
-    "finding-roles": lambda folder: RoleStudy.from_dict(
-        read_json(folder / "roles.json", "a study")
-    ).sentences(),
+    "finding-roles": lambda folder: pretrained.sentences("roles", folder),
+    "finding-naming-circuit": lambda folder: pretrained.sentences("naming-circuit", folder),
+    "finding-movers": lambda folder: pretrained.sentences("movers", folder),
+    "finding-repeats": lambda folder: pretrained.sentences("repeats", folder),
     "finding-grafts": lambda folder: _grafts(),
     "finding-memories": lambda folder: memory_orders(load_runs(MemoryRun)).sentences(),
 }
@@ -42,7 +43,7 @@ FINDINGS: dict[str, Callable[[Path], list[str]]] = {
 AT_ONCE = {
     "finding-emergence": 3, "finding-gain": 4, "finding-link": 4, "finding-degrees": 2,
     "finding-language-models": 5, "finding-roles": 2, "finding-grafts": 6,
-    "finding-memories": 2,
+    "finding-memories": 2, "finding-naming-circuit": 3, "finding-movers": 3, "finding-repeats": 4,
 }  # fmt: skip
 """How many sentences are read at once; by default one. The others unfold."""
 

@@ -42,7 +42,6 @@ from resval_lens.analyses.report.gain import gain_section
 from resval_lens.analyses.report.grafts import graft_section
 from resval_lens.analyses.report.link_over_seeds import link_over_seeds_section
 from resval_lens.analyses.report.markdown import as_markdown, made, markdown_table
-from resval_lens.analyses.report.roles import roles
 from resval_lens.analyses.report.selections import selections
 from resval_lens.analyses.report.ways import ways
 from resval_lens.analyses.results.seeds import present, spread
@@ -87,7 +86,7 @@ def section(name: str, folder: Path) -> str:
         "four-cells": four_cells,
         "circuits": lambda: circuits(read_json(folder / "circuits.json", "a study")),
         "selections": lambda: selections(read_json(folder / "selections.json", "a study")),
-        "roles": lambda: roles(read_json(folder / "roles.json", "a study")),
+        **{each: lambda name=each: pretrained.part(name, folder) for each in pretrained.STUDIES},  # type: ignore[misc]
         "four-ways": lambda: ways(read_json(folder / "four-ways.json", "a study")),
         "circuits-by-metric": lambda: circuits_by_metric(
             read_json(folder / "circuits-by-metric.json", "a study")

@@ -81,7 +81,7 @@ class CircuitReport(Result):
             f"{kept.resample.circuit:.3f}, with other edges at their means "
             f"{kept.mean.circuit:.3f}.",
         ]
-        said += [*_of_search(study), *_of_random(circuit)]
+        said += [*_of_random(circuit), *_of_search(study)]
         said += _of_parts(circuit)
         if circuit.links:
             links = "link" if len(circuit.links) == 1 else f"{len(circuit.links)} links"
