@@ -556,6 +556,70 @@ def test_roles_of_a_pretrained_model_are_those_recorded():
     assert f"`{report['provenance']['command']}`" in part
 
 
+def test_movers_of_a_pretrained_model_are_those_recorded():
+    part = results_page.section("movers", DOCS)
+    report = json.loads((DOCS / "greater-than.json").read_text())
+    found = {tuple(row[:2]): row[2:] for row in rows(part)}
+    nodes = {row[0]: row for row in rows(part) if "head" in row[0] or "MLP" in row[0]}
+    for role, movers in report["movers"].items():
+        if movers:
+            assert nodes[role][3] == str(len(movers))
+            assert nodes[role][2].startswith(f"{movers[0]['node']} {movers[0]['effect']:+.2f}")
+    resample, mean = (report["knockouts"][a]["roles"] for a in ("resample", "mean"))
+    for one, other in zip(resample, mean, strict=True):
+        assert one["heads"] == [each["node"] for each in report["movers"][one["role"]]]
+        for metric in one["effects"]:
+            for cell, role in zip(found[metric, one["role"]][:3:2], (one, other), strict=True):
+                change = role["effects"][metric]["change"]
+                told = "{value:+z.2f} [{low:+z.2f}, {high:+z.2f}]".format(**change)
+                assert cell == told.replace("-", "−")
+    for ablation, own in report["knockouts"].items():
+        for metric, kept in own["circuit"].items():
+            f = (kept["circuit"] - kept["corrupted"]) / (kept["clean"] - kept["corrupted"])
+            assert found[ablation, metric][3] == f"{f:.2f}".replace("-", "−")
+    assert f"`{report['provenance']['command']}`" in part
+
+
+def test_the_circuit_that_names_is_the_one_recorded():
+    part = results_page.section("naming-circuit", DOCS)
+    report = json.loads((DOCS / "naming-circuit.json").read_text())
+    found = {tuple(row[:2]): row[2:] for row in rows(part)}
+    for metric, own in report["measured"].items():
+        for ablation, outside in (
+            ("resample", "as on the corrupted prompts"),
+            ("mean", "mean over corrupted prompts"),
+        ):
+            kept = own[ablation]
+            f = (kept["circuit"] - kept["corrupted"]) / (own["clean"] - kept["corrupted"])
+            numbers = [f"{own['clean']:.3f}", f"{kept['corrupted']:.3f}", f"{kept['circuit']:.3f}"]
+            said = [x.replace("-", "−") for x in (*numbers, f"{f:.2f}")]
+            assert found[metric, outside] == said
+    circuit = report["circuit"]
+    assert len(circuit["edges"]) == circuit["n_edges"] == len(set(circuit["edges"]))
+    assert f"f of the {circuit['n_edges']:,} edges" in part
+    for drawn in ("connected", "permuted"):
+        assert f"at most {circuit[drawn]['max']:.2g} (mean {circuit[drawn]['mean']:.2g})" in part
+    roles = json.loads((DOCS / "roles.json").read_text())["roles"]["roles"]
+    for line in report["strongest"]:
+        head, _, reader = line["edge"].partition("->")
+        if reader == "logits" and head.startswith("a"):
+            own = [role for role, heads in roles.items() if head in [x["head"] for x in heads]]
+            assert f"{head} {line['score']:+.2f} ({' and '.join(own) or 'none'})" in part
+    assert f"`{report['provenance']['command']}`" in part
+
+
+def test_repeats_in_text_are_those_recorded():
+    part = results_page.section("repeats", DOCS)
+    report = json.loads((DOCS / "repeats.json").read_text())
+    natural = report["natural"]
+    scores = np.array(natural["scores"])
+    layer, head = np.unravel_index(scores.argmax(), scores.shape)
+    assert f"the best head is a{layer}.h{head} with {scores.max():.3f}" in part
+    losses = [f"{natural['loss'][kind]:.3f}" for kind in ("repeated", "misleading", "new")]
+    assert ["as trained", *losses] in rows(part)
+    assert f"`{report['provenance']['command']}`" in part
+
+
 def test_four_ways_are_those_recorded():
     part = results_page.section("four-ways", DOCS)
     report = json.loads((DOCS / "four-ways.json").read_text())

@@ -37,6 +37,7 @@ from resval_lens.analyses.papers.memory.curves import (
 )
 from resval_lens.analyses.papers.memory.orders import memory_orders
 from resval_lens.analyses.papers.memory.training import MemoryRun
+from resval_lens.analyses.report import pretrained
 from resval_lens.analyses.report.findings import FINDINGS, finding
 from resval_lens.analyses.report.gain import gain_section
 from resval_lens.analyses.report.grafts import graft_section
