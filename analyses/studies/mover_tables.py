@@ -12,7 +12,7 @@ from resval_lens.analyses.studies.knockout_tables import (
     some,
     told,
 )
-from resval_lens.analyses.studies.movers import PUBLISHED, ROLES, Mover, MoverStudy
+from resval_lens.analyses.studies.movers import LEVELS, PUBLISHED, ROLES, Mover, MoverStudy
 
 WHAT = "heads and MLPs"
 
@@ -92,13 +92,15 @@ def _attends(mover: Mover) -> str:
 def _edges(study: MoverStudy) -> Table:
     rows: list[Row] = []
     resample, mean = (study.knockouts[ablation].edges or () for ablation in ("resample", "mean"))
-    for one, other in zip(resample, mean, strict=True):
-        rows += [None, [f"[bold]{some(one.senders)} → {some(one.receivers)}[/bold]"]]
+    for what, one, other in zip(
+        LEVELS, resample, mean, strict=False
+    ):  # no level after an empty one
+        rows += [None, [f"[bold]{what}[/bold]"]]
         for metric in one.effects:
             both = (*told(one.effects[metric]), *told(other.effects[metric]))
             rows.append([f"  {metric}", *both])
     return table(
-        "Edges between levels corrupted together: change", ("",),
+        "All edges from a level into the next corrupted: change", ("",),
         ("resampled [95%]", "others", "at means [95%]", "others"), rows,
         f"others: from as many {WHAT} without a role", NARROW,
     )  # fmt: skip
