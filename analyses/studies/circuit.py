@@ -161,10 +161,10 @@ def _of_parts(circuit: StudiedCircuit) -> list[str]:
 def _of_random(circuit: StudiedCircuit) -> list[str]:
     """What random circuits of as many edges keep."""
     told = [
-        f"{random.n} {what} at most {random.max:.2g} (mean {random.mean:.2g})"
+        f"of {what} ({random.n} draws) at most {random.max:.2g} (mean {random.mean:.2g})"
         for random, what in (
-            (circuit.connected, "random circuits of edges that all lie on such ways"),
-            (circuit.permuted, "times itself with other heads of the same layers in their places"),
+            (circuit.connected, "as many random edges that all lie on such ways"),
+            (circuit.permuted, "the circuit with the heads of each layer in one another's places"),
         )
         if random is not None and random.max is not None
     ]
@@ -172,7 +172,7 @@ def _of_random(circuit: StudiedCircuit) -> list[str]:
         return []
     return [
         f"f of the {circuit.n_edges:,} edges, on ways from the input to the logits, is "
-        f"{circuit.faithfulness:.3f}; of {', of '.join(told)}."
+        f"{circuit.faithfulness:.3f}; {'; '.join(told)}."
     ]
 
 
