@@ -556,15 +556,18 @@ def test_roles_of_a_pretrained_model_are_those_recorded():
     assert f"`{report['provenance']['command']}`" in part
 
 
-def test_movers_of_a_pretrained_model_are_those_recorded():
-    part = results_page.section("movers", DOCS)
-    report = json.loads((DOCS / "greater-than.json").read_text())
+@pytest.mark.parametrize(
+    ("name", "file"), [("movers", "greater-than"), ("naming-movers", "naming-movers")]
+)
+def test_movers_of_a_pretrained_model_are_those_recorded(name, file):
+    part = results_page.section(name, DOCS)
+    report = json.loads((DOCS / f"{file}.json").read_text())
     found = {tuple(row[:2]): row[2:] for row in rows(part)}
     nodes = {row[0]: row for row in rows(part) if "head" in row[0] or "MLP" in row[0]}
     for role, movers in report["movers"].items():
         if movers:
-            assert nodes[role][3] == str(len(movers))
-            assert nodes[role][2].startswith(f"{movers[0]['node']} {movers[0]['effect']:+.2f}")
+            assert nodes[role][-1] == str(len(movers))
+            assert nodes[role][-2].startswith(f"{movers[0]['node']} {movers[0]['effect']:+.2f}")
     resample, mean = (report["knockouts"][a]["roles"] for a in ("resample", "mean"))
     for one, other in zip(resample, mean, strict=True):
         assert one["heads"] == [each["node"] for each in report["movers"][one["role"]]]
@@ -617,6 +620,11 @@ def test_repeats_in_text_are_those_recorded():
     assert f"the best head is a{layer}.h{head} with {scores.max():.3f}" in part
     losses = [f"{natural['loss'][kind]:.3f}" for kind in ("repeated", "misleading", "new")]
     assert ["as trained", *losses] in rows(part)
+    best, *others = natural["without"]
+    told = "{value:+z.3f} [{low:+z.3f}, {high:+z.3f}]".format(**best["rise"]["repeated"])
+    assert f"repeated ones {told}" in part
+    most = max(each["rise"]["repeated"]["value"] for each in others)
+    assert f"repeated ones at most {most:+.3f} ({len(others)} draws)" in part
     assert f"`{report['provenance']['command']}`" in part
 
 
@@ -772,7 +780,7 @@ def test_what_the_findings_say_of_sizes_is_measured():
 
 def test_the_page_asks_for_parts_that_there_are():
     asked = re.findall(r"^<!-- results: (.+) -->$", (DOCS / "results.md").read_text(), re.M)
-    assert len(asked) == len(set(asked)) == 26
+    assert len(asked) == len(set(asked)) == 27
     with pytest.raises(ValueError, match="no part 'table-2'; it has table-1"):
         results_page.section("table-2", DOCS)
 

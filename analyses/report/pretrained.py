@@ -20,6 +20,7 @@ STUDIES: Mapping[str, tuple[str, type[Result]]] = {
     "roles": ("roles.json", RoleStudy),
     "movers": ("greater-than.json", MoverStudy),
     "repeats": ("repeats.json", InductionStudy),
+    "naming-movers": ("naming-movers.json", MoverStudy),
     "naming-circuit": ("naming-circuit.json", CircuitReport),
 }
 """By the name of a part of the page: its document beside the page, and what that is."""

@@ -71,16 +71,18 @@ def _nodes(study: MoverStudy) -> Table:
         if not found and role not in published:
             continue
         said = (f"{each.node} {each.effect:+.2f}{_attends(each)}" for each in found)
-        rows.append((role, " ".join(published.get(role, ())), some(said), str(len(found))))
+        theirs = [" ".join(published.get(role, ()))] if published else []
+        rows.append((role, *theirs, some(said), str(len(found))))
     made = table(
         f"{study.facts.model}: what moves the answer ({study.facts.prompts} prompts)",
-        ("role", "GPT-2 small", "here, strongest first"), ("nodes",), rows,
+        ("role", *["GPT-2 small"] * bool(published), "here, strongest first"), ("nodes",), rows,
         f"change of the {study.facts.metric} in parts of its gap, ≥ {levels.share:g}, with the "
         "edges into the next level corrupted\n(a head's attention from the end to the tokens that "
-        f"corrupted prompts change; even: {levels.even:.2f}); GPT-2 small: Hanna et al. 2023",
+        f"corrupted prompts change; even: {levels.even:.2f})"
+        + "; GPT-2 small: Hanna et al. 2023" * bool(published),
         NARROW,
     )  # fmt: skip
-    for column in made.columns[1:3]:
+    for column in made.columns[1:-1]:
         column.no_wrap = False
     return made
 
