@@ -740,7 +740,7 @@ def test_findings_are_the_sentences_of_their_studies():
     assert asked == list(FINDINGS)
     for name in FINDINGS:
         said = results_page.section(name, DOCS)
-        at_once, _, folded = said.partition('\n\n??? note "All of its sentences"\n\n')
+        at_once, _, folded = said.partition('\n\n??? note "The other sentences"\n\n')
         assert len(at_once.splitlines()) == AT_ONCE.get(name, 1), name
         lines = [*at_once.splitlines(), *(line[4:] for line in folded.splitlines())]
         assert all(line.startswith("- ") and line.endswith(".") for line in lines), name

@@ -146,7 +146,7 @@ def _prediction(study: LinkOverSeeds, at: str, kind: str, scaled: str) -> Iterat
     }[ways["iw"]]  # fmt: skip
     model = "" if kind == LINKED else f"In {kind}, which has no link, "
     said = (
-        f"{model}scaling {SCALED[scaled]} down {WHEN[at]}: accuracy by factor, {told}: {verdict}."
+        f"{model}scaling {SCALED[scaled]} down {WHEN[at]}: slopes of accuracy {told}: {verdict}."
     )
     yield said[0].upper() + said[1:]
 

@@ -54,7 +54,7 @@ def finding(name: str, folder: Path) -> str:
     first = AT_ONCE.get(name, 1)
     shown, folded = ([f"- {text}" for text in part] for part in (said[:first], said[first:]))
     if folded:
-        shown += ["", '??? note "All of its sentences"', "", *(f"    {text}" for text in folded)]
+        shown += ["", '??? note "The other sentences"', "", *(f"    {text}" for text in folded)]
     return "\n".join(shown)
 
 
