@@ -145,9 +145,7 @@ def _prediction(study: LinkOverSeeds, at: str, kind: str, scaled: str) -> Iterat
         1: ", and so does IW", -1: ", and IW rises", 0: "; no change of IW is shown",
     }[ways["iw"]]  # fmt: skip
     model = "" if kind == LINKED else f"In {kind}, which has no link, "
-    said = (
-        f"{model}scaling {SCALED[scaled]} down {WHEN[at]}: slopes of accuracy {told}: {verdict}."
-    )
+    said = f"{model}scaling {SCALED[scaled]} down {WHEN[at]}: slopes of accuracy {told}: {verdict}."
     yield said[0].upper() + said[1:]
 
 
