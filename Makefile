@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # What a model computes, is edited in, saved as and generates, without what only draws and counts.
 CORE := $(addprefix tests/test_,$(addsuffix .py,streams hooks circuits generation checkpoint \
-	weights patching attribution config skipping_models grafting bridge oracle \
+	weights patching attribution config skipping_models grafting bridge formats oracle \
 	tools notebooks))
 
 .PHONY: demo test test-4 docs browser pretrained bench runs lint types format clean
