@@ -73,7 +73,7 @@ def test_gain_or_stream_comes_from_the_records(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} >= {
         "gain-or-stream.json", "gain-or-stream.png", "gain-or-stream-1.csv",
     }  # fmt: skip
-    assert any("without any link" in each for each in found["found"])
+    assert any("without a link" in each for each in found["found"])
 
 
 def test_what_has_no_record_says_how_it_is_trained(
