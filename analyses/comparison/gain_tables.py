@@ -17,7 +17,7 @@ from resval_lens.analyses.comparison.gain import (
 )
 from resval_lens.analyses.comparison.icl_emergence import IN_CONTEXT, PUBLISHED
 from resval_lens.analyses.results.emergence import Share
-from resval_lens.analyses.results.seeds import BySeed, corrected, spread, t_tests
+from resval_lens.analyses.results.seeds import SURE, BySeed, corrected, spread, t_tests
 from resval_lens.analyses.results.tables import NARROW, in_sections, optional, table
 from resval_lens.tasks.icl import TASKS
 
@@ -33,8 +33,6 @@ CALLED = {
     "values-detached": "a stream without its gradient",
 }  # fmt: skip
 """Variants in sentences."""
-SURE = 0.05
-"""A corrected p below this counts."""
 SHADES = dict(zip(LEVELS, ("#9ECAE1", "#4292C6", "#084594"), strict=True))
 """Of the levels, the highest darkest."""
 

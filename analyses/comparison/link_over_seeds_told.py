@@ -11,7 +11,7 @@ from resval_lens.analyses.comparison.link_moments import LAST, LEVELS, MOMENTS
 from resval_lens.analyses.comparison.link_over_seeds import LinkOverSeeds
 from resval_lens.analyses.comparison.link_over_seeds_rows import GRADED_TASKS, LINKED, Difference
 from resval_lens.analyses.comparison.link_recovery import KEPT
-from resval_lens.analyses.results.seeds import holm, spread
+from resval_lens.analyses.results.seeds import SURE, holm, spread
 from resval_lens.analyses.results.tables import in_sections, optional, table
 from resval_lens.tasks.icl import TASKS
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 WHEN = {**{name: f"at the first snapshot with {name}" for name in LEVELS}, LAST: "at the last one"}
 AXIS_NAMES = {**TASKS, "ic − iw": "IC − IW"}
-SURE = 0.05
-"""A corrected p below this counts."""
 
 
 def paired_test(tests: Sequence[Difference], moment: str, first: str, second: str, task: str = "ic",

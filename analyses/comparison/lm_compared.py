@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from resval_lens.analyses.results.emergence import Share
 from resval_lens.analyses.results.result import FLAT
-from resval_lens.analyses.results.seeds import Effect, Spread, TTests, present
+from resval_lens.analyses.results.seeds import SURE, Effect, Spread, TTests, present
 from resval_lens.analyses.results.tables import NARROW, in_sections, optional, table
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Compared:
     def said(self, when: str) -> list[str]:
         """How many differences stand after Holm's correction within this table, and which."""
         tested = [each for each in self.tests if each.tests.p_holm is not None]
-        stand = [each for each in tested if min(present(_corrected(each.tests))) < 0.05]
+        stand = [each for each in tested if min(present(_corrected(each.tests))) < SURE]
         return [
             f"{when}, {len(stand) or 'none'} of {len(tested)} differences stand after correction, "
             "tested as independent runs or as pairs by seed.",

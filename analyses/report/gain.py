@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from resval_lens.analyses.comparison.gain import CLASSIC, AtRate, gain_or_stream
 from resval_lens.analyses.comparison.gain_tables import told_saving
-from resval_lens.analyses.report.markdown import markdown_table
+from resval_lens.analyses.report.markdown import bullets, markdown_table
 from resval_lens.analyses.results.intervals import Ends
 from resval_lens.numbers import number
 from resval_lens.tasks.icl import TASKS
@@ -20,7 +20,7 @@ def gain_section() -> str:
     folders = [path for path in SHIPPED.glob(RATES) if path.is_dir()]
     further = [run for folder in folders for run in load_runs(ICLRun, folder)]
     study = gain_or_stream([*load_runs(ICLRun), *further])
-    said = "\n".join(f"- {sentence}" for sentence in study.sentences()).replace("[", "\\[")
+    said = bullets(study.sentences()).replace("[", "\\[")
     tables = "\n".join(_tables(rate, study.tests) for rate in study.rates)
     return f"{said}\n\n{tables}"
 

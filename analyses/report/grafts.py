@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from resval_lens.analyses.comparison.grafts import grafts
-from resval_lens.analyses.report.markdown import as_markdown
+from resval_lens.analyses.report.markdown import as_markdown, bullets
 from resval_lens.training.graft_run import GraftRun
 from resval_lens.training.recorded import load_runs
 
@@ -13,5 +13,6 @@ AGAINST = "link"
 def graft_section() -> str:
     """What was found, in words, then every table."""
     study = grafts(load_runs(GraftRun), AGAINST)
-    said = "\n".join(f"- {sentence}" for sentence in study.sentences())
-    return "\n\n".join([said, *as_markdown(study.tables())]).replace("[", "\\[")
+    return "\n\n".join([bullets(study.sentences()), *as_markdown(study.tables())]).replace(
+        "[", "\\["
+    )

@@ -22,7 +22,7 @@ from resval_lens.analyses.comparison.link_over_seeds_told import (
     cells_of_test,
     sentences,
 )
-from resval_lens.analyses.report.markdown import made, markdown_table
+from resval_lens.analyses.report.markdown import bullets, made, markdown_table
 from resval_lens.analyses.results.seeds import Spread
 from resval_lens.io.files import read_json
 from resval_lens.tasks.icl import TASKS
@@ -32,7 +32,7 @@ def link_over_seeds_section(folder: Path | None = None) -> str:
     """Sentences; edits, degrees and recovery, each with its tests; computed when it is called."""
     folder = folder or RECORDED
     study = link_over_seeds(link_studies([folder]))
-    said = "\n".join(f"- {sentence}" for sentence in _escaped(sentences(study)))
+    said = bullets(_escaped(sentences(study)))
     steps = "; ".join(
         f"{_at(at)}: " + ", ".join(f"{kind} {x.told(',.0f')}" for kind, x in kinds.items())
         for at, kinds in study.steps.items()

@@ -17,6 +17,11 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], words:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+def bullets(sentences: Iterable[str]) -> str:
+    """Sentences as a list in Markdown."""
+    return "\n".join(f"- {each}" for each in sentences)
+
+
 def made(how: Mapping[str, Any]) -> str:
     """Which command made a document, when, on which commit: its ``provenance`` in a sentence."""
     versions = ", ".join(f"{name} {number}" for name, number in how["versions"].items())

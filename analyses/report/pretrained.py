@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from resval_lens.analyses.report.markdown import as_markdown, made
+from resval_lens.analyses.report.markdown import as_markdown, bullets, made
 from resval_lens.analyses.results.result import Result
 from resval_lens.analyses.studies.circuit import CircuitReport, measured_table, scores_table
 from resval_lens.analyses.studies.induction import InductionStudy
@@ -28,38 +29,36 @@ STUDIES: Mapping[str, tuple[str, type[Result]]] = {
 
 def part(name: str, folder: Path) -> str:
     """Sentences, and the tables of a study; of a circuit of thousands of edges the strongest."""
-    file, kind = STUDIES[name]
-    document = read_json(folder / file, "a study")
-    study = kind.from_dict(document)
+    study, provenance = _read(name, folder)
     tables = study.tables()
     if isinstance(study, CircuitReport):
         tables = [measured_table(study.study.measured), scores_table(study.study)]
-    said = "\n".join(f"- {each}" for each in sentences(name, folder))
-    return "\n\n".join([said, *as_markdown(tables), made(document["provenance"])])
+    return "\n\n".join([bullets(sentences(name, folder)), *as_markdown(tables), made(provenance)])
 
 
 def sentences(name: str, folder: Path) -> list[str]:
     """What a study says; of a circuit also which roles its strongest heads have."""
-    said = list(_read(name, folder).sentences())
+    study, _ = _read(name, folder)
+    said = list(study.sentences())
     if name == "naming-circuit":
         said.append(_writers(folder))
     return said
 
 
-def _read(name: str, folder: Path) -> Result:
+@cache
+def _read(name: str, folder: Path) -> tuple[Result, Mapping[str, Any]]:
+    """A study and where it comes from; both pages and several parts ask for one."""
     file, kind = STUDIES[name]
-    return kind.from_dict(read_json(folder / file, "a study"))
+    document = read_json(folder / file, "a study")
+    return kind.from_dict(document), document["provenance"]
 
 
 def _writers(folder: Path) -> str:
     """The roles of the heads whose edges into the logits are strongest."""
-    circuit, roles = _read("naming-circuit", folder), _read("roles", folder)
+    circuit, roles = (_read(each, folder)[0] for each in ("naming-circuit", "roles"))
     assert isinstance(circuit, CircuitReport)
     assert isinstance(roles, RoleStudy)
-    by_head: dict[str, list[str]] = {}
-    for role, heads in roles.roles.roles.items():
-        for each in heads:
-            by_head.setdefault(each.head, []).append(role)
+    by_head = roles.roles.of_heads()
     into = {
         edge.removesuffix("->logits"): line.score
         for line in circuit.study.strongest

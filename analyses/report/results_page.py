@@ -42,7 +42,7 @@ from resval_lens.analyses.report.findings import FINDINGS, finding
 from resval_lens.analyses.report.gain import gain_section
 from resval_lens.analyses.report.grafts import graft_section
 from resval_lens.analyses.report.link_over_seeds import link_over_seeds_section
-from resval_lens.analyses.report.markdown import as_markdown, made, markdown_table
+from resval_lens.analyses.report.markdown import as_markdown, bullets, made, markdown_table
 from resval_lens.analyses.report.selections import selections
 from resval_lens.analyses.report.ways import ways
 from resval_lens.analyses.results.seeds import present, spread
@@ -286,7 +286,7 @@ def circuits(report: Mapping[str, Any]) -> str:
         cells = ["" if x is None else _spread(x.by_seed, form) for x, form in measures]
         rows.append([row.task, row.metric, row.architecture, str(len(row.seeds)), *cells])
     table = markdown_table(["task", "metric", "model", "seeds", *columns], rows, 3)
-    said = "\n".join(f"- {sentence}" for sentence in report["found"])
+    said = bullets(report["found"])
     return f"{table}\n{said}\n\n{made(report['provenance'])}"
 
 
@@ -346,7 +346,7 @@ def memory() -> str:
 def memory_order() -> str:
     """Which memory is learned first by triggers and level: a table and what it says."""
     study = memory_orders(load_runs(MemoryRun))
-    said = "\n".join(f"- {each}" for each in study.sentences())
+    said = bullets(study.sentences())
     return "\n\n".join([*as_markdown(study.tables()), said])
 
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from resval_lens.analyses.comparison.ways import Ways
-from resval_lens.analyses.report.markdown import as_markdown, made, markdown_table
+from resval_lens.analyses.report.markdown import as_markdown, bullets, made, markdown_table
 
 
 def ways(document: Mapping[str, Any]) -> str:
     """Every measure over seeds, what each layer's links are worth, and the strongest links."""
     study = Ways.from_dict(document)
     parts = [
-        "\n".join(f"- {each}" for each in study.sentences()),
+        bullets(study.sentences()),
         f"{study.prompts} prompts, and as many others by which edges are scored.",
         *as_markdown(study.tables()),
     ]

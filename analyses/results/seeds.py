@@ -19,6 +19,9 @@ from resval_lens.analyses.results.intervals import (
     standardised_interval,
 )
 
+SURE = 0.05
+"""A corrected p below this counts."""
+
 Key = TypeVar("Key", bound=Hashable)
 BySeed = Mapping[Any, float | None]
 """A number of each seed; None where it has none."""

@@ -36,11 +36,8 @@ def role_sentences(study: RoleStudy) -> list[str]:
     said = f"Roles that heads have: {', '.join(there)}." + (
         f" Published for GPT-2 small and not here: {', '.join(missing)}." if missing else ""
     )
-    roles_of: dict[str, list[str]] = {}
-    for role in ROLES:
-        for head in found[role]:
-            roles_of.setdefault(head.head, []).append(role)
-    several = [f"{head} ({' and '.join(own)})" for head, own in roles_of.items() if len(own) > 1]
+    of_heads = study.roles.of_heads()
+    several = [f"{head} ({' and '.join(own)})" for head, own in of_heads.items() if len(own) > 1]
     metric, own = next(iter(study.knockouts["resample"].circuit.items()))
     costs = sorted(
         (each.effects[metric].change.value, each.role) for each in study.knockouts["resample"].roles

@@ -155,6 +155,14 @@ class HeadRoles(Result):
     criteria: Criteria
     roles: Mapping[str, tuple[Head, ...]]
 
+    def of_heads(self) -> dict[str, list[str]]:
+        """The roles of each head that has any, by its name."""
+        found: dict[str, list[str]] = {}
+        for role, heads in self.roles.items():
+            for each in heads:
+                found.setdefault(each.head, []).append(role)
+        return found
+
 
 @torch.no_grad()
 def head_roles(
