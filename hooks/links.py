@@ -3,7 +3,7 @@
 a1.h2                 head 2 of layer 1
 a1.h2<v>              its values (k and v: of key-value head 2)
 v1.h2                 the link: all that arrives for them along the value stream
-a0.h2<v>->a1.h2<v>    the part of it that head 2 of layer 0 hands on: an edge of a circuit
+a0.h2<v>->a1.h2<v>    the part of it that head 2 of layer 0 passes on: an edge of a circuit
 t.h2<v>->a1.h2<v>     the part of it that layer 1's table holds of the token (source "tokens")
 """
 
@@ -204,8 +204,8 @@ def links_between(
             return ()
         for part in parts_of(cfg, Link(stream, layer, head)):
             assert part.source is not None
-            handed_on = settings.carry == "sum" and part.source[0] != TABLE
-            before = ways(*part.source) if handed_on else ()
+            passed_on = settings.carry == "sum" and part.source[0] != TABLE
+            before = ways(*part.source) if passed_on else ()
             if before or (part.source[0] == source[0] and source[1] in (None, part.source[1])):
                 found |= dict.fromkeys((*before, part))
         return tuple(found)

@@ -149,6 +149,6 @@ def _reaches(model: ResValTransformer, sender: Node, receiver: Node) -> bool:
     if stream.how.is_gated and sender.layer < receiver.layer:  # its gate reads what the layer does
         return True
     sources = stream.sources(receiver.layer)
-    handed_on = same and stream.carry == "sum" and sender.layer in sources
+    passed_on = same and stream.carry == "sum" and sender.layer in sources
     aligned = sender.head == receiver.head or stream.how.crosses_heads
-    return sender.layer < sources[-1] or (handed_on and aligned)
+    return sender.layer < sources[-1] or (passed_on and aligned)

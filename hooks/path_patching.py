@@ -22,9 +22,9 @@ Senders and receivers have names; a :class:`~resval_lens.hooks.links.Link` stand
 
 Keys, values and their links have key-value heads. A sending link acts through the head it enters
 alone: that head gives out what it gives on the clean prompts when this link is as in A. The link is
-part of what its head has as q, k or v, too, and with ``carry="sum"`` of what its layer hands on: to
-a receiving link or, let through, to every next one. In run D a receiver's q, k or v is patched at
-``hook_q``, ``hook_k`` or ``hook_v``, and travels on where its layer hands on the total.
+part of what its head has as q, k or v, too, and with ``carry="sum"`` of what its layer passes on:
+to a receiving link or, let through, to every next one. In run D a receiver's q, k or v is patched
+at ``hook_q``, ``hook_k`` or ``hook_v``, and travels on where its layer passes on the total.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class State:
     Attributes:
         layer: the next to be run.
         residual: the residual stream.
-        carried: what the layers before hand on, by stream.
+        carried: what the layers before pass on, by stream.
         first: the position of the first column.
     """
 

@@ -1,4 +1,4 @@
-"""Attention layers that receive and hand on streams, and use the fused kernel when they may.
+"""Attention layers that receive and pass on streams, and use the fused kernel when they may.
 
 ``StreamAttention`` is mixed into TransformerLens's own two attention classes. It overrides two
 seams: ``calculate_qkv_matrices``, where local, link and total projections are made (before any
@@ -50,7 +50,7 @@ OLMO_QK_NORM = ("OlmoeForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM")
 
 @dataclass
 class Delivery:
-    """One call's streams: what arrives in a layer and what it hands on."""
+    """One call's streams: what arrives in a layer and what it passes on."""
 
     arriving: Carried
     leaving: Carried = field(default_factory=dict)
@@ -166,17 +166,17 @@ class StreamAttention(AbstractAttention):
         if stream is None:
             return hook_total(local)
         mix = self.mix(name)
-        if mix is None:  # a layer that only hands on: its local is its total
+        if mix is None:  # a layer that only passes on: its local is its total
             total = local = hook_total(local)
         else:
             local = getattr(self, f"hook_{name}_local")(local)
-            handed, hook_link = self._received(mix, local), getattr(self, f"hook_{name}_link")
-            own, link = mix(local, handed, x)
-            if link is handed[0]:  # at weight 1: the tensor that its source uses
+            passed, hook_link = self._received(mix, local), getattr(self, f"hook_{name}_link")
+            own, link = mix(local, passed, x)
+            if link is passed[0]:  # at weight 1: the tensor that its source uses
                 link = unshared(link, hook_link)
             total = hook_total(own + hook_link(link))
         if self.delivery is not None and stream.source != "tokens":
-            self._hand_on(stream, local if stream.carry == "raw" else total)
+            self._pass_on(stream, local if stream.carry == "raw" else total)
         return total
 
     def _received(self, mix: StreamMix, local: Heads) -> tuple[Heads, ...]:
@@ -199,19 +199,19 @@ class StreamAttention(AbstractAttention):
                 f"carried: layer {self.layer_id} receives {count} of {name}, each of shape "
                 f"{list(local.shape)}; got {shapes}"
             )
-        handed = tuple(x.to(local.device) for x in arriving)
-        return tuple(x.detach() for x in handed) if mix.stream.detach else handed
+        passed = tuple(x.to(local.device) for x in arriving)
+        return tuple(x.detach() for x in passed) if mix.stream.detach else passed
 
-    def _hand_on(self, stream: AttentionStream, handed: Heads) -> None:
+    def _pass_on(self, stream: AttentionStream, passed: Heads) -> None:
         assert self.delivery is not None
         before = self.delivery.arriving.get(stream.of, ())
         after: tuple[Heads, ...]
         if stream.source == "previous":
-            after = (handed,)
+            after = (passed,)
         elif stream.source == "first":
-            after = before or (handed,)
+            after = before or (passed,)
         else:
-            after = (*before, handed)
+            after = (*before, passed)
         self.delivery.leaving[stream.of] = after
 
     def forward(  # type: ignore[override]  # without what only encoders are given

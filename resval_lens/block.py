@@ -27,7 +27,7 @@ from resval_lens.residual import Residual, ResidualMix, kept_before
 
 
 class ResValBlock(TransformerBlock):
-    """TransformerLens's block, with an attention layer that receives and hands on streams."""
+    """TransformerLens's block, with an attention layer that receives and passes on streams."""
 
     cfg: ResValConfig
     attn: ResValAttention | ResValGroupedQueryAttention
@@ -54,7 +54,7 @@ class ResValBlock(TransformerBlock):
 
     @property
     def hook_out_is_single_residual_stream(self) -> bool:
-        """Whether what it hands on is all that the readout reads, as TransformerLens 4 asks."""
+        """Whether what it passes on is all that the readout reads, as TransformerLens 4 asks."""
         return not self.cfg.residual_mixing
 
     @property
@@ -83,7 +83,7 @@ class ResValBlock(TransformerBlock):
         mixed: bool = False,
         **kwargs: Any,
     ) -> Tensor | tuple[Tensor, Carried]:
-        """The residual stream after this block; with ``carried``, also what is handed on.
+        """The residual stream after this block; with ``carried``, also what is passed on.
 
         With residual mixing ``resid_pre`` is the state before this block, and those that it and
         later readers read beside it are among ``carried``; unless it is ``mixed`` already: then

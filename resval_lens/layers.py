@@ -1,4 +1,4 @@
-"""Through the layers: what each begins with, reads and hands on."""
+"""Through the layers: what each begins with, reads and passes on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformer_lens.utilities import USE_DEFAULT_VALUE, LocallyOverridenDefaul
 from resval_lens.attention import STATES, TOKENS, Carried
 from resval_lens.config import ResValConfig
 from resval_lens.io.loading import Loading
-from resval_lens.lens.hook_names import check_unweighted, handing_point
+from resval_lens.lens.hook_names import check_unweighted, source_point
 from resval_lens.lens.norm import unshared
 from resval_lens.residual import ResidualMix, Smear, kept_before, rms_normed, written_weights
 
@@ -50,7 +50,7 @@ class Layers(Loading):
         checkpoint_blocks: bool = False,
         mixed: bool = False,
     ) -> tuple[Float[Tensor, "batch pos d_model"], Carried]:
-        """The residual stream after layers start..stop, and what they and those before hand on.
+        """The residual stream after layers start..stop, and what they and those before pass on.
 
         With residual mixing both streams are states (:mod:`resval_lens.residual`); after the last
         layer, what the readout reads of them.
@@ -140,7 +140,7 @@ class Layers(Loading):
         return super().accumulated_bias(*args, **options)
 
     def carried_before(self, layer: int, cache: ActivationCache | dict[str, Tensor]) -> Carried:
-        """What the layers before ``layer`` hand on, read from a cache of a full run; with residual
+        """What the layers before ``layer`` pass on, read from a cache of a full run; with residual
         mixing, the states that later readers read. What is looked up by the tokens is not among it.
 
         >>> # logits = model(cache["resid_pre", 2], start_at_layer=2,
@@ -152,7 +152,7 @@ class Layers(Loading):
             if stream.source != "tokens":
                 wanted = {"previous": [layer - 1], "first": [0], "all": range(layer)}
                 sources = wanted[stream.source] if layer > 0 else []
-                carried[stream.of] = tuple(cache[handing_point(stream, j)] for j in sources)
+                carried[stream.of] = tuple(cache[source_point(stream, j)] for j in sources)
         if self.cfg.residual_mixing:
             later = kept_before(self.cfg.residual_mixing, layer + 1)
             points = ["hook_resid_embed", *(f"blocks.{j}.hook_resid_post" for j in range(layer))]

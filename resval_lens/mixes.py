@@ -1,6 +1,6 @@
-"""Every mix: how what earlier layers hand on joins a layer's own projection.
+"""Every mix: how what earlier layers pass on joins a layer's own projection.
 
-    total = a · local + Σ_j b_j · handed_j
+    total = a · local + Σ_j b_j · passed_j
 
 A mix is one class here and one entry in ``MIXES``. It says which numbers a and b may start with,
 which parameters it learns, and what a and b are, given these; whoever needs to know anything about
@@ -55,11 +55,11 @@ class Mix:
         default: own and carried where a stream does not say; None where it must.
         own_is_learned, carried_is_learned: whether ``own`` and ``carried`` are initial values.
         is_gated: whether the weights depend on the token: then they come from :meth:`gate`.
-        own_is_fixed: whether the own weight does not, and the gate is a factor of what is handed
+        own_is_fixed: whether the own weight does not, and the gate is a factor of what is passed
             on.
         further: fields of a stream that this mix has and others have not.
         crosses_heads: whether a head reads other heads' projections, too.
-        takes_several: whether several layers can be handed on to one (``source="all"``).
+        takes_several: whether several layers can be passed on to one (``source="all"``).
     """
 
     name: ClassVar[str]
@@ -133,7 +133,7 @@ def _given(gate: Tensor | None) -> Tensor:
 
 
 class Add(Mix):
-    """The own projection as it is, and b of what is handed on."""
+    """The own projection as it is, and b of what is passed on."""
 
     name = "add"
     a = "1"
@@ -295,7 +295,7 @@ class Gate(_Share):
 
 
 class AddedGate(Mix):
-    """The own projection as it is, and a gate g = scale · act(x·w_h [+ c_h]) of what is handed on.
+    """The own projection as it is, and a gate g = scale · act(x·w_h [+ c_h]) of what is passed on.
 
     x is the first ``channels`` of the attention input. At first g is ``carried`` for every token:
     scale/2 if ``act`` is the sigmoid and there is no bias. A relu without one begins with
@@ -379,7 +379,7 @@ class Matrix(Scalar):
 
 
 class NextHead(Head):
-    """b learned, one number for each head, of what the next head hands on; the last reads head 0.
+    """b learned, one number for each head, of what the next head passes on; the last reads head 0.
 
     Head h reads head h + 1: as many numbers as ``"head"`` has, and no head reads its own.
     """

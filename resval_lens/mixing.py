@@ -1,4 +1,4 @@
-"""The mixing weights of a stream: total = own · local + Σ_j carried_j · handed_j."""
+"""The mixing weights of a stream: total = own · local + Σ_j carried_j · passed_j."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class StreamMix(nn.Module):
             self.register_parameter(name, nn.Parameter(held))
 
     def forward(
-        self, local: Heads, handed: tuple[Heads, ...], x: Float[Tensor, "batch pos *head d_model"]
+        self, local: Heads, passed: tuple[Heads, ...], x: Float[Tensor, "batch pos *head d_model"]
     ) -> tuple[Heads, Heads]:
-        """(own · local, Σ_j carried_j · handed_j) for the attention input ``x``."""
+        """(own · local, Σ_j carried_j · passed_j) for the attention input ``x``."""
         gate = self.gate(x, local.shape[2])
-        parts = self.parts(handed, gate)
+        parts = self.parts(passed, gate)
         return self.own_part(local, gate), sum(parts[1:], start=parts[0])
 
     def weights(self, gate: Gate | None = None) -> Weights:
@@ -60,9 +60,9 @@ class StreamMix(nn.Module):
         """own · local; a gated mix needs its ``gate``."""
         return self._weighted(self.weights(gate)[0], local)
 
-    def parts(self, handed: tuple[Heads, ...], gate: Gate | None = None) -> list[Heads]:
-        """carried_j · handed_j of each source layer j: linear in ``handed``, without bias."""
-        pairs = zip(self.weights(gate)[1], handed, strict=True)
+    def parts(self, passed: tuple[Heads, ...], gate: Gate | None = None) -> list[Heads]:
+        """carried_j · passed_j of each source layer j: linear in ``passed``, without bias."""
+        pairs = zip(self.weights(gate)[1], passed, strict=True)
         return [self._weighted(weight, x) for weight, x in pairs]
 
     def gate(self, x: Float[Tensor, "batch pos *head d_model"], heads: int) -> Gate | None:

@@ -1,10 +1,10 @@
 """Residual attention streams: which projections flow from layer to layer, and how they mix.
 
     local_l = x_l W_l + b_l                                   what layer l computes itself
-    link_l  = b · handed_j                                    what arrives, after mixing
+    link_l  = b · passed_j                                    what arrives, after mixing
     total_l = a · local_l + link_l                            what layer l's attention uses
 
-``handed_j`` is layer j's ``local_j`` (``carry="raw"``) or its ``total_j`` (``carry="sum"``). With
+``passed_j`` is layer j's ``local_j`` (``carry="raw"``) or its ``total_j`` (``carry="sum"``). With
 ``AttentionStream(of="v")``, a = b = 1 and j = l − 1 this is the residual value stream of
 arXiv 2412.15113, section 3.2 and footnote 2: same head index, no new parameters.
 """
@@ -36,10 +36,10 @@ class AttentionStream:
         source: ``"previous"`` layer, the ``"first"`` layer, or ``"all"`` earlier layers; or
             ``"tokens"``: each receiving layer, layer 0 too, has a table of its own, [d_vocab,
             head, d_head], that is looked up by the token (value embeddings). It begins at 0.
-        carry: what a layer hands on: ``"sum"`` its total, so that values accumulate (the paper's
+        carry: what a layer passes on: ``"sum"`` its total, so that values accumulate (the paper's
             formula read literally); ``"raw"`` its own projection alone (the authors' language-model
             code). The two differ from the third layer on.
-        mix: how what is handed on joins the local, ``total = own·local + carried·handed``: one of
+        mix: how what is passed on joins the local, ``total = own·local + carried·passed``: one of
             :data:`~resval_lens.mixes.MIXES`, by name. With ``source="all"`` what is learned of
             ``carried`` is learned per source layer, too.
         own, carried: the two weights where they are fixed, their initial values where learned
@@ -85,7 +85,7 @@ layers=None, detach=False, act=None, scale=None, channels=None, bias=None)
         if self.source == "tokens":
             if self.detach:
                 raise ValueError("AttentionStream.detach=True: the tables could never be learned")
-            object.__setattr__(self, "carry", "sum")  # there is nothing that a layer hands on
+            object.__setattr__(self, "carry", "sum")  # there is nothing that a layer passes on
         for name in FURTHER:
             value = getattr(self, name)
             if value is not None and name not in self.how.further:
@@ -303,7 +303,7 @@ def shorthand(streams: Streams) -> str:
 def architecture(streams: Streams) -> str:
     """Streams as the paper calls them: ``classic``, ``queries``, ``keys``, ``values``; or in short.
 
-    A single stream has the same name whether raw projections or totals are handed on; see
+    A single stream has the same name whether raw projections or totals are passed on; see
     :func:`architectures_of` for several models side by side.
     """
     if not streams:

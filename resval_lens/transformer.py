@@ -130,7 +130,7 @@ class ResValTransformer(Layers):
             targets: what each position should predict, −100 where nothing. Then the sum of their
                 cross-entropies in nats is returned, whatever ``return_type``. It may have no
                 second derivative; see :func:`~resval_lens.lens.unembed.loss_sum`.
-            carried: with ``start_at_layer`` above 0, what the layers before it hand on; see
+            carried: with ``start_at_layer`` above 0, what the layers before it pass on; see
                 :meth:`carried_before`.
             tokens: with ``start_at_layer``, the token ids, where layers look them up.
             checkpoint_blocks: recompute each block in the backward pass instead of keeping its

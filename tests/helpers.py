@@ -106,9 +106,9 @@ def adding_hooks(
 
     def add(projection: Tensor, hook: HookPoint) -> Tensor:
         layer = hook.layer()
-        handed = local if carry == "raw" else total
+        passed = local if carry == "raw" else total
         sources = {"previous": [layer - 1], "first": [0], "all": range(layer)}[source]
-        arriving = [handed[j].detach() if detach else handed[j] for j in sources if layer > 0]
+        arriving = [passed[j].detach() if detach else passed[j] for j in sources if layer > 0]
         local[layer] = total[layer] = projection
         if arriving:
             total[layer] = projection + sum(arriving[1:], start=arriving[0])

@@ -368,7 +368,7 @@ def test_the_best_a_depends_on_the_task():
 
 
 def test_as_good_is_what_a_paired_test_does_not_tell_apart():
-    """Against the binomial tail of the discordant trials, drawn anew from the same seed."""
+    """Against the binomial tail of the discordant trials, drawn fresh from the same seed."""
     task = PairTask(classes=450, distractors=2, likeness=1.0, cue=0.2)
     values = [0.5, 1.4, 2.0, 2.4, 2.8, 16.0]
     row = sweep([SweepTask("x", "shared object", task)], values, seed=3, trials=300).tasks[0]

@@ -483,7 +483,7 @@ def test_the_study_finds_the_model_equal_to_the_memory(study: TransformerStudy) 
 def test_a_study_holds_few_trials_at_a_time_and_all_count(
     held: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against measures of all trials, drawn anew in the same parts."""
+    """Against measures of all trials, drawn fresh in the same parts."""
     monkeypatch.setattr(counting, "FLOATS", held * PAIRS.d * PAIRS.length)
     drawn, alive = PairTask.draw, []
     most = [0]

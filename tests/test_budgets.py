@@ -100,7 +100,7 @@ def test_no_call_is_larger_and_nothing_else_changes(
 def test_what_is_held_of_runs_does_not_grow_with_the_prompts(
     ablation: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What does not fit is recorded anew, with the same results."""
+    """What does not fit is recorded again, with the same results."""
     model, pairs = tiny_model("v", dtype=torch.float64), pairs_of(12)
     groups = "all" if ablation == "mean" else None
     how: dict[str, Any] = {"max_tokens": MOST, "ablation": ablation, "groups": groups}

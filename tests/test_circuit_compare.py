@@ -137,7 +137,7 @@ def test_both_tasks_and_both_models_are_compared(compared: ComparedCircuits) -> 
         assert row.measures["faithfulness"].mean >= 0.85
     assert [each.signals is None for each in compared.heads] == [True, False]
     document = json.loads(json.dumps(compared.to_dict(), allow_nan=False))
-    assert document["least"] == 0.85
+    assert document["min_faithfulness"] == 0.85
     assert ComparedCircuits.from_dict(document).to_dict() == document
 
 

@@ -46,7 +46,7 @@ def test_a_study_takes_no_more_runs_than_planned() -> None:
     for layers in (2, 6):  # every size is tried, or few
         model = tiny_model("v", n_layers=layers, dtype=torch.float64)
         found = circuit_cost(model.cfg, prompts=3, length=7, speed=SPEED)
-        study = circuit_study(model, tiny_pairs(model), least=0.6)
+        study = circuit_study(model, tiny_pairs(model), min_faithfulness=0.6)
         of_all_prompts = [step for step in found.steps if "scoring" not in step.what]
         assert study.runs <= sum(step.runs for step in of_all_prompts)
         searched = next(step.runs for step in found.steps if step.what == cost.SEARCH)

@@ -168,7 +168,7 @@ def test_so_many_strongest_edges_and_a_curve_of_such_sizes() -> None:
     strongest = [line.edge for line in found.strongest]
     assert found.search == Tried(60)
     assert found.to_dict()["search"] == {"size": 60}
-    assert found.least is None
+    assert found.min_faithfulness is None
     assert found.curve.sizes == (3, 30, 60)
     assert found.curve.faithfulness[-1] == pytest.approx(found.circuit.faithfulness)
     assert set(found.circuit.edges) & set(strongest)
@@ -186,7 +186,7 @@ def test_a_size_can_be_searched_for_on_the_scored_prompts() -> None:
     model = tiny_model("v", dtype=torch.float64)
     pairs = tiny_pairs(model)
     others = replace(pairs, clean=pairs.clean.flip(1), corrupted=pairs.corrupted.flip(1))
-    found = circuit_study(model, pairs, others, least=0.6, size_on_scored=True)
+    found = circuit_study(model, pairs, others, min_faithfulness=0.6, size_on_scored=True)
     scores = score_edges(model, pairs, "eap-ig").values
     wanted = smallest(EdgeRuns(model, pairs), scores, 0.6)
     assert found.sized_on == len(pairs)
@@ -198,7 +198,7 @@ def test_a_size_can_be_searched_for_on_the_scored_prompts() -> None:
     assert f"chosen on the {len(pairs)} prompts that edges were scored on, where f is" in said
     with pytest.raises(ValueError, match="size_on_scored searches for a size"):
         circuit_study(model, pairs, edges=5, size_on_scored=True)
-    assert circuit_study(model, pairs, others, least=0.6).sized_on is None
+    assert circuit_study(model, pairs, others, min_faithfulness=0.6).sized_on is None
 
 
 def test_a_curve_of_sizes_is_that_of_their_shares() -> None:

@@ -251,7 +251,7 @@ def test_pruning_a_circuit_does_not_change_what_it_computes(
 
 
 def test_raw_links_hand_on_what_the_layer_computed_itself() -> None:
-    """A way along two links in a row exists where totals are handed on, not where they are not."""
+    """A way along two links in a row exists where totals are passed on, not where they are not."""
     edges = ["input->a0.h0<v>", "a0.h0<v>->a1.h0<v>", "a1.h0<v>->a2.h0<v>", "a2.h0->logits"]
     for carry, lengths in (("sum", {4: 1}), ("raw", {})):
         graph = Graph(tiny_config(streams=AttentionStream("v", carry=carry)))  # type: ignore[arg-type]
@@ -422,7 +422,7 @@ def by_names(circuit: Circuit) -> nx.DiGraph:
         source, target = name.split("->")
         if source.startswith("t."):
             flow.add_edge("input", source)
-        if source.endswith(">"):  # what arrives is no part of what a raw stream hands on
+        if source.endswith(">"):  # what arrives is no part of what a raw stream passes on
             target += " with link"
             (stream,) = cfg.streams
             if stream.carry == "sum":

@@ -162,7 +162,7 @@ CHEAP = {
     "ioi": ("eval ioi stories-small-values --prompts 2", "ioi"),
     "combinations": ("amicl combinations --trials 4", "amicl-combinations"),
     "patch": ("patch --prompts 4", "patch"),
-    "circuit": ("circuit values --prompts 8 --method eap --least 0.5", "circuit"),
+    "circuit": ("circuit values --prompts 8 --method eap --min-faithfulness 0.5", "circuit"),
     "curves": ("memory curves --variants one-layer", "memory-curves"),
 }  # fmt: skip
 

@@ -48,7 +48,7 @@ def test_four_models_ship_and_answer_in_context(shipped):
 
 
 def test_shipped_models_reach_their_recorded_accuracy():
-    """The recorded run's test sets, drawn anew, give the recorded number."""
+    """The recorded run's test sets, drawn fresh, give the recorded number."""
     (trained,) = trained_classifiers(
         [run for run in load_runs(ICLRun) if run.run.name == "values"], 10_000
     )

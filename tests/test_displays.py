@@ -63,7 +63,7 @@ def displays() -> dict[str, Display]:
 def test_every_input_that_is_offered_is_shown():
     circuit, scores = scored_circuit()
     numbered = patch_result({"layer": 2, "position": 3})
-    named = patch_result({"layer": 2, "position": 2}, names=("giver", "end"), direction="noise")
+    named = patch_result({"layer": 2, "position": 2}, names=("S2", "end"), direction="noise")
     shown = [
         show_patching(numbered, tokens=[" a", "b", "c", "left over"], model="mine"),
         show_patching(named, tokens=["ignored"]),
@@ -94,7 +94,7 @@ def test_every_input_that_is_offered_is_shown():
     ]  # fmt: skip
     assert "layer 1, position 0 a: " in shown[0].body
     assert "mine: v_link of the corrupted run taken from the clean run" in shown[0].body
-    assert "position giver" in shown[1].body
+    assert "position S2" in shown[1].body
     assert "a model: what links carry, edited" in shown[10].body
     for of_a_report in (shown[2], shown[10]):
         assert "indirect objects, random-S2 corrupted" in of_a_report.body

@@ -219,8 +219,8 @@ def test_bringing_a_model_of_x_transformers(run):
 def test_bringing_a_task(run):
     found = run("your_task")
     shares = found["found"].recovered()
-    assert shares[0, 0] == pytest.approx(1, abs=1e-4)  # the giver is all that differs
-    assert tuple(found["where"]) == ("giver", "end")
+    assert shares[0, 0] == pytest.approx(1, abs=1e-4)  # the subject is all that differs
+    assert tuple(found["where"]) == ("S2", "end")
 
 
 @pytest.mark.parametrize("name", ["prompts.jsonl", "prompts.csv", "prompts.yaml"])

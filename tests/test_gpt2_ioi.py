@@ -16,21 +16,22 @@ from resval_lens.hooks.prompts import logit_difference
 from resval_lens.tasks.ioi import IOIBatch, encode, generate_prompts
 
 TEMPLATES = (
-    "Then, {first} and {second} went to the {place}. {giver} gave a {object} to",
-    "Then, {first} and {second} had a lot of fun at the {place}. {giver} gave a {object} to",
-    "Then, {first} and {second} were working at the {place}. {giver} decided to give a {object} to",
-    "Then, {first} and {second} were thinking about going to the {place}. {giver} wanted to give a "
+    "Then, {first} and {second} went to the {place}. {subject} gave a {object} to",
+    "Then, {first} and {second} had a lot of fun at the {place}. {subject} gave a {object} to",
+    "Then, {first} and {second} were working at the {place}. {subject} decided to give a "
     "{object} to",
-    "Then, {first} and {second} had a long argument, and afterwards {giver} said to",
-    "After {first} and {second} went to the {place}, {giver} gave a {object} to",
-    "When {first} and {second} got a {object} at the {place}, {giver} decided to give it to",
-    "While {first} and {second} were working at the {place}, {giver} gave a {object} to",
-    "While {first} and {second} were commuting to the {place}, {giver} gave a {object} to",
-    "After the lunch, {first} and {second} went to the {place}. {giver} gave a {object} to",
-    "Afterwards, {first} and {second} went to the {place}. {giver} gave a {object} to",
-    "Then, {first} and {second} had a long argument. Afterwards {giver} said to",
-    "The {place} {first} and {second} went to had a {object}. {giver} gave it to",
-    "Friends {first} and {second} found a {object} at the {place}. {giver} gave it to",
+    "Then, {first} and {second} were thinking about going to the {place}. {subject} wanted to give "
+    "a {object} to",
+    "Then, {first} and {second} had a long argument, and afterwards {subject} said to",
+    "After {first} and {second} went to the {place}, {subject} gave a {object} to",
+    "When {first} and {second} got a {object} at the {place}, {subject} decided to give it to",
+    "While {first} and {second} were working at the {place}, {subject} gave a {object} to",
+    "While {first} and {second} were commuting to the {place}, {subject} gave a {object} to",
+    "After the lunch, {first} and {second} went to the {place}. {subject} gave a {object} to",
+    "Afterwards, {first} and {second} went to the {place}. {subject} gave a {object} to",
+    "Then, {first} and {second} had a long argument. Afterwards {subject} said to",
+    "The {place} {first} and {second} went to had a {object}. {subject} gave it to",
+    "Friends {first} and {second} found a {object} at the {place}. {subject} gave it to",
 )
 PLACES = (
     "store", "garden", "restaurant", "school", "hospital", "office", "house", "station",

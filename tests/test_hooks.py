@@ -123,7 +123,7 @@ def test_doubling_a_link_is_doubling_what_the_layer_before_hands_on(of: str) -> 
     torch.testing.assert_close(edited, expected)
 
 
-def test_an_edit_of_local_values_is_handed_on_raw() -> None:
+def test_an_edit_of_local_values_is_passed_on_raw() -> None:
     model = tiny_model(AttentionStream("v", carry="raw"))
     before = model.run_with_cache(tiny_tokens())[1]
     with model.hooks(fwd_hooks=[("blocks.1.attn.hook_v_local", scale_by(2))]):
@@ -360,6 +360,6 @@ def test_a_receiving_block_run_alone_needs_what_is_carried(of: str, carried: Any
 def test_a_block_without_streams_to_receive_runs_alone() -> None:
     model, resid = tiny_model("v"), torch.ones(1, 3, 16)
     alone = model.blocks[0](resid)
-    beside, handed = model.blocks[0](resid, carried={})
+    beside, passed = model.blocks[0](resid, carried={})
     assert torch.equal(alone, beside)
-    assert [tensor.shape for tensor in handed["v"]] == [(1, 3, 4, 4)]
+    assert [tensor.shape for tensor in passed["v"]] == [(1, 3, 4, 4)]

@@ -184,13 +184,13 @@ def test_a_prompt_says_what_its_order_says() -> None:
         assert "{" not in prompt.text
 
 
-def test_a_corrupted_prompt_differs_in_the_givers_name_alone() -> None:
+def test_a_corrupted_prompt_differs_in_the_subjects_name_alone() -> None:
     for prompt in generate_prompts(300, seed=1) + [p for pair in paper_prompts() for p in pair]:
         words, corrupted = WORD.findall(prompt.text), WORD.findall(prompt.corrupted)
         changed = [(a, b) for a, b in zip(words, corrupted, strict=True) if a != b]
         assert len(changed) == 1
-        ((giver, third),) = changed
-        assert giver == prompt.subject
+        ((subject, third),) = changed
+        assert subject == prompt.subject
         assert third in NAMES
         assert third not in words
         where = [i for i, word in enumerate(words) if word == prompt.subject]
@@ -211,11 +211,11 @@ def test_a_prompt_is_its_template_filled() -> None:
     slots = r" (?P<{}>\w+)"
     for prompt in generate_prompts(200, seed=6):
         pattern = re.escape(prompt.template).replace(r"\{", "{").replace(r"\}", "}")
-        for slot in ("first", "second", "giver", "place", "object"):
+        for slot in ("first", "second", "subject", "place", "object"):
             pattern = pattern.replace(rf"\ {{{slot}}}", slots.format(slot))
         found = re.fullmatch(pattern, prompt.text)
         assert found is not None
-        assert found["giver"] == prompt.subject
+        assert found["subject"] == prompt.subject
         assert found["place"] in PLACES
         assert found["object"] in OBJECTS
 
@@ -223,8 +223,8 @@ def test_a_prompt_is_its_template_filled() -> None:
 def test_all_prompts_there_are_can_be_drawn_and_no_more() -> None:
     given = {
         "names": ["Ann", "Bob", "Cy"],
-        "templates": ["So {first} and {second} met. {giver} gave a {object} to",
-                      "So {first} and {second} left the {place}. {giver} waved to"],
+        "templates": ["So {first} and {second} met. {subject} gave a {object} to",
+                      "So {first} and {second} left the {place}. {subject} waved to"],
         "places": ["park", "zoo"],
         "objects": ["hat"],
     }  # fmt: skip
@@ -252,9 +252,9 @@ def test_the_same_seed_gives_the_same_prompts() -> None:
         ({"names": ["Ann", "Bob", "Mary Lou"]}, "a name is one word; got 'Mary Lou'"),
         ({"names": ["Ann", "Bob", ""]}, "a name is one word; got ''"),
         ({"templates": ["So {first} and {second} gave a {object} to"]}, "a template has"),
-        ({"templates": ["{first} and {second} met, {giver} gave it to"]}, "each after a space"),
-        ({"templates": ["So {first} and {second} met {giver} and {third} to"]}, "a template has"),
-        ({"templates": ["So {first} and {second} met. {giver} gave it to "]}, "no space at its"),
+        ({"templates": ["{first} and {second} met, {subject} gave it to"]}, "each after a space"),
+        ({"templates": ["So {first} and {second} met {subject} and {third} to"]}, "a template has"),
+        ({"templates": ["So {first} and {second} met. {subject} gave it to "]}, "no space at its"),
         ({"templates": []}, "n must lie between 1 and 0"),
         ({"places": []}, "places is empty"),
         ({"objects": []}, "objects is empty"),

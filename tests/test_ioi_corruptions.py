@@ -71,9 +71,9 @@ def named(prompt: IOIPrompt, text: str) -> tuple[str, ...]:
 )
 def test_each_kind_names_who_the_table_says(kind: Kind, after_abba: str, after_baba: str) -> None:
     for prompt, expected in ((ABBA, after_abba), (BABA, after_baba)):
-        first, second, giver = expected.split()
+        first, second, subject = expected.split()
         assert corrupted_text(prompt, kind, NEW.get(kind, ())) == (
-            f"When {first} and {second} went to the shops, {giver} gave the bag to"
+            f"When {first} and {second} went to the shops, {subject} gave the bag to"
         )
 
 
@@ -84,19 +84,19 @@ def test_the_signals_are_what_the_names_say(source: str, kind: Kind) -> None:
     for prompt, text in zip(
         prompts, corrupted_texts(prompts, kind, seed=4, names=names), strict=True
     ):
-        first, second, giver = named(prompt, text)
+        first, second, subject = named(prompt, text)
         own = (prompt.io, prompt.subject)
-        repeated = giver if giver in (first, second) else None
+        repeated = subject if subject in (first, second) else None
         token = {None: "none", prompt.io: "inverted", prompt.subject: "kept"}.get(
             repeated, "random"
         )
         ours = ("second" if prompt.order == "ABBA" else "first", "first", "second")
-        place = {first: "first", second: "second"}.get(giver)
+        place = {first: "first", second: "second"}.get(subject)
         position = "none" if place is None else "kept" if place == ours[0] else "inverted"
         assert (token, position) == SIGNALS[kind]
         assert first != second
         if token == "random" or kind == "ABC":
-            assert not {first, second, giver} & set(own)
+            assert not {first, second, subject} & set(own)
 
 
 @sources

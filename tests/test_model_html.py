@@ -72,7 +72,7 @@ def rows_of(model: ResValTransformer) -> list[list[str]]:
 @settings(max_examples=60, deadline=None)
 @given(chosen=settings_of_models())
 def test_the_printed_equation_is_what_the_model_computes(chosen: dict[str, Any]) -> None:
-    """total = own · local + link and link = Σ weight · handed, read off the page, in a real run."""
+    """total = own · local + link and link = Σ weight · passed, read off the page, in a real run."""
     model = tiny_model(**chosen)
     rows = rows_of(model)
     hooks = [row[3].split(" [")[0] for row in rows]
@@ -92,18 +92,18 @@ def test_the_printed_equation_is_what_the_model_computes(chosen: dict[str, Any])
         point = r"blocks\.\d+\.attn\.hook_[qkv](?:_local|_table)?"
         parts = re.findall(rf"(?:^| \+ )(.*?)({point})(?= \+ | \(learned\)|$)", arriving)
         assert len(parts) == len(stream.sources(int(layer)))
-        handed = [cache[point] for _, point in parts]
+        passed = [cache[point] for _, point in parts]
         if stream.how.is_gated:
             own_share = "(1 − g) · " if stream.mix == "gate" else ""
             assert (own_text, parts[0][0]) == (own_share, "g (per token and head) · ")
-            assert_gated(total, local, handed[0], stream)
+            assert_gated(total, local, passed[0], stream)
             continue
         close(total, [weighted(own_text, local), link])
         if stream.how.crosses_heads:
             n = model.cfg.n_key_value_heads if of != "q" and model.cfg.n_key_value_heads else 4
             assert [text for text, _ in parts] == [f"[{n} × {n} heads] "] * len(parts)
         else:
-            close(link, [weighted(text, x) for (text, _), x in zip(parts, handed, strict=True)])
+            close(link, [weighted(text, x) for (text, _), x in zip(parts, passed, strict=True)])
 
 
 def weight_of(text: str) -> float:
@@ -112,7 +112,7 @@ def weight_of(text: str) -> float:
 
 
 def weighted(text: str, x: Tensor) -> Tensor:
-    """What a source hands on times what is printed before it."""
+    """What a source passes on times what is printed before it."""
     per_head = re.fullmatch(r"\((.*); per head\) · ", text)
     if per_head is None:
         return weight_of(text) * x
@@ -126,12 +126,12 @@ def close(found: Tensor, parts: list[Tensor]) -> None:
     assert (error <= 6e-3 * sum(part.abs() for part in parts) + 1e-5).all()
 
 
-def assert_gated(total: Tensor, local: Tensor, handed: Tensor, stream: AttentionStream) -> None:
-    """total = local + g · (handed, or handed − local), one g for each token and head in its range:
+def assert_gated(total: Tensor, local: Tensor, passed: Tensor, stream: AttentionStream) -> None:
+    """total = local + g · (passed, or passed − local), one g for each token and head in its range:
     0 to 1, or the scale.
     """
     shares = stream.mix == "gate"
-    apart = handed - local if shares else handed
+    apart = passed - local if shares else passed
     g = ((total - local) * apart).sum(-1, keepdim=True) / apart.square().sum(-1, keepdim=True)
     torch.testing.assert_close(total, local + g * apart, atol=1e-4, rtol=1e-4)
     assert ((g > 0) & (g < (1 if shares else 2))).all()

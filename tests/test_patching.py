@@ -146,7 +146,7 @@ def test_links_are_sites(streams: str, site: str) -> None:
 
 
 @pytest.mark.parametrize("site", ["q", "q_link"])
-def test_queries_of_one_position_are_handed_on(site: str) -> None:
+def test_queries_of_one_position_are_passed_on(site: str) -> None:
     check(tiny_model("q", n_layers=4), pairs_of(), site, max_tokens=12)
 
 

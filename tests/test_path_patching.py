@@ -370,7 +370,7 @@ def test_a_model_without_mlps_or_links_says_so() -> None:
         (AttentionStream("v"), "v1.h0", "a1.h0<v>", True),  # a part of what this head has
         (AttentionStream("v"), "v1.h1", "a1.h0<v>", False),
         (AttentionStream("v"), "v1.h0", "a1.h0<k>", False),
-        (AttentionStream("v"), "v1.h0", "v2.h0", True),  # handed on
+        (AttentionStream("v"), "v1.h0", "v2.h0", True),  # passed on
         (AttentionStream("v"), "v1.h1", "v2.h0", False),
         (AttentionStream("v", mix="matrix"), "v1.h1", "v2.h0", True),
         (AttentionStream("v", carry="raw"), "v1.h0", "v2.h0", False),

@@ -227,12 +227,12 @@ def test_a_run_from_a_layer_on_has_the_loss_of_its_tokens() -> None:
 
 @each_source
 @each_carry
-def test_what_is_handed_on_is_what_the_layers_before_computed(source: Any, carry: Any) -> None:
+def test_what_is_passed_on_is_what_the_layers_before_computed(source: Any, carry: Any) -> None:
     model = tiny_model(AttentionStream("v", source=source, carry=carry), n_layers=4)
     cache = model.run_with_cache(tiny_tokens())[1]
     own = [cache["v", 0], cache["v_local", 1], cache["v_local", 2]]
-    handed = own if carry == "raw" else [cache["v", layer] for layer in range(3)]
-    expected = {"previous": handed[2:], "first": handed[:1], "all": handed}[source]
+    passed = own if carry == "raw" else [cache["v", layer] for layer in range(3)]
+    expected = {"previous": passed[2:], "first": passed[:1], "all": passed}[source]
     carried = model.carried_before(3, cache)["v"]
     assert len(carried) == len(expected)
     assert all(map(torch.equal, carried, expected))

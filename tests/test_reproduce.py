@@ -1,4 +1,4 @@
-"""``resval-lens reproduce``: the registry, what a result is made from, and training it anew."""
+"""``resval-lens reproduce``: the registry, what a result is made from, and training it again."""
 
 import json
 import re

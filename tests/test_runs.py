@@ -1,4 +1,4 @@
-"""A run that is kept and resumed is the run that is made anew, whatever is asked of it."""
+"""A run that is kept and resumed is the run that is made again, whatever is asked of it."""
 
 from typing import Any
 
@@ -114,11 +114,11 @@ def test_a_classifier_is_kept_and_resumed_like_any_model() -> None:
     torch.testing.assert_close(last, run.states[2].residual)
 
 
-@pytest.mark.parametrize(("source", "handed"), [("previous", 3), ("first", 1), ("all", 3)])
-def test_what_several_layers_receive_counts_once(source: str, handed: int) -> None:
-    """Four residual streams [3, 6, 16]; what three layers hand on, [3, 6, 4 heads, 4] each."""
+@pytest.mark.parametrize(("source", "passed"), [("previous", 3), ("first", 1), ("all", 3)])
+def test_what_several_layers_receive_counts_once(source: str, passed: int) -> None:
+    """Four residual streams [3, 6, 16]; what three layers pass on, [3, 6, 4 heads, 4] each."""
     run = Run(tiny_model(f"v(source={source})"), TOKENS)
-    assert numbers_of(run.states) == (4 + handed) * 3 * 6 * 16
+    assert numbers_of(run.states) == (4 + passed) * 3 * 6 * 16
 
 
 def test_a_state_of_no_streams_carries_nothing() -> None:

@@ -139,7 +139,7 @@ def test_each_source_equals_hooks_that_add_it(of: str, source: str, carry: str) 
     assert torch.equal(ours(tiny_tokens()), expected)
 
 
-def test_what_is_handed_on_differs_from_the_third_layer_on() -> None:
+def test_what_is_passed_on_differs_from_the_third_layer_on() -> None:
     raw = tiny_model(AttentionStream("v", carry="raw")).run_with_cache(tiny_tokens())[1]
     total = tiny_model(AttentionStream("v", carry="sum")).run_with_cache(tiny_tokens())[1]
     assert torch.equal(raw["v", 1], total["v", 1])
@@ -242,13 +242,13 @@ def test_other_blocks_equal_numpy_loops(changes: dict[str, Any]) -> None:
 # Every mix is its formula.
 
 
-def by_hand(mix: StreamMix, local: Tensor, handed: Sequence[Tensor], x: Tensor) -> Tensor:
-    """a · local + b · handed, one head after the other, from the table of mixes."""
+def by_hand(mix: StreamMix, local: Tensor, passed: Sequence[Tensor], x: Tensor) -> Tensor:
+    """a · local + b · passed, one head after the other, from the table of mixes."""
     stream, heads = mix.stream, range(local.shape[2])
     total = torch.zeros_like(local)
     for h in heads:
         own, link = stream.own, torch.zeros_like(local[:, :, h])
-        for j, tensor in enumerate(handed):
+        for j, tensor in enumerate(passed):
             match stream.mix:
                 case "add" | "pair":
                     link += stream.carried * tensor[:, :, h]
@@ -308,12 +308,12 @@ def test_every_mix_is_its_formula(mix: str, source: str, carry: str, kv_heads: i
         for layer in range(len(total), 4):
             if source == "tokens":
                 table = model.blocks[layer].attn.mixes[of].table
-                handed = [torch.stack([table[row] for row in tiny_tokens()])]
+                passed = [torch.stack([table[row] for row in tiny_tokens()])]
             else:
                 sources = {"previous": [layer - 1], "first": [0], "all": range(layer)}[source]
-                handed = [(local if carry == "raw" else total)[j] for j in sources]
+                passed = [(local if carry == "raw" else total)[j] for j in sources]
             x = model.blocks[layer].ln1(cache["resid_pre", layer])
-            total.append(by_hand(model.blocks[layer].attn.mixes[of], local[layer], handed, x))
+            total.append(by_hand(model.blocks[layer].attn.mixes[of], local[layer], passed, x))
         for layer in range(4):
             torch.testing.assert_close(cache[of, layer], total[layer], atol=1e-12, rtol=1e-12)
 
@@ -338,7 +338,7 @@ def test_every_mixing_parameter_gets_a_gradient(
 
 @each_mix_and_source
 def test_gradients_of_every_mix_are_finite_differences(mix: str, source: str) -> None:
-    """In every weight, every tensor handed on, the own projection and the layer's input."""
+    """In every weight, every tensor passed on, the own projection and the layer's input."""
     stream = AttentionStream("v", source=source, **settings_of(mix))  # type: ignore[arg-type]
     n_sources = len(stream.sources(3))
     module = randomise(
@@ -350,9 +350,9 @@ def test_gradients_of_every_mix_are_finite_differences(mix: str, source: str) ->
     inputs = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
 
     def total(*values: Tensor) -> Tensor:
-        (local, *handed, x), weight_values = values[: len(shapes)], values[len(shapes) :]
+        (local, *passed, x), weight_values = values[: len(shapes)], values[len(shapes) :]
         named = dict(zip(weights, weight_values, strict=True))
-        return sum(functional_call(module, named, (local, tuple(handed), x)))
+        return sum(functional_call(module, named, (local, tuple(passed), x)))
 
     variables = [value.detach().requires_grad_() for value in (*inputs, *weights.values())]
     assert gradcheck(total, variables)
@@ -449,7 +449,7 @@ def test_residual_streams_of_the_paper(of: str) -> None:
 
 
 def test_residual_value_stream_of_the_authors_language_model() -> None:
-    """Their code hands on the own values of the layer before."""
+    """Their code passes on the own values of the layer before."""
     stream = AttentionStream("v", carry="raw")
     assert_values(stream, lambda w, own, total, layer, x: own[layer] + own[layer - 1])
 

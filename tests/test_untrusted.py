@@ -151,7 +151,7 @@ def test_a_tokenizers_name_is_not_looked_up_but_noted(
     assert torch.equal(model(tiny_tokens()), tiny_model("v")(tiny_tokens()))
 
 
-def test_a_loaded_tokenizer_leads_nowhere_when_it_is_handed_on(
+def test_a_loaded_tokenizer_leads_nowhere_when_it_is_passed_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TransformerLens makes a tokenizer with a BOS anew by the name it has."""

@@ -86,10 +86,10 @@ def chains(model: ResValTransformer, of: str, source: int, layer: int, heads: in
     total = np.zeros((heads, heads))
     for which, before in enumerate(stream.sources(layer)):
         if stream.carry == "raw":
-            handed = np.eye(heads) * (before == source)
+            passed = np.eye(heads) * (before == source)
         else:
-            handed = chains(model, of, source, before, heads)
-        total += carried_by_hand(model, layer, which, heads, of) @ handed
+            passed = chains(model, of, source, before, heads)
+        total += carried_by_hand(model, layer, which, heads, of) @ passed
     return total
 
 

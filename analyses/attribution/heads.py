@@ -182,7 +182,7 @@ def head_scores(
 class RepeatedLoss(Generic[T]):
     """Loss in nats of the tokens r₂ … r_n, where they come first and again (second).
 
-    r₁ is left out: when it comes again, nothing has told that the sequence starts anew.
+    r₁ is left out: when it comes again, nothing has told that the sequence starts again.
     """
 
     first: T

@@ -89,7 +89,7 @@ def split_by_source(
     """
     stream = next((stream for stream in model.cfg.streams if stream.of == of), None)
     totals: list[dict[int, Heads]] = []
-    handed: list[dict[int, Heads]] = []
+    passed: list[dict[int, Heads]] = []
     for layer, own in enumerate(local):
         mix = model.blocks[layer].attn.mix(of)
         parts = {layer: own}
@@ -99,7 +99,7 @@ def split_by_source(
                 assert tables is not None
                 arriving = [{TABLE: cast("Heads", tables[layer])}]
             else:
-                arriving = [handed[j] for j in stream.sources(layer)]
+                arriving = [passed[j] for j in stream.sources(layer)]
             with model.blocks[layer].fetched():
                 parts[layer] = mix.own_part(own, gate)
                 for source in sorted(set().union(*arriving)):
@@ -110,7 +110,7 @@ def split_by_source(
                     first, *others = mix.parts(alone, gate)
                     parts[source] = sum(others, start=first)
         totals.append(parts)
-        handed.append({layer: own} if stream and stream.carry == "raw" else parts)
+        passed.append({layer: own} if stream and stream.carry == "raw" else parts)
     return totals
 
 

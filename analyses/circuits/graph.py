@@ -257,7 +257,7 @@ class Graph:
 
         A circuit's edge has its number as ``edge``; an inner one (from a head's values to its
         output) has none. A head's values are two nodes where a stream meets them: what its layer
-        computes, ``a1.h0<v>``, and the total ``a1.h0<v>+``. ``carry="raw"`` hands on the first,
+        computes, ``a1.h0<v>``, and the total ``a1.h0<v>+``. ``carry="raw"`` passes on the first,
         ``"sum"`` the second.
         """
         flow = nx.DiGraph()

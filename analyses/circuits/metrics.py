@@ -115,13 +115,13 @@ def metric_matrix(
     *,
     known: Mapping[str, Sequence[str]] | None = None,
     method: str = "eap-ig",
-    least: float = FAITHFUL,
+    min_faithfulness: float = FAITHFUL,
     note: Note = lambda text: None,
 ) -> tuple[ChosenBy, ...]:
     """A circuit by each metric, evaluated by all of them.
 
-    Edges are scored, and the circuit chosen (the smallest of faithfulness ``least``), by one
-    metric; what that circuit keeps of the others says what the metric does not see.
+    Edges are scored, and the circuit chosen (the smallest that reaches ``min_faithfulness``), by
+    one metric; what that circuit keeps of the others says what the metric does not see.
 
     Args:
         pairs: prompts by which edges are scored.
@@ -140,7 +140,7 @@ def metric_matrix(
         scores = score_edges(model, replace(pairs, metric=metric), method, graph=graph)
         runs = EdgeRuns(model, replace(held_out, metric=metric), graph)
         try:
-            chosen[name] = smallest(runs, scores.values, least).circuit
+            chosen[name] = smallest(runs, scores.values, min_faithfulness).circuit
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     note("every circuit by every metric")

@@ -129,21 +129,21 @@ def arriving_hooks(
 
 
 def _parts(attention: StreamAttention, receiver: Receiver, link: Tensor) -> Parts:
-    """What each slot brings of what the layer is being handed; together they are ``link``."""
+    """What each slot brings of what the layer is being passed; together they are ``link``."""
     if len(receiver.slots) == 1:  # a gate among them, whose weight only the layer knows
         return link[None]
     mix = attention.mix(receiver.stream)
     assert mix is not None
     assert attention.delivery is not None
-    handed = tuple(x.detach().to(link.device) for x in attention.delivery.arriving[receiver.stream])
+    passed = tuple(x.detach().to(link.device) for x in attention.delivery.arriving[receiver.stream])
     if receiver.slots[0][1] is None:
-        return torch.stack(mix.parts(handed))
+        return torch.stack(mix.parts(passed))
     brought = []
-    for index, x in enumerate(handed):  # each head of each source alone
+    for index, x in enumerate(passed):  # each head of each source alone
         for head in range(x.shape[2]):
             alone = torch.zeros_like(x)
             alone[:, :, head] = x[:, :, head]
-            others = [torch.zeros_like(x)] * len(handed)
+            others = [torch.zeros_like(x)] * len(passed)
             brought.append(mix.parts((*others[:index], alone, *others[index + 1 :]))[index])
     return torch.stack(brought)
 

@@ -76,7 +76,7 @@ class EdgeRuns:
     """Prompts, ready to be run with any edges corrupted.
 
     Prompts are run in parts. What edges carry on a part is recorded once and held as long as all
-    that is held stays within ``MOST_HELD``; a part beyond it is recorded anew each time that it
+    that is held stays within ``MOST_HELD``; a part beyond it is recorded again each time that it
     is run. So memory does not grow with the number of prompts.
 
     Attributes:

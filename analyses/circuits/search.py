@@ -76,18 +76,18 @@ class Smallest:
 def smallest(
     runs: EdgeRuns,
     values: Float[Tensor, " edge"],
-    least: float = 0.85,
+    min_faithfulness: float = 0.85,
     select: str | Selection = "top",
     progress: Progress = lambda done, most: None,
 ) -> Smallest:
-    """The fewest edges that scores choose, pruned, at which f first reaches ``least``.
+    """The fewest edges that scores choose, pruned, at which f first reaches ``min_faithfulness``.
 
     f need not rise with size. In a graph of at most ``EVERY`` edges every size is tried, from 1 up,
     so that no circuit is missed. In a larger one sizes are tried coarse to fine: 1, 2, 3, 4, 6, 8,
     12, ... (``GROWTH``) up to the first that is faithful enough, then sizes between it and the one
     before, ever closer (``PARTS``), down to neighbours. The result is the smallest *of the sizes
-    tried*, and with one edge less f is below ``least``; a smaller circuit in between can be missed
-    where f rises and falls. It takes at most 3.5 log₂(edges) + 4 runs.
+    tried*, and with one edge less f is below ``min_faithfulness``; a smaller circuit in between can
+    be missed where f rises and falls. It takes at most 3.5 log₂(edges) + 4 runs.
 
     Args:
         select: how they choose: a name of :data:`~.SELECTIONS`, or a selection itself.
@@ -95,7 +95,7 @@ def smallest(
 
     Raises:
         ValueError: an unknown selection, the gap between clean and corrupted vanishes, or no size
-            that is tried reaches ``least``.
+            that is tried reaches ``min_faithfulness``.
     """
     check_gap(runs)
     how, n_edges = selection_of(select), len(runs.graph)
@@ -113,7 +113,7 @@ def smallest(
             for size, each in zip(some, faithfulness(runs, circuits), strict=True):
                 assert each.value is not None
                 tried[size] = each.value
-                if each.value >= least:
+                if each.value >= min_faithfulness:
                     return size
             progress(len(tried), most)
         return None
@@ -125,8 +125,8 @@ def smallest(
         which = "" if every else f" of the {len(tried)} sizes tried"
         best = max(tried, key=lambda n: tried[n])
         raise ValueError(
-            f"no circuit{which} has a faithfulness of {least}; the most faithful, of {best:,} "
-            f"edges, has {tried[best]:.3f}"
+            f"no circuit{which} has a faithfulness of {min_faithfulness}; "
+            f"the most faithful, of {best:,} edges, has {tried[best]:.3f}"
         )
     below = max((n for n in tried if n < size), default=0)
     while size - below > 1:

@@ -105,7 +105,7 @@ class CircuitStudy(Result):
         steps: runs that eap-ig averages over; None for other methods.
         metric: of the prompts that circuits are evaluated on.
         strongest: the edges of the largest scores, in the circuit or not.
-        least: the faithfulness that was asked for; None where a size or a threshold was.
+        min_faithfulness: the faithfulness that was asked for; None where a size or a threshold was.
         measured: what the circuit keeps of further metrics.
         links: None of a model without links.
         runs: how many circuits were run.
@@ -122,7 +122,7 @@ class CircuitStudy(Result):
     metric: Ends
     strongest: tuple[ScoredEdge, ...]
     curve: Curve
-    least: float | None
+    min_faithfulness: float | None
     search: Tried
     circuit: StudiedCircuit
     measured: ByMetric
@@ -144,7 +144,7 @@ def circuit_study(
     steps: int | None = None,
     select: str | Selection = "top",
     bootstrap: int = 0,
-    least: float = FAITHFUL,
+    min_faithfulness: float = FAITHFUL,
     edges: int | None = None,
     threshold: float | None = None,
     sizes: Sequence[int] | None = None,
@@ -165,7 +165,7 @@ def circuit_study(
         pairs: prompts by which edges are scored.
         held_out: other prompts, on which circuits are chosen by size and evaluated; by default the
             same.
-        least: the faithfulness that the circuit must have.
+        min_faithfulness: the faithfulness that the circuit must have.
         method, steps: as in :func:`~resval_lens.analyses.circuits.scores.score_edges`.
         select: how scores choose edges: a name of
             :data:`~resval_lens.analyses.circuits.selection.SELECTIONS`, or a selection itself.
@@ -255,9 +255,9 @@ def circuit_study(
                 "smaller one"
             )
     elif edges is None:
-        what = f"the smallest circuit of faithfulness {least}: sizes tried"
+        what = f"the smallest circuit of faithfulness {min_faithfulness}: sizes tried"
         on = EdgeRuns(model, pairs, graph) if size_on_scored else runs
-        smallest_ = smallest(on, ranked.values, least, how, counting(note, what))
+        smallest_ = smallest(on, ranked.values, min_faithfulness, how, counting(note, what))
         circuit, search = smallest_.circuit, smallest_.search
     else:
         chosen = how.choose(graph, ranked.values, edges)
@@ -280,7 +280,9 @@ def circuit_study(
         metric=Ends(runs.clean, runs.corrupted),
         strongest=tuple(ScoredEdge(edge, value) for edge, value in scores.top(STRONGEST)),
         curve=curves,
-        least=least if edges is None and threshold is None and given is None else None,
+        min_faithfulness=min_faithfulness
+        if edges is None and threshold is None and given is None
+        else None,
         search=search,
         circuit=StudiedCircuit(**vars(evaluated), path_length=_mean_length(circuit)),
         measured=measured,

@@ -80,7 +80,9 @@ def circuit_command(
             show_default="0: none",
         ),
     ] = 0,
-    least: Annotated[float, typer.Option(help="Faithfulness that the circuit must have.")] = 0.85,
+    min_faithfulness: Annotated[
+        float, typer.Option(help="Faithfulness that the circuit must have.")
+    ] = 0.85,
     edges: Annotated[
         int | None,
         typer.Option(help="Take so many edges instead.", show_default="the fewest that are enough"),
@@ -172,8 +174,8 @@ def circuit_command(
     from resval_lens.hooks.processes import several_processes
     from resval_lens.runtime import one_thread
 
-    if not 0 < least <= 1:
-        raise ValueError(f"least must be above 0 and at most 1; got {least}")
+    if not 0 < min_faithfulness <= 1:
+        raise ValueError(f"min_faithfulness must be above 0 and at most 1; got {min_faithfulness}")
     selection_of(select)
     counts = {"minimality": minimality, "completeness": completeness, "bootstrap": bootstrap}
     for name, count in counts.items():
@@ -210,7 +212,7 @@ def circuit_command(
             steps=ig_steps,
             select=select,
             bootstrap=bootstrap,
-            least=least,
+            min_faithfulness=min_faithfulness,
             edges=edges,
             threshold=threshold,
             sizes=wanted,

@@ -234,7 +234,7 @@ def knowledge_command(
     B1 and B2 follow A one to five times each, in --prompts of each pair of counts. A constructed
     model's margin is the gap of global knowledge plus τ3 (n1 − n2)/(n1 + n2); of trained ones both
     weights are fitted: with A among the triggers and among other tokens; and with any A where each
-    sequence drew its triggers anew (-drawn). Of absolute and relative, each without and with
+    sequence drew its own triggers (-drawn). Of absolute and relative, each without and with
     values, and the three with -drawn. About a minute; --train trains every variant first (1,000
     steps, seed 0, into runs/memory), two or three minutes each and core; on the CPU.
 

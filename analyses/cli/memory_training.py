@@ -59,7 +59,7 @@ def train_memory_command(
     """Train simplified transformers on bigrams with triggers (arXiv 2412.11459).
 
     Two layers of one head, of which W_K, the last W_O and a linear feed-forward are trained by SGD
-    (the papers' --batch is 512). What follows a trigger is drawn anew in each sequence: an
+    (the papers' --batch is 512). What follows a trigger is drawn fresh in each sequence: an
     induction head finds it. Variants: absolute, relative, sinusoidal, rotary, alibi; each with
     -values added has a value stream; one-layer; absolute, relative and relative-values with -drawn
     (triggers drawn per sequence) or -held-out added. With --streams all have those.

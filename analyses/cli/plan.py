@@ -93,7 +93,7 @@ def plan_training_command(
 ) -> None:
     """What a preset costs: parameters, FLOPs a token, memory per device, tokens and days.
 
-    Reckoned from the architecture; nothing is run on any device.
+    Computed from the architecture; nothing is run on any device.
 
     Example: `resval-lens plan training llama-1b --gpus 8 --streams v`
     """

@@ -24,4 +24,4 @@ Stories = Annotated[int, typer.Option("--stories", help="Stories to generate, of
 TokenFolder = Annotated[
     Path | None, typer.Option(help="Folder of the token files.", show_default="runs/text/DATA")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write the token files anew.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write the token files again.")]

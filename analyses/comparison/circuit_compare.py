@@ -314,7 +314,7 @@ class ComparedCircuits(Result):
     def to_dict(self) -> dict[str, Any]:
         """The JSON document, with what follows from its parts."""
         return {
-            "least": FAITHFUL,
+            "min_faithfulness": FAITHFUL,
             "found": self.sentences(),
             "over_seeds": plain(self.over_seeds),
             **super().to_dict(),

@@ -189,7 +189,7 @@ def what_links_carry(several: Sequence[IOIHeads]) -> list[str]:
         f"What the links of the {whose} carry of who gave is {signal}.",
         f"Links of the {whose}, frozen to prompts in which the other person's token gives, "
         f"change the logit difference by {_percent(token)} (−200%: inverted).",
-        f"Links of the {whose}, frozen to prompts in which the giver stood elsewhere, "
+        f"Links of the {whose}, frozen to prompts in which the subject stood elsewhere, "
         f"change the logit difference by {_percent(position)}.",
         "The logit difference does not say whether either is named.",
     ]

@@ -34,7 +34,7 @@ NUMBERS: Mapping[str, Callable[[Head], float]] = {
 }
 
 
-def compared_table(rows: Sequence[OverSeeds], least: float) -> Table:
+def compared_table(rows: Sequence[OverSeeds], min_faithfulness: float) -> Table:
     """Circuits by task and architecture."""
     lines: list[Row] = []
     task = None
@@ -49,7 +49,7 @@ def compared_table(rows: Sequence[OverSeeds], least: float) -> Table:
             deviations = ("" if of is None else f"{of.sd:{form}}" for of, form in found)
             lines.append([f"  ± sd, {len(row.seeds)} seeds", *deviations])
     return table(
-        f"Circuits: the fewest highest-scored edges with a faithfulness f of {least:g}\n"
+        f"Circuits: the fewest highest-scored edges with a faithfulness f of {min_faithfulness:g}\n"
         "by the metric named (what is not in the circuit is resampled from the corrupted prompts)",
         ("model",),
         [heading for heading, _ in COMPARED.values()],

@@ -150,8 +150,8 @@ def faithfulness(entries: Sequence[TaskCircuit]) -> Figure:
                 points(axes, *drawn, texts, colour(name))
                 seen.add(name)
             axes.axhline(1, color="#999999", lw=0.8, ls=":")
-            if own[0].study.least is not None:
-                axes.axhline(own[0].study.least, color="#999999", lw=0.8, ls="--")
+            if own[0].study.min_faithfulness is not None:
+                axes.axhline(own[0].study.min_faithfulness, color="#999999", lw=0.8, ls="--")
             axes.set(title=task, xlabel="edges kept", xscale="log", ylim=(-0.1, 1.4))
         for axes in grid[:, 0]:
             axes.set_ylabel("faithfulness")

@@ -163,7 +163,7 @@ def link_over_seeds(studies: Sequence[LinkInTraining]) -> LinkOverSeeds:
         if study.run.seed in own:
             raise ValueError(f"{name}: there are two studies of this run")
         if not study.moments:
-            raise ValueError(f"{name}: no moments were measured; run link-in-training anew")
+            raise ValueError(f"{name}: no moments were measured; run link-in-training again")
         own[study.run.seed] = study
     if LINKED not in kinds:
         raise ValueError(f"none of these runs is of {LINKED}; there are {', '.join(kinds)}")

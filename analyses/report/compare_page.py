@@ -239,8 +239,8 @@ def _patched(patched: Sequence[Patching]) -> str:
     assert example is not None
     said = (
         "<p>The corrupted run takes one activation from the clean run: how much of the gap between "
-        "the two does it recover (0: as corrupted, 1: as clean)? IO is the recipient's name, S1 "
-        "and S2 the giver's first and second mention, S1+1 the token after the first, end the "
+        "the two does it recover (0: as corrupted, 1: as clean)? IO is the indirect object's name, "
+        "S1 and S2 the subject's first and second mention, S1+1 the token after the first, end the "
         "last. The corrupted prompts differ in who gives: "
         f"<q>{words(example.clean)}</q>, <q>{words(example.corrupted)}</q>.</p>"
     )
@@ -297,7 +297,7 @@ def _signals(circuits: ComparedCircuits) -> str:
     said = (
         "<p>Roles after Wang et al. (arXiv 2211.00593), measured on ABC prompts: movers attend "
         "from "
-        "the end to a name and write it (negative: against it; of both names: the giver's, too), "
+        "the end to a name and write it (negative: against it; of both names: the subject's, too), "
         "suppressors write it off, inhibiting heads tell movers which to leave out.</p>"
     )
     return said + "".join(map(html_table, circuits.head_tables()))

@@ -24,7 +24,7 @@ from resval_lens.analyses.circuits.scores import EdgeScores, score_edges
 from resval_lens.analyses.results.result import Result
 from resval_lens.hooks.answers import answer_logits
 from resval_lens.hooks.prompts import PromptPairs
-from resval_lens.lens.hook_names import handing_point
+from resval_lens.lens.hook_names import source_point
 from resval_lens.mixing import StreamMix
 from resval_lens.notes import Note
 from resval_lens.runtime import evaluating
@@ -140,7 +140,7 @@ def cut_layers(
     points = {f"blocks.{layer}.hook_resid_pre" for _, layer in cut}
     points |= {f"blocks.{layer}.attn.hook_{of}" for of, layer in cut}
     points |= {
-        handing_point(stream, j)
+        source_point(stream, j)
         for stream in model.cfg.streams
         for layer in range(model.cfg.n_layers)
         for j in stream.sources(layer)

@@ -1,9 +1,9 @@
 """What the links carry in indirect-object prompts: who gave, as a token or as a position.
 
 Links are frozen to what they carry on the corrupted prompts
-(:mod:`resval_lens.tasks.ioi_corruptions`), in which the giver's token, position, or both, say
+(:mod:`resval_lens.tasks.ioi_corruptions`), in which the subject's token, position, or both, say
 otherwise; everything else is the prompt's own. How far the logit difference IO − S falls is how
-much the model heeds what these links say of the giver:
+much the model heeds what these links say of the subject:
 
     effect = (logit difference, links frozen) / (logit difference) − 1
 

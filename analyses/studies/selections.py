@@ -1,7 +1,7 @@
 """CPR and CMD of every selection of edges, with intervals over resampled held-out prompts.
 
 Edges are scored on some prompts; every circuit is run once on others, and each prompt's metric is
-kept. A resample weighs those prompts anew: f, its areas and their differences between selections
+kept. A resample weighs those prompts again: f, its areas and their differences between selections
 follow for each resample from the same runs.
 """
 

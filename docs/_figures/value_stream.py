@@ -82,7 +82,7 @@ def layers(ax: Any) -> None:
 
 
 def head(ax: Any) -> None:
-    """One receiving head: local and link meet in the total, which attention uses and hands on."""
+    """One receiving head: local and link meet in the total, which attention uses and passes on."""
     ax.text(0, -0.55, "$x_l$", ha="center", va="center", color=INK, size=13)
     arrow(ax, (0, -0.35), (0, 0.1))
     box(ax, 0, 0.35, 0.7, 0.5)
@@ -104,7 +104,7 @@ def head(ax: Any) -> None:
     ax.text(0, 2.85, "attention, $W_O$", ha="center", va="center", color=INK)
     arrow(ax, (0, 3.1), (0, 3.7))
     ax.text(0, 3.85, "to the residual stream", ha="center", va="bottom", color=INK, size=10)
-    # What layer l hands on: its total (sum) or its own (raw).
+    # What layer l passes on: its total (sum) or its own (raw).
     arrow(ax, (0, 2.3), (2.0, 3.3), color=LINK, lw=1.4, connectionstyle="arc3,rad=.25")
     ax.text(
         2.05, 3.35, 'carry="sum"', ha="center", va="bottom", color=LINK, size=10, family="monospace"

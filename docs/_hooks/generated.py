@@ -98,7 +98,7 @@ def commands() -> str:
 
 
 def mixes() -> str:
-    """A table of every mix: what the weights of local and handed are, and their defaults."""
+    """A table of every mix: what the weights of local and passed are, and their defaults."""
     from resval_lens.mixes import MIXES
 
     rows = ["| `mix` | own | carried | | default |", "|---|---|---|---|---|"]

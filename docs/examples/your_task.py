@@ -10,7 +10,7 @@ with Path("prompts.jsonl").open("w") as file:
     for a, b in names:
         clean, corrupted = frame.format(a, b, a), frame.format(a, b, b)
         start = clean.rindex(a)
-        where = {"giver": [start, start + len(a)]}
+        where = {"S2": [start, start + len(a)]}
         line = {"clean": clean, "corrupted": corrupted, "answer": f" {b}", "wrong": f" {a}"}
         file.write(json.dumps({**line, "positions": where}) + "\n")
 
@@ -20,7 +20,7 @@ from resval_lens.hooks import patch
 
 model = "stories-small-values"  # or a folder, a .gguf file, user/name, gpt2
 problem = pose(model, 4, task="prompts.jsonl")
-where = problem.named_positions  # giver, end: of each prompt
+where = problem.named_positions  # S2, end: of each prompt
 found = patch(
     problem.model, problem.pairs, "resid_pre", by=("layer", "position"), positions=where
 )  # fmt: skip

@@ -316,7 +316,7 @@ class WeightConversion(StreamCaching):
     def set_tokenizer(self, tokenizer: Any, default_padding_side: Any = None) -> None:
         """HookedTransformer's, for tokenizers without a name, too.
 
-        One that has a BOS is made anew by its name there, to add it; without a name it stays as it
+        One that has a BOS is made again by its name there, to add it; without a name it stays as it
         is.
         """
         given = tokenizer.init_kwargs

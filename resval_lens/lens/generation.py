@@ -105,7 +105,7 @@ def generated(
 ) -> Any:
     """``HookedTransformer.generate`` for models that need the token ids in every call.
 
-    There they are handed on as embeddings, of which tables cannot be looked up.
+    There they are passed on as embeddings, of which tables cannot be looked up.
 
     Raises:
         ValueError: embeddings as ``input``, an unknown ``return_type``, no end of text to stop at.

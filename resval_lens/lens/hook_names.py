@@ -44,8 +44,8 @@ def short_hook_names(cfg: ResValConfig) -> dict[str, str]:
     return {f"blocks.{i}.{point}": f"blocks.{i}.attn.{point}" for i, point in points}
 
 
-def handing_point(stream: AttentionStream, layer: int) -> str:
-    """The hook point that holds what ``layer`` hands on along ``stream``: its own, or its total."""
+def source_point(stream: AttentionStream, layer: int) -> str:
+    """The hook point that holds what ``layer`` passes on along ``stream``: own or total."""
     own = stream.carry == "raw" and stream.receives(layer)
     return f"blocks.{layer}.attn.hook_{stream.of}{'_local' if own else ''}"
 

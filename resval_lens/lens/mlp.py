@@ -11,7 +11,7 @@ from resval_lens.host import CanBeUsedAsMLP, GatedMLP
 
 
 class FusedGatedMLP(GatedMLP):
-    """TransformerLens's GatedMLP, which lays out each of its matrices anew at every call: in a
+    """TransformerLens's GatedMLP, which copies each of its matrices at every call: in a
     training step that is one more copy of each, and one of each gradient.
     """
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from resval_lens.lens.hook_names import handing_point
+from resval_lens.lens.hook_names import source_point
 from resval_lens.mixing import StreamMix
 from resval_lens.numbers import number
 from resval_lens.streams import TABLE, AttentionStream, architecture
@@ -88,11 +88,11 @@ def _row(model: ResValTransformer, stream: AttentionStream, layer: int) -> str:
 def _source_point(stream: AttentionStream, source: int, layer: int) -> str:
     if source == TABLE:
         return f"blocks.{layer}.attn.hook_{stream.of}_table"
-    return handing_point(stream, source)
+    return source_point(stream, source)
 
 
 def _weights(mix: StreamMix) -> tuple[str, list[str]]:
-    """The weights of the own part and of what each source hands on, as factors."""
+    """The weights of the own part and of what each source passes on, as factors."""
     if mix.stream.how.is_gated:
         how, several = mix.stream.how, mix.sizes.sources
         share = "" if how.a == "1" else f"({how.a}) · "

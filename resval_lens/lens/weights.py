@@ -32,7 +32,7 @@ def check_processing(
 
     Raises:
         ValueError: ``refactor_factored_attn_matrices`` with any stream (each head's factors get a
-            basis of their own, and what a layer hands on would arrive in another's basis); folding
+            basis of their own, and what a layer passes on would arrive in another's basis); folding
             value biases that pass a gate (which makes them depend on the token), or where attention
             weights do not sum to one or values are clipped; folding norms behind a layer, or with
             biases before a gate (of a stream, of an MLP) that has none; centring logits that are
@@ -194,26 +194,26 @@ def check_graft(
 def fold_value_biases_through_streams(streams: Streams, layers: Sequence[StreamAttention]) -> None:
     """Moves every value bias into output biases, in place, along the value stream too.
 
-        β_l = a · b_V,l + Σ_j b_j · handed bias of j          b_O,l += Σ_h β_l,h W_O,l,h
+        β_l = a · b_V,l + Σ_j b_j · passed bias of j          b_O,l += Σ_h β_l,h W_O,l,h
 
     Attention weights sum to one over keys and the stream is linear, so a bias reaches the output
     of its own layer, and of every layer its values flow to, as a constant. Tables have no biases.
     """
     stream = next(stream for stream in streams if stream.of == "v")
-    handed: list[Tensor] = []
+    passed: list[Tensor] = []
     for layer, attn in enumerate(layers):
         local = total = _value_bias(attn)[None, None]  # [1, 1, head, d_head]
         sources = stream.sources(layer)
         if sources:
             mix = attn.mix("v")
             assert mix is not None
-            arriving = tuple(handed[j] for j in sources if j != TABLE)
+            arriving = tuple(passed[j] for j in sources if j != TABLE)
             # Nothing comes of a table, whatever its gate.
             if arriving:
                 total = sum(mix(local, arriving, local))
             else:
                 total = mix.own_part(local, torch.ones_like(local[..., :1]))
-        handed.append(local.clone() if stream.carry == "raw" else total.clone())
+        passed.append(local.clone() if stream.carry == "raw" else total.clone())
         per_head = total[0, 0].repeat_interleave(attn.cfg.n_heads // total.shape[2], dim=0)
         attn.b_O.add_(torch.einsum("hd,hdm->m", per_head, attn.W_O))
     for attn in layers:

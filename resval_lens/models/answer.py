@@ -66,7 +66,7 @@ def answer(
     towards = query @ (own * second.W_K[0]).T  # meets x1, so x and, through W_OV, c
     scores = _dot(x, towards) + _dot(c, towards @ W_OV.T)
     if link is not None:
-        towards = query @ (link * _handing(model, "k")).T
+        towards = query @ (link * _source_weight(model, "k")).T
         scores = scores + _dot(_source(model, "k", x), towards)
     pattern = (scores / second.attn_scale).softmax(-1)  # [batch, pos]
 
@@ -113,7 +113,7 @@ def edited_answers(
     towards = query @ (own_weight * second.W_K[0]).T
     scores = meets(x, towards) + meets(c, towards @ W_OV.T)
     if link_weight is not None:
-        scores = scores + meets(x, factor * (query @ (link_weight * _handing(model, "k")).T))
+        scores = scores + meets(x, factor * (query @ (link_weight * _source_weight(model, "k")).T))
     if "k" in constants:
         scores = scores + query @ constants["k"].mT
     pattern = (scores / second.attn_scale).softmax(-1)  # [edit, batch, pos]
@@ -155,10 +155,10 @@ def _parts(model: ICLClassifier, name: str, x1: Tensor, x: Tensor) -> tuple[Tens
     """a · x1 W_2 and b · x W_1 of one projection; None where there is no link."""
     own, link = _weights(model, name)
     local = own * (x1 @ getattr(model.blocks[1].attn, f"W_{name.upper()}")[0])
-    return local, None if link is None else link * (x @ _handing(model, name))
+    return local, None if link is None else link * (x @ _source_weight(model, name))
 
 
-def _handing(model: ICLClassifier, name: str) -> Tensor:
+def _source_weight(model: ICLClassifier, name: str) -> Tensor:
     """Layer 1's weight as the link sees it."""
     weight = getattr(model.blocks[0].attn, f"W_{name.upper()}")[0]
     return weight.detach() if _is_detached(model, name) else weight

@@ -40,7 +40,7 @@ class ICLTask:
             labels, B copies each, the query's among them. In the others the N classes and the
             query's are drawn independently.
         p_fresh: p_C, the share of sequences of classes that were never seen: n_fresh object
-            vectors drawn anew for each batch (with the old label vectors). Always bursty.
+            vectors drawn fresh for each batch (with the old label vectors). Always bursty.
         label_shift: context labels, and the right answer, are (c + shift) mod L; fresh classes
             keep theirs.
         noise: ε; an object is (μ_c + ε·η)/√(1+ε²), η ~ N(0, 1/D), redrawn for each instance.

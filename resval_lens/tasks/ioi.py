@@ -4,9 +4,9 @@
     When Mary and John went to the shops, John gave the bag to ▁
          IO       S1                      S2                   IO
 
-A prompt names two people, then one of them, the subject S, again as the giver; what comes next is
-the other's name, the indirect object IO. In the corrupted prompt a third person gives, and
-nothing tells the two apart.
+A prompt names two people, then one of them, the subject S, again as the one who gives; what comes
+next is the other's name, the indirect object IO. In the corrupted prompt a third person gives,
+and nothing tells the two apart.
 """
 
 from __future__ import annotations
@@ -54,27 +54,28 @@ NAMES = (
 )  # fmt: skip
 
 TEMPLATES = (
-    "When {first} and {second} arrived at the {place}, {giver} handed a {object} to",
-    "After {first} and {second} walked to the {place}, {giver} passed a {object} to",
-    "While {first} and {second} were waiting at the {place}, {giver} offered a {object} to",
-    "As {first} and {second} left the {place}, {giver} threw a {object} to",
-    "Before {first} and {second} went home from the {place}, {giver} returned a {object} to",
-    "One day {first} and {second} met at the {place}. {giver} brought a {object} to",
-    "Yesterday {first} and {second} drove to the {place}, where {giver} gave a {object} to",
-    "Last week {first} and {second} cleaned the {place}. {giver} showed a {object} to",
-    "Because {first} and {second} both liked the {place}, {giver} sent a {object} from there to",
-    "In the morning {first} and {second} opened the {place}, and {giver} lent a {object} to",
-    "Once {first} and {second} had finished their work at the {place}, {giver} sold a {object} to",
-    "The neighbors {first} and {second} often visited the {place}. {giver} liked to give a "
-    "{object} to",
-    "It was raining when {first} and {second} reached the {place}, so {giver} carried a {object} "
-    "over to",
-    "On the way to the {place}, {first} and {second} stopped, and {giver} gave a {object} to",
-    "Soon {first} and {second} were back at the {place}, and {giver} gave a {object} to",
-    "At the {place}, {first} and {second} noticed a {object}. {giver} gave it to",
-    "My cousins {first} and {second} bought a {object} near the {place}. {giver} wanted to hand it "
+    "When {first} and {second} arrived at the {place}, {subject} handed a {object} to",
+    "After {first} and {second} walked to the {place}, {subject} passed a {object} to",
+    "While {first} and {second} were waiting at the {place}, {subject} offered a {object} to",
+    "As {first} and {second} left the {place}, {subject} threw a {object} to",
+    "Before {first} and {second} went home from the {place}, {subject} returned a {object} to",
+    "One day {first} and {second} met at the {place}. {subject} brought a {object} to",
+    "Yesterday {first} and {second} drove to the {place}, where {subject} gave a {object} to",
+    "Last week {first} and {second} cleaned the {place}. {subject} showed a {object} to",
+    "Because {first} and {second} both liked the {place}, {subject} sent a {object} from there to",
+    "In the morning {first} and {second} opened the {place}, and {subject} lent a {object} to",
+    "Once {first} and {second} had finished their work at the {place}, {subject} sold a {object} "
     "to",
-    "Since {first} and {second} had lost a {object} at the {place}, {giver} gave a new one to",
+    "The neighbors {first} and {second} often visited the {place}. {subject} liked to give a "
+    "{object} to",
+    "It was raining when {first} and {second} reached the {place}, so {subject} carried a {object} "
+    "over to",
+    "On the way to the {place}, {first} and {second} stopped, and {subject} gave a {object} to",
+    "Soon {first} and {second} were back at the {place}, and {subject} gave a {object} to",
+    "At the {place}, {first} and {second} noticed a {object}. {subject} gave it to",
+    "My cousins {first} and {second} bought a {object} near the {place}. {subject} wanted to hand "
+    "it to",
+    "Since {first} and {second} had lost a {object} at the {place}, {subject} gave a new one to",
 )
 PLACES = (
     "bakery", "cafe", "farm", "gym", "hotel", "library", "market", "museum", "park", "shop",
@@ -95,11 +96,11 @@ class IOIPrompt:
     Attributes:
         text: the prompt, without a space at its end: the indirect object's name comes next.
         io: the indirect object's name, without a leading space.
-        subject: the giver's.
+        subject: of who gives.
         order: "ABBA": the indirect object is named first, the subject second; "BABA": the subject
             first.
         template: what the prompt was made from, with its slots.
-        corrupted: the same prompt with a third person as the giver, so that nothing tells who the
+        corrupted: the same prompt with a third person as the subject, so that nothing tells who the
             indirect object is. (The ABC prompts of Wang et al. replace the first two names, too.)
 
     Raises:
@@ -137,10 +138,10 @@ def paper_prompts(
     Raises:
         ValueError: a sentence of another form, or one that names ``third``.
     """
-    return [_both_givers(sentence, third) for sentence in sentences]
+    return [_both_subjects(sentence, third) for sentence in sentences]
 
 
-def _both_givers(sentence: str, third: str) -> list[IOIPrompt]:
+def _both_subjects(sentence: str, third: str) -> list[IOIPrompt]:
     before, *after = sentence.split("*")
     names = re.search(r"\b([A-Z]\w*) and ([A-Z]\w*)\b", before)
     if len(after) != 1 or names is None:
@@ -173,7 +174,7 @@ def generate_prompts(
     one more BABA. The same arguments give the same prompts.
 
     Args:
-        templates: with the slots {first} and {second}, then {giver}, each after a space, and
+        templates: with the slots {first} and {second}, then {subject}, each after a space, and
             {place} and {object} at will.
         objects: words that go after "a".
 
@@ -198,8 +199,8 @@ def generate_prompts(
         prompts = []
         for number in rng.sample(range(most), count):
             rest, other = divmod(number, others)
-            frame, giver = divmod(rest, len(names))
-            subject, io = names[giver], names[other + (other >= giver)]
+            frame, who = divmod(rest, len(names))
+            subject, io = names[who], names[other + (other >= who)]
             third = rng.choice([name for name in names if name not in (subject, io)])
             prompts.append(_filled(*frames[frame], io, subject, third, order))
         return prompts
@@ -219,9 +220,9 @@ def _frames(
     slots = [slot for _, slot, _, _ in Formatter().parse(template) if slot is not None]
     people = [slot for slot in slots if slot not in ("place", "object")]
     unspaced = [slot for slot in people if f" {{{slot}}}" not in template]
-    if people != ["first", "second", "giver"] or unspaced or template != template.rstrip():
+    if people != ["first", "second", "subject"] or unspaced or template != template.rstrip():
         raise ValueError(
-            "a template has {first}, {second} and {giver} once and in this order, each after a "
+            "a template has {first}, {second} and {subject} once and in this order, each after a "
             f"space, {{place}} and {{object}} at will, and no space at its end; got {template!r}"
         )
     words = {"place": places, "object": objects}
@@ -240,8 +241,8 @@ def _filled(
 ) -> IOIPrompt:
     first, second = (subject, io) if order == "BABA" else (io, subject)
     text, corrupted = (
-        template.format(first=first, second=second, giver=giver, **filling)
-        for giver in (subject, third)
+        template.format(first=first, second=second, subject=who, **filling)
+        for who in (subject, third)
     )
     return IOIPrompt(text, io, subject, order, template, corrupted)
 

@@ -48,7 +48,7 @@ class Learned:
 
     def __init__(self, base: ResValTransformer, run: GraftRun, generator: Generator) -> None:
         refuse_waiting(base, "training a graft")
-        plain = ResValTransformer.from_hooked(base, "", share_weights=True)  # learned anew
+        plain = ResValTransformer.from_hooked(base, "", share_weights=True)  # learned again
         self.model = ResValTransformer.from_hooked(plain, run.streams, share_weights=True).eval()
         self.model.tokenizer = base.tokenizer
         self.mixes: dict[str, nn.Parameter] = {}

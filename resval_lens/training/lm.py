@@ -308,7 +308,7 @@ def _shard(model: ResValTransformer, accelerator: Accelerator, precision: str) -
     """Spreads parameters, gradients and optimiser over the processes (FSDP2), block by block."""
     if accelerator.num_processes == 1:
         raise ValueError("shard=True needs several processes; start them with accelerate launch")
-    # What a block hands on is a view of its values; nothing here writes into it.
+    # What a block passes on is a view of its values; nothing here writes into it.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     options: dict[str, Any] = {

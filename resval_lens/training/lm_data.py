@@ -64,7 +64,7 @@ def prepare(
         validation: a file or folder to validate on; by default the hub's split ``validation``, or
             every hundredth document of local text, which then is not trained on.
         n_stories: how many to generate to train on.
-        overwrite: write the token files anew.
+        overwrite: write the token files again.
 
     Raises:
         ValueError: data or tokenizer missing, empty or damaged; token files of another tokenizer

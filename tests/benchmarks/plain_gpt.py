@@ -34,15 +34,15 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
         self.out = nn.Linear(config.d_model, config.d_model)
 
-    def forward(self, x: Tensor, handed: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, passed: Tensor | None) -> tuple[Tensor, Tensor]:
         """Output [batch, position, d_model] and own values [batch, head, position, d_head].
 
-        handed: values to add to the own ones, head by head, or None.
+        passed: values to add to the own ones, head by head, or None.
         """
         batch, length, d_model = x.shape
         heads = self.qkv(x).view(batch, length, 3, self.n_head, d_model // self.n_head)
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # each [batch, head, position, d_head]
-        total = v if handed is None else v + handed
+        total = v if passed is None else v + passed
         dropout = self.dropout if self.training else 0.0
         z = F.scaled_dot_product_attention(q, k, total, dropout_p=dropout, is_causal=True)
         added = self.out(z.transpose(1, 2).reshape(batch, length, d_model))
@@ -64,9 +64,9 @@ class Block(nn.Module):
             nn.Dropout(config.dropout),
         )
 
-    def forward(self, x: Tensor, handed: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, passed: Tensor | None) -> tuple[Tensor, Tensor]:
         """Residual stream [batch, position, d_model] and the attention's own values."""
-        added, v = self.attn(self.ln_1(x), handed)
+        added, v = self.attn(self.ln_1(x), passed)
         x = x + added
         return x + self.mlp(self.ln_2(x)), v
 
@@ -101,10 +101,10 @@ class GPT(nn.Module):
     def hidden(self, tokens: Tensor) -> Tensor:
         """What the readout reads: the final residual stream, normalised, [batch, position, d]."""
         x = self.dropout(self.embed(tokens) + self.pos_embed.weight[: tokens.shape[1]])
-        handed = None
+        passed = None
         for block in self.blocks:
-            x, v = block(x, handed)
-            handed = v if self.config.stream == "v" else None
+            x, v = block(x, passed)
+            passed = v if self.config.stream == "v" else None
         return self.ln_f(x)
 
 

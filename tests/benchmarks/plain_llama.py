@@ -40,16 +40,16 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.d_model, config.d_model, bias=False)
 
     def forward(
-        self, x: Tensor, turn: tuple[Tensor, Tensor], handed: Tensor | None
+        self, x: Tensor, turn: tuple[Tensor, Tensor], passed: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Output [batch, position, d_model] and own values [batch, kv_head, position, d_head].
 
-        handed: values to add to the own ones, head by head, or None.
+        passed: values to add to the own ones, head by head, or None.
         """
         batch, length, _ = x.shape
         heads = self.qkv(x).view(batch, length, -1, self.d_head).transpose(1, 2)
         q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
-        total = v if handed is None else v + handed
+        total = v if passed is None else v + passed
         q, k = rotated(q, turn), rotated(k, turn)
         z = F.scaled_dot_product_attention(q, k, total, is_causal=True, enable_gqa=True)
         return self.out(z.transpose(1, 2).reshape(batch, length, -1)), v
@@ -68,10 +68,10 @@ class Block(nn.Module):
         self.w_out = nn.Linear(config.d_mlp, config.d_model, bias=False)
 
     def forward(
-        self, x: Tensor, turn: tuple[Tensor, Tensor], handed: Tensor | None
+        self, x: Tensor, turn: tuple[Tensor, Tensor], passed: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Residual stream [batch, position, d_model] and the attention's own values."""
-        added, v = self.attn(self.norm_1(x), turn, handed)
+        added, v = self.attn(self.norm_1(x), turn, passed)
         x = x + added
         y = self.norm_2(x)
         return x + self.w_out(F.silu(self.w_gate(y)) * self.w_in(y)), v
@@ -114,10 +114,10 @@ class Llama(nn.Module):
         """What the readout reads: the final residual stream, normalised, [batch, position, d]."""
         x = self.embed(tokens)
         turn = self.cos[: tokens.shape[1]], self.sin[: tokens.shape[1]]
-        handed = None
+        passed = None
         for block in self.blocks:
-            x, v = block(x, turn, handed)
-            handed = v if self.config.stream == "v" else None
+            x, v = block(x, turn, passed)
+            passed = v if self.config.stream == "v" else None
         return self.norm(x)
 
 

@@ -30,7 +30,7 @@ def forward(
     A stream of kind "q", "k" or "v" replaces, in the layers that receive it, the layer's own
     tensor local_l = ln1(x) W + b (before scaling by 1/sqrt(d_head)) with
 
-        total_l = own · local_l + sum_j carried_j · handed_j
+        total_l = own · local_l + sum_j carried_j · passed_j
 
     head by head. Layers that do not receive it have total_l = local_l.
 
@@ -43,8 +43,8 @@ def forward(
         n_heads: query heads.
         streams: at most one dict of each kind, with
             of: "q", "k" or "v";
-            source: which layers hand on to l: "previous" j = l-1, "first" j = 0, "all" j = 0..l-1;
-            carry: what j hands on: "raw" local_j, "sum" total_j;
+            source: which layers pass on to l: "previous" j = l-1, "first" j = 0, "all" j = 0..l-1;
+            carry: what j passes on: "raw" local_j, "sum" total_j;
             own: float, 1.0 if absent;
             carried: float, 1.0 if absent, or with source "all" a list indexed by source layer j;
             layers: those that receive, None or absent for every layer but 0.
@@ -98,11 +98,11 @@ def _total(
         return local[layer]
 
     sources = {"previous": [layer - 1], "first": [0], "all": list(range(layer))}[stream["source"]]
-    handed = {"raw": local, "sum": total}[stream["carry"]]
+    passed = {"raw": local, "sum": total}[stream["carry"]]
     carried = stream.get("carried", 1.0)
     result = stream.get("own", 1.0) * local[layer]
     for j in sources:
-        result = result + (carried if np.isscalar(carried) else carried[j]) * handed[j]
+        result = result + (carried if np.isscalar(carried) else carried[j]) * passed[j]
     return result
 
 

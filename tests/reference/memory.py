@@ -42,7 +42,7 @@ def logits_of(
     slope: float,
     mixes: Mapping[str, tuple[float, float]],
 ) -> Array:
-    """Logits [batch, pos, vocab]; ``mixes`` has (own, carried) of each stream, totals handed on."""
+    """Logits [batch, pos, vocab]; ``mixes`` has (own, carried) of each stream, totals passed on."""
     return np.stack(
         [_row(weights, row, positions, position_layers, n_layers, slope, mixes) for row in tokens]
     )
@@ -71,8 +71,8 @@ def _row(
             if name in mixes and layer > 0:
                 own, carried = mixes[name]
                 total[name] = [
-                    own * local + carried * handed
-                    for local, handed in zip(total[name], before[name], strict=True)
+                    own * local + carried * passed
+                    for local, passed in zip(total[name], before[name], strict=True)
                 ]
         before = total
         acts = layer in position_layers

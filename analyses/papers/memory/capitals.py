@@ -217,7 +217,7 @@ def attention_to_said(model: MemoryTransformer, prompts: AnalogyPrompts) -> Look
 def with_unknown(
     model: MemoryTransformer, tokens: Sequence[int], generator: Generator
 ) -> MemoryTransformer:
-    """A copy that has never seen ``tokens``: their embeddings are drawn anew."""
+    """A copy that has never seen ``tokens``: their embeddings are drawn fresh."""
     copy = deepcopy(model)
     W_E, chosen = copy.embed.W_E, list(tokens)
     drawn = torch.randn(len(chosen), W_E.shape[1], generator=generator)

@@ -30,7 +30,7 @@ class _Frame(NamedTuple):
     """Sentences with slots, made ready for ``text % slots``."""
 
     text: str
-    draws: tuple[str, ...]  # the slots whose words are drawn anew each time
+    draws: tuple[str, ...]  # the slots whose words are drawn fresh each time
     n_words: int
     moves: bool  # to a new place
     is_there: bool | None  # whether people are there afterwards; None: as before
@@ -220,12 +220,12 @@ class _Telling:
         self._say(_THIRD)
 
     def _say(self, frames: _Frames) -> _Frame:
-        """Adds one of ``frames``; its people, its giver and its words are drawn."""
+        """Adds one of ``frames``; its people, who gives and its words are drawn."""
         frame = self._unused(frames)
         first, second = self._pair if self._draw() < 0.5 else self._pair[::-1]
-        giver, receiver = self._pair if self._draw() < 0.5 else self._pair[::-1]
+        subject, receiver = self._pair if self._draw() < 0.5 else self._pair[::-1]
         slots = self._slots
-        for role, name in (("A", first), ("B", second), ("S", giver), ("R", receiver)):
+        for role, name in (("A", first), ("B", second), ("S", subject), ("R", receiver)):
             slots.update(_FORMS[role][name])
         if frame.moves:
             self._place = self._pick(_PLACES)

@@ -31,7 +31,7 @@ def ioi_prompts(
     """``n`` distinct prompts, each a story's beginning that ends right before the recipient's name.
 
     BABA (the first-named gives) and ABBA (the second-named) take turns, so an even ``n`` has as
-    many of each. ``template`` has the slots {A}, {B}, {S} (the giver), {place} and {object}; its
+    many of each. ``template`` has the slots {A}, {B}, {S} (the subject), {place} and {object}; its
     prompts differ in these alone, and a corrupted one in {S}: a third name that never was held out
     with either. The same arguments give the same prompts.
 
@@ -92,7 +92,7 @@ def _prompt(
     article = rng.choice(("the", words.with_article(noun).split()[0]))
     template = f"{lead} {{S}} {rng.choice(giving.VERBS)} {article} {{object}} to"
     text, corrupted = (
-        template.format(A=first, B=second, S=giver, place=place, object=noun)
-        for giver in (subject, third)
+        template.format(A=first, B=second, S=who, place=place, object=noun)
+        for who in (subject, third)
     )
     return IOIPrompt(text, io, subject, order, template, corrupted)

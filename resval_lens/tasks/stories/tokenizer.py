@@ -29,7 +29,7 @@ def load_tokenizer() -> Tokenizer:
 
 
 def train_tokenizer(n_stories: int = 10_000, seed: int = 0) -> Tokenizer:
-    """What :func:`load_tokenizer` gives, made anew; with other arguments, one like it.
+    """What :func:`load_tokenizer` gives, made again; with other arguments, one like it.
 
     It learns from stories, then from each name a few times more: with a thousand stories already,
     every name is one token.

@@ -1,4 +1,4 @@
-"""The order in which rows are trained on: shuffled anew each epoch, and known for every step."""
+"""The order in which rows are trained on: shuffled again each epoch, and known for every step."""
 
 from __future__ import annotations
 

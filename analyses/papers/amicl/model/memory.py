@@ -45,7 +45,7 @@ class AMICLConfig:
             one-hot at the most similar key, the first of several.
         temperature: of ``softmax``, above 0.
         reading: what the last key is. ``paper`` (its text): k_s = 0. ``notebook`` (the authors'
-            code): k_s ~ N(0, 1/d), drawn anew for each sequence.
+            code): k_s ~ N(0, 1/d), drawn fresh for each sequence.
         distances: the sign of ``manhattan`` and ``euclidean``: ``negated``, as above, or ``raw``,
             so that what is far counts as similar. By default what the reading does: the paper
             calls them similarities, the notebook takes raw distances.

@@ -50,7 +50,7 @@ class PairTask:
 
     Each trial draws classes of its own: object means μ and labels l ~ N(0, 1/d). m pairs are drawn
     with replacement, the last pair repeats one of them, uniformly, and its label is masked (0). An
-    object is (μ + ε·η)/√(1 + ε²), with η drawn anew for each instance. Only the vectors that occur
+    object is (μ + ε·η)/√(1 + ε²), with η drawn fresh for each instance. Only the vectors that occur
     are drawn; the distribution is the same.
 
     Attributes:

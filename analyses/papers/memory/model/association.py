@@ -35,7 +35,7 @@ def duals(vectors: Float[Tensor, "vector d"], exact: bool) -> Float[Tensor, "vec
 
 
 def value_weights(attn: StreamAttention) -> tuple[float, float]:
-    """(a, b) of a layer's values, a · local + b · handed, of a stream of constant weights.
+    """(a, b) of a layer's values, a · local + b · passed, of a stream of constant weights.
 
     Raises:
         ValueError: the stream's weights are learned.

@@ -138,8 +138,8 @@ def analogy_task(
 ) -> TriggerTask:
     """Sequences in which other second words than their own follow some first words.
 
-    The triggers are ``n_triggers`` first words, drawn anew for each sequence; the output of each is
-    drawn from the second words other than its own. All else is :func:`pair_bigrams`.
+    The triggers are ``n_triggers`` first words, drawn fresh for each sequence; the output of each
+    is drawn from the second words other than its own. All else is :func:`pair_bigrams`.
 
     Raises:
         ValueError: as :func:`pair_bigrams` and :class:`TriggerTask`; a single second word; a leak
