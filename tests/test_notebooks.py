@@ -55,7 +55,7 @@ SAID = {
     },
     "7_bring_your_own": {
         r"0.0 · carried: loss ([\d.]+)": 0.720, r"1.0 · carried: loss ([\d.]+)": 0.776,
-        r"as trained +(\d[\d.]+)": 13.1, r"V₁ reversed +(.*)": -8.6,
+        r"as trained +(\d[\d.]+)": 13.1, r"v1 reversed +(.*)": -8.6,
         r"the prompt before: (.*)": -2.3, r"subject's name only: +(.*)": -2.5,
     },
     "8_your_model_your_task": {

@@ -1,4 +1,4 @@
-"""What the V₁→V₂ link does in a two-layer classifier: accuracies, edits of the links, attention.
+"""What the link v1 (the paper's V₁→V₂) does in a two-layer classifier: accuracies, edits of the links, attention.
 
 Everything here is measured live on the models given.
 """

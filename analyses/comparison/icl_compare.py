@@ -159,7 +159,7 @@ class ComparedClassifiers(Result):
             model, cut = self.models["values"], self.links["values"].accuracies_cut
             trained = model.accuracies
             said += [
-                f"Cutting the V₁→V₂ link of the values model (seed {model.seed}) takes IC from "
+                f"Cutting the link v1 of the values model (seed {model.seed}) takes IC from "
                 f"{trained['ic']:.2f} to {cut['ic']:.2f}.",
                 f"The same cut takes IW from {trained['iw']:.2f} to {cut['iw']:.2f}.",
             ]
