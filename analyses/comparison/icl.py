@@ -1,4 +1,4 @@
-"""What the link v1 (the paper's V₁→V₂) does in a two-layer classifier: accuracies, edits of the links, attention.
+"""The link v1 (the paper's V₁→V₂) of a two-layer classifier: accuracies, edits, attention.
 
 Everything here is measured live on the models given.
 """
