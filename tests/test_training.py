@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from resval_lens.io.files import read_tensors
 from resval_lens.models.classifier import ICLClassifier
-from resval_lens.models.presets import ICL_VARIANTS
+from resval_lens.models.presets import ICL_VARIANTS, PART_OF_GAIN
 from resval_lens.streams import AttentionStream
 from resval_lens.tasks.icl import ICLTask
 from resval_lens.training.icl import evaluate, train_icl
@@ -41,13 +41,15 @@ def by_hand(run: ICLRun) -> tuple[ICLClassifier, list[float]]:
     """SGD written out: each weight times 1 − decay, less lr times its gradient."""
     world, _ = draw_world(run)
     model, generator, losses = initial_model(run), run.generators()["batches"], []
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for _ in range(run.steps):
         batch = world.batch(run.batch, generator)
         loss = F.cross_entropy(model(batch.inputs), batch.targets)
         with torch.no_grad():
-            for p, gradient in zip(trained, torch.autograd.grad(loss, trained), strict=True):
-                p.copy_((1 - run.decay) * p - run.lr * gradient)
+            gradients = torch.autograd.grad(loss, list(trained.values()))
+            for (name, p), gradient in zip(trained.items(), gradients, strict=True):
+                rate = run.lr * (run.v_rate if name == "blocks.1.attn.W_V" else 1)
+                p.copy_((1 - run.decay) * p - rate * gradient)
         losses.append(loss.item())
     return model, losses
 
@@ -60,6 +62,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "learned": {"streams": AttentionStream("k", mix="learned_pair")},
     "gate": {"streams": AttentionStream("v", mix="gate")},
     "no decay": {"decay": 0.0},
+    "fast values": {"v_rate": 3.0},
+    "large values": {"v_size": 2.0},
 }
 
 
@@ -73,6 +77,30 @@ def test_training_is_sgd_with_decay(tmp_path: Path, variant: dict[str, Any]) -> 
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5, msg=name)
     means = [sum(losses[i : i + 10]) / 10 for i in (0, 10, 20)]
     assert [line["train_loss"] for line in metrics(tmp_path)[1:]] == pytest.approx(means, rel=1e-5)
+
+
+def test_larger_values_are_a_larger_start_and_a_faster_rate(tmp_path: Path) -> None:
+    """V₁ = g W X is a W that starts g times as large and learns g² times as fast."""
+    shared = replace(RUN, lr=0.1, decay=1e-3, streams="")
+    gain = train_icl(replace(shared, streams=ICL_VARIANTS["own-root-2"]), tmp_path / "gain")
+    parts = {name: value for part in PART_OF_GAIN.values() for name, value in part.items()}
+    apart = train_icl(replace(shared, **parts), tmp_path / "apart")  # type: ignore[arg-type]
+    assert gain is not None
+    assert apart is not None
+    for (name, ours), theirs in zip(gain.named_parameters(), apart.parameters(), strict=True):
+        factor = 2**0.5 if name == "blocks.1.attn.W_V" else 1
+        torch.testing.assert_close(factor * ours, theirs, rtol=1e-4, atol=1e-5, msg=name)
+    for part in PART_OF_GAIN.values():  # alone, neither is
+        alone = train_icl(replace(shared, **part), tmp_path / next(iter(part)))  # type: ignore[arg-type]
+        assert alone is not None
+        assert not torch.allclose(alone.readout.W_U, apart.readout.W_U, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_of_usual_values_is_written_as_before_they_were_a_setting() -> None:
+    assert not {"v_size", "v_rate"} & set(RUN.to_dict())
+    fast = replace(RUN, v_rate=2.0)
+    assert ICLRun.from_dict(fast.to_dict()) == fast
+    assert ICLRun.from_dict(RUN.to_dict()) == RUN
 
 
 def test_what_is_trained_moves_and_what_is_not_stays(tmp_path: Path) -> None:

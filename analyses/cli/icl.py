@@ -53,7 +53,8 @@ def train_icl_command(
     Every variant is trained with every seed, in steps of 128 sequences; variants of one seed share
     vectors, batches and initial weights. Variants: classic, queries, keys, values, values-detached,
     queries-values, queries-keys-values, values-half; own-half, own-root-2 and own-2 (layer 1's
-    values scaled, no link), values-norm-matched, values-no-own. With --streams those are trained
+    values scaled, no link), size-root-2 and rate-2 (its W_V larger at first, or learning faster),
+    values-norm-matched, values-no-own. With --streams those are trained
     instead, whatever they are. A snapshot's weights take 1 MB.
     Killed or stopped, the same command goes on from the newest snapshots. Training is a CPU
     program.
@@ -126,7 +127,7 @@ def train_icl_runs(
         ValueError: an unknown variant or spec, and what training refuses.
     """
     from resval_lens.analyses.cli.training_bars import train_with_bars
-    from resval_lens.models.presets import icl_variant
+    from resval_lens.models.presets import PART_OF_GAIN, icl_variant
     from resval_lens.streams import parse_streams
     from resval_lens.training.icl_run import ICLRun
 
@@ -138,7 +139,7 @@ def train_icl_runs(
         parsed = parse_streams(streams, 2)
         chosen = {folder_words(parsed): parsed}
     planned = [
-        ICLRun(name, own, seed, spec, steps=steps, lr=lr)  # type: ignore[arg-type]
+        ICLRun(name, own, seed, spec, steps=steps, lr=lr, **PART_OF_GAIN.get(name, {}))  # type: ignore[arg-type]
         for seed in seeds
         for name, own in chosen.items()
     ]

@@ -4,6 +4,8 @@ A stream also makes layer 1's values larger. So beside classic and values there 
 whose layer 1 has larger values and no link, and one with the link and values of the old size:
 
     own-root-2, own-2, own-half     V₁ = g W₁ᵛ X, g = √2, 2, ½: gain alone
+    size-root-2, rate-2             V₁ = W₁ᵛ X, W₁ᵛ √2 times as large at first, or learning twice
+                                    as fast: the two parts of gain √2 under SGD
     values-norm-matched             V₁ = (W₁ᵛ X + V₀) / √2: the stream without gain
     values-detached                 V₁ = W₁ᵛ X + V₀, no gradient through V₀
 """
@@ -35,6 +37,7 @@ from resval_lens.analyses.results.seeds import (
     spread,
     t_tests,
 )
+from resval_lens.models.presets import PART_OF_GAIN
 from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.recorded import RecordedRun
 
@@ -47,9 +50,10 @@ LEVELS = (0.5, 0.9, 0.95)
 CLASSIC, STREAM = "classic", "values"
 GAIN_ALONE = ("own-root-2", "own-2")
 """Larger values and no link."""
+PARTS = tuple(PART_OF_GAIN)
 LESS = "own-half"
 VARIANTS = (
-    CLASSIC, LESS, *GAIN_ALONE, "values-norm-matched", "values-detached", STREAM,
+    CLASSIC, LESS, *GAIN_ALONE, *PARTS, "values-norm-matched", "values-detached", STREAM,
 )  # fmt: skip
 PUBLISHED_RATE = 0.01
 
@@ -284,6 +288,6 @@ def _check_alike(runs: Sequence[RecordedRun[ICLRun]]) -> None:
 def _settings(recorded: RecordedRun[ICLRun]) -> dict[str, Any]:
     """Everything but what names a run, its length and how often it was measured."""
     settings = recorded.run.to_dict()
-    for name in ("name", "streams", "seed", "steps", "snapshot_every"):
-        del settings[name]
+    for name in ("name", "streams", "v_size", "v_rate", "seed", "steps", "snapshot_every"):
+        settings.pop(name, None)
     return settings

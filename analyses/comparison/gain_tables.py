@@ -8,6 +8,7 @@ from resval_lens.analyses.comparison.gain import (
     CLASSIC,
     GAIN_ALONE,
     LEVELS,
+    PARTS,
     PUBLISHED_RATE,
     STREAM,
     VARIANTS,
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 MATCHED = "values-norm-matched"
 CALLED = {
     CLASSIC: "classic", STREAM: "the stream", "own-root-2": "own values × √2 without a link",
-    "own-2": "own values × 2 without a link", MATCHED: "a stream of constant norm",
+    "own-2": "own values × 2 without a link", "size-root-2": "W_V √2 times as large at first",
+    "rate-2": "W_V learning twice as fast", MATCHED: "a stream of constant norm",
     "values-detached": "a stream without its gradient",
 }  # fmt: skip
 """Variants in sentences."""
@@ -124,7 +126,7 @@ def answers(rate: AtRate, task: str, level: float) -> list[str]:
             f"To {where(task, level)} the value stream takes {percent(stream.saving)} fewer steps "
             f"than classic ({stream.saving.seeds} seeds; {_tested(stream)})."
         )
-    shares = (rate.share(task, level, name) for name in (*GAIN_ALONE, MATCHED))
+    shares = (rate.share(task, level, name) for name in (*GAIN_ALONE, *PARTS, MATCHED))
     parts = [
         f"{CALLED[each.variant]} {percent(each.ours)}"
         for each in shares
@@ -133,8 +135,8 @@ def answers(rate: AtRate, task: str, level: float) -> list[str]:
     if parts:
         said.append(f"Of what it saves to {where(task, level)}: {', '.join(parts)}.")
     for second, firsts in (
-        (STREAM, (*GAIN_ALONE, MATCHED, "values-detached")),
-        (CLASSIC, (MATCHED,)),
+        (STREAM, (*GAIN_ALONE, *PARTS, MATCHED, "values-detached")),
+        (CLASSIC, (*PARTS, MATCHED)),
     ):
         sides = [_beside(rate, rate.compared(task, level, first, second)) for first in firsts]
         if any(sides):

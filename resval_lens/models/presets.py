@@ -39,7 +39,16 @@ GAIN_VARIANTS: dict[str, Streams] = {
 without any link, or the link is there and their norm as without it (two independent parts of equal
 norm, each over √2); the last has the link alone: no W_V of layer 1's own."""
 
-ICL_VARIANTS: dict[str, Streams] = PAPER_VARIANTS | FURTHER_VARIANTS | GAIN_VARIANTS
+PART_OF_GAIN: dict[str, dict[str, float]] = {
+    "size-root-2": {"v_size": 2**0.5},
+    "rate-2": {"v_rate": 2.0},
+}
+"""What own-root-2 changes, one thing at a time, as fields of ICLRun. Under SGD V₁ = g W X learns as
+a W that starts g times as large, at g² times the learning rate (g W moves by g² lr ∂L/∂(g W))."""
+
+ICL_VARIANTS: dict[str, Streams] = (
+    PAPER_VARIANTS | FURTHER_VARIANTS | GAIN_VARIANTS | dict.fromkeys(PART_OF_GAIN, ())
+)
 
 
 def icl_variant(name: str) -> Streams:

@@ -48,9 +48,18 @@ def trainee(
     tests: dict[str, ICLBatch],
 ) -> Trainee[ICLClassifier]:
     """``model`` as ``run`` trains it: SGD on batches of ``world`` that ``generator`` draws."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    values = model.blocks[1].attn.W_V
+    rates = {True: run.lr * run.v_rate, False: run.lr}
     # p ← p − lr·(g + decay/lr·p) = (1 − decay)·p − lr·g
-    sgd = torch.optim.SGD(parameters, lr=run.lr, weight_decay=run.decay / run.lr, foreach=True)
+    groups = [
+        {
+            "params": [p for p in model.parameters() if p.requires_grad and (p is values) == own],
+            "lr": lr,
+            "weight_decay": run.decay / lr,
+        }
+        for own, lr in rates.items()
+    ]
+    sgd = torch.optim.SGD(groups, foreach=True)
     logits = answer if can_answer_fast(model) else ICLClassifier.__call__
 
     def loss() -> Tensor:

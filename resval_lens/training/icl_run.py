@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Generator
 
 from resval_lens.checks import is_number
@@ -32,6 +33,7 @@ class ICLRun(TrainableRun[ICLClassifier]):
             their own, so that variants of one seed share all of them).
         steps, batch, lr: plain SGD.
         decay: every weight is also multiplied by 1 − decay each step.
+        v_size, v_rate: layer 1's W_V starts v_size times as large, and learns v_rate times as fast.
         snapshot_every: steps between snapshots.
         test_size: sequences in each of the four test sets.
 
@@ -51,6 +53,8 @@ class ICLRun(TrainableRun[ICLClassifier]):
     batch: int = 128
     lr: float = 0.01
     decay: float = 1e-6
+    v_size: float = 1.0
+    v_rate: float = 1.0
     snapshot_every: int = 500
     test_size: int = 10_000
 
@@ -59,6 +63,10 @@ class ICLRun(TrainableRun[ICLClassifier]):
         check_sgd_settings(self)
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay must be a number from 0 to below 1; got {self.decay!r}")
+        for name in ("v_size", "v_rate"):
+            value = getattr(self, name)
+            if not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be a finite number above 0; got {value!r}")
 
     @property
     def rank(self) -> tuple[int, str, int]:
@@ -90,7 +98,11 @@ class ICLRun(TrainableRun[ICLClassifier]):
         return f"IC {metrics['ic']['accuracy']:.3f}"
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"streams": [stream.to_dict() for stream in self.streams]}
+        written = asdict(self) | {"streams": [stream.to_dict() for stream in self.streams]}
+        for name in ("v_size", "v_rate"):
+            if written[name] == 1:  # as in runs that were recorded before there were such settings
+                del written[name]
+        return written
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> Self:
@@ -147,7 +159,10 @@ def initial_model(run: ICLRun) -> ICLClassifier:
     """The model of a run before its first step."""
     config = model_config(run)
     ICLClassifier.check_memory(config)
-    return ICLClassifier(config, generator=run.generators()["weights"])
+    model = ICLClassifier(config, generator=run.generators()["weights"])
+    with torch.no_grad():
+        model.blocks[1].attn.W_V.mul_(run.v_size)
+    return model
 
 
 def kept_models(run: ICLRun, folder: Path) -> Iterator[tuple[int, ICLClassifier]]:
