@@ -154,7 +154,7 @@ def test_what_is_said_is_what_was_measured(compared: ComparedCircuits) -> None:
         assert f"{measures['edges'].mean:.3g} edges" in sentence
         kept = measures["model, links corrupted"].mean
         assert last.endswith(f"values model keeps {kept:.0%} of the clean − corrupted gap.")
-    assert said[-4].endswith("of who gave is a token.")
+    assert said[-4].endswith("of the subject is its token.")
     token, position = (f"by {compared.heads[1].signals.effects['all'][kind]:z.0%}"
                        for kind in ("token", "position"))  # fmt: skip
     assert token.replace("-", "−") in said[-3]

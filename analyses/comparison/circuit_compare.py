@@ -225,7 +225,7 @@ def ioi_heads(
     seed: int = 0,
     note: Note = lambda text: None,
 ) -> list[IOIHeads]:
-    """Each language model's heads by role, and what its links carry of who gave."""
+    """Each language model's heads by role, and what its links carry of the subject."""
     heads = []
     for each in models:
         drawn = each.prompts(prompts, seed)
@@ -328,14 +328,31 @@ class ComparedCircuits(Result):
         """What the value link does, from what corrupting and cutting it does."""
         return sentences(self.circuits, self.heads, self.matrices)
 
+    @property
+    def linked(self) -> list[OverSeeds]:
+        """What models with links do on indirect objects with every link corrupted."""
+        return [
+            row for row in self.over_seeds
+            if row.task.startswith("IOI") and "model, links corrupted" in row.measures
+        ]  # fmt: skip
+
+    @property
+    def with_links(self) -> list[IOIHeads]:
+        """Models of the first architecture that has links."""
+        several = [each for each in self.heads if each.signals is not None]
+        return [each for each in several if each.architecture == several[0].architecture]
+
+    def kept(self) -> list[str]:
+        """Of indirect objects: what is left without links."""
+        return [links_corrupted(self.linked[-1])] if self.linked else []
+
+    def carried(self) -> list[str]:
+        """Of indirect objects: what links carry."""
+        return what_links_carry(self.with_links)[1:2] if self.with_links else []
+
     def headlines(self) -> list[str]:
-        """Of indirect objects: what is left without links, and what links carry."""
-        rows = [row for row in self.over_seeds if row.task.startswith("IOI")]
-        linked = [row for row in rows if "model, links corrupted" in row.measures]
-        kept = [links_corrupted(linked[-1])] if linked else []
-        with_links = [each for each in self.heads if each.signals is not None]
-        of_first = [each for each in with_links if each.architecture == with_links[0].architecture]
-        return [*kept, *(what_links_carry(of_first)[1:2] if of_first else [])]
+        """What is left without links, and what links carry."""
+        return [*self.kept(), *self.carried()]
 
     def circuit_tables(self) -> list[Table]:
         """Measures over seeds; of language models also circuits by every metric."""

@@ -180,16 +180,16 @@ def _by_metric(matrix: MetricMatrix) -> Iterator[str]:
 
 
 def what_links_carry(several: Sequence[IOIHeads]) -> list[str]:
-    """What the links of models of one architecture carry of who gave."""
+    """What the links of models of one architecture carry of the subject."""
     effects = [each.signals.effects["all"] for each in several if each.signals is not None]
     token, position = (_over([effect[kind] for effect in effects]) for kind in SIGNALS[:2])
-    signal = "a token" if token.mean < position.mean else "a position"
+    signal = "its token" if token.mean < position.mean else "its position"
     whose = f"{several[0].architecture} model ({_of([each.seed for each in several])})"
     return [
-        f"What the links of the {whose} carry of who gave is {signal}.",
-        f"Links of the {whose}, frozen to prompts in which the other person's token gives, "
+        f"What the links of the {whose} carry of the subject is {signal}.",
+        f"Links of the {whose}, frozen to prompts whose subject is the other of the two names, "
         f"change the logit difference by {_percent(token)} (−200%: inverted).",
-        f"Links of the {whose}, frozen to prompts in which the subject stood elsewhere, "
+        f"Links of the {whose}, frozen to prompts in which the two names change places, "
         f"change the logit difference by {_percent(position)}.",
         "The logit difference does not say whether either is named.",
     ]

@@ -119,7 +119,7 @@ def roles_table(heads: Sequence[IOIHeads]) -> Table:
 
 
 def signals_table(heads: Sequence[IOIHeads]) -> Table:
-    """What links carry of who gave: layers' links, and the single ones that matter."""
+    """What links carry of the subject: layers' links, and the single ones that matter."""
     found = [(each, each.signals) for each in heads if each.signals is not None]
     kinds = found[0][1].signals
     rows: list[Row] = []

@@ -2,7 +2,7 @@
 
 Measured live on the models given, on unseen names, frames and objects of the generated stories, or
 on general prompts where they were trained on other text;
-the corrupted prompts differ in who gives.
+the corrupted prompts have another subject.
 """
 
 from __future__ import annotations

@@ -102,10 +102,14 @@ def show_figure(figure: Figure, name: str) -> Display:
     )
 
 
-def figure_html(figure: Figure, name: str, caption: str = "") -> str:
-    """The figure as HTML for a page, with words under it if there is a ``caption``."""
+def figure_html(figure: Figure, name: str, caption: str = "", above: str = "") -> str:
+    """The figure as HTML for a page, with words under it if there is a ``caption``.
+
+    Args:
+        above: HTML over it.
+    """
     below = f"<figcaption>{words(caption)}</figcaption>" if caption else ""
-    return f"<figure>{scrolled(svg(figure, name, unique('f')))}{below}</figure>"
+    return f"<figure>{above}{scrolled(svg(figure, name, unique('f')))}{below}</figure>"
 
 
 def unique(prefix: str) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from base64 import b64encode
 from functools import cache
 from html import escape
 from importlib.resources import files
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,12 @@ def script() -> str:
 
 
 @cache
+def export_script() -> str:
+    """The ``<script>`` of pages that saves figures and tables as files."""
+    return f"<script>{_own('export.js')}</script>"
+
+
+@cache
 def circuitsvis_script() -> str:
     """CircuitsVis's bundle as a ``<script>``; ``page.js`` draws, whichever of the two is first."""
     bundle = (files("circuitsvis") / "dist" / "cdn" / "iife.js").read_text(encoding="utf-8")
@@ -55,25 +63,57 @@ def circuitsvis(element: str, name: str, **props: Any) -> str:
     """
     return (
         f'<div class="rv-circuitsvis" role="region" tabindex="0" aria-label="{words(name)}">'
-        f"{_data({'element': element, 'props': props})}</div>"
+        f"{data({'element': element, 'props': props})}</div>"
     )
+
+
+def slug(name: str) -> str:
+    """``name`` as a part of an address: small ASCII letters, digits and hyphens."""
+    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def permalink(place: str, name: str) -> str:
+    """The ¶ that names a place of a page, and leads to it; its id is the place's."""
+    own = slug(place)
+    return (
+        f'<a class="rv-permalink" id="{own}" href="#{own}" aria-label="Link to {words(name)}">¶</a>'
+    )
+
+
+def tools(place: str, name: str) -> str:
+    """The line above a figure or a table: its ¶, to which ``export.js`` adds buttons."""
+    own = permalink(place, name)
+    return f'<div class="rv-tools" data-of="{words(name)}">{own}</div>'
+
+
+def told_apart(body: str) -> str:
+    """``body`` with a number after each permalink's id that an earlier one has, too."""
+    seen: set[str] = set()
+
+    def own(found: re.Match[str]) -> str:
+        names = (f"{found[1]}-{number}" if number > 1 else found[1] for number in count(1))
+        name = next(name for name in names if name not in seen)
+        seen.add(name)
+        return f'id="{name}" href="#{name}"'
+
+    return re.sub(r'id="([a-z0-9-]+)" href="#\1"', own, body)
 
 
 def later(body: str) -> str:
     """HTML that ``page.js`` puts here; where no script runs it is not there, not even as words."""
-    return f'<div class="rv-later" hidden>{_data(body)}</div>'
+    return f'<div class="rv-later" hidden>{data(body)}</div>'
 
 
-def _data(content: Any) -> str:
+def data(content: Any) -> str:
     """JSON that scripts read and no browser takes for anything else."""
-    data = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
-    return f'<script type="application/json">{data}</script>'
+    text = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
+    return f'<script type="application/json">{text}</script>'
 
 
 def still(image: bytes, name: str) -> str:
     """A PNG inside of HTML, before what ``page.js`` shows in its place."""
-    data = b64encode(image).decode()
-    return f'<img class="rv-still" alt="{words(name)}" src="data:image/png;base64,{data}">'
+    text = b64encode(image).decode()
+    return f'<img class="rv-still" alt="{words(name)}" src="data:image/png;base64,{text}">'
 
 
 def small(image: bytes) -> bytes:
@@ -103,7 +143,8 @@ def page(title: str, body: str, with_circuitsvis: bool = False) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f'<link rel="icon" href="data:,">\n<title>{words(title)}</title>\n{style()}\n{bundle}\n'
-        f'</head>\n<body class="rv">\n<main>\n{body}\n</main>\n{script()}\n</body>\n</html>\n'
+        f'</head>\n<body class="rv">\n<main>\n{told_apart(body)}\n</main>\n{script()}\n'
+        f"{export_script()}\n</body>\n</html>\n"
     )
 
 

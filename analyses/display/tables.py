@@ -6,15 +6,19 @@ import re
 
 from rich.table import Table
 
-from resval_lens.analyses.display.page import words
-from resval_lens.analyses.results.tables import heads_group, text_of
+from resval_lens.analyses.display.page import data, tools, words
+from resval_lens.analyses.results.tables import as_csv, heads_group, text_of
+
+LONG = 12
+"""Tables of more rows are folded."""
 
 
 def html_table(table: Table) -> str:
     """A rich table as a ``<table>`` that a narrow screen scrolls; bold rows head those below.
 
     Headings of several lines become one, what follows the first after a colon; the title and the
-    caption stand together above, outside of what scrolls.
+    caption stand together above, outside of what scrolls. A table of more than ``LONG`` rows is
+    folded. Its CSV, the same as in the file beside the page, is what ``export.js`` saves.
     """
     columns = [list(column.cells) for column in table.columns]
     left_of = [column.justify not in ("right", "center") for column in table.columns]
@@ -38,13 +42,22 @@ def html_table(table: Table) -> str:
         )
         last = ' class="rv-section"' if row.end_section else ""
         lines.append(f'<tr{last}><th scope="row">{words(first.plain.strip())}</th>{cells}</tr>')
-    title = _plain(table.title) if table.title else ""
-    caption = f"<br>{_plain(table.caption)}" if table.caption else ""
-    return (
-        f'<div><p class="rv-caption">{title}{caption}</p>'
+    title = _plain(table.title) if table.title else "Table"
+    caption = f"<p>{_plain(table.caption)}</p>" if table.caption else ""
+    body = (
         f'<div class="rv-scroll" role="region" tabindex="0" aria-label="{title}">'
         f'<table aria-label="{title}"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div></div>"
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+    count = len(lines)
+    shown = (
+        f"<details><summary>{title} ({count} rows)</summary>{caption}{body}</details>"
+        if count > LONG
+        else f"<p>{title}</p>{caption}{body}"
+    )
+    named = text_of(table.title or "Table").plain.split("\n")[0]
+    return (
+        f'<div class="rv-table">{tools(f"table {named}", named)}{shown}{data(as_csv(table))}</div>'
     )
 
 

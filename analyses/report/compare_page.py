@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.markup import escape as markup
 from rich.table import Table
 
 from resval_lens.analyses.circuits.metrics import FAITHFUL
-from resval_lens.analyses.comparison import figures
+from resval_lens.analyses.comparison import figures, headline_figures
 from resval_lens.analyses.comparison.circuit_compare import ComparedCircuits
 from resval_lens.analyses.comparison.compare_parts import Comparison
 from resval_lens.analyses.comparison.icl_compare import ComparedClassifiers
@@ -21,9 +22,15 @@ from resval_lens.analyses.comparison.ioi_cells import cells_sentences
 from resval_lens.analyses.comparison.lm_compare import ComparedLanguageModels, NotCompared
 from resval_lens.analyses.comparison.lm_emergence import LMEmergence
 from resval_lens.analyses.display.attention import attention_body
-from resval_lens.analyses.display.page import page, words
+from resval_lens.analyses.display.page import words
 from resval_lens.analyses.display.tables import html_table
-from resval_lens.analyses.report.result_page import drawn_figure, provenance, sentences
+from resval_lens.analyses.report.result_page import (
+    HOW,
+    drawn_figure,
+    provenance,
+    sections_page,
+    sentences,
+)
 from resval_lens.analyses.studies import circuit_figures, intervention_figures
 from resval_lens.analyses.studies.patching import Patching
 from resval_lens.training.icl_run import ICLRun
@@ -35,6 +42,17 @@ Drawn = Mapping[str, Figure | None]
 TITLE = "Classic and residual-value transformers, compared"
 CLASSIFIERS = "two-layer classifiers"
 LANGUAGE_MODELS = "language models"
+IC = (
+    "IC is accuracy on sequences whose classes were never seen in training: only the context tells "
+    "their labels."
+)
+IOI = (
+    "IOI is naming the indirect object (IO), the one of two names that the prompt says once; the "
+    "subject (S) is the other."
+)
+CORRUPTED = (
+    "Corrupted prompts of IOI have another name as subject (random-S2) or three other names (ABC)."
+)
 MAIN = 3
 """So many findings open the page; the others stand below the figures."""
 
@@ -59,36 +77,25 @@ def compare_page(
     ready = ready or {}
     said = data.get("found", [])
     classifiers, language, circuits = study.classifiers, study.language_models, study.circuits
-    sections: dict[str, Callable[[], str]] = {
-        "What was compared": lambda: _compared(study),
-        "Accuracy and emergence": lambda: _emergence(study, runs, lm_runs, ready),
-        "Attention": lambda: _attention(classifiers, language),
-        "Links ablated": lambda: _links(classifiers, language, ready),
-        "Activations patched": lambda: _patched(language.patched),
-        "Circuits": lambda: _circuits(circuits, ready),
-        "What links carry": lambda: _signals(circuits),
-        "The four cells": lambda: _cells(classifiers, language),
-        "What else was found": lambda: _found(said[MAIN:]),
-        "Provenance": lambda: provenance(
+    sections = {
+        "What was compared": _compared(study),
+        "Accuracy and emergence": _emergence(study, runs, lm_runs, ready),
+        "Attention": _attention(classifiers, language),
+        "Links ablated": _links(classifiers, language, ready),
+        "Activations patched": _patched(language.patched),
+        "Circuits": _circuits(circuits, ready),
+        "What links carry": _signals(circuits),
+        "The four cells": _cells(classifiers, language),
+        "What else was found": _found(said[MAIN:]),
+        "Provenance": provenance(
             data["provenance"],
             study.settings,
             "compare.json",
             "; the curves of training are in the runs' metrics",
         ),
     }
-    ids = {heading: heading.lower().replace(" ", "-") for heading in sections}
-    contents = "".join(f'<li><a href="#{ids[name]}">{name}</a></li>' for name in sections)
-    body = [
-        f"<h1>{TITLE}</h1>{_lead(said[:MAIN])}",
-        f'<nav aria-label="Contents"><ul>{contents}</ul></nav>',
-        '<p class="rv-quiet">Point at or touch a part of a figure, or Tab to it and go on with the '
-        "arrow keys, and it says its number. Wide figures and tables scroll sideways.</p>",
-    ]
-    body += [
-        f'<section aria-labelledby="{ids[name]}"><h2 id="{ids[name]}">{name}</h2>{make()}</section>'
-        for name, make in sections.items()
-    ]
-    return page(TITLE, "\n".join(body), with_circuitsvis=True)
+    lead = _lead(said[:MAIN], study, runs) + HOW
+    return sections_page(TITLE, lead, sections, with_circuitsvis=True)
 
 
 def _compared(study: Comparison) -> str:
@@ -122,27 +129,66 @@ def _compared(study: Comparison) -> str:
         f"{CLASSIFIERS} that learn to classify in context, and "
         f"{LANGUAGE_MODELS} that name the indirect object of a sentence. Everything below "
         "was measured now, on these models, but training curves and the tables under them, which "
-        "are of recorded runs.</p><p>Layers in names count from 0: the links v1 arrive in layer 1, "
-        "those of its head 2 are v1.h2; a1.h2 is that head and m1 the layer's MLP. V₁→V₂ is the "
-        "paper's name for the one link of a classifier, whose layers are also called 1 and "
-        "2.</p>" + html_table(table)
+        "are of recorded runs.</p><p>Layers count from 0: the links v1 (in a classifier the "
+        "paper's V₁→V₂) arrive in layer 1, v1.h2 is the one into its head 2; a1.h2 is that head "
+        "and m1 the layer's MLP.</p>" + html_table(table)
     )
 
 
-def _lead(said: Sequence[str]) -> str:
-    """The findings that matter most, and what none of them says."""
+def _lead(said: Sequence[str], study: Comparison, runs: Sequence[RecordedRun[ICLRun]]) -> str:
+    """The findings that matter most, each with its figure, and what none of them says."""
     if not said:
         return '<p class="rv-lead">The numbers bear no sentence; they are below.</p>'
-    lines = "".join(f"<li>{words(sentence)}</li>" for sentence in said)
+    drawn = _headline_figures(study, runs)
+    lines = "".join(
+        f'<li class="rv-finding"><p>{words(sentence)}</p>'
+        f"{drawn_figure(*drawn[sentence]()) if sentence in drawn else ''}</li>"
+        for sentence in said
+    )
+    told = re.sub("`([^`]+)`", r"<code>\1</code>", NO_GAIN_CONTROL)
     return (
         f'<ol class="rv-lead">{lines}</ol><p class="rv-quiet">A link\'s weight, norm or attention '
         "is not its importance; where these sentences say what a link does, it was cut or "
-        f"corrupted. {NO_GAIN_CONTROL}</p>"
+        f"corrupted. {told}</p>"
     )
 
 
+def _headline_figures(
+    study: Comparison, runs: Sequence[RecordedRun[ICLRun]]
+) -> dict[str, Callable[[], tuple[Figure, str, str]]]:
+    """By sentence its figure, the figure's name and caption."""
+    made: dict[str, Callable[[], tuple[Figure, str, str]]] = {}
+    found, circuits = study.emergence, study.circuits
+    for sentence in found.told()[:1]:
+        made[sentence] = lambda: (
+            headline_figures.sooner(icl_curves(runs), found), "Accuracy on IC in training",
+            f"{IC} Thin: single seeds; thick: their mean; dots: where each seed first passes "
+            f"{found.threshold:g}; dashed: the mean of these steps.",
+        )  # fmt: skip
+    for sentence in circuits.kept():
+        made[sentence] = lambda: (
+            headline_figures.links_corrupted(circuits.linked), "Gap kept without what links carry",
+            f"{IOI} Every link carries what it carries on the corrupted prompt; everything else is "
+            "the clean prompt's. 100%: as on the clean prompt; 0%: as on the corrupted one. "
+            f"{CORRUPTED}",
+        )  # fmt: skip
+    for sentence in circuits.carried():
+        made[sentence] = lambda: (
+            headline_figures.links_carry(circuits.with_links), "What links carry of the subject",
+            "Links frozen to prompts that change what tells the subject: its token (which name "
+            "comes twice) or its position (the first or the second). −100%: no preference is left; "
+            "−200%: the other name is preferred as much.",
+        )  # fmt: skip
+    return made
+
+
 def _found(said: Sequence[str]) -> str:
-    return sentences(said) or "<p>Nothing that is not above.</p>"
+    if not said:
+        return "<p>Nothing that is not above.</p>"
+    return (
+        f"<details><summary>{len(said)} sentences, with one number each</summary>"
+        f"{sentences(said)}</details>"
+    )
 
 
 def _emergence(
@@ -155,8 +201,9 @@ def _emergence(
         f"<h3>{CLASSIFIERS.capitalize()}</h3>",
         drawn_figure(ready.get("accuracy.png") or study.classifiers.accuracy_figure(),
                  "Accuracy of each model on each task",
-                "Accuracy at the end of training, of one seed. Test: as in training; IC: fresh "
-                "classes; IC2: known classes with new labels; IW: only memory helps."),
+                "Accuracy at the end of training, of one seed. Test: as in training; IC: classes "
+                "never seen; IC2: known classes, their labels exchanged; IW: the class of the "
+                "query is not in the context, so that only memory (in weights) helps."),
         drawn_figure(ready.get("emergence.png") or icl_curves(runs).figure(),
                  "Accuracy and loss of classifiers in training",
                 "Thin: single seeds; thick: their mean."),
@@ -223,12 +270,12 @@ def _links(classifiers: ComparedClassifiers, language: ComparedLanguageModels, r
                     "v1 are the links that arrive in layer 1, all heads. At c = 0 also "
                     "mean-ablated (○) and resampled from the corrupted prompts (×)."),
         ]  # fmt: skip
-        if study.story_loss:
-            parts += map(html_table, study.story_loss.tables())
         if name in language.scores:  # its own links, not grafted ones
             alone = intervention_figures.ablated(study, *of, scales=False)
             said = "Each layer's links and each head's alone (v1.h2: into head 2 of layer 1)."
             parts.append(drawn_figure(alone, f"{name}: each link edited", said))
+        if study.story_loss:
+            parts += map(html_table, study.story_loss.tables())
     return "".join(parts) or "<p>None of these models has links.</p>"
 
 
@@ -239,9 +286,9 @@ def _patched(patched: Sequence[Patching]) -> str:
     assert example is not None
     said = (
         "<p>The corrupted run takes one activation from the clean run: how much of the gap between "
-        "the two does it recover (0: as corrupted, 1: as clean)? IO is the indirect object's name, "
-        "S1 and S2 the subject's first and second mention, S1+1 the token after the first, end the "
-        "last. The corrupted prompts differ in who gives: "
+        "the two does it recover (0: as corrupted, 1: as clean)? Below 0 the activation works "
+        f"against the answer. {IOI} S1 and S2 are the subject's first and second mention, S1+1 the "
+        "token after the first, end the last. The corrupted prompts have another subject: "
         f"<q>{words(example.clean)}</q>, <q>{words(example.corrupted)}</q>.</p>"
     )
     sites = list(dict.fromkeys(found.site for found in patched))
@@ -296,9 +343,12 @@ def _signals(circuits: ComparedCircuits) -> str:
         return "<p>No language model was compared.</p>"
     said = (
         "<p>Roles after Wang et al. (arXiv 2211.00593), measured on ABC prompts: movers attend "
-        "from "
-        "the end to a name and write it (negative: against it; of both names: the subject's, too), "
-        "suppressors write it off, inhibiting heads tell movers which to leave out.</p>"
+        "from the end to a name and write it, negative ones against it (movers of both names write "
+        "the subject, too); suppressors write it off; inhibiting heads tell movers which name to "
+        "leave out. “noise” is what the head's corrupted output does to the logit difference, "
+        "in parts of the gap: below 0 the head helps the answer, above 0 it works against it."
+        "</p><p>Then links are frozen to corrupted prompts that change the subject as a token, or "
+        "as a position.</p>"
     )
     return said + "".join(map(html_table, circuits.head_tables()))
 

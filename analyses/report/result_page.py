@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from html import unescape
 from pathlib import PurePath
 from typing import Any
 
@@ -10,9 +12,16 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from resval_lens.analyses.display.display import figure_html
-from resval_lens.analyses.display.page import page, words
+from resval_lens.analyses.display.page import page, permalink, slug, tools, words
 from resval_lens.analyses.display.tables import html_table
 from resval_lens.analyses.results.result import Result
+
+HOW = (
+    '<p class="rv-quiet">Point at or touch a part of a figure, or Tab to it and go on with the '
+    "arrow keys: it says its number. The buttons above a figure or a table save it; the PDF is the "
+    "print view of that figure alone. ¶ is a link to the place. Wide figures and tables scroll "
+    "sideways.</p>"
+)
 
 
 def result_page(result: Result, document: Mapping[str, Any], title: str, name: str) -> str:
@@ -30,15 +39,37 @@ def result_page(result: Result, document: Mapping[str, Any], title: str, name: s
         drawn_figure(figure, PurePath(file).stem.replace("-", " "), "")
         for file, figure in result.figures().items()
     )
-    sections = {"Found": sentences(result.sentences()), "Tables": tables, "Figures": figures,
+    sections = {"Found": sentences(result.sentences()), "Figures": figures, "Tables": tables,
                 "Provenance": provenance(document["provenance"], {}, name)}  # fmt: skip
-    body = "".join(
-        f'<section aria-labelledby="{heading.lower()}"><h2 id="{heading.lower()}">{heading}</h2>'
-        f"{made}</section>"
-        for heading, made in sections.items()
-        if made
-    )
-    return page(title, f"<h1>{words(title)}</h1>{body}", with_circuitsvis=False)
+    return sections_page(title, HOW, sections)
+
+
+def sections_page(
+    title: str, lead: str, sections: Mapping[str, str], *, with_circuitsvis: bool = False
+) -> str:
+    """A page of ``sections``, HTML by heading; empty ones are left out.
+
+    The contents stand below the lead; each section and each heading in it has its permalink.
+    """
+    shown = {heading: made for heading, made in sections.items() if made}
+    contents = "".join(f'<li><a href="#{slug(each)}">{words(each)}</a></li>' for each in shown)
+    body = [
+        f"<h1>{words(title)}</h1>{lead}",
+        f'<nav aria-label="Contents"><ul>{contents}</ul></nav>',
+        *(_section(heading, made) for heading, made in shown.items()),
+    ]
+    return page(title, "\n".join(body), with_circuitsvis)
+
+
+def _section(heading: str, made: str) -> str:
+    def linked(found: re.Match[str]) -> str:
+        name = unescape(found[1])
+        return f"<h3>{found[1]}{permalink(f'{heading} {name}', name)}</h3>"
+
+    made = re.sub("<h3>([^<]*)</h3>", linked, made)
+    name = words(heading)
+    own = permalink(heading, heading)
+    return f'<section aria-label="{name}"><h2>{name}{own}</h2>{made}</section>'
 
 
 def sentences(said: Sequence[str]) -> str:
@@ -68,7 +99,7 @@ def provenance(
 
 def drawn_figure(figure: Figure, name: str, caption: str) -> str:
     """A figure with its numbers under the pointer; it is closed."""
-    body = figure_html(figure, name, caption)
+    body = figure_html(figure, name, caption, tools(f"figure {name}", name))
     figure.set_layout_engine("none")  # an image of it is laid out as the page is
     plt.close(figure)
     return body
