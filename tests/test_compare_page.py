@@ -383,6 +383,17 @@ def test_captions_name_their_own_task(html: str, data: dict):
     assert html.count('aria-label="Circuits, ') == 2
 
 
+def test_every_figure_speaks_and_every_table_is_the_file_beside_it(html: str, folder: Path):
+    figures = re.findall(r'<svg[^>]*class="rv-figure".*?</svg>', html, re.DOTALL)
+    assert len(figures) == html.count('<div class="rv-tools" data-of=') - html.count("<table")
+    for figure in figures:
+        assert figure.count('class="rv-mark"') > 1, re.findall('aria-label="[^"]*"', figure)[0]
+    held = [json.loads(each) for each in re.findall('class="rv-csv">(.*?)</script>', html)]
+    assert len(held) == html.count("<table")
+    beside = {path.read_text() for path in folder.glob("compare-*.csv")}
+    assert beside <= set(held)
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("phone", [False, True], ids=["desktop", "phone"])
 def test_a_browser_draws_every_figure(browser, folder, html, phone):  # noqa: F811

@@ -79,7 +79,9 @@ def test_a_number_is_added_until_the_name_is_free() -> None:
 
 
 def test_a_table_holds_its_csv(written: Path) -> None:
-    held = re.findall(r'<script type="application/json">(.*?)</script></div>', written.read_text())
+    held = re.findall(
+        r'<script type="application/json" class="rv-csv">(.*?)</script>', written.read_text()
+    )
     assert [json.loads(each) for each in held] == [as_csv(long_table()), as_csv(short_table())]
 
 

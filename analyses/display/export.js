@@ -110,7 +110,7 @@
   }
   for (const table of document.querySelectorAll(".rv-page .rv-table")) {
     const tools = table.querySelector(".rv-tools");
-    const cells = JSON.parse(table.querySelector("script").textContent);
+    const cells = JSON.parse(table.querySelector(".rv-csv").textContent);
     button(tools, "CSV", tools.dataset.of,
       () => keep(new Blob([cells], { type: "text/csv" }), `${nameOf(tools)}.csv`));
   }

@@ -104,10 +104,11 @@ def later(body: str) -> str:
     return f'<div class="rv-later" hidden>{data(body)}</div>'
 
 
-def data(content: Any) -> str:
-    """JSON that scripts read and no browser takes for anything else."""
+def data(content: Any, of: str = "") -> str:
+    """JSON that scripts read and no browser takes for anything else; ``of`` is its class."""
     text = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
-    return f'<script type="application/json">{text}</script>'
+    kind = f' class="{of}"' if of else ""
+    return f'<script type="application/json"{kind}>{text}</script>'
 
 
 def still(image: bytes, name: str) -> str:

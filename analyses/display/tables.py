@@ -56,9 +56,8 @@ def html_table(table: Table) -> str:
         else f"<p>{title}</p>{caption}{body}"
     )
     named = text_of(table.title or "Table").plain.split("\n")[0]
-    return (
-        f'<div class="rv-table">{tools(f"table {named}", named)}{shown}{data(as_csv(table))}</div>'
-    )
+    above, csv = tools(f"table {named}", named), data(as_csv(table), "rv-csv")
+    return f'<div class="rv-table">{above}{shown}{csv}</div>'
 
 
 def _minus(cell: str) -> str:
