@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from resval_lens.analyses.display.page import circuitsvis, small, still, words
-from resval_lens.analyses.drawing.figures import STYLE, clean, drawn, legible
+from resval_lens.analyses.drawing.figures import STYLE, drawn, legible
+from resval_lens.analyses.drawing.words import clean
 
 Patterns = Mapping[str, Float[Tensor, "head query key"]]
 SHARES = 10_000

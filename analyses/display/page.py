@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from resval_lens.analyses.drawing.figures import clean
+from resval_lens.analyses.drawing.words import clean
 
 # Nothing may leave a page. CircuitsVis runs TensorFlow.js, which wants blobs for its workers.
 POLICY = (

@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import io
 import re
 from xml.etree import ElementTree
 
-import matplotlib
 from matplotlib.figure import Figure
 
-from resval_lens.analyses.drawing.figures import clean, clean_words
 from resval_lens.analyses.drawing.marks import TIP
+from resval_lens.analyses.drawing.vector import GROUND, INKS, vector
+from resval_lens.analyses.drawing.words import clean
 
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
 ElementTree.register_namespace("", SVG)
 ElementTree.register_namespace("xlink", XLINK)
 
-INKS = {
-    "#1a1a1a": "currentColor",
-    "#555555": "var(--rv-grey, #555555)",
-    "#888888": "var(--rv-faint, #888888)",
-    "#999999": "var(--rv-faint, #999999)",
-    "#0072b2": "var(--rv-blue, #0072b2)",
-    "#d55e00": "var(--rv-red, #d55e00)",
-    "#e8f1f8": "var(--rv-head, #e8f1f8)",
-    "#f4f0e6": "var(--rv-mlp, #f4f0e6)",
-}
-"""Colours of figures that a page in dark mode shows otherwise."""
-
 
 def svg(figure: Figure, name: str, prefix: str) -> str:
-    """``figure`` as an ``<svg>`` element.
+    """``figure`` as an ``<svg>`` element (:func:`inlined`)."""
+    return inlined(vector(figure), name, prefix)
+
+
+def inlined(document: str, name: str, prefix: str) -> str:
+    """An SVG file of :func:`~resval_lens.analyses.drawing.vector.vector` as an ``<svg>`` element.
 
     It has an accessible name; each mark (:mod:`resval_lens.analyses.drawing.marks`) is a
     ``.rv-mark`` with its tip in ``aria-label``, one of which is reached with Tab and the others
@@ -41,17 +33,13 @@ def svg(figure: Figure, name: str, prefix: str) -> str:
         name: what a screen reader says of it.
         prefix: of all ids, so that several figures can stand on one page.
     """
-    clean_words(figure)
-    written = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}):
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(
-            written, format="svg", bbox_inches="tight", transparent=True, metadata=nothing
-        )
-    root = ElementTree.fromstring(clean(written.getvalue()))
-    for child in (*root.findall(f"{{{SVG}}}metadata"), root.find(f"{{{SVG}}}defs")):
-        if child is not None:  # its one rule of style would be the whole page's
+    root = ElementTree.fromstring(document)
+    for child in (*root.findall(f"{{{SVG}}}style"), root.find(f"{{{SVG}}}defs")):
+        if child is not None:  # rules of style would be the whole page's
             root.remove(child)
+    for parent in root.iter():
+        for ground in parent.findall(f"{{{SVG}}}g[@id='{GROUND}']"):
+            parent.remove(ground)  # the page's own
     width, height = (
         float(root.attrib.pop(side).removesuffix("pt")) for side in ("width", "height")
     )
@@ -90,9 +78,16 @@ def _recolour(element: ElementTree.Element) -> None:
         return
     style = re.sub(
         r"(fill|stroke): (#[0-9a-f]{6})",
-        lambda found: f"{found[1]}: {INKS.get(found[2], found[2])}",
+        lambda found: f"{found[1]}: {_ink(found[2])}",
         style,
     )
     # The page's own font; only sizes and weights are the figure's.
     element.set("style", re.sub(r"'[^';]*'(, ?'[^';]*')*(, ?[\w-]+)*", "inherit", style, count=1)
                 if element.tag == f"{{{SVG}}}text" else style)  # fmt: skip
+
+
+def _ink(colour: str) -> str:
+    if colour not in INKS:
+        return colour
+    name, _ = INKS[colour]
+    return f"var(--rv-{name}, {colour})" if name else "currentColor"

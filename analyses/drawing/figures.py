@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 from resval_lens.analyses.drawing.marks import points
+from resval_lens.analyses.drawing.vector import vector
+from resval_lens.analyses.drawing.words import clean_words
 from resval_lens.io.files import write_bytes
 from resval_lens.numbers import number
 
@@ -64,23 +64,6 @@ def plain(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-UNSAFE = re.compile(
-    "[^\t\n\r\x20-\x7e\xa0-\u2029\u202f-\u2065\u206a-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
-)
-"""Control characters, lone surrogates, what reverses the direction of words: tokens have them."""
-
-
-def clean(text: str) -> str:
-    """``text`` with a sign in place of what no document may hold or what turns words around."""
-    return UNSAFE.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
-def clean_words(figure: Figure) -> None:
-    """Every word of a figure that is still to be drawn, by :func:`clean`."""
-    for word in figure.findobj(Text):
-        word.set_text(clean(word.get_text()))
-
-
 def legible(text: str) -> str:
     """A token with a sign in place of what cannot be printed."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
@@ -120,17 +103,19 @@ def kind_of(path: Path, *others: str) -> str:
 
 
 def drawn(figure: Figure, kind: str, dpi: int = 150) -> bytes:
-    """``figure`` as a PNG, SVG or PDF, the same bytes each time."""
+    """``figure`` as a PNG, SVG or PDF, the same bytes each time.
+
+    An SVG's words are text, and its colours follow the reader's light or dark theme.
+    """
+    if kind == "svg":
+        return vector(figure).encode()
     clean_words(figure)
-    written: Any = io.StringIO() if kind == "svg" else io.BytesIO()
-    dates: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    with plt.rc_context({"svg.hashsalt": "resval-lens"}):
-        figure.savefig(
-            written, format=kind, dpi=dpi, bbox_inches="tight", facecolor="white",
-            metadata=dates.get(kind),
-        )  # fmt: skip
-    content = written.getvalue()
-    return clean(content).encode() if kind == "svg" else content
+    written = io.BytesIO()
+    dates: Any = {"CreationDate": None} if kind == "pdf" else None
+    figure.savefig(
+        written, format=kind, dpi=dpi, bbox_inches="tight", facecolor="white", metadata=dates
+    )
+    return written.getvalue()
 
 
 def seed_curves(
