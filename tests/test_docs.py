@@ -842,6 +842,33 @@ def test_the_layout_holds_every_module_as_it_is_imported(tmp_path):
         assert tmp_path.joinpath(*end).resolve() == path.resolve()
 
 
+# Pictures
+
+
+def test_figures_stand_in_pages_with_their_marks_and_once_for_search():
+    pictures = hook("pictures").with_pictures
+    image = '<p><img alt="Accuracy &amp; loss" src="../figure-3.svg" /></p>'
+    made = pictures(f"<h1>x</h1>{image}{image}", "how-to")
+    assert made.count('<figure class="rv"><div class="rv-scroll"><svg') == 2
+    assert 'aria-label="Accuracy &amp; loss"' in made
+    assert made.count('class="rv-mark"') > 100
+    ids = re.findall(r' id="([^"]*)"', made)
+    assert len(ids) == len(set(ids))
+    assert pictures('<p><img alt="x" src="circuits.png"></p>', "").endswith('circuits.png"></p>')
+
+
+def test_every_picture_of_a_page_is_a_figure_that_follows_the_theme():
+    shown = [
+        path.parent / name
+        for path in PAGES
+        for name in re.findall(r"!\[[^]]+\]\(([^)]+)\)", path.read_text())
+    ]
+    drawings = [path for path in shown if path.suffix == ".svg"]
+    assert len(drawings) > 15
+    for path in drawings:
+        assert "prefers-color-scheme: dark" in path.read_text(), path
+
+
 # Formulas and docstrings
 
 

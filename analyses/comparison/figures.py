@@ -14,7 +14,14 @@ from matplotlib.figure import Figure
 
 from resval_lens.analyses.comparison.circuit_findings import TaskCircuit
 from resval_lens.analyses.comparison.icl import AttentionStudy, LinkStudy
-from resval_lens.analyses.drawing.figures import STYLE, colour, per_row, plain, seed_curves
+from resval_lens.analyses.drawing.figures import (
+    STYLE,
+    colour,
+    logarithmic,
+    per_row,
+    plain,
+    seed_curves,
+)
 from resval_lens.analyses.drawing.marks import cells, points, tip
 from resval_lens.numbers import number
 from resval_lens.streams import architectures_of
@@ -152,7 +159,8 @@ def faithfulness(entries: Sequence[TaskCircuit]) -> Figure:
             axes.axhline(1, color="#999999", lw=0.8, ls=":")
             if own[0].study.min_faithfulness is not None:
                 axes.axhline(own[0].study.min_faithfulness, color="#999999", lw=0.8, ls="--")
-            axes.set(title=task, xlabel="edges kept", xscale="log", ylim=(-0.1, 1.4))
+            axes.set(title=task, xlabel="edges kept", ylim=(-0.1, 1.4))
+            logarithmic(axes, "x")
         for axes in grid[:, 0]:
             axes.set_ylabel("faithfulness")
         figure.legend(loc="outside lower center", ncols=4)
@@ -180,8 +188,8 @@ def training(runs: Sequence[RecordedRun[LMRun]]) -> Figure:
         row = grid[0]
         for axes, (title, score) in zip(row, panels.items(), strict=True):
             _curves(axes, runs, score)
-            axes.set(title=title, xlabel="step", xscale="log")
-            axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.set(title=title, xlabel="step")
+            logarithmic(axes, "x")
         for axes in row[1:]:
             axes.set_ylim(0, 1.02)
         for axes, threshold in zip(row[1:], (0.95, 0.5), strict=False):

@@ -106,7 +106,8 @@
   };
   watch();
   new MutationObserver(watch).observe(document.body, { childList: true, subtree: true });
-  const theme = { attributes: true, attributeFilter: ["class", "theme", "data-jp-theme-light"] };
+  const themes = ["class", "theme", "data-jp-theme-light", "data-md-color-scheme"];
+  const theme = { attributes: true, attributeFilter: themes };
   for (const part of [document.documentElement, document.body]) {
     new MutationObserver(look).observe(part, theme);
   }

@@ -15,6 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
 from resval_lens.analyses.drawing.marks import points
 from resval_lens.analyses.drawing.vector import vector
@@ -116,6 +117,28 @@ def drawn(figure: Figure, kind: str, dpi: int = 150) -> bytes:
         written, format=kind, dpi=dpi, bbox_inches="tight", facecolor="white", metadata=dates
     )
     return written.getvalue()
+
+
+def logarithmic(axes: Axes, *which: str, at: Sequence[float] | None = None) -> None:
+    """Makes axes of drawn data logarithmic, with plain ticks: 1, 10, 100, 1,000.
+
+    Where they span less than two decades 2 and 5 have ticks, too.
+
+    Args:
+        which: "x", "y".
+        at: the ticks, where they are to be others.
+    """
+    for name in which:
+        axes.set(**{f"{name}scale": "log"})
+        low, high = sorted(getattr(axes, f"get_{name}lim")())
+        axis = getattr(axes, f"{name}axis")
+        if at is None:
+            axis.set_major_locator(LogLocator(subs=(1,) if high >= 100 * low else (1, 2, 5)))
+        else:
+            axis.set_major_locator(FixedLocator(at))
+            axis.set_minor_locator(FixedLocator([]))
+        axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def seed_curves(

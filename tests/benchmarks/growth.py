@@ -1,6 +1,6 @@
 """How cost grows with layers and with prompts: the curves of docs/how-to/cost.md.
 
-    python -m tests.benchmarks.growth docs    # cost.json and cost.png; a quarter of an hour
+    python -m tests.benchmarks.growth docs    # cost.json and cost.svg; a quarter of an hour
 
 Random models of SmolLM2-135M's width, random prompts of 20 tokens, one thread, time of the
 processor. Beside each time, what :func:`~resval_lens.analyses.circuits.cost.circuit_cost` said of
@@ -21,7 +21,7 @@ from resval_lens import ResValTransformer
 from resval_lens.analyses.circuits.cost import circuit_cost
 from resval_lens.analyses.circuits.running import EdgeRuns
 from resval_lens.analyses.circuits.scores import score_edges
-from resval_lens.analyses.drawing.figures import STYLE, save
+from resval_lens.analyses.drawing.figures import STYLE, logarithmic, save
 from resval_lens.hooks import patch
 from resval_lens.hooks.prompts import PromptPairs, logit_difference
 from resval_lens.io.provenance import provenance
@@ -84,9 +84,9 @@ def figure(rows: list[Mapping[str, float]]) -> Figure:
                 planned = [row.get(f"{name}, planned") for row in own]
                 if None not in planned:
                     ax.plot(x, planned, ":", color=colour, alpha=0.6)
-            ax.set(xscale="log", yscale="log", xlabel=f"{by}, with {at} {other}")
-            ax.set_xticks(x, [f"{value:g}" for value in x])
-            ax.minorticks_off()
+            ax.set(xlabel=f"{by}, with {at} {other}")
+            logarithmic(ax, "x", at=x)
+            logarithmic(ax, "y")
         axes[0].set_ylabel("seconds of one core")
         axes[0].legend(loc="upper left")
         return drawn
@@ -107,7 +107,7 @@ def main() -> None:
     document = {"d_model": SIZES["135M"]["d_model"], "tokens": LENGTH, "rows": rows}
     text = json.dumps({**document, "provenance": provenance()}, indent=2)
     (folder / "cost.json").write_text(text + "\n")
-    save(figure(rows), folder / "cost.png")
+    save(figure(rows), folder / "cost.svg")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Generator, Tensor
 
-from resval_lens.analyses.drawing.figures import STYLE, plt
+from resval_lens.analyses.drawing.figures import STYLE, logarithmic, plt
 from resval_lens.analyses.papers.amicl.counting import (
     COLOURS,
     SWEEP,
@@ -256,7 +256,7 @@ class Figure8(Result):
                     curve(axes, at, found, COLOURS[reading], reading, marker="o")
                 theory = [p.predicted for p in readings["paper"]]
                 axes.plot(at, theory, color="#333333", lw=1, ls="--", label="theory (paper)")
-                axes.set_xscale("log")
+                logarithmic(axes, "x")
                 axes.set(xlabel=name, ylim=(0, 1.04))
                 axes.set_title(f"published: {published}", fontsize=9)
             row[0].set_ylabel(f"right of {self.trials:,} trials")

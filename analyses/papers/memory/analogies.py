@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Generator
 
-from resval_lens.analyses.drawing.figures import STYLE, plt
+from resval_lens.analyses.drawing.figures import STYLE, logarithmic, plt
 from resval_lens.analyses.papers.memory.capitals import (
     Answers,
     Capital,
@@ -407,8 +407,7 @@ def _draw(study: Analogies) -> Figure:
                 said, own = [each.said for each in answers], [each.own for each in answers]
                 axes.plot(times, said, style, lw=1.8, marker="o", **look)
                 axes.plot(times, own, style, lw=1, marker="x", alpha=0.6, **look)
-        grid[0, 0].set_xscale("log")
-        grid[0, 0].xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        logarithmic(grid[0, 0], "x")
         grid[0, 0].set(
             xlabel="capitals, the most frequent first", ylabel="share, or probability",
             title="○ believes what was said twice   × recalls its own unsaid", ylim=(-0.03, 1.03),

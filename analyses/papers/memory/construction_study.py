@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Generator
 
-from resval_lens.analyses.drawing.figures import STYLE, plt
+from resval_lens.analyses.drawing.figures import STYLE, logarithmic, plt
 from resval_lens.analyses.papers.memory.asked import (
     FLOOR,
     FlipPoint,
@@ -408,7 +408,7 @@ def _attention(axes: Axes, study: Construction) -> None:
     axes.plot(places[later], off[later], color="black", lw=1, ls=":")
     axes.axvline(trained, color="#999999", lw=0.8)
     axes.text(trained, 0.12, " trained to here", fontsize=8, color="#666666")
-    axes.set_yscale("log")
+    logarithmic(axes, "y")
     axes.set(xlabel="position t", ylabel="attention at t − 1", title="Previous-token head")
     axes.legend(fontsize=8, loc="center left")
 
@@ -426,9 +426,8 @@ def _deviations(axes: Axes, study: Construction) -> None:
                       label=f"{label}, {kind.positions}")  # fmt: skip
     guide = np.array([min(study.widths), max(study.widths)], dtype=float)
     axes.plot(guide, 0.2 * guide**-0.5, color="black", lw=1, ls=":", label="∝ 1/√d")
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    logarithmic(axes, "x", at=study.widths)
+    logarithmic(axes, "y")
     axes.set(xlabel="d_model", title="Mean deviation from the closed form")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 

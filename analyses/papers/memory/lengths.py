@@ -11,11 +11,10 @@ import torch
 from jaxtyping import Float
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 from rich.table import Table
 from torch import Generator
 
-from resval_lens.analyses.drawing.figures import STYLE, plt
+from resval_lens.analyses.drawing.figures import STYLE, logarithmic, plt
 from resval_lens.analyses.papers.memory.comparable import (
     COLOURS,
     OfRuns,
@@ -370,9 +369,8 @@ def _draw(study: LengthStudy) -> Figure:
                     places, means = _by_bin(own, lambda row: row.predicted)
                     axes.plot(places, means, color=shade, ls=style, lw=0.9, alpha=0.6)
             axes.axvline(study.trained_length, color="#999999", lw=0.8, ls=":")
-            axes.set(title=title, xlabel="position t", xscale="log", ylim=(-0.02, 1.04))
-            axes.xaxis.set_minor_formatter(NullFormatter())  # less than a decade has labels there
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+            axes.set(title=title, xlabel="position t", ylim=(-0.02, 1.04))
+            logarithmic(axes, "x")
         row[0].set_ylabel("mean")
         row[1].plot([], [], color="#555555", lw=0.9, label="thin: as constructed")
         handles, labels = row[1].get_legend_handles_labels()
