@@ -224,7 +224,7 @@ def _check(where: str, fields: Mapping[str, Any], known: tuple[str, ...]) -> Non
         if not isinstance(fields[name], str) or not fields[name]:
             raise ValueError(f"{where}, {name}: expected text; got {fields[name]!r}")
     for name in NEEDED[:2]:
-        if fields[name] != fields[name].rstrip():
+        if fields[name].endswith(" "):
             raise ValueError(
                 f"{where}, {name}: ends with a space, which belongs to the answer: {fields[name]!r}"
             )

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from resval_lens.io.formats.format import Converted, Format
 from resval_lens.io.formats.hugging_face import GGUF, HuggingFaceFolder
+from resval_lens.io.formats.lora import LoRAFolder
 from resval_lens.io.formats.modded_nanogpt import ModdedNanoGPT
 from resval_lens.io.formats.nanochat import Nanochat
 from resval_lens.io.formats.nanogpt import NanoGPT
@@ -11,8 +12,8 @@ from resval_lens.io.formats.resformer import ResFormer
 from resval_lens.io.formats.x_transformers import XTransformers
 
 FORMATS: tuple[Format, ...] = (
-    ResFormer(), HuggingFaceFolder(), GGUF(), NanoGPT(), ModdedNanoGPT(), XTransformers(),
-    Nanochat(),
+    LoRAFolder(), ResFormer(), HuggingFaceFolder(), GGUF(), NanoGPT(), ModdedNanoGPT(),
+    XTransformers(), Nanochat(),
 )  # fmt: skip
 """Every format, in the order in which a path is held to them."""
 

@@ -117,11 +117,19 @@ class HuggingFaceFolder(Format):
         tokenizer: Any = None,
         settings: Settings = NO_SETTINGS,
     ) -> Converted:
+        return _converted(self.model(path, dtype), path, path, device, tokenizer)
+
+    def model(self, path: Path, dtype: torch.dtype) -> Any:
+        """The model of transformers in a folder, on the CPU.
+
+        Raises:
+            ValueError: as :meth:`read`.
+        """
         self._config(path)
         files = weight_files(path)
         numbers = sum(x.numel() for file in files for x in tensor_shapes(file, "weights").values())
         _check_room(numbers, dtype, path)
-        return _read(path, path, dtype, device, tokenizer, use_safetensors=True)
+        return _loaded(path, path, dtype, use_safetensors=True)
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -172,7 +180,9 @@ class GGUF(Format):
                 f"{file}: its rotation is scaled ({scaled[0]}), which transformers does not read "
                 "from GGUF; load the model's Hugging Face folder"
             )
-        return _read(file, file.parent, dtype, device, tokenizer, gguf_file=file.name)
+        gguf = {"gguf_file": file.name}
+        model = _loaded(file, file.parent, dtype, **gguf)
+        return _converted(model, file, file.parent, device, tokenizer, **gguf)
 
 
 def _gguf(path: Path) -> Path | None:
@@ -182,33 +192,39 @@ def _gguf(path: Path) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
-def _read(
-    path: Path, folder: Path, dtype: torch.dtype, device: str, tokenizer: Any, **options: Any
-) -> Converted:
+_LOCAL = {"local_files_only": True, "trust_remote_code": False}
+
+
+def _loaded(path: Path, folder: Path, dtype: torch.dtype, **options: Any) -> Any:
+    """A model of transformers whose weights are all its own."""
     from transformers import AutoModelForCausalLM
 
-    options |= {"local_files_only": True, "trust_remote_code": False}
     model, found = _or_refused(
         path, AutoModelForCausalLM.from_pretrained, folder, dtype=dtype,
         attn_implementation="eager", ignore_mismatched_sizes=True, output_loading_info=True,
-        **options,
+        **_LOCAL, **options,
     )  # fmt: skip
     for kind in ("missing", "unexpected", "mismatched"):
         keys = found[f"{kind}_keys"]
         for key in sorted(key if isinstance(key, str) else key[0] for key in keys):
             raise ValueError(f"{path}: its weights are not its model's: {key} is {kind}")
-    options.pop("use_safetensors", None)
+    return model
+
+
+def _converted(
+    model: Any, path: Path, folder: Path, device: str, tokenizer: Any, **options: Any
+) -> Converted:
     if tokenizer is None:
-        tokenizer = _tokenizer(path, folder, options)
+        tokenizer = _tokenizer(path, folder, **options)
     return converted_from_hf(model.to(device), tokenizer, source=str(path))
 
 
 def folder_tokenizer(path: Path) -> Any:
     """A folder's tokenizer, read as data; None, with a word, where there is none that can be."""
-    return _tokenizer(path, path, {"local_files_only": True, "trust_remote_code": False})
+    return _tokenizer(path, path)
 
 
-def _tokenizer(path: Path, folder: Path, options: dict[str, Any]) -> Any:
+def _tokenizer(path: Path, folder: Path, **options: Any) -> Any:
     """A model's tokenizer; None, with a word, where there is none that can be read."""
     from transformers import AutoTokenizer
 
@@ -218,7 +234,7 @@ def _tokenizer(path: Path, folder: Path, options: dict[str, Any]) -> Any:
     try:
         if not gguf and (folder / "tokenizer.json").exists():
             load_tokenizer(folder / "tokenizer.json")  # its limits are for strangers' files
-        return _or_refused(path, AutoTokenizer.from_pretrained, folder, **options)
+        return _or_refused(path, AutoTokenizer.from_pretrained, folder, **_LOCAL, **options)
     except ValueError as error:
         note(f"{error}; the model is loaded without a tokenizer: pass tokenizer=")
         return None
