@@ -37,13 +37,12 @@ from resval_lens.load import load_model
 from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.lm_run import LMRun
 from resval_lens.training.recorded import load_runs
+from tests.examples import DOCS, EXAMPLES, page, run_example
 from tests.hand_built import LINKED_CIRCUIT, linked_model, linked_pairs
 from tests.test_x_transformers import needs_package
 
 matplotlib.use("Agg")
 ROOT = Path(__file__).parent.parent
-DOCS = ROOT / "docs"
-EXAMPLES = DOCS / "examples"
 PAGES = sorted(path for path in DOCS.rglob("*.md"))
 
 
@@ -71,21 +70,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[s
     """Runs an example in an empty folder, with some of its numbers made smaller."""
     monkeypatch.chdir(tmp_path)
 
-    def running(name: str, **smaller: str) -> dict[str, Any]:
-        code = (EXAMPLES / f"{name}.py").read_text()
-        for slow, quick in smaller.values():
-            assert code.count(slow) == 1, f"{name}.py: {slow!r}"
-            code = code.replace(slow, quick)
-        namespace: dict[str, Any] = {"__name__": name}
-        exec(compile(code, f"{name}.py", "exec"), namespace)
-        return namespace
-
-    return running
-
-
-def page(name: str) -> str:
-    """A page's text on single lines."""
-    return " ".join((DOCS / f"{name}.md").read_text().split())
+    return run_example
 
 
 def test_start(run, capsys, tmp_path):
