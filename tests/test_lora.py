@@ -151,7 +151,7 @@ def test_weights_that_are_not_of_the_model_are_named(
 def test_a_pickled_adapter_is_not_read(tmp_path: Path) -> None:
     path, _ = adapter(tmp_path)
     (path / "adapter_model.safetensors").rename(path / "adapter_model.bin")
-    with pytest.raises(ValueError, match="holds no adapter_model.*; pickles could"):
+    with pytest.raises(ValueError, match="pickles could run code, and are not read"):
         load_model(path)
 
 
