@@ -122,7 +122,7 @@ def _scale(content: Mapping[str, Any], module: str, rank: int, source: str) -> f
     patterns = content.get("alpha_pattern") or {}
     named = (key for key in patterns if module == key or module.endswith(f".{key}"))
     key = next(named, None)
-    alpha = content.get("lora_alpha") if key is None else patterns[key]
+    alpha: Any = content.get("lora_alpha") if key is None else patterns[key]
     if not is_number(alpha) or not abs(alpha) < float("inf"):
         raise ValueError(f"{source}: lora_alpha of {module} must be a number; got {alpha!r}")
     return float(alpha / (rank**0.5 if content.get("use_rslora") else rank))
