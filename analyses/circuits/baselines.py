@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-import networkx as nx
 import torch
 from jaxtyping import Int
 from torch import Generator, Tensor
@@ -123,7 +122,7 @@ class _Drawing:
         for source, target, data in graph.flow.edges(data=True):
             if "edge" in data:
                 self.ends[data["edge"]] = source, target
-        backwards: nx.DiGraph = graph.flow.reverse(copy=False)
+        backwards = graph.flow.reverse(copy=False)
         self.before, self.after = (
             {node: [(to, data.get("edge")) for to, data in flow[node].items()] for node in flow}
             for flow in (backwards, graph.flow)

@@ -6,9 +6,8 @@ import heapq
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-import networkx as nx
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -17,6 +16,9 @@ from resval_lens.analyses.circuits.graph import Graph
 from resval_lens.analyses.circuits.selection import Rank
 from resval_lens.analyses.results.result import Result
 from resval_lens.hooks.links import Link
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,8 @@ class Circuit:
 
         A gated link stays, too, where only the gate's own input comes from the input.
         """
+        import networkx as nx
+
         flow = self.flow()
         useful = _reach(flow, "input", nx.descendants) & _reach(flow, "logits", nx.ancestors)
         gated = {stream.of for stream in self.graph.cfg.streams if stream.how.is_gated}
@@ -139,6 +143,8 @@ class Circuit:
     def flow(self) -> nx.DiGraph:
         """What reaches what along the circuit's edges: see ``Graph.flow``."""
         kept = self.kept.tolist()
+        import networkx as nx
+
         flow = nx.DiGraph()
         flow.add_nodes_from(self.graph.flow)
         flow.add_edges_from(
@@ -150,6 +156,8 @@ class Circuit:
 
     def path_lengths(self) -> dict[int, int]:
         """How many ways there are from the input to the logits, by their number of edges."""
+        import networkx as nx
+
         flow = self.flow()
         ways: dict[str, Counter[int]] = {node: Counter() for node in flow}
         ways["input"][0] = 1

@@ -18,9 +18,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import networkx as nx
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -28,6 +27,9 @@ from resval_lens.attention import OLMO_QK_NORM
 from resval_lens.config import ResValConfig
 from resval_lens.hooks.links import Link, LinkLike, head_name, parts_of
 from resval_lens.transformer import ResValTransformer
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 Port = Literal["q", "k", "v", "mlp", "logits"]
 
@@ -260,6 +262,8 @@ class Graph:
         computes, ``a1.h0<v>``, and the total ``a1.h0<v>+``. ``carry="raw"`` passes on the first,
         ``"sum"`` the second.
         """
+        import networkx as nx
+
         flow = nx.DiGraph()
         flow.add_nodes_from((*self.writers, "logits"))
         received = {(receiver.stream, receiver.layer) for receiver in self.receivers}

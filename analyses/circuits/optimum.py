@@ -19,11 +19,9 @@ from time import monotonic
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Bool, Float
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import breadth_first_order
 from torch import Tensor
 
 from resval_lens.analyses.circuits.circuit import Circuit, Rank, check_count, greedy, ranked
@@ -165,9 +163,11 @@ class _Ways:
 
     def _reached(self, source: np.ndarray, target: np.ndarray, start: int) -> np.ndarray:
         shape = (self.nodes, self.nodes)
-        arcs = csr_array((np.ones(len(source)), (source, target)), shape=shape)
+        arcs = scipy.sparse.csr_array((np.ones(len(source)), (source, target)), shape=shape)
         reached = np.zeros(self.nodes, dtype=bool)
-        reached[breadth_first_order(arcs, start, return_predecessors=False)] = True
+        reached[
+            scipy.sparse.csgraph.breadth_first_order(arcs, start, return_predecessors=False)
+        ] = True
         return reached
 
     def solve(
@@ -229,7 +229,7 @@ class _Ways:
         signs.append(np.ones(len(edges)))
         above[count] = n
         width = s[-1] + 1
-        matrix = csr_array(
+        matrix = scipy.sparse.csr_array(
             (np.concatenate(signs), (np.concatenate(rows), np.concatenate(columns))),
             shape=(count + 1, width),
         )
@@ -239,11 +239,11 @@ class _Ways:
         scale = 1000 / np.abs(worth).max()
         objective = np.zeros(width)
         objective[x] = -scale * worth[edges]
-        found = milp(
+        found = scipy.optimize.milp(
             objective,
             integrality=(np.arange(width) < len(edges)).astype(int),
-            bounds=Bounds(lower, np.ones(width)),
-            constraints=LinearConstraint(matrix, -np.inf, above),
+            bounds=scipy.optimize.Bounds(lower, np.ones(width)),
+            constraints=scipy.optimize.LinearConstraint(matrix, -np.inf, above),
             options={"time_limit": seconds, "mip_rel_gap": tolerance},
         )
         bound = np.inf if found.mip_dual_bound is None else -found.mip_dual_bound / scale

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import scipy
 import torch
-from scipy.stats import pearsonr, spearmanr
 
 from resval_lens.analyses.circuits.bootstrap import Bootstrap, Stable
 from resval_lens.analyses.circuits.circuit import Circuit, check_count
@@ -300,9 +300,9 @@ def agreement(scores: EdgeScores, oracle: EdgeScores) -> Agreement:
     """How far two scores of every edge agree."""
     ours, exact = (each.values.double().cpu().numpy() for each in (scores, oracle))
     return Agreement(
-        float(spearmanr(ours, exact).statistic),
-        float(spearmanr(np.abs(ours), np.abs(exact)).statistic),
-        float(pearsonr(ours, exact).statistic),
+        float(scipy.stats.spearmanr(ours, exact).statistic),
+        float(scipy.stats.spearmanr(np.abs(ours), np.abs(exact)).statistic),
+        float(scipy.stats.pearsonr(ours, exact).statistic),
     )
 
 

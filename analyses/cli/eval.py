@@ -158,16 +158,16 @@ def harness_command(
     Example: `resval-lens eval harness stories-small-values --tasks piqa,hellaswag --shots 0,5`
     """
     from resval_lens.analyses.studies.harness_scores import HarnessScore, HarnessScores
+    from resval_lens.io.extras import needed
     from resval_lens.io.files import write_json
     from resval_lens.io.provenance import provenance
     from resval_lens.tasks.leading import NamedToken, named_token
 
     if quiet:
         os.environ["TQDM_DISABLE"] = "1"  # the harness's own bars
-    try:
-        from resval_lens.analyses.studies.harness import HarnessLM, evaluate
-    except ImportError as error:
-        raise ValueError(f"{error}; pip install 'resval-lens[harness]'") from None
+    needed("lm_eval", "harness", "eval harness")
+    from resval_lens.analyses.studies.harness import HarnessLM, evaluate
+
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     wanted, examples = words(tasks), numbers(shots, "shots")
     how = load_options(streams, device, dtype, fold, setting)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -224,10 +223,12 @@ def _line(metrics: dict[str, Any]) -> str:
 
 
 def _check_tracker(tracker: str | None) -> None:
+    from resval_lens.io.extras import needed
+
     if tracker not in (None, "wandb", "tensorboard"):
         raise ValueError(f"tracker must be wandb or tensorboard; got {tracker!r}")
-    if tracker is not None and find_spec(tracker) is None:  # accelerate would go on without it
-        raise ValueError(f"{tracker} is not installed; pip install {tracker}")
+    if tracker is not None:  # accelerate would go on without it
+        needed(tracker, "trackers", f"--tracker {tracker}")
 
 
 def _accelerator(run: Any, runs: Path, tracker: str | None) -> Any:

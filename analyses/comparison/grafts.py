@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy import stats
 
 from resval_lens.analyses.results.intervals import RESAMPLES, Interval, bootstrap, mean_interval
 from resval_lens.analyses.results.result import OPTIONAL, Result
@@ -49,7 +49,7 @@ def rank(first: Sequence[float], second: Sequence[float]) -> Interval:
 def _spearman(
     x: Float[np.ndarray, "*batch pair"], y: Float[np.ndarray, "*batch pair"], axis: int = -1
 ) -> Float[np.ndarray, "*batch"]:
-    ranks = [stats.rankdata(each, axis=axis) for each in (x, y)]
+    ranks = [scipy.stats.rankdata(each, axis=axis) for each in (x, y)]
     u, v = (each - each.mean(axis, keepdims=True) for each in ranks)
     return np.asarray((u * v).sum(axis) / np.sqrt((u**2).sum(axis) * (v**2).sum(axis)))
 

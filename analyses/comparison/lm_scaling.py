@@ -8,7 +8,7 @@ from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from scipy import stats
+import scipy
 
 from resval_lens.analyses.comparison.lm_compared import Compared, Difference
 from resval_lens.analyses.comparison.lm_emergence import (
@@ -179,5 +179,5 @@ def _along(sizes: Sequence[Size]) -> dict[str, float | None]:
         for place, name in enumerate(("depth", "width")):
             x, y = ([point[i] for point in points] for i in (place, 2))
             if len(points) > 2 and len(set(x)) > 1 and len(set(y)) > 1:
-                found[f"{measure}, {name}"] = float(stats.spearmanr(x, y).statistic)
+                found[f"{measure}, {name}"] = float(scipy.stats.spearmanr(x, y).statistic)
     return found

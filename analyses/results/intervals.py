@@ -15,8 +15,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy import optimize, special, stats
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def mean_interval(
     mean = float(np.mean(values))
     if len(values) < 2 or not np.ptp(values):
         return Interval(mean, mean, mean)
-    found = stats.bootstrap(
+    found = scipy.stats.bootstrap(
         (values,), np.mean, confidence_level=level, n_resamples=resamples, method="percentile",
         random_state=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
@@ -96,8 +96,8 @@ def bootstrap(
         None where all resamples give the same number.
     """
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.filterwarnings("ignore", category=stats.DegenerateDataWarning)
-        found = stats.bootstrap(
+        warnings.filterwarnings("ignore", category=scipy.stats.DegenerateDataWarning)
+        found = scipy.stats.bootstrap(
             samples,
             statistic,
             n_resamples=RESAMPLES,
@@ -123,7 +123,7 @@ def ratio_interval(
         None where these are no interval: the mean of ``bottom`` may be 0.
     """
     n = len(top)
-    t = float(stats.t.ppf(0.975, n - 1))
+    t = float(scipy.stats.t.ppf(0.975, n - 1))
     (a, b), (_, c) = np.cov(top, bottom) * t**2 / n
     x, y = top.mean(), bottom.mean()
     square, linear = y**2 - c, x * y - b
@@ -144,9 +144,9 @@ def standardised_interval(t: float, freedom: int, scale: float) -> Ends:
 
     def end(chance: float) -> float:
         def above(noncentrality: float) -> float:
-            return float(special.ndtr(likely - noncentrality).mean()) - chance
+            return float(scipy.special.ndtr(likely - noncentrality).mean()) - chance
 
-        return float(optimize.brentq(above, -10, likely[-1] + 10))
+        return float(scipy.optimize.brentq(above, -10, likely[-1] + 10))
 
     low, high = (scale * end(chance) for chance in (0.975, 0.025))
     return Ends(low, high) if t >= 0 else Ends(-high, -low)
@@ -155,4 +155,4 @@ def standardised_interval(t: float, freedom: int, scale: float) -> Ends:
 @cache
 def _deviations(freedom: int) -> Any:
     """Quantiles of a sample's deviation, in parts of the population's."""
-    return np.sqrt(stats.chi2.ppf((np.arange(GRID) + 0.5) / GRID, freedom) / freedom)
+    return np.sqrt(scipy.stats.chi2.ppf((np.arange(GRID) + 0.5) / GRID, freedom) / freedom)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy import special, stats
 
 from resval_lens.analyses.results.intervals import (
     LARGEST,
@@ -109,11 +109,11 @@ def t_tests(first: BySeed, second: BySeed) -> TTests:
     if any(map(np.ptp, both)):
         with warnings.catch_warnings():  # of a variant without spread: the other's is enough
             warnings.filterwarnings("ignore", message="Precision loss", category=RuntimeWarning)
-            t, p = map(float, stats.ttest_ind(*both))
+            t, p = map(float, scipy.stats.ttest_ind(*both))
         found = replace(found, t=t, p=p)
     pairs = np.array([(number, second[seed]) for seed, number in first.items() if seed in second])
     if len(pairs) > 1 and np.ptp(pairs[:, 0] - pairs[:, 1]):
-        t, p = map(float, stats.ttest_rel(*pairs.T))
+        t, p = map(float, scipy.stats.ttest_rel(*pairs.T))
         found = replace(found, t_paired=t, p_paired=p)
     return found
 
@@ -190,7 +190,7 @@ def hedges_g_paired(
 
 def _unbiased(freedom: int) -> float:
     """J(f) = Γ(f/2) / (√(f/2) Γ((f − 1)/2)) (Hedges 1981)."""
-    logarithm = special.gammaln(freedom / 2) - special.gammaln((freedom - 1) / 2)
+    logarithm = scipy.special.gammaln(freedom / 2) - scipy.special.gammaln((freedom - 1) / 2)
     return float(np.exp(logarithm) / math.sqrt(freedom / 2))
 
 

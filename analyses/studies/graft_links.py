@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
@@ -273,7 +273,7 @@ def task_circuit(
         edges=len(graph),
         links=int(is_link.sum()),
         link_share=float(values[is_link].abs().sum() / values.abs().sum()),
-        rank=float(spearmanr(values[plain], earlier[plain]).statistic),
+        rank=float(scipy.stats.spearmanr(values[plain], earlier[plain]).statistic),
         strongest_links=tuple(links[:10]),
         links_corrupted=found[0],
         sizes=tuple(

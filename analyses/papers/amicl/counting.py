@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import scipy
 import torch
 from matplotlib.axes import Axes
 from rich.table import Table
-from scipy import stats
 from torch import Generator, Tensor
 
 from resval_lens.analyses.papers.amicl.model import (
@@ -53,7 +53,7 @@ class Share:
 
 def share(right: int, trials: int) -> Share:
     """A count as a :class:`Share`."""
-    interval = stats.binomtest(right, trials).proportion_ci(method="wilson")
+    interval = scipy.stats.binomtest(right, trials).proportion_ci(method="wilson")
     return Share(right, trials, right / trials, (float(interval.low), float(interval.high)))
 
 

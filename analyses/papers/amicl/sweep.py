@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Bool
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
-from scipy import stats
 from torch import Generator, Tensor
 
 from resval_lens.analyses.drawing.figures import STYLE, plt
@@ -364,7 +364,7 @@ def _mcnemar(first: Tensor, second: Tensor) -> float:
     """p of an exact McNemar test: of the trials that only one gets right, half by chance."""
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     n = only_first + only_second
-    return float(stats.binomtest(only_first, n).pvalue) if n else 1.0
+    return float(scipy.stats.binomtest(only_first, n).pvalue) if n else 1.0
 
 
 def _covered(each: SweepTask, cfg: AMICLConfig) -> bool:

@@ -8,8 +8,8 @@ Here v = E‖ε·η‖² is the variance of an object's noise (:attr:`PairTask.n
 from __future__ import annotations
 
 import numpy as np
+import scipy
 from jaxtyping import Int
-from scipy import stats
 
 from resval_lens.analyses.papers.amicl.model import PairTask
 
@@ -75,17 +75,17 @@ def predicted(a: float, task: PairTask) -> float:
     length, slope, apart = _instances(task)
     # [k, r, z]: further instances, squared length of the last object, place of the best right score
     further = np.arange(m)
-    chance = stats.binom.pmf(further, m - 1, 1 / task.n_families)
+    chance = scipy.stats.binom.pmf(further, m - 1, 1 / task.n_families)
     further, chance = further[chance > 1e-7], chance[chance > 1e-7]
     n = (1 + further)[:, None, None]
     quantiles = (np.arange(40) + 0.5) / 40
-    r = (length * stats.chi2.ppf(quantiles, d) / d)[:, None]
+    r = (length * scipy.stats.chi2.ppf(quantiles, d) / d)[:, None]
     z = np.linspace(-8, 8, 401)
     unit = np.sqrt(r / d)
     above, sd = (x[:, None, None] for x in _best_right(a, task, 1 + further))
     middle = a * slope * r + unit * above
     x = middle + z * unit * sd
-    below = stats.norm.cdf
+    below = scipy.stats.norm.cdf
     itself = below((x - r) / (a * unit))
     earlier = below((x - slope * r) / (unit * np.sqrt(a**2 + apart)))
     instances = earlier**n  # the objects of the right class in the context
@@ -101,7 +101,7 @@ def predicted(a: float, task: PairTask) -> float:
     other = below(x / (unit * np.sqrt(a**2 + 1)))
     last = below(x / (unit * (a + 1))) if task.reading == "notebook" else x > 0
     others = np.maximum(task.length - 2 - 2 * n, 0)
-    inside = stats.norm.pdf(z) * itself * instances * other**others * last
+    inside = scipy.stats.norm.pdf(z) * itself * instances * other**others * last
     by_k = np.trapezoid(inside, z, axis=-1).mean(-1)
     return float(chance @ by_k)
 
@@ -126,7 +126,7 @@ def _best_right(
 def _largest(sizes: Int[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of the largest of so many standard normals."""
     z, n = np.linspace(-9, 9, 2001), sizes[:, None]
-    density = n * stats.norm.pdf(z) * stats.norm.cdf(z) ** (n - 1)
+    density = n * scipy.stats.norm.pdf(z) * scipy.stats.norm.cdf(z) ** (n - 1)
     mean = np.trapezoid(density * z, z, axis=1)
     return mean, np.trapezoid(density * z**2, z, axis=1) - mean**2
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from scipy.optimize import minimize_scalar
 from torch import Generator, Tensor
 
 from resval_lens.analyses.papers.memory.model.config import IN_THE_STREAM
@@ -113,7 +113,7 @@ def fitted_tau1(masses: Float[Tensor, " pos"]) -> float:
 
     # Far from its minimum the misfit is flat: a grid says where to look.
     start = min(np.arange(-10.0, 30.0), key=misfit)
-    best = minimize_scalar(misfit, bounds=(start - 1, start + 1), method="bounded",
+    best = scipy.optimize.minimize_scalar(misfit, bounds=(start - 1, start + 1), method="bounded",
                            options={"xatol": 1e-9})  # fmt: skip
     return float(best.x)
 

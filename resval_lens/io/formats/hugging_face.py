@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from resval_lens.host import HookedTransformerConfig
+from resval_lens.io.extras import needed
 from resval_lens.io.files import (
     check_plain,
     check_room,
@@ -167,10 +168,9 @@ class GGUF(Format):
         file = _gguf(path)
         assert file is not None
         check_plain(file, "a GGUF file")
-        try:
-            from gguf import GGUFReader
-        except ImportError:
-            raise ValueError(f"{file}: reading GGUF files needs gguf: pip install gguf") from None
+        needed("gguf", "gguf", str(file))
+        from gguf import GGUFReader
+
         content = _or_refused(file, GGUFReader, file)
         _check_room(sum(int(tensor.n_elements) for tensor in content.tensors), dtype, file)
         scaled = [t.name for t in content.tensors if t.name.startswith("rope_")]

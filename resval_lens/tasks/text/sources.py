@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from resval_lens.io.extras import needed
 from resval_lens.io.files import check_plain, checksum, digest
 from resval_lens.io.tokenizers import END_OF_DOCUMENT, could_be_on_hub
 
@@ -141,7 +142,8 @@ def _jsonl(path: Path, field: str) -> Iterator[str]:
 
 
 def _parquet(path: Path, field: str) -> Iterator[str]:
-    import pyarrow as pa  # type: ignore[import-untyped]  # not needed for other sources
+    needed("pyarrow", "text", str(path))
+    import pyarrow as pa  # type: ignore[import-untyped]
     from pyarrow import parquet
 
     try:
@@ -162,6 +164,7 @@ def _parquet(path: Path, field: str) -> Iterator[str]:
 
 
 def _hub_texts(name: str, split: str, field: str) -> Iterator[str]:
+    needed("datasets", "text", f"{name!r} on the Hugging Face hub")
     from datasets import load_dataset  # type: ignore[import-untyped]  # a second to import
 
     try:
