@@ -15,7 +15,7 @@ from resval_lens.analyses.cli.reporting import report
 
 amicl_app = typer.Typer(
     no_args_is_help=True,
-    help="AMICL, the one-layer associative memory, without training; on the CPU.",
+    help="Study AMICL, the one-layer associative memory, without training; on the CPU.",
 )
 Noise = Annotated[float, typer.Option(help="ε, how far an object's instances differ.")]
 Dimensions = Annotated[int, typer.Option("--d", help="Dimensions of a token.")]
@@ -38,10 +38,10 @@ def combinations_command(
 ) -> None:
     """All similarities with all separations, for both readings: how often is the label recalled?
 
-    Readings: paper (its text) and notebook (the authors' code: a random last key, distances that
-    are not negated, less noise). argmax must hit the label exactly; identity and softmax must
-    come nearest to it among the labels in the context, by distance and by angle. Each reading has
-    --trials sequences. On the CPU.
+    There are two readings: paper (its text) and notebook (the authors' code: a random last key,
+    distances that are not negated, less noise). argmax must give the label exactly. identity and
+    softmax must come nearest to it among the labels in the context, by distance and by angle. Each
+    reading has --trials sequences. It runs on the CPU.
 
     Example: `resval-lens amicl combinations --a 2`
     """
@@ -89,10 +89,10 @@ def sweep_command(
 ) -> None:
     """Which a is best for which task? The paper tried one task, and a from 0 to 2.
 
-    Here a goes from 0 to 32: on objects with more and less noise, on gaps between object and label,
-    on look-alikes, on objects that stand with several labels of which the last is dimly seen, and
-    with values through a map that is learned from examples. Each task has --trials sequences, the
-    same for every a. On the CPU.
+    Here a goes from 0 to 32. Tasks have objects with more and less noise, gaps between object and
+    label, look-alikes, objects with several labels of which the last is faint, and values through a
+    map that is learned from examples. Each task has --trials sequences, the same for every a.
+    It runs on the CPU.
 
     Example: `resval-lens amicl sweep --trials 2000`
     """
@@ -121,11 +121,11 @@ def transformer_command(
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """A two-layer attention model with a value stream, its weights set by hand, is AMICL.
+    """Show that a two-layer attention model with a value stream, set by hand, is AMICL.
 
-    The same attention, the same recall; with the link cut nothing is recalled. Beside it what a
-    model without the stream can do in the same residual space, and with more of it. Each value of a
-    has --trials sequences. Half a minute, on the CPU.
+    It has the same attention and the same recall; with the link cut it recalls nothing. Beside it
+    is a model without the stream, with the same residual space and with more. Each value of a has
+    --trials sequences. It takes half a minute, on the CPU.
 
     Example: `resval-lens amicl transformer`
     """

@@ -45,8 +45,8 @@ STOPPED = 130
 
 EPILOG = """Results go to stdout (with --json one JSON document), progress and errors to stderr.
 
-Exit codes: 0 done; 1 an error, in one line on stderr; 2 wrong usage; 130 stopped by Ctrl-C (after
-which the same `train` command goes on).
+Exit codes: 0 done; 1 an error, in one line on stderr; 2 wrong usage; 130 stopped by Ctrl-C (the
+same `train` command then resumes).
 """
 
 
@@ -71,7 +71,7 @@ app = typer.Typer(
     epilog=EPILOG,
 )
 train_app = typer.Typer(
-    no_args_is_help=True, help="Train models. A killed run goes on where it was."
+    no_args_is_help=True, help="Train models. The same command resumes a killed run."
 )
 app.add_typer(train_app, name="train")
 train_app.command("icl")(train_icl_command)

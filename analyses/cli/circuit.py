@@ -54,10 +54,10 @@ IGSteps = Annotated[
     ),
 ]
 Minimality = Annotated[
-    int, typer.Option(help="Edges of the circuit tried without, drawn where there are more.")
+    int, typer.Option(help="Edges to leave out one by one; drawn if there are more.")
 ]
 Completeness = Annotated[
-    int, typer.Option(help="Heads and MLPs knocked out alone, drawn where there are more.")
+    int, typer.Option(help="Heads and MLPs to knock out one by one; drawn if there are more.")
 ]
 DROPPING = [name for name, method in METHODS.items() if method.by_threshold]
 
@@ -85,13 +85,15 @@ def circuit_command(
     ] = 0.85,
     edges: Annotated[
         int | None,
-        typer.Option(help="Take so many edges instead.", show_default="the fewest that are enough"),
+        typer.Option(
+            help="Take this many edges instead.", show_default="the fewest that are enough"
+        ),
     ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="Take the edges whose scores are at least so large (unit of the metric); "
-            f"{' or '.join(DROPPING)} needs one, and drops edges by it.",
+            help="Take the edges with at least this score (unit of the metric); "
+            f"{' or '.join(DROPPING)} needs it and drops edges by it.",
             show_default="the fewest that are enough",
         ),
     ] = None,
@@ -106,14 +108,15 @@ def circuit_command(
         bool,
         typer.Option(
             "--size-on-scored",
-            help="Choose the size, too, on the prompts that edges are scored on: the others choose "
+            help="Choose the size on the scored prompts, too, so that held-out prompts choose "
             "nothing.",
         ),
     ] = False,
     minimality: Minimality = 256,
     completeness: Completeness = 64,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Also score exactly, and say how far scores agree.")
+        bool,
+        typer.Option("--exact", help="Also score edges exactly, and show how far scores agree."),
     ] = False,
     export: Annotated[
         Path | None,
@@ -126,8 +129,8 @@ def circuit_command(
         Path | None,
         typer.Option(
             "--import",
-            help="File of that kind: its scores are used, and its circuit is evaluated unless "
-            "--edges or --threshold choose another.",
+            help="Such a file: use its scores, and evaluate its circuit unless --edges or "
+            "--threshold choose another.",
             show_default="edges are scored",
         ),
     ] = None,
@@ -149,17 +152,18 @@ def circuit_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """The circuit of a task: the fewest edges, links among them, that stand for the model.
+    """Find the circuit of a task: the fewest edges, links included, that do the model's work.
 
-    Edges are scored on the prompts; the circuit is chosen by size and evaluated on as many others,
-    with every other edge resampled from the corrupted prompts. In a model of more than 512 edges
-    not every size is tried: sizes grow by half, and then close in; the JSON has those that were.
+    Edges are scored on the prompts. The circuit's size is chosen, and the circuit is evaluated, on
+    as many held-out prompts, with every other edge resampled from the corrupted prompts. In a model
+    of more than 512 edges not every size is tried: sizes grow by half, then close in. The JSON
+    lists the sizes tried.
 
-    What the circuit keeps of the other metrics is measured, too, with other edges resampled or at
-    means over corrupted prompts that are aligned with theirs: a difference of two logits is the
-    same whether a model would say the two or anything else.
+    The command also measures what the circuit keeps of the task's other metrics, with other edges
+    resampled or at means over corrupted prompts that are aligned with theirs. A difference of two
+    logits is the same whether a model would say the two or anything else.
 
-    Started by torchrun, the processes divide the prompts, and the first prints and writes.
+    Under torchrun, the processes divide the prompts; the first prints and writes.
 
     Example: `resval-lens circuit values --method exact`
 
@@ -258,10 +262,10 @@ def attribute_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Who writes the answer: exact shares of the logit difference, links told apart.
+    """Show what writes the answer: exact shares of the logit difference, links apart.
 
-    A head's share is split by the layer that its values come from. Beside it: how far that part's
-    weights copy tokens. And the logit lens.
+    A head's share is split by the layer that its values come from. Each part has a score of how far
+    its weights copy tokens. The logit lens is added.
 
     Example: `resval-lens attribute stories-small-classic`
     """

@@ -42,7 +42,7 @@ def compare_command(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Two models: by name, or folders or files of any kind that is known.",
+            help="Two models, by name, folder or file, of any known kind.",
             show_default="classic and residual-value runs",
             metavar="[MODEL MODEL]",
             autocompletion=one_of(*completion.MODELS),
@@ -68,12 +68,14 @@ def compare_command(
     ] = None,
     link_sequences: Annotated[
         int | None,
-        typer.Option(help="Of each test set, for every edit of the links.", show_default="2000"),
+        typer.Option(
+            help="Sequences of each test set for every edit of the links.", show_default="2000"
+        ),
     ] = None,
     circuit_sequences: Annotated[
         int | None,
         typer.Option(
-            help="By which edges are scored; as many others evaluate circuits.",
+            help="Sequences for scoring edges; as many others evaluate circuits.",
             show_default="256",
         ),
     ] = None,
@@ -81,9 +83,7 @@ def compare_command(
     seed: MaybeSeed = None,
     jobs: Annotated[
         int | None,
-        typer.Option(
-            help="Processes at a time, a core each; 0: as many as cores.", show_default="0"
-        ),
+        typer.Option(help="Parallel processes, one core each; 0: all cores.", show_default="0"),
     ] = None,
     page: Annotated[
         Path | None,
@@ -104,25 +104,24 @@ def compare_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare two models on a task; or classic with residual-stream runs: what does the link do?
+    """Compare two models on a task, or classic with residual-value runs: what does the link do?
 
-    Two models, of any size and tokenizer: measures, compared prompt by prompt where both read the
-    same texts; links cut, resampled and scaled; z and the residual stream patched; the circuit by
-    eap, on as many other prompts; attribution. `resval-lens compare stories-small-classic
-    stories-small-values --task ioi` is such a comparison.
+    With two models, of any size and tokenizer, it compares measures, prompt by prompt where both
+    read the same texts. It cuts, resamples and scales links, patches z and the residual stream,
+    finds the circuit by eap on as many held-out prompts, and does attribution. An example is
+    `resval-lens compare stories-small-classic stories-small-values --task ioi`.
 
-    Without models, all that ships, or the runs of folders:
+    Without models, it compares all shipped runs, or the runs of folders. For two-layer classifiers:
+    accuracies; links cut, scaled and mean-ablated; the classic weights with a link grafted on and
+    the values weights without theirs; attention. For language models, on naming the indirect
+    object: activations patched, links ablated, the four cells. For every classic and values model:
+    circuits, heads by role, what the links carry. Accuracies are on --sequences of each test set.
+    Edges of language models are scored on --prompts, and circuits are evaluated on as many others.
+    All of it runs on the CPU: 59 s on two quiet cores, 90 s of processor time.
 
-    Two-layer classifiers: accuracies; links cut, scaled and mean-ablated; the classic weights with
-    a link grafted on and the values weights without theirs; attention. Language models on indirect
-    objects: activations patched, links ablated, the four cells. Of every classic and values model
-    there is: circuits, heads by role, what the links carry. Accuracies are on --sequences of each
-    test set, edges of language models are scored on --prompts and circuits evaluated on as many
-    others. All of it runs on the CPU: 59 s on two quiet cores, 90 s of processor time.
-
-    Writes compare.json and figures; with --report also a page that shows it all. --seeds are of
-    the classifiers: only their runs are compared, or trained (0, for 45,000 steps); --seed draws
-    prompts and corrupted prompts.
+    It writes compare.json and figures, and with --report a page with all results. --seeds chooses
+    the classifiers' runs to compare, or to train (0, for 45,000 steps). --seed draws prompts and
+    corrupted prompts.
 
     Example: `resval-lens compare --report out`
     """

@@ -67,10 +67,10 @@ def ioi_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Indirect object identification: the paper's Table 2, generated prompts, the four cells.
+    """Score indirect object identification: the paper's Table 2, generated prompts, four cells.
 
-    --prompts in each of two sets of the stories, whose names, frames and objects training text may
-    hold (seen) or never holds (unseen); or in one set of general prompts.
+    There are --prompts in each of two sets of the stories: with names, frames and objects that
+    training text may hold (seen) or never holds (unseen). Or there is one set of general prompts.
 
     Example: `resval-lens eval ioi stories-small-classic stories-small-values`
     """
@@ -151,9 +151,9 @@ def harness_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """lm-evaluation-harness: the paper's benchmarks by default, any other of its tasks by name.
+    """Run lm-evaluation-harness: the paper's benchmarks by default, any of its tasks by name.
 
-    What is done is written after each model.
+    Results are written after each model.
 
     Example: `resval-lens eval harness stories-small-values --tasks piqa,hellaswag --shots 0,5`
     """
@@ -193,11 +193,11 @@ def emergence_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Language models in training: losses, and the step at which indirect objects emerge.
+    """Compare language models in training: losses, and when naming indirect objects emerges.
 
-    Compares architectures over seeds, classic first, by step and at equal validation loss, with
-    t-tests (also paired by seed, and corrected for being many). Reads what training recorded; no
-    model is run on any device.
+    This compares architectures over seeds, classic first, by step and at equal validation loss,
+    with t-tests (also paired by seed, and corrected for their number). It reads the records of
+    training; no model is run on any device.
 
     Example: `resval-lens eval emergence --runs runs/lm`
     """

@@ -34,7 +34,7 @@ HALF = "\N{REPLACEMENT CHARACTER}"
 
 def generate_command(
     model: LanguageModel,
-    prompt: Annotated[str, typer.Argument(help="What the text begins with; may be empty.")] = "",
+    prompt: Annotated[str, typer.Argument(help="Start of the text; may be empty.")] = "",
     max_new_tokens: Annotated[
         int | None,
         typer.Option(help="New tokens at most.", show_default="as many as fit the context"),
@@ -47,11 +47,12 @@ def generate_command(
     top_p: Annotated[
         float | None,
         typer.Option(
-            help="Draw among the likeliest that hold this probability.", show_default="all of it"
+            help="Draw among the likeliest tokens with this total probability.",
+            show_default="all of it",
         ),
     ] = None,
     seed: Seed = 0,
-    texts: Annotated[int, typer.Option(help="How many to write, one after the other.")] = 1,
+    texts: Annotated[int, typer.Option(help="Number of texts, one after the other.")] = 1,
     prepend: Prepend = "auto",
     streams: MaybeStreams = None,
     dtype: DType = None,
@@ -61,10 +62,10 @@ def generate_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write text, shown as it is written, up to the end of text.
+    """Generate text and show it token by token, up to the end of text.
 
-    Temperature 0 takes the likeliest token. The second text is drawn by the next seed, and so on.
-    With --json the texts come whole.
+    Temperature 0 takes the likeliest token. Each further text uses the next seed.
+    With --json, texts are printed when they are complete.
 
     Example: `resval-lens generate stories-small-values "Once upon a time"`
     """

@@ -44,7 +44,7 @@ def train_graft_command(
     model: LanguageModel,
     streams: Streams = "v(mix=head, carried=0)",
     low_rank: Annotated[
-        int, typer.Option(help="Rank of updates of each W_V and W_O, trained along; 0: none.")
+        int, typer.Option(help="Rank of additional updates of each W_V and W_O; 0: none.")
     ] = 0,
     name: RunName = None,
     seeds: Seeds = "0",
@@ -60,7 +60,9 @@ def train_graft_command(
     low_rank_lr: Annotated[float, typer.Option(help="Learning rate of low-rank updates.")] = 1e-3,
     held_out: Annotated[
         int,
-        typer.Option("--held-out-rows", help="Sequences of --validation, run before and after."),
+        typer.Option(
+            "--held-out-rows", help="Sequences of --validation for the loss before and after."
+        ),
     ] = 64,
     precision: Precision = "fp32",
     runs: RunsFolder = Path("runs/graft"),
@@ -70,10 +72,10 @@ def train_graft_command(
         bool, typer.Option("--keep-model", help="Save the whole model with its graft.")
     ] = False,
     cut_rows: Annotated[
-        int, typer.Option(help="Held-out sequences on which each layer is then cut; 0: none.")
+        int, typer.Option(help="Held-out sequences for cutting each layer at the end; 0: none.")
     ] = 0,
     circuit_prompts: Annotated[
-        int, typer.Option(help="Prompts on which circuits are then found; 0: none.")
+        int, typer.Option(help="Prompts for finding circuits at the end; 0: none.")
     ] = 0,
     task: TaskName = None,
     device: Device = "cpu",
@@ -82,16 +84,16 @@ def train_graft_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train streams that are grafted on a model, whose own weights stay as they are.
+    """Train streams that are grafted on a model. The model's own weights stay fixed.
 
-    `v(mix=head, carried=0)` begins as the model itself and learns a number a link. Controls with as
-    many: `v(mix=head_gain)` (a gain of each head, no link), `v(source=first, mix=head, carried=0)`,
-    `v(mix=next_head, carried=0)` (each head receives another's values); `v(mix=head_pair,
-    carried=0)` learns gain and link. Steps are of --batch
-    sequences of --length tokens in the model's own tokens; seeds draw them. A run keeps what is
-    learned, not the model. Killed or stopped (Ctrl-C, SIGTERM), the same command goes on from the
-    newest snapshot. What links are worth can be measured at the end, or by the same command later:
-    what cutting each layer costs, and the task's circuit before and after.
+    `v(mix=head, carried=0)` starts as the model itself and learns one number per link. Controls
+    have as many: `v(mix=head_gain)` (a gain of each head, no link), `v(source=first, mix=head,
+    carried=0)` and `v(mix=next_head, carried=0)` (each head receives another's values).
+    `v(mix=head_pair,
+    carried=0)` learns gain and link. A step is --batch sequences of --length tokens in the model's
+    own tokens; seeds draw them. A run saves what is learned, not the model. After a kill (Ctrl-C,
+    SIGTERM), the same command resumes from the newest snapshot. It can also measure, at the end or
+    later, what cutting each layer costs, and the task's circuit before and after.
 
     Example: `resval-lens train graft gpt2 --streams "v(mix=head, carried=0)" --seeds 0-2`
     """
@@ -179,11 +181,12 @@ def grafts_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """What grafts save on held-out text for as many numbers, and what their links are worth.
+    """Compare grafts of equal size: loss saved on held-out text, and what links are worth.
 
-    From the records of finished runs, in seconds on the CPU: losses before and after, paired by
-    row, with bootstrap intervals; what streams learned, by layer and head; and, where it was
-    measured, what cutting each layer costs beside its size, and the task's circuit.
+    It reads the records of finished runs, in seconds on the CPU. It shows losses before and after
+    (paired by row, with bootstrap intervals) and what streams learned, by layer and head. Where
+    they were measured, it adds the cost of cutting each layer, beside its size, and the task's
+    circuit.
 
     Example: `resval-lens grafts runs/graft --against link`
     """

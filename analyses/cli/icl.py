@@ -50,14 +50,13 @@ def train_icl_command(
 ) -> None:
     """Train two-layer in-context classifiers (arXiv 2412.15113, section 3).
 
-    Every variant is trained with every seed, in steps of 128 sequences; variants of one seed share
+    Every variant is trained with every seed, in steps of 128 sequences. Variants of one seed share
     vectors, batches and initial weights. Variants: classic, queries, keys, values, values-detached,
     queries-values, queries-keys-values, values-half; own-half, own-root-2 and own-2 (layer 1's
     values scaled, no link), size-root-2 and rate-2 (its W_V larger at first, or learning faster),
-    values-norm-matched, values-no-own. With --streams those are trained
-    instead, whatever they are. A snapshot's weights take 1 MB.
-    Killed or stopped, the same command goes on from the newest snapshots. Training is a CPU
-    program.
+    values-norm-matched, values-no-own. --streams trains any other streams instead. A snapshot's
+    weights take 1 MB. After a kill, the same command resumes from the newest snapshots. Training is
+    a CPU program.
 
     Example: `resval-lens train icl --variants classic,values --seeds 0,1 --steps 45000`
     """
@@ -72,7 +71,7 @@ def link_in_training_command(
     sequences: Sequences = 2_000,
     recover: Annotated[
         int,
-        typer.Option(help="Steps to train on after links are removed; 0: none.", min=0),
+        typer.Option(help="Further training steps after links are removed; 0: none.", min=0),
     ] = 200,
     every: Annotated[
         int, typer.Option(help="Measure every n-th snapshot, counted from the last.", min=1)
@@ -83,12 +82,13 @@ def link_in_training_command(
 ) -> None:
     """Cut the links at every snapshot of a run: when in training does the model need them?
 
-    On the first --sequences of each of the run's own test sets, on the CPU. Beside the cut, on the
-    first 500: links at their means and resampled, layer 1's own part cut, the links cut while the
-    own part is larger or the norm of both together is kept, since a cut takes gain away, too.
-    On the first 3,000, at the first snapshots with IC above .5 and .95 and at the last one: the
-    same, links by degrees from 1 to 0, and --recover more steps without them, beside as many with.
-    A run without links has its own values edited. The run comes from
+    Cuts use the first --sequences of each of the run's own test sets, on the CPU. A cut also
+    removes gain, so there are controls on the first 500: links at their means and resampled, layer
+    1's own part cut, and links cut with the own part larger or with the norm of both together kept.
+    Three snapshots get more, on the first 3,000: the first with IC (accuracy on classes that were
+    never trained) above .5, the first above .95, and the last. There links are also scaled by
+    degrees from 1 to 0, and --recover more steps are trained without links, and as many with them.
+    In a run without links its own values are edited. This trains a run to study:
     `resval-lens train icl --variants values --seeds 0 --steps 45000 --keep-snapshots`.
 
     Example: `resval-lens link-in-training runs/icl/values-seed0`

@@ -60,11 +60,11 @@ def induction_command(
 ) -> None:
     """Induction: which heads copy from the context, and do they need the links?
 
-    A language model reads --length random tokens twice over: scores of its heads, and the loss
-    where tokens come again, as trained and with links ablated; with --text, the same where a text
-    repeats itself, in 16 rows of up to 512 tokens, and the in-context score. Classifiers (a variant
-    beside classic, a run's folder, or all of --runs): what attention did in training (Reddy's
-    measures), and when it came to do so, variant by variant; no model is run.
+    A language model reads --length random tokens twice. The command shows scores of its heads, and
+    the loss where tokens repeat, as trained and with links ablated. With --text it adds the same
+    where a text repeats, in 16 rows of up to 512 tokens, and the in-context score. For classifiers
+    (a variant beside classic, a run's folder, or all of --runs) it shows attention during training
+    (Reddy's measures) and when each measure emerges, by variant; no model is run.
 
     Example: `resval-lens induction stories-small-values`
     """

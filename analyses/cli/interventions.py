@@ -61,7 +61,7 @@ def patch_command(
     by: Annotated[
         str | None,
         typer.Option(
-            help="What a cell has one of: layer, position, head, comma-separated.",
+            help="Axes of the cells: layer, position, head, comma-separated.",
             show_default="layer,head, or layer,position where there is one head or none",
             autocompletion=some_of(*completion.AXES),
         ),
@@ -69,7 +69,7 @@ def patch_command(
     direction: Annotated[
         str,
         typer.Option(
-            help="denoise (corrupted run takes from clean) or noise (the other way).",
+            help="denoise (clean activations into the corrupted run) or noise (the reverse).",
             autocompletion=one_of(*completion.DIRECTIONS),
         ),
     ] = "denoise",
@@ -82,7 +82,7 @@ def patch_command(
                 if task.positions
             )
             + ", comma-separated; or numbers like 0,-1 or 0-3, or all: of prompts of one length.",
-            show_default="every one that has a name, or all",
+            show_default="all named positions, or all",
             autocompletion=of_task(lambda task: (*task.positions, "all"), some_of),
         ),
     ] = None,
@@ -107,8 +107,8 @@ def patch_command(
 ) -> None:
     """Activation patching: which layers, heads and positions carry the answer?
 
-    One run takes one activation from the other: how much of the gap between the clean prompts and
-    their corrupted prompts does it recover? Links are sites like any other: v_link, v_local.
+    One run takes one activation from the other. How much of the gap between clean and corrupted
+    prompts does this recover? Links are sites like any other: v_link, v_local.
 
     Example: `resval-lens patch --site v_link --by layer,position`
     """
@@ -202,11 +202,10 @@ def ablate_command(
 ) -> None:
     """Edit the links: what does the task lose without them?
 
-    All links together, each receiving layer's, and each alone carry something else (--edits; a
-    mean is over as many other prompts), or a multiple of what they would (--scale).
-
-    Beside prompts of the stories stands the loss on validation stories: a cut may ruin all text,
-    not the task alone.
+    It edits all links together, those of each receiving layer, and each link alone. A link carries
+    something else (--edits; means are over as many other prompts) or a multiple of its value
+    (--scale). For prompts of the stories it adds the loss on validation stories: a cut may harm all
+    text, not only the task.
 
     Example: `resval-lens ablate values --scale -1,0.5,2`
     """

@@ -47,7 +47,7 @@ def train_lm_command(
         str,
         typer.Option(
             help="raw (the authors' language-model code) or sum (the formula), where --streams "
-            "does not say it.",
+            "does not set it.",
             autocompletion=one_of(*CARRIES),
         ),
     ] = "raw",
@@ -83,7 +83,9 @@ def train_lm_command(
     micro_batch: MaybeMicroBatch = None,
     lr: MaybeLearningRate = None,
     precision: MaybePrecision = None,
-    compile: Annotated[bool, typer.Option("--compile", help="Through torch.compile.")] = False,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Train through torch.compile.")
+    ] = False,
     checkpoint_blocks: CheckpointBlocks = None,
     fsdp: Annotated[bool, typer.Option("--fsdp", help="Shard over processes (FSDP2).")] = False,
     tracker: Annotated[
@@ -103,9 +105,9 @@ def train_lm_command(
     """Train a language model, classic or with a stream, on stories, TinyStories or your own text.
 
     Seeds are trained one after the other. --d-model changes the number of heads, not their width,
-    and the MLP's width along. Killed or stopped (Ctrl-C, SIGTERM), the same command
-    goes on from the newest snapshot. accelerate chooses the device: a GPU if there is one; several
-    by `accelerate launch -m resval_lens.analyses train lm ...`.
+    and scales the MLP's width. After a kill (Ctrl-C, SIGTERM), the same command resumes from the
+    newest snapshot. accelerate chooses the device: a GPU if there is one. For several, use
+    `accelerate launch -m resval_lens.analyses train lm ...`.
 
     Example: `resval-lens train lm stories-small --streams v`
     """

@@ -61,12 +61,13 @@ def construction_command(
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """An induction head written down: does it compute its closed form (arXiv 2412.11459)?
+    """Check a constructed induction head against its closed form (arXiv 2412.11459).
 
-    Absolute and relative positions, with and without a value stream; exact (dual vectors) and with
-    random vectors of several widths. Attention to the previous token by position, in-context
-    accuracy, and the gap of global knowledge at which the context loses. An absolute head knows
-    --length positions; test sequences are twice as long. Under a minute, on the CPU.
+    It has absolute and relative positions, with and without a value stream, with exact (dual)
+    vectors and with random vectors of several widths. The results are attention to the previous
+    token by position, in-context accuracy, and the gap of global knowledge at which the context
+    loses. An absolute head knows --length positions; test sequences are twice as long. It takes
+    under a minute, on the CPU.
 
     Example: `resval-lens memory construction --widths 128,512`
     """
@@ -93,7 +94,7 @@ def one_step_command(
         typer.Option(help="Tokens of the shortest sequence.", show_default="--length, as of all"),
     ] = None,
     each: Annotated[
-        int, typer.Option(help="Sequences for each place of what is to be recalled.")
+        int, typer.Option(help="Sequences for each position of the token to recall.")
     ] = 64,
     seed: opt.Seed = 0,
     to: opt.Out = Path("out"),
@@ -102,10 +103,10 @@ def one_step_command(
 ) -> None:
     """One gradient step on each matrix, from zero: which memories does it write?
 
-    W_O², then W_K², then W_K¹, on sequences whose last token was there before. Coefficients of the
-    real gradients beside their closed form; absolute beside relative positions, without and with a
-    value stream; and what three single steps recall, in longer sequences, too. A minute or two, on
-    the CPU.
+    The steps are on W_O², then W_K², then W_K¹, with sequences whose last token occurred before.
+    The coefficients of the real gradients stand beside their closed form, for absolute and relative
+    positions, without and with a value stream. The command also shows what three single steps
+    recall, in longer sequences, too. It takes a minute or two, on the CPU.
 
     Example: `resval-lens memory one-step --d-vocab 12`
     """
@@ -132,10 +133,10 @@ def curves_command(
     steps: opt.MaybeSteps = None,
     jobs: opt.MaybeJobs = None,
     level: Annotated[
-        float, typer.Option(help="Above it a memory, or the accuracy, is there.")
+        float, typer.Option(help="Level above which a memory, or the accuracy, counts as learned.")
     ] = 0.9,
     known: Annotated[
-        float, typer.Option(help="The same for W_F: its share of what the bigrams tell.")
+        float, typer.Option(help="The same for W_F, as a share of what the bigrams determine.")
     ] = 0.5,
     to: opt.Out = Path("out"),
     as_json: opt.Json = False,
@@ -143,11 +144,11 @@ def curves_command(
 ) -> None:
     """In which order does an induction head's training fill its memories?
 
-    Recall of W_K¹, W_K², W_O² and W_F, what both heads look at, and in-context accuracy at every
-    snapshot: the first step at which each is there, by variant, over seeds. Of every encoding, with
-    and without values, and one-layer. From recorded runs it takes seconds; --train trains every
-    variant first (1,000 steps, seed 0, into runs/memory), two or three minutes each and core; on
-    the CPU.
+    The measures are recall of W_K¹, W_K², W_O² and W_F, the attention of both heads, and in-context
+    accuracy, at every snapshot. The tables have the first step at which each passes its level, by
+    variant, over seeds. Variants are every encoding, with and without values, and one-layer. From
+    recorded runs it takes seconds. --train trains every variant first (1,000 steps, seed 0, into
+    runs/memory), two or three minutes each on one core, on the CPU.
 
     Example: `resval-lens memory curves --variants absolute,relative,one-layer`
     """
@@ -181,11 +182,11 @@ def lengths_command(
 ) -> None:
     """Do trained induction heads work on sequences longer than those they were trained on?
 
-    In-context accuracy, loss and attention at every length and by position, layer 0's attention
-    to t − 1 beside the constructed head's; and both layers' attention on one sequence twice as
-    long as those of training. Of absolute and relative, each without and with values. Under a
-    minute, with --train (1,000 steps, seed 0, into runs/memory) two or three minutes a model more;
-    on the CPU.
+    The measures are in-context accuracy, loss and attention at every length and by position. Layer
+    0's attention to t − 1 stands beside the constructed head's. A figure has both layers' attention
+    on one sequence twice as long as in training. Variants are absolute and relative, each without
+    and with values. It takes under a minute; --train (1,000 steps, seed 0, into runs/memory) adds
+    two or three minutes a model. All runs on the CPU.
 
     Example: `resval-lens memory lengths --lengths 128,256,512`
     """
@@ -229,14 +230,16 @@ def knowledge_command(
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Context against training: after ", A B1, A B1, A B2, A", which of them? (arXiv 2412.11459)
+    """Context against training: after ", A B1, A B1, A B2, A", B1 or B2? (arXiv 2412.11459)
 
     B1 and B2 follow A one to five times each, in --prompts of each pair of counts. A constructed
-    model's margin is the gap of global knowledge plus τ3 (n1 − n2)/(n1 + n2); of trained ones both
-    weights are fitted: with A among the triggers and among other tokens; and with any A where each
-    sequence drew its own triggers (-drawn). Of absolute and relative, each without and with
-    values, and the three with -drawn. About a minute; --train trains every variant first (1,000
-    steps, seed 0, into runs/memory), two or three minutes each and core; on the CPU.
+    model's margin is the gap of global knowledge plus τ3 (n1 − n2)/(n1 + n2). For trained models
+    both weights are fitted: with A among the triggers and among other tokens, and with any A where
+    each sequence drew its own triggers (-drawn). Variants are absolute and relative, each without
+    and with values, and the three with -drawn. It takes about a minute. --train trains every
+    variant
+    first (1,000 steps, seed 0, into runs/memory), two or three minutes each on one core, on the
+    CPU.
 
     Example: `resval-lens memory knowledge --prompts 400`
     """
@@ -276,13 +279,13 @@ def held_out_command(
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Outputs that were none in training: does the head copy any token? (arXiv 2412.11459)
+    """Test outputs that training never had: does the head copy any token? (arXiv 2412.11459)
 
-    Trained with outputs among the first 75% of the tokens, tested there and on the rest; beside
-    them ordinary runs, and constructed models that know all tokens or the first 75%. Of absolute,
-    relative and relative-values, each without and with -held-out. Half a minute; --train trains
-    every variant first (1,000 steps, seed 0, into runs/memory), two or three minutes each and core;
-    on the CPU.
+    Models are trained with outputs among the first 75% of the tokens, and tested there and on the
+    rest. Beside them are ordinary runs, and constructed models that know all tokens or the first
+    75%. Variants are absolute, relative and relative-values, each without and with -held-out. It
+    takes half a minute. --train trains every variant first (1,000 steps, seed 0, into runs/memory),
+    two or three minutes each on one core, on the CPU.
 
     Example: `resval-lens memory held-out --sequences 256`
     """
@@ -305,9 +308,7 @@ def held_out_command(
 def analogies_command(
     analogies: Annotated[
         Path | None,
-        typer.Option(
-            help="questions-words.txt or a file like it.", show_default="pairs are made up"
-        ),
+        typer.Option(help="questions-words.txt or a file like it.", show_default="made-up pairs"),
     ] = None,
     section: Annotated[
         str | None, typer.Option(help="Section of --analogies.", show_default="capital-world")
@@ -322,7 +323,7 @@ def analogies_command(
     length: opt.Length = 128,
     n_triggers: opt.Triggers = 5,
     zipf: Annotated[
-        float, typer.Option(help="The k-th capital is ∝ k^−zipf as frequent; 0: all alike.")
+        float, typer.Option(help="Frequency of the k-th capital is ∝ k^−zipf; 0: all equal.")
     ] = 1.0,
     leak: Annotated[float, typer.Option(help="Probability of other countries in general.")] = 0.0,
     runs: opt.RunsFolder = Path("runs/analogies"),
@@ -333,13 +334,14 @@ def analogies_command(
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Capitals and countries: what training taught against what the context says.
+    """Capitals and countries: knowledge from training against the context.
 
-    Trains simplified transformers on "capital country" sequences in which other countries follow
-    some capitals, the triggers (arXiv 2412.11459), by any variant without -drawn or -held-out, two
-    or three minutes a run and core, on the CPU; runs in --runs that are finished and have all these
-    settings are read. Then: countries recalled without context; who wins as the context repeats
-    another one; capitals that training never had; --sequences of twice the length.
+    It trains simplified transformers on "capital country" sequences in which other countries follow
+    some capitals, the triggers (arXiv 2412.11459). Any variant without -drawn or -held-out works.
+    A run takes two or three minutes on one core, on the CPU; finished runs in --runs with the same
+    settings are read instead. It then measures countries recalled without context, which country
+    wins as the context repeats another one, capitals that training never had, and --sequences of
+    twice the length.
 
     Example: `resval-lens memory analogies --pairs 58 --variants relative`
     """
@@ -395,13 +397,14 @@ def encodings_command(
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Positional encodings with and without a value stream: does the stream help to induce?
+    """Positional encodings with and without a value stream: does the stream help induction?
 
-    Steps to in-context accuracies of .5, .9 and .95, final accuracies, t-tests paired by seed; and
-    of every trained model the accuracy with its link cut, its first head silenced or made uniform,
-    and its weights run with the other architecture. Of every encoding, with and without values, and
-    one-layer. About a minute for eleven models on one core; --train trains every variant first
-    (1,000 steps, seed 0, into runs/memory), two or three minutes each and core; on the CPU.
+    The tables have steps to in-context accuracies of .5, .9 and .95, final accuracies, and t-tests
+    paired by seed. For every trained model they add the accuracy with its link cut, with its first
+    head silenced or made uniform, and with its weights run in the other architecture. Variants are
+    every encoding, with and without values, and one-layer. It takes about a minute for eleven
+    models on one core. --train trains every variant first (1,000 steps, seed 0, into runs/memory),
+    two or three minutes each on one core, on the CPU.
 
     Example: `resval-lens memory encodings --train --seeds 0-2`
     """

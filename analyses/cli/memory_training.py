@@ -36,7 +36,7 @@ def train_memory_command(
     unit: Annotated[
         str | None,
         typer.Option(
-            help="What the tokens of --text are: characters or words.",
+            help="Tokens of --text: characters or words.",
             show_default="characters",
             autocompletion=one_of(*UNITS),
         ),
@@ -58,13 +58,13 @@ def train_memory_command(
 ) -> None:
     """Train simplified transformers on bigrams with triggers (arXiv 2412.11459).
 
-    Two layers of one head, of which W_K, the last W_O and a linear feed-forward are trained by SGD
-    (the papers' --batch is 512). What follows a trigger is drawn fresh in each sequence: an
-    induction head finds it. Variants: absolute, relative, sinusoidal, rotary, alibi; each with
-    -values added has a value stream; one-layer; absolute, relative and relative-values with -drawn
-    (triggers drawn per sequence) or -held-out added. With --streams all have those.
-    Two or three minutes a run and core; training is a CPU program. A snapshot's weights take 2 MB.
-    Killed or stopped, the same command goes on from the newest snapshots.
+    A model has two layers of one head. W_K, the last W_O and a linear feed-forward are trained by
+    SGD (the papers' --batch is 512). What follows a trigger is drawn fresh in each sequence; an
+    induction head finds it. Variants: absolute, relative, sinusoidal, rotary, alibi, each also with
+    -values added (a value stream); one-layer; absolute, relative and relative-values with -drawn
+    (triggers drawn per sequence) or -held-out added. --streams gives all of them these streams.
+    A run takes two or three minutes on one core; training is a CPU program. A snapshot's weights
+    take 2 MB. After a kill, the same command resumes from the newest snapshots.
 
     Example: `resval-lens train memory --variants absolute,relative --seeds 0,1`
     """

@@ -40,13 +40,13 @@ def movers_command(
     seed: MaybeSeed = None,
     share: Annotated[
         float,
-        typer.Option("--min-effect", help="Least effect, in parts of the metric's gap."),
+        typer.Option("--min-effect", help="Least effect, as a share of the metric's gap."),
     ] = 0.03,
     tried: Annotated[
-        int, typer.Option(help="Senders that are tried for each level, by EAP-IG scores.")
+        int, typer.Option(help="Senders to try for each level, by EAP-IG scores.")
     ] = 64,
     draws: Annotated[
-        int, typer.Option(help="Draws of as many others without a role, beside each role.")
+        int, typer.Option(help="Random draws of as many others without a role, for each role.")
     ] = 3,
     metric: MetricName = None,
     task: TaskName = None,
@@ -64,12 +64,12 @@ def movers_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Which heads and MLPs move the answer of a task, which move these, and does it hold?
+    """Which heads and MLPs move a task's answer, and which move these? Tested on other prompts.
 
     From the logits back, edges from each node into the next level are corrupted (path patching),
-    on the prompts. On as many others every level is knocked out, resampled and at means, the edges
-    between levels are corrupted together, beside as many other heads and MLPs; then all nodes that
-    have a role are kept alone: faithfulness, completeness, minimality.
+    on the prompts. On as many held-out prompts every level is knocked out, resampled and at means,
+    beside as many other heads and MLPs, and the edges between levels are corrupted together. Then
+    all nodes with a role are kept alone: faithfulness, completeness, minimality.
 
     Example: `resval-lens movers stories-small-classic --task ioi`
     """

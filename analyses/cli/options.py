@@ -69,8 +69,8 @@ def how_many(text: str | int) -> int:
         return int(text)
     except ValueError:
         raise typer.BadParameter(
-            f"{text!r} is no whole number; it says how many prompts are taken. Prompts of your own "
-            "are a task: --task FILE"
+            f"{text!r} is not a whole number; --prompts is the number of prompts. For your own "
+            "prompts use --task FILE"
         ) from None
 
 
@@ -86,14 +86,14 @@ MaybeOut = Annotated[
 ]
 
 # Chance and machine.
-_SEED = "Draws all that is random here."
+_SEED = "Seed of all random draws."
 Seed = Annotated[int, typer.Option(help=_SEED)]
 MaybeSeed = Annotated[int | None, typer.Option(help=_SEED, show_default="0")]
 Device = Annotated[
     str,
     typer.Option(
-        help="Where models run: cpu, cuda, cuda:1, mps; auto: layers where there is room (GPUs, "
-        "memory, disk).",
+        help="Where models run: cpu, cuda, cuda:1, mps; auto: each layer where there is room "
+        "(GPUs, memory, disk).",
         callback=on_device,
         autocompletion=one_of(*completion.DEVICES),
     ),
@@ -101,9 +101,9 @@ Device = Annotated[
 
 # Models, how they are loaded, and what they are measured on.
 _NAMED = (
-    "A language model or a classifier: a name that ships (stories-small-values, values, ...), a "
-    "folder (a saved model, a training run, of Hugging Face), a .gguf file, user/name on the "
-    "hub, or a name that TransformerLens knows, like gpt2."
+    "A language model or a classifier: a shipped name (stories-small-values, values, ...), a "
+    "folder (a saved model, a training run, a Hugging Face folder), a .gguf file, user/name on "
+    "the hub, or a name that TransformerLens knows, like gpt2."
 )
 Model = Annotated[
     str,
@@ -115,7 +115,7 @@ MaybeModel = Annotated[
     str | None,
     typer.Argument(
         help=_NAMED,
-        show_default="the classifiers that ship",
+        show_default="the shipped classifiers",
         autocompletion=one_or_file(*completion.MODELS, endings=completion.MODEL_FILES),
     ),
 ]
@@ -147,7 +147,7 @@ Setting = Annotated[
     typer.Option(
         "--setting",
         metavar="NAME=VALUE",
-        help="What a model's files in another format leave open; may be given several times.",
+        help="Setting that a model's files do not hold; repeat for several.",
         show_default="none",
         autocompletion=one_of(*(f"{name}=" for name in completion.SETTINGS)),
     ),
@@ -164,10 +164,10 @@ General = Annotated[
     bool | None,
     typer.Option(
         "--general/--stories",
-        help="General prompts, or those of the stories; of "
+        help="General prompts, or those of the stories; for "
         + ", ".join(task.name for task in TASKS.values() if task.has_general)
         + ".",
-        show_default="general for a model from elsewhere",
+        show_default="general for converted models",
     ),
 ]
 TaskName = Annotated[
@@ -183,14 +183,14 @@ TaskName = Annotated[
 Chat = Annotated[
     bool,
     typer.Option(
-        "--chat", help="Prompts as messages of a chat, as the tokenizer's chat template has them."
+        "--chat", help="Format prompts as chat messages, by the tokenizer's chat template."
     ),
 ]
 SeveralTokens = Annotated[
     bool,
     typer.Option(
         "--several-tokens",
-        help="Take answers of several tokens: the first that differs counts.",
+        help="Allow answers of several tokens; the first token that differs counts.",
     ),
 ]
 CorruptedBy = Annotated[
@@ -207,7 +207,7 @@ MetricName = Annotated[
     str | None,
     typer.Option(
         "--metric",
-        help="That edges are scored, circuits chosen and models compared by: "
+        help="Metric for scoring edges, choosing circuits and comparing models: "
         + "; ".join(f"{task.name} {', '.join(task.metrics)}" for task in TASKS.values())
         + ".",
         show_default="the task's first",
@@ -226,7 +226,7 @@ Prepend = Annotated[
 ]
 
 # Training runs.
-_STEPS, _JOBS = "Training steps.", "Processes at a time, a core each; 0: as many as cores."
+_STEPS, _JOBS = "Training steps.", "Parallel processes, one core each; 0: all cores."
 _SEEDS, _RUNS = "Seeds of runs, like 0,1,2 or 0-3.", "Folder of training runs."
 _VARIANTS = "Variants by name, comma-separated."
 Seeds = Annotated[str, typer.Option(help=_SEEDS)]
@@ -278,7 +278,8 @@ MaybeWidth = Annotated[
 Triggers = Annotated[int, typer.Option("--n-triggers", help="Triggers of a sequence.")]
 
 RunName = Annotated[
-    str | None, typer.Option("--name", help="Of the runs' folders.", show_default="what is trained")
+    str | None,
+    typer.Option("--name", help="Name of the runs' folders.", show_default="what is trained"),
 ]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0: torch's choice.")]
 _PRECISION = "fp32, bf16 or fp16."
@@ -308,7 +309,7 @@ Spec = Annotated[
     ),
 ]
 _FLOWING = (
-    "Which of q, k, v flow, like v or qk; none if empty; in brackets how, like "
+    "Which of q, k, v flow, like v or qk (empty: none), with settings in brackets, like "
     "'v(mix=pair, own=2, carried=0)'."
 )
 Streams = Annotated[str, typer.Option(help=_FLOWING, autocompletion=one_of(*completion.STREAMS))]

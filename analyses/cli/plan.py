@@ -29,7 +29,7 @@ from resval_lens.analyses.cli.options import (
 from resval_lens.analyses.cli.reporting import report
 
 plan_app = typer.Typer(
-    no_args_is_help=True, help="What it costs, before it starts: time and memory."
+    no_args_is_help=True, help="Show the time and memory of a command before you start it."
 )
 
 
@@ -49,10 +49,10 @@ def plan_circuit_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """What `circuit` will cost: runs, time and memory, from two layers that are measured here.
+    """Show what `circuit` will cost: runs, time and memory, from two layers measured here.
 
-    No weights are needed: a folder with the config.json of a saved or Hugging Face model is enough.
-    Methods that run the model for every edge (exact, acdc) are not planned.
+    It needs no weights: a folder with the config.json of a saved or Hugging Face model is enough.
+    It does not plan methods that run the model for every edge (exact, acdc).
 
     Example: `resval-lens plan circuit stories-small-values`
     """
@@ -81,19 +81,17 @@ def plan_training_command(
     spec: Spec = "reference",
     micro_batch: MicroBatch = 1,
     checkpoint_blocks: CheckpointBlocks = None,
-    teraflops: Annotated[
-        float, typer.Option(help="TFLOP/s of a device at its best (H100 bf16).")
-    ] = 989.0,
+    teraflops: Annotated[float, typer.Option(help="Peak TFLOP/s of a device (H100 bf16).")] = 989.0,
     utilisation: Annotated[
-        float, typer.Option(help="The share of it that training reaches.")
+        float, typer.Option(help="Share of the peak that training reaches.")
     ] = 0.4,
     to: MaybeOut = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """What a preset costs: parameters, FLOPs a token, memory per device, tokens and days.
+    """Show what a preset costs: parameters, FLOPs a token, memory per device, tokens and days.
 
-    Computed from the architecture; nothing is run on any device.
+    The numbers are computed from the architecture; nothing is run on any device.
 
     Example: `resval-lens plan training llama-1b --gpus 8 --streams v`
     """

@@ -61,15 +61,15 @@ def reproduce_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Print tables and draw figures of a result, where the papers have it beside theirs.
+    """Print the tables and draw the figures of a result, beside the papers' where they have it.
 
-    From the records that ship with the package, in seconds; from --runs; or trained now: --train
-    works through the experiments that the result needs (of experiments.toml; seeds and steps are
-    theirs where none are given), into --runs, by default runs/reproduce, and goes on there when
-    stopped. A classifier takes 8 minutes of a core, a language model 14. The figures of AMICL are
-    not trained: they are measured now, on the CPU, in two readings, the paper's text and the
-    authors' notebook; Figure 7 at 104 values of a, each with --trials of its own. --trials and
-    --seed are for these, the runs' options for all else.
+    It reads the shipped records, in seconds, or the records in --runs. --train trains the
+    experiments that the result needs (from experiments.toml, with its seeds and steps unless you
+    give others) into --runs, by default runs/reproduce, and resumes there when stopped. A
+    classifier takes 8 minutes of a core, a language model 14. The figures of AMICL need no
+    training: they are measured now, on the CPU, in two readings, the paper's text and the authors'
+    notebook. Figure 7 has 104 values of a, each with its own --trials. --trials and --seed are for
+    AMICL; the options of runs are for all other results.
 
     Example: `resval-lens reproduce gain-or-stream`
     """

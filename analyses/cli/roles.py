@@ -44,7 +44,7 @@ def roles_command(
         typer.Option("--min-share", help="Least share of the logit difference that a role needs."),
     ] = 0.05,
     draws: Annotated[
-        int, typer.Option(help="Draws of as many others without a role, beside each role.")
+        int, typer.Option(help="Random draws of as many others without a role, for each role.")
     ] = 5,
     metric: MetricName = None,
     general: General = None,
@@ -59,13 +59,13 @@ def roles_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Which head does what in naming the indirect object, and does it hold on other prompts?
+    """Which head does what in naming the indirect object? Tested on other prompts.
 
-    Heads get their roles (name movers, S-inhibition, induction, ...) by measurements on the
-    prompts, whose corrupted prompts have other names (ABC). On as many others, each role is knocked
-    out, resampled and at means, and the paths between roles are patched, beside as many heads
-    without a role; then all heads with a role are kept alone: faithfulness, completeness,
-    minimality. --metric is that of the paths; all else is measured by every metric.
+    Heads get roles (name movers, S-inhibition, induction, ...) by measurements on the prompts, with
+    corrupted prompts that have other names (ABC). On as many held-out prompts, each role is knocked
+    out, resampled and at means, beside as many heads without a role, and the paths between roles
+    are patched. Then all heads with a role are kept alone: faithfulness, completeness, minimality.
+    --metric is for the paths; all else is measured by every metric.
 
     Example: `resval-lens roles stories-small-values`
     """

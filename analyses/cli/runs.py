@@ -19,7 +19,7 @@ from resval_lens.analyses.cli.reporting import report
 
 runs_app = typer.Typer(
     no_args_is_help=True,
-    help="Train what findings need, run after run, at the lowest priority.",
+    help="Train the runs that the findings need, one by one, at the lowest priority.",
 )
 
 Queue = Annotated[
@@ -30,7 +30,7 @@ Corpus = Annotated[
     Path | None,
     typer.Option(
         help="Folder with train.txt and valid.txt, for experiments on real text.",
-        show_default="these wait",
+        show_default="these are skipped",
     ),
 ]
 QueueModel = Annotated[
@@ -38,7 +38,7 @@ QueueModel = Annotated[
     typer.Option(
         "--model",
         help="Language model, for experiments that graft links.",
-        show_default="these wait",
+        show_default="these are skipped",
     ),
 ]
 Records = Annotated[Path, typer.Option(help="Folder that finished runs are copied to.")]
@@ -54,10 +54,10 @@ def status_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """How far is each experiment, and which run is next?
+    """Show the progress of each experiment, and the next run.
 
-    A run is done when its record is there: in --records, or among those that ship. Records are
-    read on the CPU; nothing is run.
+    A run is done when it has a record, in --records or among the shipped ones. Records are read on
+    the CPU; nothing is run.
 
     Example: `resval-lens runs status`
     """
@@ -81,8 +81,8 @@ def next_command(
 ) -> None:
     """Train the next run of the queue to its end, and record it.
 
-    On one core, at the lowest priority: classifiers and simplified transformers on the CPU, for
-    language models accelerate chooses the device.
+    It uses one core, at the lowest priority. Classifiers and simplified transformers train on the
+    CPU; for language models accelerate chooses the device.
 
     Example: `resval-lens runs next`
     """
@@ -101,10 +101,10 @@ def all_command(
 ) -> None:
     """Train every run of the queue that has no record yet, most important first.
 
-    One at a time, on one core, at the lowest priority: classifiers and simplified transformers on
-    the CPU, for language models accelerate chooses the device. Stopped, or killed, it goes on where
-    it was: finished runs have their records, and the one under way its snapshot. The package's own
-    list, analyses/experiments/experiments.toml, takes about 55 hours of a core.
+    It trains one run at a time on one core, at the lowest priority. Classifiers and simplified
+    transformers train on the CPU; for language models accelerate chooses the device. After a kill,
+    the same command resumes: finished runs have records, the interrupted one its snapshot. The
+    package's own list, analyses/experiments/experiments.toml, takes about 55 hours of a core.
 
     Example: `resval-lens runs all --quiet`
     """

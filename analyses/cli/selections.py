@@ -57,15 +57,14 @@ def selections_command(
     ] = None,
     held_out: Annotated[
         int | None,
-        typer.Option(
-            help="Other prompts that circuits are run on, as many at most.", show_default="as many"
-        ),
+        typer.Option(help="Held-out prompts to run circuits on, at most.", show_default="as many"),
     ] = None,
     resamples: Annotated[
         int, typer.Option(help="Resamples of the prompts, of scores and of intervals.")
     ] = 1000,
     seconds: Annotated[
-        float, typer.Option(help="Time for the best sum of each circuit; else how far it may be.")
+        float,
+        typer.Option(help="Time limit for the best sum of each circuit; then its gap is given."),
     ] = 60.0,
     metric: MetricName = None,
     prompts: Prompts = 64,
@@ -83,11 +82,11 @@ def selections_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Which rule chooses the best circuits by scores: CPR and CMD of every one, with 95% intervals.
+    """Which rule chooses the best circuits from scores? CPR and CMD of each, with 95% intervals.
 
-    Edges are scored on the prompts; circuits are run on others, each once. Intervals are those over
-    resamples of the prompts that circuits are run on. Every rule is tried on scores as they are,
-    and with the edges last whose scores change sign over resamples of the prompts.
+    Edges are scored on the prompts. Circuits are run on held-out prompts, each once; intervals are
+    over resamples of these. Every rule is tried on the scores as they are, and with edges last if
+    their scores change sign over resamples of the prompts.
 
     Example: `resval-lens selections stories-small-classic --corruption ABC`
     """

@@ -13,7 +13,7 @@ from resval_lens.analyses.cli.reporting import report
 
 def ways_command(
     runs: Annotated[
-        Path, typer.Argument(help="Folder of runs that differ in seed, name and streams alone.")
+        Path, typer.Argument(help="Folder of runs that differ only in seed, name and streams.")
     ],
     against: Annotated[
         str | None,
@@ -25,11 +25,12 @@ def ways_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Ways for values to skip layers: when does the task emerge, and what are the links to it?
+    """Compare ways for values to skip layers: when does the task emerge, and what do links do?
 
-    Of every run: the steps at which indirect objects are named, what is left of it and of the loss
-    on stories with links at zero, and the smallest circuit whose faithfulness is .85, with what of
-    its effect runs along links. Over seeds, with tests against one of the ways; on the CPU.
+    For every run it shows the steps at which the model names indirect objects, naming and the loss
+    on stories with links at zero, and the smallest circuit with a faithfulness of .85 and the share
+    of its effect that runs over links. Results are over seeds, with tests against one of the ways.
+    It runs on the CPU.
 
     Example: `resval-lens ways runs/nanochat --against nanochat-classic`
     """
