@@ -66,7 +66,7 @@ class Link:
         found = LINK.fullmatch(name)
         if found is None:
             raise ValueError(
-                f"{name!r} names no link: write v1.h2 (all that arrives there) or "
+                f"{name!r} is not the name of a link: write v1.h2 (all that arrives there) or "
                 "a0.h2<v>->a1.h2<v> (what comes from that head)"
             )
         if found["of"]:

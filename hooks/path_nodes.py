@@ -72,7 +72,7 @@ def _node(model: ResValTransformer, name: str, side: Side) -> Node:
     parsed = PATTERN.fullmatch(name)
     node = None if parsed is None else _found(model, parsed)
     if node is None or node.kind not in KINDS[side]:
-        raise ValueError(f"{side}: {name!r} is no name like {LIKE[side]}")
+        raise ValueError(f"{side}: {name!r} is not a name like {LIKE[side]}")
     layers, heads = model.cfg.n_layers, model.cfg.n_heads_of(node.projection or "q")
     if node.kind != "logits" and node.layer >= layers:
         raise ValueError(f"{side}: {name}: layer {node.layer} is not among 0 to {layers - 1}")

@@ -79,7 +79,7 @@ def test_a_file_of_something_else_is_refused_by_line(path: Path, text: str, line
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_bytes(b": a\n\xff")
-    for name, wrong in (("words.txt", "is no text file"), ("missing.txt", "is missing")):
+    for name, wrong in (("words.txt", "is not a text file"), ("missing.txt", "is missing")):
         with pytest.raises(ValueError, match=re.escape(f"{tmp_path / name} {wrong}")):
             read_pairs(tmp_path / name)
 

@@ -424,7 +424,7 @@ def test_an_edit_of_what_a_component_writes_is_attributed_as_edited() -> None:
             {"use_normalization_before_and_after": True, "normalization_type": "RMS"},
             "this model normalises what attention",
         ),
-        ({"clip_qkv": 1.0}, r"clip_qkv=1\.0: clipped values are no sum of parts"),
+        ({"clip_qkv": 1.0}, r"clip_qkv=1\.0: clipped values are not a sum of parts"),
     ],
     ids=str,
 )
@@ -445,7 +445,7 @@ def test_of_capped_logits_the_shares_are_those_before_the_cap() -> None:
 
 @pytest.mark.usefixtures("unchecked_annotations")
 def test_a_classifier_is_referred_to_the_parts_that_it_has() -> None:
-    with pytest.raises(ValueError, match=r"a classifier's logits are no sum .*; z_parts has"):
+    with pytest.raises(ValueError, match=r"a classifier's logits are not a sum .*; z_parts has"):
         attribute(model_of("v"), continuous_tokens(3), LABELS)
 
 

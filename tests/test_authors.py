@@ -99,7 +99,7 @@ def test_bytes_that_are_no_archive_are_refused(tmp_path: Path, content: bytes) -
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is no plain file; expected the authors' saved"):
+    with pytest.raises(ValueError, match="is not a plain file; expected the authors' saved"):
         load_authors_classifier(tmp_path)
 
 

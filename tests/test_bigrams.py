@@ -77,7 +77,7 @@ def test_a_file_that_cannot_be_counted_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=re.escape(f"{path} is missing; expected a text file")):
         Bigrams.count_file(path)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match=re.escape(f"{path} is no text file in UTF-8")):
+    with pytest.raises(ValueError, match=re.escape(f"{path} is not a text file in UTF-8")):
         Bigrams.count_file(path)
     path.write_text("")
     with pytest.raises(ValueError, match=re.escape(f"{path}: text must have 1 to 10,000")):
@@ -193,7 +193,7 @@ def test_probabilities_survive_a_file(tmp_path: Path) -> None:
         ({"more": 1}, "must have the keys ['tokens', 'unigram_counts', 'counts']; got ['tokens'"),
         ({"tokens": "ab"}, "tokens must be a list of texts"),
         ({"tokens": ["a", 2]}, "tokens must be a list of texts"),
-        ({"tokens": ["a", "b", "a"]}, "tokens must be distinct texts; 'a' is there twice"),
+        ({"tokens": ["a", "b", "a"]}, "tokens must be distinct texts; 'a' is given twice"),
         (
             {"tokens": [str(i) for i in range(10_001)]},
             "tokens must be at most 10,000, as counts are dense; got 10,001",
@@ -209,7 +209,7 @@ def test_probabilities_survive_a_file(tmp_path: Path) -> None:
         ({"counts": {"a": {"c": 1}}}, "counts: 'c' is not among the tokens"),
         ({"counts": {"a": {"b": "1"}}}, "counts must be finite numbers from 0 up; got '1'"),
         ({"counts": {"a": {"b": True}}}, "counts must be finite numbers from 0 up; got True"),
-        ({"counts": {"a": {"b": math.nan}}}, "not JSON (NaN is no finite number)"),
+        ({"counts": {"a": {"b": math.nan}}}, "not JSON (NaN is not a finite number)"),
     ],
 )
 def test_a_file_of_something_else_is_refused_by_name(

@@ -142,7 +142,7 @@ def test_edges_that_are_not_stable_come_last_in_their_order(seed: int, scale: fl
             lambda: score_edges(
                 tiny_model(), tiny_pairs(tiny_model()), "acdc", threshold=0.1, by_prompt=True
             ),
-            "by_prompt: prompts have no scores of their own by the method acdc",
+            "by_prompt: there are no scores by prompt with the method acdc",
         ),
     ],
 )

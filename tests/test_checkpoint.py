@@ -474,7 +474,7 @@ def test_a_model_that_transformer_lens_knows_is_converted(
 def test_neither_folder_nor_hub_is_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    message = rf"^no model '{name}': It is no folder here, .* and not to be had"
+    message = rf"^no model '{name}': It is not a folder here, .* and the Hugging Face hub does not"
     with pytest.raises(ValueError, match=message) as raised:
         ResValTransformer.from_pretrained(name)
     assert "\n" not in str(raised.value)

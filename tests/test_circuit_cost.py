@@ -200,7 +200,7 @@ def test_the_command_tells_steps_memory_and_what_is_dearest(tmp_path: Path) -> N
     ("changes", "says"),
     [
         ({"prompts": 0}, "prompts and length must be 1 or more; got 0 and 20"),
-        ({"method": "eap", "steps": 3}, "takes no number of runs"),
+        ({"method": "eap", "steps": 3}, "does not average over runs"),
         ({"method": "acdc"}, "plans are for eap and eap-ig"),
         ({"most_edges": -4}, "minimality must be 0 or more; got -4"),
         ({"most_nodes": -1}, "completeness must be 0 or more; got -1"),

@@ -629,7 +629,7 @@ def scored(runs: EdgeRuns, method: str, **settings: Any) -> EdgeScores:
         (lambda runs: scored(runs, "acdc"), "threshold must be above 0 for acdc; got None"),
         (lambda runs: scored(runs, "acdc", threshold=0), "threshold must be above 0 .* got 0"),
         (lambda runs: scored(runs, "acdc", threshold=math.nan), "threshold must be above .* nan"),
-        (lambda runs: scored(runs, "eap", threshold=0.1), "the method eap drops no edges by one"),
+        (lambda runs: scored(runs, "eap", threshold=0.1), "the method eap has no threshold"),
         (lambda runs: scored(runs, "eap", steps=3), "steps=3: the method eap takes no number"),
         (lambda runs: scored(runs, "guess"), f"method must be one of {', '.join(METHODS)}; got"),
         (lambda runs: top_n(runs.graph, torch.ones(len(runs.graph)), 0), r"n must lie between 1"),
@@ -642,7 +642,7 @@ def scored(runs: EdgeRuns, method: str, **settings: Any) -> EdgeScores:
         (lambda runs: score_edges(runs.model, runs.pairs, max_tokens=0), "max_tokens must be 1"),
         (
             lambda runs: completeness(runs, Circuit.whole(runs.graph), [["a7.h0"]]),
-            r"'a7.h0' is no head or MLP of this model",
+            r"'a7.h0' is not a head or MLP of this model",
         ),
         (
             lambda runs: curve(runs, torch.ones(len(runs.graph)), fractions=(0.5, 0.1)),

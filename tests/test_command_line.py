@@ -446,14 +446,16 @@ def test_what_torch_cannot_run_on_is_refused(name):
 
 def test_a_device_must_be_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=r"device 'cuda' is not there: torch .* finds none of its"):
+    with pytest.raises(
+        ValueError, match=r"device 'cuda' is not available: torch .* has none of its"
+    ):
         on_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [on_device(name) for name in ("cuda", "cuda:1", "cpu", None)] == [
         "cuda", "cuda:1", "cpu", None
     ]  # fmt: skip
-    with pytest.raises(ValueError, match=r"'cuda:2' is not there: torch .* finds 2 of its kind"):
+    with pytest.raises(ValueError, match=r"'cuda:2' is not available: torch .* has 2 of its kind"):
         on_device("cuda:2")
 
 

@@ -37,7 +37,7 @@ def invoke(*arguments: str) -> Any:
         (["patch", "gpt-2"], "no model 'gpt-2'; did you mean 'gpt2'"),
         (["circuit", "/some/where"], "no model '/some/where': there is no such folder or file"),
         (["patch", "--task", "greaterthan"], "got 'greaterthan'; did you mean 'greater-than'?"),
-        (["circuit", "out/none"], "no model 'out/none': It is no folder here"),
+        (["circuit", "out/none"], "no model 'out/none': It is not a folder here"),
         (["eval", "ioi", "stories-small-value"], "did you mean 'stories-small-values'"),
         (["generate", "stories-small-values", "word " * 200], "n_ctx=128 leaves no room"),
         (["patch", "stories-small-values", "--prompts", "2", "--prepend", "<bos>"],
@@ -68,7 +68,7 @@ def test_a_slip_is_one_clear_line(
 def test_prompts_of_ones_own_are_told_where_to_go(tmp_path: Path) -> None:
     found = invoke("patch", "stories-small-values", "--prompts", "mine.json")
     assert found.exit_code == 2
-    assert "'mine.json' is no whole number" in found.output
+    assert "'mine.json' is not a whole number" in found.output
     assert "--task FILE" in found.output
 
 
@@ -76,7 +76,10 @@ def test_a_name_that_nothing_is_like_is_not_blamed_on_the_hub(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    near = r"no model 'stories-small-value': did you mean 'stories-small-values'\? It is no folder"
+    near = (
+        r"no model 'stories-small-value': did you mean 'stories-small-values'\? "
+        "It is not a folder"
+    )
     with pytest.raises(ValueError, match=near):
         ResValTransformer.from_pretrained("stories-small-value")
     with pytest.raises(ValueError, match="HF_HUB_OFFLINE is set: it was not asked") as caught:

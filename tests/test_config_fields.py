@@ -83,7 +83,7 @@ def test_any_json_is_accepted_or_one_line(name: str, value: Any) -> None:
         cfg = ResValConfig.from_json(text)
     except ValueError as error:
         said = str(error)
-        named = name in said or "is no finite number" in said  # Infinity, which JSON has not
+        named = name in said or "is not a finite number" in said  # Infinity, which JSON has not
         assert (named, "\n" in said) == (True, False), said
     else:
         assert ResValConfig.from_json(cfg.to_json()) == cfg

@@ -151,7 +151,7 @@ def test_runs_of_a_seed_follow_one_another() -> None:
         ("about", "abut", "experiment 1: about must be a str; got None"),
         ('seeds = "5,7"', "seeds = 5", "experiment 1: seeds must be a str; got 5"),
         ('"5,7"', '"5,7,x"', "experiment 1: seeds must be numbers like 0,1,2 or 0-3"),
-        ('"5,7"', '"5,5"', "relative-seed5 into 'small' stands there 2 times"),
+        ('"5,7"', '"5,5"', "relative-seed5 into 'small' occurs 2 times"),
         ("train memory", "train all", "command must begin with train icl|lm|memory"),
         ("train memory", "compare memory", "command must begin with train icl|lm|memory"),
         ("--seeds {seed}", "--seeds 0", "command must have {seed}"),
@@ -161,7 +161,7 @@ def test_runs_of_a_seed_follow_one_another() -> None:
         ('relative = ""', "relative = 3", "options of relative must be a str; got 3"),
         ('into = "small"', "wieghts = true", "has no field 'wieghts'; fields are name, about"),
         ("[[experiment]]", "[[experiments]]", "expected tables [[experiment]] and nothing else"),
-        ("[[experiment]]", "[[experiment", "is no list of experiments in TOML"),
+        ("[[experiment]]", "[[experiment", "is not a list of experiments in TOML"),
     ],
 )
 def test_a_list_that_cannot_be_is_one_line(
@@ -175,7 +175,7 @@ def test_a_list_that_cannot_be_is_one_line(
 
 
 def test_a_list_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"none\.toml is no list of experiments"):
+    with pytest.raises(ValueError, match=r"none\.toml is not a list of experiments"):
         read_experiments(tmp_path / "none.toml")
 
 

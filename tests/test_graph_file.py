@@ -175,7 +175,7 @@ def test_links_are_told_of(path: Path, caplog: pytest.LogCaptureFixture) -> None
         (("nodes", "a0.h1"), {"in_graph": True}, "names the node 'a0.h1', which this model has"),
         (("nodes", "m0"), {"neurons": [True, False]}, "takes single neurons out of m0"),
         (("edges", "input->a0.h0"), {"score": 1}, "names the edge 'input->a0.h0', which this"),
-        (("edges", "input->m0"), 1, "input->m0 is no object with score and in_graph"),
+        (("edges", "input->m0"), 1, "input->m0 is not an object with score and in_graph"),
         (("edges", "input->m0"), {"score": "1"}, "input->m0 needs a finite number as score"),
         (("edges", "input->m0"), {"score": float("nan")}, "input->m0 needs a finite number as"),
         (("nodes", "m0"), {"neurons": 5}, "neurons of m0 must be a list of true and false; got 5"),
@@ -250,7 +250,7 @@ def test_a_study_writes_its_circuit_and_evaluates_it_again(path: Path) -> None:
     assert (again.curve, again.strongest) == (found.curve, found.strongest)
     part = Circuit.of(Graph.of(model), LINKED_CIRCUIT - {"input->a0.h1<v>"})
     assert circuit_study(model, pairs, given=part).circuit.faithfulness == pytest.approx(0)
-    with pytest.raises(ValueError, match="neither edges nor threshold can choose another"):
+    with pytest.raises(ValueError, match="leave out edges and threshold"):
         circuit_study(model, pairs, given=part, edges=3)
     with pytest.raises(ValueError, match="that of another model"):
         circuit_study(model, pairs, given=some(one_head())[1])

@@ -77,7 +77,7 @@ def make_run(folder: Path, run: dict[str, Any], **metrics: Any) -> Path:
 
 def test_a_key_twice_among_many_is_found_at_once() -> None:
     keys = ",".join(f'"k{i}":1' for i in range(100_000))
-    refused(lambda: parse_json(f'{{{keys},"k99999":1}}'), "'k99999' is there twice")
+    refused(lambda: parse_json(f'{{{keys},"k99999":1}}'), "'k99999' is given twice")
 
 
 @pytest.mark.parametrize("name", ["provenance.json", "model.safetensors", "config.json"])

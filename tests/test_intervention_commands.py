@@ -412,7 +412,7 @@ def test_models_are_found_by_name_and_folder(tmp_path: Path) -> None:
         ("selections --held-out 0", "held-out must be a whole number from 1 up; got 0"),
         ("selections --prompts 4 --held-out 5", "held-out must be at most 4, as many as edges are "
          "scored on; got 5"),
-        ("attribute values --prompts 2", "a classifier's logits are no sum"),
+        ("attribute values --prompts 2", "a classifier's logits are not a sum"),
         ("induction values --length 5", "--length is for language models"),
         ("induction valuess", "did you mean 'values'?"),
         ("induction nothing --runs resval_lens/data/icl", "holds no runs of 'nothing'; there are "

@@ -188,8 +188,8 @@ def test_a_floor_is_the_probability_of_what_is_rarer() -> None:
         ({"triggers": [-1]}, "token ids must be from 0 to below 65; got -1"),
         ({"filler": 99}, "token ids must be from 0 to below 65; got 99"),
         ({"filler": 3, "triggers": [3]}, "filler=3 must not be one of the triggers"),
-        ({"triggers": list(range(62))}, "at least 4 of 65 tokens that are no triggers; got 3"),
-        ({"bigrams": small([[1] * 3] * 3)}, "at least 4 of 3 tokens that are no triggers; got 3"),
+        ({"triggers": list(range(62))}, "at least 4 of 65 tokens that are not triggers; got 3"),
+        ({"bigrams": small([[1] * 3] * 3)}, "at least 4 of 3 tokens that are not triggers; got 3"),
         (
             {"bigrams": FEW, "queries": [0, 2]},
             "no query ever occurs and has two tokens that can follow it, with queries=[0, 2] and",

@@ -123,7 +123,7 @@ def test_what_names_no_link_is_refused(name: str) -> None:
         lambda: Graph.of(model).edges_of(name),
         lambda: cut_links(model, [name]).__enter__(),
     ):
-        with pytest.raises(ValueError, match=r"names no link: write v1\.h2"):
+        with pytest.raises(ValueError, match=r"is not the name of a link: write v1\.h2"):
             use()
 
 
@@ -310,7 +310,7 @@ def test_the_links_of_a_path_begin_and_end_where_it_does(name: str) -> None:
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ("m2", "'m2' names no head's part, like a2.h1 or a2.h1 from 0"),
+        ("m2", "'m2' does not name a part of a head, like a2.h1 or a2.h1 from 0"),
         ("a4.h0 from 0", "'a4.h0 from 0': this model has layers 0 to 3 of heads 0 to 3"),
         ("a1.h4", "this model has layers 0 to 3 of heads 0 to 3"),
     ],

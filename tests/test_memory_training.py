@@ -178,7 +178,7 @@ def test_weights_that_are_no_numbers_are_not_written(
 
     overflows.left = 9  # type: ignore[attr-defined]
     monkeypatch.setattr(torch.optim.SGD, "step", overflows)
-    with pytest.raises(RuntimeError, match="a weight is no number after step 20"):
+    with pytest.raises(RuntimeError, match="a weight is not a number after step 20"):
         train_memory(SMALL_RUN, tmp_path)
     assert (steps(tmp_path), snapshots(tmp_path)) == ([0, 10], [10])
 

@@ -157,7 +157,7 @@ def test_what_is_not_of_these_records_is_named(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "d_model=64 is no multiple of 128: give the setting 'heads'"),
+        ({}, "d_model=64 is not a multiple of 128: give the setting 'heads'"),
         ({"heads": 3}, "heads=3 must divide d_model=64 into heads of even size"),
         ({"heads": 0}, "heads=0 must divide d_model=64"),
         ({"heads": 2.5}, "heads=2.5 must divide d_model=64"),

@@ -117,7 +117,7 @@ def test_settings_that_are_not_taken_are_named(capped: Path, saved: Path) -> Non
         (["softcap=high"], "--setting is written NAME=NUMBER, like softcap=20; got 'softcap=high'"),
         (["softcap=nan"], "--setting is written NAME=NUMBER, like softcap=20; got 'softcap=nan'"),
         (["=20"], "--setting is written NAME=NUMBER, like softcap=20; got '=20'"),
-        (["step=1", "step=2"], "--setting step is there twice"),
+        (["step=1", "step=2"], "--setting step is given twice"),
     ],
 )
 def test_settings_that_are_no_settings_are_refused(given: list[str], message: str) -> None:

@@ -322,9 +322,9 @@ def test_a_model_in_training_mode_is_patched_without_dropout() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"senders": "a0"}, r"senders: 'a0' is no name like a2\.h1 \(a head\), m2"),
-        ({"senders": "a0.h1<q>"}, "senders: 'a0.h1<q>' is no name like"),
-        ({"senders": "logits"}, "senders: 'logits' is no name like"),
+        ({"senders": "a0"}, r"senders: 'a0' is not a name like a2\.h1 \(a head\), m2"),
+        ({"senders": "a0.h1<q>"}, "senders: 'a0.h1<q>' is not a name like"),
+        ({"senders": "logits"}, "senders: 'logits' is not a name like"),
         ({"senders": []}, "senders: the selection is empty; name one or more"),
         ({"senders": "a3.h0"}, "senders: a3.h0: layer 3 is not among 0 to 2"),
         ({"senders": "m3"}, "senders: m3: layer 3 is not among 0 to 2"),
@@ -332,8 +332,11 @@ def test_a_model_in_training_mode_is_patched_without_dropout() -> None:
         ({"senders": "v0.h0"}, r"senders: v0.h0: layers: layer 0 receives no v; layers \[1, 2\]"),
         ({"senders": "q1.h0"}, "senders: q1.h0: of='q': this model has links of v only"),
         ({"senders": Link("v", 1, 2)}, "senders: v1.h2: heads: 2 is not among 0 to 1"),
-        ({"receivers": "a2.h0"}, r"receivers: 'a2.h0' is no name like a2\.h1<q>, <k> or <v>, m2"),
-        ({"receivers": "input"}, "receivers: 'input' is no name like"),
+        (
+            {"receivers": "a2.h0"},
+            r"receivers: 'a2.h0' is not a name like a2\.h1<q>, <k> or <v>, m2",
+        ),
+        ({"receivers": "input"}, "receivers: 'input' is not a name like"),
         ({"receivers": "a2.h2<v>"}, "receivers: a2.h2<v>: head 2 is not among 0 to 1"),
         ({"receivers": ["logits", "m2"]}, "receivers: 'logits' is all that the metric reads"),
         ({"senders": "a2.h0"}, "senders: nothing flows from a2.h0 into a2.h0<q>"),

@@ -148,7 +148,7 @@ def test_what_needs_all_weights_is_refused(saved: Path, tmp_path: Path, what: st
     ("settings", "message"),
     [
         ({"device_map": {4: "cpu"}}, "layer 4 is not among 0 to 3"),
-        ({"device_map": {0: "cuda:7"}}, "the device 'cuda:7' is not there"),
+        ({"device_map": {0: "cuda:7"}}, "the device 'cuda:7' is not available"),
         ({"device_map": "balanced"}, "must be 'auto' or name layers' places"),
         ({"device_map": {0: DISK}, "streams": ""}, "save_pretrained it, and load that folder"),
         ({"device_map": {0: DISK}, "max_memory": {"cpu": 1}}, "max_memory is for"),

@@ -330,11 +330,11 @@ def test_a_bootstrap_chooses_edges_and_leaves_their_scores(tmp_path: Path) -> No
         (lambda: by_ratio(tiny_graph("values"), torch.ones(12), 1, 0.5), "13 edges need as many"),
         (
             lambda: circuit_study(linked_model(), linked_pairs(), select="greedy", threshold=0.1),
-            "select=greedy: a threshold, or a circuit that is given, chooses alone",
+            "select=greedy: a threshold or a given circuit already chooses edges",
         ),
         (
             lambda: circuit_study(linked_model(), linked_pairs(), bootstrap=9, threshold=0.1),
-            "bootstrap=9: a threshold, or a circuit that is given, chooses alone",
+            "bootstrap=9: a threshold or a given circuit already chooses edges",
         ),
     ],
 )

@@ -213,7 +213,7 @@ def test_errors_name_the_line_and_the_field(
         ("mine.yaml", b"slots: {}", "expected slots and templates; got ['slots']"),
         ("mine.yaml", b"slots: {A: 3}\ntemplates: []", "slot A: expected a list of words"),
         ("mine.yaml", b"slots: {A: [yes]}\ntemplates: []", "slot A: expected a list of words"),
-        ("mine.yaml", b"slots: {A: B}\ntemplates: []", "slot A: 'B' is no slot above it"),
+        ("mine.yaml", b"slots: {A: B}\ntemplates: []", "slot A: 'B' is not a slot above it"),
         ("mine.yaml", b"slots: {A: [a, b]}\ntemplates: []", "templates: expected a list; got []"),
         ("mine.yaml", b"slots: {end: [a, b]}\ntemplates: []", "slots: 'end' is the prompt's last"),
         ("mine.yaml", b"[" * 5_000, "not YAML (nested too deeply)"),
@@ -223,7 +223,7 @@ def test_errors_name_the_line_and_the_field(
         (
             "mine.yaml",
             b"slots:\n  A: [a]\n  A: [b]\n",
-            "line 3: not YAML (the key 'A' is there twice)",
+            "line 3: not YAML (the key 'A' is given twice)",
         ),
         (
             "mine.yaml",

@@ -271,7 +271,7 @@ def test_a_hub_that_is_not_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     message = re.escape("(Couldn't reach 'stories' on the Hub)")
-    with pytest.raises(ValueError, match=f"^'stories' is no file or folder here, .*{message}$"):
+    with pytest.raises(ValueError, match=f"^'stories' is not a file or folder here, .*{message}$"):
         read_texts("stories")
 
 

@@ -166,7 +166,7 @@ def test_a_model_of_the_hub_with_two_files_gives_them(
 
 def test_a_model_of_the_hub_without_a_tokenizer_is_refused(hub: Callable[[], list[str]]) -> None:
     hub()
-    message = "'model' is no file or folder here, and no tokenizer could be had .*404: no vocab"
+    message = "'model' is not a file or folder here, and no tokenizer could be had .*404: no vocab"
     with pytest.raises(ValueError, match=message):
         load_tokenizer("model")
 

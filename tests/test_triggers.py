@@ -393,7 +393,7 @@ def test_the_shipped_bigrams_are_recorded_by_name() -> None:
     assert TriggerTask.from_dict({"bigrams": "tiny-shakespeare"}) == TriggerTask(SHAKESPEARE)
     with pytest.raises(ValueError, match=r"bigrams must be 'tiny-shakespeare' or .*; got 'dante'"):
         TriggerTask.from_dict({"bigrams": "dante"})
-    with pytest.raises(ValueError, match="'k' is no setting; expected bigrams, length, "):
+    with pytest.raises(ValueError, match="'k' is not a setting; expected bigrams, length, "):
         TriggerTask.from_dict(record | {"k": 5})
     with pytest.raises(ValueError, match="unigram and bigram counts must have the keys"):
         TriggerTask.from_dict({"length": 3})

@@ -228,7 +228,7 @@ def test_classifiers_compare() -> None:
     assert task.unlike == ""
     found = compare_two(task)
     assert found.models[0].facts.task == "classifying in context"
-    assert "no sum" in found.models[1].left_out["attribution"]
+    assert "not a sum" in found.models[1].left_out["attribution"]
     assert found.differences[0].tests.p_paired is not None
 
 

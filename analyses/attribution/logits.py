@@ -293,7 +293,7 @@ def _check_linear(model: ResValTransformer) -> None:
     cfg = model.cfg
     if model.answers_last:
         raise ValueError(
-            f"{model.kind}'s logits are no sum over what its heads write: its readout has ReLU "
+            f"{model.kind}'s logits are not a sum of what its heads write: its readout has ReLU "
             "layers; z_parts has the parts of what that readout reads"
         )
     if cfg.use_normalization_before_and_after or (
@@ -301,8 +301,8 @@ def _check_linear(model: ResValTransformer) -> None:
     ):
         why = cfg.original_architecture or "use_normalization_before_and_after=True"
         raise ValueError(
-            f"this model normalises what attention and MLPs write ({why}): what a head adds is no "
-            "sum of parts"
+            f"this model normalises what attention and MLPs write ({why}): what a head adds is "
+            "not a sum of parts"
         )
 
 

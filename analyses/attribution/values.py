@@ -55,7 +55,7 @@ def links_of_part(
     """
     found = re.fullmatch(r"a(\d+)\.h(\d+)(?: from (\d+|t))?", name)
     if found is None:
-        raise ValueError(f"{name!r} names no head's part, like a2.h1 or a2.h1 from 0")
+        raise ValueError(f"{name!r} does not name a part of a head, like a2.h1 or a2.h1 from 0")
     layer, head = int(found[1]), int(found[2])
     if layer >= cfg.n_layers or head >= cfg.n_heads:
         raise ValueError(
@@ -131,7 +131,7 @@ def value_parts(model: ResValTransformer, cache: Cache) -> list[dict[int, Heads]
         ValueError: values that are clipped, or that in this run were edited on the way.
     """
     if model.cfg.clip_qkv is not None:
-        raise ValueError(f"clip_qkv={model.cfg.clip_qkv}: clipped values are no sum of parts")
+        raise ValueError(f"clip_qkv={model.cfg.clip_qkv}: clipped values are not a sum of parts")
     local: list[Heads] = []
     gates: list[Gate | None] = []
     tables: list[Heads | None] = []

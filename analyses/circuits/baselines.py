@@ -134,7 +134,7 @@ class _Drawing:
             if len(kept) == size:
                 return Circuit.of(self.graph, kept)
         raise ValueError(
-            f"no circuit of {size:,} edges that all lie on ways from the input to the logits was "
+            f"no circuit of {size:,} edges that all lie on paths from the input to the logits was "
             f"found in {TRIES} tries"
         )
 

@@ -191,7 +191,7 @@ def edges_out_of(graph: Graph, names: Sequence[str]) -> list[int]:
     nodes = graph.nodes
     for name in names:
         if name not in nodes or name in ("input", "logits"):
-            raise ValueError(f"{name!r} is no head or MLP of this model, like a0.h1 or m0")
+            raise ValueError(f"{name!r} is not a head or MLP of this model, like a0.h1 or m0")
     knocked_out = set(names)
     return [
         number

@@ -307,8 +307,8 @@ def graph_of(model: ResValTransformer, graph: Graph | None = None) -> Graph:
 def _check(cfg: ResValConfig) -> None:
     if cfg.use_normalization_before_and_after or cfg.original_architecture in OLMO_QK_NORM:
         raise ValueError(
-            "a layer's output is normalised before it is added: the residual stream is no sum of "
-            "heads, so this model has no graph of edges"
+            "a layer's output is normalised before it is added: the residual stream is not a "
+            "sum of heads, so this model has no graph of edges"
         )
     if cfg.use_attn_in:
         raise ValueError("use_attn_in=True: q, k and v share an input; turn it off for edges")

@@ -58,9 +58,9 @@ def write_graph(
     whose links all carry what they carry on the corrupted prompt.
 
     Raises:
-        ValueError: neither is given, they are of two graphs, a score is no finite number, or heads
-            are grouped: EAP-IG has an edge into the keys and values of each head, which the graph
-            has after ``model.set_ungroup_grouped_query_attention(True)``.
+        ValueError: neither is given, they are of two graphs, a score is not a finite number, or
+            heads are grouped: EAP-IG has an edge into the keys and values of each head, which the
+            graph has after ``model.set_ungroup_grouped_query_attention(True)``.
     """
     given = scores or circuit
     if given is None:
@@ -73,7 +73,7 @@ def write_graph(
     kept = [False] * len(graph) if circuit is None else circuit.kept.tolist()
     for edge, value in zip(graph.edges, values, strict=True):
         if not math.isfinite(value):
-            raise ValueError(f"the score of {edge} is {value}, no finite number")
+            raise ValueError(f"the score of {edge} is {value}, not a finite number")
     edges = {
         str(edge): {"score": value, "in_graph": own}
         for edge, value, own in zip(graph.edges, values, kept, strict=True)
@@ -103,7 +103,7 @@ def read_graph(path: str | Path, graph: Graph) -> ReadGraph:
 
     Raises:
         ValueError: the file is missing or something else, is of a model of other sizes, names an
-            edge or a node that the graph has not, has a score that is no finite number, takes
+            edge or a node that the graph has not, has a score that is not a finite number, takes
             single neurons out of a node, or heads are grouped (see :func:`write_graph`).
     """
     path = Path(path)
@@ -115,7 +115,7 @@ def read_graph(path: str | Path, graph: Graph) -> ReadGraph:
             raise ValueError(f"{path} is of a model with {name}={theirs}; this one has {own}")
     for node, said in document["nodes"].items():
         if node not in graph.nodes:
-            raise ValueError(f"{path} names the node {node!r}, which this model has not")
+            raise ValueError(f"{path} names the node {node!r}, which this model does not have")
         neurons = said.get("neurons", []) if isinstance(said, Mapping) else []
         if not isinstance(neurons, list) or not all(type(x) is bool for x in neurons):
             raise ValueError(
@@ -129,7 +129,7 @@ def read_graph(path: str | Path, graph: Graph) -> ReadGraph:
     kept = torch.zeros(len(graph), dtype=torch.bool)
     for edge, said in (*document["edges"].items(), *links.items()):
         if edge not in graph.number:
-            raise ValueError(f"{path} names the edge {edge!r}, which this model has not")
+            raise ValueError(f"{path} names the edge {edge!r}, which this model does not have")
         score, inside = said.get("score"), said.get("in_graph", False)
         if (
             type(inside) is not bool
@@ -170,7 +170,9 @@ def _read(path: Path) -> dict[str, Any]:
             raise ValueError(f"{path} is not {WHAT}: no object {name!r}")
     for edge, said in (*document["edges"].items(), *own.get("links", {}).items()):
         if not isinstance(said, dict):
-            raise ValueError(f"{path} is not {WHAT}: {edge} is no object with score and in_graph")
+            raise ValueError(
+                f"{path} is not {WHAT}: {edge} is not an object with score and in_graph"
+            )
     return document
 
 

@@ -78,11 +78,9 @@ class Method(ABC):
             ValueError: one that is for other methods, or that this one needs or cannot have.
         """
         if steps is not None and self.steps is None:
-            raise ValueError(f"steps={steps}: the method {self.name} takes no number of runs")
+            raise ValueError(f"steps={steps}: the method {self.name} does not average over runs")
         if threshold is not None and not self.by_threshold:
-            raise ValueError(
-                f"threshold={threshold:g}: the method {self.name} drops no edges by one"
-            )
+            raise ValueError(f"threshold={threshold:g}: the method {self.name} has no threshold")
         if steps is not None and (not isinstance(steps, int) or steps < 1):
             raise ValueError(f"steps must be a whole number from 1 up; got {steps}")
         if self.by_threshold and (threshold is None or not threshold > 0):

@@ -83,7 +83,7 @@ def score_edges(
     how = method_of(method)
     chosen = how.settle(steps, threshold)
     if by_prompt and not how.has_prompts:
-        raise ValueError(f"by_prompt: prompts have no scores of their own by the method {method}")
+        raise ValueError(f"by_prompt: there are no scores by prompt with the method {method}")
     pairs, graph = ready(model, pairs), graph_of(model, graph)
     refuse_hooks(model)
     found = how.scores(Scoring(model, pairs, graph, max_tokens, progress, *chosen, by_prompt))

@@ -197,15 +197,15 @@ def circuit_study(
             another model, or what scoring or writing refuses.
     """
     if edges is not None and threshold is not None:
-        raise ValueError(f"edges={edges} and threshold={threshold:g} both choose: give one of them")
+        raise ValueError(f"edges={edges} and threshold={threshold:g} both choose edges; give one")
     if given is not None and (edges is not None or threshold is not None):
-        raise ValueError("a circuit is given: neither edges nor threshold can choose another")
+        raise ValueError("a circuit is given: leave out edges and threshold")
     how = selection_of(select)
     if how != selection_of("top") and (threshold is not None or given is not None):
-        raise ValueError(f"select={select}: a threshold, or a circuit that is given, chooses alone")
+        raise ValueError(f"select={select}: a threshold or a given circuit already chooses edges")
     if bootstrap and (threshold is not None or given is not None):
         raise ValueError(
-            f"bootstrap={bootstrap}: a threshold, or a circuit that is given, chooses alone"
+            f"bootstrap={bootstrap}: a threshold or a given circuit already chooses edges"
         )
     if size_on_scored and (edges, threshold, given) != (None, None, None):
         raise ValueError(

@@ -98,7 +98,7 @@ def ioi_command(
     tell_left_out(left_out, quiet)
     lead = next(iter(leads.values()))
     if len(set(leads.values())) > 1:
-        raise ValueError("these models differ in what leads a prompt; say it by --prepend")
+        raise ValueError("these models start prompts with different tokens; choose by --prepend")
     batches = {name: encode(drawn.prompts, tokenizer, lead) for name, drawn in sets.items()}
     by_kind: dict[str, dict[str, ResValTransformer]] = {}
     kinds_of = architectures_of([model.cfg.streams for model in loaded.values()])

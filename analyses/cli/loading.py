@@ -31,7 +31,7 @@ def settings_of(written: Sequence[str] | None) -> dict[str, float]:
         if not name or not math.isfinite(number):
             raise ValueError(f"--setting is written NAME=NUMBER, like softcap=20; got {text!r}")
         if name in found:
-            raise ValueError(f"--setting {name} is there twice")
+            raise ValueError(f"--setting {name} is given twice")
         found[name] = number
     return found
 
@@ -65,5 +65,5 @@ def load_language_model(name: Path, how: LoadOptions) -> ResValTransformer:
     """
     model = how.load(name).model
     if model.tokenizer is None:
-        raise ValueError(f"{name} has no tokenizer.json; a prompt cannot be put into its tokens")
+        raise ValueError(f"{name} has no tokenizer.json; a prompt cannot be tokenised")
     return model

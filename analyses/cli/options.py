@@ -40,7 +40,7 @@ def on_device(name: str | None) -> str | None:
     count = backend.device_count() if there else 0
     if (device.index or 0) >= count:
         found = f"{count} of its kind" if count else "none of its kind"
-        raise ValueError(f"device {name!r} is not there: torch {torch.__version__} finds {found}")
+        raise ValueError(f"device {name!r} is not available: torch {torch.__version__} has {found}")
     return name
 
 

@@ -194,9 +194,7 @@ def train_all(
         options = _options(run.command)
         expected, folder = options.get("until") or options["steps"], folders.record(run)
         if folder is not None and run.load(folder).run.last_step != expected:
-            raise ValueError(
-                f"{folder} has another length than {expected} steps; train into other --runs"
-            )
+            raise ValueError(f"{folder} does not have {expected} steps; train into other --runs")
     return list(dict.fromkeys(folders.records / run.into for run in every))
 
 

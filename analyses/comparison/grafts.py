@@ -315,7 +315,7 @@ def grafts(runs: Sequence[RecordedRun[GraftRun]], against: str | None = None) ->
     if len(alike) > 1:
         raise ValueError(
             "these grafts differ in model, held-out text, steps or batch: their losses cannot be "
-            "held against one another"
+            "compared"
         )
     names = list(dict.fromkeys(each.run.name for each in done))
     if against is not None:

@@ -265,9 +265,9 @@ def _attributed(problem: Problem) -> Attributed:
     """Shares of logit(answer) − logit(the wrong answer that is likeliest in the clean run)."""
     model, pairs = problem.model, problem.pairs
     if not model.reads_tokens:
-        raise ValueError("a classifier's logits are no sum over what its heads write")
+        raise ValueError("a classifier's logits are not a sum of what its heads write")
     if pairs.labels.shape[1] < 2:
-        raise ValueError(f"{problem.task.title} holds the answer against no other")
+        raise ValueError(f"{problem.task.title} has no wrong answers to compare with")
     labels = []
     with torch.no_grad(), evaluating(model):
         for part in ready(model, pairs).within(MAX_TOKENS):

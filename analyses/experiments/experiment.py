@@ -108,7 +108,7 @@ def read_experiments(
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no list of experiments in TOML ({error})") from None
+        raise ValueError(f"{path} is not a list of experiments in TOML ({error})") from None
     listed = tables.get("experiment")
     if set(tables) != {"experiment"} or not isinstance(listed, list):
         raise ValueError(f"{path}: expected tables [[experiment]] and nothing else")
@@ -118,7 +118,7 @@ def read_experiments(
     counts = Counter((run.into, run.folder_name) for run in planned(found))
     for (into, name), count in counts.items():
         if count > 1:
-            raise ValueError(f"{path}: {name} into {into!r} stands there {count} times")
+            raise ValueError(f"{path}: {name} into {into!r} occurs {count} times")
     return found
 
 

@@ -76,7 +76,7 @@ class HarnessLM(TemplateLM):
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more; got {batch_size}")
         if model.tokenizer is None:
-            raise ValueError("the harness hands over text: this model has no tokenizer")
+            raise ValueError("the harness gives text, and this model has no tokenizer")
         if model.tokenizer.eos_token_id is None:
             raise ValueError("the model's tokenizer has no end of text (eos_token)")
         if model.cfg.attention_dir != "causal":

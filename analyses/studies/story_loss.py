@@ -54,7 +54,7 @@ def text_rows(
         raise ValueError(f"rows must be 1 or more; got {rows}")
     tokenizer: Any = model.tokenizer
     if tokenizer is None:
-        raise ValueError("this model has no tokenizer; a text cannot be put into its tokens")
+        raise ValueError("this model has no tokenizer; a text cannot be tokenised")
     length = min(model.cfg.n_ctx, most)
     stream: list[int] = []
     for text in texts:

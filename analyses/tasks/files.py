@@ -275,7 +275,7 @@ def _yaml(path: Path, text: str) -> Any:
             seen: set[str] = set()
             for key, _ in node.value:
                 if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                    said = f"the key {key.value!r} is there twice"
+                    said = f"the key {key.value!r} is given twice"
                     raise yaml.MarkedYAMLError(problem=said, problem_mark=key.start_mark)
                 seen.add(str(key.value))
             return super().construct_mapping(node, deep)
@@ -301,7 +301,7 @@ def _slots(path: Path, given: Any) -> tuple[dict[str, tuple[str, ...]], dict[str
             raise ValueError(f"{path}, slots: {_END}")
         if isinstance(words, str):
             if words not in slots:
-                raise ValueError(f"{path}, slot {name}: {words!r} is no slot above it")
+                raise ValueError(f"{path}, slot {name}: {words!r} is not a slot above it")
             slots[str(name)], like[str(name)] = slots[words], like[words]
             continue
         if not isinstance(words, list) or not all(isinstance(x, str) and x for x in words):

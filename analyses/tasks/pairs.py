@@ -93,7 +93,7 @@ def name_tokens(tokenizer: Any) -> Int[Tensor, " name"]:
 
 def _tokenizer(model: ResValTransformer) -> Any:
     if model.tokenizer is None:
-        raise ValueError("this model has no tokenizer; a prompt cannot be put into its tokens")
+        raise ValueError("this model has no tokenizer; a prompt cannot be tokenised")
     return model.tokenizer
 
 
@@ -129,7 +129,7 @@ def draw_ioi(
     if len(left) < 3:
         ids = token_ids(tokenizer, f" {left_out[0]}")
         raise ValueError(
-            f"of {len(known)} names {len(left)} are one token with this tokenizer, and three are "
+            f"of {len(known)} names {len(left)} are one token with this tokenizer, but three are "
             f"needed; {left_out[0]!r} is {spelled(tokenizer, ids)}"
         )
     if which == "general":

@@ -93,9 +93,7 @@ def posed(
 def tokenizer_of(loaded: Loaded) -> Any:
     """Raises ValueError for a model without a tokenizer."""
     if loaded.model.tokenizer is None:
-        raise ValueError(
-            f"{loaded.name}: this model has no tokenizer to put a prompt into its tokens"
-        )
+        raise ValueError(f"{loaded.name}: this model has no tokenizer to tokenise a prompt")
     return loaded.model.tokenizer
 
 

@@ -361,8 +361,8 @@ def fetch(repo_id: str, known: Collection[str] = (), **hub: Any) -> Path:
         near = get_close_matches(repo_id, known, n=3, cutoff=0.8)
         meant = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
         raise ValueError(
-            f"no model {repo_id!r}: {meant}It is no folder here, no model that ships or that "
-            f"TransformerLens knows, and not to be had from the Hugging Face hub ({reason})"
+            f"no model {repo_id!r}: {meant}It is not a folder here, not a shipped model, not "
+            f"known to TransformerLens, and the Hugging Face hub does not give it ({reason})"
         ) from error
 
 

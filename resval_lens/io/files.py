@@ -63,7 +63,7 @@ def check_plain(path: Path, what: str) -> None:
     except (OSError, ValueError) as error:  # a loop of links, a name with a zero byte
         raise ValueError(f"{path} cannot be read ({error}); expected {what}") from None
     if not stat.S_ISREG(mode):
-        raise ValueError(f"{path} is no plain file; expected {what}")
+        raise ValueError(f"{path} is not a plain file; expected {what}")
 
 
 def check_small(path: Path, what: str) -> None:
@@ -174,7 +174,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"the key {key!r} is there twice")
+        raise ValueError(f"the key {key!r} is given twice")
     return content
 
 
@@ -186,7 +186,7 @@ def _whole(digits: str) -> int:
 
 def _finite(text: str) -> float:
     if not math.isfinite(float(text)):
-        raise ValueError(f"{text} is no finite number")
+        raise ValueError(f"{text} is not a finite number")
     return float(text)
 
 

@@ -230,7 +230,7 @@ class Loading(WeightConversion):
         """:meth:`from_pretrained` with a ``device_map``."""
         kind = cast("type[ResValTransformer]", cls)
         if "embed" in kind.without:
-            raise ValueError(f"device_map is for language models; {kind.kind} has room anywhere")
+            raise ValueError(f"device_map is for language models; {kind.kind} fits on one device")
         if not path.exists() and str(name) not in TRANSFORMER_LENS_NAMES:
             path = fetch(str(name), (*SHIPPED_MODELS, *TRANSFORMER_LENS_NAMES), **options)
             options = {}

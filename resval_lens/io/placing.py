@@ -132,7 +132,7 @@ class Placing:
                 if layer not in layers:
                     raise ValueError(f"device_map: layer {layer!r} is not among 0 to {layers[-1]}")
                 if where != DISK and present_device(str(where)) != str(where):
-                    raise ValueError(f"device_map[{layer}]: the device {where!r} is not there")
+                    raise ValueError(f"device_map[{layer}]: the device {where!r} is not available")
             return [str(self.device_map.get(layer, self.device)) for layer in layers]
         if self.device_map != "auto":
             raise ValueError(

@@ -200,6 +200,6 @@ def _from_hub(name: str) -> Tokenizer:
             return _read_gpt2(vocab, merges)
     except (OSError, EntryNotFoundError) as error:
         raise ValueError(
-            f"{name!r} is no file or folder here, and no tokenizer could be had from the Hugging "
-            f"Face hub ({first_line(error)})"
+            f"{name!r} is not a file or folder here, and no tokenizer could be had from the "
+            f"Hugging Face hub ({first_line(error)})"
         ) from None

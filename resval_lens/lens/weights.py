@@ -64,8 +64,8 @@ def check_processing(
     )
     if center_writing_weights and (cfg.embedding_norm or cfg.smear_channels):
         raise ValueError(
-            f"center_writing_weights=True: under {embedded} the embedding is no sum of what is "
-            "written; pass center_writing_weights=False"
+            f"center_writing_weights=True: under {embedded} the embedding is not a sum of "
+            "what is written; pass center_writing_weights=False"
         )
     for step, asked in (("fold_ln", fold_ln), ("center_unembed", center_unembed)):
         if asked and not surviving_steps(cfg)[step]:

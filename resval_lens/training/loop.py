@@ -142,8 +142,8 @@ def train_in_folder(
                     )
                 if not all(bool(x.isfinite().all()) for x in state.values()):
                     raise RuntimeError(
-                        f"{folder}: a weight is no number after step {step}; the snapshot before "
-                        "it is intact"
+                        f"{folder}: a weight is not a number after step {step}; the snapshot "
+                        "before it is intact"
                     )
                 snapshot(step, mean, (time.perf_counter() - started) / count)
                 summed, count, started = torch.zeros(()), 0, time.perf_counter()

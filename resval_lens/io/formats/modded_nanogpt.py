@@ -112,8 +112,8 @@ def _config(state: State, dtype: torch.dtype, device: str, settings: Settings) -
     if heads is None:
         if width % D_HEAD:
             raise ValueError(
-                f"{source} does not say how many heads it has, and d_model={width} is no multiple "
-                f"of {D_HEAD}: give the setting 'heads'"
+                f"{source} does not say how many heads it has, and d_model={width} is not a "
+                f"multiple of {D_HEAD}: give the setting 'heads'"
             )
         heads = width // D_HEAD
     if heads != int(heads) or heads < 1 or width % int(heads) or width // int(heads) % 2:

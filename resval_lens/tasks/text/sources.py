@@ -171,8 +171,8 @@ def _hub_texts(name: str, split: str, field: str) -> Iterator[str]:
         rows = load_dataset(name, split=split, streaming=True)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{name!r} is no file or folder here, and no dataset with a split {split!r} could be "
-            f"had from the Hugging Face hub ({_one_line(error)})"
+            f"{name!r} is not a file or folder here, and no dataset with a split {split!r} could "
+            f"be had from the Hugging Face hub ({_one_line(error)})"
         ) from None
     where = f"dataset {name!r}, split {split!r}"
     texts = (_field(row, field, f"{where}: row {i}") for i, row in enumerate(rows, 1))

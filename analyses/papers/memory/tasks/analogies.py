@@ -48,7 +48,7 @@ def read_pairs(path: str | Path, section: str = "capital-world") -> list[Pair]:
     try:
         lines = read_bytes(Path(path), "a text file in UTF-8").decode().splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text file in UTF-8 ({error})") from None
+        raise ValueError(f"{path} is not a text file in UTF-8 ({error})") from None
     sections: dict[str, dict[Pair, None]] = {}
     current: dict[Pair, None] | None = None
     for number, line in enumerate(lines, 1):
@@ -105,7 +105,7 @@ def pair_bigrams(pairs: Sequence[Pair], leak: float = 0.0) -> Bigrams:
     graded: no second word is impossible.
 
     Raises:
-        ValueError: no pairs, more than 10,000 words, a first word that is there twice or is also a
+        ValueError: no pairs, more than 10,000 words, a first word that is given twice or is also a
             second word, or a leak outside 0 to 1 or, with a single second word, above 0.
     """
     firsts = [pair.first for pair in pairs]

@@ -56,7 +56,7 @@ class Bigrams:
         seen: set[str] = set()
         for token in self.tokens:
             if not isinstance(token, str) or token in seen:
-                wrong = "is there twice" if isinstance(token, str) else "is not a text"
+                wrong = "is given twice" if isinstance(token, str) else "is not a text"
                 raise ValueError(f"tokens must be distinct texts; {token!r} {wrong}")
             seen.add(token)
         v = len(self.tokens)
@@ -120,7 +120,7 @@ class Bigrams:
         try:
             text = read_bytes(Path(path), "a text file in UTF-8").decode()
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is no text file in UTF-8 ({error})") from None
+            raise ValueError(f"{path} is not a text file in UTF-8 ({error})") from None
         text = text.replace("\r\n", "\n").replace("\r", "\n")
         try:
             return cls.count(text, by)

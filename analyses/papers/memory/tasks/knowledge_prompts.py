@@ -116,7 +116,7 @@ def knowledge_prompts(
         fillers = torch.arange(v) == filler
     elif fillers.sum() < 4:  # A, B1 and B2 may be three of them
         raise ValueError(
-            f"fillers need at least 4 of {v} tokens that are no triggers; got {int(fillers.sum())}"
+            f"fillers need at least 4 of {v} tokens that are not triggers; got {int(fillers.sum())}"
         )
 
     # [A, B]: which answers there are, of which none is A or the filler that is given.

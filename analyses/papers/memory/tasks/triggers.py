@@ -244,7 +244,7 @@ class TriggerTask:
         known = [f.name for f in fields(cls)]
         for name in settings:
             if name not in known:
-                raise ValueError(f"{name!r} is no setting; expected {', '.join(known)}")
+                raise ValueError(f"{name!r} is not a setting; expected {', '.join(known)}")
         bigrams = settings.get("bigrams")
         if isinstance(bigrams, str) and bigrams != _SHIPPED:
             raise ValueError(f"bigrams must be {_SHIPPED!r} or written in full; got {bigrams!r}")
