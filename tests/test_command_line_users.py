@@ -144,7 +144,7 @@ def test_a_circuit_by_size_is_said_to_be_one(tmp_path: Path) -> None:
     assert study["circuit"]["measured"]["completeness"]["alone"] == 2
     assert study["leading_token"] == {"id": 0, "token": "<|endoftext|>"}
     said = " ".join(found.stdout.split())
-    assert f"Minimality is that of 3 of its {study['circuit']['n_edges']} edges" in said
+    assert f"Minimality was measured on 3 of its {study['circuit']['n_edges']} edges" in said
     assert found.stderr.startswith("0 s: prompts\n")
 
 

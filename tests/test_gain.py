@@ -202,7 +202,8 @@ def test_sentences_say_how_much_gain_gives(study: GainOrStream) -> None:
     said = " ".join(study.sentences())
     assert "To IC .95 the value stream takes 28% [" in said
     assert re.search(
-        r"Of what it saves to IC .95: own values × √2 without a link 66% \[[^]]+\], own values × 2",
+        r"Of the stream’s saving to IC .95: own values × √2 without a link 66% \[[^]]+\], "
+        r"own values × 2",
         said,
     )
     both = np.mean(CROSSED["values-norm-matched"]) - np.mean(CROSSED["classic"])

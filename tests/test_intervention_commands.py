@@ -262,7 +262,9 @@ def test_edges_above_a_threshold_are_told_apart_from_those_of_the_circuit(tmp_pa
     output, report, _ = invoke(*asked, "--out", str(tmp_path))
     above = [each for each in report["strongest"] if abs(each["score"]) >= 1]
     assert len(report["strongest"]) > len(above) > report["circuit"]["n_edges"] > 0
-    said = f"{report['circuit']['n_edges']} of the {len(above)} edges with |score| ≥ 1 lie on a way"
+    said = (
+        f"{report['circuit']['n_edges']} of the {len(above)} edges with |score| ≥ 1 lie on a path"
+    )
     assert said in " ".join(output.split())
     assert "strongest edges lie" not in output
 
@@ -288,7 +290,7 @@ def test_a_circuit_that_leads_nowhere_is_told_and_not_drawn(tmp_path: Path) -> N
     asked = ("circuit", "classic", "--prompts", "4", "--edges", "1", "--out", str(tmp_path))
     output, report, _ = invoke(*asked)
     assert (report["circuit"]["edges"], report["circuit"]["faithfulness"]) == ([], 0)
-    assert "0 of the 1 strongest edges lie on a way from" in " ".join(output.split())
+    assert "0 of the 1 strongest edges lie on a path from" in " ".join(output.split())
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".csv"] == ["circuit.json"]
 
 

@@ -132,7 +132,7 @@ def test_degrees_are_tested_for_each_thing_that_is_scaled(found: LinkOverSeeds) 
     assert p is not None
     assert tests[0].tests.p_paired_holm == pytest.approx(4 * p)  # four tests, of equal numbers
     said = " ".join(found.sentences())
-    assert "that IC and IC2 both fall with it is not shown; no change of IW is shown" in said
+    assert "it is not shown that IC and IC2 both fall with it; no change of IW is shown" in said
     kinds = {x.kind for x in found.degree_tests if x.first == "own"}
     assert kinds == set(found.seeds)  # beside models without a link
 
@@ -148,7 +148,9 @@ def test_recovery_is_tested_beside_as_many_steps_with_the_link(found: LinkOverSe
 
 def test_the_verdict_follows_the_tests(found: LinkOverSeeds) -> None:
     said = [text for text in found.sentences() if "gives" in text]
-    assert all("carries more than gain is not shown" in text for text in said)  # × 2 costs nothing
+    assert all(
+        "it is not shown that the link carries more than gain" in text for text in said
+    )  # × 2 costs nothing
     costly = [study("values", seed) for seed in range(4)]
     changed = []
     for one in costly:
@@ -169,7 +171,7 @@ def test_the_verdict_follows_the_tests(found: LinkOverSeeds) -> None:
     expected = max(min(1.0, (len(p) - i) * p[i]) for i in range(rank + 1))
     (sentence,) = (text for text in whole.sentences() if text.startswith("Corrected for all"))
     assert f"all {len(p)} tests" in sentence
-    assert f"p = {expected:.2g} at the last one" in sentence
+    assert f"p = {expected:.2g} at the last snapshot" in sentence
     assert all(text.endswith(": the link carries more than these gains.") for text in said)
 
 

@@ -108,7 +108,7 @@ def test_the_study_says_what_text_and_cut_links_cost() -> None:
         alone = natural_repeats(model, rows)
     assert alone.loss == study.natural.loss_cut["v1"]
     *_, text, heads = study.sentences()
-    assert "In text, where a token and the next one stood before" in text
+    assert "In text, where a token and the next one occurred before" in text
     assert study.natural.without is not None
     best, *others = study.natural.without
     assert best.heads == tuple(map(str, study.top.prefix_matching))

@@ -114,7 +114,7 @@ def test_sentences_say_which_roles_are_needed(study: RoleStudy) -> None:
         assert f"{role.role} {change:+.2f}".replace(" -", " −") in costs
     every = [head.head for heads in study.roles.roles.values() for head in heads]
     assert all((f"{head} (" in costs) == (every.count(head) > 1) for head in every)
-    assert there.startswith("Roles that heads have: ")
+    assert there.startswith("Roles of heads: ")
     named = {role for role, heads in study.roles.roles.items() if heads}
     assert all(f"{role} ({len(study.roles.roles[role])})" in there for role in named)
     for metric, said in zip(study.knockouts["mean"].circuit, by_metric, strict=True):
@@ -127,7 +127,8 @@ def test_sentences_say_which_roles_are_needed(study: RoleStudy) -> None:
             )
         ]
         assert (
-            f"{metric}: needed, resampled and at means: {', '.join(needed) or 'no role'}." in said
+            f"{metric}: needed both resampled and at means: {', '.join(needed) or 'no role'}."
+            in said
         )
 
 

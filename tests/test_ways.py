@@ -66,7 +66,7 @@ def test_tables_say_what_is_left_without_links() -> None:
     assert soonest.endswith("at step (each seed): classic 0, 50, 100; values 0, 50, 100.")
     assert independent.startswith("Of 2 differences from classic, tested as independent runs, none")
     assert paired.endswith("(values, p = 0.050).")
-    assert cut_away.startswith("values: links cut, P(IO) is 0.10 ± 0.00 instead of 0.50")
+    assert cut_away.startswith("values: with links cut, P(IO) is 0.10 ± 0.00 instead of 0.50")
 
 
 def test_the_command_studies_runs_of_several_ways(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def answers(rate: AtRate, task: str, level: float) -> list[str]:
         if each is not None and each.ours.share is not None
     ]
     if parts:
-        said.append(f"Of what it saves to {where(task, level)}: {', '.join(parts)}.")
+        said.append(f"Of the stream’s saving to {where(task, level)}: {', '.join(parts)}.")
     for second, firsts in (
         (STREAM, (*GAIN_ALONE, *PARTS, MATCHED, "values-detached")),
         (CLASSIC, (*PARTS, MATCHED)),
@@ -141,7 +141,7 @@ def answers(rate: AtRate, task: str, level: float) -> list[str]:
         sides = [_beside(rate, rate.compared(task, level, first, second)) for first in firsts]
         if any(sides):
             said.append(
-                f"Beside {CALLED[second]}, to {where(task, level)}: "
+                f"Compared with {CALLED[second]}, to {where(task, level)}: "
                 f"{'; '.join(side for side in sides if side)}."
             )
     for row in rate.reached:

@@ -18,7 +18,10 @@ from resval_lens.tasks.icl import TASKS
 if TYPE_CHECKING:
     from rich.table import Table
 
-WHEN = {**{name: f"at the first snapshot with {name}" for name in LEVELS}, LAST: "at the last one"}
+WHEN = {
+    **{name: f"at the first snapshot with {name}" for name in LEVELS},
+    LAST: "at the last snapshot",
+}
 AXIS_NAMES = {**TASKS, "ic − iw": "IC − IW"}
 
 
@@ -80,14 +83,14 @@ def _gain(study: LinkOverSeeds, at: str) -> Iterator[str]:
         })  # fmt: skip
         more.append(left)
         said.append(
-            f"“{edit}” gives {back.told('.0%')} of that IC back, and "
-            f"{left.difference.told('z.3f')} is missing ({p_told(left)})"
+            f"“{edit}” restores {back.told('.0%')} of that IC, and "
+            f"{left.difference.told('z.3f')} is still missing ({p_told(left)})"
         )
     missing = all((x.difference.mean or 0) > 0 and is_sure(x) for x in more)
     verdict = (
         "the link carries more than these gains"
         if missing
-        else "that the link carries more than gain is not shown"
+        else "it is not shown that the link carries more than gain"
     )
     yield f"{'; '.join(said)}: {verdict}."
 
@@ -137,10 +140,11 @@ def _prediction(study: LinkOverSeeds, at: str, kind: str, scaled: str) -> Iterat
     }
     hits = ways["ic"] == ways["ic2"] == 1
     verdict = (
-        "IC and IC2 fall with it" if hits else "that IC and IC2 both fall with it is not shown"
+        "IC and IC2 fall with it" if hits else "it is not shown that IC and IC2 both fall with it"
     )
     verdict += {
-        1: ", and so does IW", -1: ", and IW rises", 0: "; no change of IW is shown",
+        1: ", and so does IW" if hits else "; IW falls", -1: "; IW rises",
+        0: "; no change of IW is shown",
     }[ways["iw"]]  # fmt: skip
     model = "" if kind == LINKED else f"In {kind}, which has no link, "
     said = f"{model}scaling {SCALED[scaled]} down {WHEN[at]}: slopes of accuracy {told}: {verdict}."
@@ -163,8 +167,8 @@ def _recovery(study: LinkOverSeeds, at: str) -> Iterator[str]:
     yield (
         f"{cut.steps:,} more steps {WHEN[at]}: without the link IC goes from "
         f"{cut.before['ic'].told('.3f')} to {cut.after['ic'].told('.3f')}, with it from "
-        f"{kept.before['ic'].told('.3f')} to {kept.after['ic'].told('.3f')}; missing is {alone}, "
-        f"and with own values doubled {doubled}."
+        f"{kept.before['ic'].told('.3f')} to {kept.after['ic'].told('.3f')}; the difference is "
+        f"{alone}, and with own values doubled {doubled}."
     )
 
 

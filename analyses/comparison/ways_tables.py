@@ -70,7 +70,7 @@ def ways_sentences(study: Ways) -> list[str]:
             f" {share.told('.0%')} of its circuits' effect runs through links."
         )  # fmt: skip
         said.append(
-            f"{way}: links cut, P(IO) is {cut.told('.2f')} instead of {left.mean:.2f}, the "
+            f"{way}: with links cut, P(IO) is {cut.told('.2f')} instead of {left.mean:.2f}, the "
             f"logit difference {own['links cut: logit difference'].told('.1f')} instead of "
             f"{own['trained: logit difference'].mean or 0:.1f}, and stories cost {more} nats "
             f"more.{through}"

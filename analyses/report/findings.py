@@ -23,8 +23,10 @@ from resval_lens.training.recorded import load_runs
 
 FINDINGS: dict[str, Callable[[Path], list[str]]] = {
     "finding-emergence": lambda folder: _of_gain("To"),
-    "finding-gain": lambda folder: _of_gain("Of") + _of_gain("From") + _of_gain("Beside"),
-    "finding-link": lambda folder: _of_link("cutting the link", "back, and", "all", "more steps"),
+    "finding-gain": lambda folder: _of_gain("Of") + _of_gain("From") + _of_gain("Compared"),
+    "finding-link": lambda folder: _of_link(
+        "cutting the link", "is still missing", "all", "more steps"
+    ),
     "finding-degrees": lambda folder: _of_degrees(),
     "finding-language-models": lambda folder: lm_emergence(load_runs(LMRun)).sentences(),
     "finding-ways": lambda folder: Ways.from_dict(

@@ -76,7 +76,7 @@ class CircuitReport(Result):
         said = [
             f"{name[:1].upper()}{name[1:]} on {study.prompts.evaluated} prompts{others}: "
             f"{study.metric.clean:.3f}, corrupted ({self.facts.corruption}) "
-            f"{study.metric.corrupted:.3f}, of the circuit {circuit.metric.circuit:.3f}.",
+            f"{study.metric.corrupted:.3f}, circuit {circuit.metric.circuit:.3f}.",
             f"{probability} is {kept.clean:.3f} on these prompts; the circuit alone gives "
             f"{kept.resample.circuit:.3f}, with other edges at their means "
             f"{kept.mean.circuit:.3f}.",
@@ -114,7 +114,7 @@ def _of_search(study: CircuitStudy) -> list[str]:
             else f"edges with |score| ≥ {study.threshold:g}"
         )
         return [] if search.size == n_edges else [
-            f"{n_edges:,} of the {search.size:,} {which} lie on a way from the input to the "
+            f"{n_edges:,} of the {search.size:,} {which} lie on a path from the input to the "
             "logits; the others change nothing."
         ]  # fmt: skip
     said = []
@@ -139,21 +139,22 @@ def _of_parts(circuit: StudiedCircuit) -> list[str]:
     if edges.edges < edges.of:
         losses = [abs(loss) for loss in circuit.minimality.values()]
         told = (
-            f": without one, the metric changes by {median(losses):.3f} (median), at most "
+            f": without one of them, the metric changes by {median(losses):.3f} (median), at most "
             f"{max(losses):.3f}"
             if losses
             else ""
         )
         said.append(
-            f"Minimality is that of {edges.edges:,} of its {edges.of:,} edges, drawn by the "
+            f"Minimality was measured on {edges.edges:,} of its {edges.of:,} edges, drawn by the "
             f"seed{told}."
         )
     alone = [each.difference for each in circuit.completeness if len(each.knocked_out) == 1]
     if alone and nodes.alone < nodes.of:
         whole = abs(circuit.metric.circuit - circuit.metric.clean)
         said.append(
-            f"Circuit and model are {whole:.3f} apart; both without the same head or MLP (each of "
-            f"{nodes.alone:,} of its {nodes.of:,}, drawn) {min(alone):.3f} to {max(alone):.3f}."
+            f"Circuit and model differ by {whole:.3f}; with the same head or MLP knocked out in "
+            f"both ({nodes.alone:,} of its {nodes.of:,}, drawn), by {min(alone):.3f} to "
+            f"{max(alone):.3f}."
         )
     return said
 
@@ -163,7 +164,7 @@ def _of_random(circuit: StudiedCircuit) -> list[str]:
     told = [
         f"of {what} ({random.n} draws) at most {random.max:.2g} (mean {random.mean:.2g})"
         for random, what in (
-            (circuit.connected, "as many random edges that all lie on such ways"),
+            (circuit.connected, "as many random edges that all lie on such paths"),
             (circuit.permuted, "the circuit with the heads of each layer in one another's places"),
         )
         if random is not None and random.max is not None
@@ -171,7 +172,7 @@ def _of_random(circuit: StudiedCircuit) -> list[str]:
     if not told or circuit.faithfulness is None:
         return []
     return [
-        f"f of the {circuit.n_edges:,} edges, on ways from the input to the logits, is "
+        f"f of the {circuit.n_edges:,} edges, on paths from the input to the logits, is "
         f"{circuit.faithfulness:.3f}; {'; '.join(told)}."
     ]
 

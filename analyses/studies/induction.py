@@ -126,9 +126,9 @@ class InductionStudy(Result):
         natural = [self._of_text(), *self._of_heads()] if self.natural else []
         return [
             f"The best prefix matching, of {best}, is {best.score:.3f}; "
-            f"even attention has {even:.3f}: {kind}.",
-            f"Tokens cost {self.loss.first:.3f} nats where they come first and "
-            f"{self.loss.second:.3f} where they come again; guessing costs "
+            f"uniform attention would give {even:.3f}: {kind}.",
+            f"Tokens cost {self.loss.first:.3f} nats at their first occurrence and "
+            f"{self.loss.second:.3f} at their second; guessing costs "
             f"{self.loss.uniform:.3f}.",
             *natural,
         ]
@@ -138,9 +138,9 @@ class InductionStudy(Result):
         assert self.icl is not None
         (best,) = top_heads(torch.tensor(self.natural.scores), 1)
         return (
-            f"In text, where a token and the next one stood before, the best head is {best} with "
-            f"{best.score:.3f} (even: {self.natural.even:.3f}). Token {self.icl.late} of a row "
-            f"costs {self.icl.score:+.3f} nats beside token {self.icl.early} (in-context score)."
+            f"In text, where a token and the next one occurred before, the best head is {best} "
+            f"with {best.score:.3f} (uniform: {self.natural.even:.3f}). Token {self.icl.late} of a row "
+            f"costs {self.icl.score:+.3f} nats against token {self.icl.early} (in-context score)."
         )
 
     def _of_heads(self) -> list[str]:
@@ -189,7 +189,7 @@ class InductionStudy(Result):
         title = f"Heads on {self.rows} rows of {self.length} random tokens, twice over"
         table = Table(title=title, **WIDE)
         for name, even in zip(TITLES, self.even, strict=True):
-            table.add_column(f"{name}\n(even: {even:.3f})", no_wrap=True)
+            table.add_column(f"{name}\n(uniform: {even:.3f})", no_wrap=True)
         for heads in zip(*self.top, strict=True):
             table.add_row(*(f"{head}  {head.score:.3f}" for head in heads))
         return table
@@ -197,7 +197,7 @@ class InductionStudy(Result):
     def _loss_table(self, most: int = 32) -> Table:
         table = Table(
             title="Loss (nats) of tokens that come again, links edited\n"
-            f"(where they come first {self.loss.first:.3f}, guessing {self.loss.uniform:.3f})",
+            f"(first occurrence {self.loss.first:.3f}, guessing {self.loss.uniform:.3f})",
             **WIDE,
         )
         table.add_column("links", no_wrap=True)

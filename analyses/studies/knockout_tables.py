@@ -42,9 +42,10 @@ def needed_sentences(knockouts: Mapping[str, Knockouts], what: str) -> list[str]
         f, others = resample.circuit[metric].faithfulness, max(resample.circuit[metric].drawn)
         at_means = mean.circuit[metric].faithfulness
         said.append(
-            f"{metric}: needed, resampled and at means: {', '.join(needed) or 'no role'}. The "
-            f"circuit of all {len(resample.minimality)} {what} keeps {f:.0%} of it (others at "
-            f"means {at_means:.0%}), the best of as many other {what} {others:.0%}."
+            f"{metric}: needed both resampled and at means: {', '.join(needed) or 'no role'}. The "
+            f"circuit of all {len(resample.minimality)} {what} keeps {f:.0%} of it "
+            f"({at_means:.0%} with others at means); the best of as many other {what} keeps "
+            f"{others:.0%}."
         )
     return said
 

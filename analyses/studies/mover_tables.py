@@ -42,7 +42,7 @@ def mover_sentences(study: MoverStudy) -> list[str]:
     missing = [role for role in published if not study.movers[role]]
     if published:
         said += (
-            f" Published for GPT-2 small and not here: {', '.join(missing)}."
+            f" Published for GPT-2 small but not found here: {', '.join(missing)}."
             if missing
             else " Every role published for GPT-2 small has nodes here."
         )

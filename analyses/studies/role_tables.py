@@ -33,8 +33,8 @@ def role_sentences(study: RoleStudy) -> list[str]:
     found = study.roles.roles
     missing = [role for role in PUBLISHED if not found[role]]
     there = [f"{role} ({len(found[role])})" for role in ROLES if found[role]]
-    said = f"Roles that heads have: {', '.join(there)}." + (
-        f" Published for GPT-2 small and not here: {', '.join(missing)}." if missing else ""
+    said = f"Roles of heads: {', '.join(there)}." + (
+        f" Published for GPT-2 small but not found here: {', '.join(missing)}." if missing else ""
     )
     of_heads = study.roles.of_heads()
     several = [f"{head} ({' and '.join(own)})" for head, own in of_heads.items() if len(own) > 1]
@@ -44,7 +44,7 @@ def role_sentences(study: RoleStudy) -> list[str]:
     )
     return [
         said,
-        f"Without a role the {metric} ({own.clean:.2f}) changes by: "
+        f"Knocking out a role changes the {metric} ({own.clean:.2f}) by: "
         + ", ".join(f"{role} {cost:+.2f}".replace(" -", " −") for cost, role in costs)
         + (f". Heads of several roles: {', '.join(several)}." if several else "."),
         *needed_sentences(study.knockouts, "heads"),
