@@ -129,7 +129,7 @@ def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command goes on from here" in errors
+    assert "the same command resumes from here" in errors
     _wait_for(lambda: not _processes_in(process.pid), seconds=20)
     done = run(*command, "--steps", "20")
     assert done.returncode == 0, done.stderr

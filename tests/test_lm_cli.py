@@ -80,7 +80,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "the same command goes on from here" in errors
+    assert "the same command resumes from here" in errors
     (snapshot,) = (folder / "snapshots").iterdir()
     assert 0 < int(snapshot.stem) < 40
     done = run(*command, cwd=tmp_path)

@@ -150,7 +150,7 @@ def train_graft_command(
                 keep_snapshots=keep_snapshots, keep_model=keep_model,
             )  # fmt: skip
         if trained is None:
-            err.print("stopped; the same command goes on from here", style="yellow")
+            err.print("stopped; the same command resumes from here", style="yellow")
             raise typer.Exit(130)
         finished.append(runs / run.folder_name)
         if run.streams and (cut_rows or circuit_prompts):

@@ -176,7 +176,7 @@ def train_lm_command(
             )  # fmt: skip
         if model is None:
             accelerator.end_training()
-            err.print("stopped; the same command goes on from here", style="yellow")
+            err.print("stopped; the same command resumes from here", style="yellow")
             raise typer.Exit(130)
         finished.append(runs / run.folder_name)
         accelerator.end_training()

@@ -134,7 +134,7 @@ def _work(
     try:
         failed = work(experiments, folders, most, quiet, note)
     except KeyboardInterrupt:
-        err.print("stopped; the same command goes on from here", style="yellow")
+        err.print("stopped; the same command resumes from here", style="yellow")
         raise typer.Exit(130) from None
     report(status(experiments, folders), None, "runs", as_json=as_json)
     if failed:

@@ -58,7 +58,7 @@ def train_with_bars(
         try:
             train_many(planned, folder, jobs or cores(), shown.report, keep_snapshots)
         except KeyboardInterrupt:
-            err.print("stopped; the same command goes on from here", style="yellow")
+            err.print("stopped; the same command resumes from here", style="yellow")
             raise typer.Exit(130) from None
     if not quiet:
         err.print(f"{len(planned)} runs are complete in {folder}", highlight=False)
