@@ -139,8 +139,9 @@ class InductionStudy(Result):
         (best,) = top_heads(torch.tensor(self.natural.scores), 1)
         return (
             f"In text, where a token and the next one occurred before, the best head is {best} "
-            f"with {best.score:.3f} (uniform: {self.natural.even:.3f}). Token {self.icl.late} of a "
-            f"row costs {self.icl.score:+.3f} nats against token {self.icl.early} (in-context score)."
+            f"with {best.score:.3f} (uniform: {self.natural.even:.3f}). Token {self.icl.late} of "
+            f"a row costs {self.icl.score:+.3f} nats against token {self.icl.early} (in-context "
+            "score)."
         )
 
     def _of_heads(self) -> list[str]:
