@@ -86,7 +86,8 @@ def circuit_command(
     edges: Annotated[
         int | None,
         typer.Option(
-            help="Take this many edges instead.", show_default="the fewest that are enough"
+            help="Number of edges of the circuit.",
+            show_default="the fewest that are faithful enough",
         ),
     ] = None,
     threshold: Annotated[
@@ -94,7 +95,7 @@ def circuit_command(
         typer.Option(
             help="Take the edges with at least this score (unit of the metric); "
             f"{' or '.join(DROPPING)} needs it and drops edges by it.",
-            show_default="the fewest that are enough",
+            show_default="the fewest that are faithful enough",
         ),
     ] = None,
     sizes: Annotated[
