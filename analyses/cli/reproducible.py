@@ -168,7 +168,7 @@ REPRODUCIBLE: dict[str, Reproducible] = {
         _further_variants, ("further variants", "tables", "gain"),
     ),
     "gain-or-stream": Reproducible(
-        "what larger values save without any link, in parts of what the value stream saves",
+        "the saving of larger values without any link, as a share of the value stream's",
         _gain_or_stream,
         ("gain", "tables", "further variants", "half the learning rate", "twice the learning rate",
          "four times the learning rate"),
@@ -177,7 +177,7 @@ REPRODUCIBLE: dict[str, Reproducible] = {
         "table-1 by the paper's text instead of its code", _emergence(0.95), ("paper's text",)
     ),
     "no-own-values": Reproducible(
-        "layer 1 without a W_V of its own, beside classic, values and norm-matched values",
+        "layer 1 without its own W_V, beside classic, values and norm-matched values",
         _emergence(0.95, "classic", "values", "values-norm-matched", "values-no-own"),
         ("no values of its own", "tables", "gain"),
     ),
@@ -186,19 +186,19 @@ REPRODUCIBLE: dict[str, Reproducible] = {
         _language_models, ("stories", "stories, gain or stream"),
     ),
     "link-over-seeds": Reproducible(
-        "the link cut, scaled by degrees and trained on without, while learning in context emerges "
-        "and after",
+        "the link cut, scaled by degrees and left out of further training, while learning in "
+        "context emerges and after",
         _link_over_seeds, ("link in training", "snapshots without a link"),
     ),
     "scaling": Reproducible(
-        "what the value stream saves of a language model's steps by depth and width",
+        "a language model's steps that the value stream saves, by depth and width",
         _scaling, ("scaling",),
     ),
     "real-text": Reproducible(
         "the same on real stories, at two depths", _scaling, ("real text",)
     ),
     "grafts": Reproducible(
-        "what value links grafted on a trained model save, beside as many other parameters",
+        "the saving of value links grafted on a trained model, beside as many other parameters",
         _grafts, ("grafts", "grafts with low-rank updates"),
     ),
     "memory-order": Reproducible(

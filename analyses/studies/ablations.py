@@ -64,7 +64,7 @@ class Mean(LinkAblation):
     """The mean at each position over other clean prompts."""
 
     name = "mean"
-    meaning = "carries its mean at that position over others"
+    meaning = "carries its mean at that position over other prompts"
     of_others = True
 
     def edit(
@@ -83,7 +83,7 @@ class Resample(LinkAblation):
     """What the link carries on the corrupted prompt."""
 
     name = "resample"
-    meaning = "carries what it does on the corrupted prompt"
+    meaning = "carries its value on the corrupted prompt"
 
     def edit(
         self, model: ResValTransformer, chosen: Sequence[Link], pairs: PromptPairs, max_tokens: int
