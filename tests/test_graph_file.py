@@ -172,7 +172,7 @@ def test_links_are_told_of(path: Path, caplog: pytest.LogCaptureFixture) -> None
         (("cfg", "d_model"), 768, "is of a model with d_model=768; this one has 16"),
         (("cfg", "parallel_attn_mlp"), True, "parallel_attn_mlp=True; this one has False"),
         (("cfg",), {}, "is of a model with n_layers=None; this one has 1"),
-        (("nodes", "a0.h1"), {"in_graph": True}, "names the node 'a0.h1', which this model has"),
+        (("nodes", "a0.h1"), {"in_graph": True}, "names the node 'a0.h1', which this model does not"),
         (("nodes", "m0"), {"neurons": [True, False]}, "takes single neurons out of m0"),
         (("edges", "input->a0.h0"), {"score": 1}, "names the edge 'input->a0.h0', which this"),
         (("edges", "input->m0"), 1, "input->m0 is not an object with score and in_graph"),
