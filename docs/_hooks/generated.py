@@ -191,7 +191,8 @@ def _command(command: Any, path: list[str]) -> list[str]:
         if record[0] == "help" or record[1]:
             continue
         option = any(each.startswith("-") for each in parameter.opts)
-        name = ", ".join(parameter.opts) if option else str(parameter.name).upper()
+        name = ", ".join([*parameter.opts, *parameter.secondary_opts])
+        name = name if option else str(parameter.name).upper()
         default = parameter.default
         default = "" if default is None or callable(default) or default is False else f"`{default}`"
         told = getattr(parameter, "show_default", None)
@@ -200,7 +201,8 @@ def _command(command: Any, path: list[str]) -> list[str]:
             default = "required"
         rows.append(f"| `{name}` | {_cell(getattr(parameter, 'help', '') or '')} | {default} |")
     if rows:
-        parts.append("\n".join(["| | | default |", "|---|---|---|", *rows]) + "\n")
+        table = "\n".join(["| | | default |", "|---|---|---|", *rows])
+        parts.append(f'<div class="options" markdown>\n\n{table}\n\n</div>\n')
     return parts
 
 
