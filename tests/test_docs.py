@@ -782,7 +782,25 @@ def listed(nav: Any) -> list[str]:
 
 
 def test_every_page_is_in_the_nav_once(site):
-    assert sorted(listed(site["nav"])) == [str(path.relative_to(DOCS)) for path in PAGES]
+    tutorials = [f"tutorials/{name}.md" for name in hook("tutorials").names()]
+    pages = [*(str(path.relative_to(DOCS)) for path in PAGES), *tutorials]
+    assert sorted(listed(site["nav"])) == sorted(pages)
+
+
+def test_tutorials_are_notebooks_with_what_they_showed():
+    tutorials = hook("tutorials")
+    page = tutorials.page("4_ioi_patching")
+    assert page.startswith("# Patch activations: who receives?\n")
+    assert 'by=("layer", "head")' in page
+    assert "{ .text .output .no-copy }" in page
+    assert "arrives along v1.h2" in page
+    assert "](5_circuits.md)" in page
+    assert "](../associative-memory.md)" in tutorials.page("6_memory")
+    shown = tutorials.on_post_page(page)
+    assert "data-output" not in shown
+    assert shown.count('<div class="rv shown">') == page.count("data-output") > 5
+    assert 'class=\\"rv-figure\\"' in shown  # a figure, which page.js puts in place of its image
+    assert 'src="data:image/png;base64,' in shown
 
 
 def test_every_public_module_is_on_one_page_of_the_reference():
