@@ -17,6 +17,9 @@ from resval_lens.analyses.cli.console import Lines, err
 from resval_lens.analyses.tasks import ENDINGS, TASKS
 from resval_lens.notes import Note
 
+PROMPTS, MODEL, MEMORY = "Prompts", "Model", "Memory"
+"""Parts of a command's help: each has columns of its own, so that one long option squeezes few."""
+
 
 def on_device(name: str | None) -> str | None:
     """Reads ``--device``: a device of torch that is there, or ``"auto"``; None where a shell asks
@@ -96,6 +99,7 @@ Device = Annotated[
         "(GPUs, memory, disk).",
         callback=on_device,
         autocompletion=one_of(*completion.DEVICES),
+        rich_help_panel=MODEL,
     ),
 ]
 
@@ -134,12 +138,15 @@ DType = Annotated[
         show_default="as the model was saved; float32 of other formats",
         callback=one_known("dtype", completion.DTYPES),
         autocompletion=one_of(*completion.DTYPES),
+        rich_help_panel=MODEL,
     ),
 ]
 Fold = Annotated[
     bool,
     typer.Option(
-        "--fold", help="Process weights as TransformerLens does: fold norms, centre, fold biases."
+        "--fold",
+        help="Process weights as TransformerLens does: fold norms, centre, fold biases.",
+        rich_help_panel=MODEL,
     ),
 ]
 Setting = Annotated[
@@ -150,9 +157,15 @@ Setting = Annotated[
         help="Setting that a model's files do not hold; repeat for several.",
         show_default="none",
         autocompletion=one_of(*(f"{name}=" for name in completion.SETTINGS)),
+        rich_help_panel=MODEL,
     ),
 ]
-Prompts = Annotated[int, typer.Option(help="How many prompts.", parser=how_many, metavar="INTEGER")]
+Prompts = Annotated[
+    int,
+    typer.Option(
+        help="How many prompts.", parser=how_many, metavar="INTEGER", rich_help_panel=PROMPTS
+    ),
+]
 Sequences = Annotated[int, typer.Option(help="How many test sequences.")]
 Trials = Annotated[int, typer.Option(help="How many trials.")]
 MaybeTrials = Annotated[int | None, typer.Option(help="How many trials.", show_default="1000")]
@@ -168,6 +181,7 @@ General = Annotated[
         + ", ".join(task.name for task in TASKS.values() if task.has_general)
         + ".",
         show_default="general for converted models",
+        rich_help_panel=PROMPTS,
     ),
 ]
 TaskName = Annotated[
@@ -178,12 +192,15 @@ TaskName = Annotated[
         + f"; or a file of your own ({', '.join(ENDINGS)}).",
         show_default="the first that the model can read",
         autocompletion=one_or_file(*TASKS, endings=ENDINGS),
+        rich_help_panel=PROMPTS,
     ),
 ]
 Chat = Annotated[
     bool,
     typer.Option(
-        "--chat", help="Format prompts as chat messages, by the tokenizer's chat template."
+        "--chat",
+        help="Format prompts as chat messages, by the tokenizer's chat template.",
+        rich_help_panel=PROMPTS,
     ),
 ]
 SeveralTokens = Annotated[
@@ -191,6 +208,7 @@ SeveralTokens = Annotated[
     typer.Option(
         "--several-tokens",
         help="Allow answers of several tokens; the first token that differs counts.",
+        rich_help_panel=PROMPTS,
     ),
 ]
 CorruptedBy = Annotated[
@@ -201,6 +219,7 @@ CorruptedBy = Annotated[
         + ".",
         show_default="the task's first",
         autocompletion=of_task(lambda task: task.corruptions),
+        rich_help_panel=PROMPTS,
     ),
 ]
 MetricName = Annotated[
@@ -222,6 +241,7 @@ Prepend = Annotated[
         help="Token before each prompt: auto (as the model and its tokenizer say), none, bos, eos, "
         "or one by name.",
         autocompletion=one_of(*completion.PREPENDED),
+        rich_help_panel=PROMPTS,
     ),
 ]
 
@@ -320,6 +340,7 @@ MaybeStreams = Annotated[
         help=_FLOWING,
         show_default="those that the model was saved with",
         autocompletion=one_of(*completion.STREAMS),
+        rich_help_panel=MODEL,
     ),
 ]
 TrainedStreams = Annotated[
@@ -332,14 +353,17 @@ TrainedStreams = Annotated[
     ),
 ]
 _MICRO_BATCH = "Sequences at a time on one device."
-MicroBatch = Annotated[int, typer.Option(help=_MICRO_BATCH)]
-MaybeMicroBatch = Annotated[int | None, typer.Option(help=_MICRO_BATCH, show_default="all at once")]
+MicroBatch = Annotated[int, typer.Option(help=_MICRO_BATCH, rich_help_panel=MEMORY)]
+MaybeMicroBatch = Annotated[
+    int | None, typer.Option(help=_MICRO_BATCH, show_default="all at once", rich_help_panel=MEMORY)
+]
 CheckpointBlocks = Annotated[
     bool | None,
     typer.Option(
         "--checkpoint-blocks/--no-checkpoint",  # short enough to leave room for help
         help="Recompute blocks in the backward pass.",
         show_default="the preset's",
+        rich_help_panel=MEMORY,
     ),
 ]
 
