@@ -18,10 +18,11 @@ from tests.other_device import worst
 ROOT = Path(__file__).parent.parent
 
 
-def torchrun(*arguments: str) -> str:
+def torchrun(*arguments: str | Path) -> str:
+    """Two processes of a file, or with ``-m`` of a module, and what they print."""
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-         "--master-port", str(20_000 + os.getpid() % 20_000), "-m", *arguments],
+         "--master-port", str(20_000 + os.getpid() % 20_000), *map(str, arguments)],
         capture_output=True, text=True, timeout=400, cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
@@ -30,7 +31,7 @@ def torchrun(*arguments: str) -> str:
 
 
 def test_two_processes_score_and_run_as_one(tmp_path: Path) -> None:
-    torchrun("tests.dividing", str(tmp_path / "found"))
+    torchrun("-m", "tests.dividing", str(tmp_path / "found"))
     wanted = dividing.measured(dividing.model())
     for number in (0, 1):
         found = torch.load(tmp_path / f"found.{number}", weights_only=True)
@@ -41,7 +42,7 @@ def test_two_processes_score_and_run_as_one(tmp_path: Path) -> None:
 
 def test_a_circuit_is_printed_and_written_once(tmp_path: Path) -> None:
     line = ["circuit", "values", "--prompts", "8", "--method", "eap", "--json"]
-    out = torchrun("resval_lens.analyses", *line, "--out", str(tmp_path / "two"))
+    out = torchrun("-m", "resval_lens.analyses", *line, "--out", str(tmp_path / "two"))
     alone = CliRunner().invoke(app, [*line, "--quiet", "--out", str(tmp_path / "one")])
     assert worst(json.loads(out), json.loads(alone.stdout)) < 1e-5
     names = [{path.name for path in (tmp_path / each).iterdir()} for each in ("one", "two")]

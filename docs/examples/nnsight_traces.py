@@ -1,4 +1,3 @@
-# ruff: noqa: E402  # sections of pages import what they need
 """A model with links under nnsight: read, edit, patch, gradients."""
 
 # --8<-- [start:read]

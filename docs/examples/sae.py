@@ -27,6 +27,8 @@ def batches(size=16):
     while True:
         tokens, _ = rows.batch(generator.integers(len(rows), size=size))
         yield activations(tokens)
+
+
 # --8<-- [end:activations]
 
 # --8<-- [start:train]
