@@ -9,12 +9,13 @@ EXAMPLES = DOCS / "examples"
 
 def run_example(name: str, **smaller: tuple[str, str]) -> dict[str, Any]:
     """Runs an example in this folder, with some of its code (once each) made smaller."""
-    code = (EXAMPLES / f"{name}.py").read_text()
+    path = EXAMPLES / f"{name}.py"
+    code = path.read_text()
     for slow, quick in smaller.values():
         assert code.count(slow) == 1, f"{name}.py: {slow!r}"
         code = code.replace(slow, quick)
     namespace: dict[str, Any] = {"__name__": name}
-    exec(compile(code, f"{name}.py", "exec"), namespace)
+    exec(compile(code, str(path), "exec"), namespace)
     return namespace
 
 
