@@ -17,6 +17,7 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from resval_lens.analyses.attribution.heads import HeadScores
 from resval_lens.analyses.comparison import figures
@@ -27,6 +28,7 @@ from resval_lens.analyses.comparison.link_in_training import LinkInTraining, Lin
 from resval_lens.analyses.display.svg import svg
 from resval_lens.analyses.drawing import marks
 from resval_lens.analyses.studies import circuit_figures, intervention_figures
+from resval_lens.analyses.studies.ablation import AblationRow
 from resval_lens.analyses.studies.induction import TITLES
 from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.lm_run import LMRun
@@ -355,6 +357,35 @@ def test_ablation_curves_say_the_first_measure_of_whole_groups():
             expected.append(f"links {links}, {edit}: logit difference {signed(of[links, edit])}")
     assert list(drawn) == expected
     assert straight([corners(m)[1] for m in drawn.values()], [value(text) for text in drawn])
+
+
+@pytest.mark.parametrize("heads", [0, 9])
+def test_many_links_are_heat_maps_of_what_changes(heads: int):
+    drawn = np.random.default_rng(1)
+    layers = range(1, 30)
+    names = ["all", *(f"v{layer}" for layer in layers)]
+    names += [f"v{layer}.h{head}" for layer in layers for head in range(heads)]
+    rows = [
+        AblationRow(name, 1, edit, {"logit difference": drawn.normal()})
+        for name in names for edit in ("zero", "mean")
+    ]  # fmt: skip
+    study = replace(ablation(), measures=["logit difference"], rows=rows)
+    figure = intervention_figures.ablated(study)
+    clean = study.clean["logit difference"]
+    expected = set()
+    for row in rows[2:]:
+        group, change = row.links, signed(row.measures["logit difference"] - clean)
+        layer, _, head = group.removeprefix("v").partition(".h")
+        where = f"head {head}" if head else "all heads" if heads else ""
+        expected.add(f"{', '.join(filter(None, [row.edit, where]))}, layer {layer}: {change}")
+    marks = [mark.get_gid().removeprefix("tip:") for mark in figure.findobj(Rectangle)
+             if mark.get_gid()]  # fmt: skip
+    assert len(marks) == len(rows) - 2
+    assert set(marks) == expected
+    assert max(figure.get_size_inches()) < 14
+    at_once = signed(rows[0].measures["logit difference"] - clean)
+    assert f"all links at once: zero {at_once}" in figure.get_suptitle()
+    plt.close(figure)
 
 
 def lengths(drawn: Marks, side: int) -> list[float]:

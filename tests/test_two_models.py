@@ -20,9 +20,12 @@ from resval_lens.analyses.circuits.study import circuit_study
 from resval_lens.analyses.cli.app import app
 from resval_lens.analyses.comparison.two_models import OneTask, compare_two, pose_alike
 from resval_lens.analyses.comparison.two_models_report import ComparedModels
+from resval_lens.analyses.report.two_models_page import two_models_page
 from resval_lens.analyses.tasks import TASKS, Asked
 from resval_lens.analyses.tasks.problem import Problem
 from resval_lens.hooks import cut_links
+from resval_lens.io.provenance import provenance
+from resval_lens.numbers import number
 from tests.helpers import tiny_model
 from tests.pretrained import SMOLLM2, needs_pretrained, smollm2
 from tests.test_nanochat import drawn, save
@@ -229,6 +232,8 @@ def test_classifiers_compare() -> None:
     found = compare_two(task)
     assert found.models[0].facts.task == "classifying in context"
     assert "not a sum" in found.models[1].left_out["attribution"]
+    document = {**found.to_dict(), "provenance": provenance()}
+    assert "Heads that write the answer" not in two_models_page(found, document, "compare.json")
     assert found.differences[0].tests.p_paired is not None
 
 
@@ -319,3 +324,72 @@ def test_a_grafted_stream_that_carries_nothing_changes_nothing(tmp_path: Path) -
     assert second.links
     edited = second.links.cells("logit difference").values()
     assert set(edited) == {first.clean["logit difference"]}
+
+
+# --- the page -----------------------------------------------------------------------------------
+
+
+@cache
+def page_of_two() -> str:
+    found = compared()
+    return two_models_page(found, {**found.to_dict(), "provenance": provenance()}, "compare.json")
+
+
+def test_the_page_opens_with_findings_and_their_figures() -> None:
+    html = page_of_two()
+    opening = html.split("<nav")[0]
+    for said in (compared().differ()[0], *compared().cut(), *compared().sized()):
+        assert escape(said) in opening
+    assert opening.count('class="rv-figure"') == 3
+    sections = re.findall('<section aria-label="([^"]+)"', html)
+    assert sections == ["What was compared", "Links ablated", "Activations patched",
+                        "Heads that write the answer", "The circuit", "What else was found",
+                        "Provenance"]  # fmt: skip
+    for said in compared().sentences():
+        assert html.count(escape(said)) == 1
+
+
+def test_every_figure_of_the_page_speaks_and_every_table_has_its_csv() -> None:
+    html = page_of_two()
+    drawn = re.findall(r'<svg[^>]*class="rv-figure".*?</svg>', html, re.DOTALL)
+    assert len(drawn) == len(compared().figures())
+    assert all(figure.count('class="rv-mark"') > 1 for figure in drawn)
+    held = [json.loads(each) for each in re.findall('class="rv-csv">(.*?)</script>', html)]
+    assert held == compared().csv()
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    assert {"figure-measures-of-both-models", "table-the-circuit-the-fewest-edges-that-are-"
+            "faithful-enough", "links-ablated"} <= set(ids)  # fmt: skip
+
+
+def test_figures_of_two_models_say_their_numbers() -> None:
+    found = compared()
+    values = found.models[1]
+    assert values.links is not None
+    said = page_of_two()
+    for which, own in (("clean", values.clean), ("corrupted", values.corrupted)):
+        for measure, value in own.items():
+            assert f"{SHIPPED[1]}, {which}: {measure} {number(value)}" in said
+    cells = values.links.cells("logit difference")
+    for edit in ("zero", "resample"):
+        label = f"{SHIPPED[1]}, {edit}: logit difference {number(cells['all', edit])}"
+        assert label in said
+    curves = found.figures()["faithfulness.png"].axes[0].get_lines()
+    drawn = {line.get_label(): line.get_color() for line in curves if line.get_label() in SHIPPED}
+    assert len(set(drawn.values())) == 2
+
+
+def test_deep_models_make_a_page_of_maps_one_below_the_other(tmp_path: Path) -> None:
+    """30 layers of 9 heads: every cell speaks, and no picture is wider than a page can show."""
+    words, sizes = "and saw the cat dog fox cow hen", {"n_layers": 30, "n_heads": 9}
+    names = [
+        saved(tmp_path / name, words, streams=streams, **sizes)
+        for name, streams in (("one", ""), ("other", "v"))
+    ]
+    found = compare_two(pose_alike(names, 2, Asked(), animals(tmp_path)))
+    html = two_models_page(found, {**found.to_dict(), "provenance": provenance()}, "compare.json")
+    assert html.count("layer 29, head 8: ") + html.count("head 8, layer 29: ") == 2
+    assert 'class="rv-pairs"' not in html
+    widths = [int(each) for each in re.findall(r"--rv-width: (\d+)px", html)]
+    assert max(widths) < 1100
+    (tmp_path / "report.html").write_text(html)

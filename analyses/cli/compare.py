@@ -243,10 +243,9 @@ def _two_models(
         found = compare_two(posed, note)
 
     def html(document: Any) -> str:
-        from resval_lens.analyses.report.result_page import result_page
+        from resval_lens.analyses.report.two_models_page import two_models_page
 
-        title = f"{' and '.join(found.names)}: {found.models[0].facts.task_and_corruption}"
-        return result_page(found, document, title, "compare.json")
+        return two_models_page(found, document, "compare.json")
 
     pages = {page / "report.html": html} if page else None
     report(found, to, "compare", as_json=as_json, pages=pages)

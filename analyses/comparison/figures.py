@@ -131,6 +131,9 @@ def bars(models: Mapping[str, Mapping[str, float]]) -> Figure:
 def faithfulness(entries: Sequence[TaskCircuit]) -> Figure:
     """Faithfulness against circuit size: a panel for each task, a line for each model."""
     tasks = list(dict.fromkeys(entry.task for entry in entries))
+    names = dict.fromkeys(entry.architecture for entry in entries)
+    others = [name for name in names if name not in COLOURS]
+    shades = COLOURS | dict(zip(others, [*COLOURS.values()] * len(others), strict=False))
     with plt.rc_context(STYLE):
         columns = per_row(len(tasks))
         lines = -(-len(tasks) // columns)
@@ -147,14 +150,14 @@ def faithfulness(entries: Sequence[TaskCircuit]) -> Figure:
                 curve, name = entry.study.curve, entry.architecture
                 drawn = curve.sizes, [math.nan if f is None else f for f in curve.faithfulness]
                 axes.plot(
-                    *drawn, "o-", color=colour(name), ms=3,
+                    *drawn, "o-", color=shades[name], ms=3,
                     label=None if name in seen else plain(name),
                 )  # fmt: skip
                 texts = [
                     f"{entry.name}: edges {size:,}, faithfulness {number(f)}"
                     for size, f in zip(*drawn, strict=True)
                 ]
-                points(axes, *drawn, texts, colour(name))
+                points(axes, *drawn, texts, shades[name])
                 seen.add(name)
             axes.axhline(1, color="#999999", lw=0.8, ls=":")
             if own[0].study.min_faithfulness is not None:

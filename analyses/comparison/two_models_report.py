@@ -110,18 +110,30 @@ class ComparedModels(Result):
 
     def tables(self) -> list[Table | str]:
         """Measures; links edited; the cells, heads and circuits that carry the answer."""
-        shown: list[Table | str] = [self._measures()]
-        for name, each in zip(self.names, self.models, strict=True):
-            if each.links is not None:
-                shown.append(_edited(name, each.links))
-        shown += self._cells()
+        return [table for several in self.tables_by_study().values() for table in several]
+
+    def tables_by_study(self) -> dict[str, list[Table]]:
+        """The tables by what they are of: measures, links, patched, attribution, circuit."""
+        links = [
+            _edited(name, each.links)
+            for name, each in zip(self.names, self.models, strict=True)
+            if each.links is not None
+        ]
+        attribution, circuit = [], []
         parts = [each.attribution for each in self.models]
         if any(parts):
             top = [list(each.top.items()) if each else [] for each in parts]
-            shown.append(self._ranked("Heads that write the answer (attribution, logits)", top))
+            title = "Heads that write the answer (attribution, logits)"
+            attribution.append(self._ranked(title, top))
         if any(each.circuit for each in self.models):
-            shown.append(self._circuits())
-        return shown
+            circuit.append(self._circuits())
+        return {
+            "measures": [self._measures()],
+            "links": links,
+            "patched": list(self._cells()),
+            "attribution": attribution,
+            "circuit": circuit,
+        }
 
     def _measures(self) -> Table:
         facts = self.models[0].facts
@@ -139,13 +151,13 @@ class ComparedModels(Result):
                 )
             )
         how = "independent, as each model has prompts of its own" if self.unlike else "paired"
-        sizes = "\n".join(
+        sizes = ";\n".join(
             f"{name}: {model.size.layers} layers of {model.size.heads} heads, "
             f"{model.size.parameters:,} parameters, streams {model.facts.streams or 'none'}"
             for name, model in zip(self.names, self.models, strict=True)
         )
         return _folded(
-            f"{facts.task_and_corruption}, {facts.prompts} prompts\n{sizes}",
+            f"{facts.task_and_corruption}, {facts.prompts} prompts;\n{sizes}",
             ("measure", "prompts"),
             (*self.names, "difference", "p"),
             rows,
@@ -210,27 +222,11 @@ class ComparedModels(Result):
 
     def sentences(self) -> list[str]:
         """How the models differ, what each one's links do, and where its answer is."""
-        one, other = self.names
-        metric = self.models[0].facts.metric
-        said = []
-        for each in self.differences:
-            if each.prompts == "clean":
-                how = "the same in both models" if not each.difference else (
-                    f"{abs(each.difference):.3f} {'higher' if each.difference > 0 else 'lower'} in "
-                    f"{other} than in {one}"
-                )  # fmt: skip
-                said.append(f"{_begun(each.measure)} on clean prompts is {how}.")
+        said = [*self.differ(), *self.cut(), *self.sized()]
         for name, model in zip(self.names, self.models, strict=True):
-            if model.links is not None:
-                cut = model.links.cells(metric)[model.links.names[0], "zero"]
-                said.append(f"{name}: {metric} is {cut:.3f} with all links cut.")
             for patched in model.patched:
                 cell, share = cells_of(patched)[0]
                 said.append(f"{name}: {cell} ({patched.site}) recovers {share:.0%} of the gap.")
-            if model.circuit is not None:
-                own = model.circuit.circuit
-                links = f", {len(own.links):,} of them links" if own.links else ""
-                said.append(f"{name}: the circuit has {own.n_edges:,} edges{links}.")
             said += [
                 f"{name}: {part} left out: {why}"
                 for part, why in model.left_out.items()
@@ -240,13 +236,52 @@ class ComparedModels(Result):
             said.append(f"Prompts of the two models differ: {self.unlike}")
         return said
 
+    def differ(self) -> list[str]:
+        """How the models differ on clean prompts, in each measure."""
+        one, other = self.names
+        said = []
+        for each in self.differences:
+            if each.prompts == "clean":
+                how = "the same in both models" if not each.difference else (
+                    f"{abs(each.difference):.3f} {'higher' if each.difference > 0 else 'lower'} in "
+                    f"{other} than in {one}"
+                )  # fmt: skip
+                said.append(f"{_begun(each.measure)} on clean prompts is {how}.")
+        return said
+
+    def cut(self) -> list[str]:
+        """What is left of the metric in each model without links."""
+        metric = self.models[0].facts.metric
+        return [
+            f"{name}: {metric} is {model.links.cells(metric)[model.links.names[0], 'zero']:.3f} "
+            "with all links cut."
+            for name, model in zip(self.names, self.models, strict=True)
+            if model.links is not None
+        ]
+
+    def sized(self) -> list[str]:
+        """How many edges each model's circuit has."""
+        said = []
+        for name, model in zip(self.names, self.models, strict=True):
+            if model.circuit is not None:
+                own = model.circuit.circuit
+                links = f", {len(own.links):,} of them links" if own.links else ""
+                links = ", 1 of them a link" if len(own.links) == 1 else links
+                said.append(f"{name}: the circuit has {own.n_edges:,} edges{links}.")
+        return said
+
     def figures(self) -> dict[str, Figure]:
-        """Of each model what was patched, ablated and attributed; of both, faithfulness by size."""
+        """Of both the measures and faithfulness by size; of each model what was patched, ablated
+        and attributed.
+        """
         from resval_lens.analyses.comparison.figures import faithfulness
+        from resval_lens.analyses.comparison.two_models_figures import links_cut, measures
         from resval_lens.analyses.studies.circuit_figures import attribution
         from resval_lens.analyses.studies.intervention_figures import ablated
 
-        drawn: dict[str, Figure] = {}
+        drawn: dict[str, Figure] = {"measures.png": measures(self)}
+        if any(each.links for each in self.models):
+            drawn["links-cut.png"] = links_cut(self)
         most = max((each.largest for model in self.models for each in model.patched), default=1.0)
         circuits = []
         for number, (name, model) in enumerate(zip(self.names, self.models, strict=True), 1):
@@ -282,7 +317,7 @@ def _edited(name: str, links: AblationStudy) -> Table:
     rows = [
         [group, *(f"{cells[group, edit]:.3f}" for edit in links.edited)] for group in links.names
     ]
-    edits = "\n".join(f"{edit}: a link {meaning}" for edit, meaning in links.edits.items())
+    edits = ";\n".join(f"{edit}: a link {meaning}" for edit, meaning in links.edits.items())
     title = f"{name}: {links.metric}, links edited (unedited {links.clean[links.metric]:.3f})"
     return table(title, ("links",), links.edited, rows, edits, NARROW)
 

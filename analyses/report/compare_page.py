@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,13 @@ from resval_lens.analyses.display.page import words
 from resval_lens.analyses.display.tables import html_table
 from resval_lens.analyses.report.result_page import (
     HOW,
+    IOI,
+    PATCHED,
+    Drawn,
     drawn_figure,
+    findings,
+    folded,
+    patched_figures,
     provenance,
     sections_page,
     sentences,
@@ -38,17 +44,13 @@ from resval_lens.training.lm_run import LMRun
 from resval_lens.training.recorded import RecordedRun
 
 Data = Mapping[str, Any]
-Drawn = Mapping[str, Figure | None]
+Ready = Mapping[str, Figure | None]
 TITLE = "Classic and residual-value transformers, compared"
 CLASSIFIERS = "two-layer classifiers"
 LANGUAGE_MODELS = "language models"
 IC = (
     "IC is accuracy on sequences whose classes were never seen in training: only the context tells "
     "their labels."
-)
-IOI = (
-    "IOI is naming the indirect object (IO), the one of two names that the prompt says once; the "
-    "subject (S) is the other."
 )
 CORRUPTED = (
     "Corrupted prompts of IOI have another name as subject (random-S2) or three other names (ABC)."
@@ -62,7 +64,7 @@ def compare_page(
     data: Data,
     runs: Sequence[RecordedRun[ICLRun]],
     lm_runs: Sequence[RecordedRun[LMRun]],
-    ready: Drawn | None = None,
+    ready: Ready | None = None,
 ) -> str:
     """The page, of what was compared and the runs whose curves are drawn.
 
@@ -86,7 +88,7 @@ def compare_page(
         "Circuits": _circuits(circuits, ready),
         "What links carry": _signals(circuits),
         "The four cells": _cells(classifiers, language),
-        "What else was found": _found(said[MAIN:]),
+        "What else was found": folded(said[MAIN:]),
         "Provenance": provenance(
             data["provenance"],
             study.settings,
@@ -139,25 +141,18 @@ def _lead(said: Sequence[str], study: Comparison, runs: Sequence[RecordedRun[ICL
     """The findings that matter most, each with its figure, and what none of them says."""
     if not said:
         return '<p class="rv-lead">The numbers bear no sentence; they are below.</p>'
-    drawn = _headline_figures(study, runs)
-    lines = "".join(
-        f'<li class="rv-finding"><p>{words(sentence)}</p>'
-        f"{drawn_figure(*drawn[sentence]()) if sentence in drawn else ''}</li>"
-        for sentence in said
-    )
     told = re.sub("`([^`]+)`", r"<code>\1</code>", NO_GAIN_CONTROL)
     return (
-        f'<ol class="rv-lead">{lines}</ol><p class="rv-quiet">A link\'s weight, norm or attention '
-        "is not its importance; where these sentences say what a link does, it was cut or "
+        f"{findings(said, _headline_figures(study, runs))}"
+        '<p class="rv-quiet">A link\'s weight, norm or attention is not its importance; where '
+        "these sentences say what a link does, it was cut or "
         f"corrupted. {told}</p>"
     )
 
 
-def _headline_figures(
-    study: Comparison, runs: Sequence[RecordedRun[ICLRun]]
-) -> dict[str, Callable[[], tuple[Figure, str, str]]]:
+def _headline_figures(study: Comparison, runs: Sequence[RecordedRun[ICLRun]]) -> dict[str, Drawn]:
     """By sentence its figure, the figure's name and caption."""
-    made: dict[str, Callable[[], tuple[Figure, str, str]]] = {}
+    made: dict[str, Drawn] = {}
     found, circuits = study.emergence, study.circuits
     for sentence in found.told()[:1]:
         made[sentence] = lambda: (
@@ -182,20 +177,11 @@ def _headline_figures(
     return made
 
 
-def _found(said: Sequence[str]) -> str:
-    if not said:
-        return "<p>Nothing that is not above.</p>"
-    return (
-        f"<details><summary>{len(said)} sentences, with one number each</summary>"
-        f"{sentences(said)}</details>"
-    )
-
-
 def _emergence(
     study: Comparison,
     runs: Sequence[RecordedRun[ICLRun]],
     lm_runs: Sequence[RecordedRun[LMRun]],
-    ready: Drawn,
+    ready: Ready,
 ) -> str:
     parts = [
         f"<h3>{CLASSIFIERS.capitalize()}</h3>",
@@ -248,7 +234,7 @@ def _attention(classifiers: ComparedClassifiers, language: ComparedLanguageModel
     return "".join(parts)
 
 
-def _links(classifiers: ComparedClassifiers, language: ComparedLanguageModels, ready: Drawn) -> str:
+def _links(classifiers: ComparedClassifiers, language: ComparedLanguageModels, ready: Ready) -> str:
     parts = []
     if classifiers.links:
         parts += [
@@ -284,31 +270,17 @@ def _patched(patched: Sequence[Patching]) -> str:
         return "<p>No language model was compared.</p>"
     example = patched[0].example
     assert example is not None
-    said = (
-        "<p>The corrupted run takes one activation from the clean run: how much of the gap between "
-        "the two does it recover (0: as corrupted, 1: as clean)? Below 0 the activation works "
-        f"against the answer. {IOI} S1 and S2 are the subject's first and second mention, S1+1 the "
-        "token after the first, end the last. The corrupted prompts have another subject: "
-        f"<q>{words(example.clean)}</q>, <q>{words(example.corrupted)}</q>.</p>"
-    )
-    sites = list(dict.fromkeys(found.site for found in patched))
-    what = {"resid_pre": "the residual stream before each layer", "z": "heads' outputs",
-            "q_link": "what arrives over the query links", "k_link": "what arrives over the key "
-            "links", "v_link": "what arrives over the value links"}  # fmt: skip
     most = max(1.0, *(found.largest for found in patched))  # side by side: one scale
-    drawn = "".join(
-        drawn_figure(
-            found.figure(most),
-            f"{found.facts.model}: {what.get(found.site, found.site)}, patched",
-            f"{found.facts.model}: {what.get(found.site, found.site)}, "
-            f"by {' and '.join(found.axes)}.",
-        )
-        for found in sorted(patched, key=lambda found: sites.index(found.site))
+    maps = [(found.facts.model, found, found.figure(most)) for found in patched]
+    return (
+        f"<p>{PATCHED} {IOI} S1 and S2 are the subject's first and second mention, S1+1 the token "
+        "after the first, end the last. The corrupted prompts have another subject: "
+        f"<q>{words(example.clean)}</q>, <q>{words(example.corrupted)}</q>.</p>"
+        f"{patched_figures(maps)}"
     )
-    return f'{said}<div class="rv-pairs">{drawn}</div>'
 
 
-def _circuits(circuits: ComparedCircuits, ready: Drawn) -> str:
+def _circuits(circuits: ComparedCircuits, ready: Ready) -> str:
     parts = [
         "<p>Tasks, and how prompts are corrupted: IC, classifying in context, by other labels or "
         "other objects; IOI, naming the indirect object, by someone else who gives (random-S2) or "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import unescape
 from pathlib import PurePath
 from typing import Any
@@ -15,7 +15,28 @@ from resval_lens.analyses.display.display import figure_html
 from resval_lens.analyses.display.page import page, permalink, slug, tools, words
 from resval_lens.analyses.display.tables import html_table
 from resval_lens.analyses.results.result import Result
+from resval_lens.analyses.studies.patching import Patching
 
+Drawn = Callable[[], tuple[Figure, str, str]]
+"""Draws a figure, and gives its name and caption."""
+SITES = {
+    "resid_pre": "the residual stream before each layer",
+    "z": "heads' outputs",
+    "q_link": "what arrives over the query links",
+    "k_link": "what arrives over the key links",
+    "v_link": "what arrives over the value links",
+}
+WIDE = 12
+"""Heat maps of more rows or columns stand alone on a line."""
+PATCHED = (
+    "The corrupted run takes one activation from the clean run: how much of the gap between the "
+    "two does it recover (0: as corrupted, 1: as clean)? Below 0 the activation works against the "
+    "answer."
+)
+IOI = (
+    "IOI is naming the indirect object (IO), the one of two names that the prompt says once; the "
+    "subject (S) is the other."
+)
 HOW = (
     '<p class="rv-quiet">Point at or touch a part of a figure, or Tab to it and go on with the '
     "arrow keys: it says its number. The buttons above a figure or a table save it; the PDF is the "
@@ -70,6 +91,42 @@ def _section(heading: str, made: str) -> str:
     name = words(heading)
     own = permalink(heading, heading)
     return f'<section aria-label="{name}"><h2>{name}{own}</h2>{made}</section>'
+
+
+def findings(said: Sequence[str], drawn: Mapping[str, Drawn]) -> str:
+    """What a page opens with: sentences, each with its figure below it.
+
+    Args:
+        drawn: by sentence; those without one stand alone.
+    """
+    lines = "".join(
+        f'<li class="rv-finding"><p>{words(sentence)}</p>'
+        f"{drawn_figure(*drawn[sentence]()) if sentence in drawn else ''}</li>"
+        for sentence in said
+    )
+    return f'<ol class="rv-lead">{lines}</ol>'
+
+
+def folded(said: Sequence[str]) -> str:
+    """:func:`sentences`, folded."""
+    if not said:
+        return "<p>Nothing that is not above.</p>"
+    return (
+        f"<details><summary>{len(said)} sentences, with one number each</summary>"
+        f"{sentences(said)}</details>"
+    )
+
+
+def patched_figures(patched: Sequence[tuple[str, Patching, Figure]]) -> str:
+    """Heat maps by site, each with its model's name; small ones side by side."""
+    sites = list(dict.fromkeys(found.site for _, found, _ in patched))
+    maps = []
+    for name, found, figure in sorted(patched, key=lambda each: sites.index(each[1].site)):
+        what = f"{name}: {SITES.get(found.site, found.site)}"
+        caption = f"{what}, by {' and '.join(found.axes)}."
+        maps.append(drawn_figure(figure, f"{what}, patched", caption))
+    wide = max(len(labels) for _, found, _ in patched for labels in found.axes.values()) > WIDE
+    return "".join(maps) if wide else f'<div class="rv-pairs">{"".join(maps)}</div>'
 
 
 def sentences(said: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -26,6 +27,10 @@ SHADES = {"zero": "#555555", "mean": "#0072B2", "resample": "#D55E00"}
 SCALED = ("#009E73", "#56B4E9", "#CC79A7", "#E69F00")
 LARGE = 20
 """Rows or columns of a heat map beyond which its cells are drawn smaller."""
+BARS = 24
+"""Up to so many groups of links are drawn as bars; more as heat maps."""
+GROUP = re.compile(r"(\w+?)(\d+)(?:\.h(\d+))?")
+"""A layer's links or one head's: v1, v1.h2."""
 WRITTEN = 96
 """Up to so many cells of a heat map have their numbers written in them."""
 
@@ -106,14 +111,15 @@ def _panels(
     count, rows, columns = values.shape
     is_large = max(rows, columns) > LARGE  # smaller cells, so that a map fits on a page
     wide, high = (0.34, 0.26) if is_large else (0.55, 0.4)
-    per_line = max(1, min(count, 4 if columns <= (12 if is_large else 8) else 2))
+    most_per_line = 4 if columns <= (12 if is_large else 8) else 2 if columns <= LARGE else 1
+    per_line = max(1, min(count, most_per_line))
     lines = -(-count // per_line)
     width = max(2.4, wide * columns + 0.6) * per_line + 1.4
     height = max(1.5, high * rows + 1.0 + 0.03 * max(map(len, labels[1])) * 2) * lines + 0.5
     figure, grid = plt.subplots(
         lines, per_line, figsize=(width, height), squeeze=False, layout="constrained"
     )
-    most = max(float(np.abs(values).max()), floor) if limit is None else limit
+    most = max(float(np.nanmax(np.abs(values))), floor) if limit is None else limit
     for axes, panel, title in zip(grid.flat, values, titles, strict=False):
         texts = [
             [
@@ -139,7 +145,9 @@ def _panels(
 
 
 def _said(title: str, axes_of: Sequence[str], labels: Sequence[str], value: float) -> str:
-    where = [f"{axis} {label}" for axis, label in zip(axes_of, labels, strict=True) if axis]
+    where = [
+        f"{axis} {label}".strip() for axis, label in zip(axes_of, labels, strict=True) if label
+    ]
     return f"{', '.join(filter(None, [title, *where]))}: {number(value)}"
 
 
@@ -189,7 +197,7 @@ def ablation_curves(study: AblationStudy, model: str = "", task: str = "") -> Fi
 
 
 def ablated(study: AblationStudy, model: str = "", task: str = "", scales: bool = True) -> Figure:
-    """The metric with each group of links edited, as bars.
+    """The metric with each group of links edited, as bars; many groups as heat maps.
 
     Args:
         model, task: as in :func:`patched`.
@@ -198,6 +206,8 @@ def ablated(study: AblationStudy, model: str = "", task: str = "", scales: bool 
     measure, values = study.metric, study.cells(study.metric)
     names = study.names
     edits = [edit for edit in study.edited if scales or edit in study.edits]
+    if len(names) > BARS and all(GROUP.fullmatch(name) for name in names if name != "all"):
+        return _ablated_maps(study, edits, model, task)
     shades = dict(zip([e for e in edits if e not in SHADES], SCALED * len(edits), strict=False))
     height = 0.8 / len(edits)
     with plt.rc_context(STYLE):
@@ -219,6 +229,47 @@ def ablated(study: AblationStudy, model: str = "", task: str = "", scales: bool 
         axes.set_title(_titled("what links carry, edited", model, task), parse_math=False)
         axes.set_xlabel(measure)
         figure.legend(loc="outside upper center", ncols=5)
+    return figure
+
+
+def _ablated_maps(study: AblationStudy, edits: Sequence[str], model: str, task: str) -> Figure:
+    """How each edit changes the metric, by layer: all heads' links at once, and each head's.
+
+    Without single heads, a row is an edit.
+    """
+    found: dict[str, dict[tuple[str, str], float]] = {}
+    clean, at_once = study.clean[study.metric], []
+    with_heads = any(".h" in name for name in study.names)
+    kinds = {name.rstrip("0123456789") for name in study.names if ".h" not in name} - {"all"}
+    for (name, edit), value in study.cells(study.metric).items():
+        if edit not in edits:
+            continue
+        group = GROUP.fullmatch(name)
+        if group is None:
+            at_once.append(f"{edit} {number(value - clean)}")
+            continue
+        kind, layer, head = group.groups()
+        of_heads = "all heads" if head is None else f"head {head}"
+        panel = [f"links {kind}" if len(kinds) > 1 else "", edit if with_heads else ""]
+        own = found.setdefault(", ".join(filter(None, panel)), {})
+        own[of_heads if with_heads else edit, layer] = value - clean
+    rows, layers = (
+        list(dict.fromkeys(place[axis] for own in found.values() for place in own))
+        for axis in (0, 1)
+    )
+    values = np.array(
+        [[[own.get((row, at), np.nan) for at in layers] for row in rows] for own in found.values()]
+    )
+    titles = list(found)
+    title = f"{study.metric}, links edited: change from {number(clean)}"
+    with plt.rc_context(STYLE):
+        figure, image = _panels(values, titles, ["", "layer"], [rows, layers])
+        beside = f"all links at once: {', '.join(at_once)}" if at_once else ""
+        words = "\n".join(filter(None, [_titled(title, model, task), beside]))
+        figure.suptitle(words, fontsize=11, x=0.01, ha="left", parse_math=False)
+        figure.colorbar(
+            image, ax=figure.axes, shrink=0.9, label=f"change of the {study.metric}", pad=0.02
+        )
     return figure
 
 
