@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from resval_lens import ResValTransformer
 from resval_lens.analyses.circuits.study import circuit_study
 from resval_lens.analyses.cli.app import app
+from resval_lens.analyses.comparison import two_models
 from resval_lens.analyses.comparison.two_models import OneTask, compare_two, pose_alike
 from resval_lens.analyses.comparison.two_models_report import ComparedModels
 from resval_lens.analyses.report.two_models_page import two_models_page
@@ -379,8 +380,15 @@ def test_figures_of_two_models_say_their_numbers() -> None:
     assert len(set(drawn.values())) == 2
 
 
-def test_deep_models_make_a_page_of_maps_one_below_the_other(tmp_path: Path) -> None:
+def test_deep_models_make_a_page_of_maps_one_below_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """30 layers of 9 heads: every cell speaks, and no picture is wider than a page can show."""
+
+    def no_circuit(*_: Any, **__: Any) -> None:  # which takes minutes, and has no map
+        raise ValueError("not asked for")
+
+    monkeypatch.setattr(two_models, "circuit_study", no_circuit)
     words, sizes = "and saw the cat dog fox cow hen", {"n_layers": 30, "n_heads": 9}
     names = [
         saved(tmp_path / name, words, streams=streams, **sizes)

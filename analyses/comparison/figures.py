@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from resval_lens.analyses.comparison.circuit_findings import TaskCircuit
 from resval_lens.analyses.comparison.icl import AttentionStudy, LinkStudy
 from resval_lens.analyses.drawing.figures import (
+    COLOURS,
     STYLE,
     colour,
     logarithmic,
