@@ -195,7 +195,7 @@ def test_a_size_can_be_searched_for_on_the_scored_prompts() -> None:
     (f,) = faithfulness(EdgeRuns(model, others), [wanted.circuit])
     assert found.circuit.faithfulness == pytest.approx(f.value)
     said = " ".join(_of_search(found))
-    assert f"chosen on the {len(pairs)} prompts that edges were scored on, where f is" in said
+    assert f"chosen on the {len(pairs)} prompts that edges were scored on; there f is" in said
     with pytest.raises(ValueError, match="size_on_scored searches for a size"):
         circuit_study(model, pairs, edges=5, size_on_scored=True)
     assert circuit_study(model, pairs, others, min_faithfulness=0.6).sized_on is None
@@ -273,4 +273,4 @@ def test_of_a_large_circuit_the_strongest_edges_are_drawn(monkeypatch: pytest.Mo
     drawn = {text.partition(" (")[0] for text in tips}
     assert drawn == {edge for edge, _ in worth[:5]}
     caption = circuit_table(study).caption
-    assert caption == f"(of {study.circuit.n_edges} edges 12 were drawn and tried)"
+    assert caption == f"(12 of {study.circuit.n_edges} edges were drawn and tried)"

@@ -190,8 +190,8 @@ def attribution_table(found: AttributionStudy, most: int = 14) -> Table:
     if found.soft_cap:
         whose += f", before the soft cap of {found.soft_cap:g}"
     table = Table(
-        title=f"Who writes {whose}, after the final norm\n"
-        f"(heads' own values {found.heads.own:+z.2f}, along links {found.heads.along_links:+z.2f})",
+        title=f"What writes {whose}, after the final norm\n"
+        f"(heads' own values {found.heads.own:+z.2f}, over links {found.heads.along_links:+z.2f})",
         **WIDE,
     )
     table.add_column("component", no_wrap=True)
@@ -208,9 +208,9 @@ def attribution_table(found: AttributionStudy, most: int = 14) -> Table:
     looked_up = any(name.endswith(" from t") for name in found.components)
     tables = "; a2.h1 from t: its layer's table's" if looked_up else ""
     table.caption = (
-        f"a2.h1: a head's own values; a2.h1 from 1: layer 1's, along links{tables}\n"
+        f"a2.h1: a head's own values; a2.h1 from 1: layer 1's, over links{tables}\n"
         "copying: Σλ/Σ|λ| of the OV circuit (1 copies, −1 lowers tokens)\n"
-        "names it: how often the answer is among its top 5, attending to it alone"
+        "names it: how often the answer is in the top 5 of a head that attends only to the answer"
     )
     return table
 
@@ -219,7 +219,7 @@ def lens_table(lens: Sequence[LensPoint]) -> Table:
     """The logit lens."""
     table = Table(title="Logit lens: the readout of the residual stream so far", **WIDE)
     table.add_column("after")
-    for name in ("logit difference", "P(answer)", "median rank of it"):
+    for name in ("logit difference", "P(answer)", "median rank"):
         table.add_column(name, justify="right")
     for row in lens:
         table.add_row(

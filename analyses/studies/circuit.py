@@ -72,7 +72,7 @@ class CircuitReport(Result):
         """What the circuit keeps, how it was found, and what links do."""
         study, circuit, name = self.study, self.study.circuit, self.by
         probability, kept = list(study.measured.items())[-1]
-        others = "" if self.imported else " that edges were not scored on"
+        others = "" if self.imported else " that were not used for scoring"
         said = [
             f"{name[:1].upper()}{name[1:]} on {study.prompts.evaluated} prompts{others}: "
             f"{study.metric.clean:.3f}, corrupted ({self.facts.corruption}) "
@@ -122,7 +122,7 @@ def _of_search(study: CircuitStudy) -> list[str]:
         assert search.faithfulness is not None
         found = dict(zip(search.sizes, search.faithfulness, strict=True))[search.size]
         said.append(
-            f"The size was chosen on the {study.sized_on} prompts that edges were scored on, where "
+            f"The size was chosen on the {study.sized_on} prompts that edges were scored on; there "
             f"f is {found:.3f}."
         )
     if not search.every_smaller_size_tried:
@@ -200,14 +200,14 @@ def circuit_table(study: CircuitStudy, most: int = 30) -> Table:
     circuit, random = study.circuit, study.circuit.random
     connected = ""
     if circuit.connected is not None:
-        connected = f"; on ways to the logits {circuit.connected.mean:.3f}"
+        connected = f"; on paths to the logits {circuit.connected.mean:.3f}"
     if circuit.permuted is not None:
         connected += f"; heads permuted {circuit.permuted.mean:.3f}"
     worth = sorted(circuit.minimality.items(), key=lambda item: -abs(item[1]))
     table = Table(
         title=f"{circuit.n_edges:,} of {circuit.n_edges_of_model:,} edges: "
         f"faithfulness {circuit.faithfulness:.3f}\n"
-        f"(random ones of this size: {random.mean:.3f}{connected})",
+        f"(random edges, as many: {random.mean:.3f}{connected})",
         **NARROW,
     )
     table.add_column("edge", no_wrap=True)
@@ -218,7 +218,7 @@ def circuit_table(study: CircuitStudy, most: int = 30) -> Table:
     said = []
     tried = circuit.measured.minimality
     if tried.edges < tried.of:
-        said.append(f"of {tried.of:,} edges {tried.edges:,} were drawn and tried")
+        said.append(f"{tried.edges:,} of {tried.of:,} edges were drawn and tried")
     if len(worth) > most:
         said.append(f"{len(worth) - most} more are in the JSON")
     if said:
@@ -228,7 +228,7 @@ def circuit_table(study: CircuitStudy, most: int = 30) -> Table:
 
 def scores_table(study: CircuitStudy, most: int = 15) -> Table:
     """The strongest edges of all, in the circuit or not."""
-    title = f"Strongest edges by {study.method}\n(what corrupting one does to the metric)"
+    title = f"Strongest edges by {study.method}\n(change of the metric when the edge is corrupted)"
     table = Table(title=title, **NARROW)
     table.add_column("edge", no_wrap=True)
     table.add_column("score", justify="right")
