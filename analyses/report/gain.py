@@ -50,12 +50,12 @@ def _tables(rate: AtRate, tests: int) -> str:
     ]  # fmt: skip
     heads = ["task", "above", "pair", "t", "p", "g", "t, paired by seed", "p, paired", "g, paired"]
     return (
-        f"Learning rate {rate.lr:g}. *Snapshot*: the first above the level, of one in 500 steps. "
-        "*Saved*: of classic’s steps, on the seeds that both have, with the 95% interval by t, "
-        "paired by seed; then the bootstrap’s, which is too narrow for few seeds. *Of the "
-        "stream’s*: in parts of what values save here, and of what the paper’s tables say; the "
-        "latter counts as known. ≤: some runs never get there; the saving if they did with their "
-        f"last step.\n\n{savings}\n"
+        f"Learning rate {rate.lr:g}. *Snapshot*: the first above the level (one in 500 steps). "
+        "*Saved*: share of classic’s steps, on the seeds that both have, with the 95% interval by "
+        "t, paired by seed, then by bootstrap, which is too narrow for few seeds. *Of the "
+        "stream’s*: as a share of the saving of values here, and of the one in the paper’s "
+        "tables, which is taken as exact. ≤: some runs never pass the level; this is the saving "
+        f"if they passed it at their last step.\n\n{savings}\n"
         f"*p*: of t-tests, by Holm for the {tests} of each kind. *g*: Hedges’ g with its 95% "
         "interval, in standard deviations; negative where the first is sooner.\n\n"
         f"{markdown_table(heads, compared, 3)}"

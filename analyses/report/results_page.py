@@ -310,7 +310,7 @@ def circuits_by_metric(report: Mapping[str, Any]) -> str:
     columns = ["model", "chosen by", "edges", "links", *names, "P(IO)"]
     table = markdown_table(columns, rows, 2)
     return (
-        f"f: all other edges resampled / at means. P(IO): resampled, of the whole model’s.\n\n"
+        "f: with all other edges resampled / at means. P(IO): resampled, and of the whole model.\n\n"
         f"{table}\n{made(report['provenance'])}"
     )
 
@@ -334,8 +334,8 @@ def memory() -> str:
     heads = [MEASURES[measure].label for measure in FOLLOWED]
     return (
         f"Steps of the first snapshot, of one in {study.run.snapshot_every}, above "
-        f"{study.level:g} (W_F: above {study.known:.0%} of what the bigrams tell); empty "
-        "where no seed got there. The last columns are in-context accuracies at the end. "
+        f"{study.level:g} (W_F: above {study.known:.0%} of what the bigrams determine); "
+        "empty where no seed passes. The last columns are in-context accuracies at the end. "
         f"Published, about: {TWO_LAYERS:g} for two layers, {ONE_LAYER:g} for one.\n\n"
         + markdown_table(["variant", "seeds", *heads, "128 tokens", "256 tokens"], rows)
         + "\n"

@@ -14,7 +14,7 @@ def ways(document: Mapping[str, Any]) -> str:
     study = Ways.from_dict(document)
     parts = [
         bullets(study.sentences()),
-        f"{study.prompts} prompts, and as many others by which edges are scored.",
+        f"{study.prompts} prompts; edges are scored on as many others.",
         *as_markdown(study.tables()),
     ]
     strongest = [
