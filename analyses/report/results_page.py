@@ -310,7 +310,7 @@ def circuits_by_metric(report: Mapping[str, Any]) -> str:
     columns = ["model", "chosen by", "edges", "links", *names, "P(IO)"]
     table = markdown_table(columns, rows, 2)
     return (
-        "f: with all other edges resampled / at means. P(IO): resampled, and of the whole model.\n\n"
+        "f: all other edges resampled / at means. P(IO): resampled, and of the whole model.\n\n"
         f"{table}\n{made(report['provenance'])}"
     )
 
