@@ -90,6 +90,14 @@ def scored_circuit(of: Graph | None = None) -> tuple[Circuit, EdgeScores]:
     return Circuit.of(of, CIRCUIT), EdgeScores(of, scores, "eap-ig", 5, 3)
 
 
+def kind_of_edge(edge: str) -> str:
+    """What a picture says of an edge besides its weight."""
+    port = {"q": "query", "k": "key", "v": "value"}.get(edge[-2], "")
+    if ">->" in edge:
+        return f"{port} link"
+    return f"{port}, residual stream" if edge.endswith(">") else "residual stream"
+
+
 def evaluated_circuit(of: Graph | None = None) -> EvaluatedCircuit:
     """The same as ``evaluate`` gives it."""
     circuit, _ = scored_circuit(of)

@@ -268,8 +268,8 @@ def test_of_a_large_circuit_the_strongest_edges_are_drawn(monkeypatch: pytest.Mo
     axes = circuits({"some": study.circuit}).axes[0]
     worth = sorted(study.circuit.minimality.items(), key=lambda item: -abs(item[1]))
     assert len(worth) == 12
-    assert axes.get_title(loc="left") == f"some\n5 of {study.circuit.n_edges} edges"
-    tips = [str(arrow.get_gid()).removeprefix(TIP) for arrow in axes.patches]
+    assert axes.get_title(loc="left") == f"some\nthe strongest 5 of {study.circuit.n_edges} edges"
+    tips = [str(line.get_gid()).removeprefix(TIP) for line in axes.patches if line.get_gid()]
     drawn = {text.partition(" (")[0] for text in tips}
     assert drawn == {edge for edge, _ in worth[:5]}
     caption = circuit_table(study).caption

@@ -40,7 +40,7 @@ from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.lm_run import LMRun
 from resval_lens.training.recorded import load_runs
 from tests.browser import PHONE, browser, opened  # noqa: F401
-from tests.drawn import signed
+from tests.drawn import kind_of_edge, signed
 
 FEW = ("--sequences=40", "--link-sequences=20", "--circuit-sequences=8", "--prompts=4")
 DRAWN = "document.querySelectorAll('.rv-circuitsvis canvas').length >= 8"
@@ -180,7 +180,7 @@ def test_circuits_say_the_weights_of_their_edges(read: Reader, data: dict):
     for entry in data["circuits"]["drawn"]:
         circuit = entry["circuit"]
         for edge in circuit["edges"]:
-            kind = "value link" if edge in circuit["links"] else "residual stream"
+            kind = kind_of_edge(edge)
             weight = circuit["minimality"][edge]
             assert any(
                 label.startswith(f"{edge} ({kind})") and label.endswith(f" {signed(weight)}")

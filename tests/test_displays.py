@@ -6,6 +6,7 @@ import socket
 import urllib.request
 from base64 import b64encode
 from collections.abc import Callable
+from dataclasses import replace
 from html import escape, unescape
 from html.parser import HTMLParser
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from rich.table import Table
 
 from resval_lens.analyses.circuits.circuit import Circuit
+from resval_lens.analyses.circuits.scores import EdgeScores
 from resval_lens.analyses.display import (
     Display,
     show_attention,
@@ -38,6 +40,7 @@ from tests.drawn import (
     evaluated_circuit,
     found,
     graph,
+    kind_of_edge,
     link_study,
     marks_of,
     named_ablation,
@@ -350,15 +353,54 @@ def test_a_plain_circuit_shows_its_scores_once_for_each_head_of_a_group():
     circuit, scores = scored_circuit(of)
     shown = show_circuit(circuit, scores, title="<t>")
     assert shown.name == "Circuit: <t>"
-    texts = re.findall(r'class="rv-mark"[^>]*aria-label="([^"]*)"', shown.body)
+    assert "<h4>&lt;t&gt;</h4>" in shown.body
     expected = []
     for number in circuit.numbers:
         edge = of.edges[number]
-        kind = "value link" if edge.is_link else "residual stream"
         heads = 2 if edge.target.endswith(("<k>", "<v>")) else 1
-        text = f"{edge} ({kind}): eap-ig score {signed(scores.values[number].item())}"
-        expected += [text.replace(">", "&gt;").replace("<", "&lt;")] * heads
-    assert sorted(texts) == sorted(expected)
+        score = signed(scores.values[number].item())
+        expected += [f"{edge} ({kind_of_edge(str(edge))}): eap-ig score {score}"] * heads
+    (held,) = map(json.loads, Seen(shown.body).scripts)
+    assert sorted(line["text"] for line in held["lines"]) == sorted(expected)
+    names = {node["name"] for node in held["nodes"]}
+    assert {end for line in held["lines"] for end in (line["source"], line["target"])} <= names
+    drawn = root_of_figure(shown)
+    assert sorted(drawn) == sorted(expected)
+
+
+def root_of_figure(display: Display) -> list[str]:
+    """What the still picture's marks say."""
+    text = display.draw("svg").decode()
+    return [unescape(each).removeprefix("tip:") for each in re.findall(r'id="(tip:[^"]*)"', text)]
+
+
+def test_a_circuit_says_the_spread_over_prompts_and_roles():
+    circuit, scores = scored_circuit()
+    each = torch.stack([scores.values, 3 * scores.values])
+    by_prompt = replace(scores, values=each.mean(0), by_prompt=each, prompts=2)
+    shown = show_circuit(circuit, by_prompt, roles={"a1.h0": "mover", "a0.h0": ["a <b>", "c"]})
+    (held,) = map(json.loads, Seen(shown.body).scripts)
+    for line in held["lines"]:
+        own = each[:, circuit.graph.number[line["edge"]]]
+        sd = signed(own.std().item())
+        assert line["text"].endswith(f"score {signed(own.mean().item())}, sd {sd} over 2 prompts")
+    assert {node["name"]: node["roles"] for node in held["nodes"] if node["roles"]} == {
+        "a1.h0": ["mover"], "a0.h0": ["a <b>", "c"]
+    }  # fmt: skip
+    assert list(held["roles"]) == ["a <b>", "mover"]
+    assert "a &lt;b&gt;" in shown.body
+    with pytest.raises(ValueError, match=r"^roles: '1.2' is no head or MLP; expected names like"):
+        show_circuit(circuit, scores, roles={"1.2": "mover"})
+
+
+def test_of_a_large_circuit_some_edges_are_shown_at_first():
+    of = graph()
+    scores = EdgeScores(of, torch.linspace(1, -1, len(of)), "eap", None, 1)
+    for n, most in ((40, 40), (100, 99)):
+        circuit = Circuit.of(of, list(range(n)))
+        (held,) = map(json.loads, Seen(show_circuit(circuit, scores).body).scripts)
+        shown = [line for line in held["lines"] if line["least"] <= held["start"]]
+        assert (held["total"], len({line["edge"] for line in shown}) <= most) == (n, True)
 
 
 # --- attention ----------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ from tests.drawn import (
     fill,
     found,
     icl_runs,
+    kind_of_edge,
     link_study,
     luminance,
     marks_of,
@@ -454,8 +455,8 @@ def test_edges_say_their_losses_and_links_their_kind():
     drawn = marks_of(ElementTree.fromstring(written("circuit")))
     assert len(drawn) == len(CIRCUIT)
     for edge, loss in circuit.minimality.items():
-        kind = "value link" if edge == "a0.h0<v>->a1.h0<v>" else "residual stream"
-        assert f"{edge} ({kind}): the metric's loss without it {signed(loss)}" in drawn
+        worth = f"the metric's loss without it {signed(loss)}"
+        assert f"{edge} ({kind_of_edge(edge)}): {worth}" in drawn
 
 
 def test_what_no_document_may_hold_is_replaced():

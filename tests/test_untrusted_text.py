@@ -49,10 +49,10 @@ FORBIDDEN = {
     *map(chr, (*range(0xD800, 0xE000), *range(0x202A, 0x202F), *range(0x2066, 0x206A))),
 }
 TAGS = {
-    "a", "b", "body", "br", "circle", "clippath", "defs", "div", "figcaption", "figure", "g", "h4",
-    "head", "html", "image", "img", "link", "main", "meta", "p", "path", "rect", "script",
-    "section", "span", "style", "svg", "table", "tbody", "td", "text", "th", "thead", "title", "tr",
-    "tspan", "use",
+    "a", "b", "body", "br", "button", "circle", "clippath", "defs", "div", "figcaption", "figure",
+    "g", "h4", "h5", "head", "html", "image", "img", "input", "label", "li", "link", "main", "meta",
+    "noscript", "output", "p", "path", "rect", "script", "section", "span", "style", "svg", "table",
+    "tbody", "td", "text", "th", "thead", "title", "tr", "tspan", "ul", "use",
 } - {"a", "b"}  # fmt: skip
 
 
@@ -146,7 +146,7 @@ SHOWN = {
     "patching": lambda t: show_patching(
         patch_result({"layer": 2, "position": 2}), tokens=[t, "b"], model=t
     ),
-    "circuit": lambda t: show_circuit({t: evaluated_circuit()}),
+    "circuit": lambda t: show_circuit({t: evaluated_circuit()}, roles={"a1.h0": [t]}),
     "bars": lambda t: show_link_ablation(named_ablation(t)),
     "curves": lambda t: show_link_ablation({t: link_study()}),
 }

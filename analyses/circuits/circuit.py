@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from resval_lens.analyses.circuits.graph import Graph
 from resval_lens.analyses.circuits.selection import Rank
-from resval_lens.analyses.results.result import Result
+from resval_lens.analyses.results.result import OPTIONAL, Result
 from resval_lens.hooks.links import Link
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ class NamedCircuit(Result):
         nodes: heads, MLPs, input and logits that some edge touches, in the order of the model.
         groups: key-value heads that several heads share, and those heads.
         path_lengths: how many ways there are from input to logits, by their number of edges.
+        raw, gated: the model's streams with ``carry="raw"`` and those whose link passes a gate,
+            like ``"v"``; None where there are none.
     """
 
     edges: tuple[str, ...]
@@ -40,6 +42,8 @@ class NamedCircuit(Result):
     nodes: tuple[str, ...]
     groups: Mapping[str, tuple[str, ...]]
     path_lengths: Mapping[int, int]
+    raw: str | None = field(default=None, metadata=OPTIONAL, kw_only=True)
+    gated: str | None = field(default=None, metadata=OPTIONAL, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +177,7 @@ class Circuit:
         edges = [self.graph.edges[number] for number in self.numbers]
         ports = {port for edge in edges for port in (edge.source, edge.target)}
         heads = {port: tuple(self.graph.heads_of(port)) for port in sorted(ports)}
+        streams = self.graph.cfg.streams
         return NamedCircuit(
             tuple(self.edges),
             len(self),
@@ -181,6 +186,8 @@ class Circuit:
             tuple(self.nodes),
             {port: several for port, several in heads.items() if len(several) > 1},
             self.path_lengths(),
+            raw="".join(stream.of for stream in streams if stream.carry == "raw") or None,
+            gated="".join(stream.of for stream in streams if stream.how.is_gated) or None,
         )
 
 

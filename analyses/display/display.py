@@ -57,7 +57,7 @@ class Display:
         if self.with_circuitsvis:  # it has images inside
             return f'{style()}{bundle_here()}<div class="rv">{self.body}</div>{script()}'
         shown = still(self._small, self.name) + later(self.body)
-        return f'{style()}<div class="rv">{shown}</div>{script()}'
+        return f'{style(self.body)}<div class="rv">{shown}</div>{script(self.body)}'
 
     def _repr_png_(self) -> bytes:
         """For what shows no HTML, like LaTeX."""

@@ -24,16 +24,14 @@ POLICY = (
 )
 
 
-@cache
-def style() -> str:
-    """The ``<style>`` of pages and of displays in a notebook."""
-    return f"<style>{_own('page.css')}</style>"
+def style(body: str = "") -> str:
+    """The ``<style>`` of pages and of displays in a notebook, with that of circuits in ``body``."""
+    return f"<style>{_own('page.css')}{_own('circuit.css') if _has_circuit(body) else ''}</style>"
 
 
-@cache
-def script() -> str:
-    """The ``<script>`` by which marks say their tips."""
-    return f"<script>{_own('page.js')}</script>"
+def script(body: str = "") -> str:
+    """The ``<script>`` by which marks say their tips, with that which draws circuits."""
+    return f"<script>{_own('page.js')}{_own('circuit.js') if _has_circuit(body) else ''}</script>"
 
 
 @cache
@@ -143,11 +141,16 @@ def page(title: str, body: str, with_circuitsvis: bool = False) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f'<link rel="icon" href="data:,">\n<title>{words(title)}</title>\n{style()}\n{bundle}\n'
-        f'</head>\n<body class="rv">\n<main>\n{told_apart(body)}\n</main>\n{script()}\n'
+        f'<link rel="icon" href="data:,">\n<title>{words(title)}</title>\n{style(body)}\n{bundle}\n'
+        f'</head>\n<body class="rv">\n<main>\n{told_apart(body)}\n</main>\n{script(body)}\n'
         f"{export_script()}\n</body>\n</html>\n"
     )
 
 
+def _has_circuit(body: str) -> bool:
+    return '<div class="rv-circuit"' in body
+
+
+@cache
 def _own(name: str) -> str:
     return Path(__file__).with_name(name).read_text(encoding="utf-8")

@@ -6,8 +6,10 @@ a notebook shows it, ``save`` writes it as a page or an image.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
+import matplotlib.pyplot as plt
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -22,13 +24,20 @@ from resval_lens.analyses.display.attention import (
     attention_figure,
     attention_image,
 )
+from resval_lens.analyses.display.circuit import circuits_body
 from resval_lens.analyses.display.display import Display, show_figure
 from resval_lens.analyses.display.heads import shown_heads
+from resval_lens.analyses.display.page import small
 from resval_lens.analyses.drawing.figures import drawn
 from resval_lens.analyses.studies import circuit_figures, intervention_figures
 from resval_lens.analyses.studies.ablation import Ablation, AblationStudy
-from resval_lens.analyses.studies.circuit_figures import Drawing, evaluated_drawings
+from resval_lens.analyses.studies.circuit_drawing import (
+    Drawing,
+    evaluated_drawings,
+    scored_drawing,
+)
 from resval_lens.analyses.studies.patching import Patching
+from resval_lens.analyses.studies.roles import HeadRoles
 from resval_lens.hooks.links import Numbers
 from resval_lens.hooks.patching import PatchResult
 
@@ -138,29 +147,39 @@ def show_circuit(
     circuits: Circuit | EvaluatedCircuit | Mapping[str, EvaluatedCircuit],
     scores: EdgeScores | None = None,
     title: str = "",
+    *,
+    roles: HeadRoles | Mapping[str, str | Sequence[str]] | None = None,
 ) -> Display:
-    """A circuit as a graph, the input below, the logits above, value links in colour.
+    """A circuit as a graph, the input below, the logits above, links dashed and in their colour.
 
-    Hover over an edge for its weight: what the metric loses without it, or its score.
+    A slider leaves the strongest edges that lie on ways from the input to the logits; layers fold;
+    a click keeps the edges of one head. Each edge says its weight: what the metric loses without
+    it, or its score. ``save("x.html")`` writes it as a page; images show it still.
+
+        show_circuit(circuit, scores, roles={"a1.h1": "mover of both"}).save("circuit.html")
 
     Args:
         circuits: one of :func:`~resval_lens.analyses.circuits.evaluation.evaluate`, or
             {title: such}, drawn side by side; or a plain circuit with ``scores``.
-        scores: the weights of a plain circuit's edges.
+        scores: the weights of a plain circuit's edges; with those of each prompt
+            (``by_prompt=True``) edges say their standard deviation, too.
         title: of a single one.
+        roles: of heads and MLPs, which they are coloured by: {"a1.h2": role, or several}, or what
+            :func:`~resval_lens.analyses.studies.roles.head_roles` found.
 
     Raises:
         ValueError: a plain circuit without scores, or of another graph than they; neither of
-            these; scores beside an evaluated one; a circuit without edges.
+            these; scores beside an evaluated one; a circuit without edges; a role of what is no
+            head or MLP.
     """
+    told = _roles(roles)
     drawings: list[Drawing] = []
     if isinstance(circuits, Circuit):
         if scores is None:
             raise ValueError("a plain Circuit has no weights to show; give its scores")
         if scores.graph.edges != circuits.graph.edges:
             raise ValueError("these scores are of another graph than the circuit")
-        weights = {edge: scores[edge] for edge in circuits.edges}
-        drawings = [Drawing(title, circuits.named(), weights, f"{scores.method} score")]
+        drawings = [scored_drawing(title, circuits, scores, told)]
     elif scores is not None:
         raise ValueError("scores are for a plain Circuit; an evaluated one has its own weights")
     else:
@@ -168,14 +187,30 @@ def show_circuit(
         if isinstance(named, Mapping) and all(
             isinstance(each, EvaluatedCircuit) for each in named.values()
         ):
-            drawings = evaluated_drawings(named)
+            drawings = evaluated_drawings(named, told)
     if not drawings:
         raise ValueError("circuits must be a Circuit, an evaluated one, or {title: evaluated one}")
     if not all(each.circuit.edges for each in drawings):
         raise ValueError("circuits: one has no edges; there is nothing to draw")
     titles = [each.title for each in drawings]
     name = ": ".join(filter(None, ["Circuit", ", ".join(filter(None, titles))]))
-    return show_figure(circuit_figures.side_by_side(drawings), name)
+    figure = circuit_figures.side_by_side(drawings)
+    plt.close(figure)
+    return Display(
+        name, circuits_body(drawings, "Circuit"), lambda kind: drawn(figure, kind),
+        lambda: small(drawn(figure, "png", dpi=80)),
+    )  # fmt: skip
+
+
+def _roles(roles: HeadRoles | Mapping[str, str | Sequence[str]] | None) -> dict[str, list[str]]:
+    given = roles.of_heads() if isinstance(roles, HeadRoles) else roles or {}
+    for name in given:
+        if not re.fullmatch(r"a\d+\.h\d+|m\d+", name):
+            raise ValueError(f"roles: {name!r} is no head or MLP; expected names like a1.h2 or m1")
+    return {
+        name: [several] if isinstance(several, str) else list(several)
+        for name, several in given.items()
+    }
 
 
 def show_link_ablation(study: AblationStudy | Ablation | Mapping[str, LinkStudy]) -> Display:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib
@@ -11,38 +11,45 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch
+from matplotlib.lines import Line2D
+from matplotlib.patches import FancyBboxPatch, PathPatch, Polygon
+from matplotlib.path import Path
 
-from resval_lens.analyses.circuits.circuit import NamedCircuit
 from resval_lens.analyses.circuits.evaluation import EvaluatedCircuit
+from resval_lens.analyses.drawing.circuit_layout import FONT, HEIGHT, Layout, curve, layout
 from resval_lens.analyses.drawing.figures import STYLE, plain
 from resval_lens.analyses.drawing.marks import tip
-from resval_lens.hooks.links import Link
+from resval_lens.analyses.studies.circuit_drawing import (
+    INTO,
+    PORTS,
+    Drawing,
+    Line,
+    evaluated_drawings,
+    lines,
+    role_colours,
+)
 from resval_lens.numbers import number
 
-LINK = "#D55E00"
-RESIDUAL = "#555555"
+LINK, LINK_AGAINST = "#D55E00", "#D0569B"
+RESIDUAL, AGAINST = "#555555", "#8A63D2"
+ENDS = {"q": "#0072B2", "k": "#1B9E77", "v": "#D55E00", "": RESIDUAL}
 DASHED = (0, (5, 1.2))
 """Links are told apart without colour, too."""
 MOST_DRAWN = 120
-LINKS = {"q": "query link", "k": "key link", "v": "value link"}
+WIDEST, TITLE, LEGEND, GAP, INCH = 940.0, 44.0, 62.0, 26.0, 72.0
+"""In CSS pixels: of pictures side by side, above and below them, between them; of an inch."""
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A circuit, how strong its edges are drawn, and what these numbers are called."""
+class Panel:
+    """A circuit that is drawn: those lines of it, and where its boxes stand."""
 
-    title: str
-    circuit: NamedCircuit
-    weights: Mapping[str, float]
-    weight: str
-
-
-def evaluated_drawings(named: Mapping[str, EvaluatedCircuit]) -> list[Drawing]:
-    """Circuits by title, each edge as strong as what the metric loses without it."""
-    loss = "the metric's loss without it"
-    return [Drawing(name, each, each.minimality, loss) for name, each in named.items()]
+    drawing: Drawing
+    lines: Sequence[Line]
+    few: bool
+    layout: Layout
 
 
 def circuits(named: Mapping[str, EvaluatedCircuit]) -> Figure:
@@ -51,124 +58,132 @@ def circuits(named: Mapping[str, EvaluatedCircuit]) -> Figure:
 
 
 def side_by_side(drawings: Sequence[Drawing]) -> Figure:
-    """Circuits, the input below and the logits above; links in colour.
+    """Circuits, the input below and the logits above; links dashed and in their colour.
 
-    Of more than ``MOST_DRAWN`` edges the strongest are drawn, with their nodes, and the title says
-    so.
+    The canvas grows with them. Of more than ``MOST_DRAWN`` edges the strongest are drawn, with
+    their nodes, and the title says so.
     """
+    panels = [_panel(each) for each in drawings]
+    rows, colours = _wrapped(panels), role_colours(drawings)
+    width = max(_width(row) for row in rows)
+    heights = [max(each.layout.height for each in row) + TITLE for row in rows]
+    height = sum(heights) + LEGEND
     with plt.rc_context(STYLE):
-        drawn = [_strongest(each) for each in drawings]
-        rows = [
-            _rows(_nodes(each.circuit, shown)) for each, shown in zip(drawings, drawn, strict=True)
-        ]
-        # Room for deep and for wide models: a name is about 0.3 inches high and 0.6 wide.
-        height = max(5.6, *(0.33 * len(own) for own in rows))
-        width = max(4.4, *(0.72 * len(names) for own in rows for names in own))
-        figure, row = plt.subplots(
-            1, len(drawings), figsize=(width * len(drawings), height), squeeze=False,
-            layout="constrained",
-        )  # fmt: skip
-        for axes, each, shown in zip(row[0], drawings, drawn, strict=True):
-            edges = each.circuit.edges
-            _draw(axes, each.circuit, shown, each.weight)
-            few = f"\n{len(shown)} of {len(edges):,} edges" if len(shown) < len(edges) else ""
-            axes.set_title(each.title + few, fontsize=9, parse_math=False)
-        if any(each.circuit.links for each in drawings):
-            row[0, 0].plot([], [], color=LINK, lw=2, ls=DASHED, label="link")
-        row[0, 0].plot([], [], color=RESIDUAL, lw=2, label="residual stream")
-        figure.legend(loc="outside lower center", ncols=2)
+        figure = plt.figure(figsize=(width / INCH, height / INCH))
+        top = height
+        for row, tall in zip(rows, heights, strict=True):
+            left, top = 0.0, top - tall
+            for each in row:
+                own = each.layout
+                place = left, top + tall - TITLE - own.height, own.width, own.height
+                scale = (width, height, width, height)
+                axes = figure.add_axes(tuple(x / by for x, by in zip(place, scale, strict=True)))
+                _draw(axes, each, colours)
+                left += own.width + GAP
+        figure.legend(handles=_legend(panels, colours), loc="lower left", ncols=3, fontsize=10,
+                      handlelength=2.6, columnspacing=1.4)  # fmt: skip
     return figure
 
 
-def _strongest(each: Drawing) -> dict[str, float]:
-    """The edges that are drawn, with their weights."""
+def _panel(each: Drawing) -> Panel:
     weights = each.weights
     drawn = set(sorted(weights, key=lambda edge: -abs(weights[edge]))[:MOST_DRAWN])
-    return {edge: weights[edge] for edge in each.circuit.edges if edge in drawn}
+    shown = [line for line in lines(each) if line.edge in drawn]
+    few = len(drawn) < len(each.circuit.edges)
+    touched = {node for line in shown for node in (line.source, line.target)}
+    nodes = [node for node in each.circuit.nodes if not few or node in touched]
+    return Panel(each, shown, few, layout(nodes))
 
 
-def _nodes(circuit: NamedCircuit, drawn: Mapping[str, float]) -> list[str]:
-    """Every node; where not every edge is drawn those of the edges that are."""
-    if len(drawn) == len(circuit.edges):
-        return list(circuit.nodes)
-    ends = {end for edge in drawn for end in edge.split("->")}
-    own = {name for end in ends for name in circuit.groups.get(end, (end.split("<")[0],))}
-    return [name for name in circuit.nodes if name in own | {"input", "logits"}]
+def _width(row: Sequence[Panel]) -> float:
+    return sum(each.layout.width for each in row) + GAP * (len(row) - 1)
 
 
-def _draw(axes: Axes, circuit: NamedCircuit, weights: Mapping[str, float], weight: str) -> None:
-    places = _places(_nodes(circuit, weights))
-    largest = max((abs(value) for value in weights.values()), default=1.0) or 1.0
-    for edge in weights:
-        source, target = edge.split("->")
-        worth = abs(weights[edge]) / largest
-        shade = LINK if edge in circuit.links else RESIDUAL
-        # A key-value head is drawn as the heads that share it.
-        readers = circuit.groups.get(target, (target.split("<")[0],))
-        writers = circuit.groups.get(source, (source.split("<")[0],))
-        writers = writers if len(writers) == len(readers) else writers * len(readers)
-        for writer, reader in zip(writers, readers, strict=True):
-            end, gap = places[reader], 13
-            if target.endswith(">"):  # q, k and v side by side under the head that reads them
-                end = end[0] + {"q": -0.13, "k": 0.0, "v": 0.13}[target[-2]], end[1] - 0.24
-                gap = 5
-                axes.text(*end, target[-2], fontsize=7, ha="center", va="center", zorder=3)
-            arrow = _arrow(axes, places[writer], end, gap, shade, worth)
-            kind = LINKS[Link.parse(edge).stream] if edge in circuit.links else "residual stream"
-            tip(arrow, f"{edge} ({kind}): {weight} {number(weights[edge])}")
-    for name, (x, y) in places.items():
-        face = "#E8F1F8" if name.startswith("a") else "#F4F0E6"
-        axes.text(x, y, name, ha="center", va="center", fontsize=9, zorder=3,
-                  bbox={"boxstyle": "round,pad=0.35", "fc": face, "ec": "#888888"})  # fmt: skip
-    ys = [y for _, y in places.values()]
-    axes.set(xlim=(-1.25, 1.25), ylim=(min(ys) - 0.5, max(ys) + 0.5))
+def _wrapped(panels: Sequence[Panel]) -> list[list[Panel]]:
+    """As many side by side as are no wider than a page."""
+    rows: list[list[Panel]] = [[]]
+    for each in panels:
+        if rows[-1] and _width([*rows[-1], each]) > WIDEST:
+            rows.append([])
+        rows[-1].append(each)
+    return rows
+
+
+def _draw(axes: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
+    own, drawing = panel.layout, panel.drawing
+    axes.set(xlim=(0, own.width), ylim=(own.height, 0))
     axes.axis("off")
+    edges = len(drawing.circuit.edges)
+    few = f"\nthe strongest {len({line.edge for line in panel.lines})} of {edges:,} edges"
+    axes.set_title(drawing.title + few * panel.few, fontsize=12, parse_math=False)
+    # The strongest on top.
+    for line in sorted(panel.lines, key=lambda line: line.strength):
+        _draw_line(axes, own, line)
+    for row in own.rows:
+        if row.isdecimal():
+            axes.text(4, own.y(row), f"layer {row}", fontsize=11, va="center", color=RESIDUAL)
+    for name, box in own.boxes.items():
+        y, roles = own.y(box.row, box.raised), drawing.roles.get(name, ())
+        face, edge = "#E8F1F8" if name[0] in "at" else "#F4F0E6", "#888888"
+        if roles:
+            edge = colours[roles[0]]
+            face = tuple(0.28 * part + 0.72 for part in to_rgb(edge))
+        axes.add_patch(
+            FancyBboxPatch(
+                (box.x - box.width / 2 + 3, y - HEIGHT / 2 + 3), box.width - 6, HEIGHT - 6,
+                boxstyle="round,pad=3", fc=face, ec=edge, lw=2 if roles else 1, zorder=3,
+            )
+        )  # fmt: skip
+        axes.text(box.x, y, name, ha="center", va="center_baseline", fontsize=FONT, zorder=4)
 
 
-def _arrow(
-    axes: Axes,
-    start: tuple[float, float],
-    end: tuple[float, float],
-    gap: float,
-    shade: str,
-    worth: float,
-) -> FancyArrowPatch:
-    """An arrow that ends ``gap`` points before ``end``."""
-    arrow = FancyArrowPatch(
-        start, end, arrowstyle="-|>", mutation_scale=9, shrinkA=13, shrinkB=gap,
-        connectionstyle=f"arc3,rad={_bend(start, end)}", color=shade,
-        alpha=0.35 + 0.65 * worth, lw=0.8 + 2.4 * worth, zorder=2 if shade == LINK else 1,
-        ls=DASHED if shade == LINK else "-",
+def _draw_line(axes: Axes, own: Layout, line: Line) -> None:
+    """A curve, and at its end an arrow, or a bar where it works against the metric."""
+    points = np.array(curve(own, line.source, line.target, line.port))
+    along = points[3] - points[2]
+    along /= np.linalg.norm(along)
+    across = np.array([-along[1], along[0]])
+    tip_, size = points[3].copy(), 7.0
+    points[3] = tip_ - along * (2 if line.hurts else size)
+    shade, dashes = _shade(line.link, line.hurts), DASHED if line.link else "-"
+    arrow = PathPatch(
+        Path(points, [Path.MOVETO, *[Path.CURVE4] * 3]), fill=False, ec=shade, ls=dashes,
+        lw=0.9 + 3.1 * line.strength, alpha=0.4 + 0.6 * line.strength,
+        zorder=2 if line.link else 1, capstyle="butt",
     )  # fmt: skip
     axes.add_patch(arrow)
-    return arrow
+    tip(arrow, line.text)
+    wide = across * size * (0.75 if line.hurts else 0.6)
+    back = along * (2.5 if line.hurts else size)
+    corners = [tip_ - back + wide, tip_ - back - wide]
+    corners += [tip_ - wide, tip_ + wide] if line.hurts else [tip_]
+    axes.add_patch(Polygon(corners, fc=ENDS[line.port], ec="none", zorder=2.5))
 
 
-def _places(nodes: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """Heads of a layer side by side, its MLP above them."""
-    places = {}
-    for y, names in enumerate(_rows(nodes)):
-        width = min(1.0, 0.45 * (len(names) - 1))
-        for x, name in zip(np.linspace(-width, width, len(names)), names, strict=True):
-            shift = 0.0 if len(names) > 1 or name in ("input", "logits") else (-1) ** y * 0.35
-            places[name] = (float(x) + shift, float(y))
-    return places
+def _shade(link: bool, hurts: bool) -> str:
+    if link:
+        return LINK_AGAINST if hurts else LINK
+    return AGAINST if hurts else RESIDUAL
 
 
-def _rows(nodes: Sequence[str]) -> list[list[str]]:
-    """Nodes from below: those of a layer's attention, its MLP, ..."""
-    rows: dict[str, list[str]] = {}
-    for name in nodes:
-        rows.setdefault(name.split(".")[0], []).append(name)
-    return list(rows.values())
+def _legend(panels: Sequence[Panel], colours: Mapping[str, str]) -> list[Line2D]:
+    """What is there of kinds of lines, of ends, and of roles."""
+    drawn = [line for each in panels for line in each.lines]
+    found = []
+    for link, name in ((False, "residual stream"), (True, "link")):
+        for hurts in sorted({line.hurts for line in drawn if line.link == link}):
+            label = f"{name}, against the metric (ends in a bar)" if hurts else name
+            found.append(_sample(label, _shade(link, hurts), "_" * hurts, DASHED if link else "-"))
+    found += [
+        _sample(INTO[port], ENDS[port], "^", "none")
+        for port in PORTS
+        if any(line.port == port for line in drawn)
+    ]
+    return found + [_sample(role, colour, "s", "none") for role, colour in colours.items()]
 
 
-def _bend(start: tuple[float, float], end: tuple[float, float]) -> float:
-    """Arrows over several rows swing around what lies between, no wider over many."""
-    rows = round(end[1] - start[1])
-    return (
-        0.0 if rows <= 1 else 0.12 * min(rows, 4, 48 / rows) * (1 if end[0] + start[0] >= 0 else -1)
-    )
+def _sample(label: str, colour: str, marker: str, dashes: Iterable[object] | str) -> Line2D:
+    return Line2D([], [], color=colour, marker=marker or "none", ls=dashes, lw=2, label=label)
 
 
 def attribution(title: str, components: Mapping[str, float]) -> Figure:
