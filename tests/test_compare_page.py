@@ -40,7 +40,7 @@ from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.lm_run import LMRun
 from resval_lens.training.recorded import load_runs
 from tests.browser import PHONE, browser, opened  # noqa: F401
-from tests.drawn import kind_of_edge, signed
+from tests.drawn import kind_of_edge, signed, value
 
 FEW = ("--sequences=40", "--link-sequences=20", "--circuit-sequences=8", "--prompts=4")
 DRAWN = "document.querySelectorAll('.rv-circuitsvis canvas').length >= 8"
@@ -176,23 +176,30 @@ def test_heat_maps_say_the_numbers_of_the_data(read: Reader, data: dict):
         assert expected <= set(read.labels), found["site"]
 
 
-def test_circuits_say_the_weights_of_their_edges(read: Reader, data: dict):
-    for entry in data["circuits"]["drawn"]:
-        circuit = entry["circuit"]
+def held(html: str) -> list[Any]:
+    """What scripts draw, in the order of the page."""
+    found = re.findall(r'<script type="application/json">(.*?)</script>', html)
+    return list(map(json.loads, found))
+
+
+def test_circuits_say_the_weights_of_their_edges(html: str, data: dict):
+    shown = [each for each in held(html) if "lines" in each]
+    assert len(shown) == len(data["circuits"]["drawn"])
+    for each, entry in zip(shown, data["circuits"]["drawn"], strict=True):
+        circuit, texts = entry["circuit"], {line["text"] for line in each["lines"]}
+        assert f"<h4>{entry['title']}</h4>" in html
+        assert len(texts) == len(circuit["edges"])
         for edge in circuit["edges"]:
-            kind = kind_of_edge(edge)
             weight = circuit["minimality"][edge]
             assert any(
-                label.startswith(f"{edge} ({kind})") and label.endswith(f" {signed(weight)}")
-                for label in read.labels
+                text.startswith(f"{edge} ({kind_of_edge(edge)})")
+                and value(text) == pytest.approx(weight, rel=0.05, abs=6e-4)
+                for text in texts
             ), edge
 
 
 def test_attention_is_the_models_own(html: str, data: dict):
-    shown = [
-        json.loads(held)["props"]
-        for held in re.findall(r'<script type="application/json">(.*?)</script>', html)
-    ]
+    shown = [each["props"] for each in held(html) if "props" in each]
     for props in shown:
         props["attention"] = (torch.tensor(props["attention"]) / 10_000).tolist()
     assert len(shown) == 4

@@ -99,7 +99,9 @@ def test_a_command_prints_what_its_json_holds_and_draws(name: str, done: dict[st
     assert (folder / f"{kind}.png").read_bytes().startswith(b"\x89PNG")
     written = {path.name for path in folder.iterdir()}
     tables = sorted(name for name in written if name.endswith(".csv"))
-    assert written - set(tables) == {f"{kind}.png", f"{kind}.json"}
+    pages = {"circuit.html"} if kind == "circuit" else set()
+    assert written - set(tables) == {f"{kind}.png", f"{kind}.json", *pages}
+    assert all(str(folder / page) in output.replace("\n", "") for page in pages)
     numbered = [f"{kind}-{number + 1}.csv" for number in range(len(tables))]
     assert tables == ([f"{kind}.csv"] if len(tables) == 1 else numbered)
     assert report["provenance"]["versions"]["torch"]

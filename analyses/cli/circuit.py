@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -164,6 +165,8 @@ def circuit_command(
     resampled or at means over corrupted prompts that are aligned with theirs. A difference of two
     logits is the same whether a model would say the two or anything else.
 
+    Open circuit.html, in the output folder, in a browser to explore the circuit.
+
     Under torchrun, the processes divide the prompts; the first prints and writes.
 
     Example: `resval-lens circuit values --method exact`
@@ -173,6 +176,7 @@ def circuit_command(
     from resval_lens.analyses.circuits.graph import Graph
     from resval_lens.analyses.circuits.graph_file import ReadGraph, read_graph
     from resval_lens.analyses.circuits.study import circuit_study
+    from resval_lens.analyses.report.circuit_page import circuit_page
     from resval_lens.analyses.studies.circuit import CircuitReport
     from resval_lens.analyses.tasks import Asked
     from resval_lens.analyses.tasks.problem import pose_two
@@ -242,7 +246,8 @@ def circuit_command(
         study,
         None if import_ is None else str(import_),
     )
-    report(found, to, "circuit", as_json=as_json)
+    pages = {to / "circuit.html": partial(circuit_page, found)} if study.circuit.edges else {}
+    report(found, to, "circuit", as_json=as_json, pages=pages)
 
 
 def attribute_command(

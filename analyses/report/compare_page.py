@@ -22,6 +22,7 @@ from resval_lens.analyses.comparison.ioi_cells import cells_sentences
 from resval_lens.analyses.comparison.lm_compare import ComparedLanguageModels, NotCompared
 from resval_lens.analyses.comparison.lm_emergence import LMEmergence
 from resval_lens.analyses.display.attention import attention_body
+from resval_lens.analyses.display.circuit import circuits_body
 from resval_lens.analyses.display.page import words
 from resval_lens.analyses.display.tables import html_table
 from resval_lens.analyses.report.result_page import (
@@ -37,7 +38,8 @@ from resval_lens.analyses.report.result_page import (
     sections_page,
     sentences,
 )
-from resval_lens.analyses.studies import circuit_figures, intervention_figures
+from resval_lens.analyses.studies import intervention_figures
+from resval_lens.analyses.studies.circuit_drawing import evaluated_drawings
 from resval_lens.analyses.studies.patching import Patching
 from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.lm_run import LMRun
@@ -294,10 +296,9 @@ def _circuits(circuits: ComparedCircuits, ready: Ready) -> str:
         "other edge carries what it carries on the corrupted prompt. The stronger an edge is "
         "drawn, the more the metric loses without it. Of several seeds, the first is drawn."
     )
-    for task in dict.fromkeys(title.split(": ")[1] for title in circuits.drawn):
-        own = {title: each for title, each in circuits.drawn.items() if title.endswith(task)}
-        caption = f"As above, {task}." if len(parts) > 1 else f"{task}. {said}"
-        parts.append(drawn_figure(circuit_figures.circuits(own), f"Circuits, {task}", caption))
+    if circuits.drawn:
+        drawn = circuits_body(evaluated_drawings(circuits.drawn), "Circuits")
+        parts.append(f"<figure>{drawn}<figcaption>{said}</figcaption></figure>")
     parts += map(html_table, circuits.circuit_tables())
     parts.append(
         drawn_figure(ready.get("faithfulness.png") or figures.faithfulness(circuits.circuits),
