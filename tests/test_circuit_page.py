@@ -1,4 +1,4 @@
-"""A circuit's page in Chromium: slider, layers folded, a node pinned, tips, keyboard, its address."""
+"""A circuit's page in Chromium: slider, folded layers, a pinned node, tips, keyboard, address."""
 
 import json
 import re

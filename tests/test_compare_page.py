@@ -40,7 +40,8 @@ from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.lm_run import LMRun
 from resval_lens.training.recorded import load_runs
 from tests.browser import PHONE, browser, opened  # noqa: F401
-from tests.drawn import kind_of_edge, signed, value
+from tests.drawn import kind_of_edge, signed
+from tests.drawn import value as number_in
 
 FEW = ("--sequences=40", "--link-sequences=20", "--circuit-sequences=8", "--prompts=4")
 DRAWN = "document.querySelectorAll('.rv-circuitsvis canvas').length >= 8"
@@ -193,7 +194,7 @@ def test_circuits_say_the_weights_of_their_edges(html: str, data: dict):
             weight = circuit["minimality"][edge]
             assert any(
                 text.startswith(f"{edge} ({kind_of_edge(edge)})")
-                and value(text) == pytest.approx(weight, rel=0.05, abs=6e-4)
+                and number_in(text) == pytest.approx(weight, rel=0.05, abs=6e-4)
                 for text in texts
             ), edge
 

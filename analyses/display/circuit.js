@@ -346,7 +346,7 @@
       event.preventDefault();
       event.stopPropagation();
     });
-    svg.addEventListener("focusin", (event) => {
+    place.addEventListener("focusin", (event) => {  // with it on an svg, that would take a Tab
       const node = event.target.closest("[data-node]");
       if (node) current = node.dataset.node;
     });
