@@ -12,7 +12,7 @@ from typing import Any
 from resval_lens.analyses.circuits.ways import least_sizes
 from resval_lens.analyses.display.page import data, scrolled, words
 from resval_lens.analyses.drawing.circuit_layout import ARCS, HEIGHT, MARGIN, ROW, layout
-from resval_lens.analyses.drawing.figures import clean
+from resval_lens.analyses.drawing.words import clean
 from resval_lens.analyses.studies.circuit_drawing import (
     INTO,
     PORTS,

@@ -11,7 +11,7 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, PathPatch, Polygon
@@ -75,9 +75,9 @@ def side_by_side(drawings: Sequence[Drawing]) -> Figure:
             left, top = 0.0, top - tall
             for each in row:
                 own = each.layout
-                place = left, top + tall - TITLE - own.height, own.width, own.height
-                scale = (width, height, width, height)
-                axes = figure.add_axes(tuple(x / by for x, by in zip(place, scale, strict=True)))
+                bottom = top + tall - TITLE - own.height
+                share = own.width / width, own.height / height
+                axes = figure.add_axes((left / width, bottom / height, *share))
                 _draw(axes, each, colours)
                 left += own.width + GAP
         figure.legend(handles=_legend(panels, colours), loc="lower left", ncols=3, fontsize=10,
@@ -127,7 +127,7 @@ def _draw(axes: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
         face, edge = "#E8F1F8" if name[0] in "at" else "#F4F0E6", "#888888"
         if roles:
             edge = colours[roles[0]]
-            face = tuple(0.28 * part + 0.72 for part in to_rgb(edge))
+            face = to_hex([0.28 * part + 0.72 for part in to_rgb(edge)])
         axes.add_patch(
             FancyBboxPatch(
                 (box.x - box.width / 2 + 3, y - HEIGHT / 2 + 3), box.width - 6, HEIGHT - 6,

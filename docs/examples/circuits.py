@@ -35,6 +35,12 @@ circuit = smallest(runs, scores.values, 0.85).circuit
 print(circuit.edges, faithfulness(runs, [circuit, circuit.without_links()]))
 # --8<-- [end:circuit]
 
+# --8<-- [start:show]
+from resval_lens.analyses.display import show_circuit
+
+show_circuit(circuit, scores, "indirect objects", roles={"a1.h2": "mover"}).save("circuit.html")
+# --8<-- [end:show]
+
 # --8<-- [start:attribute]
 from resval_lens.analyses.attribution.logits import attribute
 
