@@ -120,8 +120,9 @@
       return;
     }
     const mark = markAt(event);
-    if (!mark) return;
-    const marks = [...mark.closest(".rv-figure").querySelectorAll(".rv-mark")];
+    const figure = mark?.closest(".rv-figure");
+    if (!figure) return;
+    const marks = [...figure.querySelectorAll(".rv-mark")];
     const steps = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
     let to = marks.indexOf(mark) + (steps[event.key] ?? 0);
     if (event.key === "Home") to = 0;

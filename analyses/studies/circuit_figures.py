@@ -127,7 +127,8 @@ def _draw(axes: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
         face, edge = "#E8F1F8" if name[0] in "at" else "#F4F0E6", "#888888"
         if roles:
             edge = colours[roles[0]]
-            face = to_hex([0.28 * part + 0.72 for part in to_rgb(edge)])
+            red, green, blue = (0.28 * part + 0.72 for part in to_rgb(edge))
+            face = to_hex((red, green, blue))
         axes.add_patch(
             FancyBboxPatch(
                 (box.x - box.width / 2 + 3, y - HEIGHT / 2 + 3), box.width - 6, HEIGHT - 6,
