@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-
-import networkx as nx
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 
 from resval_lens.analyses.circuits.circuit import NamedCircuit
+
+Arrows = dict[str, list[str]]
 
 
 def least_sizes(circuit: NamedCircuit, weights: Mapping[str, float]) -> dict[str, int]:
@@ -18,23 +19,26 @@ def least_sizes(circuit: NamedCircuit, weights: Mapping[str, float]) -> dict[str
     that is kept stays where n grows, so that one number says it all.
     """
     order = sorted(circuit.edges, key=lambda edge: -abs(weights.get(edge, 0.0)))
-    flow = nx.DiGraph()
-    flow.add_nodes_from(("input", "logits"))
+    after: Arrows = defaultdict(list)
+    before: Arrows = defaultdict(list)
     for edge in circuit.edges:
-        flow.add_edges_from(_inside(circuit, edge))
+        for source, target in _inside(circuit, edge):
+            after[source].append(target)
+            before[target].append(source)
     found, waiting = dict.fromkeys(circuit.edges, len(order)), dict.fromkeys(order[:0])
     below: set[str] = set()
     above: set[str] = set()
-    _spread(below, flow.successors, ["input"])
-    _spread(above, flow.predecessors, ["logits"])
+    _spread(below, after, "input")
+    _spread(above, before, "logits")
     for n, edge in enumerate(order[:-1], 1):
         source, target = _ends(circuit, edge)
-        flow.add_edge(source, target)
+        after[source].append(target)
+        before[target].append(source)
         known = len(below) + len(above)
         if source in below:
-            _spread(below, flow.successors, [target])
+            _spread(below, after, target)
         if target in above:
-            _spread(above, flow.predecessors, [source])
+            _spread(above, before, source)
         waiting[edge] = None
         for each in list(waiting) if len(below) + len(above) > known else [edge]:
             if _on_way(circuit, each, below, above):
@@ -70,12 +74,11 @@ def _inside(circuit: NamedCircuit, edge: str) -> Iterator[tuple[str, str]]:
                 yield f"{port}+", head
 
 
-def _spread(
-    reached: set[str], neighbours: Callable[[str], Iterable[str]], waiting: list[str]
-) -> None:
-    """Adds what can be reached from these nodes."""
+def _spread(reached: set[str], arrows: Arrows, start: str) -> None:
+    """Adds what can be reached from a node."""
+    waiting = [start]
     while waiting:
         node = waiting.pop()
         if node not in reached:
             reached.add(node)
-            waiting += neighbours(node)
+            waiting += arrows.get(node, ())
