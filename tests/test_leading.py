@@ -165,5 +165,5 @@ def test_the_papers_sentences_that_a_tokenizer_cannot_say_are_named() -> None:
 
 def test_too_few_names_are_left() -> None:
     tokenizer = word_tokenizer(set(NAMES[2:]))
-    with pytest.raises(ValueError, match="of 105 names 2 are one token with this tokenizer, and"):
+    with pytest.raises(ValueError, match="of 105 names 2 are one token with this tokenizer, but"):
         draw_ioi(tokenizer, 2, 0, "general")

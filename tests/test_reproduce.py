@@ -154,7 +154,7 @@ def test_seeds_and_steps_of_ones_own(trained: list[ICLRun], tmp_path: Path) -> N
     trained.clear()
     invoke("papers-text", *arguments, "--seeds", "3")
     assert {(run.spec, run.steps) for run in trained} == {("paper", 75_000)}
-    with pytest.raises(ValueError, match="another length than 2000 steps; train into other --runs"):
+    with pytest.raises(ValueError, match="does not have 2000 steps; train into other --runs"):
         invoke("table-5", *arguments, "--seeds", "3", "--steps", "2000")
 
 
