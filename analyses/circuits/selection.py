@@ -132,7 +132,7 @@ class Optimum(Selection):
     @property
     def what(self) -> str:
         """The rank whose sum is largest."""
-        return f"the largest sum of {_by(self.rank)} over ways from the input to the logits"
+        return f"the largest sum of {_by(self.rank)} over paths from the input to the logits"
 
     def choose(self, graph: Graph, values: Float[Tensor, " edge"], n: int) -> Choice:
         """See :func:`~resval_lens.analyses.circuits.optimum.optimum`."""

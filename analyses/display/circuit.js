@@ -263,7 +263,7 @@
       const edges = picture.edges.size;
       said.textContent = state.n === data.total ? `all ${several(data.total, "edge")}`
         : `${several(edges, "edge")} of the strongest ${state.n} ${edges === 1 ? "lies" : "lie"} `
-          + "on ways from the input to the logits";
+          + "on paths from the input to the logits";
       slider.value = String(state.n);
       group.checked = state.grouped;
       free.hidden = !pinned;
