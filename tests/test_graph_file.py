@@ -257,3 +257,57 @@ def test_a_study_writes_its_circuit_and_evaluates_it_again(path: Path) -> None:
         circuit_study(model, pairs, given=some(one_head())[1])
     with pytest.raises(ValueError, match="that of another model"):
         circuit_study(model, pairs, scores=some(one_head())[0])
+
+
+# What to_pt saves: src/eap/graph.py at commit 4fad6c6
+
+
+def saved_by_to_pt(document: dict[str, Any]) -> dict[str, Any]:
+    """The same graph as tensors [source, target], of every pair of nodes."""
+    sources = [name for name in document["nodes"] if name != "logits"]
+    targets = list(dict.fromkeys(name.split("->")[1] for name in document["edges"]))
+    scores = torch.zeros(len(sources), len(targets))
+    kept = torch.zeros(len(sources), len(targets), dtype=torch.bool)
+    for name, said in document["edges"].items():
+        source, target = name.split("->")
+        scores[sources.index(source), targets.index(target)] = said["score"]
+        kept[sources.index(source), targets.index(target)] = said["in_graph"]
+    nodes = torch.tensor([document["nodes"][name]["in_graph"] for name in sources])
+    return {
+        "cfg": document["cfg"], "src_nodes": sources, "dst_nodes": targets, "edges_scores": scores,
+        "edges_in_graph": kept, "nodes_in_graph": nodes,
+    }  # fmt: skip
+
+
+def test_tensors_are_read_as_the_json_of_the_same_graph(path: Path) -> None:
+    path.write_text(NEWER)
+    wanted = read_graph(path, one_head())
+    saved = saved_by_to_pt(json.loads(NEWER))
+    torch.save(saved, path.with_suffix(".pt"))
+    found = read_graph(path.with_suffix(".pt"), one_head())
+    assert found.scores is not None
+    assert wanted.scores is not None
+    assert found.scores.values.equal(wanted.scores.values)
+    assert found.circuit is not None
+    assert {str(edge) for edge in found.circuit.edges} == SOME
+    neurons = torch.ones(len(saved["src_nodes"]), 16, dtype=torch.bool)
+    neurons[1, 3] = False
+    torch.save({**saved, "neurons_in_graph": neurons}, path.with_suffix(".pt"))
+    with pytest.raises(ValueError, match=r"takes single neurons out of a0\.h0"):
+        read_graph(path.with_suffix(".pt"), one_head())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"edges_scores": None}, r"AttributeError \('NoneType' object has no attribute 'tolist'\)"),
+        ({"dst_nodes": ["m0"]}, "ValueError"),
+        ({"src_nodes": [1, 2, 3]}, "names the node 1, which this model does not have"),
+        ({"cfg": Path("x")}, "is not a graph of EAP-IG's to_pt: Weights only load failed"),
+    ],
+)
+def test_other_tensors_are_refused(change: dict[str, Any], message: str, path: Path) -> None:
+    torch.save({**saved_by_to_pt(json.loads(NEWER)), **change}, path.with_suffix(".pt"))
+    with pytest.raises(ValueError, match=message) as raised:
+        read_graph(path.with_suffix(".pt"), one_head())
+    assert "\n" not in str(raised.value)

@@ -145,6 +145,14 @@ def test_the_metric_is_the_answers_margin_or_the_answer_alone(tmp_path: Path) ->
     assert "log" in alone.metric
 
 
+def test_a_prompt_may_end_with_a_line(tmp_path: Path) -> None:
+    line = {"clean": "Tom saw Mary.\n", "corrupted": "Tom saw Anna.\n", "answer": " Mary"}
+    path = write(tmp_path / "lines.jsonl", [line])
+    model = load_model("stories-small-values")
+    pairs = find_task(path).draw(model, 1, Asked()).pairs
+    assert model.model.to_string(pairs.clean[0]).endswith("Mary.\n")
+
+
 def test_fewer_prompts_than_asked_for_are_all_there_are(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.jsonl", LINES)
     assert len(drawn(path, 2).pairs) == 2

@@ -6,9 +6,10 @@
 
 Source: ``Graph.to_json`` and ``from_json`` in src/eap/graph.py of
 https://github.com/hannamw/EAP-IG; older versions (eap/graph.py) have ``"input": true`` for a node,
-null where an edge has no score, and no d_model. The newer form is written, both are read. As there,
-an edge that the file does not name is outside of the circuit, and its score is 0; of MIB's circuits
-without scores, every score is.
+null where an edge has no score, and no d_model. The newer form is written, both are read, and so is
+what ``to_pt`` saves of the newer (``.pt``; nothing is unpickled). As there, an edge that the file
+does not name is outside of the circuit, and its score is 0; of MIB's circuits without scores, every
+score is.
 
 The format knows no links. They stand in the same form, with how scores were found, under
 ``"resval_lens"``, which EAP-IG passes over; so a model's whole graph comes back as it was.
@@ -28,7 +29,8 @@ import torch
 from resval_lens.analyses.circuits.circuit import Circuit
 from resval_lens.analyses.circuits.graph import Graph
 from resval_lens.analyses.circuits.scores import EdgeScores
-from resval_lens.io.files import note, parse_json, read_bytes, write_bytes
+from resval_lens.io.files import first_line, note, parse_json, read_bytes, write_bytes
+from resval_lens.io.formats.state import read_torch
 
 SIZES = ("n_layers", "n_heads", "parallel_attn_mlp", "d_model")
 HOW = ("method", "steps", "prompts")
@@ -96,7 +98,7 @@ def write_graph(
 
 
 def read_graph(path: str | Path, graph: Graph) -> ReadGraph:
-    """Scores and circuit of a file in EAP-IG's JSON, of either version, on a model's graph.
+    """Scores and circuit of a file in EAP-IG's JSON (or a ``.pt``) on a model's graph.
 
     Scores of nodes are passed over. A note says where the file knows nothing of the graph's links:
     all of them are then outside of the circuit.
@@ -153,13 +155,43 @@ def read_graph(path: str | Path, graph: Graph) -> ReadGraph:
     return ReadGraph(scores if values.any() else None, Circuit(graph, kept) if kept.any() else None)
 
 
+def _of_tensors(path: Path) -> dict[str, Any]:
+    """The document of what EAP-IG's ``to_pt`` saved: tensors [source, target] of all edges."""
+    saved = read_torch(path, "a graph of EAP-IG's to_pt")
+    try:
+        scores, kept = (saved[name].tolist() for name in ("edges_scores", "edges_in_graph"))
+        nodes = {
+            name: {"in_graph": inside}
+            for name, inside in zip(
+                saved["src_nodes"], saved["nodes_in_graph"].tolist(), strict=True
+            )
+        }
+        for name, own in zip(nodes, saved.get("neurons_in_graph", ()), strict=False):
+            nodes[name]["neurons"] = own.tolist()
+        edges = {
+            f"{source}->{target}": {"score": score, "in_graph": inside}
+            for source, *of_source in zip(saved["src_nodes"], scores, kept, strict=True)
+            for target, score, inside in zip(saved["dst_nodes"], *of_source, strict=True)
+            if score or inside  # most pairs are no edges
+        }
+        return {"cfg": saved["cfg"], "nodes": nodes, "edges": edges}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not a graph of EAP-IG's to_pt: {type(error).__name__} ({first_line(error)})"
+        ) from None
+
+
 def _read(path: Path) -> dict[str, Any]:
     """The document, whose parts have the types that they need."""
-    content = read_bytes(path, WHAT)
-    try:
-        document = parse_json(content.decode(), finite=False)  # a node without a score has NaN
-    except ValueError as error:
-        raise ValueError(f"{path} is not {WHAT}: not JSON ({error})") from None
+    document: Any
+    if path.suffix == ".pt":
+        document = _of_tensors(path)
+    else:
+        content = read_bytes(path, WHAT)
+        try:
+            document = parse_json(content.decode(), finite=False)  # a node without a score has NaN
+        except ValueError as error:
+            raise ValueError(f"{path} is not {WHAT}: not JSON ({error})") from None
     if not isinstance(document, dict):
         raise ValueError(f"{path} is not {WHAT}: no object")
     own = document.get(OWN, {})
