@@ -36,7 +36,7 @@ def combinations_command(
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """All similarities with all separations, for both readings: how often is the label recalled?
+    """Measure recall of all similarities with all separations, for both readings.
 
     There are two readings: paper (its text) and notebook (the authors' code: a random last key,
     distances that are not negated, less noise). argmax must give the label exactly. identity and
@@ -87,7 +87,7 @@ def sweep_command(
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Which a is best for which task? The paper tried one task, and a from 0 to 2.
+    """Find the best a for each task. The paper tried one task, and a from 0 to 2.
 
     Here a goes from 0 to 32. Tasks have objects with more and less noise, gaps between object and
     label, look-alikes, objects with several labels of which the last is faint, and values through a

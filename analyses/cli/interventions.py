@@ -105,7 +105,7 @@ def patch_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Activation patching: which layers, heads and positions carry the answer?
+    """Patch activations: which layers, heads and positions carry the answer?
 
     One run takes one activation from the other. How much of the gap between clean and corrupted
     prompts does this recover? Links are sites like any other: v_link, v_local.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 memory_app = typer.Typer(
     no_args_is_help=True,
-    help="Induction heads as associative memories (arXiv 2412.11459): written down and trained; on "
+    help="Study induction heads as associative memories (arXiv 2412.11459), constructed and trained; on "
     "the CPU.",
 )
 ALL = (*ENCODINGS, *(f"{name}-values" for name in ENCODINGS), "one-layer")
@@ -101,7 +101,7 @@ def one_step_command(
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """One gradient step on each matrix, from zero: which memories does it write?
+    """Take one gradient step on each matrix, from zero: which memories does it write?
 
     The steps are on W_O², then W_K², then W_K¹, with sequences whose last token occurred before.
     The coefficients of the real gradients stand beside their closed form, for absolute and relative
@@ -142,7 +142,7 @@ def curves_command(
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """In which order does an induction head's training fill its memories?
+    """Find the order in which training fills an induction head's memories.
 
     The measures are recall of W_K¹, W_K², W_O² and W_F, the attention of both heads, and in-context
     accuracy, at every snapshot. The tables have the first step at which each passes its level, by
@@ -180,7 +180,7 @@ def lengths_command(
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Do trained induction heads work on sequences longer than those they were trained on?
+    """Test trained induction heads on sequences longer than in training.
 
     The measures are in-context accuracy, loss and attention at every length and by position. Layer
     0's attention to t − 1 stands beside the constructed head's. A figure has both layers' attention
@@ -230,7 +230,7 @@ def knowledge_command(
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Context against training: after ", A B1, A B1, A B2, A", B1 or B2? (arXiv 2412.11459)
+    """Test context against training: after ", A B1, A B1, A B2, A", B1 or B2? (arXiv 2412.11459)
 
     B1 and B2 follow A one to five times each, in --prompts of each pair of counts. A constructed
     model's margin is the gap of global knowledge plus τ3 (n1 − n2)/(n1 + n2). For trained models
@@ -334,7 +334,7 @@ def analogies_command(
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Capitals and countries: knowledge from training against the context.
+    """Test knowledge from training against the context, on capitals and countries.
 
     It trains simplified transformers on "capital country" sequences in which other countries follow
     some capitals, the triggers (arXiv 2412.11459). Any variant without -drawn or -held-out works.
@@ -397,7 +397,7 @@ def encodings_command(
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Positional encodings with and without a value stream: does the stream help induction?
+    """Compare positional encodings with and without a value stream: does it help induction?
 
     The tables have steps to in-context accuracies of .5, .9 and .95, final accuracies, and t-tests
     paired by seed. For every trained model they add the accuracy with its link cut, with its first

@@ -59,7 +59,7 @@ def roles_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Which head does what in naming the indirect object? Tested on other prompts.
+    """Find which head does what in naming the indirect object, tested on other prompts.
 
     Heads get roles (name movers, S-inhibition, induction, ...) by measurements on the prompts, with
     corrupted prompts that have other names (ABC). On as many held-out prompts, each role is knocked

@@ -82,7 +82,7 @@ def selections_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Which rule chooses the best circuits from scores? CPR and CMD of each, with 95% intervals.
+    """Compare rules that choose circuits from scores: CPR and CMD of each, with 95% intervals.
 
     Edges are scored on the prompts. Circuits are run on held-out prompts, each once; intervals are
     over resamples of these. Every rule is tried on the scores as they are, and with edges last if
