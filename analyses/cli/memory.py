@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 memory_app = typer.Typer(
     no_args_is_help=True,
-    help="Study induction heads as associative memories (arXiv 2412.11459), constructed and trained; on "
-    "the CPU.",
+    help="Study induction heads as associative memories (arXiv 2412.11459), constructed and "
+    "trained; on the CPU.",
 )
 ALL = (*ENCODINGS, *(f"{name}-values" for name in ENCODINGS), "one-layer")
 FOUR = ("absolute", "relative", "absolute-values", "relative-values")

@@ -64,7 +64,7 @@ def movers_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Find the heads and MLPs that move a task's answer, and what moves them; on other prompts, too.
+    """Find the heads and MLPs that move a task's answer, and what moves them; then test both.
 
     From the logits back, edges from each node into the next level are corrupted (path patching),
     on the prompts. On as many held-out prompts every level is knocked out, resampled and at means,
