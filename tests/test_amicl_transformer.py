@@ -37,7 +37,7 @@ LENGTH, D = 8, 5
 
 @torch.no_grad()
 def attention(model: RecallTransformer, x: Float[Tensor, "batch s d"]) -> Float[Tensor, "batch s"]:
-    """β, layer 2's attention of the last token in AMICL's order: tokens 1..s−1, then BOS.
+    """β, layer 1's attention of the last token in AMICL's order: tokens 1..s−1, then BOS.
 
     The weight of the query token on itself is zero and left out; BOS stands in its place.
 
@@ -305,7 +305,7 @@ PAIRS = PairTask(d=12, length=12, noise=0.4)
 
 @pytest.mark.parametrize("a", [1.5, 3.0])
 def test_the_errors_without_a_stream_are_those_of_gaussian_tokens(a: float) -> None:
-    """Trials of one pair, with all of layer 2's attention put on its label.
+    """Trials of one pair, with all of layer 1's attention put on its label.
 
     Values: W = I/(1 + a²), error a²/(1 + a²). With the readout, ρ = 1/(1 + ε²) the correlation of
     two instances of the object: a²(1 − ρ²)/(1 + a²(1 − ρ²)).
@@ -422,7 +422,7 @@ def test_what_a_recall_transformer_does_not_do() -> None:
         ({"a": "2"}, "a must be a finite number other than -1; got '2'"),
         ({"temperature": None}, "temperature must lie between 1e-12 and 1e12; got None"),
         ({"sharpness": "9"}, "sharpness must lie above 0 and be at most 1e6; got '9'"),
-        ({"streams": "k"}, "streams must carry values alone: layer 1's queries and keys are of"),
+        ({"streams": "k"}, "streams must carry values alone: layer 0's queries and keys are of"),
     ],
     ids=str,
 )

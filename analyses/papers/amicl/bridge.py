@@ -85,7 +85,7 @@ class AtWeight:
 
 @dataclass(frozen=True)
 class Attended:
-    """What the last token of one trial attends to: AMICL's, and layer 2's with BOS before."""
+    """What the last token of one trial attends to: AMICL's, and layer 1's with BOS before."""
 
     a: float
     temperature: float
@@ -161,7 +161,7 @@ def transformer_study(
     ``cut``: the same with its link cut. ``classic``, ``classic_readout``: without a stream, layer
     2's values (and the readout) fitted on other trials, by
     :func:`~resval_lens.analyses.papers.amicl.model.transformer.best_classic`. ``classic_slot``:
-    without a stream, layer 1 in a slot of its own. float64.
+    without a stream, layer 0 in a slot of its own. float64.
 
     Args:
         trials: to measure on, for each a the same.
@@ -300,7 +300,7 @@ def _draw(study: TransformerStudy) -> Figure:
         at = f"a = {shown.a:g}, T = {shown.temperature:g}"
         axes["amicl"].set_title(f"AMICL: attention of the last token ({at})")
         _weights(axes["model"], shown.model, ["BOS", *shown.tokens], [False, *shown.right])
-        axes["model"].set_title("the model: layer 2's attention of the last token")
+        axes["model"].set_title("the model: layer 1's attention of the last token")
         axes["model"].set_xlabel("o object, l label, ? asked for; blue: the right label")
 
         a = [row.a for row in study.rows]

@@ -1,8 +1,8 @@
 """AMICL as a two-layer attention model with a value stream, its weights set by hand.
 
-    x¹_i = x_i + a·x_{i−1}                       layer 1: a previous-token head
-    k_i = q_i = x¹_i / (a + 1)                   layer 2: matches what layer 1 mixed
-    V2_i = 0 + V1_i = x_i                        layer 2 has no values; layer 1's come by the link
+    x¹_i = x_i + a·x_{i−1}                       layer 0: a previous-token head
+    k_i = q_i = x¹_i / (a + 1)                   layer 1: matches what layer 0 mixed
+    V1_i = 0 + V0_i = x_i                        layer 1 has no values; layer 0's come by the link
     output = Σ_i softmax_i(⟨k_i, q_s⟩ / T) x_i
 
 arXiv 2412.15113, sections 2.2 and 3.1, Figure 2: the same function of AMICL's tokens x_1..x_s
@@ -12,16 +12,16 @@ stream, laid out in slots:
     [ content (d) | position (s + 1) | flag (1) | output (d) ]       + [ previous (d) ]
 
 The first token is a beginning-of-sequence token (BOS) without content. Its key and its value in
-layer 2 are zero, so it stands for AMICL's last token, whose key and value are zero, too, and which
+layer 1 are zero, so it stands for AMICL's last token, whose key and value are zero, too, and which
 here does not attend to itself.
 
-Layer 1 adds to the content slot, so the residual stream of a token holds a mixture. The value
+Layer 0 adds to the content slot, so the residual stream of a token holds a mixture. The value
 stream keeps x_i beside it. Without the stream there are three ways, none of them needed with it:
 
 * read the mixture as well as a linear map can (:func:`best_classic`);
 * let a linear readout take off what the query token holds itself, a·x_{s−1}, which is nearly what
   was mixed in (:func:`best_classic` with ``labels``);
-* give layer 1 a slot of its own (``separate_slot=True``): exact. So the stream buys room, not
+* give layer 0 a slot of its own (``separate_slot=True``): exact. So the stream buys room, not
   power, and room at the context's tokens only: the query token has no content of its own, and
   this classic model could put its answer there, in no more dimensions than the stream's model.
 """
@@ -54,8 +54,8 @@ class RecallConfig(ResValConfig):
         length: s, AMICL's tokens; the model reads s + 1, BOS first.
         content: d, their dimensions.
         a: the weight of the previous token.
-        sharpness: τ, what layer 1's head scores the previous token above all others.
-        separate_slot: layer 1 writes to a slot of its own instead of the content's.
+        sharpness: τ, what layer 0's head scores the previous token above all others.
+        separate_slot: layer 0 writes to a slot of its own instead of the content's.
 
     ``attn_scale`` is AMICL's temperature, by which scores are divided.
     """
@@ -90,18 +90,18 @@ def recall_transformer(
         d: their dimensions.
         a: the weight of the previous token.
         temperature: T; the smaller, the nearer to argmax.
-        streams: ``"v"``, or another stream of values alone; with ``""`` layer 2 has no values
-            unless ``separate_slot``. Layer 1's queries and keys are of positions, so streams of
+        streams: ``"v"``, or another stream of values alone; with ``""`` layer 1 has no values
+            unless ``separate_slot``. Layer 0's queries and keys are of positions, so streams of
             these would make another function.
-        separate_slot: layer 1 writes to d further dimensions. Without a value stream, layer 2 then
+        separate_slot: layer 0 writes to d further dimensions. Without a value stream, layer 1 then
             reads its values from the content slot, which is pure: the classic control.
-        sharpness: τ of layer 1's head. Token i attends to the one before it with
+        sharpness: τ of layer 0's head. Token i attends to the one before it with
             e^τ / (e^τ + i), exactly 1 in floating point at the default; see below for other τ.
         dtype: float32 or float64.
 
     At the default τ nothing is approximated beyond rounding: e^{−1000} is zero in either dtype,
     and so is the query token's weight on itself. A smaller τ mixes i·e^{−τ} of the other tokens
-    into what layer 1 hands the keys.
+    into what layer 0 hands the keys.
 
     Raises:
         ValueError: a number out of range, by name; a stream of queries or keys.
@@ -143,7 +143,7 @@ class RecallTransformer(ResValTransformer):
     """AMICL's recall, by hand-set weights; hooks, cache and streams as in any ResValTransformer.
 
     Its input is a batch of continuous tokens (:meth:`embed_trial`); its logits at each position
-    are the d numbers of the output slot. Layer 2's ``hook_k`` holds AMICL's keys in its first d
+    are the d numbers of the output slot. Layer 1's ``hook_k`` holds AMICL's keys in its first d
     dimensions, ``hook_q`` its last query, ``hook_v`` its values.
 
     >>> model = recall_transformer(length=4, d=3, temperature=0.01, dtype=torch.float64)
@@ -168,7 +168,7 @@ class RecallTransformer(ResValTransformer):
         positions = [stream.of for stream in cfg.streams if stream.of != "v"]
         if positions:
             raise ValueError(
-                "streams must carry values alone: layer 1's queries and keys are of positions, "
+                "streams must carry values alone: layer 0's queries and keys are of positions, "
                 f"and recall would be another function; got a stream of {', '.join(positions)}"
             )
         super().__init__(cfg)
