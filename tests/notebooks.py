@@ -21,7 +21,7 @@ NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 SECONDS = 120
 MOST_HTML = 400_000
 INSTALL = """\
-# Elsewhere than in this repository (Colab, say) this installs the package first.
+# Outside this repository (in Colab, say) this cell installs the package first.
 from importlib.util import find_spec
 
 if find_spec("resval_lens") is None:
