@@ -12,7 +12,9 @@ import matplotlib.pyplot as plt
 import pytest
 from PIL import Image
 from rich.table import Table
+from typer.testing import CliRunner
 
+from resval_lens.analyses.cli.app import app
 from resval_lens.analyses.display.page import told_apart
 from resval_lens.analyses.display.tables import LONG, html_table
 from resval_lens.analyses.drawing.marks import tip
@@ -172,3 +174,20 @@ def test_permalinks_are_reached_by_pointer_and_keyboard(browser, written) -> Non
         page.keyboard.press("Enter")
         assert page.evaluate("location.hash") == "#second-part"
         assert page.url.endswith("#second-part")
+
+
+def test_any_command_writes_a_page_where_it_is_asked_for(tmp_path: Path) -> None:
+    command = ["patch", "stories-small-values", "--prompts", "2", "--quiet", "--out"]
+    without = CliRunner().invoke(app, [*command, str(tmp_path / "without")])
+    done = CliRunner().invoke(app, ["--page", *command, str(tmp_path / "with")])
+    assert (without.exit_code, done.exit_code) == (0, 0), done.output
+    names = {path.name for path in (tmp_path / "without").iterdir()}
+    assert {path.name for path in (tmp_path / "with").iterdir()} == names | {"patch.html"}
+    html = (tmp_path / "with" / "patch.html").read_text()
+    assert "<h1>Patch: stories-small-values, indirect objects, random-S2 corrupted</h1>" in html
+    assert html.count('class="rv-figure"') == 1
+    held = [json.loads(each) for each in re.findall('class="rv-csv">(.*?)</script>', html)]
+    assert held == [(tmp_path / "with" / "patch.csv").read_text()]
+    found = json.loads((tmp_path / "with" / "patch.json").read_text())
+    share = found["recovered"][1][2]
+    assert f"layer 1, head 2: {share:.3f}" in html

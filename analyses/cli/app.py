@@ -33,7 +33,7 @@ from resval_lens.analyses.cli.memory import memory_app
 from resval_lens.analyses.cli.memory_training import train_memory_command
 from resval_lens.analyses.cli.movers import movers_command
 from resval_lens.analyses.cli.plan import plan_app
-from resval_lens.analyses.cli.reporting import FIGURE_FORMAT
+from resval_lens.analyses.cli.reporting import FIGURE_FORMAT, WITH_PAGE
 from resval_lens.analyses.cli.reproduce import reproduce_command
 from resval_lens.analyses.cli.roles import roles_command
 from resval_lens.analyses.cli.runs import runs_app
@@ -134,11 +134,18 @@ def options(
             show_default="png",
         ),
     ] = None,
+    page: Annotated[
+        bool,
+        typer.Option(
+            "--page", help="Write one HTML page of the result, too, beside its JSON: opens offline."
+        ),
+    ] = False,
 ) -> None:
     """Read before any command; main() looks at --debug itself."""
     if figures not in (None, *IMAGES):
         raise ValueError(f"--figures must be one of {', '.join(IMAGES)}; got {figures!r}")
     FIGURE_FORMAT.set(figures)
+    WITH_PAGE.set(page)
 
 
 def main() -> None:

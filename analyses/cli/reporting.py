@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 FIGURE_FORMAT: ContextVar[str | None] = ContextVar("figures", default=None)
 """What ``resval-lens --figures`` asks for; None: figures are what their names say."""
 
+WITH_PAGE: ContextVar[bool] = ContextVar("page", default=False)
+"""Whether ``resval-lens --page`` asks for a page beside the other files."""
+
 
 def report(
     data: Result | Mapping[str, Any],
@@ -46,12 +49,13 @@ def report(
         found: sentences.
         figures: pictures by file name, whose ending ``--figures`` overrules.
         beside: further JSON documents by file name, which are written and not printed.
-        pages: HTML by path, made of the document.
+        pages: HTML by path, made of the document; without any, ``--page`` makes ``{name}.html``.
     """
     from resval_lens.io.files import write_bytes
     from resval_lens.io.provenance import provenance
 
     made = provenance()
+    title = _title(name, data)
     if isinstance(data, Result):
         tables, found = (*data.tables(), *tables), (*data.sentences(), *found)
         figures = {**(data.figures() if to is not None else {}), **(figures or {})}
@@ -59,6 +63,13 @@ def report(
     head = {"found": list(found)} if found else {}
     document = {**head, **data, "provenance": made}
     text = as_text(document)
+    if WITH_PAGE.get() and to is not None and not pages:
+        from resval_lens.analyses.report.result_page import result_page
+
+        def page(document: Mapping[str, Any]) -> str:
+            return result_page(document, title, f"{name}.json", found, figures or {}, tables)
+
+        pages = {to / f"{name}.html": page}
     written = {path: make(document).encode() for path, make in (pages or {}).items()}
     paths = []
     if to is not None:
@@ -95,6 +106,14 @@ def report(
             soft_wrap=True,
             markup=False,
         )
+
+
+def _title(name: str, data: object) -> str:
+    """What a page is of: the command's name; of a study of one model also that, and the task."""
+    facts = getattr(data, "facts", None)
+    of = (getattr(facts, "model", None), getattr(facts, "task_and_corruption", None))
+    what = name.replace("-", " ").capitalize()
+    return ": ".join(filter(None, [what, ", ".join(filter(None, of))]))
 
 
 def as_csvs(tables: Sequence[Table | str], name: str) -> dict[str, str]:

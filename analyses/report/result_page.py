@@ -10,11 +10,11 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from rich.table import Table
 
 from resval_lens.analyses.display.display import figure_html
 from resval_lens.analyses.display.page import page, permalink, slug, tools, words
 from resval_lens.analyses.display.tables import html_table
-from resval_lens.analyses.results.result import Result
 from resval_lens.analyses.studies.patching import Patching
 
 Drawn = Callable[[], tuple[Figure, str, str]]
@@ -45,23 +45,33 @@ HOW = (
 )
 
 
-def result_page(result: Result, document: Mapping[str, Any], title: str, name: str) -> str:
-    """The page of any result: its sentences, figures and tables as they are.
+def result_page(
+    document: Mapping[str, Any],
+    title: str,
+    name: str,
+    said: Sequence[str],
+    figures: Mapping[str, Figure],
+    tables: Sequence[Table | str],
+) -> str:
+    """The page of any result: what was found, its figures, its tables.
 
     Args:
         document: the result as JSON, with its provenance.
         name: of the JSON file that holds it all.
+        figures: by file name; they are closed.
     """
-    tables = "".join(
-        f"<p>{words(each)}</p>" if isinstance(each, str) else html_table(each)
-        for each in result.tables()
-    )
-    figures = "".join(
-        drawn_figure(figure, PurePath(file).stem.replace("-", " "), "")
-        for file, figure in result.figures().items()
-    )
-    sections = {"Found": sentences(result.sentences()), "Figures": figures, "Tables": tables,
-                "Provenance": provenance(document["provenance"], {}, name)}  # fmt: skip
+    sections = {
+        "Found": sentences(said),
+        "Figures": "".join(
+            drawn_figure(figure, PurePath(file).stem.replace("-", " "), "")
+            for file, figure in figures.items()
+        ),
+        "Tables": "".join(
+            f"<p>{words(each)}</p>" if isinstance(each, str) else html_table(each)
+            for each in tables
+        ),
+        "Provenance": provenance(document["provenance"], {}, name),
+    }
     return sections_page(title, HOW, sections)
 
 
