@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 MEASURES = ("ila1", "ila1_labels", "tla2", "tila2", "induction_strength", "cla")
 """What is recorded of attention in training: :mod:`resval_lens.training.icl_measures`."""
 TITLES = {
-    "ila1_labels": "layer 1: label to its object",
-    "tla2": "layer 2: query to labels",
-    "tila2": "layer 2: query to right labels",
-    "induction_strength": "layer 2: right label minus wrong",
+    "ila1_labels": "layer 0: label to its object",
+    "tla2": "layer 1: query to labels",
+    "tila2": "layer 1: query to right labels",
+    "induction_strength": "layer 1: right label minus wrong",
     "cla": "answers that are in context",
 }
 """Measures that are drawn, and what they are."""

@@ -97,7 +97,7 @@ def attention(attention: Mapping[str, AttentionStudy]) -> Figure:
                 axes.set_xticks(range(len(tokens)), tokens, fontsize=7)
                 axes.set_yticks(range(len(tokens)), tokens, fontsize=7)
                 axes.tick_params(length=0)
-                axes.set_title(f"{plain(variant)}, layer {layer + 1}\n{notes[layer]}", fontsize=9)
+                axes.set_title(f"{plain(variant)}, layer {layer}\n{notes[layer]}", fontsize=9)
         grid[0, 0].set_ylabel("from")
         grid[1, 0].set_ylabel("from")
         for axes in grid[1]:

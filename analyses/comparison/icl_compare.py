@@ -45,8 +45,8 @@ GRAFTED = "classic + link"
 CONTROL_SEQUENCES = 500
 SHOWN_SCALES = (-1.0, 0.0, 0.5, 1.0, 2.0)
 MEASURES = {
-    "ila1_labels": "layer 1: label to its object",
-    "tla2": "layer 2: query to labels",
+    "ila1_labels": "layer 0: label to its object",
+    "tla2": "layer 1: query to labels",
     "tila2": "query to right labels",
     "induction_strength": "induction strength",
     "cla": "CLA",
