@@ -30,10 +30,10 @@ TITLES = {
 }
 """Measures that are drawn, and what they are."""
 SHORT = {
-    "ila1_labels": "label → object (1)",
-    "tla2": "query → labels (2)",
-    "tila2": "query → right (2)",
-    "induction_strength": "right − wrong (2)",
+    "ila1_labels": "label → object (0)",
+    "tla2": "query → labels (1)",
+    "tila2": "query → right (1)",
+    "induction_strength": "right − wrong (1)",
     "cla": "answers in context",
 }
 """What they are called in the table."""

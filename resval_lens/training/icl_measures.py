@@ -14,14 +14,14 @@ Pattern = Float[Tensor, "batch query key"]
 
 @torch.no_grad()
 def attention_measures(model: ICLClassifier, batch: ICLBatch) -> dict[str, float]:
-    """Means over ``batch``; all but CLA are attention weights.
+    """Means over ``batch``; all but CLA are attention weights. Names count layers from 1.
 
     Returns:
         A dict of
 
-        - ``ila1``: layer 1, from a token to the one before it (all tokens but the first);
+        - ``ila1``: layer 0, from a token to the one before it (all tokens but the first);
         - ``ila1_labels``: the same, from label tokens to their objects only;
-        - ``tla2``: layer 2, from the query to all labels of the context, summed;
+        - ``tla2``: layer 1, from the query to all labels of the context, summed;
         - ``tila2``: to the right labels of the context, summed;
         - ``induction_strength``: mean weight of a right label minus mean weight of a wrong one;
         - ``cla``: the share of predictions that are a label of the context.
