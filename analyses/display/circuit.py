@@ -53,7 +53,8 @@ def _circuit(drawing: Drawing, drawn: Sequence[Line], colours: Mapping[str, str]
     called = words(f"{name}: {drawing.title}" if drawing.title else name)
     total = held["total"]
     return (
-        f'<div class="rv-circuit" role="group" aria-label="{called}">'
+        f'<div class="rv-circuit" role="group" aria-label="{called}" '
+        f'style="--rv-width: {held["width"]:.0f}px">'
         + (f"<h4>{title}</h4>" if title else "")
         + '<div class="rv-controls"><label>Strongest edges <input type="range" min="1" '
         f'max="{total}" value="{held["start"]}"></label>'
