@@ -383,12 +383,12 @@ def test_classifiers_of_other_streams_alone_are_compared():
     assert circuits.sentences() == []
 
 
-def test_captions_name_their_own_task(html: str, data: dict):
-    for name, caption in re.findall(
-        r'aria-label="Circuits, ([^"]+)".*?<figcaption>(.*?)</figcaption>', html, re.DOTALL
-    ):
-        assert name in unescape(caption)
-    assert html.count('aria-label="Circuits, ') == 2
+def test_circuits_name_their_own_task(html: str, data: dict):
+    drawn = [each["title"] for each in data["circuits"]["drawn"]]
+    assert {title.split(": ")[1] for title in drawn} == {"IOI (ABC)", "IOI (random-S2)"}
+    for title in drawn:
+        assert html.count(f'aria-label="Circuits: {title}"') == 2  # the part, and its picture
+    assert "faithfulness of 0.85 by log P(IO)" in html.split('class="rv-circuits"')[1]
 
 
 def test_every_figure_speaks_and_every_table_is_the_file_beside_it(html: str, folder: Path):

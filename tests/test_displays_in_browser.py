@@ -76,7 +76,8 @@ ATTENTION = ("attention", "whole model")
 FRAMES = "() => new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))"
 
 NAMELESS = """() => [...document.querySelectorAll(
-    'svg, canvas, select, button, [role=region], [role=img], [role=button], [role=group]')]
+    'svg:not([aria-hidden]), canvas, select, button, [role=region], [role=img], [role=button], '
+    + '[role=group]')]
   .filter((element) => !element.getAttribute('aria-label')?.trim()
     && !(element.tagName === 'BUTTON' && element.textContent.trim()))
   .map((element) => element.outerHTML.slice(0, 200))"""
@@ -231,18 +232,16 @@ def test_a_touch_says_the_value_and_another_takes_it_away(browser, pages):  # no
 
 def test_edges_of_a_circuit_say_their_weights(browser, pages):  # noqa: F811
     with opened(browser, pages["circuit"]) as page:
-        for label in labels(page):
+        edges = [label for label in labels(page) if "->" in label]
+        assert len(edges) == len(evaluated_circuit().edges)
+        for label in edges:
             # The middle of the line itself, wherever it bends.
-            x, y = (
-                page.get_by_label(label, exact=True)
-                .locator("path")
-                .first.evaluate(
-                    """path => {
+            x, y = page.get_by_label(label, exact=True).evaluate(
+                """path => {
                   const at = path.getPointAtLength(path.getTotalLength() / 2);
                   const { x, y } = at.matrixTransform(path.getScreenCTM());
                   return [x, y];
                 }"""
-                )
             )
             page.mouse.move(x, y)
             assert tip(page) == label
