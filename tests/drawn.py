@@ -1,6 +1,9 @@
 """Small inputs of figures and displays, and what is drawn of them, read back from the SVG."""
 
+import json
 import re
+import zlib
+from base64 import b64decode
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -247,3 +250,17 @@ def luminance(colour: str) -> float:
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     red, green, blue = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def heads_shown(body: str) -> list[dict[str, Any]]:
+    """What ``attention.js`` reads, its weights as [head, query, key], in the order of the page."""
+    held = re.findall(r'class="rv-heads".*?<script type="application/json">(.*?)</script>', body)
+    shown = [json.loads(each) for each in held]
+    for data in shown:
+        flat = np.frombuffer(zlib.decompress(b64decode(data["weights"])), "<u2") / 10_000
+        n, count = len(data["tokens"]), len(data["names"])
+        weights = np.zeros((count, n, n))
+        where = np.tril_indices(n) if data["causal"] else np.indices((n, n)).reshape(2, -1)
+        weights[:, where[0], where[1]] = flat.reshape(count, -1)
+        data["weights"] = weights
+    return shown

@@ -84,7 +84,7 @@ def examples() -> list[tuple[str, str]]:
 
 
 def test_there_are_commands():
-    assert len(COMMANDS) == 37
+    assert len(COMMANDS) == 38
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -113,6 +113,7 @@ def test_every_command_says_where_models_run():
     assert set(COMMANDS) - set(without) == {
         "compare", "generate", "patch", "ablate", "circuit", "attribute", "induction", "eval ioi",
         "eval harness", "selections", "plan circuit", "roles", "movers", "train graft",
+        "attention",
     }  # fmt: skip
 
 
@@ -163,6 +164,7 @@ CHEAP = {
     "combinations": ("amicl combinations --trials 4", "amicl-combinations"),
     "patch": ("patch --prompts 4", "patch"),
     "circuit": ("circuit values --prompts 8 --method eap --min-faithfulness 0.5", "circuit"),
+    "attention": ("attention --text He.", "attention"),
     "curves": ("memory curves --variants one-layer", "memory-curves"),
 }  # fmt: skip
 

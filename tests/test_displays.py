@@ -18,6 +18,7 @@ import pytest
 import torch
 from rich.table import Table
 
+from resval_lens.analyses.attribution.sources import SourceNorms, strength
 from resval_lens.analyses.circuits.circuit import Circuit
 from resval_lens.analyses.circuits.scores import EdgeScores
 from resval_lens.analyses.display import (
@@ -28,7 +29,6 @@ from resval_lens.analyses.display import (
     show_link_ablation,
     show_patching,
 )
-from resval_lens.analyses.display.heads import strength
 from resval_lens.analyses.display.tables import html_table
 from resval_lens.analyses.drawing import figures
 from resval_lens.analyses.studies import intervention_figures
@@ -40,6 +40,7 @@ from tests.drawn import (
     evaluated_circuit,
     found,
     graph,
+    heads_shown,
     kind_of_edge,
     link_study,
     marks_of,
@@ -60,6 +61,7 @@ def displays() -> dict[str, Display]:
         "circuit": show_circuit(circuit, scores),
         "ablation": show_link_ablation(ablation()),
         "attention": show_attention(patterns(), list("abcde")),
+        "circuitsvis": show_attention(patterns(), list("abcde"), view="circuitsvis"),
     }
 
 
@@ -83,6 +85,7 @@ def test_every_input_that_is_offered_is_shown():
         show_attention(patterns()[0], list("abcde")),
         show_attention({"a": patterns(2), "b": patterns(3)[None][0].double()}, list("abcde")),
         show_attention(patterns(2), list("abcde"), ["left", "right"]),
+        show_attention(patterns(2), list("abcde"), view="circuitsvis"),
         show_figure(intervention_figures.ablated(ablation()), 'any "figure"'),
     ]
     assert [display.name for display in shown] == [
@@ -93,7 +96,7 @@ def test_every_input_that_is_offered_is_shown():
         "Links edited", "Links edited", "Links scaled by c",
         "Links scaled by c: values, keys", "Links edited",
         "Attention patterns", "Attention patterns", "Attention patterns, a, b",
-        "Attention patterns", 'any "figure"',
+        "Attention patterns", "Attention patterns", 'any "figure"',
     ]  # fmt: skip
     assert "layer 1, position 0 a: " in shown[0].body
     assert "mine: v_link of the corrupted run taken from the clean run" in shown[0].body
@@ -106,7 +109,6 @@ def test_every_input_that_is_offered_is_shown():
         image = display._repr_png_()
         assert image.startswith(b"\x89PNG\r\n\x1a\n")
         assert len(image) < 60_000
-        assert display.with_circuitsvis == ("Attention" in display.name)
         assert f'aria-label="{escape(display.name.split(",")[0])}' in display.body
         assert repr(display) == f"Display({display.name!r})"
     ids = [i for display in shown for i in re.findall(r' id="([^"]+)"', display.body)]
@@ -187,6 +189,15 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: show_attention(weights(2, float("nan")), ["a", "b"]),
         "the pattern is not attention: weights must lie between 0 and 1",
     ),
+    "another view": (
+        lambda: show_attention(weights(2), ["a", "b"], view="table"),
+        "view must be one of heads, circuitsvis; got 'table'",
+    ),
+    "norms of others": (
+        lambda: show_attention([patterns(2, 2)] * 3, ["a", "b"],
+                               norms=SourceNorms(torch.ones(3, 2, 2), torch.ones(3, 2, 1))),
+        "norms.link of the pattern has shape [3, 2, 1]; expected [3, 2, 2]",
+    ),
     "too few tokens": (
         lambda: show_patching(patch_result({"layer": 2, "position": 5}), tokens=["a"] * 4),
         "4 tokens for positions up to 4",
@@ -264,7 +275,7 @@ def test_a_display_saves_itself_as_a_page_and_as_an_image(tmp_path):
         assert display.body in text
         assert f"<title>{display.name}</title>" in text
         own = re.sub(r"<script>window\.CircuitsVis .*?</script>", "", text, flags=re.DOTALL)
-        assert (own != text) == (name == "attention")
+        assert (own != text) == (name == "circuitsvis")
         assert not re.search(
             r"\bsrc=(?!\"data:image/png;base64,)|@import|url\((?!#)|<iframe|<object|<base", own
         )
@@ -315,14 +326,14 @@ def test_a_notebook_gets_style_body_and_script_and_nothing_is_fetched(monkeypatc
         display.save(tmp_path / f"{name}.html")
         assert html.startswith("<style>")
         image = f"data:image/png;base64,{b64encode(display._repr_png_()).decode()}"
-        if name == "attention":
+        if name == "circuitsvis":
             assert f'<div class="rv">{display.body}</div><script>' in html
         else:
             held = Seen(html)
             assert json.loads(held.scripts[0]) == display.body
             assert f'src="{image}"' in html
             assert "<svg" not in html
-        assert html.count("window.CircuitsVis ??=") == (name == "attention")
+        assert html.count("window.CircuitsVis ??=") == (name == "circuitsvis")
         assert "<html" not in html.replace("<html>", "")
 
 
@@ -417,17 +428,35 @@ def drawn_by_circuitsvis(body: str) -> list[dict[str, Any]]:
     return [each["props"] for each in held]
 
 
+def test_weights_are_there_to_four_digits():
+    given = {"classic": patterns(2), "values": patterns(3, seed=1)}
+    shown = heads_shown(show_attention(given, list("abcde")).body)
+    for weights_of, each in zip(given.values(), shown, strict=True):
+        assert each["tokens"] == list("abcde")
+        assert each["names"] == [str(i) for i in range(len(weights_of))]
+        assert each["causal"]
+        assert np.abs(each["weights"] - weights_of.numpy()).max() <= 0.00005001
+    (named,) = heads_shown(show_attention(patterns(2), list("abcde"), ["x", "y"]).body)
+    assert named["names"] == ["x", "y"]
+    both_ways = torch.rand(2, 5, 5)
+    (each,) = heads_shown(show_attention(both_ways, list("abcde")).body)
+    assert not each["causal"]
+    assert np.abs(each["weights"] - both_ways.numpy()).max() <= 0.00005001
+
+
 def test_circuitsvis_gets_tokens_heads_and_weights_to_four_digits():
     given = {"classic": patterns(2), "values": patterns(3, seed=1)}
-    shown = drawn_by_circuitsvis(show_attention(given, list("abcde"), None).body)
-    for weights_of, props in zip(given.values(), shown, strict=True):
+    body = show_attention(given, list("abcde"), None, view="circuitsvis").body
+    for weights_of, props in zip(given.values(), drawn_by_circuitsvis(body), strict=True):
         assert props["tokens"] == list("abcde")
         assert props["headLabels"] == [str(i) for i in range(len(weights_of))]
         for index, weight in np.ndenumerate(weights_of.numpy()):
             head, query, key = index
             assert props["attention"][head][query][key] == round(10_000 * weight)
-    named = drawn_by_circuitsvis(show_attention(patterns(2), list("abcde"), ["x", "y"]).body)
-    assert named[0]["headLabels"] == ["x", "y"]
+    many = show_attention([patterns(9, 5, i) for i in range(30)], list("abcde"), view="circuitsvis")
+    (props,) = drawn_by_circuitsvis(many.body)
+    assert len(props["headLabels"]) == 24
+    assert "24 of 270 heads" in many.body
 
 
 def test_of_a_whole_model_the_strongest_heads_come_first():
@@ -435,17 +464,20 @@ def test_of_a_whole_model_the_strongest_heads_come_first():
     tokens = list("abcdef")
     given = torch.tensor([[0.0, 3.0, -1.0], [5.0, 0.5, 0.2], [-6.0, 0.1, 0.3], [2.0, -4.0, 0.4]])
     display = show_attention(whole, tokens, strength=given, most=4)
-    (props,) = drawn_by_circuitsvis(display.body)
-    assert props["headLabels"] == ["a2.h0", "a1.h0", "a3.h1", "a0.h1"]
-    for shown, (layer, head) in zip(
-        props["attention"], [(2, 0), (1, 0), (3, 1), (0, 1)], strict=True
-    ):
-        assert shown == (whole[layer][head] * 10_000).round().int().tolist()
+    (each,) = heads_shown(display.body)
+    assert each["names"] == ["a2.h0", "a1.h0", "a3.h1", "a0.h1"]
+    assert each["strength"] == [-6, 5, -4, 3]
+    assert not each["given"]
+    for shown, (layer, head) in zip(each["weights"], [(2, 0), (1, 0), (3, 1), (0, 1)], strict=True):
+        assert np.abs(shown - whole[layer][head].numpy()).max() <= 0.00005001
     assert "4 of 12 heads: the largest |strength|, largest first" in display.body
 
     def names(*args: Any, **chosen: Any) -> list[str]:
-        (props,) = drawn_by_circuitsvis(show_attention(whole, tokens, *args, **chosen).body)
-        return props["headLabels"]
+        bodies = [show_attention(whole, tokens, *args, view=view, **chosen).body
+                  for view in ("heads", "circuitsvis")]  # fmt: skip
+        (each,), (props,) = heads_shown(bodies[0]), drawn_by_circuitsvis(bodies[1])
+        assert each["names"] == props["headLabels"]
+        return each["names"]
 
     assert names(layers=[3, 0], strength=given, most=2) == ["a3.h1", "a0.h1"]
     assert names([0], layers=range(1, 4), strength=given) == ["a2.h0", "a1.h0", "a3.h0"]
@@ -454,11 +486,23 @@ def test_of_a_whole_model_the_strongest_heads_come_first():
     both = {"one": whole, "other": whole[:2], "layer": whole[0]}
     shown = show_attention({k: both[k] for k in ("one", "other")}, tokens,
                            strength={"one": given, "other": given[:2]}, most=1)  # fmt: skip
-    assert [each["headLabels"] for each in drawn_by_circuitsvis(shown.body)] == [
-        ["a2.h0"], ["a1.h0"]
-    ]  # fmt: skip
-    mixed = show_attention({k: both[k] for k in ("one", "layer")}, tokens)
-    assert [len(each["headLabels"]) for each in drawn_by_circuitsvis(mixed.body)] == [12, 3]
+    assert [each["names"] for each in heads_shown(shown.body)] == [["a2.h0"], ["a1.h0"]]
+    mixed = heads_shown(show_attention({k: both[k] for k in ("one", "layer")}, tokens).body)
+    assert [len(each["names"]) for each in mixed] == [12, 3]
+    assert mixed[1]["strength"] is None
+
+
+def test_norms_go_with_their_heads():
+    norms = SourceNorms(torch.rand(4, 3, 6), torch.rand(4, 3, 6))
+    whole = [patterns(3, 6, seed) for seed in range(4)]
+    (each,) = heads_shown(show_attention(whole, list("abcdef"), norms=norms).body)
+    for of in ("own", "link"):
+        for name, row in zip(each["names"], each["written"][of], strict=True):
+            layer, head = int(name[1]), int(name[4])
+            wanted = getattr(norms, of)[layer, head].tolist()
+            assert row == pytest.approx(wanted, rel=1e-3)
+    (without,) = heads_shown(show_attention(whole, list("abcdef")).body)
+    assert without["written"] is None
 
 
 def test_without_a_strength_heads_that_look_at_single_tokens_come_first():
@@ -471,12 +515,11 @@ def test_without_a_strength_heads_that_look_at_single_tokens_come_first():
     before[0], first[:, 0] = own[0], 1.0
     assert strength(torch.stack([before, first, own])).tolist() == [1, 0, 0]
     whole = [torch.stack([first, own]), torch.stack([before, first])]
-    (props,) = drawn_by_circuitsvis(show_attention(whole, list("abcde")).body)
-    assert props["headLabels"] == ["a1.h0", "a0.h0", "a0.h1", "a1.h1"]
-    many = [patterns(9, 5, seed) for seed in range(30)]
-    shown = show_attention(many, list("abcde"))
-    assert len(drawn_by_circuitsvis(shown.body)[0]["headLabels"]) == 24
-    assert "24 of 270 heads" in shown.body
+    (each,) = heads_shown(show_attention(whole, list("abcde")).body)
+    assert each["names"] == ["a1.h0", "a0.h0", "a0.h1", "a1.h1"]
+    shown = show_attention([patterns(9, 5, seed) for seed in range(30)], list("abcde"))
+    assert len(heads_shown(shown.body)[0]["names"]) == 270
+    assert "270 of 270 heads" in shown.body
 
 
 class Seen(HTMLParser):
@@ -509,7 +552,10 @@ def test_tokens_titles_and_names_cannot_break_out_of_a_page(tmp_path):
         "a&b<!--": patterns(2, len(NASTY)),
     }
     names = ["</script><b>", "<!--<script>"]
-    display = show_attention(given, NASTY, names)
+    for each in heads_shown(show_attention(given, NASTY, names).body):
+        assert each["tokens"] == NASTY
+        assert each["names"] == names
+    display = show_attention(given, NASTY, names, view="circuitsvis")
     for props in drawn_by_circuitsvis(display.body):  # as HTML, which CircuitsVis takes them for
         assert [unescape(token) for token in props["tokens"]] == NASTY
         assert not any("<" in token for token in props["tokens"])
@@ -520,7 +566,7 @@ def test_tokens_titles_and_names_cannot_break_out_of_a_page(tmp_path):
     seen = Seen(text)
     assert "b" not in seen.tags
     assert seen.comments == []
-    assert len(seen.scripts) == 4  # CircuitsVis, what two views hold, the marks
+    assert len(seen.scripts) == 5  # CircuitsVis, what two views hold, the marks, files
     assert text.count("window.CircuitsVis ??=") == 1
     assert "alert(1)" in " ".join(re.findall(r"<h4>.*?</h4>", text))
     assert "<h4>&lt;script&gt;" in text

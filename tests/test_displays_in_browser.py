@@ -73,6 +73,8 @@ FAINT = """() => {
 }"""
 
 ATTENTION = ("attention", "whole model")
+BUILT = """document.querySelector('.rv-heads')
+  && !document.querySelector('.rv-heads:not([data-ready])')"""
 FRAMES = "() => new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))"
 
 NAMELESS = """() => [...document.querySelectorAll(
@@ -94,6 +96,9 @@ def displays() -> dict[str, Display]:
         "bars": show_link_ablation(ablation()),
         "attention": show_attention({"classic": one, "values": other}, list("abcde")),
         "whole model": show_attention([patterns(9, 5, seed) for seed in range(5)], list("abcde")),
+        "circuitsvis": show_attention(
+            {"classic": one, "values": other}, list("abcde"), view="circuitsvis"
+        ),
     }
 
 
@@ -149,18 +154,21 @@ def colours(picture: Any) -> int:
 
 
 @pytest.mark.parametrize(
-    "name", ["small", "wide", "circuit", "curves", "bars", "attention", "whole model"]
+    "name",
+    ["small", "wide", "circuit", "curves", "bars", "attention", "whole model", "circuitsvis"],
 )
 def test_a_saved_page_opens_offline_wide_and_narrow(browser, pages, name):  # noqa: F811
     """No errors, no requests, no sideways overflow; all is named; words stand out in the dark."""
     for size, dark in ((DESKTOP, False), (PHONE, True)):
         with opened(browser, pages[name], size, dark, touch=dark) as page:
             if name in ATTENTION:
+                page.wait_for_function(BUILT)
+            elif name == "circuitsvis":
                 page.wait_for_function(DRAWN)
             assert page.title()
             assert page.evaluate(NAMELESS) == []
             words, faint = page.evaluate(FAINT)
-            assert words >= (2 if name in ATTENTION else 6)
+            assert words >= (2 if name == "circuitsvis" else 6)
             assert faint == []
             paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
             assert (sum(map(int, re.findall(r"\d+", paper))) < 150) == dark
@@ -266,7 +274,7 @@ def test_a_point_on_a_curve_appears_when_it_is_pointed_at(browser, pages):  # no
 
 
 def test_circuitsvis_draws_and_its_heads_lock_by_keyboard(browser, pages):  # noqa: F811
-    with opened(browser, pages["attention"]) as page:
+    with opened(browser, pages["circuitsvis"]) as page:
         page.wait_for_function(DRAWN)
         places = page.locator(".rv-circuitsvis")
         assert places.count() == 2
@@ -301,8 +309,8 @@ def test_tokens_are_shown_as_they_are_and_run_nothing(browser, tmp_path):  # noq
     given = patterns(4, len(tokens))
     title = "<script>window.hit = 2</script>"
     names = ["</script><i>first</i>", "<!--", "$$", "<script>"]
-    path = show_attention({title: given}, tokens, names).save(tmp_path / "x.html")
-    with opened(browser, path) as page:
+    shown = show_attention({title: given}, tokens, names, view="circuitsvis")
+    with opened(browser, shown.save(tmp_path / "x.html")) as page:
         page.wait_for_function(DRAWN)
         assert page.locator("h4").first.text_content() == title
         assert page.locator(".rv-circuitsvis button").all_text_contents() == [
@@ -310,6 +318,14 @@ def test_tokens_are_shown_as_they_are_and_run_nothing(browser, tmp_path):  # noq
         ]
         assert page.locator("figcaption").all_text_contents() == names
         assert page.locator("main b, main s, main i, main img:not(.rv-still)").count() == 0
+        assert page.evaluate("window.hit") is None
+    path = show_attention({title: given}, tokens, names).save(tmp_path / "y.html")
+    with opened(browser, path) as page:
+        page.wait_for_function(BUILT)
+        assert page.locator("h4").first.text_content() == title
+        assert page.locator("button .rv-word").all_text_contents() == tokens
+        assert page.locator(".rv-head").all_text_contents() == names
+        assert page.locator("main b, main s, main i, main img").count() == 0
         assert page.evaluate("window.hit") is None
 
 
@@ -332,7 +348,7 @@ for (const html of OUTPUTS) {
 
 def test_outputs_in_a_notebook_work_even_twice(browser, displays, tmp_path):  # noqa: F811
     several = [
-        displays[name]._repr_html_() for name in ("small", "small", "attention", "attention")
+        displays[name]._repr_html_() for name in ("small", "small", "circuitsvis", "circuitsvis")
     ]
     path = tmp_path / "notebook.html"
     path.write_text(NOTEBOOK.replace("OUTPUTS", json.dumps(several).replace("</", "<\\/")))

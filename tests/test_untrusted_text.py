@@ -143,6 +143,9 @@ def test_cells_of_a_table_are_words(cells: list[str], heading: str):
 
 SHOWN = {
     "attention": lambda t: show_attention({t: patterns(2, 3)}, [t, "b", t], [t, "y"]),
+    "circuitsvis": lambda t: show_attention(
+        {t: patterns(2, 3)}, [t, "b", t], [t, "y"], view="circuitsvis"
+    ),
     "patching": lambda t: show_patching(
         patch_result({"layer": 2, "position": 2}), tokens=[t, "b"], model=t
     ),

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from resval_lens.analyses.cli.amicl import amicl_app
+from resval_lens.analyses.cli.attention import attention_command
 from resval_lens.analyses.cli.circuit import (
     attribute_command,
     circuit_command,
@@ -97,6 +98,7 @@ app.command("ways")(ways_command)
 app.command("grafts")(grafts_command)
 app.command("attribute")(attribute_command)
 app.command("induction")(induction_command)
+app.command("attention")(attention_command)
 
 
 def show_version(asked: bool | None) -> bool:

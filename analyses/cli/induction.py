@@ -26,6 +26,7 @@ from resval_lens.analyses.cli.options import (
     writable,
 )
 from resval_lens.analyses.cli.reporting import report
+from resval_lens.analyses.cli.text_options import Text, documents
 
 if TYPE_CHECKING:
     from resval_lens.training.icl_run import ICLRun
@@ -40,13 +41,7 @@ def induction_command(
     runs: Runs = None,
     rows: Annotated[int, typer.Option(help="Rows of random tokens for a language model.")] = 50,
     length: MaybeLength = None,
-    text: Annotated[
-        Path | None,
-        typer.Option(
-            help="File of text to measure.",
-            show_default="random tokens only",
-        ),
-    ] = None,
+    text: Text = None,
     seed: MaybeSeed = None,
     prepend: Prepend = "auto",
     streams: MaybeStreams = None,
@@ -73,7 +68,6 @@ def induction_command(
     from resval_lens.io.provenance import within
     from resval_lens.runtime import one_thread
     from resval_lens.tasks.leading import leading_token
-    from resval_lens.tasks.text import read_texts
 
     recorded = _classifier_runs(model, runs)
     if recorded is not None:
@@ -100,7 +94,7 @@ def induction_command(
         writable(to)
         alone = loaded.tokenizer is None and prepend == "auto"
         bos = None if alone else leading_token(loaded, prepend)
-        read = None if text is None else text_rows(loaded, read_texts(text), most=TEXT_LENGTH)
+        read = None if text is None else text_rows(loaded, documents(text), most=TEXT_LENGTH)
         study = induction_study(
             loaded,
             name=within(str(model)),

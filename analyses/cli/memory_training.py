@@ -12,6 +12,7 @@ from resval_lens.analyses.cli import options as opt
 from resval_lens.analyses.cli.completion import TRIGGERS, UNITS, one_of
 from resval_lens.analyses.cli.options import folder_words, only_with_train, words
 from resval_lens.analyses.cli.reporting import report_runs
+from resval_lens.analyses.cli.text_options import Text, is_file
 from resval_lens.numbers import numbers
 
 if TYPE_CHECKING:
@@ -29,10 +30,7 @@ def train_memory_command(
     momentum: Annotated[float, typer.Option(help="Momentum of SGD.")] = 0.9,
     d_model: opt.Width = 128,
     length: opt.Length = 128,
-    text: Annotated[
-        Path | None,
-        typer.Option(help="File of text to measure.", show_default="Tiny Shakespeare's"),
-    ] = None,
+    text: Text = None,
     unit: Annotated[
         str | None,
         typer.Option(
@@ -76,7 +74,12 @@ def train_memory_command(
     if text is None and unit is not None:
         raise ValueError(f"--unit {unit} is for --text: bigrams are Tiny Shakespeare's otherwise")
     count: Any = unit or "characters"
-    bigrams = tiny_shakespeare() if text is None else Bigrams.count_file(text, count)
+    if text is None:
+        bigrams = tiny_shakespeare()
+    elif is_file(text) or len(text.split()) < 2:  # one word has no bigrams: a file is missing
+        bigrams = Bigrams.count_file(text, count)
+    else:
+        bigrams = Bigrams.count(text, count)
     task = TriggerTask(bigrams, length, n_triggers, triggers)  # type: ignore[arg-type]
     planned = planned_runs(
         words(variants), numbers(seeds), streams, task=task, steps=steps, batch=batch, lr=lr,

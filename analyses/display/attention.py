@@ -1,19 +1,23 @@
-"""Attention patterns: CircuitsVis where scripts run, a small image where they do not."""
+"""Attention patterns: a view of all heads, or CircuitsVis; a small image where no script runs."""
 
 from __future__ import annotations
 
 import math
+import zlib
+from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from jaxtyping import Float
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from resval_lens.analyses.display.page import circuitsvis, small, still, words
+from resval_lens.analyses.display.heads import ShownHeads
+from resval_lens.analyses.display.page import circuitsvis, heads, small, still, words
 from resval_lens.analyses.drawing.figures import STYLE, drawn, legible
 from resval_lens.analyses.drawing.words import clean
 
@@ -26,31 +30,70 @@ Names = Sequence[str] | Mapping[str, Sequence[str]]
 """Names of heads, of all models or by model."""
 
 
-def attention_body(
-    patterns: Patterns, tokens: Sequence[str], heads: Names, said: Mapping[str, str] | None = None
-) -> str:
-    """Models side by side, each an ``AttentionPatterns`` of CircuitsVis and an image in its place.
-
-    Args:
-        said: of a model's heads, by model: stands above them.
-    """
+def attention_body(shown: Mapping[str, ShownHeads], tokens: Sequence[str]) -> str:
+    """Models side by side, each with all its heads small and one of them large."""
     parts = []
-    for title, weights in patterns.items():
-        names = _of(heads, title)
+    for title, of in shown.items():
+        name = f"Attention patterns {title}".strip()
+        parts.append(_section(title, of.caption, heads(name, _data(of, tokens))))
+    return f'<div class="rv-attention">{"".join(parts)}</div>'
+
+
+def circuitsvis_body(shown: Mapping[str, ShownHeads], tokens: Sequence[str]) -> str:
+    """The same, each an ``AttentionPatterns`` of CircuitsVis and an image in its place."""
+    parts = []
+    for title, of in shown.items():
         name = f"Attention patterns {title}".strip()
         view = circuitsvis(
             "AttentionPatterns",
             name,
             tokens=[words(token) for token in tokens],  # it reads them as HTML
-            attention=(weights * SHARES).round().int().tolist(),
-            headLabels=[clean(name) for name in names[: len(weights)]],
+            attention=(of.patterns * SHARES).round().int().tolist(),
+            headLabels=list(map(clean, of.names)),
         )
-        image = still(attention_image({"": weights}, names), name)
-        heading = f"<h4>{words(title)}</h4>" if title else ""
-        if said and said.get(title):
-            heading += f'<p class="rv-quiet">{words(said[title])}</p>'
-        parts.append(f"<section>{heading}{image}{view}</section>")
+        image = still(attention_image({"": of.patterns}, of.names), name)
+        parts.append(_section(title, of.caption, image + view))
     return f'<div class="rv-attention">{"".join(parts)}</div>'
+
+
+def _section(title: str, caption: str, view: str) -> str:
+    heading = f"<h4>{words(title)}</h4>" if title else ""
+    said = f'<p class="rv-quiet">{words(caption)}</p>' if caption else ""
+    return f"<section>{heading}{said}{view}</section>"
+
+
+def _data(of: ShownHeads, tokens: Sequence[str]) -> dict[str, Any]:
+    """What ``attention.js`` reads."""
+    causal = not bool(of.patterns.triu(1).any())
+    norms = of.norms
+    return {
+        "tokens": list(map(clean, tokens)),
+        "names": list(map(clean, of.names)),
+        "strength": None if of.strength is None else _rounded(of.strength),
+        "given": not of.in_order,
+        "causal": causal,
+        "weights": packed(of.patterns, causal),
+        "written": norms and {"own": _rounded(norms.own), "link": _rounded(norms.link)},
+    }
+
+
+def packed(patterns: Float[Tensor, "head query key"], causal: bool) -> str:
+    """Weights in ten-thousandths, two bytes each (little-endian), deflated, in base64.
+
+    Args:
+        causal: leave out what lies above the diagonal.
+    """
+    if causal:
+        row, column = torch.tril_indices(*patterns.shape[1:])
+        patterns = patterns[:, row, column]
+    whole = (patterns * SHARES).round().numpy().astype("<u2")
+    return b64encode(zlib.compress(whole.tobytes(), 9)).decode()
+
+
+def _rounded(numbers: Float[Tensor, "..."]) -> Any:
+    """Four digits each, as lists."""
+    shorter = np.vectorize(lambda x: float(f"{x:.4g}"), otypes=[float])
+    return shorter(numbers.detach().cpu().numpy()).tolist()
 
 
 def _of(heads: Names, title: str) -> Sequence[str]:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from resval_lens.analyses.display.notebook import bundle_here
 from resval_lens.analyses.display.page import (
+    CIRCUITSVIS,
     later,
     page,
     script,
@@ -40,28 +41,31 @@ class Display:
         body: the picture as HTML, without style and script.
         draw: the picture as an image: a format ("png", "svg", "pdf") in, bytes out.
         draw_small: a PNG of few bytes.
-        with_circuitsvis: whether ``body`` needs CircuitsVis (1.3 MB, once in a notebook).
     """
 
     name: str
     body: str
     draw: Callable[[str], bytes]
     draw_small: Callable[[], bytes]
-    with_circuitsvis: bool = False
 
     @cached_property
     def _small(self) -> bytes:
         return self.draw_small()
 
     def _repr_html_(self) -> str:
-        if self.with_circuitsvis:  # it has images inside
-            return f'{style()}{bundle_here()}<div class="rv">{self.body}</div>{script()}'
-        shown = still(self._small, self.name) + later(self.body)
-        return f'{style(self.body)}<div class="rv">{shown}</div>{script(self.body)}'
+        body = self.body
+        if CIRCUITSVIS in body:  # it has images inside, and is 1.3 MB, once in a notebook
+            return f'{style(body)}{bundle_here()}<div class="rv">{body}</div>{script(body)}'
+        shown = still(self._small, self.name) + later(body)
+        return f'{style(body)}<div class="rv">{shown}</div>{script(body)}'
 
     def _repr_png_(self) -> bytes:
         """For what shows no HTML, like LaTeX."""
         return self._small
+
+    def page(self) -> str:
+        """The picture as a page that opens offline."""
+        return page(self.name, self.body)
 
     def __repr__(self) -> str:
         return f"Display({self.name!r})"
@@ -78,10 +82,7 @@ class Display:
         kind = kind_of(path, "html")
         if not path.parent.is_dir():
             raise ValueError(f"cannot write {path}: there is no folder {path.parent}")
-        if kind == "html":
-            content = page(self.name, self.body, self.with_circuitsvis).encode()
-        else:
-            content = self.draw(kind)
+        content = self.page().encode() if kind == "html" else self.draw(kind)
         write_bytes(path, content)
         return path
 

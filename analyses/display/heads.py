@@ -9,32 +9,41 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from resval_lens.analyses.attribution.sources import MEASURE, SourceNorms, strength
 from resval_lens.hooks.links import Numbers, among, head_name, whole_numbers
-
-MOST = 24
-"""Heads of a whole model that are shown if nothing else is asked for."""
 
 
 class ShownHeads(NamedTuple):
-    """Patterns in the order they are shown, the heads' names, and what to say of the choice."""
+    """Heads in the order they are shown.
+
+    Attributes:
+        caption: what to say of the choice.
+        strength: of each head, by which a reader may order them; None: they have an order.
+        norms: of the values at source positions.
+    """
 
     patterns: Float[Tensor, "head query key"]
     names: list[str]
     caption: str
+    strength: Float[Tensor, " head"] | None
+    norms: SourceNorms | None = None
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the strongest come first."""
+        if self.strength is None:
+            return False
+        size = self.strength.abs()
+        return bool((size[:-1] >= size[1:]).all())
 
 
-def strength(patterns: Float[Tensor, "*head query key"]) -> Float[Tensor, "*head"]:
-    """How far a head looks at single tokens before its own: mean over i ≥ 2 of max_{0<j<i} A[i, j].
-
-    The first token, on which heads rest, and a query's own are left out; 0 for fewer than three
-    tokens.
-    """
-    length = patterns.shape[-1]
-    if length < 3:
-        return patterns.new_zeros(patterns.shape[:-2])
-    before = torch.ones(length, length, dtype=torch.bool, device=patterns.device).tril(-1)
-    before[:, 0] = False
-    return patterns.where(before, 0.0)[..., 2:, :].amax(-1).mean(-1)
+def named_heads(
+    patterns: Float[Tensor, "head query key"],
+    names: Sequence[str],
+    norms: SourceNorms | None = None,
+) -> ShownHeads:
+    """Heads that are shown as they are given."""
+    return ShownHeads(patterns, list(names), "", None, norms)
 
 
 def shown_heads(
@@ -43,6 +52,7 @@ def shown_heads(
     layers: Numbers | None = None,
     by: Float[Tensor, "layer head"] | None = None,
     most: int | None = None,
+    norms: SourceNorms | None = None,
 ) -> ShownHeads:
     """The heads that :func:`~resval_lens.analyses.display.show.show_attention` shows of a model.
 
@@ -67,23 +77,31 @@ def shown_heads(
     else:
         numbers = among(whole_numbers(heads, "heads"), n_heads, "heads")  # type: ignore[arg-type]
         places = [(layer, head) for layer in chosen_layers for head in numbers]
-    said = f"{len(places)} of {n_layers * n_heads} heads"
+    measure = strength(patterns) if by is None else by.detach().float().cpu()
+    what = MEASURE if by is None else "the largest |strength|"
     if names is None or by is not None:  # named ones stay as they were named
-        measure = strength(patterns) if by is None else by.detach().abs().cpu()
-        places = sorted(places, key=lambda place: -measure[place].item())
-        most = MOST if most is None else most
-        what = "the largest |strength|" if by is not None else (
-            "the largest weights on one token before, the first left out"
-        )  # fmt: skip
-        said = f"{min(most, len(places))} of {n_layers * n_heads} heads: {what}, largest first"
+        places = sorted(places, key=lambda place: -abs(measure[place].item()))
+        what = f": {what}, largest first"
+    else:
+        what = f", as named; strength: {what}"
+    said = f"{min(most or len(places), len(places))} of {n_layers * n_heads} heads{what}"
     places = places[:most]
-    layer, head = torch.tensor(places).unbind(1)
-    return ShownHeads(patterns[layer, head], [head_name(*place) for place in places], said)
+    at = torch.tensor(places).unbind(1)
+    if norms is not None:
+        norms = SourceNorms(norms.own[at], norms.link[at])
+    return ShownHeads(
+        patterns[at], [head_name(*place) for place in places], said, measure[at], norms
+    )
+
+
+def is_named(heads: Numbers | Sequence[str] | None) -> bool:
+    """Whether heads are named, like ``"a12.h3"``, and not numbered."""
+    return isinstance(heads, str) or (
+        isinstance(heads, Sequence) and any(isinstance(head, str) for head in heads)
+    )
 
 
 def _names(heads: Numbers | Sequence[str] | None) -> list[str] | None:
-    if isinstance(heads, str):
-        return [heads]
-    if isinstance(heads, Sequence) and any(isinstance(head, str) for head in heads):
-        return list(map(str, heads))
-    return None
+    if not is_named(heads):
+        return None
+    return [heads] if isinstance(heads, str) else list(map(str, heads))  # type: ignore[arg-type]

@@ -24,14 +24,22 @@ POLICY = (
 )
 
 
-def style(body: str = "") -> str:
-    """The ``<style>`` of pages and of displays in a notebook, with that of circuits in ``body``."""
-    return f"<style>{_own('page.css')}{_own('circuit.css') if _has_circuit(body) else ''}</style>"
+HEADS, CIRCUITSVIS = 'class="rv-heads"', 'class="rv-circuitsvis"'
+OWN = {HEADS: "attention", '<div class="rv-circuit"': "circuit"}
+"""What a body has where it needs more than ``page.js``, and the files that it needs; words of
+others have no such quotes."""
 
 
-def script(body: str = "") -> str:
-    """The ``<script>`` by which marks say their tips, with that which draws circuits."""
-    return f"<script>{_own('page.js')}{_own('circuit.js') if _has_circuit(body) else ''}</script>"
+def style(body: str) -> str:
+    """The ``<style>`` that ``body`` needs, on a page or in a notebook."""
+    more = "".join(_own(f"{name}.css") for sign, name in OWN.items() if sign in body)
+    return f"<style>{_own('page.css')}{more}</style>"
+
+
+def script(body: str) -> str:
+    """The ``<script>`` that ``body`` needs: marks say their tips, heads and circuits are drawn."""
+    more = "".join(_own(f"{name}.js") for sign, name in OWN.items() if sign in body)
+    return f"<script>{_own('page.js')}{more}</script>"
 
 
 @cache
@@ -60,9 +68,14 @@ def circuitsvis(element: str, name: str, **props: Any) -> str:
         props: as JSON types; ``attention`` in ten-thousandths.
     """
     return (
-        f'<div class="rv-circuitsvis" role="region" tabindex="0" aria-label="{words(name)}">'
+        f'<div {CIRCUITSVIS} role="region" tabindex="0" aria-label="{words(name)}">'
         f"{data({'element': element, 'props': props})}</div>"
     )
+
+
+def heads(name: str, content: Any) -> str:
+    """Where ``attention.js`` draws; ``content`` is what it reads, as JSON types."""
+    return f'<div {HEADS} role="region" aria-label="{words(name)}">{data(content)}</div>'
 
 
 def slug(name: str) -> str:
@@ -133,9 +146,9 @@ def scrolled(svg: str) -> str:
     return f'<div class="rv-scroll">{svg}</div>'
 
 
-def page(title: str, body: str, with_circuitsvis: bool = False) -> str:
+def page(title: str, body: str) -> str:
     """A whole HTML document around ``body``, light or dark as the reader's system is."""
-    bundle = circuitsvis_script() if with_circuitsvis else ""
+    bundle = circuitsvis_script() if CIRCUITSVIS in body else ""
     return (
         '<!doctype html>\n<html lang="en" class="rv-page">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
@@ -145,10 +158,6 @@ def page(title: str, body: str, with_circuitsvis: bool = False) -> str:
         f'</head>\n<body class="rv">\n<main>\n{told_apart(body)}\n</main>\n{script(body)}\n'
         f"{export_script()}\n</body>\n</html>\n"
     )
-
-
-def _has_circuit(body: str) -> bool:
-    return '<div class="rv-circuit"' in body
 
 
 @cache

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from resval_lens.analyses.attribution.sources import SourceNorms
 from resval_lens.analyses.circuits.circuit import Circuit
 from resval_lens.analyses.circuits.evaluation import EvaluatedCircuit
 from resval_lens.analyses.circuits.scores import EdgeScores
@@ -23,10 +24,16 @@ from resval_lens.analyses.display.attention import (
     attention_body,
     attention_figure,
     attention_image,
+    circuitsvis_body,
 )
 from resval_lens.analyses.display.circuit import circuits_body
 from resval_lens.analyses.display.display import Display, show_figure
-from resval_lens.analyses.display.heads import shown_heads
+from resval_lens.analyses.display.heads import (
+    ShownHeads,
+    is_named,
+    named_heads,
+    shown_heads,
+)
 from resval_lens.analyses.display.page import small
 from resval_lens.analyses.drawing.figures import drawn
 from resval_lens.analyses.studies import circuit_figures, intervention_figures
@@ -43,6 +50,10 @@ from resval_lens.hooks.patching import PatchResult
 
 Patterns = Float[Tensor, "*head query key"]
 Heads = Float[Tensor, "layer head"]
+VIEWS = {"heads": attention_body, "circuitsvis": circuitsvis_body}
+"""How attention is shown."""
+MOST = 24
+"""Heads of a whole model in CircuitsVis if nothing else is asked for: more are slow there."""
 
 
 def show_attention(
@@ -52,19 +63,22 @@ def show_attention(
     *,
     layers: Numbers | None = None,
     strength: Heads | Mapping[str, Heads] | None = None,
+    norms: SourceNorms | Mapping[str, SourceNorms] | None = None,
     most: int | None = None,
+    view: str = "heads",
 ) -> Display:
-    """Attention patterns in CircuitsVis: one layer's or a whole model's, or several side by side.
+    """Attention patterns of one layer or of a whole model, or several side by side.
 
-    Hover over a head to see it alone, click to keep it; click a token to see what it attends to.
+    All heads small, one large. Point at a token, or Tab to it, to see what it attends to and what
+    attends to it, in every head; click or Enter keeps it. Heads are ordered and filtered there.
 
         show_attention({"classic": a["pattern", 1][0], "values": b["pattern", 1][0]}, tokens)
         show_attention([cache["pattern", layer][0] for layer in range(30)], tokens)
 
-    Of a whole model, a list with the patterns of each layer, the strongest heads are shown,
-    strongest first: those of the largest |strength|, or, if none is given, of the largest weights
-    that queries put on one token before them, the first left out
-    (:func:`~resval_lens.analyses.display.heads.strength`).
+    Of a whole model, a list with the patterns of each layer, the strongest heads come first: those
+    of the largest |strength|, or, if none is given, of the largest weights that queries put on one
+    token before them, the first left out
+    (:func:`~resval_lens.analyses.attribution.sources.strength`).
 
     Args:
         patterns: weights of each head, a list of such (from layer 0 on), or {title: either}. Rows
@@ -75,39 +89,53 @@ def show_attention(
         layers: of a whole model those to choose from.
         strength: of a whole model's heads, or {title: such}; for instance shares of a logit
             difference, ``attribute(...).heads.mean(0).sum(1)``.
-        most: heads of a whole model to show; by default 24, or all that are named.
+        norms: of own and link values at source positions
+            (:func:`~resval_lens.analyses.attribution.sources.attention`), or {title: such}: shown
+            beside the weights.
+        most: heads of a whole model to show; by default all (in CircuitsVis 24, or all that are
+            named).
+        view: ``"heads"``, or ``"circuitsvis"``: CircuitsVis's ``AttentionPatterns``, for a few
+            heads (1.3 MB, on white, without ``norms``).
 
     Raises:
         ValueError: no pattern, or one that does not fit the tokens or the names of heads, or is not
             made of weights between 0 and 1; heads or layers that are not there; a choice among the
-            heads of one layer.
+            heads of one layer; norms of another shape; another view.
     """
     given = dict(patterns) if isinstance(patterns, Mapping) else {"": patterns}
     if not given:
         raise ValueError("patterns is empty; expected one pattern or more")
     if most is not None and most < 1:
         raise ValueError(f"most must be 1 or more; got {most}")
-    checked: dict[str, Tensor] = {}
-    names: dict[str, list[str]] = {}
-    said: dict[str, str] = {}
+    if view not in VIEWS:
+        raise ValueError(f"view must be one of {', '.join(VIEWS)}; got {view!r}")
+    chosen = most
+    if view == "circuitsvis" and most is None and not is_named(heads):
+        chosen = MOST
+    shown: dict[str, ShownHeads] = {}
     for title, each in given.items():
+        values = _norms(title, norms)
         if not isinstance(each, Tensor):
             by = strength.get(title) if isinstance(strength, Mapping) else strength
             whole = _stacked(title, each, len(tokens))
-            checked[title], names[title], said[title] = shown_heads(whole, heads, layers, by, most)
+            _check_norms(title, values, whole.shape[:3])
+            shown[title] = shown_heads(whole, heads, layers, by, chosen, values)
             continue
         for name, value in (("layers", layers), ("strength", strength), ("most", most)):
             if value is not None:
                 raise ValueError(f"{name} is for a whole model, a list of its layers' patterns")
-        checked[title] = _checked(title, each, len(tokens))
-        names[title] = _named(title, len(checked[title]), heads)
-    title = ", ".join(["Attention patterns", *filter(None, checked)])
+        checked = _checked(title, each, len(tokens))
+        _check_norms(title, values, checked.shape[:2])
+        shown[title] = named_heads(checked, _named(title, len(checked), heads), values)
+    title = ", ".join(["Attention patterns", *filter(None, shown)])
     tokens = list(tokens)
+    weights = {title: of.patterns for title, of in shown.items()}
+    names = {title: of.names for title, of in shown.items()}
 
     return Display(
-        title, attention_body(checked, tokens, names, said),
-        lambda kind: drawn(attention_figure(checked, tokens, names), kind),
-        lambda: attention_image(checked, names), with_circuitsvis=True,
+        title, VIEWS[view](shown, tokens),
+        lambda kind: drawn(attention_figure(weights, tokens, names), kind),
+        lambda: attention_image(weights, names),
     )  # fmt: skip
 
 
@@ -265,6 +293,20 @@ def _checked(title: str, weights: Tensor, length: int) -> Float[Tensor, "head qu
     if not bool(torch.isfinite(weights).all()) or weights.min() < 0 or weights.max() > 1.0001:
         raise ValueError(f"{called} is not attention: weights must lie between 0 and 1")
     return weights
+
+
+def _norms(title: str, norms: SourceNorms | Mapping[str, SourceNorms] | None) -> SourceNorms | None:
+    return norms.get(title) if isinstance(norms, Mapping) else norms
+
+
+def _check_norms(title: str, norms: SourceNorms | None, shape: Sequence[int]) -> None:
+    """Raises ValueError for norms of another shape than the patterns' without their keys."""
+    for name, each in (vars(norms) if norms else {}).items():
+        if each.shape != tuple(shape):
+            raise ValueError(
+                f"norms.{name} of {_called(title)} has shape {list(each.shape)}; expected "
+                f"{list(shape)}"
+            )
 
 
 def _named(title: str, count: int, heads: Sequence[str] | Numbers | None) -> list[str]:

@@ -23,6 +23,7 @@ from resval_lens.analyses.comparison.lm_compare import ComparedLanguageModels, N
 from resval_lens.analyses.comparison.lm_emergence import LMEmergence
 from resval_lens.analyses.display.attention import attention_body
 from resval_lens.analyses.display.circuit import circuits_body
+from resval_lens.analyses.display.heads import named_heads
 from resval_lens.analyses.display.page import words
 from resval_lens.analyses.display.tables import html_table
 from resval_lens.analyses.report.result_page import (
@@ -70,8 +71,7 @@ def compare_page(
 ) -> str:
     """The page, of what was compared and the runs whose curves are drawn.
 
-    Everything is inside: style, script, CircuitsVis once. A policy in the page forbids it to
-    fetch anything.
+    Everything is inside: style, script, data. A policy in the page forbids it to fetch anything.
 
     Args:
         data: what ``compare.json`` holds: its ``found`` and ``provenance`` are shown.
@@ -99,7 +99,7 @@ def compare_page(
         ),
     }
     lead = _lead(said[:MAIN], study, runs) + HOW
-    return sections_page(TITLE, lead, sections, with_circuitsvis=True)
+    return sections_page(TITLE, lead, sections)
 
 
 def _compared(study: Comparison) -> str:
@@ -215,23 +215,28 @@ def _attention(classifiers: ComparedClassifiers, language: ComparedLanguageModel
     shown = {name: classifiers.attention[name] for name in _pair(classifiers.attention)}
     length = len(next(iter(shown.values())).mean_pattern[0])
     tokens = [f"{'label' if i % 2 else 'object'} {i // 2 + 1} " for i in range(length - 1)]
-    means = {name: torch.tensor(study.mean_pattern).clamp(0, 1) for name, study in shown.items()}
+    means = {
+        name: named_heads(torch.tensor(study.mean_pattern).clamp(0, 1), ["layer 0", "layer 1"])
+        for name, study in shown.items()
+    }
     parts = [
         f"<h3>{CLASSIFIERS.capitalize()}</h3><p>Mean weights over sequences of fresh classes. "
-        "Layer 1 writes each object next to its label; layer 2 lets the query find the label. "
-        "Hover over a layer to see it alone, click to keep it; click a token to see what it "
-        "attends to.</p>",
-        attention_body(means, [*tokens, "query"], ["layer 1", "layer 2"]),
+        "Layer 0 writes each object next to its label; layer 1 lets the query find the label. "
+        "Choose a layer on the left; point at a token, or Tab to it, to see what it attends to and "
+        "what attends to it; click or Enter keeps it.</p>",
+        attention_body(means, [*tokens, "query"]),
         html_table(classifiers.attention_table()),
     ]
     attention = language.attention
     if attention.tokens:
-        patterns = {name: torch.tensor(of.patterns) for name, of in attention.models.items()}
-        heads = {name: of.heads for name, of in attention.models.items()}
+        heads = {
+            name: named_heads(torch.tensor(of.patterns), of.heads)
+            for name, of in attention.models.items()
+        }
         parts += [
             f"<h3>{LANGUAGE_MODELS.capitalize()}</h3><p>All heads (layer.head) on one prompt. The "
             "answer is said at the last token.</p>",
-            attention_body(patterns, attention.tokens, heads),
+            attention_body(heads, attention.tokens),
         ]
     return "".join(parts)
 

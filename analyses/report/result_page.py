@@ -75,9 +75,7 @@ def result_page(
     return sections_page(title, HOW, sections)
 
 
-def sections_page(
-    title: str, lead: str, sections: Mapping[str, str], *, with_circuitsvis: bool = False
-) -> str:
+def sections_page(title: str, lead: str, sections: Mapping[str, str]) -> str:
     """A page of ``sections``, HTML by heading; empty ones are left out.
 
     The contents stand below the lead; each section and each heading in it has its permalink.
@@ -89,7 +87,7 @@ def sections_page(
         f'<nav aria-label="Contents"><ul>{contents}</ul></nav>',
         *(_section(heading, made) for heading, made in shown.items()),
     ]
-    return page(title, "\n".join(body), with_circuitsvis)
+    return page(title, "\n".join(body))
 
 
 def _section(heading: str, made: str) -> str:
