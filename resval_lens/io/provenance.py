@@ -21,6 +21,8 @@ def provenance(**facts: Any) -> dict[str, Any]:
     The command names no folder that lies elsewhere, so that a record can be published: of such a
     path only the last part.
     """
+    import torch  # `resval-lens --version` needs none
+
     program = Path(sys.argv[0]).name or "python"
     if program == "__main__.py":  # python -m resval_lens.analyses
         program = "resval-lens"
@@ -31,7 +33,8 @@ def provenance(**facts: Any) -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "resval-lens": __version__,  # of this source: it may run without being installed
-            **{name: version(name) for name in ("torch", "transformer-lens")},
+            "torch": str(torch.__version__),  # with the build, +cpu or +cu130, unlike its metadata
+            "transformer-lens": version("transformer-lens"),
         },
         "machine": platform.machine(),
         **facts,
