@@ -17,16 +17,12 @@ from resval_lens.analyses.cli.options import (
     General,
     Json,
     MaybeSeed,
-    MaybeSeeds,
-    MaybeSteps,
     MetricName,
     Prepend,
     Prompts,
     Quiet,
-    Runs,
     Setting,
     TaskName,
-    Train,
     notes,
     only_for,
     only_with_train,
@@ -34,6 +30,12 @@ from resval_lens.analyses.cli.options import (
     writable,
 )
 from resval_lens.analyses.cli.reporting import report
+from resval_lens.analyses.cli.training_options import (
+    MaybeSeeds,
+    MaybeSteps,
+    Runs,
+    Train,
+)
 from resval_lens.analyses.tasks import Asked
 from resval_lens.numbers import numbers
 

@@ -24,7 +24,6 @@ from resval_lens.analyses.cli.options import (
     Prepend,
     Prompts,
     Quiet,
-    Runs,
     Seed,
     Setting,
     notes,
@@ -34,6 +33,9 @@ from resval_lens.analyses.cli.options import (
     writable,
 )
 from resval_lens.analyses.cli.reporting import report
+from resval_lens.analyses.cli.training_options import (
+    Runs,
+)
 from resval_lens.numbers import numbers
 
 if TYPE_CHECKING:

@@ -12,31 +12,33 @@ from rich.progress import Progress, TaskID
 from resval_lens.analyses.cli.console import err, progress_bars, told_to_stop
 from resval_lens.analyses.cli.loading import load_language_model, load_options
 from resval_lens.analyses.cli.options import (
-    Batch,
     Device,
     Json,
-    KeepSnapshots,
     LanguageModel,
-    LearningRate,
     Length,
     Out,
-    Precision,
     Quiet,
-    RunName,
-    RunsFolder,
-    Seeds,
     Setting,
-    SnapshotEvery,
-    Steps,
     Streams,
     TaskName,
-    Threads,
     folder_words,
     notes,
     writable,
 )
 from resval_lens.analyses.cli.reporting import report, report_runs
 from resval_lens.analyses.cli.text_options import Data, Overwrite, Stories, TokenFolder, Validation
+from resval_lens.analyses.cli.training_options import (
+    Batch,
+    KeepSnapshots,
+    LearningRate,
+    Precision,
+    RunName,
+    RunsFolder,
+    Seeds,
+    SnapshotEvery,
+    Steps,
+    Threads,
+)
 from resval_lens.numbers import numbers
 
 

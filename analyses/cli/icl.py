@@ -9,25 +9,27 @@ import typer
 
 from resval_lens.analyses.cli import completion
 from resval_lens.analyses.cli.options import (
-    ClassifierVariants,
-    Jobs,
     Json,
-    KeepSnapshots,
-    LearningRate,
     Out,
     Quiet,
-    RunsFolder,
-    Seeds,
     Sequences,
-    Spec,
-    Steps,
-    TrainedStreams,
     folder_words,
     notes,
     words,
     writable,
 )
 from resval_lens.analyses.cli.reporting import report, report_runs
+from resval_lens.analyses.cli.training_options import (
+    ClassifierVariants,
+    Jobs,
+    KeepSnapshots,
+    LearningRate,
+    RunsFolder,
+    Seeds,
+    Spec,
+    Steps,
+    TrainedStreams,
+)
 from resval_lens.numbers import numbers
 
 if TYPE_CHECKING:

@@ -20,13 +20,13 @@ from resval_lens.analyses.cli.options import (
     Out,
     Prepend,
     Quiet,
-    Runs,
     Setting,
     notes,
     writable,
 )
 from resval_lens.analyses.cli.reporting import report
 from resval_lens.analyses.cli.text_options import Text, documents
+from resval_lens.analyses.cli.training_options import Runs
 
 if TYPE_CHECKING:
     from resval_lens.training.icl_run import ICLRun

@@ -14,8 +14,17 @@ from rich.progress import Progress, TaskID
 from resval_lens.analyses.cli.completion import CARRIES, TRACKERS, one_of
 from resval_lens.analyses.cli.console import err, progress_bars, told_to_stop
 from resval_lens.analyses.cli.options import (
-    CheckpointBlocks,
     Json,
+    Quiet,
+    Streams,
+    folder_words,
+    notes,
+    writable,
+)
+from resval_lens.analyses.cli.reporting import report_runs
+from resval_lens.analyses.cli.text_options import Data, Overwrite, Stories, TokenFolder, Validation
+from resval_lens.analyses.cli.training_options import (
+    CheckpointBlocks,
     KeepSnapshots,
     MaybeBatch,
     MaybeLearningRate,
@@ -23,20 +32,13 @@ from resval_lens.analyses.cli.options import (
     MaybePrecision,
     MaybeWidth,
     Preset,
-    Quiet,
     RunName,
     RunsFolder,
     Seeds,
     SnapshotEvery,
     Spec,
-    Streams,
     Threads,
-    folder_words,
-    notes,
-    writable,
 )
-from resval_lens.analyses.cli.reporting import report_runs
-from resval_lens.analyses.cli.text_options import Data, Overwrite, Stories, TokenFolder, Validation
 from resval_lens.numbers import numbers
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from resval_lens.analyses.cli import options as opt
+from resval_lens.analyses.cli import training_options as of_runs
 from resval_lens.analyses.cli.memory_training import found_runs, planned_runs
 from resval_lens.analyses.cli.options import notes, words, writable
 from resval_lens.analyses.cli.reporting import report
@@ -126,12 +127,12 @@ def one_step_command(
 
 @memory_app.command("curves")
 def curves_command(
-    variants: opt.MaybeVariants = None,
-    runs: opt.Runs = None,
-    train: opt.Train = False,
-    seeds: opt.MaybeSeeds = None,
-    steps: opt.MaybeSteps = None,
-    jobs: opt.MaybeJobs = None,
+    variants: of_runs.MaybeVariants = None,
+    runs: of_runs.Runs = None,
+    train: of_runs.Train = False,
+    seeds: of_runs.MaybeSeeds = None,
+    steps: of_runs.MaybeSteps = None,
+    jobs: of_runs.MaybeJobs = None,
     level: Annotated[
         float, typer.Option(help="Level above which a memory, or the accuracy, counts as learned.")
     ] = 0.9,
@@ -162,12 +163,12 @@ def curves_command(
 
 @memory_app.command("lengths")
 def lengths_command(
-    variants: opt.MaybeVariants = None,
-    runs: opt.Runs = None,
-    train: opt.Train = False,
-    seeds: opt.MaybeSeeds = None,
-    steps: opt.MaybeSteps = None,
-    jobs: opt.MaybeJobs = None,
+    variants: of_runs.MaybeVariants = None,
+    runs: of_runs.Runs = None,
+    train: of_runs.Train = False,
+    seeds: of_runs.MaybeSeeds = None,
+    steps: of_runs.MaybeSteps = None,
+    jobs: of_runs.MaybeJobs = None,
     lengths: Annotated[
         str, typer.Option(help="Tokens of a sequence; those over the models' context are skipped.")
     ] = "128,256,1024,2048",
@@ -217,12 +218,12 @@ def lengths_command(
 
 @memory_app.command("knowledge")
 def knowledge_command(
-    variants: opt.MaybeVariants = None,
-    runs: opt.Runs = None,
-    train: opt.Train = False,
-    seeds: opt.MaybeSeeds = None,
-    steps: opt.MaybeSteps = None,
-    jobs: opt.MaybeJobs = None,
+    variants: of_runs.MaybeVariants = None,
+    runs: of_runs.Runs = None,
+    train: of_runs.Train = False,
+    seeds: of_runs.MaybeSeeds = None,
+    steps: of_runs.MaybeSteps = None,
+    jobs: of_runs.MaybeJobs = None,
     prompts: opt.Prompts = 200,
     tau3: opt.Tau3 = 10.0,
     seed: opt.Seed = 0,
@@ -267,12 +268,12 @@ def knowledge_command(
 
 @memory_app.command("held-out")
 def held_out_command(
-    variants: opt.MaybeVariants = None,
-    runs: opt.Runs = None,
-    train: opt.Train = False,
-    seeds: opt.MaybeSeeds = None,
-    steps: opt.MaybeSteps = None,
-    jobs: opt.MaybeJobs = None,
+    variants: of_runs.MaybeVariants = None,
+    runs: of_runs.Runs = None,
+    train: of_runs.Train = False,
+    seeds: of_runs.MaybeSeeds = None,
+    steps: of_runs.MaybeSteps = None,
+    jobs: of_runs.MaybeJobs = None,
     sequences: opt.Sequences = 128,
     seed: opt.Seed = 0,
     to: opt.Out = Path("out"),
@@ -314,20 +315,20 @@ def analogies_command(
         str | None, typer.Option(help="Section of --analogies.", show_default="capital-world")
     ] = None,
     pairs: Annotated[int | None, typer.Option(help="Made-up capitals.", show_default="116")] = None,
-    variants: opt.Variants = "absolute,relative,absolute-values,relative-values",
-    seeds: opt.Seeds = "0",
-    steps: opt.Steps = 1_000,
-    batch: opt.Batch = 32,
-    lr: opt.LearningRate = 0.2,
-    d_model: opt.Width = 128,
+    variants: of_runs.Variants = "absolute,relative,absolute-values,relative-values",
+    seeds: of_runs.Seeds = "0",
+    steps: of_runs.Steps = 1_000,
+    batch: of_runs.Batch = 32,
+    lr: of_runs.LearningRate = 0.2,
+    d_model: of_runs.Width = 128,
     length: opt.Length = 128,
-    n_triggers: opt.Triggers = 5,
+    n_triggers: of_runs.Triggers = 5,
     zipf: Annotated[
         float, typer.Option(help="Frequency of the k-th capital is ∝ k^−zipf; 0: all equal.")
     ] = 1.0,
     leak: Annotated[float, typer.Option(help="Probability of other countries in general.")] = 0.0,
-    runs: opt.RunsFolder = Path("runs/analogies"),
-    jobs: opt.Jobs = 0,
+    runs: of_runs.RunsFolder = Path("runs/analogies"),
+    jobs: of_runs.Jobs = 0,
     sequences: opt.Sequences = 128,
     seed: opt.Seed = 0,
     to: opt.Out = Path("out"),
@@ -387,12 +388,12 @@ def analogies_command(
 
 @memory_app.command("encodings")
 def encodings_command(
-    variants: opt.MaybeVariants = None,
-    runs: opt.Runs = None,
-    train: opt.Train = False,
-    seeds: opt.MaybeSeeds = None,
-    steps: opt.MaybeSteps = None,
-    jobs: opt.MaybeJobs = None,
+    variants: of_runs.MaybeVariants = None,
+    runs: of_runs.Runs = None,
+    train: of_runs.Train = False,
+    seeds: of_runs.MaybeSeeds = None,
+    steps: of_runs.MaybeSteps = None,
+    jobs: of_runs.MaybeJobs = None,
     to: opt.Out = Path("out"),
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,

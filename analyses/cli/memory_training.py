@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resval_lens.analyses.cli import options as opt
+from resval_lens.analyses.cli import training_options as of_runs
 from resval_lens.analyses.cli.completion import TRIGGERS, UNITS, one_of
 from resval_lens.analyses.cli.options import folder_words, only_with_train, words
 from resval_lens.analyses.cli.reporting import report_runs
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
 
 
 def train_memory_command(
-    variants: opt.Variants = "absolute,relative,absolute-values,relative-values",
-    streams: opt.TrainedStreams = None,
-    seeds: opt.Seeds = "0",
-    steps: opt.Steps = 1_000,
-    batch: opt.Batch = 64,
-    lr: opt.LearningRate = 0.1,
+    variants: of_runs.Variants = "absolute,relative,absolute-values,relative-values",
+    streams: of_runs.TrainedStreams = None,
+    seeds: of_runs.Seeds = "0",
+    steps: of_runs.Steps = 1_000,
+    batch: of_runs.Batch = 64,
+    lr: of_runs.LearningRate = 0.1,
     momentum: Annotated[float, typer.Option(help="Momentum of SGD.")] = 0.9,
-    d_model: opt.Width = 128,
+    d_model: of_runs.Width = 128,
     length: opt.Length = 128,
     text: Text = None,
     unit: Annotated[
@@ -46,11 +47,11 @@ def train_memory_command(
             autocompletion=one_of(*TRIGGERS),
         ),
     ] = "fixed",
-    n_triggers: opt.Triggers = 5,
-    snapshot_every: opt.SnapshotEvery = 20,
-    jobs: opt.Jobs = 0,
-    runs: opt.RunsFolder = Path("runs/memory"),
-    keep_snapshots: opt.KeepSnapshots = False,
+    n_triggers: of_runs.Triggers = 5,
+    snapshot_every: of_runs.SnapshotEvery = 20,
+    jobs: of_runs.Jobs = 0,
+    runs: of_runs.RunsFolder = Path("runs/memory"),
+    keep_snapshots: of_runs.KeepSnapshots = False,
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:

@@ -9,24 +9,26 @@ import typer
 from resval_lens.analyses.cli.circuit import Completeness, IGSteps, MethodName, Minimality
 from resval_lens.analyses.cli.loading import load_options
 from resval_lens.analyses.cli.options import (
-    CheckpointBlocks,
     Device,
     DType,
     Json,
     Length,
     MaybeOut,
-    MicroBatch,
     Model,
-    Preset,
     Prompts,
     Quiet,
     Setting,
-    Spec,
     Streams,
     notes,
     writable,
 )
 from resval_lens.analyses.cli.reporting import report
+from resval_lens.analyses.cli.training_options import (
+    CheckpointBlocks,
+    MicroBatch,
+    Preset,
+    Spec,
+)
 
 plan_app = typer.Typer(
     no_args_is_help=True, help="Show the time and memory of a command before you start it."

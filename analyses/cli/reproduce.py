@@ -15,15 +15,10 @@ from resval_lens.analyses.cli.completion import one_of
 from resval_lens.analyses.cli.icl import train_icl_runs
 from resval_lens.analyses.cli.options import (
     Json,
-    MaybeJobs,
     MaybeSeed,
-    MaybeSeeds,
-    MaybeSteps,
     MaybeTrials,
     Out,
     Quiet,
-    Runs,
-    Train,
     notes,
     only_for,
     only_with_train,
@@ -32,6 +27,13 @@ from resval_lens.analyses.cli.options import (
 from resval_lens.analyses.cli.reporting import report
 from resval_lens.analyses.cli.reproducible import REPRODUCIBLE, Asked, Reproducible
 from resval_lens.analyses.cli.runs import Corpus, QueueModel
+from resval_lens.analyses.cli.training_options import (
+    MaybeJobs,
+    MaybeSeeds,
+    MaybeSteps,
+    Runs,
+    Train,
+)
 from resval_lens.numbers import numbers
 
 if TYPE_CHECKING:

@@ -12,10 +12,12 @@ from resval_lens.analyses.cli.console import err
 from resval_lens.analyses.cli.options import (
     Json,
     Quiet,
-    RunsFolder,
     writable,
 )
 from resval_lens.analyses.cli.reporting import report
+from resval_lens.analyses.cli.training_options import (
+    RunsFolder,
+)
 
 runs_app = typer.Typer(
     no_args_is_help=True,
