@@ -195,6 +195,7 @@ def _emergence(
         drawn_figure(ready.get("emergence.png") or icl_curves(runs).figure(),
                  "Accuracy and loss of classifiers in training",
                 "Thin: single seeds; thick: their mean."),
+        html_table(study.classifiers.accuracy_table()),
         html_table(study.emergence.table()),
     ]  # fmt: skip
     of_models = study.lm_emergence
