@@ -1,6 +1,9 @@
 """Figures as SVG files: words are text, colours follow the theme; and plain ticks of log axes."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -108,3 +111,18 @@ def test_ticks_of_a_logarithmic_axis_are_plain(data, at, ticks):
         assert [label.get_text() for place, label in shown if low <= place <= high] == ticks
         assert not any(label.get_text() for label in axis.get_minorticklabels())
     plt.close(drawn)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "kept"), [("matplotlib.use('pdf'); ", "pdf"), ("import matplotlib.pyplot; ", "agg")]
+)
+def test_a_backend_that_was_chosen_before_stays(chosen: str, kept: str) -> None:
+    """So that figures of one's own still show in a notebook."""
+    code = f"import matplotlib; {chosen}import resval_lens.analyses.studies.circuit_figures; "
+    code += "print(matplotlib.get_backend())"
+    environment = {name: x for name, x in os.environ.items() if name != "MPLBACKEND"}
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True,
+        env=environment, check=True,
+    )  # fmt: skip
+    assert found.stdout.strip().lower() == kept

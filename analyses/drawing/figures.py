@@ -11,7 +11,8 @@ from zlib import crc32
 import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
+if matplotlib.get_backend(auto_select=False) is None:  # a notebook, or a user, has chosen before
+    matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
