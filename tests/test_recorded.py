@@ -26,7 +26,7 @@ def test_every_variant_ships_with_its_seeds() -> None:
         name: [r.run.seed for r in load_runs(ICLRun) if r.run.name == name]
         for name in (*PAPER_VARIANTS, *FURTHER_VARIANTS)
     }
-    counts = {"classic": 7, "values": 7, "queries": 5, "keys": 5} | dict.fromkeys(
+    counts = {"classic": 8, "values": 8, "queries": 5, "keys": 5} | dict.fromkeys(
         FURTHER_VARIANTS, 2
     )
     assert seeds == {name: list(range(count)) for name, count in counts.items()}
