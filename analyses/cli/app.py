@@ -68,37 +68,47 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Transformers with a residual value stream: train them, cut their links, compare them.",
+    help="Look into transformers, with a residual value stream or without one.",
     epilog=EPILOG,
 )
 train_app = typer.Typer(
     no_args_is_help=True, help="Train models. The same command resumes a killed run."
 )
-app.add_typer(train_app, name="train")
 train_app.command("icl")(train_icl_command)
 train_app.command("lm")(train_lm_command)
 train_app.command("graft")(train_graft_command)
 train_app.command("memory")(train_memory_command)
-app.add_typer(runs_app, name="runs")
-app.command("reproduce")(reproduce_command)
-app.command("compare")(compare_command)
-app.command("link-in-training")(link_in_training_command)
-app.add_typer(plan_app, name="plan")
-app.command("generate")(generate_command)
-app.add_typer(eval_app, name="eval")
-app.add_typer(amicl_app, name="amicl")
-app.add_typer(memory_app, name="memory")
-app.command("patch")(patch_command)
-app.command("ablate")(ablate_command)
-app.command("circuit")(circuit_command)
-app.command("roles")(roles_command)
-app.command("movers")(movers_command)
-app.command("selections")(selections_command)
-app.command("ways")(ways_command)
-app.command("grafts")(grafts_command)
-app.command("attribute")(attribute_command)
-app.command("induction")(induction_command)
-app.command("attention")(attention_command)
+COMMANDS: dict[str, dict[str, Any]] = {
+    "Look into a model": {
+        "attention": attention_command,
+        "patch": patch_command,
+        "attribute": attribute_command,
+        "circuit": circuit_command,
+        "ablate": ablate_command,
+        "induction": induction_command,
+        "roles": roles_command,
+        "movers": movers_command,
+        "generate": generate_command,
+        "eval": eval_app,
+        "plan": plan_app,
+    },
+    "Compare": {
+        "compare": compare_command,
+        "ways": ways_command,
+        "grafts": grafts_command,
+        "selections": selections_command,
+        "link-in-training": link_in_training_command,
+    },
+    "Train": {"train": train_app, "runs": runs_app},
+    "The papers": {"reproduce": reproduce_command, "amicl": amicl_app, "memory": memory_app},
+}
+"""Every command, in the parts and the order that help has them in."""
+for panel, commands in COMMANDS.items():
+    for name, command in commands.items():
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name, rich_help_panel=panel)
+        else:
+            app.command(name, rich_help_panel=panel)(command)
 
 
 def show_version(asked: bool | None) -> bool:

@@ -64,7 +64,7 @@ def attention_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """What does each head attend to? One page with all heads, on any text.
+    """Show what each head attends to, on any text: one page with all heads.
 
     attention.html opens offline: every head small, one large; point at a token and it shows what
     the token attends to and what attends to it. Of a model with a value stream it also shows what

@@ -53,7 +53,7 @@ def induction_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Induction: which heads copy from the context, and do they need the links?
+    """Find the heads that copy from the context; do they need the links?
 
     A language model reads --length random tokens twice. The command shows scores of its heads, and
     the loss where tokens repeat, as trained and with links ablated. With --text it adds the same
