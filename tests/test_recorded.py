@@ -105,16 +105,17 @@ def test_the_readme_says_when_in_context_learning_emerges() -> None:
     low, high = (100 * x for x in (stream.saving.interval.low, stream.saving.interval.high))
     seeds = next(word for word, n in NUMBERS.items() if n == len(steps["values"]))
     matched = [rate.compared("ic", x, "values-norm-matched", "classic") for x in (0.95, 0.5)]
-    late, early = (
-        f"{each.tests.p_holm:{form}}".lstrip("0")
-        for each, form in zip(matched, (".2g", ".1g"), strict=True)
-    )
+    late, early = matched
+    p, share = late.tests, late.saving.share
     for words in (
         f"in {saved('values'):.0%} [{low:.0f}, {high:.0f}] fewer steps",
-        f"({seeds} seeds, p = {stream.tests.p_holm:.1g}; published: 24%)".replace("0.", "."),
+        f"({seeds} seeds, p = {stream.tests.p_holm:.1g}; published: 24%)",
         f"√2 save {saved('own-root-2'):.0%}, doubled ones {saved('own-2'):.0%}",
-        f"at .95 (p = {late}); at .5 there is one (p = {early})",
+        f"saves {early.saving.share:.0%} to IC > .5 (p = {early.tests.p_holm:.1g})",
+        f"the {share:.0%} that it saves to .95 do not survive correction "
+        f"(p = {p.p_holm:.2g}, paired {p.p_paired_holm:.2g})",
     ):
+        words = words.replace(" 0.", " .")
         assert words in README, words
 
 

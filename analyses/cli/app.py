@@ -149,7 +149,9 @@ def options(
     page: Annotated[
         bool,
         typer.Option(
-            "--page", help="Write one HTML page of the result, too, beside its JSON: opens offline."
+            "--page",
+            help="Write one HTML page of the result, too, beside its JSON: opens offline. Goes "
+            "before the command.",
         ),
     ] = False,
 ) -> None:

@@ -7,6 +7,7 @@ whose layer 1 has larger values and no link, and one with the link and values of
     size-root-2, rate-2             V₁ = W₁ᵛ X, W₁ᵛ √2 times as large at first, or learning twice
                                     as fast: the two parts of gain √2 under SGD
     values-norm-matched             V₁ = (W₁ᵛ X + V₀) / √2: the stream without gain
+    values-half                     V₁ = (W₁ᵛ X + V₀) / 2: the even mix of ResFormer, smaller
     values-detached                 V₁ = W₁ᵛ X + V₀, no gradient through V₀
 """
 
@@ -51,9 +52,9 @@ CLASSIC, STREAM = "classic", "values"
 GAIN_ALONE = ("own-root-2", "own-2")
 """Larger values and no link."""
 PARTS = tuple(PART_OF_GAIN)
-LESS = "own-half"
+LESS, MIXED = "own-half", "values-half"
 VARIANTS = (
-    CLASSIC, LESS, *GAIN_ALONE, *PARTS, "values-norm-matched", "values-detached", STREAM,
+    CLASSIC, LESS, *GAIN_ALONE, *PARTS, MIXED, "values-norm-matched", "values-detached", STREAM,
 )  # fmt: skip
 PUBLISHED_RATE = 0.01
 

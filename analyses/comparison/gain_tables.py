@@ -8,6 +8,7 @@ from resval_lens.analyses.comparison.gain import (
     CLASSIC,
     GAIN_ALONE,
     LEVELS,
+    MIXED,
     PARTS,
     PUBLISHED_RATE,
     STREAM,
@@ -33,6 +34,7 @@ CALLED = {
     "own-2": "own values × 2 without a link", "size-root-2": "W_V √2 times as large at first",
     "rate-2": "W_V learning twice as fast", MATCHED: "a stream of constant norm",
     "values-detached": "a stream without its gradient",
+    MIXED: "half own values and half the link's",
 }  # fmt: skip
 """Variants in sentences."""
 SHADES = dict(zip(LEVELS, ("#9ECAE1", "#4292C6", "#084594"), strict=True))
@@ -136,7 +138,7 @@ def answers(rate: AtRate, task: str, level: float) -> list[str]:
         said.append(f"Of the stream’s saving to {where(task, level)}: {', '.join(parts)}.")
     for second, firsts in (
         (STREAM, (*GAIN_ALONE, *PARTS, MATCHED, "values-detached")),
-        (CLASSIC, (*PARTS, MATCHED)),
+        (CLASSIC, (*PARTS, MATCHED, MIXED)),
     ):
         sides = [_beside(rate, rate.compared(task, level, first, second)) for first in firsts]
         if any(sides):

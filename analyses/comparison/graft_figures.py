@@ -14,9 +14,15 @@ if TYPE_CHECKING:
 
     from resval_lens.analyses.comparison.grafts import Grafts
 
+KINDS = {"carried": ("links", "-"), "own": ("gains", "--")}
+"""What streams learn, by the end of its parameter's name: in words, and how it is drawn."""
+
 
 def learned_figure(study: Grafts) -> Figure:
-    """A panel a variant: every number by layer, a line a seed and head, their mean thick."""
+    """A panel a variant: every number by layer, a line a seed and head, their mean thick.
+
+    Links are drawn solid, gains dashed.
+    """
     from resval_lens.analyses.comparison.grafts import by_layer
 
     shown = [each for each in study.variants if any(g.learned for g in study.of(each.name))]
@@ -29,20 +35,23 @@ def learned_figure(study: Grafts) -> Figure:
         for axes in grid.flat[len(shown) :]:
             axes.set_visible(False)
         for axes, variant in zip(grid.flat, shown, strict=False):
-            shade, means = colours[variant.name], []
-            for graft in study.of(variant.name):
-                found = by_layer([graft])
-                layers = sorted(found)
-                for head in range(len(found[layers[0]])):
-                    axes.plot(layers, [found[n][head] for n in layers], color=shade, alpha=0.3,
-                              lw=0.8)  # fmt: skip
-                means.append([float(found[n].mean()) for n in layers])
-            mean = np.mean(means, axis=0)
-            axes.plot(layers, mean, color=shade, lw=2)
-            texts = [
-                f"{variant.name}, layer {n}: {y:.3f}" for n, y in zip(layers, mean, strict=True)
-            ]
-            points(axes, layers, mean.tolist(), texts, shade)
+            shade = colours[variant.name]
+            for kind, (called, dashes) in KINDS.items():
+                runs = [by_layer([graft], kind) for graft in study.of(variant.name)]
+                layers = sorted(runs[0])
+                if not layers:
+                    continue
+                for found in runs:
+                    for head in range(len(found[layers[0]])):
+                        axes.plot(layers, [found[n][head] for n in layers], dashes, color=shade,
+                                  alpha=0.3, lw=0.8)  # fmt: skip
+                mean = [float(np.mean([found[n].mean() for found in runs])) for n in layers]
+                axes.plot(layers, mean, dashes, color=shade, lw=2)
+                texts = [
+                    f"{variant.name}, {called}, layer {n}: {y:.3f}"
+                    for n, y in zip(layers, mean, strict=True)
+                ]
+                points(axes, layers, mean, texts, shade)
             axes.axhline(0, color="#999999", lw=0.6)
             axes.set_title(plain(variant.name))
             axes.set_xlabel("layer")

@@ -160,7 +160,7 @@ class Grafts(Result):
         ]
         return table(
             "What streams learned", ("layer",), [each.name for each in columns], rows,
-            "means over seeds; of each head in turn", NARROW,
+            "means over seeds; of each head in turn, links before gains", NARROW,
         )  # fmt: skip
 
     def _rank_table(self) -> Table:
@@ -275,12 +275,18 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" + "s" * (number != 1)
 
 
-def by_layer(grafts: Sequence[Graft]) -> dict[int, Float[np.ndarray, " number"]]:
-    """What streams learned, means over runs, by layer."""
+def by_layer(grafts: Sequence[Graft], kind: str = "") -> dict[int, Float[np.ndarray, " number"]]:
+    """What streams learned, means over runs, by layer.
+
+    Args:
+        kind: ``"carried"`` for links' weights alone, ``"own"`` for gains; by default all.
+    """
     every: dict[int, list[np.ndarray]] = {}
     for graft in grafts:
         own: dict[int, list[np.ndarray]] = {}
-        for name, numbers in graft.learned.items():
+        for name, numbers in sorted(graft.learned.items()):
+            if not name.endswith(kind):
+                continue
             own.setdefault(int(name.split(".")[1]), []).append(np.ravel(numbers))
         for layer, parts in own.items():
             every.setdefault(layer, []).append(np.concatenate(parts))
