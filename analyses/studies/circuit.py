@@ -228,7 +228,10 @@ def circuit_table(study: CircuitStudy, most: int = 30) -> Table:
 
 def scores_table(study: CircuitStudy, most: int = 15) -> Table:
     """The strongest edges of all, in the circuit or not."""
-    title = f"Strongest edges by {study.method}\n(change of the metric when the edge is corrupted)"
+    title = (
+        f"Strongest edges by {study.method}\n"
+        "(change of the metric when the edge is corrupted; below 0: it helps)"
+    )
     table = Table(title=title, **NARROW)
     table.add_column("edge", no_wrap=True)
     table.add_column("score", justify="right")
