@@ -147,7 +147,7 @@ def test_recovery_is_tested_beside_as_many_steps_with_the_link(found: LinkOverSe
 
 
 def test_the_verdict_follows_the_tests(found: LinkOverSeeds) -> None:
-    said = [text for text in found.sentences() if "gives" in text]
+    said = [text for text in found.sentences() if "restores" in text]
     assert all(
         "it is not shown that the link carries more than gain" in text for text in said
     )  # × 2 costs nothing
@@ -160,7 +160,7 @@ def test_the_verdict_follows_the_tests(found: LinkOverSeeds) -> None:
             at["edits"]["links cut, norm kept"]["ic"] = 0.83 - 0.0001 * one.run.seed
             at["edits"]["links cut"]["ic"] = 0.7 + 0.0001 * one.run.seed
         changed.append(LinkInTraining.from_dict(document))
-    said = [text for text in link_over_seeds(changed).sentences() if "gives" in text]
+    said = [text for text in link_over_seeds(changed).sentences() if "restores" in text]
     assert len(said) == 2
     whole = link_over_seeds(changed)
     every = [*whole.edit_tests, *whole.degree_tests, *whole.recovery_tests]
