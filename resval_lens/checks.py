@@ -23,6 +23,16 @@ def check_whole(name: str, value: Any, least: int) -> None:
         raise ValueError(f"{name} must be a whole number from {least} up; got {value!r}")
 
 
+def check_above_zero(name: str, value: Any) -> None:
+    """Refuses what is not a finite number above 0.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be a finite number above 0; got {value!r}")
+
+
 def check_floats(name: str, value: Any, shape: str, dtype: torch.dtype | None = None) -> None:
     """Refuses what is not a tensor of floats with as many dimensions as ``shape`` names.
 

@@ -630,7 +630,10 @@ def scored(runs: EdgeRuns, method: str, **settings: Any) -> EdgeScores:
         (lambda runs: scored(runs, "acdc", threshold=0), "threshold must be above 0 .* got 0"),
         (lambda runs: scored(runs, "acdc", threshold=math.nan), "threshold must be above .* nan"),
         (lambda runs: scored(runs, "eap", threshold=0.1), "the method eap has no threshold"),
-        (lambda runs: scored(runs, "eap", steps=3), "steps=3: the method eap does not average"),
+        (
+            lambda runs: scored(runs, "eap", steps=3),
+            "steps=3: the method eap does not average over runs",
+        ),
         (lambda runs: scored(runs, "guess"), f"method must be one of {', '.join(METHODS)}; got"),
         (lambda runs: top_n(runs.graph, torch.ones(len(runs.graph)), 0), r"n must lie between 1"),
         (lambda runs: Circuit.of(runs.graph, ["a0.h9->m1"]), r"no edge 'a0.h9->m1'"),

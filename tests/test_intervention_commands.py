@@ -409,7 +409,8 @@ def test_models_are_found_by_name_and_folder(tmp_path: Path) -> None:
          "acdc; got 0.0"),
         ("circuit values --method acdc --prompts 4", "threshold must be above 0 for acdc; got "
          "None"),
-        ("circuit values --method eap --ig-steps 3 --prompts 4", "steps=3: the method eap does not average"),
+        ("circuit values --method eap --ig-steps 3 --prompts 4", "steps=3: the method eap does not "
+         "average over runs"),
         ("circuit values --method foo --prompts 4", "method must be one of "
          f"{', '.join(METHODS)}; got 'foo'"),
         ("circuit --prompts 0", "prompts must be a whole number from 1 up; got 0"),

@@ -100,15 +100,19 @@ def source_norms(model: ResValTransformer, cache: Cache) -> SourceNorms:
     return SourceNorms(torch.stack(own), torch.stack(link))
 
 
+def before(patterns: Float[Tensor, "*head query key"]) -> Float[Tensor, "*head query key"]:
+    """The weights on tokens before a query's own, the first left out: 0 elsewhere."""
+    kept = patterns.tril(-1)
+    kept[..., 0] = 0
+    return kept
+
+
 def strength(patterns: Float[Tensor, "*head query key"]) -> Float[Tensor, "*head"]:
     """How far a head looks at single tokens before its own: mean over i ≥ 2 of max_{0<j<i} A[i, j].
 
     The first token, on which heads rest, and a query's own are left out; 0 for fewer than three
     tokens.
     """
-    length = patterns.shape[-1]
-    if length < 3:
+    if patterns.shape[-1] < 3:
         return patterns.new_zeros(patterns.shape[:-2])
-    before = torch.ones(length, length, dtype=torch.bool, device=patterns.device).tril(-1)
-    before[:, 0] = False
-    return patterns.where(before, 0.0)[..., 2:, :].amax(-1).mean(-1)
+    return before(patterns)[..., 2:, :].amax(-1).mean(-1)

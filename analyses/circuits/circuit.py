@@ -146,9 +146,9 @@ class Circuit:
 
     def flow(self) -> nx.DiGraph:
         """What reaches what along the circuit's edges: see ``Graph.flow``."""
-        kept = self.kept.tolist()
         import networkx as nx
 
+        kept = self.kept.tolist()
         flow = nx.DiGraph()
         flow.add_nodes_from(self.graph.flow)
         flow.add_edges_from(

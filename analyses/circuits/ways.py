@@ -25,7 +25,8 @@ def least_sizes(circuit: NamedCircuit, weights: Mapping[str, float]) -> dict[str
         for source, target in _inside(circuit, edge):
             after[source].append(target)
             before[target].append(source)
-    found, waiting = dict.fromkeys(circuit.edges, len(order)), dict.fromkeys(order[:0])
+    found = dict.fromkeys(circuit.edges, len(order))
+    waiting: dict[str, None] = {}
     below: set[str] = set()
     above: set[str] = set()
     _spread(below, after, "input")
@@ -59,8 +60,8 @@ def _ends(circuit: NamedCircuit, edge: str) -> tuple[str, str]:
     source, target = edge.split("->")
     if edge not in circuit.links:
         return source, target
-    hands_on_own = source.startswith("t.") or source[-2] in (circuit.raw or "")
-    return source if hands_on_own else f"{source}+", f"{target}+"
+    passes_own = source.startswith("t.") or source[-2] in (circuit.raw or "")
+    return source if passes_own else f"{source}+", f"{target}+"
 
 
 def _inside(circuit: NamedCircuit, edge: str) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from rich.markup import escape as markup
 from rich.table import Table
 
-from resval_lens.analyses.attribution.sources import MEASURE, Attention, strength
+from resval_lens.analyses.attribution.sources import MEASURE, Attention, before, strength
 from resval_lens.analyses.drawing.figures import legible
 from resval_lens.analyses.results.result import OPTIONAL, Result
 from resval_lens.analyses.results.tables import WIDE, table
@@ -121,9 +121,7 @@ class AttentionOnText(Result):
 
 def _head(found: Attention, place: tuple[int, int], strong: float) -> AttendingHead:
     pattern = found.patterns[place]
-    before = pattern.tril(-1)
-    before[:, 0] = 0
-    query, key = divmod(int(before.argmax()), len(pattern))
+    query, key = divmod(int(before(pattern).argmax()), len(pattern))
     norms = found.norms
     own = None if norms is None else (pattern @ norms.own[place]).mean().item()
     link = None if norms is None else (pattern @ norms.link[place]).mean().item()

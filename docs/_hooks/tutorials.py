@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def names() -> list[str]:
     return sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 
 
+@cache
 def cells(name: str) -> list[dict[str, Any]]:
     """A notebook's cells."""
     found: list[dict[str, Any]] = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())["cells"]
@@ -71,6 +73,7 @@ def shown(name: str, i: int, j: int) -> str:
 
 def on_files(files: Any, config: Any) -> None:
     """Called by MkDocs with the site's files: the pages, and the notebooks to download."""
+    cells.cache_clear()  # a site that is served is built again
     for name in names():
         files.append(File.generated(config, f"{PLACE}/{name}.md", content=page(name)))
         notebook = (NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8")

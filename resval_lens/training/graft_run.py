@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
 
-from resval_lens.checks import check_whole, is_number
+from resval_lens.checks import check_above_zero, check_whole, is_number
 from resval_lens.streams import AttentionStream, parse_streams
 from resval_lens.training.run import Line, Run
 from resval_lens.training.run_folder import content_sha256
@@ -75,10 +75,7 @@ class GraftRun(Run[ResValTransformer]):
         for name, lowest in {**least, "snapshot_every": 1}.items():
             check_whole(name, getattr(self, name), lowest)
         for name in ("lr", "low_rank_lr"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(
-                    f"{name} must be a finite number above 0; got {getattr(self, name)!r}"
-                )
+            check_above_zero(name, getattr(self, name))
         if self.precision not in get_args(Precision):
             raise ValueError(
                 f"precision must be one of {get_args(Precision)}; got {self.precision!r}"

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Generator
 
-from resval_lens.checks import is_number
+from resval_lens.checks import check_above_zero, is_number
 from resval_lens.io.files import check_room
 from resval_lens.models.classifier import ClassifierConfig, ICLClassifier, Spec, classifier_config
 from resval_lens.models.presets import ICL_VARIANTS
@@ -64,9 +64,7 @@ class ICLRun(TrainableRun[ICLClassifier]):
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay must be a number from 0 to below 1; got {self.decay!r}")
         for name in ("v_size", "v_rate"):
-            value = getattr(self, name)
-            if not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be a finite number above 0; got {value!r}")
+            check_above_zero(name, getattr(self, name))
 
     @property
     def rank(self) -> tuple[int, str, int]:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Generator
 
+from resval_lens.checks import check_above_zero
+
 
 def check_name(name: Any) -> None:
     """Raises ValueError unless ``name`` can be a folder's, as the name of a run is."""
@@ -32,8 +34,7 @@ def check_sgd_settings(run: Any) -> None:
             raise ValueError(f"{name} must be a whole number above 0; got {value!r}")
     if not isinstance(run.seed, int) or run.seed < 0:
         raise ValueError(f"seed must be a whole number from 0 up; got {run.seed!r}")
-    if not 0 < run.lr < float("inf"):
-        raise ValueError(f"lr must be a finite number above 0; got {run.lr!r}")
+    check_above_zero("lr", run.lr)
 
 
 def seeded_generators(seed: int, names: Sequence[str]) -> dict[str, Generator]:

@@ -12,6 +12,7 @@ import scipy
 from jaxtyping import Int
 
 from resval_lens.analyses.papers.amicl.model import PairTask
+from resval_lens.checks import check_above_zero
 
 
 def margin(a: float, task: PairTask) -> float:
@@ -69,8 +70,7 @@ def predicted(a: float, task: PairTask) -> float:
         ValueError: a task with distractors or a cue, or an a that is not above 0.
     """
     _check_plain(task)
-    if not 0 < a < np.inf:
-        raise ValueError(f"a must be a finite number above 0; got {a!r}")
+    check_above_zero("a", a)
     d, m = task.d, task.n_pairs
     length, slope, apart = _instances(task)
     # [k, r, z]: further instances, squared length of the last object, place of the best right score

@@ -90,12 +90,13 @@ def merge(model: Any, state: State, content: Mapping[str, Any]) -> None:
             weight is the embedding's, too.
     """
     embedding = model.get_input_embeddings().weight
+    modules = dict(model.named_modules())
     adapted = [name for name in state if name.endswith(".lora_A.weight")]
     if not adapted:
         raise ValueError(f"{state.source} adapts nothing: its weights have no lora_A")
     for name in adapted:
         module = name.removesuffix(".lora_A.weight")
-        weight, transposed = _projection(model, module, state.source)
+        weight, transposed = _projection(modules, module, state.source)
         if weight is embedding:
             raise ValueError(f"{state.source} adapts {module}, whose weight is the embedding's")
         wide, narrow = weight.T.shape if transposed else weight.shape
@@ -107,11 +108,11 @@ def merge(model: Any, state: State, content: Mapping[str, Any]) -> None:
     state.done()
 
 
-def _projection(model: Any, module: str, source: str) -> tuple[Tensor, bool]:
+def _projection(modules: Mapping[str, Any], module: str, source: str) -> tuple[Tensor, bool]:
     """A module's weight, and whether it is [in, out]."""
     from transformers.pytorch_utils import Conv1D
 
-    found = dict(model.named_modules()).get(module)
+    found = modules.get(module)
     if not isinstance(found, torch.nn.Linear | Conv1D):
         there = "has not" if found is None else f"has as {type(found).__name__}, no projection"
         raise ValueError(f"{source} adapts {module}, which its model {there}")
