@@ -22,19 +22,18 @@ from scipy import stats
 from resval_lens.analyses.circuits.methods import METHODS
 from resval_lens.analyses.circuits.scores import score_edges
 from resval_lens.analyses.circuits.selection import SELECTIONS
-from resval_lens.analyses.comparison.gain import gain_or_stream
 from resval_lens.analyses.comparison.link_moments import MOMENTS
 from resval_lens.analyses.comparison.link_over_seeds import RECORDED, link_over_seeds, link_studies
 from resval_lens.analyses.comparison.lm_emergence import lm_emergence
 from resval_lens.analyses.report import results_page
 from resval_lens.analyses.report.findings import AT_ONCE, FINDINGS
+from resval_lens.analyses.report.gain import recorded_gain
 from resval_lens.analyses.results.seeds import spread
 from resval_lens.analyses.studies.ablations import ABLATIONS
 from resval_lens.analyses.tasks import TASKS
 from resval_lens.analyses.tasks.problem import pose
 from resval_lens.hooks.answers import answer_logits
 from resval_lens.load import load_model
-from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.lm_run import LMRun
 from resval_lens.training.recorded import load_runs
 from tests.examples import DOCS, EXAMPLES, page, run_example
@@ -574,8 +573,8 @@ def test_the_circuit_that_names_is_the_one_recorded():
     found = {tuple(row[:2]): row[2:] for row in rows(part)}
     for metric, own in report["measured"].items():
         for ablation, outside in (
-            ("resample", "as on the corrupted prompts"),
-            ("mean", "mean over corrupted prompts"),
+            ("resample", "corrupted"),
+            ("mean", "means"),
         ):
             kept = own[ablation]
             f = (kept["circuit"] - kept["corrupted"]) / (own["clean"] - kept["corrupted"])
@@ -733,7 +732,7 @@ def test_findings_are_the_sentences_of_their_studies():
     emergence, gain = (
         results_page.section(f"finding-{name}", DOCS) for name in ("emergence", "gain")
     )
-    study = gain_or_stream(load_runs(ICLRun)).rates[0]
+    study = recorded_gain().rates[0]
     saving = study.compared("ic", 0.95, "values", "classic").saving
     assert f"To IC .95 the value stream takes {saving.share:.0%} " in emergence
     share = study.share("ic", 0.95, "own-2").ours

@@ -9,7 +9,8 @@ import pytest
 import torch
 from scipy import stats
 
-from resval_lens.analyses.comparison.gain import GAIN_ALONE, VARIANTS, gain_or_stream
+from resval_lens.analyses.comparison.gain import GAIN_ALONE, VARIANTS
+from resval_lens.analyses.report.gain import recorded_gain
 from resval_lens.analyses.report.results_page import section
 from resval_lens.models.presets import FURTHER_VARIANTS, PAPER_VARIANTS
 from resval_lens.tasks.icl import ICLBatch
@@ -100,7 +101,7 @@ def test_the_readme_says_when_in_context_learning_emerges() -> None:
         both = steps["classic"].keys() & steps[name].keys()
         return 1 - sum(steps[name][x] for x in both) / sum(steps["classic"][x] for x in both)
 
-    rate = gain_or_stream(load_runs(ICLRun)).rates[0]
+    rate = recorded_gain().rates[0]
     stream = rate.compared("ic", 0.95, "values", "classic")
     low, high = (100 * x for x in (stream.saving.interval.low, stream.saving.interval.high))
     seeds = next(word for word, n in NUMBERS.items() if n == len(steps["values"]))

@@ -215,25 +215,31 @@ def gain_figure(study: GainOrStream) -> Figure:
     from resval_lens.analyses.drawing.figures import STYLE as DRAWN
     from resval_lens.analyses.drawing.figures import plt
 
+    high = [0.28 * len(_drawn(rate)) + 0.88 for rate in study.rates]
     with plt.rc_context(DRAWN):
         figure, grid = plt.subplots(
-            len(study.rates), 2, figsize=(10, 3.4 * len(study.rates)), sharey="row",
-            squeeze=False, layout="constrained",
+            len(study.rates), 2, figsize=(10, sum(high)), height_ratios=high, sharex="col",
+            sharey="row", squeeze=False, layout="constrained",
         )  # fmt: skip
         for rate, row in zip(study.rates, grid, strict=True):
             for task, axes in zip(IN_CONTEXT, row, strict=True):
                 _draw(axes, rate, task)
+        for axes in grid[-1]:
+            axes.set_xlabel("steps saved against classic, % (◇ published, ◁ at most)")
         grid[0, 0].legend(loc="upper left", title="accuracy above")
     return figure
+
+
+def _drawn(rate: AtRate) -> list[str]:
+    """Variants that are compared with classic."""
+    against = {each.first for each in rate.against if each.second == CLASSIC}
+    return [name for name in VARIANTS if name in against]
 
 
 def _draw(axes: Axes, rate: AtRate, task: str) -> None:
     from resval_lens.analyses.drawing.marks import tip
 
-    names = [
-        name for name in VARIANTS
-        if any(each.first == name and each.second == CLASSIC for each in rate.against)
-    ]  # fmt: skip
+    names = _drawn(rate)
     axes.axvline(0, color="#999999", lw=0.8)
     for at, level in zip((0.22, 0, -0.22), LEVELS, strict=True):
         label: str | None = f"{level:g}"
@@ -256,9 +262,7 @@ def _draw(axes: Axes, rate: AtRate, task: str) -> None:
                 (ring,) = axes.plot(saved, y, "D", mfc="none", color=SHADES[level], ms=6)
                 tip(ring, f"{name}, {where(task, level)}: published {saved:.0f}%")
     axes.set_yticks(range(len(names)), names)
-    signs = "◇ published, " if rate.lr == PUBLISHED_RATE else ""
     axes.set(
         title=f"{TASKS[task]}, learning rate {rate.lr:g}",
-        xlabel=f"steps saved against classic, % ({signs}◁ at most)",
         ylim=(-0.5, len(names) - 0.5),
     )  # fmt: skip

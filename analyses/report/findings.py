@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from resval_lens.analyses.comparison.gain import GainOrStream, gain_or_stream
+from resval_lens.analyses.comparison.gain import PUBLISHED_RATE
 from resval_lens.analyses.comparison.grafts import grafts
 from resval_lens.analyses.comparison.link_over_seeds import RECORDED, link_over_seeds, link_studies
 from resval_lens.analyses.comparison.lm_emergence import lm_emergence
@@ -14,16 +15,17 @@ from resval_lens.analyses.comparison.ways import Ways
 from resval_lens.analyses.papers.memory.orders import memory_orders
 from resval_lens.analyses.papers.memory.training import MemoryRun
 from resval_lens.analyses.report import pretrained
+from resval_lens.analyses.report.gain import recorded_gain
 from resval_lens.analyses.report.grafts import AGAINST
 from resval_lens.io.files import read_json
 from resval_lens.training.graft_run import GraftRun
-from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.lm_run import LMRun
 from resval_lens.training.recorded import load_runs
 
 FINDINGS: dict[str, Callable[[Path], list[str]]] = {
     "finding-emergence": lambda folder: _of_gain("To"),
     "finding-gain": lambda folder: _of_gain("Of") + _of_gain("From") + _of_gain("Compared"),
+    "finding-rates": lambda folder: _at_other_rates(),
     "finding-link": lambda folder: _of_link(
         "cutting the link", "is still missing", "all", "more steps"
     ),
@@ -43,8 +45,8 @@ FINDINGS: dict[str, Callable[[Path], list[str]]] = {
 
 
 AT_ONCE = {
-    "finding-emergence": 3, "finding-gain": 4, "finding-link": 7, "finding-degrees": 2,
-    "finding-language-models": 5, "finding-roles": 2, "finding-grafts": 6,
+    "finding-emergence": 3, "finding-gain": 4, "finding-rates": 2, "finding-link": 7,
+    "finding-degrees": 2, "finding-language-models": 5, "finding-roles": 2, "finding-grafts": 6,
     "finding-memories": 2, "finding-naming-circuit": 3, "finding-movers": 3, "finding-repeats": 4,
 }  # fmt: skip
 """How many sentences are read at once; by default one. The others unfold."""
@@ -61,18 +63,22 @@ def finding(name: str, folder: Path) -> str:
 
 
 @cache
-def _gain() -> GainOrStream:
-    return gain_or_stream(load_runs(ICLRun))
-
-
-@cache
 def _link() -> list[str]:
     return link_over_seeds(link_studies([RECORDED])).sentences()
 
 
 def _of_gain(*beginnings: str) -> list[str]:
-    """What begins so of the answers on IC."""
-    return [each for each in _gain().sentences() if each.startswith(beginnings)]
+    """What begins so of the answers on IC, at the published learning rate."""
+    rate = f"Learning rate {PUBLISHED_RATE:g}: "
+    every = [each.removeprefix(rate) for each in recorded_gain().sentences()]
+    return [each for each in every if each.startswith(beginnings)]
+
+
+def _at_other_rates() -> list[str]:
+    """What stream and gain save at other learning rates."""
+    published = f"Learning rate {PUBLISHED_RATE:g}: "
+    said = [each for each in recorded_gain().sentences() if not each.startswith(published)]
+    return [each for each in said if re.search(": (To|Of) ", each)]
 
 
 def _of_degrees() -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from resval_lens.analyses.comparison.gain import CLASSIC, AtRate, gain_or_stream
+from functools import cache
+
+from resval_lens.analyses.comparison.gain import CLASSIC, AtRate, GainOrStream, gain_or_stream
 from resval_lens.analyses.comparison.gain_tables import told_saving
 from resval_lens.analyses.report.markdown import bullets, markdown_table
 from resval_lens.analyses.results.intervals import Ends
@@ -15,11 +17,17 @@ RATES = "icl-lr-*"
 """Folders of records of other learning rates."""
 
 
-def gain_section() -> str:
-    """What was found, in words, then savings and tests of every learning rate."""
+@cache
+def recorded_gain() -> GainOrStream:
+    """The study of all records that ship, of every learning rate."""
     folders = [path for path in SHIPPED.glob(RATES) if path.is_dir()]
     further = [run for folder in folders for run in load_runs(ICLRun, folder)]
-    study = gain_or_stream([*load_runs(ICLRun), *further])
+    return gain_or_stream([*load_runs(ICLRun), *further])
+
+
+def gain_section() -> str:
+    """What was found, in words, then savings and tests of every learning rate."""
+    study = recorded_gain()
     said = bullets(study.sentences()).replace("[", "\\[")
     tables = "\n".join(_tables(rate, study.tests) for rate in study.rates)
     return f"{said}\n\n{tables}"
