@@ -115,8 +115,8 @@ def links(
     streams = {stream.of: stream for stream in model.cfg.streams}
     if not streams:
         raise ValueError(
-            "this model has no links: its configuration has streams=''; other streams (--streams, "
-            "with_streams) run its weights with some"
+            "this model has no links; --streams v (in Python with_streams('v')) runs its weights "
+            "with value links"
         )
     if of == "":
         raise ValueError("of='' names no stream; None is all of them")

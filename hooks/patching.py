@@ -69,7 +69,8 @@ class PatchResult:
         if vanishes(self.source, self.base):
             raise ValueError(
                 f"there is no gap to recover: the metric is {self.base:g} in the run that is "
-                f"patched and {self.source:g} in the other"
+                f"patched and {self.source:g} in the other; corrupted prompts must change what "
+                "the model answers"
             )
         return (self.values - self.base) / gap
 

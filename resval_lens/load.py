@@ -148,11 +148,12 @@ def load_model(
     if name in classifiers:
         return classifier(classifiers[name])
     known = [*SHIPPED_MODELS, *classifiers]
-    near = get_close_matches(name, [*known, *TRANSFORMER_LENS_NAMES], n=1)
+    here = [each.name for each in Path().iterdir() if each.is_dir()]
+    near = get_close_matches(name, [*known, *TRANSFORMER_LENS_NAMES, *here], n=1)
     meant = f"; did you mean {near[0]!r}? There are" if near else "; there are"
     raise ValueError(
         f"no model {name!r}{meant} {', '.join(known)}, the names that TransformerLens knows, like "
-        "gpt2, or a folder"
+        "gpt2, and folders; here is no folder of that name"
     )
 
 

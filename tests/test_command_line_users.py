@@ -34,6 +34,8 @@ def invoke(*arguments: str) -> Any:
     [
         (["patch", "stories-small-value"], "no model 'stories-small-value'; did you mean "
          "'stories-small-values'"),
+        (["patch", "mine"], "no model 'mine'; there are stories-small-classic"),
+        (["patch", "mine"], "and folders; here is no folder of that name"),
         (["patch", "gpt-2"], "no model 'gpt-2'; did you mean 'gpt2'"),
         (["circuit", "/some/where"], "no model '/some/where': there is no such folder or file"),
         (["patch", "--task", "greaterthan"], "got 'greaterthan'; did you mean 'greater-than'?"),

@@ -206,7 +206,7 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: show_patching(PatchResult(torch.ones(2), torch.ones(2, 1), 0.5, 0.5,
                                           {"layer": [0, 1]}, "z", "noise")),
         "there is no gap to recover: the metric is 0.5 in the run that is patched and 0.5 in the "
-        "other",
+        "other; corrupted prompts must change what the model answers",
     ),
     "no scores": (
         lambda: show_circuit(scored_circuit()[0]),
@@ -470,7 +470,7 @@ def test_of_a_whole_model_the_strongest_heads_come_first():
     assert not each["given"]
     for shown, (layer, head) in zip(each["weights"], [(2, 0), (1, 0), (3, 1), (0, 1)], strict=True):
         assert np.abs(shown - whole[layer][head].numpy()).max() <= 0.00005001
-    assert "4 of 12 heads: the largest |strength|, largest first" in display.body
+    assert "4 of 12 heads, strongest first: the largest |strength|" in display.body
 
     def names(*args: Any, **chosen: Any) -> list[str]:
         bodies = [show_attention(whole, tokens, *args, view=view, **chosen).body

@@ -144,7 +144,7 @@ def test_only_receiving_layers_have_the_points(streams: StreamsLike, expected: l
     model = tiny_model(streams)
     ours = [name for name in model.hook_dict if name.endswith(("_local", "_link"))]
     assert sorted(ours) == sorted(expected)
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError, match=r"hook_v_link: this model has (no v|v links)"):
         model.run_with_cache(tiny_tokens())[1]["v_link", 0]
 
 

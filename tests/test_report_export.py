@@ -179,12 +179,13 @@ def test_permalinks_are_reached_by_pointer_and_keyboard(browser, written) -> Non
 def test_any_command_writes_a_page_where_it_is_asked_for(tmp_path: Path) -> None:
     command = ["patch", "stories-small-values", "--prompts", "2", "--quiet", "--out"]
     without = CliRunner().invoke(app, [*command, str(tmp_path / "without")])
-    done = CliRunner().invoke(app, ["--page", *command, str(tmp_path / "with")])
+    done = CliRunner().invoke(app, [*command, str(tmp_path / "with"), "--page"])
     assert (without.exit_code, done.exit_code) == (0, 0), done.output
     names = {path.name for path in (tmp_path / "without").iterdir()}
     assert {path.name for path in (tmp_path / "with").iterdir()} == names | {"patch.html"}
     html = (tmp_path / "with" / "patch.html").read_text()
     assert "<h1>Patch: stories-small-values, indirect objects, random-S2 corrupted</h1>" in html
+    assert "<p>Patch activations: which layers, heads and positions carry the answer?</p>" in html
     assert html.count('class="rv-figure"') == 1
     held = [json.loads(each) for each in re.findall('class="rv-csv">(.*?)</script>', html)]
     assert held == [(tmp_path / "with" / "patch.csv").read_text()]

@@ -20,6 +20,7 @@ from resval_lens.analyses.tasks import TASKS, Asked, find_task
 from resval_lens.analyses.tasks.files import FileTask
 from resval_lens.analyses.tasks.problem import Problem, pose, pose_two
 from resval_lens.analyses.tasks.sentences import years
+from resval_lens.analyses.tasks.task import PromptWarning
 from resval_lens.analyses.tasks.text import TextTask
 from resval_lens.load import Loaded, load_model
 from tests.helpers import tiny_model
@@ -206,6 +207,18 @@ def test_errors_name_the_line_and_the_field(
     assert "\n" not in str(raised.value)
 
 
+def test_an_answer_without_its_space_is_pointed_out(tmp_path: Path) -> None:
+    bare = {**LINES[1], "answer": "Warsaw", "wrong": "Paris"}
+    path = write(tmp_path / "mine.jsonl", [LINES[0], bare])
+    with pytest.warns(PromptWarning) as raised:
+        drawn(path, several_tokens=True)
+    (note,) = (str(each.message) for each in raised)
+    assert note.endswith(
+        "mine.jsonl, line 2: answer 'Warsaw' follows 'of' without a space (1 of 2 prompts); if it "
+        "is a word of its own, write ' Warsaw'"
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -214,6 +227,7 @@ def test_errors_name_the_line_and_the_field(
         ("mine.jsonl", b"\n", "holds no prompts"),
         ("mine.jsonl", "\n\nä".encode("latin-1"), "line 3: byte 0xe4 is not UTF-8"),
         ("mine.csv", b"clean,corrupted,answer\na,b\n", "line 2: expected 3 columns"),
+        ("mine.csv", b"clean;corrupted;answer\na;b; c\n", "divided by ';'; expected commas"),
         ("mine.csv", b'clean,corrupted,answer\na,"b\n', "not CSV"),
         ("mine.csv", b"text,answer\na,b\n", "line 2: unknown field 'text'"),
         ("mine.txt", b"", "a task's file ends in .jsonl, .csv, .yaml or .yml"),
@@ -339,7 +353,7 @@ def test_answers_of_several_tokens_count_by_the_first_that_differs(tmp_path: Pat
     assert problem.pairs.corrupted[0].tolist() == ids("The road of Paris")
     assert problem.pairs.labels.tolist() == [[*ids(" Rome"), *ids(" Madrid")]]
     write(path, [{**line, "wrong": " Paris"}])
-    with pytest.raises(ValueError, match="an answer is how another begins"):
+    with pytest.raises(ValueError, match="no answer may be the beginning of another: ' "):
         drawn(path, several_tokens=True)
 
 

@@ -23,8 +23,8 @@ from resval_lens.transformer import ResValTransformer
 READ = ("hook_resid_pre", "hook_v", "hook_v_local", "hook_v_table", "hook_pattern")
 """How the names of the hook points end that are read."""
 
-MEASURE = "the largest weights on one token before, the first left out"
-"""What :func:`strength` is the mean of."""
+MEASURE = "mean over queries of the largest weight on one earlier token, the first token aside"
+"""What :func:`strength` is."""
 
 
 @dataclass(frozen=True)

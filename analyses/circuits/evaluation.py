@@ -114,7 +114,7 @@ def vanishing_gap(runs: EdgeRuns) -> str | None:
         return None
     return (
         f"the metric is {runs.clean:.6g} on the clean prompts and {runs.corrupted:.6g} on the "
-        "corrupted: their gap vanishes"
+        "corrupted: their gap vanishes; corrupted prompts must change what the model answers"
     )
 
 

@@ -6,10 +6,14 @@ Heavy imports stand inside the commands, so that help, completion and errors com
 from __future__ import annotations
 
 import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from resval_lens.analyses.cli.amicl import amicl_app
 from resval_lens.analyses.cli.attention import attention_command
@@ -34,12 +38,13 @@ from resval_lens.analyses.cli.memory import memory_app
 from resval_lens.analyses.cli.memory_training import train_memory_command
 from resval_lens.analyses.cli.movers import movers_command
 from resval_lens.analyses.cli.plan import plan_app
-from resval_lens.analyses.cli.reporting import FIGURE_FORMAT, WITH_PAGE
+from resval_lens.analyses.cli.reporting import FIGURE_FORMAT, PURPOSE, WITH_PAGE
 from resval_lens.analyses.cli.reproduce import reproduce_command
 from resval_lens.analyses.cli.roles import roles_command
 from resval_lens.analyses.cli.runs import runs_app
 from resval_lens.analyses.cli.selections import selections_command
 from resval_lens.analyses.cli.ways import ways_command
+from resval_lens.analyses.tasks.task import PromptWarning
 
 STOPPED = 130
 """The exit code after Ctrl-C: 128 and the signal's number, as shells have it."""
@@ -51,8 +56,25 @@ same `train` command then resumes).
 """
 
 
-class Interruptible(TyperGroup):
+ANYWHERE = {"--page": 0, "--debug": 0, "--figures": 1}
+"""Options of all commands, which may stand behind the command, too, with their values' number."""
+
+
+class Commands(TyperGroup):
     """Commands that Ctrl-C ends with one line and exit code 130, without a traceback."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Reads the options of all commands wherever they stand before a ``--``."""
+        end = args.index("--") if "--" in args else len(args)
+        first, rest = [], []
+        words = iter(args[:end])
+        for word in words:
+            name, equals, _ = word.partition("=")
+            if name not in ANYWHERE:
+                rest.append(word)
+                continue
+            first += [word, *islice(words, 0 if equals else ANYWHERE[name])]
+        return super().parse_args(ctx, [*first, *rest, *args[end:]])
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command that was asked for."""
@@ -63,8 +85,17 @@ class Interruptible(TyperGroup):
             raise typer.Exit(STOPPED) from None
 
 
+class Command(TyperCommand):
+    """A command whose page says what it is for."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command."""
+        PURPOSE.set((self.help or "").split("\n\n")[0])
+        return super().invoke(ctx)
+
+
 app = typer.Typer(
-    cls=Interruptible,
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -106,9 +137,11 @@ COMMANDS: dict[str, dict[str, Any]] = {
 for panel, commands in COMMANDS.items():
     for name, command in commands.items():
         if isinstance(command, typer.Typer):
+            for each in command.registered_commands:
+                each.cls = Command
             app.add_typer(command, name=name, rich_help_panel=panel)
         else:
-            app.command(name, rich_help_panel=panel)(command)
+            app.command(name, cls=Command, rich_help_panel=panel)(command)
 
 
 def show_version(asked: bool | None) -> bool:
@@ -150,20 +183,31 @@ def options(
         bool,
         typer.Option(
             "--page",
-            help="Write one HTML page of the result, too, beside its JSON: opens offline. Goes "
-            "before the command.",
+            help="Write one HTML page of the result, too, beside its JSON: opens offline.",
         ),
     ] = False,
 ) -> None:
-    """Read before any command; main() looks at --debug itself."""
+    """Read before any command, wherever they stand; main() looks at --debug itself."""
     if figures not in (None, *IMAGES):
         raise ValueError(f"--figures must be one of {', '.join(IMAGES)}; got {figures!r}")
     FIGURE_FORMAT.set(figures)
     WITH_PAGE.set(page)
 
 
+def show_warning(
+    others: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any,
+    **how: Any,
+) -> None:  # fmt: skip
+    """A warning about prompts as a note without its place in the code; ``others`` shows others."""
+    if issubclass(category, PromptWarning):
+        err.print(f"note: {message}", highlight=False, markup=False)
+    else:
+        others(message, category, *where, **how)
+
+
 def main() -> None:
     """Entry point: an expected error is one line on stderr, its traceback with ``--debug``."""
+    warnings.showwarning = partial(show_warning, warnings.showwarning)
     try:
         app()
     except (ValueError, RuntimeError, OSError) as error:

@@ -23,6 +23,9 @@ FIGURE_FORMAT: ContextVar[str | None] = ContextVar("figures", default=None)
 WITH_PAGE: ContextVar[bool] = ContextVar("page", default=False)
 """Whether ``resval-lens --page`` asks for a page beside the other files."""
 
+PURPOSE: ContextVar[str] = ContextVar("purpose", default="")
+"""What the running command is for: the first paragraph of its help."""
+
 
 def report(
     data: Result | Mapping[str, Any],
@@ -67,7 +70,9 @@ def report(
         from resval_lens.analyses.report.result_page import result_page
 
         def page(document: Mapping[str, Any]) -> str:
-            return result_page(document, title, f"{name}.json", found, figures or {}, tables)
+            return result_page(
+                document, title, PURPOSE.get(), f"{name}.json", found, figures or {}, tables
+            )
 
         pages = {to / f"{name}.html": page}
     written = {path: make(document).encode() for path, make in (pages or {}).items()}
@@ -109,9 +114,11 @@ def report(
 
 
 def _title(name: str, data: object) -> str:
-    """What a page is of: the command's name; of a study of one model also that, and the task."""
-    facts = getattr(data, "facts", None)
-    of = (getattr(facts, "model", None), getattr(facts, "task_and_corruption", None))
+    """What a page is of: the command's name; of a study also its models, and the task."""
+    several = getattr(data, "models", ())  # of a comparison
+    facts = several[0].facts if several else getattr(data, "facts", None)
+    models = " and ".join(each.facts.model for each in several) or getattr(facts, "model", None)
+    of = (models, getattr(facts, "task_and_corruption", None))
     what = name.replace("-", " ").capitalize()
     return ": ".join(filter(None, [what, ", ".join(filter(None, of))]))
 

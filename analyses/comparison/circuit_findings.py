@@ -172,11 +172,11 @@ def _by_metric(matrix: MetricMatrix) -> Iterator[str]:
     clean = matrix.circuits[0].measured["P(IO)"].clean
     yield (
         f"{matrix.name} ({matrix.corruption} prompts, {_of([matrix.seed])}): P(IO) of the whole "
-        f"model is {clean:.3f}."
+        f"model is {clean:z.3f}."
     )
     for each in matrix.circuits:
         kept = each.measured["P(IO)"].resample.circuit
-        yield f"{matrix.name}: P(IO) of its circuit by {each.by} is {kept:.3f}."
+        yield f"{matrix.name}: P(IO) of its circuit by {each.by} is {kept:z.3f}."
 
 
 def what_links_carry(several: Sequence[IOIHeads]) -> list[str]:

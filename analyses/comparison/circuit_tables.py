@@ -15,13 +15,13 @@ from resval_lens.analyses.studies.roles import Head
 # Measures of resval_lens.analyses.comparison.circuit_findings.MEASURES: heading and form.
 COMPARED = {
     "edges": ("edges", ".3g"),
-    "faithfulness": ("f", ".2f"),
-    "path length": ("path", ".1f"),
+    "faithfulness": ("f", "z.2f"),
+    "path length": ("path", "z.1f"),
     "links in it": ("links", ".2g"),
     "share through links": ("by\nlinks", ".0%"),
-    "model, links corrupted": ("f,\ncorr.", ".2f"),
-    "CPR": ("CPR", ".2f"),
-    "CMD": ("CMD", ".2f"),
+    "model, links corrupted": ("f,\ncorr.", "z.2f"),
+    "CPR": ("CPR", "z.2f"),
+    "CMD": ("CMD", "z.2f"),
 }
 NUMBERS: Mapping[str, Callable[[Head], float]] = {
     "noise": lambda head: head.total,
@@ -65,7 +65,7 @@ def matrix_table(matrices: Sequence[MetricMatrix]) -> Table:
     names = [circuit.by for circuit in matrices[0].circuits]
     rows: list[Row] = []
     for matrix in matrices:
-        clean = f"{matrix.circuits[0].measured['P(IO)'].clean:.3f}"
+        clean = f"{matrix.circuits[0].measured['P(IO)'].clean:z.3f}"
         blank = [""] * (1 + len(names))
         rows += [None, [f"[bold]{escape(_title(matrix))}[/bold]", *blank, clean]]
         rows += [
@@ -73,7 +73,7 @@ def matrix_table(matrices: Sequence[MetricMatrix]) -> Table:
                 f"  {_short(circuit.by)}",
                 f"{circuit.n_edges} ({len(circuit.links)})",
                 *(circuit.measured[name].told("|", "z.2f") for name in names),
-                f"{circuit.measured['P(IO)'].resample.circuit:.3f}",
+                f"{circuit.measured['P(IO)'].resample.circuit:z.3f}",
             ]
             for circuit in matrix.circuits
         ]
@@ -99,7 +99,7 @@ def roles_table(heads: Sequence[IOIHeads]) -> Table:
     criteria = heads[0].roles.criteria
     rows: list[Row] = []
     for each in heads:
-        rows += [None, [f"[bold]{_title(each)}[/bold]", "", "", f"{each.roles.p_io.clean:.2f}"]]
+        rows += [None, [f"[bold]{_title(each)}[/bold]", "", "", f"{each.roles.p_io.clean:z.2f}"]]
         for role, found in each.roles.roles.items():
             for head in found:
                 numbers = (f"{of(head):+z.2f}" for of in NUMBERS.values())

@@ -196,7 +196,7 @@ def tables(study: LinkOverSeeds) -> list[Table]:
                 TASKS[each.task],
                 *(f"{mean:.3f}" for mean in each.mean[::2]),
                 each.slope.told("+z.3f"),
-                "" if each.correlation.mean is None else each.correlation.told("+.2f"),
+                "" if each.correlation.mean is None else each.correlation.told("+z.2f"),
             ]
             for each in study.degrees
         ),

@@ -107,7 +107,7 @@ class Scaling(Result):
             if shares:
                 low, high = (pick(shares, key=shares.__getitem__) for pick in (min, max))
                 told = [
-                    f"{along} {self.along[key]:+.2f}".replace("-", "−")
+                    f"{along} {self.along[key]:+z.2f}".replace("-", "−")
                     for along in ("depth", "width")
                     if self.along.get(key := f"{name}, {along}") is not None
                 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product, zip_longest
+from itertools import zip_longest
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from resval_lens.analyses.results.tables import NARROW, Row, optional, table
 from resval_lens.analyses.studies.ablation import AblationStudy
 from resval_lens.analyses.studies.attribution import HeadShares
 from resval_lens.analyses.studies.patching import Patching
-from resval_lens.analyses.tasks.problem import Facts
+from resval_lens.analyses.tasks.problem import Facts, undone
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -145,8 +145,8 @@ class ComparedModels(Result):
                 (
                     each.measure,
                     each.prompts,
-                    *(f"{value:.3f}" for value in values),
-                    f"{each.difference:+.3f}",
+                    *(f"{value:z.3f}" for value in values),
+                    f"{each.difference:+z.3f}",
                     optional(p, ".2g"),
                 )
             )
@@ -168,12 +168,12 @@ class ComparedModels(Result):
         """Of each site, the cells that recover most of the gap."""
         sites = [{each.site: each for each in model.patched} for model in self.models]
         for site in dict.fromkeys(site for own in sites for site in own):
-            cells = [cells_of(own[site]) if site in own else [] for own in sites]
+            cells = [own[site].cells() if site in own else [] for own in sites]
             yield self._ranked(f"{site} taken from the clean run: share recovered", cells)
 
     def _ranked(self, title: str, several: Sequence[Sequence[tuple[str, float]]]) -> Table:
         rows = [
-            [cell for one in pair for cell in ((one[0], f"{one[1]:+.3f}") if one else ("", ""))]
+            [cell for one in pair for cell in ((one[0], f"{one[1]:+z.3f}") if one else ("", ""))]
             for pair in zip_longest(*(each[:SHOWN] for each in several))
         ]
         made = table(title, (), (), (), style=NARROW)
@@ -224,9 +224,12 @@ class ComparedModels(Result):
         """How the models differ, what each one's links do, and where its answer is."""
         said = [*self.differ(), *self.cut(), *self.sized()]
         for name, model in zip(self.names, self.models, strict=True):
+            metric = model.facts.metric
+            doubt = undone(metric, model.clean[metric], model.corrupted[metric])
+            said += [f"{name}: {each}" for each in doubt]
+        for name, model in zip(self.names, self.models, strict=True):
             for patched in model.patched:
-                cell, share = cells_of(patched)[0]
-                said.append(f"{name}: {cell} ({patched.site}) recovers {share:.0%} of the gap.")
+                said.append(f"{name}: {patched.found()}")
             said += [
                 f"{name}: {part} left out: {why}"
                 for part, why in model.left_out.items()
@@ -242,7 +245,7 @@ class ComparedModels(Result):
         said = []
         for each in self.differences:
             if each.prompts == "clean":
-                how = "the same in both models" if not each.difference else (
+                how = "the same in both models" if abs(each.difference) < 0.0005 else (
                     f"{abs(each.difference):.3f} {'higher' if each.difference > 0 else 'lower'} in "
                     f"{other} than in {one}"
                 )  # fmt: skip
@@ -253,7 +256,7 @@ class ComparedModels(Result):
         """What is left of the metric in each model without links."""
         metric = self.models[0].facts.metric
         return [
-            f"{name}: {metric} is {model.links.cells(metric)[model.links.names[0], 'zero']:.3f} "
+            f"{name}: {metric} is {model.links.cells(metric)[model.links.names[0], 'zero']:z.3f} "
             "with all links cut."
             for name, model in zip(self.names, self.models, strict=True)
             if model.links is not None
@@ -315,22 +318,11 @@ def _edited(name: str, links: AblationStudy) -> Table:
     """The metric with links edited."""
     cells = links.cells(links.metric)
     rows = [
-        [group, *(f"{cells[group, edit]:.3f}" for edit in links.edited)] for group in links.names
+        [group, *(f"{cells[group, edit]:z.3f}" for edit in links.edited)] for group in links.names
     ]
     edits = ";\n".join(f"{edit}: a link {meaning}" for edit, meaning in links.edits.items())
-    title = f"{name}: {links.metric}, links edited (unedited {links.clean[links.metric]:.3f})"
+    title = f"{name}: {links.metric}, links edited (unedited {links.clean[links.metric]:z.3f})"
     return table(title, ("links",), links.edited, rows, edits, NARROW)
-
-
-def cells_of(patched: Patching) -> list[tuple[str, float]]:
-    """Each cell's name, "layer 2, head 1", and the share that it recovers, largest first."""
-    names = [
-        ", ".join(f"{axis} {label}" for axis, label in zip(patched.axes, place, strict=True))
-        for place in product(*patched.axes.values())
-    ]
-    shares = patched.recovered.cpu().double().flatten().tolist()
-    found = zip(names, shares, strict=True)
-    return sorted(found, key=lambda cell: -abs(cell[1]))
 
 
 def _begun(text: str) -> str:

@@ -53,7 +53,7 @@ def ways_sentences(study: Ways) -> list[str]:
         tests = [(row.measure, way, getattr(test, name)) for row in study.rows
                  for way, test in row.tests.items()]  # fmt: skip
         tried = [each for each in tests if each[2] is not None]
-        stand = [f"{measure} ({way}, p = {p:.3f})" for measure, way, p in tried if p < 0.05]
+        stand = [f"{measure} ({way}, p = {p:z.3f})" for measure, way, p in tried if p < 0.05]
         said.append(
             f"Of {len(tried)} differences from {first}, tested as {kind}, "
             f"{len(stand) or 'none'} stand{'s' * (len(stand) == 1)} after Holm's correction"
@@ -64,15 +64,15 @@ def ways_sentences(study: Ways) -> list[str]:
         cut, left = own["links cut: P(IO)"], own["trained: P(IO)"]
         if cut.mean is None or left.mean is None:
             continue
-        more = own["links cut: story loss, more by"].told(".2f")
+        more = own["links cut: story loss, more by"].told("z.2f")
         share = own["circuit: share of its effect through links"]
         through = "" if share.mean is None else (
             f" {share.told('.0%')} of its circuits' effect runs through links."
         )  # fmt: skip
         said.append(
-            f"{way}: with links cut, P(IO) is {cut.told('.2f')} instead of {left.mean:.2f}, the "
+            f"{way}: with links cut, P(IO) is {cut.told('.2f')} instead of {left.mean:z.2f}, the "
             f"logit difference {own['links cut: logit difference'].told('.1f')} instead of "
-            f"{own['trained: logit difference'].mean or 0:.1f}, and stories cost {more} nats "
+            f"{own['trained: logit difference'].mean or 0:z.1f}, and stories cost {more} nats "
             f"more.{through}"
         )
     return said
@@ -82,7 +82,7 @@ def _lines(study: Ways) -> list[tuple[str, ...]]:
     found = []
     for row in study.rows:
         group, _, name = row.measure.partition(": ")
-        form = ",.0f" if row.measure in WHOLE or name.startswith("step") else ".3f"
+        form = ",.0f" if row.measure in WHOLE or name.startswith("step") else "z.3f"
         told = [row.ways[way].told(form) if row.ways[way].by_seed else "" for way in study.ways]
         found.append((group, row.measure if group in GROUPS[2:] else name, *told))
     return found
@@ -101,7 +101,7 @@ def _cut_table(study: Ways) -> Table:
         (
             *names,
             *(
-                spread(dict(zip(of, column, strict=True))).told("+.3f")
+                spread(dict(zip(of, column, strict=True))).told("+z.3f")
                 for column in zip(*of.values(), strict=True)
             ),
         )
@@ -119,4 +119,4 @@ def _step(step: float | None) -> str:
 
 def _told_p(tests: TTests) -> str:
     both = tests.p_holm, tests.p_paired_holm
-    return "" if both == (None, None) else " / ".join(optional(p, ".3f") or "–" for p in both)
+    return "" if both == (None, None) else " / ".join(optional(p, "z.3f") or "–" for p in both)

@@ -205,8 +205,8 @@
         return;
       }
       if (at === null) {
-        said.textContent = "Point at a token, or Tab to it, to see what it attends to and what "
-          + "attends to it; click or Enter keeps it.";
+        said.textContent = "Point at a token, touch it or Tab to it, to see what it attends to "
+          + "and what attends to it; click or Enter keeps it.";
         return;
       }
       const top = (of) => tokens.map((_, i) => [of(i), i]).sort((x, y) => y[0] - x[0])

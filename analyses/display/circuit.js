@@ -353,6 +353,8 @@
     if (own) window.addEventListener("hashchange", () => { recall(); draw(); });
     recall();
     draw();
+    const frame = svg.parentElement;  // where the picture is wider, its middle holds both ends
+    frame.scrollLeft = (frame.scrollWidth - frame.clientWidth) / 2;
   };
 
   const all = () => {

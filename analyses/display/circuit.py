@@ -26,7 +26,8 @@ AT_FIRST = 60
 """Of a circuit of more edges than this by a third, about so many are shown at first."""
 HINT = (
     "Point at an edge or a box, or touch it, and it says what it is. Click a box to keep its edges "
-    "alone; Esc brings the others back. By keyboard: Tab, then arrow keys, Enter and Esc."
+    "alone; Esc, or Unpin, brings the others back. By keyboard: Tab, then arrow keys, Enter and "
+    "Esc. A wide picture scrolls sideways."
 )
 
 

@@ -81,7 +81,7 @@ def shown_heads(
     what = MEASURE if by is None else "the largest |strength|"
     if names is None or by is not None:  # named ones stay as they were named
         places = sorted(places, key=lambda place: -abs(measure[place].item()))
-        what = f": {what}, largest first"
+        what = f", strongest first: {what}"
     else:
         what = f", as named; strength: {what}"
     said = f"{min(most or len(places), len(places))} of {n_layers * n_heads} heads{what}"

@@ -115,7 +115,7 @@ def _degrees(study: LinkOverSeeds) -> str:
             TASKS[each.task],
             *(f"{each.mean[i]:.3f}" for i in shown),
             each.slope.told("+z.3f"),
-            "" if each.correlation.mean is None else each.correlation.told("+.2f"),
+            "" if each.correlation.mean is None else each.correlation.told("+z.2f"),
         ]
         for each in study.degrees
         if each.task in GRADED_TASKS and each.kind == LINKED

@@ -64,7 +64,7 @@ def _writers(folder: Path) -> str:
         for line in circuit.study.strongest
         if (edge := line.edge).endswith("->logits") and edge.startswith("a")
     }
-    told = [f"{head} {score:+.2f} ({_or(by_head.get(head, ()))})" for head, score in into.items()]
+    told = [f"{head} {score:+z.2f} ({_or(by_head.get(head, ()))})" for head, score in into.items()]
     return (
         f"Of the {len(circuit.study.strongest)} strongest edges, those from heads into the logits, "
         f"with the roles that the heads have by {roles.facts.metric}: {', '.join(told)}."

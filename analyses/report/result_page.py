@@ -48,6 +48,7 @@ HOW = (
 def result_page(
     document: Mapping[str, Any],
     title: str,
+    purpose: str,
     name: str,
     said: Sequence[str],
     figures: Mapping[str, Figure],
@@ -57,6 +58,7 @@ def result_page(
 
     Args:
         document: the result as JSON, with its provenance.
+        purpose: what it answers, in a sentence.
         name: of the JSON file that holds it all.
         figures: by file name; they are closed.
     """
@@ -72,7 +74,8 @@ def result_page(
         ),
         "Provenance": provenance(document["provenance"], {}, name),
     }
-    return sections_page(title, HOW, sections)
+    lead = f"<p>{words(purpose)}</p>" if purpose else ""
+    return sections_page(title, lead + HOW, sections)
 
 
 def sections_page(title: str, lead: str, sections: Mapping[str, str]) -> str:

@@ -18,7 +18,7 @@ def ways(document: Mapping[str, Any]) -> str:
         *as_markdown(study.tables()),
     ]
     strongest = [
-        [run.way, str(run.seed), ", ".join(f"`{e.edge}` {e.score:+.2f}" for e in links)]
+        [run.way, str(run.seed), ", ".join(f"`{e.edge}` {e.score:+z.2f}" for e in links)]
         for run in study.runs
         if run.circuit is not None and (links := run.circuit.strongest_links)
     ]

@@ -87,7 +87,7 @@ def cells(table: Table) -> list[list[str]]:
     shown: list[list[str]] = []
     group, name = "", ""
     for row in zip(*(column.cells for column in table.columns), strict=True):
-        first, *rest = (text_of(cell).plain.strip() for cell in row)
+        first, *rest = (" ".join(text_of(cell).plain.split()) for cell in row)
         if heads_group(row):
             group, name = first, ""
             continue

@@ -20,7 +20,7 @@ from resval_lens.analyses.results.result import FLAT, Result
 from resval_lens.analyses.results.tables import WIDE
 from resval_lens.analyses.studies.ablations import ABLATIONS
 from resval_lens.analyses.studies.story_loss import StoryLoss, story_loss
-from resval_lens.analyses.tasks.problem import Example, Facts
+from resval_lens.analyses.tasks.problem import Example, Facts, undone
 from resval_lens.hooks import Link, link_groups, links, scale
 from resval_lens.hooks.ablate import Edit
 from resval_lens.hooks.answers import answer_logits
@@ -100,7 +100,8 @@ class AblationStudy(Result):
     def _table(self, most: int = 32) -> Table:
         """The metric has every group's row, the other measures all links' and whole layers'."""
         unedited = ", ".join(
-            f"{name} {self.clean[name]:.3f} ({self.corrupted[name]:.3f})" for name in self.measures
+            f"{name} {self.clean[name]:z.3f} ({self.corrupted[name]:z.3f})"
+            for name in self.measures
         )
         table = Table(
             title=f"{self.prompts} prompts, links edited; unedited (and corrupted):\n{unedited}",
@@ -119,11 +120,11 @@ class AblationStudy(Result):
             cells = self.cells(measure)
             for name in names:
                 if name in shown and (not number or ".h" not in name or len(names) == 1):
-                    table.add_row(f"  {name}", *(f"{cells[name, e]:.3f}" for e in self.edited))
+                    table.add_row(f"  {name}", *(f"{cells[name, e]:z.3f}" for e in self.edited))
         lines = [f"{name}: a link {meaning}" for name, meaning in self.edits.items()]
         if len(names) > 1 and any("." in name for name in names):
             lines.append("every link alone, in every measure: in the JSON")
-        table.caption = "\n".join(lines)
+        table.caption = ";\n".join(lines)
         return table
 
 
@@ -139,8 +140,28 @@ class Ablation(Result):
     def tables(self) -> list[Table]:
         """The study's, the first under what the prompts are."""
         first, *rest = self.study.tables()
-        first.title = f"{self.facts.task_and_corruption}\n{first.title}"
+        first.title = f"{self.facts.task_and_corruption};\n{first.title}"
         return [first, *rest]
+
+    def sentences(self) -> list[str]:
+        """What the first edit of all links does to the metric, and of which link it does most."""
+        study, metric = self.study, self.facts.metric
+        group, edit = study.names[0], study.edited[0]
+        cells, clean = study.cells(study.metric), study.clean[study.metric]
+        which = f"{group} links" if group in ("all", "chosen") else group
+        said = undone(metric, clean, study.corrupted[study.metric])
+        said.append(
+            f"{metric[:1].upper()}{metric[1:]} is {clean:z.3f}, and {cells[group, edit]:z.3f} with "
+            f"{which} edited ({edit})."
+        )
+        single = [name for name in study.names if ".h" in name]
+        if len(single) > 1:
+            most = max(single, key=lambda name: abs(cells[name, edit] - clean))
+            said.append(
+                f"Of the {len(single)} links edited alone, {most} changes it most: to "
+                f"{cells[most, edit]:z.3f}."
+            )
+        return said
 
     def figures(self) -> dict[str, Figure]:
         """The metric with each group of links edited."""

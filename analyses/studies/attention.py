@@ -109,7 +109,7 @@ class AttentionOnText(Result):
                 ["head"],
                 [*numbers, "own", "link"] if links else numbers,
                 rows,
-                f"(strength: mean of {MEASURE}; query, key: where it is largest"
+                f"(strength: {MEASURE}; query, key: where it is largest"
                 f"{norms if links else ''}{left})",
                 WIDE,
             )

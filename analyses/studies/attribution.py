@@ -186,7 +186,7 @@ def answers_within(pairs: PromptPairs) -> Int[Tensor, " prompt"] | None:
 
 def attribution_table(found: AttributionStudy, most: int = 14) -> Table:
     """What writes the logit difference."""
-    whose = f"the logit difference of {found.total:.2f}"
+    whose = f"the logit difference of {found.total:z.2f}"
     if found.soft_cap:
         whose += f", before the soft cap of {found.soft_cap:g}"
     table = Table(
@@ -200,11 +200,11 @@ def attribution_table(found: AttributionStudy, most: int = 14) -> Table:
     for name, share in list(found.components.items())[:most]:
         copies, cells = found.copying.get(name), ("", "")
         if copies is not None:
-            eigenvalues = "" if copies.eigenvalues is None else f"{copies.eigenvalues:+.2f}"
+            eigenvalues = "" if copies.eigenvalues is None else f"{copies.eigenvalues:+z.2f}"
             named = "" if copies.names_answer is None else f"{copies.names_answer:.0%}"
             cells = eigenvalues, named
-        part = f"{found.shares[name]:+.0%}" if found.shares else ""
-        table.add_row(name, f"{share:+.3f}", part, *cells)
+        part = f"{found.shares[name]:+z.0%}" if found.shares else ""
+        table.add_row(name, f"{share:+z.3f}", part, *cells)
     looked_up = any(name.endswith(" from t") for name in found.components)
     tables = "; a2.h1 from t: its layer's table's" if looked_up else ""
     table.caption = (
@@ -224,6 +224,6 @@ def lens_table(lens: Sequence[LensPoint]) -> Table:
     for row in lens:
         table.add_row(
             row.after if row.after == "embed" else f"layer {row.after}",
-            f"{row.logit_difference:+.3f}", f"{row.probability:.3f}", f"{row.median_rank:g}",
+            f"{row.logit_difference:+z.3f}", f"{row.probability:z.3f}", f"{row.median_rank:g}",
         )  # fmt: skip
     return table

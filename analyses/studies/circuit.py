@@ -13,7 +13,7 @@ from resval_lens.analyses.circuits.metrics import ByMetric
 from resval_lens.analyses.circuits.study import CircuitStudy, StudiedCircuit
 from resval_lens.analyses.results.result import FLAT, OPTIONAL, Result, restored
 from resval_lens.analyses.results.tables import NARROW
-from resval_lens.analyses.tasks.problem import Example, Facts
+from resval_lens.analyses.tasks.problem import Example, Facts, undone
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,30 +75,31 @@ class CircuitReport(Result):
         others = "" if self.imported else " that were not used for scoring"
         said = [
             f"{name[:1].upper()}{name[1:]} on {study.prompts.evaluated} prompts{others}: "
-            f"{study.metric.clean:.3f}, corrupted ({self.facts.corruption}) "
-            f"{study.metric.corrupted:.3f}, circuit {circuit.metric.circuit:.3f}.",
-            f"{probability} is {kept.clean:.3f} on these prompts; the circuit alone gives "
-            f"{kept.resample.circuit:.3f}, with other edges at their means "
-            f"{kept.mean.circuit:.3f}.",
+            f"{study.metric.clean:z.3f}, corrupted ({self.facts.corruption}) "
+            f"{study.metric.corrupted:z.3f}, circuit {circuit.metric.circuit:z.3f}.",
+            f"{probability} is {kept.clean:z.3f} on these prompts; the circuit alone gives "
+            f"{kept.resample.circuit:z.3f}, with other edges at their means "
+            f"{kept.mean.circuit:z.3f}.",
         ]
+        said += undone(name, study.metric.clean, study.metric.corrupted)
         said += [*_of_random(circuit), *_of_search(study)]
         said += _of_parts(circuit)
         if circuit.links:
             links = "link" if len(circuit.links) == 1 else f"{len(circuit.links)} links"
             said.append(
                 f"Without its {links} the circuit's faithfulness is "
-                f"{circuit.faithfulness_without_links:.3f}."
+                f"{circuit.faithfulness_without_links:z.3f}."
             )
         if study.links is not None:
             said.append(
                 "The whole model with every link corrupted keeps "
-                f"{study.links.faithfulness_of_model_with_links_corrupted:.3f}; with every link "
-                f"cut its {name} is {study.links.clean_metric_with_links_cut:.3f}."
+                f"{study.links.faithfulness_of_model_with_links_corrupted:z.3f}; with every link "
+                f"cut its {name} is {study.links.clean_metric_with_links_cut:z.3f}."
             )
         if study.agreement is not None:
             said.append(
                 f"Scores by {study.method} and exact ones agree with a rank correlation of "
-                f"{study.agreement.rank:.2f} (of their sizes {study.agreement.rank_of_size:.2f})."
+                f"{study.agreement.rank:z.2f} (of their sizes {study.agreement.rank_of_size:z.2f})."
             )
         return said
 
@@ -123,7 +124,7 @@ def _of_search(study: CircuitStudy) -> list[str]:
         found = dict(zip(search.sizes, search.faithfulness, strict=True))[search.size]
         said.append(
             f"The size was chosen on the {study.sized_on} prompts that edges were scored on; there "
-            f"f is {found:.3f}."
+            f"f is {found:z.3f}."
         )
     if not search.every_smaller_size_tried:
         said.append(
@@ -139,8 +140,8 @@ def _of_parts(circuit: StudiedCircuit) -> list[str]:
     if edges.edges < edges.of:
         losses = [abs(loss) for loss in circuit.minimality.values()]
         told = (
-            f": without one of them, the metric changes by {median(losses):.3f} (median), at most "
-            f"{max(losses):.3f}"
+            f": without one of them, the metric changes by {median(losses):z.3f} (median), at most "
+            f"{max(losses):z.3f}"
             if losses
             else ""
         )
@@ -152,9 +153,9 @@ def _of_parts(circuit: StudiedCircuit) -> list[str]:
     if alone and nodes.alone < nodes.of:
         whole = abs(circuit.metric.circuit - circuit.metric.clean)
         said.append(
-            f"Circuit and model differ by {whole:.3f}; with the same head or MLP knocked out in "
-            f"both ({nodes.alone:,} of its {nodes.of:,}, drawn), by {min(alone):.3f} to "
-            f"{max(alone):.3f}."
+            f"Circuit and model differ by {whole:z.3f}; with the same head or MLP knocked out in "
+            f"both ({nodes.alone:,} of its {nodes.of:,}, drawn), by {min(alone):z.3f} to "
+            f"{max(alone):z.3f}."
         )
     return said
 
@@ -173,25 +174,26 @@ def _of_random(circuit: StudiedCircuit) -> list[str]:
         return []
     return [
         f"f of the {circuit.n_edges:,} edges, on paths from the input to the logits, is "
-        f"{circuit.faithfulness:.3f}; {'; '.join(told)}."
+        f"{circuit.faithfulness:z.3f}; {'; '.join(told)}."
     ]
 
 
 def measured_table(measured: ByMetric) -> Table:
     """What a circuit keeps of every metric."""
     table = Table(title="The circuit by every metric", **NARROW)
-    for name in ("metric", "edges outside it"):
+    for name in ("metric", "others at"):
         table.add_column(name, no_wrap=True)
     for name in ("clean", "corrupted", "circuit", "f"):
         table.add_column(name, justify="right")
     for metric, own in measured.items():
         for kept, how in (
-            (own.resample, "as on the corrupted prompts"),
-            (own.mean, "mean over corrupted prompts"),
+            (own.resample, "corrupted"),
+            (own.mean, "means"),
         ):
             numbers = (f"{x:z.3f}" for x in (own.clean, kept.corrupted, kept.circuit))
             f = "" if kept.faithfulness is None else f"{kept.faithfulness:z.2f}"
             table.add_row(metric, how, *numbers, f)
+    table.caption = "others at: what edges outside the circuit carry, of corrupted prompts"
     return table
 
 
@@ -200,21 +202,21 @@ def circuit_table(study: CircuitStudy, most: int = 30) -> Table:
     circuit, random = study.circuit, study.circuit.random
     connected = ""
     if circuit.connected is not None:
-        connected = f"; on paths to the logits {circuit.connected.mean:.3f}"
+        connected = f"; on paths to the logits {circuit.connected.mean:z.3f}"
     if circuit.permuted is not None:
-        connected += f"; heads permuted {circuit.permuted.mean:.3f}"
+        connected += f"; heads permuted {circuit.permuted.mean:z.3f}"
     worth = sorted(circuit.minimality.items(), key=lambda item: -abs(item[1]))
     table = Table(
         title=f"{circuit.n_edges:,} of {circuit.n_edges_of_model:,} edges: "
-        f"faithfulness {circuit.faithfulness:.3f}\n"
-        f"(random edges, as many: {random.mean:.3f}{connected})",
+        f"faithfulness {circuit.faithfulness:z.3f}\n"
+        f"(random edges, as many: {random.mean:z.3f}{connected})",
         **NARROW,
     )
     table.add_column("edge", no_wrap=True)
     table.add_column("lost without it", justify="right")
     for edge, loss in worth[:most]:
         name = f"[bold]{edge}[/bold] (link)" if edge in circuit.links else edge
-        table.add_row(name, f"{loss:.3f}")
+        table.add_row(name, f"{loss:z.3f}")
     said = []
     tried = circuit.measured.minimality
     if tried.edges < tried.of:
@@ -238,5 +240,5 @@ def scores_table(study: CircuitStudy, most: int = 15) -> Table:
     table.add_column("in the circuit")
     for line in study.strongest[:most]:
         inside = "yes" * (line.edge in study.circuit.edges)
-        table.add_row(line.edge, f"{line.score:+.3f}", inside)
+        table.add_row(line.edge, f"{line.score:+z.3f}", inside)
     return table

@@ -140,7 +140,7 @@ class InductionStudy(Result):
         return (
             f"In text, where a token and the next one occurred before, the best head is {best} "
             f"with {best.score:.3f} (uniform: {self.natural.even:.3f}). Token {self.icl.late} of "
-            f"a row costs {self.icl.score:+.3f} nats against token {self.icl.early} (in-context "
+            f"a row costs {self.icl.score:+z.3f} nats against token {self.icl.early} (in-context "
             "score)."
         )
 
@@ -155,7 +155,7 @@ class InductionStudy(Result):
             f"With the {len(best.heads)} best heads by random tokens at their means the next token "
             f"costs more by kind of position (nats, 95% over rows): {', '.join(told)}"
             + "".join(
-                f"; with as many others of these layers, repeated ones at most {rise:+.3f} "
+                f"; with as many others of these layers, repeated ones at most {rise:+z.3f} "
                 f"({len(others)} draws)"
                 for rise in least
             )
@@ -210,7 +210,7 @@ class InductionStudy(Result):
             rows.setdefault(row.links, []).append(row)
         ranked = sorted(rows, key=lambda name: -max(abs(edit.rise) for edit in rows[name]))
         for name in (name for name in rows if name in ranked[:most]):
-            cells = (cell for e in rows[name] for cell in (f"{e.second:.3f}", f"{e.rise:+.3f}"))
+            cells = (cell for e in rows[name] for cell in (f"{e.second:.3f}", f"{e.rise:+z.3f}"))
             table.add_row(name, *cells)
         if len(rows) > most:
             table.caption = f"(and {len(rows) - most} that matter less, in the JSON)"

@@ -21,8 +21,9 @@ def some(names: Iterable[str]) -> str:
 
 
 def told(effect: Effect) -> tuple[str, str]:
-    """A change with its interval, and the draw of others that changes most."""
-    return effect.change.told("+z.2f"), f"{max(effect.drawn, key=abs):+z.2f}"
+    """A change above its interval, and the draw of others that changes most."""
+    value, _, interval = effect.change.told("+z.2f").partition(" ")
+    return f"{value}\n{interval}", f"{max(effect.drawn, key=abs):+z.2f}"
 
 
 def needed_sentences(knockouts: Mapping[str, Knockouts], what: str) -> list[str]:
@@ -58,12 +59,12 @@ def knocked_out_table(knockouts: Mapping[str, Knockouts], held_out: int, what: s
         rows += [None, [f"[bold]{metric}[/bold]"]]
         for one, other in zip(resample, mean, strict=True):
             both = (*told(one.effects[metric]), *told(other.effects[metric]))
-            rows.append([f"  {one.role}", *both, f"{one.incomplete[metric]:.2f}"])
+            rows.append([f" {one.role}", *both, f"{one.incomplete[metric]:z.2f}"])
     return table(
         f"Roles knocked out: change on {held_out} other prompts", ("",),
-        ("resampled [95%]", "others", "at means [95%]", "others", "incomplete"), rows,
+        ("resampled [95%]", "others", "at means [95%]", "others", "apart"), rows,
         f"others: as many {what} without a role, of layers as near as there are (the draw that "
-        "changes most);\nincomplete: |circuit − model|, both without the role, resampled",
+        "changes most);\napart: |circuit − model|, both without the role, resampled",
         NARROW,
     )  # fmt: skip
 
@@ -74,8 +75,9 @@ def alone_table(knockouts: Mapping[str, Knockouts], what: str, title: str) -> Ta
     for ablation, found in knockouts.items():
         for metric, own in found.circuit.items():
             rows.append((
-                ablation, metric, f"{own.clean:.3f}", f"{own.corrupted:.3f}", f"{own.circuit:.3f}",
-                f"{own.faithfulness:.2f}", f"{max(own.drawn):.2f}",
+                ablation, metric,
+                *(f"{x:z.3f}" for x in (own.clean, own.corrupted, own.circuit)),
+                f"{own.faithfulness:z.2f}", f"{max(own.drawn):z.2f}",
             ))  # fmt: skip
     return table(
         title, (f"other {what}", "metric"), ("model", "corrupted", "circuit", "f", "others' f"),

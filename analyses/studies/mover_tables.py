@@ -33,7 +33,7 @@ def mover_tables(study: MoverStudy) -> list[Table]:
 def mover_sentences(study: MoverStudy) -> list[str]:
     """Whether the model does the task, what moves the answer, and which roles it needs."""
     ability = "; ".join(
-        f"{name} {each.clean:.3f} (corrupted {each.corrupted:.3f})"
+        f"{name} {each.clean:z.3f} (corrupted {each.corrupted:z.3f})"
         for name, each in study.ability.items()
     )
     there = [f"{role} ({len(study.movers[role])})" for role in ROLES if study.movers[role]]
@@ -55,7 +55,8 @@ def mover_sentences(study: MoverStudy) -> list[str]:
 
 def _ability(study: MoverStudy) -> Table:
     rows = [
-        (name, f"{each.clean:.3f}", f"{each.corrupted:.3f}") for name, each in study.ability.items()
+        (name, f"{each.clean:z.3f}", f"{each.corrupted:z.3f}")
+        for name, each in study.ability.items()
     ]
     return table(
         f"{study.facts.model}: {study.facts.task_and_corruption}", ("measure",),
@@ -70,7 +71,7 @@ def _nodes(study: MoverStudy) -> Table:
         found = study.movers[role]
         if not found and role not in published:
             continue
-        said = (f"{each.node} {each.effect:+.2f}{_attends(each)}" for each in found)
+        said = (f"{each.node} {each.effect:+z.2f}{_attends(each)}" for each in found)
         theirs = [" ".join(published.get(role, ()))] if published else []
         rows.append((role, *theirs, some(said), str(len(found))))
     made = table(
@@ -78,7 +79,7 @@ def _nodes(study: MoverStudy) -> Table:
         ("role", *["GPT-2 small"] * bool(published), "here, strongest first"), ("nodes",), rows,
         f"change of the {study.facts.metric} in parts of its gap, ≥ {levels.share:g}, with the "
         "edges into the next level corrupted\n(a head's attention from the end to the tokens that "
-        f"corrupted prompts change; even: {levels.even:.2f})"
+        f"corrupted prompts change; even: {levels.even:z.2f})"
         + "; GPT-2 small: Hanna et al. 2023" * bool(published),
         NARROW,
     )  # fmt: skip
@@ -88,7 +89,7 @@ def _nodes(study: MoverStudy) -> Table:
 
 
 def _attends(mover: Mover) -> str:
-    return "" if mover.attends is None else f" ({mover.attends:.2f})"
+    return "" if mover.attends is None else f" ({mover.attends:z.2f})"
 
 
 def _edges(study: MoverStudy) -> Table:
@@ -100,7 +101,7 @@ def _edges(study: MoverStudy) -> Table:
         rows += [None, [f"[bold]{what}[/bold]"]]
         for metric in one.effects:
             both = (*told(one.effects[metric]), *told(other.effects[metric]))
-            rows.append([f"  {metric}", *both])
+            rows.append([f" {metric}", *both])
     return table(
         "All edges from a level into the next corrupted: change", ("",),
         ("resampled [95%]", "others", "at means [95%]", "others"), rows,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from resval_lens.analyses.results.result import FLAT, OPTIONAL, Result
 from resval_lens.analyses.results.tables import WIDE
-from resval_lens.analyses.tasks.problem import Example, Facts, Problem
+from resval_lens.analyses.tasks.problem import Example, Facts, Problem, undone
 from resval_lens.hooks.patching import PatchResult
 
 if TYPE_CHECKING:
@@ -60,6 +61,29 @@ class Patching(Result):
             example=chosen.example(),
         )  # fmt: skip
 
+    def sentences(self) -> list[str]:
+        """The cell that recovers most; that the model does not do the task, if it does not."""
+        runs = dict(zip(RUNS[self.direction], (self.base, self.source), strict=True))
+        found = self.found()
+        return [
+            *undone(self.facts.metric, runs["clean"], runs["corrupted"]),
+            f"{found[:1].upper()}{found[1:]}",
+        ]
+
+    def cells(self) -> list[tuple[str, float]]:
+        """Each cell's name, "layer 2, head 1", and the share that it recovers, largest first."""
+        names = [
+            ", ".join(f"{axis} {label}" for axis, label in zip(self.axes, place, strict=True))
+            for place in product(*self.axes.values())
+        ]
+        shares = self.recovered.cpu().double().flatten().tolist()
+        return sorted(zip(names, shares, strict=True), key=lambda cell: -abs(cell[1]))
+
+    def found(self) -> str:
+        """What the first of the cells recovers."""
+        cell, share = self.cells()[0]
+        return f"{cell} ({self.site}) recovers {share:.0%} of the gap."
+
     def tables(self) -> list[Table | str]:
         """The cells that recover most of the gap."""
         shown: list[Table | str] = [self._table()]
@@ -74,9 +98,9 @@ class Patching(Result):
         base, source = RUNS[self.direction]
         metric, prompts = self.facts.metric, self.facts.prompts
         table = Table(
-            title=f"{self.site} of the {base} run, taken from the {source} run\n"
+            title=f"{self.site} of the {base} run, taken from the {source} run;\n"
             f"{self.facts.task_and_corruption}\n"
-            f"({prompts} prompts; {metric} {base} {self.base:.3f}, {source} {self.source:.3f})",
+            f"({prompts} prompts; {metric} {base} {self.base:z.3f}, {source} {self.source:z.3f})",
             **WIDE,
         )
         for axis in self.axes:
@@ -95,8 +119,8 @@ class Patching(Result):
                 self._label(axis, own[i])
                 for (axis, own), i in zip(self.axes.items(), place, strict=True)
             )
-            share = f"{round(recovered[place].item(), 3) + 0.0:+.3f}"  # no minus before a zero
-            table.add_row(*labels, f"{values[place]:.3f}", share)
+            share = f"{recovered[place]:+z.3f}"
+            table.add_row(*labels, f"{values[place]:z.3f}", share)
         left = f"; {recovered.size - most} more in the JSON" if recovered.size > most else ""
         table.caption = f"(recovered: 0 as {base}, 1 as {source}{left})"
         return table

@@ -45,7 +45,7 @@ def role_sentences(study: RoleStudy) -> list[str]:
     return [
         said,
         f"Knocking out a role changes the {metric} ({own.clean:.2f}) by: "
-        + ", ".join(f"{role} {cost:+.2f}".replace(" -", " −") for cost, role in costs)
+        + ", ".join(f"{role} {cost:+z.2f}".replace(" -", " −") for cost, role in costs)
         + (f". Heads of several roles: {', '.join(several)}." if several else "."),
         *needed_sentences(study.knockouts, "heads"),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
@@ -13,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from resval_lens.analyses.tasks.problem import Problem
-from resval_lens.analyses.tasks.task import Asked, Task
+from resval_lens.analyses.tasks.task import Asked, PromptWarning, Task
 from resval_lens.hooks.prompts import PromptPairs
 from resval_lens.io.files import first_line
 from resval_lens.io.tokenizers import spelled
@@ -43,11 +44,16 @@ def posed(
         ValueError: a corrupted prompt of another length, an answer of several tokens (unless
             ``asked.several_tokens``), places that no token ends with, prompts that do not fit the
             context, by where they are from.
+
+    Warns:
+        PromptWarning: words as answers without their space.
     """
     model, tokenizer = loaded.model, loaded.model.tokenizer
     lead = None if asked.chat else leading_token(model, asked.prepend)
     if asked.chat:
         prompts = [_in_chat(loaded, each) for each in prompts]
+    else:
+        _check_spaces(prompts)
     before = [] if lead is None else [lead]
     rows: list[list[int]] = []
     others: list[list[int]] = []
@@ -132,6 +138,26 @@ def _in_chat(loaded: Loaded, prompt: TextPrompt) -> TextPrompt:
     )
 
 
+def _check_spaces(prompts: Sequence[TextPrompt]) -> None:
+    """Warns of answers that go on with the prompt's last word, where words have spaces."""
+    joined = [
+        each
+        for each in prompts
+        if each.answer[:1].isalpha()
+        and (each.text[-1:].isalnum() or each.text[-1:] in ".,;:!?")
+        and " " in each.text
+    ]
+    if joined:
+        answer, last = joined[0].answer, joined[0].text.split()[-1]
+        warnings.warn(
+            f"{_said(joined[0])}answer {answer!r} follows {last!r} without a space "
+            f"({len(joined)} of {len(prompts)} prompts); if it is a word of its own, write "
+            f"{' ' + answer!r}",
+            PromptWarning,
+            stacklevel=3,
+        )
+
+
 def _alike(tokenizer: Any, prompt: TextPrompt) -> tuple[list[int], list[int]]:
     """The tokens of both texts.
 
@@ -197,7 +223,10 @@ def _answers(
     ):
         shared += 1
     if any(len(tokens) == shared for tokens in found):
-        raise ValueError(f"{_said(prompt)}an answer is how another begins, or twice: {given}")
+        why = "no answer may be the beginning of another"
+        if len(set(given)) < len(given):
+            why = "the same answer stands twice among answer and wrong"
+        raise ValueError(f"{_said(prompt)}{why}: {', '.join(map(repr, given))}")
     nexts = [tokens[shared] for tokens in found]
     if nexts[0] in nexts[1:]:
         raise ValueError(

@@ -65,6 +65,16 @@ class Example:
     corrupted: str
 
 
+def undone(metric: str, clean: float, corrupted: float) -> list[str]:
+    """Says so if a metric is no larger on prompts than on their corrupted prompts."""
+    if clean > corrupted:
+        return []
+    return [
+        f"The {metric} is no larger on the prompts ({clean:z.3g}) than on the corrupted prompts "
+        f"({corrupted:z.3g}): this model does not do the task, and shares of that gap mean little."
+    ]
+
+
 @dataclass(frozen=True)
 class Problem:
     """A model, its task, and prompts beside their corrupted prompts.

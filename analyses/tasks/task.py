@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from resval_lens.transformer import ResValTransformer
 
 
+class PromptWarning(UserWarning):
+    """Prompts that may not be meant as they are."""
+
+
 @runtime_checkable
 class Prompt(Protocol):
     """A prompt as text, with whatever else its task knows of it."""

@@ -15,6 +15,8 @@ from resval_lens.streams import AttentionStream
 # How HookedTransformer spells out the shorthand ("v_link", 2): without the attention layer.
 _SHORTENED = re.compile(r"(blocks\.\d+\.)(hook_[qkv]_(?:local|link|table))")
 
+_OF_A_LINK = re.compile(r"^blocks\.(\d+)\.attn\.hook_([qkv])_(?:local|link|table)$")
+
 
 def full_hook_name(name: str, layer: int | None = None) -> str:
     """The full name of a hook point from TransformerLens's shorthand, stream points included.
@@ -76,7 +78,21 @@ class ResValCache(ActivationCache):
             if isinstance(layer, int) and layer < 0:
                 layer += self.model.cfg.n_layers
             name = full_hook_name(key[0], layer)
-        return self.cache_dict[name] if name in self.cache_dict else super().__getitem__(key)
+        if name in self.cache_dict:
+            return self.cache_dict[name]
+        if point := _OF_A_LINK.search(name or ""):
+            cfg: Any = self.model.cfg
+            layer, of = int(point[1]), point[2]
+            linked = [
+                i
+                for stream in cfg.streams
+                for i in range(cfg.n_layers)
+                if stream.of == of and stream.receives(i)
+            ]
+            if layer not in linked:
+                have = f"{of} links into layers {linked} only" if linked else f"no {of} links"
+                raise KeyError(f"{name}: this model has {have}")
+        return super().__getitem__(key)
 
     def accumulated_resid(self, *args: Any, **kwargs: Any) -> Any:
         """See ActivationCache; refused with residual mixing."""

@@ -151,7 +151,7 @@ class EncodingStudy(OfRuns):
                 if row.measure.startswith(("step", "accuracy")):
                     table.add_row(
                         row.encoding, row.measure, str(len(row.seeds)),
-                        formatted(row.difference, "+.0f" if row.saved is not None else "+.3f"),
+                        formatted(row.difference, "+z.0f" if row.saved is not None else "+z.3f"),
                         formatted(row.saved, ".0%"), formatted(row.tests.t_paired, ".2f"),
                         formatted(row.tests.p_paired, ".2g"),
                     )  # fmt: skip
