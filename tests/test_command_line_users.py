@@ -19,6 +19,7 @@ from resval_lens.analyses.cli.options import notes
 from resval_lens.analyses.comparison.lm_progress import first_words
 from resval_lens.analyses.tasks import Asked
 from resval_lens.analyses.tasks.problem import pose
+from resval_lens.analyses.tasks.task import PromptWarning
 from resval_lens.load import load_model
 from tests.test_leading import model_with, word_tokenizer
 
@@ -65,6 +66,42 @@ def test_a_slip_is_one_clear_line(
     assert found.exit_code == 1
     assert message in str(found.exception)
     assert not isinstance(found.exception, AssertionError)
+
+
+def test_a_note_on_prompts_is_a_line_and_other_warnings_are_pythons(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown: list[Any] = []
+    for kind in (PromptWarning, UserWarning):
+        cli.show_warning(lambda *all_: shown.append(all_), "words", kind, "file.py", 3)
+    assert capsys.readouterr().err == "note: words\n"
+    assert shown == [("words", UserWarning, "file.py", 3)]
+
+
+@pytest.mark.parametrize("command", ["patch", "ablate", "circuit"])
+def test_a_model_that_does_not_do_the_task_is_told(command: str, tmp_path: Path) -> None:
+    """The wrong name as the answer, then the right one."""
+    names = ("Tom", "Mary"), ("Ben", "Anna")
+    lines = [
+        {
+            "clean": f"{one} and {other} went to the park, {one} gave a ball to",
+            "corrupted": f"{one} and {other} went to the park, {other} gave a ball to",
+            "answer": f" {one if wrong else other}",
+            "wrong": f" {other if wrong else one}",
+        }
+        for wrong in (True, False)
+        for one, other in names
+    ]
+    said = []
+    for kind in (lines[:2], lines[2:]):
+        path = tmp_path / "prompts.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in kind))
+        options = ("--edges", "4") if command == "circuit" else ()
+        done = invoke(command, "stories-small-values", "--task", str(path), *options, "--quiet",
+                      "--out", str(tmp_path))  # fmt: skip
+        assert done.exit_code == 0, done.output
+        said.append("this model does not do the task" in " ".join(done.output.split()))
+    assert said == [True, False]
 
 
 def test_prompts_of_ones_own_are_told_where_to_go(tmp_path: Path) -> None:
