@@ -115,9 +115,9 @@ def report(
 
 def _title(name: str, data: object) -> str:
     """What a page is of: the command's name; of a study also its models, and the task."""
-    several = getattr(data, "models", ())  # of a comparison
-    facts = several[0].facts if several else getattr(data, "facts", None)
-    models = " and ".join(each.facts.model for each in several) or getattr(facts, "model", None)
+    several = [x.facts for x in getattr(data, "models", ()) if hasattr(x, "facts")]  # compared
+    facts = several[0] if several else getattr(data, "facts", None)
+    models = " and ".join(each.model for each in several) or getattr(facts, "model", None)
     of = (models, getattr(facts, "task_and_corruption", None))
     what = name.replace("-", " ").capitalize()
     return ": ".join(filter(None, [what, ", ".join(filter(None, of))]))
