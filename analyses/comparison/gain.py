@@ -125,6 +125,13 @@ class AtRate:
     against: tuple[Against, ...]
     shares: tuple[ShareOfStream, ...]
 
+    def sentences(self) -> list[str]:
+        """The answers at each level on IC, and from the lowest to the highest."""
+        from resval_lens.analyses.comparison.gain_tables import answers, between
+
+        said = [each for level in LEVELS for each in answers(self, "ic", level)]
+        return [*said, *between(self, "ic")]
+
     def row(self, task: str, level: float, variant: str) -> Reached | None:
         """When a variant gets there; None if it is not among the runs."""
         return next(_chosen(self.reached, task=task, level=level, variant=variant), None)
@@ -157,16 +164,11 @@ class GainOrStream(Result):
 
     def sentences(self) -> list[str]:
         """The answers at each level on IC, and from the lowest to the highest, at each rate."""
-        from resval_lens.analyses.comparison.gain_tables import answers, between
-
         several = len(self.rates) > 1
         return [
             (f"Learning rate {rate.lr:g}: {each}" if several else each)
             for rate in self.rates
-            for each in (
-                *(said for level in LEVELS for said in answers(rate, "ic", level)),
-                *between(rate, "ic"),
-            )
+            for each in rate.sentences()
         ]
 
     def figures(self) -> dict[str, Figure]:

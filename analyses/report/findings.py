@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from resval_lens.analyses.comparison.gain import PUBLISHED_RATE
 from resval_lens.analyses.comparison.grafts import grafts
 from resval_lens.analyses.comparison.link_over_seeds import RECORDED, link_over_seeds, link_studies
 from resval_lens.analyses.comparison.lm_emergence import lm_emergence
@@ -68,17 +66,18 @@ def _link() -> list[str]:
 
 
 def _of_gain(*beginnings: str) -> list[str]:
-    """What begins so of the answers on IC, at the published learning rate."""
-    rate = f"Learning rate {PUBLISHED_RATE:g}: "
-    every = [each.removeprefix(rate) for each in recorded_gain().sentences()]
-    return [each for each in every if each.startswith(beginnings)]
+    """What begins so of the answers on IC, at the published learning rate: the first."""
+    return [x for x in recorded_gain().rates[0].sentences() if x.startswith(beginnings)]
 
 
 def _at_other_rates() -> list[str]:
     """What stream and gain save at other learning rates."""
-    published = f"Learning rate {PUBLISHED_RATE:g}: "
-    said = [each for each in recorded_gain().sentences() if not each.startswith(published)]
-    return [each for each in said if re.search(": (To|Of) ", each)]
+    return [
+        f"Learning rate {rate.lr:g}: {each}"
+        for rate in recorded_gain().rates[1:]
+        for each in rate.sentences()
+        if each.startswith(("To", "Of"))
+    ]
 
 
 def _of_degrees() -> list[str]:

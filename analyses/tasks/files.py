@@ -172,12 +172,12 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
     reader = csv.DictReader(io.StringIO(text), strict=True)
     try:
+        if ";" in (reader.fieldnames or [""])[0]:
+            raise ValueError(f"{path}: its columns are divided by ';'; expected commas")
         for row in reader:
             where = f"{path}, line {reader.line_num}"
             if None in row or None in row.values():
                 raise ValueError(f"{where}: expected {len(reader.fieldnames or ())} columns")
-            if ";" in (reader.fieldnames or [""])[0]:
-                raise ValueError(f"{path}: its columns are divided by ';'; expected commas")
             fields: dict[str, Any] = {name: x for name, x in row.items() if x}
             if "wrong" in fields:
                 fields["wrong"] = fields["wrong"].split("|")
