@@ -1,6 +1,8 @@
 """Text to train on, by name."""
 
+import fcntl
 import hashlib
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 from resval_lens.tasks import stories
 from resval_lens.tasks.text import fingerprint, load_tokenizer, train_bpe, vocabulary_size
 from resval_lens.tasks.text.sources import named
+from resval_lens.tasks.text.writing import BeingWritten
 from resval_lens.training.lm_data import prepare
 from tests.text_files import documents_of
 
@@ -52,6 +55,29 @@ def test_overwrite_learns_it_anew(text: Path, tmp_path: Path) -> None:
     found = prepare(str(text), tmp_path / "tokens", "bpe:310", overwrite=True)
     assert vocabulary_size(found.tokenizer) == 310
     assert vocabulary_size(load_tokenizer(tmp_path / "tokens" / "train")) == 310
+
+
+def test_what_another_process_writes_is_waited_for(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, here = tmp_path / "other", tmp_path / "tokens"
+    prepare(str(text), other, "bpe:300")
+    (here / ".valid.partial").mkdir(parents=True)
+    lock = os.open(here / ".valid.partial", os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    notes: list[str] = []
+    with pytest.raises(BeingWritten, match=r"valid.* is being written by another process"):
+        prepare(str(text), here, "bpe:300", overwrite=True)
+
+    def until_it_is_done(seconds: float) -> None:
+        for part in ("valid", "train"):
+            (other / part).rename(here / part)
+        os.close(lock)
+
+    monkeypatch.setattr("resval_lens.training.lm_data.sleep", until_it_is_done)
+    found = prepare(str(text), here, "bpe:300", note=notes.append)
+    assert f"waiting for another process, which writes {here / 'valid'}" in notes
+    assert documents_of(found.valid) == DOCUMENTS[99::100]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from time import sleep
 from typing import NamedTuple
 
 from tokenizers import Tokenizer
@@ -23,6 +24,7 @@ from resval_lens.tasks.text import (
     write_token_files,
 )
 from resval_lens.tasks.text.sources import named
+from resval_lens.tasks.text.writing import BeingWritten
 from resval_lens.training.lm_run import RowKind
 
 GENERATED = "stories"
@@ -55,6 +57,8 @@ def prepare(
 ) -> LMData:
     """Token files of ``data`` in ``folder``, written if they are not there yet.
 
+    While another process writes them, this one waits.
+
     Args:
         data: ``"stories"`` (generated), ``"tinystories"``, the name of a data set on the Hugging
             Face hub, or a file or folder of .txt, .jsonl or .parquet.
@@ -67,6 +71,7 @@ def prepare(
         overwrite: write the token files again.
 
     Raises:
+        BeingWritten: ``overwrite`` while another process writes them.
         ValueError: data or tokenizer missing, empty or damaged; token files of another tokenizer
             or another text in ``folder``. A text is known by its name and checksum, not its folder.
     """
@@ -107,7 +112,20 @@ def prepare(
     parts = {}
     for part, source in sources.items():
         path = folder / part
-        if path.exists() and not overwrite:
+        while overwrite or not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                files = write_token_files(
+                    texts(part), words, path, overwrite=overwrite, source=source,
+                    progress=partial(_say, note, part),
+                )  # fmt: skip
+                break
+            except BeingWritten:
+                if overwrite:
+                    raise
+                note(f"waiting for another process, which writes {path}")
+                sleep(1)
+        else:
             note(f"checking {path}")
             files = TokenFiles.open(path)
             files.check_tokenizer(words)
@@ -116,12 +134,6 @@ def prepare(
                     f"{path} holds tokens of {files.source!r}, not {source!r}; choose another "
                     "folder, or --overwrite"
                 )
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            files = write_token_files(
-                texts(part), words, path, overwrite=overwrite, source=source,
-                progress=partial(_say, note, part),
-            )  # fmt: skip
         parts[part] = files
     return LMData(parts["train"], parts["valid"], words)
 

@@ -32,6 +32,10 @@ Progress = Callable[[int, int], None]
 BATCH = 2**20  # characters tokenised together, which takes some 100 MB
 
 
+class BeingWritten(RuntimeError):
+    """Another process writes this folder of token files."""
+
+
 def write_token_files(
     texts: Iterable[str],
     tokenizer: Tokenizer,
@@ -63,7 +67,7 @@ def write_token_files(
     Raises:
         ValueError: the folder holds something, and it is not token files or ``overwrite`` is off;
             there are no documents; the tokenizer has no end of text.
-        RuntimeError: another process is writing this folder.
+        BeingWritten: another process is writing this folder.
     """
     if isinstance(texts, str):
         raise ValueError("texts must be documents; got one text")
@@ -194,7 +198,7 @@ def _claimed(folder: Path) -> Iterator[None]:
             if not os.path.samestat(os.fstat(handle), folder.stat()):  # renamed in between
                 raise FileNotFoundError
         except OSError:
-            raise RuntimeError(f"{folder} is being written by another process") from None
+            raise BeingWritten(f"{folder} is being written by another process") from None
         for left in folder.iterdir():  # by a killed run
             left.unlink()
         yield
