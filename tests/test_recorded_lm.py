@@ -246,6 +246,13 @@ def test_runs_that_end_early_count_where_they_went(tmp_path: Path) -> None:
     assert steps.spread.by_seed == {0: 200, 1: 200, 2: None}
     assert by["unseen", "step: accuracy > 0.95", "classic"].spread.mean == np.mean([200, 300, 300])
     assert found.seeds == {"classic": 3, "values": 3}
+    short = "v(mix=pair, own=2, carried=0)"
+    folder_of(tmp_path, short, 0, 200, until=400)
+    said = [
+        each for each in lm_emergence(load_runs(LMRun, tmp_path)).sentences() if "At the" in each
+    ]
+    assert len(said) == 1  # its runs have no end
+    assert said[0].startswith("At the end, validation loss: values 1.500")
 
 
 def test_an_unfinished_run_is_neither_compared_nor_exported(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Typed results: their document, and what a command does with one."""
 
+import io
 import json
 import math
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import pytest
 from matplotlib.figure import Figure
+from rich.console import Console
 from rich.table import Table
 
 from resval_lens.analyses.cli.reporting import as_text, report
@@ -160,6 +162,21 @@ def test_tables_are_data_frames() -> None:
     assert first["head"].tolist() == ["a0.h1", "a0.h1", "a0.h1 (link)"]
     assert second["n"].iloc[0] == 1
     assert math.isnan(second["n"].iloc[1])
+
+
+@pytest.mark.parametrize(
+    "name", ["own-2", "v(mix=pair, own=0.7071067811865476, carried=0.7071067)"]
+)
+def test_names_of_any_length_leave_a_terminal_room_for_numbers(name: str) -> None:
+    words, numbers = ("prompts", "", "model"), ("steps", "p")
+    shown = table(
+        "", words, numbers, [("unseen", "step: accuracy > 0.95", name, "1,365 ± 57", ".02")]
+    )
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(shown)
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("1,365 ± 57" in line and ".02" in line for line in lines)
 
 
 def test_a_command_writes_its_tables_as_csv(tmp_path: Path) -> None:

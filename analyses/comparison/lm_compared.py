@@ -77,6 +77,7 @@ class Compared:
                 )
                 for own, tests in self.lines()
                 for number, row in enumerate(own)
+                if row.spread.by_seed or not number
             ]
             names, numbers = ("prompts", "", "model"), ("", "p", "pairs", "Holm")
             return table(title, names, numbers, in_sections(longer), caption, NARROW)
@@ -103,8 +104,17 @@ class Compared:
         ]
 
     def compares(self, measure: str) -> list[str]:
-        """Both architectures and the tests of a measure, whether its difference stands or not."""
-        return [self._compared(each) for each in self.tests if each.measure == measure]
+        """Both architectures and the tests of a measure, whether its difference stands or not.
+
+        Of those only that have the measure: runs that were ended early have none of the end.
+        """
+        known = {row.architecture for row in self.rows if row.measure == measure and
+                 row.spread.by_seed}  # fmt: skip
+        return [
+            self._compared(each)
+            for each in self.tests
+            if each.measure == measure and {each.first, each.second} <= known
+        ]
 
     def _compared(self, of: Difference) -> str:
         alone, paired = (_told_p(p) or "none" for p in _corrected(of.tests))

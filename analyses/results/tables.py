@@ -20,6 +20,9 @@ STYLE: Any = {"title_justify": "left", "caption_justify": "left", "box": box.SIM
 WIDE: Any = STYLE | {"min_width": 64}
 NARROW: Any = STYLE | {"pad_edge": False, "padding": (0, 1, 0, 0)}
 
+MOST_WORDS = 50
+"""Width of words beside which a terminal of 80 has room for numbers."""
+
 Row = Sequence[str] | None
 """Cells; None begins a section."""
 
@@ -34,12 +37,14 @@ def table(
 ) -> Table:
     """A table of ``words``, the columns on the left, and ``numbers``, which stand to the right.
 
+    Words stay on one line, unless they would leave no room for the numbers.
+
     Args:
         rows: a cell for each column; where there are fewer, the last are blank.
     """
     made = Table(title=title or None, caption=caption or None, **style)
     for name in words:
-        made.add_column(name, no_wrap=True)
+        made.add_column(name, overflow="fold")
     for name in numbers:
         made.add_column(name, justify="right")
     for row in rows:
@@ -47,6 +52,11 @@ def table(
             made.add_section()
         else:
             made.add_row(*row)
+    said = made.columns[: len(words)]
+    widths = (max((text_of(cell).cell_len for cell in each.cells), default=0) for each in said)
+    short = sum(widths) <= MOST_WORDS
+    for column in said:
+        column.no_wrap = short
     return made
 
 
