@@ -255,6 +255,21 @@ def test_runs_that_end_early_count_where_they_went(tmp_path: Path) -> None:
     assert said[0].startswith("At the end, validation loss: values 1.500")
 
 
+def test_of_several_the_savings_are_said_together(tmp_path: Path) -> None:
+    other = "v(mix=pair, own=2, carried=0)"
+    for streams, at in (("", (200, 400)), ("v", (100, 200)), (other, (200, 300))):
+        for seed, step in enumerate(at):
+            folder_of(tmp_path, streams, seed, step)
+    of_pair = [each for each in load_runs(LMRun, tmp_path) if "own" not in each.run.name]
+    assert not any("are saved" in each for each in lm_emergence(of_pair).sentences())
+    study = lm_emergence(load_runs(LMRun, tmp_path))
+    (said,) = (each for each in study.sentences() if "are saved" in each)
+    assert said == (
+        "Of the steps of classic to P(IO) > 0.5 on unseen prompts are saved: values 50%, "
+        f"{other} 17%."  # 500 of 600
+    )
+
+
 def test_an_unfinished_run_is_neither_compared_nor_exported(tmp_path: Path) -> None:
     folder_of(tmp_path / "runs", "", 0, 300, steps=700)
     with pytest.raises(ValueError, match="has not reached step 700"):

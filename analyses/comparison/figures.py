@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from resval_lens.analyses.comparison.circuit_findings import TaskCircuit
 from resval_lens.analyses.comparison.icl import AttentionStudy, LinkStudy
+from resval_lens.analyses.comparison.lm_emergence import model_names
 from resval_lens.analyses.drawing.figures import (
     COLOURS,
     STYLE,
@@ -25,7 +26,6 @@ from resval_lens.analyses.drawing.figures import (
 )
 from resval_lens.analyses.drawing.marks import cells, points, tip
 from resval_lens.numbers import number
-from resval_lens.streams import architectures_of
 from resval_lens.tasks.icl import MEANING, TASKS
 from resval_lens.training.lm_run import LMRun
 from resval_lens.training.recorded import RecordedRun
@@ -204,7 +204,7 @@ def training(runs: Sequence[RecordedRun[LMRun]]) -> Figure:
 
 def _curves(axes: Axes, runs: Sequence[RecordedRun[LMRun]], score: Callable[[Line], float]) -> None:
     """One line a run (light) and one an architecture (dark: mean over seeds)."""
-    labels = architectures_of([recorded.run.config.streams for recorded in runs])
+    labels = model_names(runs)
     for name in dict.fromkeys(labels):
         own = [
             {line["step"]: score(line) for line in recorded.evaluations[1:]}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from resval_lens.analyses.results.emergence import Share
 from resval_lens.analyses.results.result import FLAT
 from resval_lens.analyses.results.seeds import SURE, Effect, Spread, TTests, present
-from resval_lens.analyses.results.tables import NARROW, in_sections, optional, table
+from resval_lens.analyses.results.tables import NARROW, in_groups, in_sections, optional, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,7 +69,7 @@ class Compared:
         if others[1:]:
             longer = [
                 (
-                    own[0].prompts,
+                    own[0].prompts or "text",
                     own[0].measure if row.architecture == first else "",
                     row.architecture,
                     row.told(seeds[row.architecture]).replace("\n", " "),
@@ -79,8 +79,8 @@ class Compared:
                 for number, row in enumerate(own)
                 if row.spread.by_seed or not number
             ]
-            names, numbers = ("prompts", "", "model"), ("", "p", "pairs", "Holm")
-            return table(title, names, numbers, in_sections(longer), caption, NARROW)
+            names, numbers = ("", "model"), ("", "p", "pairs", "Holm")
+            return table(title, names, numbers, in_groups(longer), caption, NARROW)
         rows = [
             (
                 own[0].prompts,
@@ -116,9 +116,20 @@ class Compared:
             if each.measure == measure and {each.first, each.second} <= known
         ]
 
+    def savings(self, measure: str, prompts: str = "") -> list[str]:
+        """What each saves of the first's steps to a level, where it has more than one beside it."""
+        own = [
+            each
+            for each in self.tests
+            if (each.measure, each.prompts) == (measure, prompts) and each.saving
+        ]
+        told = ", ".join(f"{each.first} {_percent(each.saving)}" for each in own if each.saving)
+        level = measure.removeprefix("step: ") + f" on {prompts} prompts" * bool(prompts)
+        return [f"Of the steps of {own[0].second} to {level} are saved: {told}."] if own[1:] else []
+
     def _compared(self, of: Difference) -> str:
         alone, paired = (_told_p(p) or "none" for p in _corrected(of.tests))
-        saved = f", {of.saving.told().replace(' ', '% ', 1)} saved" if of.saving else ""
+        saved = f", {_percent(of.saving)} saved" if of.saving else ""
         measure = of.measure.replace("step: ", "steps to ").replace("loss: ", "loss at ")
         return (
             f"{measure}{f' ({of.prompts} prompts)' * bool(of.prompts)}: {of.first} "
@@ -136,7 +147,7 @@ class Compared:
         """How much sooner or better: savings of steps and effect sizes, where there are tests."""
         rows = [
             (
-                each.prompts,
+                each.prompts or "text",
                 each.measure,
                 each.first,
                 each.saving.told() if each.saving else "",
@@ -149,11 +160,17 @@ class Compared:
         ]
         second = self.tests[0].second if self.tests else ""
         return table(
-            f"Against {second}" if second else "", ("prompts", "", "model"),
-            ("saved, %", "g", "paired g", "Holm"), in_sections(rows),
+            f"Against {second}" if second else "", ("", "model"),
+            ("saved, %", "g", "paired g", "Holm"), in_groups(rows),
             "saved: of steps, on the seeds of both, with its 95% interval by t\n"
             "g: Hedges', negative where the model has less; Holm: of the pairs", NARROW,
         )  # fmt: skip
+
+
+def _percent(saving: Share) -> str:
+    """As "19% [16, 22]"; of one seed without an interval."""
+    share, *interval = saving.told().split(" ", 1)
+    return " ".join((f"{share}%", *interval)).replace("-", "−")
 
 
 def _corrected(tests: TTests) -> tuple[float | None, float | None]:

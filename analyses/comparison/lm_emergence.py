@@ -43,6 +43,8 @@ THRESHOLDS = (
     ("accuracy", 0.95), ("accuracy_top1", 0.95), ("p_io", 0.5), ("p_io", 0.9), ("log_p_io", -1.0),
 )  # fmt: skip
 """Scores and what they must exceed to count as emerged."""
+NAMING = "step: P(IO) > 0.5"
+"""The measure of having learned to name the indirect object."""
 LOSSES = (3.0, 2.0, 1.5, 1.2, 1.1)
 """Validation losses, in nats; the steps to those that any run falls to are measured."""
 
@@ -85,8 +87,13 @@ class LMEmergence(Result):
     def sentences(self) -> list[str]:
         """Which differences stand after correction, in training and at equal loss."""
         counts = ", ".join(f"{name} {count}" for name, count in self.seeds.items())
+        steps = [row for row in self.compared.rows if row.measure.startswith("step:")]
+        losses = [row.measure for row in steps if not row.prompts]
+        naming = [row.prompts for row in steps if row.measure == NAMING]
         return [
             f"Seeds: {counts}. p are by Holm, within each of two tables.",
+            *(each for lowest in losses[-1:] for each in self.compared.savings(lowest)),
+            *(each for last in naming[-1:] for each in self.compared.savings(NAMING, last)),
             *self.compared.said("In training"),
             *(f"At the end, {each}." for each in self.compared.compares("validation loss")),
             *self.matched.compared.said("At equal validation loss"),
@@ -182,7 +189,7 @@ def compared(
     """Some measures of every architecture, and tests that are corrected for being so many.
 
     Those of the last step (:func:`_last`) leave out runs that were ended before it; each leaves out
-    runs that did not record what it is of.
+    runs that did not record what it is of. A measure of no run is left out.
     """
     rows: list[Measured] = []
     tests: dict[tuple[str, str, str, str], TTests] = {}
@@ -194,6 +201,8 @@ def compared(
             if whole or not (isinstance(of, partial) and of.func is _last):
                 with suppress(KeyError):
                     numbers[label][recorded.run.seed] = of(recorded.evaluations)
+        if not any(numbers.values()):
+            continue
         rows += [Measured(*what, name, spread(by_seed)) for name, by_seed in numbers.items()]
         base, *others = numbers
         for each in others:

@@ -229,11 +229,15 @@ def _survivors(found: Compared) -> str:
         "independent": [(test.tests.p, test.tests.p_holm, test) for test in found.tests],
         "paired": [(test.tests.p_paired, test.tests.p_paired_holm, test) for test in found.tests],
     }
+    several = len({test.first for test in found.tests}) > 1
     said = []
     for kind, tests in kinds.items():
         made = present(p for p, _, _ in tests)
         kept = [test for _, corrected, test in tests if corrected is not None and corrected < 0.05]
-        which = ", ".join(f"{test.measure} ({test.prompts or 'text'})" for test in kept)
+        which = ", ".join(
+            f"{f'{test.first}, ' * several}{test.measure} ({test.prompts or 'text'})"
+            for test in kept
+        )
         said.append(
             f"Of {len(made)} {kind} t-tests {sum(p < 0.05 for p in made)} have p < .05, "
             f"and {len(kept) or 'none'} after Holm's correction{f': {which}' * bool(kept)}."
@@ -247,7 +251,7 @@ def _lm_table(found: Compared) -> str:
     for own, tests in found.lines():
         measure = own[0].measure
         form = ",.0f" if measure.startswith("step") else ".4f"
-        told = [row.spread.told(form) for row in own]
+        told = [row.spread.told(form) if row.spread.by_seed else "" for row in own]
         cells = [_lm_cells(each) for each in tests]
         if len(own) > 2:
             names = [row.architecture for row in own]

@@ -68,6 +68,14 @@ def in_sections(rows: Iterable[Sequence[str]]) -> Iterator[Row]:
             yield [first if not number else "", *cells]
 
 
+def in_groups(rows: Iterable[Sequence[str]]) -> Iterator[Row]:
+    """``rows`` without their first cells, which stand in bold above those that have them."""
+    for name, own in groupby(rows, key=lambda row: row[0]):
+        yield None
+        yield [f"[bold]{name}[/bold]"]
+        yield from (row[1:] for row in own)
+
+
 def optional(number: float | None, form: str) -> str:
     """The number in its form; blank if there is none."""
     return "" if number is None else format(number, form)
