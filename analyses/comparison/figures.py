@@ -32,6 +32,9 @@ from resval_lens.training.recorded import RecordedRun
 
 Line = dict[str, Any]
 
+HIGHEST = 1.4
+"""Losses that are shown, over the lowest: early all fall alike, and what differs is small."""
+
 
 def link_edits(links: Mapping[str, LinkStudy]) -> Figure:
     """Accuracy against the factor c by which a model's links are scaled; dots: mean-ablation."""
@@ -194,6 +197,8 @@ def training(runs: Sequence[RecordedRun[LMRun]]) -> Figure:
             _curves(axes, runs, score)
             axes.set(title=title, xlabel="step")
             logarithmic(axes, "x")
+        lowest = min(line["valid_loss"] for each in runs for line in each.evaluations)
+        row[0].set_ylim(0.98 * lowest, HIGHEST * lowest)
         for axes in row[1:]:
             axes.set_ylim(0, 1.02)
         for axes, threshold in zip(row[1:], (0.95, 0.5), strict=False):

@@ -88,11 +88,11 @@ class LMEmergence(Result):
         """Which differences stand after correction, in training and at equal loss."""
         counts = ", ".join(f"{name} {count}" for name, count in self.seeds.items())
         steps = [row for row in self.compared.rows if row.measure.startswith("step:")]
-        losses = [row.measure for row in steps if not row.prompts]
+        losses = list(dict.fromkeys(row.measure for row in steps if not row.prompts))
         naming = [row.prompts for row in steps if row.measure == NAMING]
         return [
             f"Seeds: {counts}. p are by Holm, within each of two tables.",
-            *(each for lowest in losses[-1:] for each in self.compared.savings(lowest)),
+            *(each for low in losses[-2:] for each in self.compared.savings(low)),
             *(each for last in naming[-1:] for each in self.compared.savings(NAMING, last)),
             *self.compared.said("In training"),
             *(f"At the end, {each}." for each in self.compared.compares("validation loss")),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -56,9 +56,16 @@ STYLE: Any = {
 OTHERS = ("#8C564B", "#7F6FBF", "#17A2A2", "#B5527A")
 
 
-def colour(variant: str) -> str:
-    """The variant's colour in every figure; of one that is not among the presets, by its name."""
-    return COLOURS.get(variant, OTHERS[crc32(variant.encode()) % len(OTHERS)])
+def colour(variant: str, taken: Collection[Any] = ()) -> str:
+    """The variant's colour in every figure; of one that is not among the presets, by its name.
+
+    Args:
+        taken: colours that one not among the presets leaves to others, as long as there are more.
+    """
+    first = crc32(variant.encode()) % len(OTHERS)
+    others = OTHERS[first:] + OTHERS[:first]
+    free = (each for each in others if each not in taken)
+    return COLOURS.get(variant) or next(free, others[0])
 
 
 def plain(name: str) -> str:
@@ -157,7 +164,7 @@ def seed_curves(
         alpha: of the thin lines.
         unit: steps that count as one on the axis.
     """
-    shade = colour(name)
+    shade = colour(name, {drawn.get_color() for drawn in axes.lines})
     for line in lines:
         at = [step / unit for step in line]
         axes.plot(at, list(line.values()), color=shade, alpha=alpha, lw=0.8)
