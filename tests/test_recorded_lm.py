@@ -21,7 +21,7 @@ from resval_lens.analyses.comparison.ioi_cells import (
     cells_table,
     four_cells,
 )
-from resval_lens.analyses.comparison.lm_emergence import at_loss, lm_emergence
+from resval_lens.analyses.comparison.lm_emergence import at_loss, lm_emergence, model_names
 from resval_lens.analyses.comparison.lm_progress import ioi_sets
 from resval_lens.analyses.results.result import plain
 from resval_lens.analyses.results.seeds import TTests, holm
@@ -36,6 +36,7 @@ from resval_lens.training.lm_run import LMRun
 from resval_lens.training.recorded import export_run, load_run, load_runs
 from tests.test_ioi import shown
 
+README = " ".join((Path(__file__).parents[1] / "README.md").read_text().split())
 SMALL = {"n_layers": 2, "d_model": 16, "n_heads": 2, "d_head": 8, "d_mlp": 32, "n_ctx": 12}
 
 
@@ -112,17 +113,23 @@ def test_steps_means_and_tests_equal_scipys(tmp_path: Path) -> None:
 
 def test_tests_are_corrected_for_being_many_each_table_on_its_own() -> None:
     study = lm_emergence(load_runs(LMRun))
-    for table, many in ((study.compared, 30), (study.matched.compared, 25)):
+    for table, many in ((study.compared, 99), (study.matched.compared, 93)):
         tests = [test.tests for test in table.tests]
         assert len(tests) == many
         assert [t.p_holm for t in tests] == holm([t.p for t in tests])
         assert [t.p_paired_holm for t in tests] == holm([t.p_paired for t in tests])
     kept = {
-        test.measure
+        (test.first, test.measure)
         for test in study.compared.tests
-        if test.tests.p_paired_holm is not None and test.tests.p_paired_holm < 0.05
+        for p in (test.tests.p_holm, test.tests.p_paired_holm)
+        if p is not None and p < 0.05
     }
-    assert kept == {"step: loss ≤ 1.1"}  # of naming no difference stands
+    assert kept == {  # the text: of P(IO) and the likeliest token no difference stands
+        ("own-2", "step: loss ≤ 2"),
+        ("own-2", "step: loss ≤ 1.5"),
+        ("v-norm-matched", "step: loss ≤ 1.2"),
+        ("values", "step: accuracy > 0.95"),
+    }
 
 
 def test_at_equal_loss_a_score_lies_between_two_evaluations() -> None:
@@ -133,19 +140,18 @@ def test_at_equal_loss_a_score_lies_between_two_evaluations() -> None:
 
 
 def test_the_matched_loss_is_where_the_last_prompts_are_answered() -> None:
-    """Recorded: both kinds of model pass .95 at about the same loss, values in fewer steps."""
+    """Recorded: the kinds of model pass .95 at about the same loss, values in fewer steps."""
     runs = load_runs(LMRun)
-    study, firsts = lm_emergence(runs), {}
-    for recorded in runs:
+    study, firsts = lm_emergence(runs), dict[str, list[float]]()
+    for name, recorded in zip(model_names(runs), runs, strict=True):
         lines = recorded.evaluations
         first = next(line for line in lines if line["ioi"]["unseen"]["accuracy"] > 0.95)
-        firsts.setdefault(recorded.architecture, []).append(first["valid_loss"])
+        firsts.setdefault(name, []).append(first["valid_loss"])
     rows = {(r.prompts, r.measure, r.architecture): r for r in study.matched.compared.rows}
     for name, losses in firsts.items():
         row = rows["unseen", "loss: accuracy > 0.95", name]
         assert list(row.spread.by_seed.values()) == losses
-    assert study.matched.loss == pytest.approx(np.mean(list(firsts.values())))
-    assert study.tables()[1].row_count == 25
+    assert study.matched.loss == pytest.approx(np.mean([x for own in firsts.values() for x in own]))
 
 
 def test_what_never_emerges_is_said_and_not_tested(tmp_path: Path) -> None:
@@ -268,6 +274,52 @@ def test_of_several_the_savings_are_said_together(tmp_path: Path) -> None:
         "Of the steps of classic to P(IO) > 0.5 on unseen prompts are saved: values 50%, "
         f"{other} 17%."  # 500 of 600
     )
+
+
+def test_kinds_without_a_colour_of_their_own_have_different_ones(tmp_path: Path) -> None:
+    kinds = ("", *(f"v(mix=pair, own={own}, carried=0)" for own in (2, 3, 5)))
+    for streams in kinds:
+        folder_of(tmp_path, streams, 0, 200)
+    for axes in training(load_runs(LMRun, tmp_path)).axes:
+        means = [line for line in axes.lines if line.get_linewidth() == 2]
+        assert len({line.get_color() for line in means}) == len(means) == len(kinds)
+    plt.close("all")
+
+
+def test_the_readme_says_what_language_models_save() -> None:
+    """As recomputed from the recorded losses: where each first falls to 1.1, by seed."""
+    runs, steps = load_runs(LMRun), dict[str, dict[int, float]]()
+    for name, recorded in zip(model_names(runs), runs, strict=True):
+        lines = recorded.evaluations
+        at = next(i for i, line in enumerate(lines) if line["valid_loss"] <= 1.1)
+        (x, y), (high, low) = (
+            [line[of] for line in lines[at - 1 : at + 1]] for of in ("step", "valid_loss")
+        )
+        own = steps.setdefault(name, {})
+        own[recorded.run.seed] = x + (y - x) * (high - 1.1) / (high - low)
+    tests = lm_emergence(runs).compared.tests
+    saving = {test.first: test.saving for test in tests if test.measure == "step: loss ≤ 1.1"}
+    classic, said = steps["classic"], []
+    for name in ("values", "v-norm-matched", "own-2"):
+        both = classic.keys() & steps[name].keys()
+        share = 1 - sum(steps[name][x] for x in both) / sum(classic[x] for x in both)
+        found = saving[name]
+        assert found is not None
+        assert found.interval is not None
+        ends = (f"{100 * x:.0f}" for x in (found.interval.low, found.interval.high))
+        said.append(f"{share:.0%} [{', '.join(ends)}]".replace("-", "−"))
+    stream, matched, own = said
+    words = f"of 1.1 the stream saves {stream}, at constant norm {matched}, and doubled values"
+    assert f"{words} without a link {own}" in README
+    (early,) = (
+        test
+        for test in tests
+        if (test.first, test.measure) == ("v-norm-matched", "step: loss ≤ 1.2")
+    )
+    assert early.saving is not None
+    assert early.tests.p_holm is not None
+    p = f"{early.tests.p_holm:.3f}".removeprefix("0")
+    assert f"to a loss of 1.2 ({early.saving.share:.0%}, p = {p})" in README
 
 
 def test_an_unfinished_run_is_neither_compared_nor_exported(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ class Compared:
                     own[0].prompts or "text",
                     own[0].measure if row.architecture == first else "",
                     row.architecture,
-                    row.told(seeds[row.architecture]).replace("\n", " "),
+                    row.told(seeds[row.architecture]),
                     *_told_tests(tests[number - 1].tests if number else TTests()),
                 )
                 for own, tests in self.lines()
