@@ -229,7 +229,7 @@ def test_runs_without_generated_prompts_are_drawn_too(tmp_path: Path, sets: dict
     lines = [{"step": step, "valid_loss": 1.0, "ioi": sets} for step in (0, 250, 500)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
     runs = load_runs(LMRun, tmp_path)
-    assert lm_emergence(runs).tables()[0].row_count == 1 + 8 * len(sets)
+    assert lm_emergence(runs).tables()[0].row_count == 2 + 9 * len(sets)  # groups have a heading
     assert len(training(runs).axes) == (3 if sets else 1)
     plt.close("all")
 

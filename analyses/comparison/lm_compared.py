@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from resval_lens.analyses.results.emergence import Share
 from resval_lens.analyses.results.result import FLAT
 from resval_lens.analyses.results.seeds import SURE, Effect, Spread, TTests, present
-from resval_lens.analyses.results.tables import NARROW, in_groups, in_sections, optional, table
+from resval_lens.analyses.results.tables import NARROW, in_groups, optional, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -83,7 +83,7 @@ class Compared:
             return table(title, names, numbers, in_groups(longer), caption, NARROW)
         rows = [
             (
-                own[0].prompts,
+                own[0].prompts or "text",
                 own[0].measure,
                 *(row.told(seeds[row.architecture]) for row in own),
                 *(cell for each in tests for cell in _told_tests(each.tests)),
@@ -91,7 +91,7 @@ class Compared:
             for own, tests in self.lines()
         ]
         columns = (*seeds, *(("p", "pairs", "Holm") if others else ()))
-        return table(title, ("prompts", ""), columns, in_sections(rows), caption, NARROW)
+        return table(title, ("",), columns, in_groups(rows), caption, NARROW)
 
     def said(self, when: str) -> list[str]:
         """How many differences stand after Holm's correction within this table, and which."""
