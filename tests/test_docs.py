@@ -670,11 +670,12 @@ def test_the_cut_beside_changes_of_gain():
 
 def test_at_equal_loss():
     part = results_page.section("loss-matched", DOCS)
-    assert "Of 25 paired t-tests" in part
-    assert "1 after Holm's correction: loss: P(IO) &gt; 0.5 (seen)" in part
+    assert "1 after Holm's correction: values, step: loss ≤ 1.133 (text). Of 74 paired" in part
+    assert "and none after Holm's correction" in part
     part = results_page.section("language-models", DOCS)
-    assert "Of 26 paired t-tests" in part
-    assert "1 after Holm's correction: step: loss ≤ 1.1 (text)" in part
+    assert "Of 59 paired t-tests" in part
+    stand = "own-2, step: loss ≤ 2 (text), values, step: accuracy &gt; 0.95 (unseen)"
+    assert f"2 after Holm's correction: {stand}" in part
 
 
 def test_memories():
