@@ -152,6 +152,7 @@ def test_the_matched_loss_is_where_the_last_prompts_are_answered() -> None:
         row = rows["unseen", "loss: accuracy > 0.95", name]
         assert list(row.spread.by_seed.values()) == losses
     assert study.matched.loss == pytest.approx(np.mean([x for own in firsts.values() for x in own]))
+    assert study.tables()[1].row_count == 128
 
 
 def test_what_never_emerges_is_said_and_not_tested(tmp_path: Path) -> None:

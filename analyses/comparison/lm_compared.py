@@ -118,14 +118,15 @@ class Compared:
 
     def savings(self, measure: str, prompts: str = "") -> list[str]:
         """What each saves of the first's steps to a level, where it has more than one beside it."""
-        own = [
-            each
+        told = [
+            f"{each.first} {_percent(each.saving)}"
             for each in self.tests
             if (each.measure, each.prompts) == (measure, prompts) and each.saving
         ]
-        told = ", ".join(f"{each.first} {_percent(each.saving)}" for each in own if each.saving)
+        if len(told) < 2:
+            return []
         level = measure.removeprefix("step: ") + f" on {prompts} prompts" * bool(prompts)
-        return [f"Of the steps of {own[0].second} to {level} are saved: {told}."] if own[1:] else []
+        return [f"Of the steps of {self.tests[0].second} to {level} are saved: {', '.join(told)}."]
 
     def _compared(self, of: Difference) -> str:
         alone, paired = (_told_p(p) or "none" for p in _corrected(of.tests))

@@ -70,10 +70,10 @@ def in_sections(rows: Iterable[Sequence[str]]) -> Iterator[Row]:
 
 def in_groups(rows: Iterable[Sequence[str]]) -> Iterator[Row]:
     """``rows`` without their first cells, which stand in bold above those that have them."""
-    for name, own in groupby(rows, key=lambda row: row[0]):
+    for group, own in groupby(rows, key=lambda row: row[0]):
         yield None
-        yield [f"[bold]{name}[/bold]"]
-        yield from (row[1:] for row in own)
+        yield [f"[bold]{group}[/bold]"]
+        yield from ([f" {name}", *cells] for _, name, *cells in own)
 
 
 def optional(number: float | None, form: str) -> str:

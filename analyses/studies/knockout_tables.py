@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from rich.table import Table
 
-from resval_lens.analyses.results.tables import NARROW, Row, table
+from resval_lens.analyses.results.tables import NARROW, Row, in_groups, table
 from resval_lens.analyses.studies.knockouts import Effect, Knockouts
 
 MOST = 12
@@ -53,16 +53,15 @@ def needed_sentences(knockouts: Mapping[str, Knockouts], what: str) -> list[str]
 
 def knocked_out_table(knockouts: Mapping[str, Knockouts], held_out: int, what: str) -> Table:
     """What each metric loses without a role; ``what`` has roles, say heads."""
-    rows: list[Row] = []
+    rows: list[list[str]] = []
     resample, mean = (knockouts[ablation].roles for ablation in ("resample", "mean"))
     for metric in resample[0].effects:
-        rows += [None, [f"[bold]{metric}[/bold]"]]
         for one, other in zip(resample, mean, strict=True):
             both = (*told(one.effects[metric]), *told(other.effects[metric]))
-            rows.append([f" {one.role}", *both, f"{one.incomplete[metric]:z.2f}"])
+            rows.append([metric, one.role, *both, f"{one.incomplete[metric]:z.2f}"])
     return table(
         f"Roles knocked out: change on {held_out} other prompts", ("",),
-        ("resampled [95%]", "others", "at means [95%]", "others", "apart"), rows,
+        ("resampled [95%]", "others", "at means [95%]", "others", "apart"), in_groups(rows),
         f"others: as many {what} without a role, of layers as near as there are (the draw that "
         "changes most);\napart: |circuit − model|, both without the role, resampled",
         NARROW,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from resval_lens.analyses.results.tables import NARROW, Row, table
+from resval_lens.analyses.results.tables import NARROW, Row, in_groups, table
 from resval_lens.analyses.studies.knockout_tables import (
     alone_table,
     knocked_out_table,
@@ -93,17 +93,16 @@ def _attends(mover: Mover) -> str:
 
 
 def _edges(study: MoverStudy) -> Table:
-    rows: list[Row] = []
+    rows: list[list[str]] = []
     resample, mean = (study.knockouts[ablation].edges or () for ablation in ("resample", "mean"))
     for what, one, other in zip(
         LEVELS, resample, mean, strict=False
     ):  # no level after an empty one
-        rows += [None, [f"[bold]{what}[/bold]"]]
         for metric in one.effects:
             both = (*told(one.effects[metric]), *told(other.effects[metric]))
-            rows.append([f" {metric}", *both])
+            rows.append([what, metric, *both])
     return table(
         "All edges from a level into the next corrupted: change", ("",),
-        ("resampled [95%]", "others", "at means [95%]", "others"), rows,
+        ("resampled [95%]", "others", "at means [95%]", "others"), in_groups(rows),
         f"others: from as many {WHAT} without a role", NARROW,
     )  # fmt: skip
