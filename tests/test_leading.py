@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from resval_lens.analyses.comparison.ioi_paper import paper_table
+from resval_lens.analyses.comparison.lm_progress import ioi_sets
 from resval_lens.analyses.studies.link_signals import link_signals
 from resval_lens.analyses.studies.roles import head_roles
 from resval_lens.analyses.tasks import TASKS, Asked
@@ -167,3 +168,17 @@ def test_too_few_names_are_left() -> None:
     tokenizer = word_tokenizer(set(NAMES[2:]))
     with pytest.raises(ValueError, match="of 105 names 2 are one token with this tokenizer, but"):
         draw_ioi(tokenizer, 2, 0, "general")
+
+
+def test_models_of_real_text_are_asked_general_prompts_of_the_names_they_can_say() -> None:
+    tokenizer = word_tokenizer({"James", "Adam"})
+    sets, unsaid = ioi_sets(tokenizer.backend_tokenizer, "story", generated=False, n_prompts=50)
+    assert list(sets) == ["general"]
+    assert "'James' is " in unsaid["paper"]
+    asked = set(tokenizer.convert_ids_to_tokens(sets["general"].io))
+    assert len(sets["general"].io) == 50
+    assert asked <= set(NAMES) - {"James", "Adam"}
+    few = word_tokenizer(set(NAMES[2:]))
+    sets, unsaid = ioi_sets(few.backend_tokenizer, "story", generated=False)
+    assert not sets
+    assert "names 2 are one token" in unsaid["general"]

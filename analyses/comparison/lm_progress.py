@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import dropwhile, takewhile
 from typing import Any
 
@@ -12,8 +13,9 @@ from tokenizers import Tokenizer
 
 from resval_lens.analyses.results.result import plain
 from resval_lens.analyses.studies.ioi import ioi_scores
+from resval_lens.analyses.tasks.pairs import draw_ioi
 from resval_lens.tasks import stories
-from resval_lens.tasks.ioi import IOIBatch, encode, paper_prompts
+from resval_lens.tasks.ioi import IOIBatch, IOIPrompt, encode, paper_prompts
 from resval_lens.tasks.text import end_of_text
 from resval_lens.training.lm import Evaluate, Rows
 from resval_lens.training.lm_run import LMRun
@@ -46,20 +48,25 @@ def ioi_sets(
     """Sets of IOI prompts by name; and those that this tokenizer cannot say, with the reason.
 
     ``paper``: the four sentences, both orders. For models of generated stories also ``seen`` and
-    ``unseen``: names, frames and objects that training text may hold, or never holds.
+    ``unseen``: names, frames and objects that training text may hold, or never holds. For others
+    ``general`` prompts, of names that are one token each.
 
     Args:
         rows: ``packed`` puts the end of text before each prompt, as a story's beginning has there.
     """
     prepend = end_of_text(tokenizer) if rows == "packed" else None
-    sets = {"paper": [prompt for pair in paper_prompts() for prompt in pair]}
+    drawn: dict[str, Callable[[], list[IOIPrompt]]] = {
+        "paper": lambda: [prompt for pair in paper_prompts() for prompt in pair]
+    }
     if generated:
         for name in ("seen", "unseen"):
-            sets[name] = stories.ioi_prompts(n_prompts, 0, name, name, name)
+            drawn[name] = partial(stories.ioi_prompts, n_prompts, 0, name, name, name)
+    else:
+        drawn["general"] = lambda: draw_ioi(tokenizer, n_prompts, 0, "general").prompts
     encoded, unsaid = {}, {}
-    for name, prompts in sets.items():
+    for name, prompts in drawn.items():
         try:
-            encoded[name] = encode(prompts, tokenizer, prepend)
+            encoded[name] = encode(prompts(), tokenizer, prepend)
         except ValueError as error:  # a name of several tokens
             unsaid[name] = str(error)
     return encoded, unsaid
