@@ -305,7 +305,7 @@ def test_weights_and_a_study_stand_beside_the_record(
 ) -> None:
     queue.write_text(
         SMALL.replace(', absolute = "--lr 0.05"', "").replace("5,7", "0")
-        + 'weights = true\nstudy = "link-in-training {run} --sequences 9"\n'
+        + 'weights = true\nstudy = "link-in-training {run} --sequences 9 --out {corpus}"\n'
     )
     called: list[list[str]] = []
 
@@ -316,7 +316,9 @@ def test_weights_and_a_study_stand_beside_the_record(
         return 0
 
     monkeypatch.setattr(experiment_queue, "_call", call)
-    experiments = read_experiments(queue)
+    (waiting,) = planned(read_experiments(queue))
+    assert waiting.needs == ["corpus"]
+    experiments = read_experiments(queue, {"corpus": Path("my corpus")})
     (run,) = planned(experiments)
     shutil.copytree(SHIPPED / "memory" / "relative-seed0", folders.of(run))  # trained, not recorded
     for _ in range(2):
@@ -326,9 +328,8 @@ def test_weights_and_a_study_stand_beside_the_record(
         load_run(record, MemoryRun).model()
         (record / "link-in-training.json").unlink()  # a study that was stopped is made again
         assert folders.record(run) is None
-    assert [command[:4] for command in called] == 2 * [
-        ["link-in-training", str(folders.of(run)), "--sequences", "9"]
-    ]
+    study = ["link-in-training", str(folders.of(run)), "--sequences", "9", "--out", "my corpus"]
+    assert [command[:6] for command in called] == 2 * [study]
 
 
 def test_runs_have_the_lowest_priority_and_one_thread(

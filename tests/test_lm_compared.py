@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from resval_lens.analyses.cli.reporting import as_text
@@ -16,9 +17,11 @@ from resval_lens.analyses.comparison.lm_scaling import Scaling, lm_scaling
 from resval_lens.analyses.results import intervals
 from resval_lens.analyses.results.emergence import saving
 from resval_lens.analyses.results.seeds import effect, holm
+from resval_lens.analyses.studies.induction import induction_study
 from resval_lens.models.language_models import language_model_config
 from resval_lens.training.lm_run import LMRun
 from resval_lens.training.recorded import load_runs
+from tests.helpers import tiny_model
 from tests.test_ioi import shown
 from tests.test_recorded_lm import SMALL
 
@@ -184,6 +187,36 @@ def test_savings_by_depth_against_numbers_by_hand(tmp_path: Path) -> None:
     written = json.loads(as_text(found.to_dict()))
     again = json.loads(as_text(Scaling.from_dict(written).to_dict()))
     assert again == written
+
+
+def test_induction_that_is_recorded_beside_runs_counts_too(tmp_path: Path) -> None:
+    scaled(tmp_path)
+    without = lm_scaling(load_runs(LMRun, tmp_path))
+    tokens = torch.randint(1, 6, (20, 12), generator=torch.Generator().manual_seed(0))
+    scores: dict[str, dict[int, float]] = {"classic": {}, "values": {}}
+    for name, streams in (("classic", ""), ("values", "v")):
+        for seed in range(3):
+            model = tiny_model(streams, seed=seed)
+            study = induction_study(model, n=2, length=4, text=tokens)
+            folder = tmp_path / f"2x16-{name}-seed{seed}"
+            (folder / "induction.json").write_text(as_text(study.to_dict()))
+            with torch.no_grad():
+                log_p = model(tokens)[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None])
+            scores[name][seed] = float(log_p[:, 0].mean() - log_p[:, 10].mean())
+    found = lm_scaling(load_runs(LMRun, tmp_path))
+    (size,) = (each for each in found.sizes if each.layers == 2)
+    rows = {(each.measure, each.architecture): each.spread for each in size.compared.rows}
+    for name, by_seed in scores.items():
+        assert rows["in-context score", name].by_seed == pytest.approx(by_seed, abs=1e-5)
+        assert len(rows["loss of repeated tokens", name].by_seed) == 3
+    said = [each for each in found.sentences() if "in-context score" in each]
+    values, classic = (np.mean(list(scores[name].values())) for name in ("values", "classic"))
+    assert len(said) == 1
+    assert said[0].startswith(f"2 × 16, in-context score: values {values:.3f} ± ")
+    assert f"classic {classic:.3f} ± " in said[0]
+    others = [len(each.compared.rows) for each in found.sizes if each.layers != 2]
+    assert others == [len(each.compared.rows) for each in without.sizes if each.layers != 2]
+    assert found.tables()[0].row_count == without.tables()[0].row_count + 4
 
 
 def test_sizes_need_runs() -> None:

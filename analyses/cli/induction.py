@@ -42,6 +42,7 @@ def induction_command(
     rows: Annotated[int, typer.Option(help="Rows of random tokens for a language model.")] = 50,
     length: MaybeLength = None,
     text: Text = None,
+    rows_of_text: Annotated[int, typer.Option("--text-rows", help="Rows of --text.")] = 16,
     seed: MaybeSeed = None,
     prepend: Prepend = "auto",
     streams: MaybeStreams = None,
@@ -57,7 +58,7 @@ def induction_command(
 
     A language model reads --length random tokens twice. The command shows scores of its heads, and
     the loss where tokens repeat, as trained and with links ablated. With --text it adds the same
-    where a text repeats, in 16 rows of up to 512 tokens, and the in-context score. For classifiers
+    where a text repeats, in rows of up to 512 tokens, and the in-context score. For classifiers
     (a variant beside classic, a run's folder, or all of --runs) it shows attention during training
     (Reddy's measures) and when each measure emerges, by variant; no model is run.
 
@@ -94,7 +95,9 @@ def induction_command(
         writable(to)
         alone = loaded.tokenizer is None and prepend == "auto"
         bos = None if alone else leading_token(loaded, prepend)
-        read = None if text is None else text_rows(loaded, documents(text), most=TEXT_LENGTH)
+        read = None
+        if text is not None:
+            read = text_rows(loaded, documents(text), rows_of_text, TEXT_LENGTH)
         study = induction_study(
             loaded,
             name=within(str(model)),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import takewhile
 from operator import itemgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 
 Line = dict[str, Any]
 
-Measure = Callable[[Sequence[Line]], float | None]
+Measure = Callable[[Sequence[Line]], float | None] | Mapping[Path, float | None]
+"""Of a run's evaluations; or numbers of other studies, by the run's folder."""
 
 SCORES = {"accuracy": "accuracy", "accuracy_top1": "top-1", "p_io": "P(IO)",
           "log_p_io": "log P(IO)", "p_subject": "P(S)"}  # fmt: skip
@@ -200,7 +202,9 @@ def compared(
             whole = recorded.run.last_step == recorded.run.steps
             if whole or not (isinstance(of, partial) and of.func is _last):
                 with suppress(KeyError):
-                    numbers[label][recorded.run.seed] = of(recorded.evaluations)
+                    numbers[label][recorded.run.seed] = (
+                        of[recorded.folder] if isinstance(of, Mapping) else of(recorded.evaluations)
+                    )
         if not any(numbers.values()):
             continue
         rows += [Measured(*what, name, spread(by_seed)) for name, by_seed in numbers.items()]

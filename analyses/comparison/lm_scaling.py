@@ -22,11 +22,16 @@ from resval_lens.analyses.comparison.lm_emergence import (
 from resval_lens.analyses.results.result import Result
 from resval_lens.analyses.results.seeds import corrected
 from resval_lens.analyses.results.tables import NARROW, in_sections, optional, table
+from resval_lens.analyses.studies.induction import InductionStudy
+from resval_lens.io.files import read_json
 from resval_lens.training.lm_run import LMRun
 from resval_lens.training.recorded import RecordedRun
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+FILE = "induction.json"
+"""A study of a run's model on text, beside its record."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,8 @@ class Size:
 
     Attributes:
         layers, width: of the residual stream.
-        compared: the steps to a loss and to naming, the loss at the end, by architecture; tests are
-            corrected for those of all sizes.
+        compared: the steps to a loss and to naming, the loss at the end, and what is recorded of
+            induction in text, by architecture; tests are corrected for those of all sizes.
     """
 
     layers: int
@@ -95,9 +100,10 @@ class Scaling(Result):
         return [each for each in size.compared.tests if each.measure == measure]
 
     def sentences(self) -> list[str]:
-        """Where savings lie, and whether they go with depth or width."""
+        """Where savings lie, whether they go with depth or width, and what else differs."""
         said = []
-        for name in dict.fromkeys(each.measure for each in self.sizes[0].compared.tests):
+        tests = [each for size in self.sizes for each in size.compared.tests]
+        for name in dict.fromkeys(each.measure for each in tests):
             shares = {
                 f"{size.layers} × {size.width}": each.saving.share
                 for size in self.sizes
@@ -116,11 +122,20 @@ class Scaling(Result):
                     f"{name.removeprefix('step: ')}: saved from {shares[low]:.0%} ({low}) to "
                     f"{shares[high]:.0%} ({high}) of the steps{rank} ({len(shares)} sizes)."
                 )
+            elif not name.startswith("step: "):
+                said += [
+                    f"{size.layers} × {size.width}, {each}."
+                    for size in self.sizes
+                    for each in size.compared.compares(name)
+                ]
         return said
 
 
 def lm_scaling(runs: Sequence[RecordedRun[LMRun]]) -> Scaling:
     """What other architectures save against the first, by depth and width.
+
+    Where ``resval-lens induction`` on a text is recorded beside the runs (``induction.json``), its
+    losses by kind of position and its in-context score count, too.
 
     Raises:
         ValueError: no run, or runs of one size that differ in more than seed, name and streams.
@@ -145,6 +160,7 @@ def lm_scaling(runs: Sequence[RecordedRun[LMRun]]) -> Scaling:
             if sets
         },
         ("", "loss at the end"): lambda lines: float(lines[-1]["valid_loss"]),
+        **_of_induction(runs),
     }
     found = {
         size: compared(own, model_names(own), measures) for size, own in sorted(groups.items())
@@ -165,6 +181,28 @@ def lm_scaling(runs: Sequence[RecordedRun[LMRun]]) -> Scaling:
         for size, one in found.items()
     )  # fmt: skip
     return Scaling(loss, sets[-1] if sets else "", sizes, _along(sizes))
+
+
+def _of_induction(runs: Sequence[RecordedRun[LMRun]]) -> dict[tuple[str, str], Measure]:
+    """Losses where text repeats itself and where not, and the in-context score; empty of none."""
+    paths = {recorded.folder: recorded.folder / FILE for recorded in runs}
+    studies = {
+        folder: InductionStudy.from_dict(read_json(path, "a study of induction"))
+        for folder, path in paths.items()
+        if path.is_file()
+    }
+    losses = {folder: study.natural.loss for folder, study in studies.items() if study.natural}
+    scores = {folder: study.icl.score for folder, study in studies.items() if study.icl}
+    return {
+        **{
+            ("", f"loss of {kind} tokens"): {
+                folder: getattr(loss, kind) for folder, loss in losses.items()
+            }
+            for kind in ("repeated", "misleading", "new")
+            if losses
+        },
+        **({("", "in-context score"): scores} if scores else {}),
+    }
 
 
 def _along(sizes: Sequence[Size]) -> dict[str, float | None]:

@@ -54,7 +54,8 @@ class PlannedRun:
     @property
     def needs(self) -> list[str]:
         """What of :data:`GIVEN` it lacks."""
-        return [name for name in GIVEN if any(f"{{{name}}}" in part for part in self.command)]
+        parts = (*self.command, *self.study)
+        return [name for name in GIVEN if any(f"{{{name}}}" in part for part in parts)]
 
     def load(self, folder: Path) -> RecordedRun[Run[ResValTransformer]]:
         """The run that ``folder`` holds.
@@ -95,7 +96,8 @@ def read_experiments(
         seeds         like "0-3"
         into          the folder of its runs, by default the experiment's name
         weights       true: records have trained models, too
-        study         a command on ``{run}``, the folder of a finished run, whose JSON is recorded
+        study         a command on ``{run}``, the folder of a finished run, whose JSON is recorded;
+                      ``{corpus}`` and ``{model}`` as in ``command``
 
     Args:
         given: what ``{corpus}`` and ``{model}`` stand for, by name.
@@ -166,7 +168,10 @@ def _experiment(
                     into,
                     f"{name}-seed{seed}",
                     table.get("weights", False),
-                    tuple(shlex.split(table.get("study", ""))),
+                    tuple(
+                        _replaced(part, _given(given))
+                        for part in shlex.split(table.get("study", ""))
+                    ),
                 )
                 for seed in (numbers(table["seeds"]) if seeds is None else seeds)
                 for name, options in names.items()
@@ -189,12 +194,20 @@ def _filled(
     for field in ("{name}", "{seed}"):
         if field not in command:
             raise ValueError(f"command must have {field}; got {command!r}")
-    stands_for = {"{name}": name, "{seed}": str(seed)}
-    stands_for |= {f"{{{each}}}": str(path) for each, path in given.items() if path is not None}
-    filled = []
-    for part in parts:
-        for each in shlex.split(options) if part == "{options}" else [part]:
-            for field, value in stands_for.items():
-                each = each.replace(field, value)
-            filled.append(each)
-    return tuple(filled)
+    stands_for = {"{name}": name, "{seed}": str(seed), **_given(given)}
+    return tuple(
+        _replaced(each, stands_for)
+        for part in parts
+        for each in (shlex.split(options) if part == "{options}" else [part])
+    )
+
+
+def _given(given: Mapping[str, Path | None]) -> dict[str, str]:
+    """What stands for each name in braces."""
+    return {f"{{{each}}}": str(path) for each, path in given.items() if path is not None}
+
+
+def _replaced(part: str, stands_for: Mapping[str, str]) -> str:
+    for field, value in stands_for.items():
+        part = part.replace(field, value)
+    return part
