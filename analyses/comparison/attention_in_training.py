@@ -11,7 +11,7 @@ import numpy as np
 from resval_lens.analyses.results.emergence import first_above
 from resval_lens.analyses.results.result import FLAT, Result
 from resval_lens.analyses.results.seeds import Spread, TTests, corrected, spread, t_tests
-from resval_lens.analyses.results.tables import WIDE, Row, optional, table
+from resval_lens.analyses.results.tables import WIDE, in_groups, optional, table
 from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.recorded import RecordedRun
 
@@ -94,9 +94,8 @@ class AttentionInTraining(Result):
     def tables(self) -> tuple[Table]:
         """When the measures rise."""
         rises = {(rise.measure, rise.variant, rise.bar): rise for rise in self.rises}
-        rows: list[Row] = []
+        rows = []
         for measure, title in SHORT.items():
-            rows += [None, [f"[bold]{title}[/bold]"]]
             for variant in self.variants:
                 cells = []
                 for bar in ("own", "baseline"):
@@ -105,14 +104,14 @@ class AttentionInTraining(Result):
                         (rise.steps.told(",.0f"), rise.tests.p_paired_holm) if rise else ("", None)
                     )
                     cells += [told, optional(p, ".2g")]
-                rows.append([f"  {variant}", *cells])
+                rows.append([title, variant, *cells])
         return (
             table(
                 f"Step at which a measure has come {self.share:.0%} of its way "
                 "(mean ± sd over seeds)",
                 ("variant",),
                 ("its own way", "p", f"{self.baseline}'s way", "p"),
-                rows,
+                in_groups(rows),
                 f"own way: from a run's first value to its last; {self.baseline}'s: from its\n"
                 f"first mean value to its last; p: t-tests against {self.baseline}, paired by\n"
                 "seed, corrected by Holm for the tests of this table;\n"
