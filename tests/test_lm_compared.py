@@ -146,6 +146,25 @@ def test_more_architectures_stand_below_one_another(tmp_path: Path) -> None:
     assert [each.p_paired_holm for each in every] == holm([each.p_paired for each in every])
 
 
+def test_models_with_links_are_held_against_a_control_without_directly(tmp_path: Path) -> None:
+    kinds = {"small-classic": ("", CLASSIC), "small-v": ("v", VALUES),
+             "small-own-2": ("v(mix=pair, own=2, carried=0)", CLASSIC)}  # fmt: skip
+    for seed in range(3):
+        for name, (streams, losses) in kinds.items():
+            write(tmp_path, name, streams, seed, 300, losses[seed])
+    study = lm_emergence(load_runs(LMRun, tmp_path))
+    assert {(each.first, each.second) for each in study.direct} == {("values", "own-2")}
+    (found,) = (each for each in study.direct if each.measure == "step: loss ≤ 1.5")
+    own, values = ([crossing(each, 1.5) for each in every] for every in (CLASSIC, VALUES))
+    assert found.saving is not None
+    assert found.saving.share == pytest.approx(1 - np.mean(values) / np.mean(own))
+    assert found.tests.p == pytest.approx(stats.ttest_ind(values, own).pvalue)
+    assert found.tests.p_holm is None
+    said = " ".join(study.sentences())
+    assert f"Of own-2's to loss ≤ 1.5, compared directly: values {found.saving.share:.0%} [" in said
+    assert not pair(tmp_path / "two").direct
+
+
 def scaled(folder: Path) -> Scaling:
     """Values are 100 steps sooner of 300 with one layer, 200 with two."""
     for layers in (1, 2, 3):

@@ -119,7 +119,7 @@ class Compared:
     def savings(self, measure: str, prompts: str = "") -> list[str]:
         """What each saves of the first's steps to a level, where it has more than one beside it."""
         told = [
-            f"{each.first} {_percent(each.saving)}"
+            f"{each.first} {percent(each.saving)}"
             for each in self.tests
             if (each.measure, each.prompts) == (measure, prompts) and each.saving
         ]
@@ -129,8 +129,8 @@ class Compared:
         return [f"Of the steps of {self.tests[0].second} to {level} are saved: {', '.join(told)}."]
 
     def _compared(self, of: Difference) -> str:
-        alone, paired = (_told_p(p) or "none" for p in _corrected(of.tests))
-        saved = f", {_percent(of.saving)} saved" if of.saving else ""
+        alone, paired = (told_p(p) or "none" for p in _corrected(of.tests))
+        saved = f", {percent(of.saving)} saved" if of.saving else ""
         measure = of.measure.replace("step: ", "steps to ").replace("loss: ", "loss at ")
         return (
             f"{measure}{f' ({of.prompts} prompts)' * bool(of.prompts)}: {of.first} "
@@ -154,7 +154,7 @@ class Compared:
                 each.saving.told() if each.saving else "",
                 optional(each.effect.g if each.effect else None, ".1f"),
                 optional(each.effect.g_paired if each.effect else None, ".1f"),
-                _told_p(each.tests.p_paired_holm),
+                told_p(each.tests.p_paired_holm),
             )
             for each in self.tests
             if each.effect not in (None, Effect()) or each.saving is not None
@@ -168,7 +168,7 @@ class Compared:
         )  # fmt: skip
 
 
-def _percent(saving: Share) -> str:
+def percent(saving: Share) -> str:
     """As "19% [16, 22]"; of one seed without an interval."""
     share, *interval = saving.told().split(" ", 1)
     return " ".join((f"{share}%", *interval)).replace("-", "−")
@@ -179,10 +179,10 @@ def _corrected(tests: TTests) -> tuple[float | None, float | None]:
 
 
 def _told_tests(tests: TTests) -> tuple[str, str, str]:
-    return _told_p(tests.p), _told_p(tests.p_paired), _told_p(tests.p_paired_holm)
+    return told_p(tests.p), told_p(tests.p_paired), told_p(tests.p_paired_holm)
 
 
-def _told_p(p: float | None) -> str:
+def told_p(p: float | None) -> str:
     if p is None:
         return ""
     return "<.001" if p < 0.0005 else f"{p:.3f}".removeprefix("0")

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import takewhile
+from itertools import product, takewhile
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resval_lens.analyses.comparison.lm_compared import Compared, Difference, Measured
+from resval_lens.analyses.comparison.link_controls import has_links
+from resval_lens.analyses.comparison.lm_compared import (
+    Compared,
+    Difference,
+    Measured,
+    percent,
+    told_p,
+)
 from resval_lens.analyses.results.emergence import Share, first_above, saving
 from resval_lens.analyses.results.result import FLAT, Result
 from resval_lens.analyses.results.seeds import (
@@ -77,6 +84,8 @@ class LMEmergence(Result):
     Attributes:
         seeds: how many, by architecture.
         evaluate_every: steps between evaluations.
+        direct: steps to a loss of every architecture with links, held against every control: one
+            without links that is not the first. Not corrected.
     """
 
     architectures: tuple[str, ...]
@@ -85,6 +94,7 @@ class LMEmergence(Result):
     evaluate_every: int
     compared: Compared = field(metadata=FLAT)
     matched: Matched
+    direct: tuple[Difference, ...] = ()
 
     def sentences(self) -> list[str]:
         """Which differences stand after correction, in training and at equal loss."""
@@ -95,10 +105,26 @@ class LMEmergence(Result):
         return [
             f"Seeds: {counts}. p are by Holm, within each of two tables.",
             *(each for low in losses[-2:] for each in self.compared.savings(low)),
+            *(each for low in losses[-2:] for each in self._directly(low)),
             *(each for last in naming[-1:] for each in self.compared.savings(NAMING, last)),
             *self.compared.said("In training"),
             *(f"At the end, {each}." for each in self.compared.compares("validation loss")),
             *self.matched.compared.said("At equal validation loss"),
+        ]
+
+    def _directly(self, measure: str) -> list[str]:
+        """What models with links save of a control's steps."""
+        by_control: dict[str, list[str]] = {}
+        for each in self.direct:
+            if each.measure == measure and each.saving:
+                alone, paired = (told_p(p) or "none" for p in (each.tests.p, each.tests.p_paired))
+                by_control.setdefault(each.second, []).append(
+                    f"{each.first} {percent(each.saving)} (p = {alone}, paired {paired})"
+                )
+        return [
+            f"Of {control}'s to {measure.removeprefix('step: ')}, compared directly: "
+            f"{', '.join(told)}; not corrected."
+            for control, told in by_control.items()
         ]
 
     def tables(self) -> list[Table]:
@@ -137,14 +163,28 @@ def lm_emergence(runs: Sequence[RecordedRun[LMRun]]) -> LMEmergence:
     architectures = tuple(dict.fromkeys(labels))
     sets = list(runs[0].evaluations[-1].get("ioi", {}))
     loss = _emerging_loss(runs, sets)
+    in_training = compared(runs, labels, _measures(sets, runs))
+    links = {label: has_links(each.run.config) for label, each in zip(labels, runs, strict=True)}
     return LMEmergence(
         architectures,
         {name: labels.count(name) for name in architectures},
         runs[0].run.steps,
         runs[0].run.evaluate_every,
-        compared(runs, labels, _measures(sets, runs)),
+        in_training,
         Matched(loss, compared(runs, labels, _matched(sets, loss, _measured(sets, runs)))),
+        tuple(_direct(in_training, links)),
     )
+
+
+def _direct(found: Compared, links: Mapping[str, bool]) -> Iterator[Difference]:
+    """Steps to a loss: ``links`` says which architectures have any; the first is no control."""
+    numbers = {(row.measure, row.architecture): row.spread.by_seed for row in found.rows
+               if row.measure.startswith("step: loss")}  # fmt: skip
+    controls = [name for name, linked in list(links.items())[1:] if not linked]
+    for measure in dict.fromkeys(measure for measure, _ in numbers):
+        for one, other in product((name for name in links if links[name]), controls):
+            both = numbers[measure, one], numbers[measure, other]
+            yield Difference("", measure, one, other, t_tests(*both), effect(*both), saving(*both))
 
 
 def model_names(runs: Sequence[RecordedRun[LMRun]]) -> list[str]:
