@@ -118,10 +118,10 @@ def test_the_study_by_hand(study: CurveStudy) -> None:
 
 def test_what_is_said_follows_from_the_numbers(study: CurveStudy) -> None:
     said = "\n".join(study.sentences())
-    assert "W_O² and W_K² (step 20 ± 10), then in-context accuracy (step 40 ± 0)" in said
+    assert "W_O² via W_F and W_K² (step 20 ± 10), then in-context accuracy (step 40 ± 0)" in said
     assert "not in every seed: W_K¹ (0.910 ± 0.010 at the end)" in said
-    assert "W_O² before W_K² in 1 of 2 runs" in said
-    assert "W_O² before W_K¹ in 2 of 2 runs" in said
+    assert "W_O² before W_K² in 1 of 2 runs, W_O² via W_F before W_K² in 1 of 2 runs" in said
+    assert "W_O² via W_F before W_K¹ in 2 of 2 runs" in said
     assert (
         "of the later ones (above 0.9: from step 10 ± 0 on, from step 40 (1 of 2 seeds) on)" in said
     )

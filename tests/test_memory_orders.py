@@ -19,8 +19,17 @@ def test_the_order_can_turn_with_the_level() -> None:
     first = next(row for row in study.rows if (row.first, row.second) == ("W_O2", "W_K2"))
     assert first.counts == {0.5: Count(2, 0, 2), 0.9: Count(0, 0, 2)}
     assert first.told().endswith(
-        "W_O² and W_K²: W_O² first in all 2 above 0.5; W_K² first in all 2 above 0.9."
+        "W_O² via W_F and W_K²: W_O² via W_F first in all 2 above 0.5; W_K² first in all 2 above "
+        "0.9."
     )
+
+
+def test_the_papers_probe_of_the_output_memory_is_counted_beside_what_the_readout_hears() -> None:
+    runs = [made_up("absolute", seed, W_O2=LATE, W_O2_read=HALF, W_K2=HALF) for seed in range(3)]
+    study = memory_orders(runs, levels=(0.5, 0.9))
+    found = {(row.first, row.second): row.counts for row in study.rows if row.variant == "all"}
+    assert found["W_O2_alone", "W_K2"] == {0.5: Count(0, 0, 3), 0.9: Count(3, 0, 3)}
+    assert found["W_O2", "W_K2"] == {0.5: Count(0, 3, 3), 0.9: Count(0, 0, 0)}
 
 
 def test_outcomes_and_cells() -> None:

@@ -95,7 +95,7 @@ KINDS = {
     ],
     "fixed triggers": [f"{name}{way}" for name in ENCODINGS for way in ("", "-values")],
 }  # fmt: skip
-READ = {"W_O2": "W_O2_read", "W_K2": "W_K2", "W_K1": "W_K1"}
+READ = {"W_O2_alone": "W_O2", "W_O2": "W_O2_read", "W_K2": "W_K2", "W_K1": "W_K1"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -121,13 +121,22 @@ def test_which_memory_is_first_is_counted_as_recorded(kind: str) -> None:
 @pytest.mark.parametrize("page", ["associative-memory", "limits", "paper-and-code"])
 def test_pages_say_in_how_many_runs_the_output_memory_is_first(page: str) -> None:
     text = " ".join((Path(__file__).parent.parent / "docs" / f"{page}.md").read_text().split())
-    drawn, fixed = (
-        next(row.counts for row in memory_orders(RUNS).rows
-             if (row.triggers, row.variant, row.second) == (kind, "all", "W_K2"))
-        for kind in ("drawn triggers", "fixed triggers")
-    )  # fmt: skip
-    assert all(count.earlier == count.runs for count in drawn.values())
-    assert "in {0} of {0} runs with drawn triggers".format(drawn[0.9].runs) in text
+    found = {
+        (row.triggers.split()[0], row.first): row.counts
+        for row in memory_orders(RUNS).rows
+        if row.variant == "all" and row.second == "W_K2" and "held out" not in row.triggers
+    }
+    probed, heard = found["drawn", "W_O2_alone"], found["drawn", "W_O2"]
+    assert all(count.earlier == 0 for count in found["fixed", "W_O2_alone"].values())
+    assert f"in 0 of {found['fixed', 'W_O2_alone'][0.5].runs} runs with fixed triggers" in text
+    assert [count.earlier for count in probed.values()][2:] == [0] * 4
+    told = (
+        f"in {probed[0.5].earlier} of {probed[0.5].runs} above .5, in {probed[0.6].earlier} above"
+    )
+    assert f"{told} .6, in none above" in text
+    assert all(count.earlier == count.runs for count in heard.values())
+    assert "in {0} of {0} with drawn triggers".format(heard[0.9].runs) in text
     for level in (0.6, 0.9):
-        told = f"in {fixed[level].earlier} of {fixed[level].runs} (two-layer runs )?above {level:g}"
-        assert re.search(told.replace("0.", "\\."), text)
+        count = found["fixed", "W_O2"][level]
+        told = f"in {count.earlier} of {count.runs} above {level:g}"
+        assert told.replace("0.", ".") in text

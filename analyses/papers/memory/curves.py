@@ -50,8 +50,8 @@ class Followed(NamedTuple):
 
 
 MEASURES: dict[Measure, Followed] = {
-    "W_O2": Followed("recall", "W_O2_read", "W_O²", "W_O²", ("#D55E00", "-")),
-    "W_O2_alone": Followed("recall", "W_O2", "W_O² alone"),
+    "W_O2": Followed("recall", "W_O2_read", "W_O² via W_F", "W_O²\nvia W_F", ("#D55E00", "-")),
+    "W_O2_alone": Followed("recall", "W_O2", "W_O²"),
     "W_K2": Followed("recall", "W_K2", "W_K²", "W_K²", ("#0072B2", "-")),
     "W_K1": Followed("recall", "W_K1", "W_K¹", "W_K¹", ("#009E73", "-")),
     "W_K1_near": Followed("recall", "W_K1_near", "W_K¹ (t < 64)", look=("#009E73", "--")),
@@ -66,7 +66,7 @@ MEASURES: dict[Measure, Followed] = {
 }
 """The divergence of W_F becomes a share.
 
-The readout hears W_O² through W_F, and W_F beside the token itself; "alone" are the matrices
+The readout hears W_O² via W_F, and W_F beside the token itself; "alone" are the matrices
 without, as the papers probe them.
 """
 
@@ -77,9 +77,12 @@ ONE_LAYER, TWO_LAYERS = 0.55, 0.99
 """In-context accuracies that arXiv 2306.00802 reports, about."""
 
 PUBLISHED: tuple[tuple[Measure, Measure], ...] = (
-    ("W_O2", "W_K2"), ("W_O2", "W_K1"), ("W_K2", "W_K1"),
+    ("W_O2_alone", "W_K2"), ("W_O2", "W_K2"), ("W_O2", "W_K1"), ("W_K2", "W_K1"),
 )  # fmt: skip
-"""Memories of which arXiv 2306.00802 reports that the first is learned before the second."""
+"""Memories of which arXiv 2306.00802 reports that the first is learned before the second.
+
+W_O² as it is probed there, and as the readout hears it.
+"""
 
 _SHARES: tuple[Measure, ...] = ("W_F", "W_F_alone")
 

@@ -1,8 +1,10 @@
 """Which memory of an induction head is there before which, at several levels and triggers.
 
 arXiv 2306.00802 reports that W_O² is learned first and that W_K² is easier than W_K¹. What comes
-first can depend on the level above which a memory counts as there, and on whether all sequences
-have the same triggers; so each pair is counted at each level, for each kind of triggers.
+first can depend on the level above which a memory counts as there, on whether all sequences have
+the same triggers, and on the probe: what W_O² alone says, as in the paper, or what the readout
+hears of it via W_F. So each pair is counted at each level, for each kind of triggers. With fixed
+triggers, W_K² is recalled over these few tokens only, so that some levels are the same for it.
 """
 
 from __future__ import annotations
