@@ -28,6 +28,7 @@ from resval_lens.analyses.comparison.lm_emergence import lm_emergence
 from resval_lens.analyses.report import results_page
 from resval_lens.analyses.report.findings import AT_ONCE, FINDINGS
 from resval_lens.analyses.report.gain import recorded_gain
+from resval_lens.analyses.report.language_models import four_cells
 from resval_lens.analyses.results.seeds import spread
 from resval_lens.analyses.studies.ablations import ABLATIONS
 from resval_lens.analyses.tasks import TASKS
@@ -463,7 +464,7 @@ def test_language_models_over_seeds():
 
 
 def test_four_cells_have_the_models_answers():
-    classic, grafted, cut, values = rows(results_page.four_cells(prompts=24))
+    classic, grafted, cut, values = rows(four_cells(prompts=24))
     assert [row[0] for row in (classic, grafted, cut, values)] == ["trained classic"] * 2 + [
         "trained with stream"
     ] * 2

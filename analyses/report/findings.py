@@ -45,7 +45,7 @@ FINDINGS: dict[str, Callable[[Path], list[str]]] = {
 AT_ONCE = {
     "finding-emergence": 3, "finding-gain": 4, "finding-rates": 2, "finding-link": 7,
     "finding-degrees": 2, "finding-language-models": 5, "finding-roles": 2, "finding-grafts": 6,
-    "finding-memories": 2, "finding-naming-circuit": 3, "finding-movers": 3, "finding-repeats": 4,
+    "finding-memories": 5, "finding-naming-circuit": 3, "finding-movers": 3, "finding-repeats": 4,
 }  # fmt: skip
 """How many sentences are read at once; by default one. The others unfold."""
 

@@ -6,9 +6,8 @@ from functools import cache
 
 from resval_lens.analyses.comparison.gain import CLASSIC, AtRate, GainOrStream, gain_or_stream
 from resval_lens.analyses.comparison.gain_tables import told_saving
-from resval_lens.analyses.report.markdown import bullets, markdown_table
+from resval_lens.analyses.report.markdown import bullets, markdown_table, number_cell
 from resval_lens.analyses.results.intervals import Ends
-from resval_lens.numbers import number
 from resval_lens.tasks.icl import TASKS
 from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.recorded import SHIPPED, load_runs
@@ -48,9 +47,9 @@ def _tables(rate: AtRate, tests: int) -> str:
     compared = [
         [
             TASKS[each.task], f"{each.level:g}", f"{each.first} − {each.second}",
-            _number(each.tests.t, ".2f"), _number(each.tests.p_holm, ".2g"),
+            number_cell(each.tests.t, ".2f"), number_cell(each.tests.p_holm, ".2g"),
             _size(each.effect.g, each.effect.interval),
-            _number(each.tests.t_paired, ".2f"), _number(each.tests.p_paired_holm, ".2g"),
+            number_cell(each.tests.t_paired, ".2f"), number_cell(each.tests.p_paired_holm, ".2g"),
             _size(each.effect.g_paired, each.effect.interval_paired),
         ]
         for each in rate.against
@@ -68,10 +67,6 @@ def _tables(rate: AtRate, tests: int) -> str:
         "interval, in standard deviations; negative where the first is sooner.\n\n"
         f"{markdown_table(heads, compared, 3)}"
     )
-
-
-def _number(x: float | None, form: str) -> str:
-    return "" if x is None else number(x, form)
 
 
 def _size(g: float | None, ends: Ends | None) -> str:

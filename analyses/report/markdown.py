@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from resval_lens.analyses.results.tables import cells
+from resval_lens.numbers import number
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
@@ -15,6 +16,11 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], words:
     rule = ["---" if i < words else "--:" for i in range(len(columns))]
     lines = [columns, rule, *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def number_cell(x: float | None, form: str) -> str:
+    """A number in its form, with a true minus; blank if there is none."""
+    return "" if x is None else number(x, form)
 
 
 def bullets(sentences: Iterable[str]) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resval_lens.analyses.comparison import ioi_cells
 from resval_lens.analyses.comparison.circuit_findings import MetricMatrix, OverSeeds
 from resval_lens.analyses.comparison.icl_emergence import (
     NO_GAIN_CONTROL,
@@ -21,11 +20,8 @@ from resval_lens.analyses.comparison.icl_emergence import (
     paper_runs,
 )
 from resval_lens.analyses.comparison.icl_emergence import emergence as emergence_study
-from resval_lens.analyses.comparison.ioi_paper import PUBLISHED_TABLE_2
 from resval_lens.analyses.comparison.link_controls import first_of, link_controls
 from resval_lens.analyses.comparison.link_in_training import LinkInTraining
-from resval_lens.analyses.comparison.lm_compared import Compared, Difference
-from resval_lens.analyses.comparison.lm_emergence import lm_emergence
 from resval_lens.analyses.papers.amicl.accuracy import PUBLISHED_COUNTS, figure_7
 from resval_lens.analyses.papers.memory.comparable import shown
 from resval_lens.analyses.papers.memory.curves import (
@@ -41,24 +37,31 @@ from resval_lens.analyses.report import pretrained
 from resval_lens.analyses.report.findings import FINDINGS, finding
 from resval_lens.analyses.report.gain import gain_section
 from resval_lens.analyses.report.grafts import graft_section
+from resval_lens.analyses.report.language_models import (
+    four_cells,
+    language_models,
+    loss_matched,
+    published_table_2,
+    real_text,
+)
 from resval_lens.analyses.report.link_over_seeds import link_over_seeds_section
-from resval_lens.analyses.report.markdown import as_markdown, bullets, made, markdown_table
+from resval_lens.analyses.report.markdown import (
+    as_markdown,
+    bullets,
+    made,
+    markdown_table,
+    number_cell,
+)
 from resval_lens.analyses.report.selections import selections
 from resval_lens.analyses.report.ways import ways
-from resval_lens.analyses.results.seeds import present, spread
-from resval_lens.io.checkpoint import SHIPPED_MODELS
+from resval_lens.analyses.results.seeds import spread
 from resval_lens.io.files import read_json
-from resval_lens.numbers import number
 from resval_lens.runtime import one_thread
 from resval_lens.tasks.icl import TASKS
-from resval_lens.tasks.ioi import PAPER_SENTENCES, encode
-from resval_lens.tasks.leading import leading_token
-from resval_lens.tasks.stories import ioi_prompts
 from resval_lens.training.graft_run import GraftRun
 from resval_lens.training.icl_run import ICLRun, draw_world
 from resval_lens.training.lm_run import LMRun
 from resval_lens.training.recorded import SHIPPED, RecordedRun, load_runs
-from resval_lens.transformer import ResValTransformer
 
 FOLLOWED: tuple[Measure, ...] = ("W_F", "W_K2", "W_O2", "W_K1", "accuracy")
 """Measures of :mod:`~resval_lens.analyses.papers.memory.curves` that the page has."""
@@ -75,7 +78,8 @@ def section(name: str, folder: Path) -> str:
         **{each: lambda name=each: finding(name, folder) for each in FINDINGS},  # type: ignore[misc]
         "gain-or-stream": gain_section,
         "further-variants": further_variants,
-        "final-accuracy": final_accuracy,
+        "final-accuracy": lambda: final_accuracy(load_runs(ICLRun)),
+        "papers-text": lambda: final_accuracy(load_runs(ICLRun, SHIPPED / "icl-paper")),
         "link-in-training": lambda: link_in_training(
             read_json(folder / "link-in-training.json", "a study")
         ),
@@ -83,6 +87,7 @@ def section(name: str, folder: Path) -> str:
         "link-over-seeds": link_over_seeds_section,
         "language-models": language_models,
         "loss-matched": loss_matched,
+        "real-text": real_text,
         "published-table-2": published_table_2,
         "four-cells": four_cells,
         "circuits": lambda: circuits(read_json(folder / "circuits.json", "a study")),
@@ -132,7 +137,7 @@ def _emergence_rows(study: Emergence, chosen: Sequence[Crossing]) -> str:
     for row in chosen:
         cells = [TASKS[row.task], row.variant, str(len(row.snapshots)), row.told()]
         cells += ["{:.2f} ± {:.2f}".format(*row.published)] if row.published else []
-        rows.append([*cells, _number(study.saving(row.task, row.variant), ".0%")])
+        rows.append([*cells, number_cell(study.saving(row.task, row.variant), ".0%")])
     theirs = ["published"] if chosen[0].published else []
     return markdown_table(["task", "stream", "seeds", "ours", *theirs, "steps saved"], rows, 2)
 
@@ -143,7 +148,7 @@ def _tests(study: Emergence, against: str) -> str:
         [
             TASKS[each.task],
             f"{each.first} − {each.second}",
-            *map(_number, each.tests.in_order, forms),
+            *map(number_cell, each.tests.in_order, forms),
         ]
         for each in study.t_tests
         if against in (each.first, each.second)
@@ -157,9 +162,8 @@ def _tests(study: Emergence, against: str) -> str:
     return f"{said}\n\n{markdown_table(columns, rows, 2)}"
 
 
-def final_accuracy() -> str:
-    """Accuracies of every two-layer variant at its last step, mean ± sd over seeds."""
-    runs = load_runs(ICLRun)
+def final_accuracy(runs: Sequence[RecordedRun[ICLRun]]) -> str:
+    """Accuracies of every variant of two-layer runs at its last step, mean ± sd over seeds."""
     tasks = ("test", "ic", "ic2", "iw")
     rows = []
     for name in dict.fromkeys(recorded.run.name for recorded in runs):
@@ -206,76 +210,6 @@ def link_controls_table(sequences: int = 1_000) -> str:
             ]
     table = markdown_table(["stream", "edit", "IC", "IC2", "IW"], rows, 2)
     return f"One seed of each (0), {sequences:,} sequences of each test, run now.\n\n{table}"
-
-
-def language_models() -> str:
-    """Loss, indirect objects and the steps at which they emerge, classic beside values."""
-    study = lm_emergence(load_runs(LMRun))
-    seeds = ", ".join(f"{count} of {name}" for name, count in study.seeds.items())
-    return (
-        f"Seeds: {seeds}; {study.steps:,} steps, evaluated every {study.evaluate_every}. "
-        f"{_lm_table(study.compared)}"
-    )
-
-
-def loss_matched() -> str:
-    """The same models where their validation losses are equal."""
-    return _lm_table(lm_emergence(load_runs(LMRun)).matched.compared)
-
-
-def _survivors(found: Compared) -> str:
-    """Which differences stand once the tests of their table are counted."""
-    kinds = {
-        "independent": [(test.tests.p, test.tests.p_holm, test) for test in found.tests],
-        "paired": [(test.tests.p_paired, test.tests.p_paired_holm, test) for test in found.tests],
-    }
-    several = len({test.first for test in found.tests}) > 1
-    said = []
-    for kind, tests in kinds.items():
-        made = present(p for p, _, _ in tests)
-        kept = [test for _, corrected, test in tests if corrected is not None and corrected < 0.05]
-        which = ", ".join(
-            f"{f'{test.first}, ' * several}{test.measure} ({test.prompts or 'text'})"
-            for test in kept
-        )
-        said.append(
-            f"Of {len(made)} {kind} t-tests {sum(p < 0.05 for p in made)} have p < .05, "
-            f"and {len(kept) or 'none'} after Holm's correction{f': {which}' * bool(kept)}."
-        )
-    return " ".join(said).replace(">", "&gt;")
-
-
-def _lm_table(found: Compared) -> str:
-    """What survives Holm's correction, and the table: two models side by side, more in lines."""
-    rows = []
-    for own, tests in found.lines():
-        measure = own[0].measure
-        form = ",.0f" if measure.startswith("step") else ".4f"
-        told = [row.spread.told(form) if row.spread.by_seed else "" for row in own]
-        cells = [_lm_cells(each) for each in tests]
-        if len(own) > 2:
-            names = [row.architecture for row in own]
-            for name, number, more in zip(names, told, [[""] * 5, *cells], strict=True):
-                rows.append([own[0].prompts, measure, name, number, *more])
-        else:
-            rows.append(
-                [own[0].prompts, measure, *told, *(cell for each in cells for cell in each)]
-            )
-    models = [row.architecture for row in own]
-    heads = ["p", "p, paired", "Holm, paired", "saved, %", "g, paired"] if len(models) > 1 else []
-    columns = ["model", "mean"] if len(models) > 2 else models
-    table = markdown_table(["prompts", "measure", *columns, *heads], rows, 2)
-    return f"{_survivors(found)}\n\n{table}"
-
-
-def _lm_cells(each: Difference) -> list[str]:
-    """p of one difference, the share of steps that is saved, and its effect size."""
-    p = (each.tests.p, each.tests.p_paired, each.tests.p_paired_holm)
-    saved = each.saving.told() if each.saving else ""
-    size = ""
-    if each.effect and each.effect.g_paired is not None and each.effect.interval_paired:
-        size = f"{each.effect.g_paired:.1f} {each.effect.interval_paired.told('.1f')}"
-    return [*(_number(x, ".2g") for x in p), *(x.replace("-", "−") for x in (saved, size))]
 
 
 def circuits(report: Mapping[str, Any]) -> str:
@@ -387,37 +321,6 @@ def amicl(trials: int = 1_000, points: int = 100, seed: int = 0) -> str:
     return markdown_table(["a", *columns], rows, 0)
 
 
-def published_table_2() -> str:
-    """Table 2 of arXiv 2412.15113 as it is published: P(IO) and P(S) in %, mean ± sample sd."""
-    rows = [
-        [text, architecture]
-        + [f"{numbers[name][i][0]:.2f} ± {numbers[name][i][1]:.2f}" for name in numbers]
-        for i, text in enumerate(PAPER_SENTENCES)
-        for architecture, numbers in PUBLISHED_TABLE_2.items()
-    ]
-    rows = [[text.replace("*", "\\*"), *rest] for text, *rest in rows]
-    return markdown_table(["sentence", "", "P(IO) %", "P(S) %"], rows, 2)
-
-
-def four_cells(prompts: int = 200, seed: int = 0) -> str:
-    """The shipped pair of language models, each run as either architecture; run now.
-
-    Unseen prompts of :func:`~resval_lens.tasks.stories.prompts.ioi_prompts`, as in
-    ``resval-lens eval ioi --prompts 200``.
-    """
-    classic, values = (ResValTransformer.from_pretrained(name) for name in SHIPPED_MODELS)
-    drawn = ioi_prompts(prompts, seed, "unseen", "unseen", "unseen")
-    found = ioi_cells.four_cells(
-        classic, values, encode(drawn, classic.tokenizer, leading_token(classic))
-    )
-    rows = [
-        [f"trained {trained}", f"run {run}", f"{scores.logit_difference:.2f}",
-         f"{scores.p_io:.3f}", f"{scores.accuracy:.3f}"]
-        for (trained, run), scores in found.cells.by_way().items()
-    ]  # fmt: skip
-    return markdown_table(["", "", "logit difference", "P(IO)", "accuracy"], rows, 2)
-
-
 def provenance_table(runs: Sequence[Any]) -> str:
     """Commands, commits, versions and dates of recorded runs, those of one start together."""
     starts: dict[tuple[str, str], list[tuple[str, dict[str, Any]]]] = {}
@@ -444,7 +347,3 @@ def provenance_table(runs: Sequence[Any]) -> str:
 
 def _spread(numbers: Sequence[float | None], form: str) -> str:
     return spread(dict(enumerate(numbers))).told(form)
-
-
-def _number(x: float | None, form: str) -> str:
-    return "" if x is None else number(x, form)
