@@ -539,6 +539,10 @@ def test_roles_of_a_pretrained_model_are_those_recorded():
             gap = kept["clean"] - kept["corrupted"]
             f = (kept["circuit"] - kept["corrupted"]) / gap
             assert found[ablation, metric][3] == f"{f:.2f}".replace("-", "−")
+    path = report["paths"][0]
+    assert path["receivers"] == ["logits"]
+    told = "{value:+z.2f} [{low:+z.2f}, {high:+z.2f}]".format(**path["effect"]["change"])
+    assert f"by {told.replace('-', '−')}; as many other heads" in part
     assert f"`{report['provenance']['command']}`" in part
 
 

@@ -10,6 +10,7 @@ import torch
 from scipy import stats
 
 from resval_lens.analyses.comparison.gain import GAIN_ALONE, VARIANTS
+from resval_lens.analyses.comparison.link_over_seeds import RECORDED, link_over_seeds, link_studies
 from resval_lens.analyses.report.gain import recorded_gain
 from resval_lens.analyses.report.results_page import section
 from resval_lens.models.presets import FURTHER_VARIANTS, PAPER_VARIANTS
@@ -166,6 +167,28 @@ def test_the_readme_says_what_a_cut_takes_in_training() -> None:
     assert len(cells["as trained"]) == 4
     trained, cut, kept = (f"{np.mean(cells[name]):.3f}".lstrip("0") for name in cells)
     assert f"takes it from {trained} to {cut}; a cut that keeps the norm, to {kept}" in README
+
+
+def test_a_cut_link_is_held_against_values_that_are_smaller_by_as_much() -> None:
+    """The change of IC and IW at the first snapshot above .5, from the studies' documents."""
+    changes: dict[str, dict[str, list[float]]] = {}
+    for kind, edit in (("values", "links cut"), ("classic", "own × √½"), ("own-2", "own × √½")):
+        for path in sorted(
+            (ROOT / "resval_lens/data/icl-snapshots").glob(f"{kind}-seed*/link-in-training.json")
+        ):
+            moments = json.loads(path.read_text())["moments"]
+            edits = next(each["edits"] for each in moments if each["name"] == "IC > .5")
+            for task in ("ic", "iw"):
+                change = edits[edit][task] - edits["as trained"][task]
+                changes.setdefault(kind, {}).setdefault(task, []).append(change)
+    study = link_over_seeds(link_studies([RECORDED]))
+    said = next(x for x in study.sentences() if x.startswith("At about one size, the first"))
+    ic, iw = (f"{np.mean(own):+.3f} ± {np.std(own):.3f}" for own in changes["values"].values())
+    assert f"cutting the link changes IC by {ic} and IW by {iw}; " in said
+    for kind in ("classic", "own-2"):
+        ic, iw = (f"{np.mean(own):+.3f} ± {np.std(own):.3f}" for own in changes[kind].values())
+        p = stats.ttest_rel(changes["values"]["ic"], changes[kind]["ic"]).pvalue
+        assert f"{ic} and {iw} in {kind} (p = {p:.2g} of IC’s difference)" in said
 
 
 def test_the_shipped_model_is_the_last_of_its_run() -> None:

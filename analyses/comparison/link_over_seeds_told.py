@@ -11,7 +11,7 @@ from resval_lens.analyses.comparison.link_moments import LAST, LEVELS, MOMENTS
 from resval_lens.analyses.comparison.link_over_seeds import LinkOverSeeds
 from resval_lens.analyses.comparison.link_over_seeds_rows import GRADED_TASKS, LINKED, Difference
 from resval_lens.analyses.comparison.link_recovery import KEPT
-from resval_lens.analyses.results.seeds import SURE, holm, spread
+from resval_lens.analyses.results.seeds import SURE, Spread, holm, spread, t_tests
 from resval_lens.analyses.results.tables import in_sections, optional, table
 from resval_lens.tasks.icl import TASKS
 
@@ -22,6 +22,8 @@ WHEN = {
     **{name: f"at the first snapshot with {name}" for name in LEVELS},
     LAST: "at the last snapshot",
 }
+SMALLER = "own × √½"
+"""The edit of own values by what a cut link leaves of the size of own and link together."""
 AXIS_NAMES = {**TASKS, "ic − iw": "IC − IW"}
 
 
@@ -53,6 +55,7 @@ def sentences(study: LinkOverSeeds) -> list[str]:
     found += _whole_study(study)
     for kind, scaled in dict.fromkeys((each.kind, each.first) for each in study.degree_tests):
         found += [said for at in MOMENTS for said in _prediction(study, at, kind, scaled)]
+    found += [said for at in _moments(study) for said in _at_one_size(study, at)]
     found += [said for at in _moments(study) for said in _recovery(study, at)]
     return found
 
@@ -149,6 +152,33 @@ def _prediction(study: LinkOverSeeds, at: str, kind: str, scaled: str) -> Iterat
     model = "" if kind == LINKED else f"In {kind}, which has no link, "
     said = f"{model}scaling {SCALED[scaled]} down {WHEN[at]}: slopes of accuracy {told}: {verdict}."
     yield said[0].upper() + said[1:]
+
+
+def _at_one_size(study: LinkOverSeeds, at: str) -> Iterator[str]:
+    """A cut link beside own values without a link that are made smaller by as much, about."""
+
+    def change(kind: str, edit: str, task: str) -> Spread:
+        trained, edited = (study.accuracy(at, x, task, kind).by_seed for x in (TRAINED, edit))
+        return spread({
+            seed: edited[seed] - trained[seed] for seed in trained  # type: ignore[operator]
+        })  # fmt: skip
+
+    cut = {task: change(LINKED, CUT, task) for task in ("ic", "iw")}
+    told = []
+    for kind in study.steps[at]:
+        if kind != LINKED:
+            smaller = {task: change(kind, SMALLER, task) for task in cut}
+            p = t_tests(cut["ic"].by_seed, smaller["ic"].by_seed).p_paired
+            told.append(
+                f"{smaller['ic'].told('+z.3f')} and {smaller['iw'].told('+z.3f')} in {kind}"
+                + (f" (p = {p:.2g} of IC’s difference)" if p is not None else "")
+            )
+    if told:
+        yield (
+            f"At about one size, {WHEN[at].removeprefix('at ')}: cutting the link changes IC by "
+            f"{cut['ic'].told('+z.3f')} and IW by {cut['iw'].told('+z.3f')}; “{SMALLER}” without a "
+            f"link by {', '.join(told)}; paired, not corrected."
+        )
 
 
 def _recovery(study: LinkOverSeeds, at: str) -> Iterator[str]:

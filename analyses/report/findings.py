@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -25,7 +26,7 @@ FINDINGS: dict[str, Callable[[Path], list[str]]] = {
     "finding-gain": lambda folder: _of_gain("Of") + _of_gain("From") + _of_gain("Compared"),
     "finding-rates": lambda folder: _at_other_rates(),
     "finding-link": lambda folder: _of_link(
-        "cutting the link", "is still missing", "all", "more steps"
+        "cutting the link takes", "is still missing", "for all", "more steps"
     ),
     "finding-degrees": lambda folder: _of_degrees(),
     "finding-language-models": lambda folder: lm_emergence(load_runs(LMRun)).sentences(),
@@ -43,8 +44,8 @@ FINDINGS: dict[str, Callable[[Path], list[str]]] = {
 
 
 AT_ONCE = {
-    "finding-emergence": 3, "finding-gain": 4, "finding-rates": 2, "finding-link": 7,
-    "finding-degrees": 2, "finding-language-models": 5, "finding-roles": 2, "finding-grafts": 6,
+    "finding-emergence": 3, "finding-gain": 4, "finding-rates": 2, "finding-link": 10,
+    "finding-degrees": 5, "finding-language-models": 5, "finding-roles": 3, "finding-grafts": 6,
     "finding-memories": 5, "finding-naming-circuit": 3, "finding-movers": 3, "finding-repeats": 4,
 }  # fmt: skip
 """How many sentences are read at once; by default one. The others unfold."""
@@ -52,7 +53,10 @@ AT_ONCE = {
 
 def finding(name: str, folder: Path) -> str:
     """Its first sentences as a list in Markdown, and the others folded below."""
-    said = [text.replace("[", "\\[").replace(">", "&gt;") for text in FINDINGS[name](folder)]
+    said = [
+        re.sub(r"(?<!\w)-(?=\d)", "−", text).replace("[", "\\[").replace(">", "&gt;")
+        for text in FINDINGS[name](folder)
+    ]
     first = AT_ONCE.get(name, 1)
     shown, folded = ([f"- {text}" for text in part] for part in (said[:first], said[first:]))
     if folded:
@@ -83,7 +87,7 @@ def _at_other_rates() -> list[str]:
 def _of_degrees() -> list[str]:
     """The link by degrees, and beside it a model without any, whose own values are scaled."""
     link, classic = (_of_link(words) for words in ("Scaling the link down", "In classic"))
-    first = [link[0], classic[0]]
+    first = [link[0], classic[0], *_of_link("At about one size")]
     return first + [each for each in _of_link("caling") if each not in first]
 
 

@@ -47,7 +47,20 @@ def role_sentences(study: RoleStudy) -> list[str]:
         f"Knocking out a role changes the {metric} ({own.clean:.2f}) by: "
         + ", ".join(f"{role} {cost:+z.2f}".replace(" -", " −") for cost, role in costs)
         + (f". Heads of several roles: {', '.join(several)}." if several else "."),
+        *_directly(study),
         *needed_sentences(study.knockouts, "heads"),
+    ]
+
+
+def _directly(study: RoleStudy) -> list[str]:
+    """What the heads write that are known to write the name, without what others make of it."""
+    return [
+        f"Corrupting only what the heads that write names ({' '.join(path.senders)}) send straight "
+        f"into the logits changes the "
+        f"{study.facts.metric} by {path.effect.change.told('+z.2f')}; as many other heads by at "
+        f"most {max(path.effect.drawn, key=abs):+z.2f}.".replace(" -", " −").replace("[-", "[−")
+        for path in study.paths
+        if path.receivers == ("logits",)
     ]
 
 
