@@ -190,7 +190,9 @@ def test_the_study_is_json_and_every_figure_draws(tmp_path):
     assert result.accuracy_table().row_count == 4 + 3 + 4 * 6 + 4
     assert any("Cutting the link v1" in line for line in result.sentences())
     saved = f"{by_seed.saving('ic', 'values'):.0%}"
-    assert by_seed.told()[0].startswith(f"The values stream reaches 0.95 on IC with {saved} fewer")
+    assert by_seed.sentences()[0].startswith(
+        f"The values stream reaches 0.95 on IC with {saved} fewer"
+    )
 
 
 def test_no_models_is_said():

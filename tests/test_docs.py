@@ -392,6 +392,21 @@ def test_final_accuracies():
     assert set(found) == {path.parent.name.rpartition("-seed")[0] for path in folders}
 
 
+def test_classifiers_of_the_papers_text_do_not_learn_in_context():
+    found = {row[0]: row for row in rows(results_page.section("papers-text", DOCS))}
+    page = (DOCS / "results.md").read_text()
+    for name in ("classic", "values"):
+        snapshots = lines(f"icl-paper/{name}-seed0")
+        last = snapshots[-1]
+        ends = [f"{last[task]['accuracy']:.3f}" for task in ("test", "ic", "ic2", "iw")]
+        assert found[name][1:] == ["1", "75,000", *ends]
+        assert max(each["ic"]["accuracy"] for each in snapshots) < 0.25
+        strength = f"{last['attention']['induction_strength']:.4f}".removeprefix("0")
+        assert f"{strength} ({name})" in page
+        code = lines(f"icl/{name}-seed0")[-1]["attention"]["induction_strength"]
+        assert f"{code:.1f}" == "0.3"
+
+
 def test_further_variants_have_no_published_column():
     found = rows(results_page.section("further-variants", DOCS))
     assert {row[1] for row in found}.isdisjoint({"classic", "values"})
@@ -771,7 +786,7 @@ def test_what_the_findings_say_of_sizes_is_measured():
 
 def test_the_page_asks_for_parts_that_there_are():
     asked = re.findall(r"^<!-- results: (.+) -->$", (DOCS / "results.md").read_text(), re.M)
-    assert len(asked) == len(set(asked)) == 27
+    assert len(asked) == len(set(asked)) == 28
     with pytest.raises(ValueError, match="no part 'table-2'; it has table-1"):
         results_page.section("table-2", DOCS)
 

@@ -413,11 +413,21 @@ def test_a_table_holds_ours_and_the_published_numbers() -> None:
     assert json.loads(json.dumps(own)) == {
         "task": "ic", "variant": "values", "seeds": [0, 1], "snapshots": [50, 54], "mean": 52,
         "sd": 2, "published": {"mean": 49.0, "sd": 2.12},
+        "last": {"by_seed": {"0": 1, "1": 1}, "mean": 1, "sd": 0},
     }  # fmt: skip
     assert data["saving_against_classic"]["ic"] == {"values": pytest.approx(1 - 52 / 65)}
     assert [(test["first"], test["second"]) for test in data["t_tests"]] == [
         ("values", "classic")
     ] * 2
+
+
+def test_variants_that_never_pass_are_named_with_where_they_end() -> None:
+    runs = [*crossing_at("classic", [NEVER]), *crossing_at("values", [50])]
+    said = emergence(runs, 0.95).sentences()
+    end = runs[0].metrics[-1]["ic"]["accuracy"]
+    assert said == [
+        f"IC passes 0.95 in no run of classic; at the last snapshot it is: classic {end:.3f}."
+    ]
 
 
 def test_what_the_paper_has_not_measured_has_no_published_number() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resval_lens.analyses.results.emergence import first_above, saved
-from resval_lens.analyses.results.result import FLAT, Result
+from resval_lens.analyses.results.result import FLAT, Result, plain
 from resval_lens.analyses.results.seeds import Spread, TTests, corrected, spread, t_tests
 from resval_lens.analyses.results.tables import STYLE, in_sections, optional, table
 from resval_lens.models.presets import PAPER_VARIANTS
@@ -67,12 +67,14 @@ class Crossing(Result):
         first: the first snapshot above it, by seed, in the paper's snapshots of 500 steps, however
             often a run took one (None: never).
         published: the paper's, if it has this threshold, task and variant.
+        last: accuracy at the last snapshot.
     """
 
     task: str
     variant: str
     first: Spread
     published: Published | None
+    last: Spread
 
     @property
     def snapshots(self) -> Mapping[int, float | None]:
@@ -88,6 +90,7 @@ class Crossing(Result):
             "mean": self.first.mean,
             "sd": self.first.sd,
             "published": self.published and self.published._asdict(),
+            "last": plain(self.last),
         }
 
     def told(self) -> str:
@@ -183,8 +186,19 @@ class Emergence(Result):
             STYLE | {"padding": 0},
         )
 
-    def told(self) -> list[str]:
-        """How much sooner values get to IC than classic, in words; nothing if that is unknown."""
+    def sentences(self) -> list[str]:
+        """How much sooner values get to IC than classic, and which variants never do."""
+        return [*self._sooner(), *self._never()]
+
+    def _never(self) -> list[str]:
+        rows = [row for row in self.rows if row.task == "ic" and row.first.mean is None]
+        told = [f"{row.variant} {row.last.told('.3f')}" for row in rows]
+        return [
+            f"IC passes {self.threshold} in no run of {', '.join(row.variant for row in rows)}; at "
+            f"the last snapshot it is: {', '.join(told)}."
+        ] * bool(rows)
+
+    def _sooner(self) -> list[str]:
         values, classic = self.row("ic", "values"), self.row("ic", "classic")
         tests, saving = self.test("ic", "values", "classic"), self.saving("ic", "values")
         if values is None or classic is None or tests is None or tests.p is None or saving is None:
@@ -237,14 +251,15 @@ def emergence(runs: Sequence[RecordedRun[ICLRun]], threshold: float) -> Emergenc
 def _crossing(
     runs: Sequence[RecordedRun[ICLRun]], variant: str, task: str, threshold: float
 ) -> Crossing:
-    first = {}
+    first, last = {}, {}
     for recorded in runs:
         if recorded.run.name == variant:
-            curve = ((line["step"], line[task]["accuracy"]) for line in recorded.metrics)
+            curve = [(line["step"], line[task]["accuracy"]) for line in recorded.metrics]
+            last[recorded.run.seed] = float(curve[-1][1]) if curve else None
             step = first_above(curve, threshold)
             first[recorded.run.seed] = None if step is None else step / 500
     cell = PUBLISHED.get(threshold, {}).get(task, {}).get(variant)
-    return Crossing(task, variant, spread(first), cell and Published(*cell))
+    return Crossing(task, variant, spread(first), cell and Published(*cell), spread(last))
 
 
 def paper_runs(runs: Sequence[RecordedRun[ICLRun]]) -> list[RecordedRun[ICLRun]]:

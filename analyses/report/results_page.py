@@ -79,7 +79,7 @@ def section(name: str, folder: Path) -> str:
         "gain-or-stream": gain_section,
         "further-variants": further_variants,
         "final-accuracy": lambda: final_accuracy(load_runs(ICLRun)),
-        "papers-text": lambda: final_accuracy(load_runs(ICLRun, SHIPPED / "icl-paper")),
+        "papers-text": papers_text,
         "link-in-training": lambda: link_in_training(
             read_json(folder / "link-in-training.json", "a study")
         ),
@@ -174,6 +174,13 @@ def final_accuracy(runs: Sequence[RecordedRun[ICLRun]]) -> str:
         steps = ", ".join(sorted({f"{each.run.steps:,}" for each in own}))
         rows.append([name, str(len(own)), steps, *cells])
     return markdown_table(["stream", "seeds", "steps", "Test", "IC", "IC2", "IW"], rows)
+
+
+def papers_text() -> str:
+    """Classifiers by the paper's text: whether IC passes .95, and where they end."""
+    runs = load_runs(ICLRun, SHIPPED / "icl-paper")
+    said = bullets(emergence_study(runs, 0.95).sentences())
+    return f"{said}\n\n{final_accuracy(runs)}\n{provenance_table(runs)}"
 
 
 def link_in_training(document: Mapping[str, Any], every: int = 3_000) -> str:
