@@ -392,6 +392,39 @@ def test_final_accuracies():
     assert set(found) == {path.parent.name.rpartition("-seed")[0] for path in folders}
 
 
+def test_models_of_real_stories_are_those_recorded():
+    found = {row[1]: row[2:] for row in rows(results_page.section("real-text", DOCS))}
+    runs = [f"lm-real-text/4x128-{name}-seed0" for name in ("classic", "values")]
+    losses = [lines(run)[-1]["valid_loss"] for run in runs]
+    assert found["loss at the end"][:2] == [f"{loss:.3f}" for loss in losses]
+    studies = [
+        json.loads((ROOT / "resval_lens" / "data" / run / "induction.json").read_text())
+        for run in runs
+    ]
+    scores = [f"{study['icl']['score']:.3f}".replace("-", "−") for study in studies]
+    assert found["in-context score"][:2] == scores
+    repeated = [f"{study['natural']['loss']['repeated']:.3f}" for study in studies]
+    assert found["loss of repeated tokens"][:2] == repeated
+    assert {(study["natural"]["rows"], study["natural"]["length"]) for study in studies} == {
+        (512, 128)
+    }
+    rises = [[each["rise"] for each in study["natural"]["without"]] for study in studies]
+    best, new = (
+        [f"{own[0][kind]['value']:.2f}".removeprefix("0") for own in rises]
+        for kind in ("repeated", "new")
+    )
+    others = [each for own in rises for each in own[1:]]
+    most = f"{max(each['repeated']['value'] for each in others):.2f}".removeprefix("0")
+    page = " ".join((DOCS / "results.md").read_text().split())
+    assert (
+        f"repeated tokens cost {best[0]} (classic) and {best[1]} nats (values) more, with five "
+        f"other heads at most {most}; new tokens cost {new[0]} and {new[1]} more" in page
+    )
+    assert all(
+        each["new"]["value"] > max(own[0]["new"]["value"] for own in rises) for each in others
+    )
+
+
 def test_classifiers_of_the_papers_text_do_not_learn_in_context():
     found = {row[0]: row for row in rows(results_page.section("papers-text", DOCS))}
     page = (DOCS / "results.md").read_text()
@@ -786,7 +819,7 @@ def test_what_the_findings_say_of_sizes_is_measured():
 
 def test_the_page_asks_for_parts_that_there_are():
     asked = re.findall(r"^<!-- results: (.+) -->$", (DOCS / "results.md").read_text(), re.M)
-    assert len(asked) == len(set(asked)) == 28
+    assert len(asked) == len(set(asked)) == 29
     with pytest.raises(ValueError, match="no part 'table-2'; it has table-1"):
         results_page.section("table-2", DOCS)
 

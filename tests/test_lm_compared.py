@@ -202,7 +202,7 @@ def test_savings_by_depth_against_numbers_by_hand(tmp_path: Path) -> None:
     (table,) = found.tables()
     text = shown(table)
     assert "…" not in text
-    assert table.row_count == 3 * 4
+    assert table.row_count == 3 * 6
     written = json.loads(as_text(found.to_dict()))
     again = json.loads(as_text(Scaling.from_dict(written).to_dict()))
     assert again == written

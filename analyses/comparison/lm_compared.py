@@ -129,20 +129,21 @@ class Compared:
         return [f"Of the steps of {self.tests[0].second} to {level} are saved: {', '.join(told)}."]
 
     def _compared(self, of: Difference) -> str:
-        alone, paired = (told_p(p) or "none" for p in _corrected(of.tests))
+        alone, paired = map(told_p, _corrected(of.tests))
+        p = f"independent p = {alone or 'none'}, paired p = {paired or 'none'}"
         saved = f", {percent(of.saving)} saved" if of.saving else ""
         measure = of.measure.replace("step: ", "steps to ").replace("loss: ", "loss at ")
         return (
             f"{measure}{f' ({of.prompts} prompts)' * bool(of.prompts)}: {of.first} "
             f"{self._mean(of, of.first)}, {of.second} {self._mean(of, of.second)}{saved} "
-            f"(independent p = {alone}, paired p = {paired})"
+            f"({p if alone or paired else 'no test'})"
         )
 
     def _mean(self, of: Difference, architecture: str) -> str:
         """What a test's measure is of one architecture."""
         key = of.prompts, of.measure, architecture
         row = next(x for x in self.rows if (x.prompts, x.measure, x.architecture) == key)
-        return row.told(len(row.spread.by_seed))
+        return row.told(len(row.spread.by_seed)).replace("-", "−")
 
     def effects(self) -> Table:
         """How much sooner or better: savings of steps and effect sizes, where there are tests."""

@@ -12,6 +12,8 @@ import scipy
 
 from resval_lens.analyses.comparison.lm_compared import Compared, Difference
 from resval_lens.analyses.comparison.lm_emergence import (
+    SCORES,
+    Line,
     Measure,
     at_loss,
     check_alike,
@@ -92,7 +94,9 @@ class Scaling(Result):
                 (names[0], " / ".join(names[1:]), "saved, %", "paired g", "Holm"),
                 in_sections(rows),
                 "mean ± population sd; saved: of steps, with its 95% interval by t, paired by\n"
-                "seed; Holm: of the paired t-test, corrected for all tests of the table", NARROW,
+                "seed; Holm: of the paired t-test, corrected for all tests of the table;\n"
+                "accuracy: share of prompts with P(IO) > P(S); repeated: a token and the next\n"
+                "one stood before; misleading: only the token did; new: it did not", NARROW,
             )
         ]  # fmt: skip
 
@@ -111,7 +115,10 @@ class Scaling(Result):
                 if each.saving is not None and each.saving.share is not None
             }
             if shares:
-                low, high = (pick(shares, key=shares.__getitem__) for pick in (min, max))
+                ends = (pick(shares, key=shares.__getitem__) for pick in (min, max))
+                told_ends = [f"{shares[end]:.0%} ({end})".replace("-", "−") for end in ends]
+                many = f" ({len(shares)} sizes)" if len(shares) > 1 else ""
+                between = f"from {' to '.join(told_ends)}" if many else told_ends[0]
                 told = [
                     f"{along} {self.along[key]:+z.2f}".replace("-", "−")
                     for along in ("depth", "width")
@@ -119,8 +126,7 @@ class Scaling(Result):
                 ]
                 rank = f"; rank correlation with {', '.join(told)}" if told else ""
                 said.append(
-                    f"{name.removeprefix('step: ')}: saved from {shares[low]:.0%} ({low}) to "
-                    f"{shares[high]:.0%} ({high}) of the steps{rank} ({len(shares)} sizes)."
+                    f"{name.removeprefix('step: ')}: saved {between} of the steps{rank}{many}."
                 )
             elif not name.startswith("step: "):
                 said += [
@@ -159,6 +165,11 @@ def lm_scaling(runs: Sequence[RecordedRun[LMRun]]) -> Scaling:
             for above in (0.5, 0.9)
             if sets
         },
+        **{
+            (sets[-1], f"{SCORES[score]} at the end"): partial(_end, sets[-1], score)
+            for score in ("accuracy", "p_io")
+            if sets
+        },
         ("", "loss at the end"): lambda lines: float(lines[-1]["valid_loss"]),
         **_of_induction(runs),
     }
@@ -181,6 +192,10 @@ def lm_scaling(runs: Sequence[RecordedRun[LMRun]]) -> Scaling:
         for size, one in found.items()
     )  # fmt: skip
     return Scaling(loss, sets[-1] if sets else "", sizes, _along(sizes))
+
+
+def _end(prompts: str, score: str, lines: Sequence[Line]) -> float:
+    return float(lines[-1]["ioi"][prompts][score])
 
 
 def _of_induction(runs: Sequence[RecordedRun[LMRun]]) -> dict[tuple[str, str], Measure]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from resval_lens.analyses.comparison.grafts import grafts
 from resval_lens.analyses.comparison.link_over_seeds import RECORDED, link_over_seeds, link_studies
 from resval_lens.analyses.comparison.lm_emergence import lm_emergence
+from resval_lens.analyses.comparison.lm_scaling import lm_scaling
 from resval_lens.analyses.comparison.ways import Ways
 from resval_lens.analyses.papers.memory.orders import memory_orders
 from resval_lens.analyses.papers.memory.training import MemoryRun
@@ -19,7 +20,7 @@ from resval_lens.analyses.report.grafts import AGAINST
 from resval_lens.io.files import read_json
 from resval_lens.training.graft_run import GraftRun
 from resval_lens.training.lm_run import LMRun
-from resval_lens.training.recorded import load_runs
+from resval_lens.training.recorded import SHIPPED, load_runs
 
 FINDINGS: dict[str, Callable[[Path], list[str]]] = {
     "finding-emergence": lambda folder: _of_gain("To"),
@@ -30,6 +31,9 @@ FINDINGS: dict[str, Callable[[Path], list[str]]] = {
     ),
     "finding-degrees": lambda folder: _of_degrees(),
     "finding-language-models": lambda folder: lm_emergence(load_runs(LMRun)).sentences(),
+    "finding-real-text": lambda folder: lm_scaling(
+        load_runs(LMRun, SHIPPED / "lm-real-text")
+    ).sentences(),
     "finding-ways": lambda folder: Ways.from_dict(
         read_json(folder / "four-ways.json", "a study")
     ).sentences(),
@@ -46,7 +50,8 @@ FINDINGS: dict[str, Callable[[Path], list[str]]] = {
 AT_ONCE = {
     "finding-emergence": 3, "finding-gain": 4, "finding-rates": 2, "finding-link": 10,
     "finding-degrees": 5, "finding-language-models": 5, "finding-roles": 3, "finding-grafts": 6,
-    "finding-memories": 5, "finding-naming-circuit": 3, "finding-movers": 3, "finding-repeats": 4,
+    "finding-real-text": 4, "finding-memories": 5, "finding-naming-circuit": 3,
+    "finding-movers": 3, "finding-repeats": 4,
 }  # fmt: skip
 """How many sentences are read at once; by default one. The others unfold."""
 
