@@ -228,7 +228,7 @@ def test_induction_that_is_recorded_beside_runs_counts_too(tmp_path: Path) -> No
     for name, by_seed in scores.items():
         assert rows["in-context score", name].by_seed == pytest.approx(by_seed, abs=1e-5)
         assert len(rows["loss of repeated tokens", name].by_seed) == 3
-    said = [each for each in found.sentences() if "in-context score" in each]
+    said = [x.replace("−", "-") for x in found.sentences() if "in-context score" in x]
     values, classic = (np.mean(list(scores[name].values())) for name in ("values", "classic"))
     assert len(said) == 1
     assert said[0].startswith(f"2 × 16, in-context score: values {values:.3f} ± ")
