@@ -440,6 +440,32 @@ def test_classifiers_of_the_papers_text_do_not_learn_in_context():
         assert f"{code:.1f}" == "0.3"
 
 
+def test_without_values_of_its_own_layer_1_is_soon_and_then_late():
+    page, told = " ".join((DOCS / "results.md").read_text().split()), []
+    snapshots = {
+        name: [lines(f"icl/{name}-seed{seed}") for seed in (0, 1)]
+        for name in ("classic", "values-no-own")
+    }
+    for level in (0.5, 0.9, 0.95):
+        classic, alone = (
+            sum(next(x["step"] for x in run if x["ic"]["accuracy"] > level) for run in runs)
+            for runs in snapshots.values()
+        )
+        told.append(round(100 * (1 - alone / classic)))
+    ends = {
+        (name, task): f"{np.mean([run[-1][task]['accuracy'] for run in runs]):.2f}"[1:]
+        for name, runs in snapshots.items()
+        for task in ("ic", "iw")
+    }
+    early, middle, late = told
+    assert f".5 in {early}% fewer steps than classic, .9 in {middle}% fewer" in page
+    assert f"and .95 in {-late}% more. At the end IC is {ends['values-no-own', 'ic']}" in page
+    assert f"(classic {ends['classic', 'ic']}) and IW, memory, " in page
+    assert f"{ends['values-no-own', 'iw']} ({ends['classic', 'iw']})" in page
+    findings = " ".join((DOCS / "findings.md").read_text().split())
+    assert f"saves {early}% to .5 and costs {-late}% more steps to .95" in findings
+
+
 def test_further_variants_have_no_published_column():
     found = rows(results_page.section("further-variants", DOCS))
     assert {row[1] for row in found}.isdisjoint({"classic", "values"})
