@@ -113,7 +113,7 @@ def test_steps_means_and_tests_equal_scipys(tmp_path: Path) -> None:
 
 def test_tests_are_corrected_for_being_many_each_table_on_its_own() -> None:
     study = lm_emergence(load_runs(LMRun))
-    for table, many in ((study.compared, 99), (study.matched.compared, 93)):
+    for table, many in ((study.compared, 132), (study.matched.compared, 124)):
         tests = [test.tests for test in table.tests]
         assert len(tests) == many
         assert [t.p_holm for t in tests] == holm([t.p for t in tests])
@@ -152,7 +152,7 @@ def test_the_matched_loss_is_where_the_last_prompts_are_answered() -> None:
         row = rows["unseen", "loss: accuracy > 0.95", name]
         assert list(row.spread.by_seed.values()) == losses
     assert study.matched.loss == pytest.approx(np.mean([x for own in firsts.values() for x in own]))
-    assert study.tables()[1].row_count == 128
+    assert study.tables()[1].row_count == 159
 
 
 def test_what_never_emerges_is_said_and_not_tested(tmp_path: Path) -> None:
@@ -298,10 +298,11 @@ def test_the_readme_says_what_language_models_save() -> None:
         )
         own = steps.setdefault(name, {})
         own[recorded.run.seed] = x + (y - x) * (high - 1.1) / (high - low)
-    tests = lm_emergence(runs).compared.tests
+    study = lm_emergence(runs)
+    tests = study.compared.tests
     saving = {test.first: test.saving for test in tests if test.measure == "step: loss ≤ 1.1"}
     classic, said = steps["classic"], []
-    for name in ("values", "v-norm-matched", "own-2"):
+    for name in ("values", "v-norm-matched", "own-root-2", "own-2"):
         both = classic.keys() & steps[name].keys()
         share = 1 - sum(steps[name][x] for x in both) / sum(classic[x] for x in both)
         found = saving[name]
@@ -309,9 +310,20 @@ def test_the_readme_says_what_language_models_save() -> None:
         assert found.interval is not None
         ends = (f"{100 * x:.0f}" for x in (found.interval.low, found.interval.high))
         said.append(f"{share:.0%} [{', '.join(ends)}]".replace("-", "−"))
-    stream, matched, own = said
-    words = f"of 1.1 the stream saves {stream}, at constant norm {matched}, and doubled values"
-    assert f"{words} without a link {own}" in README
+    stream, matched, root, own = said
+    words = f"of 1.1 the stream saves {stream}, at constant norm {matched}; without a link, values"
+    assert f"{words} times √2 save {root}, doubled ones {own}" in README
+    both = steps["values"].keys() & steps["own-root-2"].keys()
+    share = 1 - sum(steps["values"][x] for x in both) / sum(steps["own-root-2"][x] for x in both)
+    (directly,) = (
+        each.saving
+        for each in study.direct
+        if (each.first, each.second, each.measure) == ("values", "own-root-2", "step: loss ≤ 1.1")
+    )
+    assert directly is not None
+    assert directly.interval is not None
+    ends = (f"{100 * x:.0f}" for x in (directly.interval.low, directly.interval.high))
+    assert f"directly, the stream saves {share:.0%} [{', '.join(ends)}]" in README
     (early,) = (
         test
         for test in tests
