@@ -26,6 +26,7 @@ from resval_lens.analyses.comparison.lm_progress import ioi_sets
 from resval_lens.analyses.results.result import plain
 from resval_lens.analyses.results.seeds import TTests, holm
 from resval_lens.analyses.studies.ioi import IOIScores, ioi_scores
+from resval_lens.analyses.studies.story_loss import story_rows
 from resval_lens.io.checkpoint import SHIPPED_MODELS
 from resval_lens.io.provenance import provenance
 from resval_lens.models.language_models import language_model_config
@@ -472,6 +473,25 @@ def test_rounding_the_shipped_weights_did_not_change_what_they_do(name: str) -> 
         found = plain(ioi_scores(model, batch))
         for score in ("accuracy", "p_io", "p_subject"):
             assert found[score] == pytest.approx(recorded[prompts][score], abs=0.005)
+
+
+@torch.no_grad()
+def test_how_much_larger_the_link_makes_values() -> None:
+    """In layers 1 to 3 of the shipped model, from its weights and normalised inputs."""
+    model = ResValTransformer.from_pretrained(list(SHIPPED_MODELS)[1])
+    _, cache = model.run_with_cache(story_rows(model))
+
+    def own(layer: int) -> torch.Tensor:
+        block = model.blocks[layer]
+        read = cache["normalized", layer, "ln1"] * block.ln1.w + block.ln1.b
+        return torch.einsum("bpd,hde->bphe", read, model.W_V[layer]) + model.b_V[layer]
+
+    told = [
+        f"{float((own(at) + own(at - 1)).norm(dim=-1).mean() / own(at).norm(dim=-1).mean()):.2f}"
+        for at in (1, 2, 3)
+    ]
+    page = " ".join((Path(__file__).parents[1] / "docs" / "findings.md").read_text().split())
+    assert f"values {told[0]}, {told[1]} and {told[2]} times as large (layers 1 to 3" in page
 
 
 def test_the_shipped_values_model_needs_its_links_and_the_classic_none() -> None:
