@@ -396,7 +396,7 @@ def test_models_of_real_stories_are_those_recorded():
     found = {row[1]: row[2:] for row in rows(results_page.section("real-text", DOCS))}
     runs = [f"lm-real-text/4x128-{name}-seed0" for name in ("classic", "values")]
     losses = [lines(run)[-1]["valid_loss"] for run in runs]
-    assert found["loss at the end"][:2] == [f"{loss:.3f}" for loss in losses]
+    assert found["loss at step 2,500"][:2] == [f"{loss:.3f}" for loss in losses]
     studies = [
         json.loads((ROOT / "resval_lens" / "data" / run / "induction.json").read_text())
         for run in runs
@@ -616,7 +616,7 @@ def test_roles_of_a_pretrained_model_are_those_recorded():
     path = report["paths"][0]
     assert path["receivers"] == ["logits"]
     told = "{value:+z.2f} [{low:+z.2f}, {high:+z.2f}]".format(**path["effect"]["change"])
-    assert f"by {told.replace('-', '−')}; as many other heads" in part
+    assert f"by {told.replace('-', '−')}; other heads of these layers" in part
     assert f"`{report['provenance']['command']}`" in part
 
 

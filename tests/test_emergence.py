@@ -428,6 +428,7 @@ def test_variants_that_never_pass_are_named_with_where_they_end() -> None:
     assert said == [
         f"IC passes 0.95 in no run of classic; at the last snapshot it is: classic {end:.3f}."
     ]
+    assert emergence(runs, 0.95).sooner() == []  # a page's headline
 
 
 def test_what_the_paper_has_not_measured_has_no_published_number() -> None:

@@ -161,7 +161,8 @@ def test_models_with_links_are_held_against_a_control_without_directly(tmp_path:
     assert found.tests.p == pytest.approx(stats.ttest_ind(values, own).pvalue)
     assert found.tests.p_holm is None
     said = " ".join(study.sentences())
-    assert f"Of own-2's to loss ≤ 1.5, compared directly: values {found.saving.share:.0%} [" in said
+    told = f"own-2, of its steps to loss ≤ 1.5 are saved: values {found.saving.share:.0%} ["
+    assert told in said
     assert not pair(tmp_path / "two").direct
 
 
@@ -198,7 +199,8 @@ def test_savings_by_depth_against_numbers_by_hand(tmp_path: Path) -> None:
     assert found.along["step: P(IO) > 0.5, depth"] == pytest.approx(1)
     assert "step: P(IO) > 0.5, width" not in found.along
     said = " ".join(found.sentences())
-    assert "P(IO) > 0.5: saved from 12% (1 × 16) to 38% (3 × 16) of the steps" in said
+    told = "values saves from 12% (1 × 16) to 38% (3 × 16) of classic’s steps, 3 sizes; rank"
+    assert f"To P(IO) > 0.5, {told} correlation with depth +1.00." in said
     (table,) = found.tables()
     text = shown(table)
     assert "…" not in text
@@ -206,6 +208,26 @@ def test_savings_by_depth_against_numbers_by_hand(tmp_path: Path) -> None:
     written = json.loads(as_text(found.to_dict()))
     again = json.loads(as_text(Scaling.from_dict(written).to_dict()))
     assert again == written
+
+
+def test_the_end_is_the_last_step_that_all_runs_have(tmp_path: Path) -> None:
+    kinds = {"small-classic": ("", 5), "small-v": ("v", 3),
+             "small-own-2": ("v(mix=pair, own=2, carried=0)", 5)}  # fmt: skip
+    for name, (streams, count) in kinds.items():
+        losses = [4 - 0.5 * i - 0.1 * bool(streams) for i in range(5)]
+        write(tmp_path, name, streams, 0, 300, losses)
+        folder = tmp_path / f"{name}-seed0"
+        record = json.loads((folder / "run.json").read_text())
+        record["run"]["until"] = 100 * (count - 1)
+        (folder / "run.json").write_text(json.dumps(record))
+        kept = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)[:count]
+        (folder / "metrics.jsonl").write_text("".join(kept))
+    found = lm_scaling(load_runs(LMRun, tmp_path))
+    rows = {(each.measure, each.architecture): each for each in found.sizes[0].compared.rows}
+    ends = [rows["loss at step 200", name].spread.mean for name in ("classic", "own-2", "values")]
+    assert ends == pytest.approx([3, 2.9, 2.9])
+    said = [each for each in found.sentences() if each.startswith("To loss ≤ ")]
+    assert [each.split(", ")[1].split()[0] for each in said] == ["own-2", "values"]
 
 
 def test_induction_that_is_recorded_beside_runs_counts_too(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -182,13 +183,29 @@ def test_a_cut_link_is_held_against_values_that_are_smaller_by_as_much() -> None
                 change = edits[edit][task] - edits["as trained"][task]
                 changes.setdefault(kind, {}).setdefault(task, []).append(change)
     study = link_over_seeds(link_studies([RECORDED]))
-    said = next(x for x in study.sentences() if x.startswith("At about one size, the first"))
+    said = next(x for x in study.sentences() if "> .5, where both lose about the same size" in x)
     ic, iw = (f"{np.mean(own):+.3f} ± {np.std(own):.3f}" for own in changes["values"].values())
     assert f"cutting the link changes IC by {ic} and IW by {iw}; " in said
     for kind in ("classic", "own-2"):
         ic, iw = (f"{np.mean(own):+.3f} ± {np.std(own):.3f}" for own in changes[kind].values())
         p = stats.ttest_rel(changes["values"]["ic"], changes[kind]["ic"]).pvalue
         assert f"{ic} and {iw} in {kind} (p = {p:.2g} of IC’s difference)" in said
+
+
+def test_another_kind_with_a_link_does_not_change_what_is_said_of_sizes() -> None:
+    """It has no edit of own values alone."""
+    studies = link_studies([RECORDED])
+    others = [
+        replace(each, run=replace(each.run, name="values-norm-matched"))
+        for each in studies
+        if each.run.name == "values"
+    ]
+    said, more = (
+        [x for x in link_over_seeds(several).sentences() if "lose about the same size" in x]
+        for several in (studies, [*studies, *others])
+    )
+    assert said == more
+    assert len(said) == 3
 
 
 def test_the_shipped_model_is_the_last_of_its_run() -> None:

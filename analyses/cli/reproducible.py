@@ -195,7 +195,7 @@ REPRODUCIBLE: dict[str, Reproducible] = {
         _scaling, ("scaling",),
     ),
     "real-text": Reproducible(
-        "the same on real stories, at two depths", _scaling, ("real text",)
+        "the same on real stories, and losses where text repeats", _scaling, ("real text",)
     ),
     "grafts": Reproducible(
         "the saving of value links grafted on a trained model, beside as many other parameters",

@@ -83,7 +83,7 @@ class Comparison(Result):
 
     def headlines(self) -> list[str]:
         """What matters most: how much sooner, and what the link does in language models."""
-        return [*self.emergence.sentences()[:1], *self.circuits.headlines()]
+        return [*self.emergence.sooner()[:1], *self.circuits.headlines()]
 
     def sentences(self) -> list[str]:
         """The headlines; then what else of training, classifiers, circuits and language models."""

@@ -188,7 +188,7 @@ class Emergence(Result):
 
     def sentences(self) -> list[str]:
         """How much sooner values get to IC than classic, and which variants never do."""
-        return [*self._sooner(), *self._never()]
+        return [*self.sooner(), *self._never()]
 
     def _never(self) -> list[str]:
         rows = [row for row in self.rows if row.task == "ic" and row.first.mean is None]
@@ -198,7 +198,8 @@ class Emergence(Result):
             f"the last snapshot it is: {', '.join(told)}."
         ] * bool(rows)
 
-    def _sooner(self) -> list[str]:
+    def sooner(self) -> list[str]:
+        """How much sooner values get to IC than classic; nothing if that is unknown."""
         values, classic = self.row("ic", "values"), self.row("ic", "classic")
         tests, saving = self.test("ic", "values", "classic"), self.saving("ic", "values")
         if values is None or classic is None or tests is None or tests.p is None or saving is None:

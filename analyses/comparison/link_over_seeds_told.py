@@ -166,7 +166,7 @@ def _at_one_size(study: LinkOverSeeds, at: str) -> Iterator[str]:
     cut = {task: change(LINKED, CUT, task) for task in ("ic", "iw")}
     told = []
     for kind in study.steps[at]:
-        if kind != LINKED:
+        if any((each.moment, each.kind, each.edit) == (at, kind, SMALLER) for each in study.edits):
             smaller = {task: change(kind, SMALLER, task) for task in cut}
             p = t_tests(cut["ic"].by_seed, smaller["ic"].by_seed).p_paired
             told.append(
@@ -175,7 +175,7 @@ def _at_one_size(study: LinkOverSeeds, at: str) -> Iterator[str]:
             )
     if told:
         yield (
-            f"At about one size, {WHEN[at].removeprefix('at ')}: cutting the link changes IC by "
+            f"A{WHEN[at][1:]}, where both lose about the same size: cutting the link changes IC by "
             f"{cut['ic'].told('+z.3f')} and IW by {cut['iw'].told('+z.3f')}; “{SMALLER}” without a "
             f"link by {', '.join(told)}; paired, not corrected."
         )

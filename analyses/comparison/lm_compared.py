@@ -129,14 +129,12 @@ class Compared:
         return [f"Of the steps of {self.tests[0].second} to {level} are saved: {', '.join(told)}."]
 
     def _compared(self, of: Difference) -> str:
-        alone, paired = map(told_p, _corrected(of.tests))
-        p = f"independent p = {alone or 'none'}, paired p = {paired or 'none'}"
         saved = f", {percent(of.saving)} saved" if of.saving else ""
         measure = of.measure.replace("step: ", "steps to ").replace("loss: ", "loss at ")
         return (
             f"{measure}{f' ({of.prompts} prompts)' * bool(of.prompts)}: {of.first} "
             f"{self._mean(of, of.first)}, {of.second} {self._mean(of, of.second)}{saved} "
-            f"({p if alone or paired else 'no test'})"
+            f"({both_p(*_corrected(of.tests))})"
         )
 
     def _mean(self, of: Difference, architecture: str) -> str:
@@ -155,7 +153,7 @@ class Compared:
                 each.saving.told() if each.saving else "",
                 optional(each.effect.g if each.effect else None, ".1f"),
                 optional(each.effect.g_paired if each.effect else None, ".1f"),
-                told_p(each.tests.p_paired_holm),
+                _told_p(each.tests.p_paired_holm),
             )
             for each in self.tests
             if each.effect not in (None, Effect()) or each.saving is not None
@@ -180,10 +178,18 @@ def _corrected(tests: TTests) -> tuple[float | None, float | None]:
 
 
 def _told_tests(tests: TTests) -> tuple[str, str, str]:
-    return told_p(tests.p), told_p(tests.p_paired), told_p(tests.p_paired_holm)
+    return _told_p(tests.p), _told_p(tests.p_paired), _told_p(tests.p_paired_holm)
 
 
-def told_p(p: float | None) -> str:
+def both_p(independent: float | None, paired: float | None) -> str:
+    """p of independent runs and of pairs by seed, in words."""
+    if independent is None and paired is None:
+        return "no test"
+    told = (_told_p(p) or "none" for p in (independent, paired))
+    return "independent p = {}, paired p = {}".format(*told)
+
+
+def _told_p(p: float | None) -> str:
     if p is None:
         return ""
     return "<.001" if p < 0.0005 else f"{p:.3f}".removeprefix("0")

@@ -19,8 +19,8 @@ from resval_lens.analyses.comparison.lm_compared import (
     Compared,
     Difference,
     Measured,
+    both_p,
     percent,
-    told_p,
 )
 from resval_lens.analyses.results.emergence import Share, first_above, saving
 from resval_lens.analyses.results.result import FLAT, Result
@@ -105,7 +105,7 @@ class LMEmergence(Result):
         return [
             f"Seeds: {counts}. p are by Holm, within each of two tables.",
             *(each for low in losses[-2:] for each in self.compared.savings(low)),
-            *(each for low in losses[-2:] for each in self._directly(low)),
+            *(each for low in losses[:-3:-1] for each in self._directly(low)),
             *(each for last in naming[-1:] for each in self.compared.savings(NAMING, last)),
             *self.compared.said("In training"),
             *(f"At the end, {each}." for each in self.compared.compares("validation loss")),
@@ -117,13 +117,13 @@ class LMEmergence(Result):
         by_control: dict[str, list[str]] = {}
         for each in self.direct:
             if each.measure == measure and each.saving:
-                alone, paired = (told_p(p) or "none" for p in (each.tests.p, each.tests.p_paired))
+                p = both_p(each.tests.p, each.tests.p_paired)
                 by_control.setdefault(each.second, []).append(
-                    f"{each.first} {percent(each.saving)} (p = {alone}, paired {paired})"
+                    f"{each.first} {percent(each.saving)} ({p})"
                 )
         return [
-            f"Of {control}'s to {measure.removeprefix('step: ')}, compared directly: "
-            f"{', '.join(told)}; not corrected."
+            f"Compared directly with {control}, of its steps to {measure.removeprefix('step: ')} "
+            f"are saved: {', '.join(told)}; not corrected."
             for control, told in by_control.items()
         ]
 
@@ -297,7 +297,7 @@ def _measures(
     known = _measured(sets, runs)
     for prompts in sets:
         for score in known:
-            measures[prompts, SCORES[score]] = partial(_last, partial(_score, prompts, score))
+            measures[prompts, SCORES[score]] = partial(_last, partial(score_of, prompts, score))
         for score, above in THRESHOLDS:
             if score in known:
                 measures[prompts, f"step: {SCORES[score]} > {above}"] = partial(
@@ -319,19 +319,19 @@ def _matched(
                 name = f"loss: {SCORES[score]} > {above}"
                 measures[prompts, name] = partial(_loss, prompts, score, above)
         for score in known if loss is not None else ():
-            of = partial(_score, prompts, score)
+            of = partial(score_of, prompts, score)
             measures[prompts, f"{SCORES[score]} at {loss:.3f}"] = partial(at, of=of)
     return measures
 
 
-def _score(prompts: str, score: str, line: Line) -> float:
+def score_of(prompts: str, score: str, line: Line) -> float:
     return float(line["ioi"][prompts][score])
 
 
 def _loss(prompts: str, score: str, above: float, lines: Sequence[Line]) -> float | None:
     """The validation loss of the first evaluation whose score exceeds ``above``."""
     return first_above(
-        ((float(line["valid_loss"]), _score(prompts, score, line)) for line in lines), above
+        ((float(line["valid_loss"]), score_of(prompts, score, line)) for line in lines), above
     )
 
 
@@ -341,7 +341,7 @@ def _last(of: Callable[[Line], float], lines: Sequence[Line]) -> float:
 
 def first_step(prompts: str, score: str, above: float, lines: Sequence[Line]) -> float | None:
     """The step of the first evaluation whose score on these prompts exceeds ``above``."""
-    return first_above(((line["step"], _score(prompts, score, line)) for line in lines), above)
+    return first_above(((line["step"], score_of(prompts, score, line)) for line in lines), above)
 
 
 def check_alike(runs: Sequence[RecordedRun[LMRun]]) -> None:

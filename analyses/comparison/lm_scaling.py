@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
@@ -20,6 +20,7 @@ from resval_lens.analyses.comparison.lm_emergence import (
     compared,
     first_step,
     model_names,
+    score_of,
 )
 from resval_lens.analyses.results.result import Result
 from resval_lens.analyses.results.seeds import corrected
@@ -42,7 +43,8 @@ class Size:
 
     Attributes:
         layers, width: of the residual stream.
-        compared: the steps to a loss and to naming, the loss at the end, and what is recorded of
+        compared: the steps to a loss and to naming, loss and naming at the last step that all
+            runs have, and what is recorded of
             induction in text, by architecture; tests are corrected for those of all sizes.
     """
 
@@ -105,36 +107,42 @@ class Scaling(Result):
 
     def sentences(self) -> list[str]:
         """Where savings lie, whether they go with depth or width, and what else differs."""
-        said = []
+        said: list[str] = []
         tests = [each for size in self.sizes for each in size.compared.tests]
         for name in dict.fromkeys(each.measure for each in tests):
-            shares = {
-                f"{size.layers} × {size.width}": each.saving.share
-                for size in self.sizes
-                for each in self._tests(size, name)
-                if each.saving is not None and each.saving.share is not None
-            }
-            if shares:
-                ends = (pick(shares, key=shares.__getitem__) for pick in (min, max))
-                told_ends = [f"{shares[end]:.0%} ({end})".replace("-", "−") for end in ends]
-                many = f" ({len(shares)} sizes)" if len(shares) > 1 else ""
-                between = f"from {' to '.join(told_ends)}" if many else told_ends[0]
-                told = [
-                    f"{along} {self.along[key]:+z.2f}".replace("-", "−")
-                    for along in ("depth", "width")
-                    if self.along.get(key := f"{name}, {along}") is not None
-                ]
-                rank = f"; rank correlation with {', '.join(told)}" if told else ""
-                said.append(
-                    f"{name.removeprefix('step: ')}: saved {between} of the steps{rank}{many}."
-                )
-            elif not name.startswith("step: "):
+            if name.startswith("step: "):
+                said += self._saved(name)
+            else:
                 said += [
                     f"{size.layers} × {size.width}, {each}."
                     for size in self.sizes
                     for each in size.compared.compares(name)
                 ]
         return said
+
+    def _saved(self, measure: str) -> Iterator[str]:
+        """The least and the most that each architecture saves of the first's steps, by size."""
+        shares: dict[tuple[str, str], dict[str, float]] = {}
+        for size in self.sizes:
+            for each in self._tests(size, measure):
+                if each.saving is not None and each.saving.share is not None:
+                    own = shares.setdefault((each.first, each.second), {})
+                    own[f"{size.layers} × {size.width}"] = each.saving.share
+        ranks = [
+            f"{along} {self.along[key]:+z.2f}".replace("-", "−")
+            for along in ("depth", "width")
+            if self.along.get(key := f"{measure}, {along}") is not None
+        ]
+        for (first, base), by_size in shares.items():
+            ends = dict.fromkeys(pick(by_size, key=by_size.__getitem__) for pick in (min, max))
+            told = " to ".join(f"{by_size[end]:.0%} ({end})" for end in ends).replace("-", "−")
+            yield (
+                f"To {measure.removeprefix('step: ')}, {first} saves {'from ' * (len(ends) > 1)}"
+                f"{told} of {base}’s steps"
+                + (f", {len(by_size)} sizes" if len(by_size) > 1 else "")
+                + (f"; rank correlation with {', '.join(ranks)}" if ranks else "")
+                + "."
+            )
 
 
 def lm_scaling(runs: Sequence[RecordedRun[LMRun]]) -> Scaling:
@@ -158,6 +166,7 @@ def lm_scaling(runs: Sequence[RecordedRun[LMRun]]) -> Scaling:
     lowest = max(min(line["valid_loss"] for line in each.evaluations) for each in runs)
     loss = -(-lowest * 10 // 1) / 10
     sets = list(runs[0].evaluations[-1].get("ioi", {}))
+    end = min(each.evaluations[-1]["step"] for each in runs)  # some may have been ended before
     measures: dict[tuple[str, str], Measure] = {
         ("", f"step: loss ≤ {loss:g}"): partial(at_loss, loss=loss, of=itemgetter("step")),
         **{
@@ -166,11 +175,13 @@ def lm_scaling(runs: Sequence[RecordedRun[LMRun]]) -> Scaling:
             if sets
         },
         **{
-            (sets[-1], f"{SCORES[score]} at the end"): partial(_end, sets[-1], score)
+            (sets[-1], f"{SCORES[score]} at step {end:,}"): partial(
+                _at_step, end, partial(score_of, sets[-1], score)
+            )
             for score in ("accuracy", "p_io")
             if sets
         },
-        ("", "loss at the end"): lambda lines: float(lines[-1]["valid_loss"]),
+        ("", f"loss at step {end:,}"): partial(_at_step, end, itemgetter("valid_loss")),
         **_of_induction(runs),
     }
     found = {
@@ -194,8 +205,8 @@ def lm_scaling(runs: Sequence[RecordedRun[LMRun]]) -> Scaling:
     return Scaling(loss, sets[-1] if sets else "", sizes, _along(sizes))
 
 
-def _end(prompts: str, score: str, lines: Sequence[Line]) -> float:
-    return float(lines[-1]["ioi"][prompts][score])
+def _at_step(step: int, of: Callable[[Line], float], lines: Sequence[Line]) -> float:
+    return float(of(next(line for line in lines if line["step"] >= step)))
 
 
 def _of_induction(runs: Sequence[RecordedRun[LMRun]]) -> dict[tuple[str, str], Measure]:

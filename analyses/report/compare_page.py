@@ -156,7 +156,7 @@ def _headline_figures(study: Comparison, runs: Sequence[RecordedRun[ICLRun]]) ->
     """By sentence its figure, the figure's name and caption."""
     made: dict[str, Drawn] = {}
     found, circuits = study.emergence, study.circuits
-    for sentence in found.sentences()[:1]:
+    for sentence in found.sooner()[:1]:
         made[sentence] = lambda: (
             headline_figures.sooner(icl_curves(runs), found), "Accuracy on IC in training",
             f"{IC} Thin: single seeds; thick: their mean; dots: where each seed first passes "

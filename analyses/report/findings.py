@@ -92,7 +92,7 @@ def _at_other_rates() -> list[str]:
 def _of_degrees() -> list[str]:
     """The link by degrees, and beside it a model without any, whose own values are scaled."""
     link, classic = (_of_link(words) for words in ("Scaling the link down", "In classic"))
-    first = [link[0], classic[0], *_of_link("At about one size")]
+    first = [link[0], classic[0], *_of_link("lose about the same size")]
     return first + [each for each in _of_link("caling") if each not in first]
 
 

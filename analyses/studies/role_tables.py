@@ -56,12 +56,16 @@ def _directly(study: RoleStudy) -> list[str]:
     """What the heads write that are known to write the name, without what others make of it."""
     return [
         f"Corrupting only what the heads that write names ({' '.join(path.senders)}) send straight "
-        f"into the logits changes the "
-        f"{study.facts.metric} by {path.effect.change.told('+z.2f')}; as many other heads by at "
-        f"most {max(path.effect.drawn, key=abs):+z.2f}.".replace(" -", " −").replace("[-", "[−")
+        f"into the logits changes the {study.facts.metric} by "
+        f"{_signed(path.effect.change.told('+z.2f'))}; other heads of these layers by at most "
+        f"{_signed(f'{max(path.effect.drawn, key=abs):+z.2f}')}."
         for path in study.paths
-        if path.receivers == ("logits",)
+        if path.receivers == ("logits",) and path.effect.drawn
     ]
+
+
+def _signed(told: str) -> str:
+    return told.replace("-", "−")
 
 
 def _heads(study: RoleStudy) -> Table:
