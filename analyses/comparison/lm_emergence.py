@@ -325,6 +325,7 @@ def _matched(
 
 
 def score_of(prompts: str, score: str, line: Line) -> float:
+    """A score on a set of prompts at one evaluation."""
     return float(line["ioi"][prompts][score])
 
 
