@@ -14,6 +14,7 @@ from resval_lens.analyses.studies.knockout_tables import (
 )
 from resval_lens.analyses.studies.role_study import PUBLISHED, RoleStudy
 from resval_lens.analyses.studies.roles import ROLES
+from resval_lens.numbers import number
 
 
 def role_tables(study: RoleStudy) -> list[Table]:
@@ -45,7 +46,7 @@ def role_sentences(study: RoleStudy) -> list[str]:
     return [
         said,
         f"Knocking out a role changes the {metric} ({own.clean:.2f}) by: "
-        + ", ".join(f"{role} {cost:+z.2f}".replace(" -", " −") for cost, role in costs)
+        + ", ".join(f"{role} {number(cost, '+z.2f')}" for cost, role in costs)
         + (f". Heads of several roles: {', '.join(several)}." if several else "."),
         *_directly(study),
         *needed_sentences(study.knockouts, "heads"),
@@ -57,15 +58,11 @@ def _directly(study: RoleStudy) -> list[str]:
     return [
         f"Corrupting only what the heads that write names ({' '.join(path.senders)}) send straight "
         f"into the logits changes the {study.facts.metric} by "
-        f"{_signed(path.effect.change.told('+z.2f'))}; other heads of these layers by at most "
-        f"{_signed(f'{max(path.effect.drawn, key=abs):+z.2f}')}."
+        f"{path.effect.change.told('+z.2f').replace('-', '−')}; other heads of these layers by at "
+        f"most {number(max(path.effect.drawn, key=abs), '+z.2f')}."
         for path in study.paths
         if path.receivers == ("logits",) and path.effect.drawn
     ]
-
-
-def _signed(told: str) -> str:
-    return told.replace("-", "−")
 
 
 def _heads(study: RoleStudy) -> Table:
