@@ -210,6 +210,18 @@ def test_savings_by_depth_against_numbers_by_hand(tmp_path: Path) -> None:
     assert again == written
 
 
+def test_what_only_one_of_several_sizes_has_is_left_out(tmp_path: Path) -> None:
+    plain = scaled(tmp_path).to_dict()
+    losses = [3.98 - 0.1 * i for i in range(10)]  # were it counted, the loss that all fall to moved
+    for seed in range(3):
+        write(tmp_path, "2x16-own-2", "v(mix=pair, own=2, carried=0)", seed, 300, losses,
+              n_layers=2)  # fmt: skip
+    assert lm_scaling(load_runs(LMRun, tmp_path)).to_dict() == plain
+    alone = [each for each in load_runs(LMRun, tmp_path) if each.run.config.n_layers == 2]
+    (size,) = lm_scaling(alone).sizes
+    assert {each.first for each in size.compared.tests} == {"own-2", "values"}
+
+
 def test_the_end_is_the_last_step_that_all_runs_have(tmp_path: Path) -> None:
     kinds = {"small-classic": ("", 5), "small-v": ("v", 3),
              "small-own-2": ("v(mix=pair, own=2, carried=0)", 5)}  # fmt: skip

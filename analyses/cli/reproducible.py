@@ -192,7 +192,7 @@ REPRODUCIBLE: dict[str, Reproducible] = {
     ),
     "scaling": Reproducible(
         "a language model's steps that the value stream saves, by depth and width",
-        _scaling, ("scaling",),
+        _scaling, ("scaling", "stories"),
     ),
     "real-text": Reproducible(
         "the same on real stories, and losses where text repeats", _scaling, ("real text",)

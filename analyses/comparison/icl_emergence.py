@@ -150,20 +150,21 @@ class Emergence(Result):
         return self.table(), self.test_table(None if few else ("classic", "values"))
 
     def table(self) -> Table:
-        """Ours beside the paper's."""
+        """Ours beside the paper's, if it has any of these."""
+        theirs = any(row.published for row in self.rows)
         rows = [
             (
                 TASKS[row.task],
                 row.variant,
                 str(len(row.snapshots)),
                 row.told(),
-                "{:.2f} ± {:.2f}".format(*row.published) if row.published else "",
-                optional(self.saving(row.task, row.variant), ".1%"),
+                *["{:.2f} ± {:.2f}".format(*row.published) if row.published else ""] * theirs,
+                optional(self.saving(row.task, row.variant), ".0%"),
             )
             for row in self.rows
         ]
         title = f"First snapshot (of 500 steps) above {self.threshold} accuracy"
-        columns = ("seeds", "ours (± sd)", "published", "saved")
+        columns = ("seeds", "ours (± sd)", *["published"] * theirs, "saved")
         return table(title, ("task", "variant"), columns, in_sections(rows))
 
     def test_table(self, against: Sequence[str] | None = None) -> Table:

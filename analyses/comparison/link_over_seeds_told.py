@@ -24,7 +24,7 @@ WHEN = {
 }
 SMALLER = "own × √½"
 """The edit of own values by what a cut link leaves of the size of own and link together."""
-AXIS_NAMES = {**TASKS, "ic − iw": "IC − IW"}
+_AXIS_NAMES = {**TASKS, "ic − iw": "IC − IW"}
 
 
 def paired_test(tests: Sequence[Difference], moment: str, first: str, second: str, task: str = "ic",
@@ -256,7 +256,7 @@ def tables(study: LinkOverSeeds) -> list[Table]:
     ]
 
 
-def cells_of_test(test: Difference) -> list[str]:
+def _cells(test: Difference) -> list[str]:
     """Difference, t, p, p after Holm, effect size and its interval."""
     own, size = test.tests, test.effect
     numbers = (own.t_paired, ".1f"), (own.p_paired, ".2g"), (own.p_paired_holm, ".2g")
@@ -268,23 +268,20 @@ def cells_of_test(test: Difference) -> list[str]:
     ]
 
 
-TEST_COLUMNS = ("difference", "t", "p", "Holm", "g", "95%")
-
-
 def table_of_tests(title: str, tests: Sequence[Difference]) -> Table:
     """The tests of one table, each difference with its paired test and effect size."""
     return table(
         title,
         ("at", "run", "first", "second", "task"),
-        TEST_COLUMNS,
+        ("difference", "t", "p", "Holm", "g", "95%"),
         in_sections(
             [
                 each.moment,
                 each.kind,
                 each.first,
                 each.second,
-                AXIS_NAMES[each.task],
-                *cells_of_test(each),
+                _AXIS_NAMES[each.task],
+                *_cells(each),
             ]
             for each in tests
         ),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
@@ -149,19 +151,18 @@ def lm_scaling(runs: Sequence[RecordedRun[LMRun]]) -> Scaling:
     """What other architectures save against the first, by depth and width.
 
     Where ``resval-lens induction`` on a text is recorded beside the runs (``induction.json``), its
-    losses by kind of position and its in-context score count, too.
+    losses by kind of position and its in-context score count, too. Of several sizes, architectures
+    that only one has are left out.
 
     Raises:
         ValueError: no run, or runs of one size that differ in more than seed, name and streams.
     """
     if not runs:
         raise ValueError("there is no finished run of a language model")
-    groups: dict[tuple[int, int], list[RecordedRun[LMRun]]] = {}
-    for recorded in runs:
-        config = recorded.run.config
-        groups.setdefault((config.n_layers, config.d_model), []).append(recorded)
-    for own in groups.values():
+    groups = _by_size(runs)
+    for own, _ in groups.values():
         check_alike(own)
+    runs = [recorded for own, _ in groups.values() for recorded in own]
     # Rounded up, so that one more seed seldom moves it.
     lowest = max(min(line["valid_loss"] for line in each.evaluations) for each in runs)
     loss = -(-lowest * 10 // 1) / 10
@@ -184,9 +185,7 @@ def lm_scaling(runs: Sequence[RecordedRun[LMRun]]) -> Scaling:
         ("", f"loss at step {end:,}"): partial(_at_step, end, itemgetter("valid_loss")),
         **_of_induction(runs),
     }
-    found = {
-        size: compared(own, model_names(own), measures) for size, own in sorted(groups.items())
-    }
+    found = {size: compared(*own, measures) for size, own in sorted(groups.items())}
     tests = corrected(
         {
             (size, number): each.tests
@@ -203,6 +202,24 @@ def lm_scaling(runs: Sequence[RecordedRun[LMRun]]) -> Scaling:
         for size, one in found.items()
     )  # fmt: skip
     return Scaling(loss, sets[-1] if sets else "", sizes, _along(sizes))
+
+
+def _by_size(
+    runs: Sequence[RecordedRun[LMRun]],
+) -> dict[tuple[int, int], tuple[list[RecordedRun[LMRun]], list[str]]]:
+    """Runs with their architectures by depth and width, less what only one of several sizes has."""
+    groups: dict[tuple[int, int], list[RecordedRun[LMRun]]] = {}
+    for recorded in runs:
+        config = recorded.run.config
+        groups.setdefault((config.n_layers, config.d_model), []).append(recorded)
+    names = {size: model_names(own) for size, own in groups.items()}
+    sizes = Counter(name for own in names.values() for name in set(own))
+    kept = {size: [len(groups) == 1 or sizes[name] > 1 for name in names[size]] for size in groups}
+    return {
+        size: ([*compress(own, kept[size])], [*compress(names[size], kept[size])])
+        for size, own in groups.items()
+        if any(kept[size])
+    }
 
 
 def _at_step(step: int, of: Callable[[Line], float], lines: Sequence[Line]) -> float:

@@ -7,20 +7,20 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from resval_lens.analyses.comparison.grafts import grafts
 from resval_lens.analyses.comparison.link_over_seeds import RECORDED, link_over_seeds, link_studies
-from resval_lens.analyses.comparison.lm_emergence import lm_emergence
-from resval_lens.analyses.comparison.lm_scaling import lm_scaling
 from resval_lens.analyses.comparison.ways import Ways
 from resval_lens.analyses.papers.memory.orders import memory_orders
 from resval_lens.analyses.papers.memory.training import MemoryRun
 from resval_lens.analyses.report import pretrained
 from resval_lens.analyses.report.gain import recorded_gain
-from resval_lens.analyses.report.grafts import AGAINST
+from resval_lens.analyses.report.grafts import recorded_grafts
+from resval_lens.analyses.report.language_models import (
+    recorded_language_models,
+    recorded_real_text,
+    recorded_sizes,
+)
 from resval_lens.io.files import read_json
-from resval_lens.training.graft_run import GraftRun
-from resval_lens.training.lm_run import LMRun
-from resval_lens.training.recorded import SHIPPED, load_runs
+from resval_lens.training.recorded import load_runs
 
 FINDINGS: dict[str, Callable[[Path], list[str]]] = {
     "finding-emergence": lambda folder: _of_gain("To"),
@@ -30,10 +30,9 @@ FINDINGS: dict[str, Callable[[Path], list[str]]] = {
         "cutting the link takes", "is still missing", "for all", "more steps"
     ),
     "finding-degrees": lambda folder: _of_degrees(),
-    "finding-language-models": lambda folder: lm_emergence(load_runs(LMRun)).sentences(),
-    "finding-real-text": lambda folder: lm_scaling(
-        load_runs(LMRun, SHIPPED / "lm-real-text")
-    ).sentences(),
+    "finding-language-models": lambda folder: recorded_language_models().sentences(),
+    "finding-sizes": lambda folder: recorded_sizes().sentences(),
+    "finding-real-text": lambda folder: recorded_real_text().sentences(),
     "finding-ways": lambda folder: Ways.from_dict(
         read_json(folder / "four-ways.json", "a study")
     ).sentences(),
@@ -98,9 +97,8 @@ def _of_degrees() -> list[str]:
 
 def _grafts() -> list[str]:
     """Variants beside the link; and links on top of a gain, beside the gain."""
-    runs = load_runs(GraftRun)
-    link, *others = grafts(runs, AGAINST).sentences()
-    on_top = (text for text in grafts(runs, "gain").sentences() if text.startswith("both"))
+    link, *others = recorded_grafts().sentences()
+    on_top = (text for text in recorded_grafts("gain").sentences() if text.startswith("both"))
     return [link, *on_top, *others]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from resval_lens.analyses.comparison.grafts import grafts
+from functools import cache
+
+from resval_lens.analyses.comparison.grafts import Grafts, grafts
 from resval_lens.analyses.report.markdown import as_markdown, bullets
 from resval_lens.training.graft_run import GraftRun
 from resval_lens.training.recorded import load_runs
@@ -10,9 +12,15 @@ from resval_lens.training.recorded import load_runs
 AGAINST = "link"
 
 
+@cache
+def recorded_grafts(against: str = AGAINST) -> Grafts:
+    """The study of the grafts that ship, each beside the one of the name ``against``."""
+    return grafts(load_runs(GraftRun), against)
+
+
 def graft_section() -> str:
     """What was found, in words, then every table."""
-    study = grafts(load_runs(GraftRun), AGAINST)
+    study = recorded_grafts()
     return "\n\n".join([bullets(study.sentences()), *as_markdown(study.tables())]).replace(
         "[", "\\["
     )

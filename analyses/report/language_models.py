@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from resval_lens.analyses.comparison import ioi_cells
 from resval_lens.analyses.comparison.ioi_paper import PUBLISHED_TABLE_2
 from resval_lens.analyses.comparison.lm_compared import Compared, Difference
-from resval_lens.analyses.comparison.lm_emergence import lm_emergence
-from resval_lens.analyses.comparison.lm_scaling import lm_scaling
+from resval_lens.analyses.comparison.lm_emergence import LMEmergence, lm_emergence
+from resval_lens.analyses.comparison.lm_scaling import Scaling, lm_scaling
 from resval_lens.analyses.report.markdown import as_markdown, bullets, markdown_table, number_cell
-from resval_lens.analyses.results.seeds import present
+from resval_lens.analyses.results.seeds import SURE, present
 from resval_lens.io.checkpoint import SHIPPED_MODELS
 from resval_lens.tasks.ioi import PAPER_SENTENCES, encode
 from resval_lens.tasks.leading import leading_token
@@ -18,9 +20,27 @@ from resval_lens.training.recorded import SHIPPED, load_runs
 from resval_lens.transformer import ResValTransformer
 
 
+@cache
+def recorded_language_models() -> LMEmergence:
+    """The study of the language models on generated stories that ship."""
+    return lm_emergence(load_runs(LMRun))
+
+
+@cache
+def recorded_sizes() -> Scaling:
+    """The study of those of several depths and widths."""
+    return lm_scaling([*load_runs(LMRun, SHIPPED / "lm-scaling"), *load_runs(LMRun)])
+
+
+@cache
+def recorded_real_text() -> Scaling:
+    """The study of those on real stories."""
+    return lm_scaling(load_runs(LMRun, SHIPPED / "lm-real-text"))
+
+
 def language_models() -> str:
     """Loss, indirect objects and the steps at which they emerge, classic beside values."""
-    study = lm_emergence(load_runs(LMRun))
+    study = recorded_language_models()
     seeds = ", ".join(f"{count} of {name}" for name, count in study.seeds.items())
     return (
         f"Seeds: {seeds}; {study.steps:,} steps, evaluated every {study.evaluate_every}. "
@@ -30,12 +50,20 @@ def language_models() -> str:
 
 def loss_matched() -> str:
     """The same models where their validation losses are equal."""
-    return _lm_table(lm_emergence(load_runs(LMRun)).matched.compared)
+    return _lm_table(recorded_language_models().matched.compared)
+
+
+def sizes() -> str:
+    """What the stream saves by depth and width."""
+    return _scaling(recorded_sizes())
 
 
 def real_text() -> str:
     """What the stream saves on real stories, and where text repeats itself."""
-    study = lm_scaling(load_runs(LMRun, SHIPPED / "lm-real-text"))
+    return _scaling(recorded_real_text())
+
+
+def _scaling(study: Scaling) -> str:
     return "\n\n".join([bullets(study.sentences()), *as_markdown(study.tables())])
 
 
@@ -80,13 +108,13 @@ def _survivors(found: Compared) -> str:
     said = []
     for kind, tests in kinds.items():
         made = present(p for p, _, _ in tests)
-        kept = [test for _, corrected, test in tests if corrected is not None and corrected < 0.05]
+        kept = [test for _, corrected, test in tests if corrected is not None and corrected < SURE]
         which = ", ".join(
             f"{f'{test.first}, ' * several}{test.measure} ({test.prompts or 'text'})"
             for test in kept
         )
         said.append(
-            f"Of {len(made)} {kind} t-tests {sum(p < 0.05 for p in made)} have p < .05, "
+            f"Of {len(made)} {kind} t-tests {sum(p < SURE for p in made)} have p < .05, "
             f"and {len(kept) or 'none'} after Holm's correction{f': {which}' * bool(kept)}."
         )
     return " ".join(said).replace(">", "&gt;")

@@ -17,12 +17,10 @@ from resval_lens.analyses.comparison.link_over_seeds import (
 )
 from resval_lens.analyses.comparison.link_over_seeds_rows import GRADED_TASKS, LINKED, Difference
 from resval_lens.analyses.comparison.link_over_seeds_told import (
-    AXIS_NAMES,
-    TEST_COLUMNS,
-    cells_of_test,
     sentences,
+    table_of_tests,
 )
-from resval_lens.analyses.report.markdown import bullets, made, markdown_table
+from resval_lens.analyses.report.markdown import as_markdown, bullets, made, markdown_table
 from resval_lens.analyses.results.seeds import Spread
 from resval_lens.io.files import read_json
 from resval_lens.tasks.icl import TASKS
@@ -41,15 +39,15 @@ def link_over_seeds_section(folder: Path | None = None) -> str:
         said,
         f"Steps of the snapshots: {steps}. {_norms(study)}",
         f"**Edits of the link.** {_edits(study, [LINKED])}",
-        _tests(study.edit_tests, "IC, as first − second"),
+        _tests("Edits, IC, first − second", study.edit_tests),
         f"**Runs without links.** {_edits(study, [k for k in study.seeds if k != LINKED])}",
         f"**By degrees.** {_degrees(study)}",
         _tests(
+            "Slopes, first − second",
             [test for test in study.degree_tests if test.first != "link, dimensions"],
-            "Slopes",
         ),
         f"**More steps without it.** {_recovered(study)}",
-        _tests(study.recovery_tests, "IC, as first − second"),
+        _tests("After more steps, IC, first − second", study.recovery_tests),
         _made(folder),
     ))  # fmt: skip
 
@@ -147,20 +145,5 @@ def _recovered(study: LinkOverSeeds) -> str:
     return f"Accuracy before → after {steps} steps.\n\n{table}"
 
 
-def _tests(tests: Sequence[Difference], what: str) -> str:
-    rows = [
-        [
-            _at(each.moment),
-            each.kind,
-            each.first,
-            each.second,
-            AXIS_NAMES[each.task],
-            *cells_of_test(each),
-        ]
-        for each in tests
-    ]
-    table = markdown_table(["at", "run", "first", "second", "task", *TEST_COLUMNS], rows, 5)
-    return (
-        f"{what}; t-tests paired by seed, Holm’s correction, Hedges’ g of the differences with its "
-        f"95% interval.\n\n{table}"
-    )
+def _tests(title: str, tests: Sequence[Difference]) -> str:
+    return "\n\n".join(_escaped(as_markdown([table_of_tests(title, tests)])))

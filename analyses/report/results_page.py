@@ -7,6 +7,7 @@ page is built; no number on it is written by hand.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,6 @@ from resval_lens.analyses.comparison.icl_emergence import (
     NO_GAIN_CONTROL,
     PUBLISHED,
     TABLES,
-    Crossing,
-    Emergence,
     paper_runs,
 )
 from resval_lens.analyses.comparison.icl_emergence import emergence as emergence_study
@@ -43,6 +42,7 @@ from resval_lens.analyses.report.language_models import (
     loss_matched,
     published_table_2,
     real_text,
+    sizes,
 )
 from resval_lens.analyses.report.link_over_seeds import link_over_seeds_section
 from resval_lens.analyses.report.markdown import (
@@ -50,14 +50,12 @@ from resval_lens.analyses.report.markdown import (
     bullets,
     made,
     markdown_table,
-    number_cell,
 )
 from resval_lens.analyses.report.selections import selections
 from resval_lens.analyses.report.ways import ways
 from resval_lens.analyses.results.seeds import spread
 from resval_lens.io.files import read_json
 from resval_lens.runtime import one_thread
-from resval_lens.tasks.icl import TASKS
 from resval_lens.training.graft_run import GraftRun
 from resval_lens.training.icl_run import ICLRun, draw_world
 from resval_lens.training.lm_run import LMRun
@@ -88,6 +86,7 @@ def section(name: str, folder: Path) -> str:
         "language-models": language_models,
         "loss-matched": loss_matched,
         "real-text": real_text,
+        "sizes": sizes,
         "published-table-2": published_table_2,
         "four-cells": four_cells,
         "circuits": lambda: circuits(read_json(folder / "circuits.json", "a study")),
@@ -119,47 +118,19 @@ def emergence(threshold: float) -> str:
     """
     study = emergence_study(paper_runs(load_runs(ICLRun)), threshold)
     theirs = PUBLISHED[threshold]["ic"]
-    return (
+    said = (
         f"Values pass {threshold:g} on IC after {study.saving('ic', 'values'):.0%} fewer steps "
         f"than classic; published: {1 - theirs['values'][0] / theirs['classic'][0]:.0%}. "
-        f"{NO_GAIN_CONTROL}\n\n{_emergence_rows(study, study.rows)}\n{_tests(study, 'classic')}"
+        f"{NO_GAIN_CONTROL}"
     )
+    return "\n\n".join([said, *as_markdown([study.table(), study.test_table(("classic",))])])
 
 
 def further_variants() -> str:
     """What the paper leaves open, at .95: gradient blocked, several streams, an even mix."""
     study = emergence_study(load_runs(ICLRun), 0.95)
-    return _emergence_rows(study, [row for row in study.rows if row.published is None])
-
-
-def _emergence_rows(study: Emergence, chosen: Sequence[Crossing]) -> str:
-    rows = []
-    for row in chosen:
-        cells = [TASKS[row.task], row.variant, str(len(row.snapshots)), row.told()]
-        cells += ["{:.2f} ± {:.2f}".format(*row.published)] if row.published else []
-        rows.append([*cells, number_cell(study.saving(row.task, row.variant), ".0%")])
-    theirs = ["published"] if chosen[0].published else []
-    return markdown_table(["task", "stream", "seeds", "ours", *theirs, "steps saved"], rows, 2)
-
-
-def _tests(study: Emergence, against: str) -> str:
-    forms = (".2f", ".2g", ".2g") * 2
-    rows = [
-        [
-            TASKS[each.task],
-            f"{each.first} − {each.second}",
-            *map(number_cell, each.tests.in_order, forms),
-        ]
-        for each in study.t_tests
-        if against in (each.first, each.second)
-    ]
-    columns = ["task", "pair", "t", "p", "Holm", "t, paired by seed", "p, paired", "Holm"]
-    said = (
-        "t-tests of independent runs, and paired by seed. *Holm*: the p to its left, corrected "
-        f"for the {len(study.t_tests)} tests of the four streams on both tasks, of which those "
-        f"against {against} are shown."
-    )
-    return f"{said}\n\n{markdown_table(columns, rows, 2)}"
+    own = tuple(row for row in study.rows if row.published is None)
+    return "\n\n".join(as_markdown([replace(study, rows=own).table()]))
 
 
 def final_accuracy(runs: Sequence[RecordedRun[ICLRun]]) -> str:
