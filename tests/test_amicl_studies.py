@@ -519,7 +519,7 @@ def test_training_for_no_steps_is_not_training_for_the_usual_ones(command, monke
         "resval_lens.analyses.cli.training_bars.train_with_bars",
         lambda *given: pytest.fail("trained"),
     )
-    with pytest.raises(ValueError, match="steps must be a whole number above 0; got 0"):
+    with pytest.raises(ValueError, match="steps must be a whole number from 1 up; got 0"):
         invoke(*f"{command} --train --steps 0 --runs {tmp_path} --out {tmp_path}".split())
 
 

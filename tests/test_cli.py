@@ -78,7 +78,7 @@ def test_compare_writes_everything(tmp_path):
         (["train", "icl", "--variants", "vals"], "no variant 'vals'; there are classic, queries"),
         (["train", "icl", "--seeds", ","], "seeds must name at least one number; got ','"),
         (["train", "icl", "--seeds", "a"], "seeds must be numbers like 0,1,2 or 0-3; got 'a'"),
-        (["train", "icl", "--steps", "0"], "steps must be a whole number above 0; got 0"),
+        (["train", "icl", "--steps", "0"], "steps must be a whole number from 1 up; got 0"),
         (["train", "icl", "--spec", "x"], "spec must be 'reference' or 'paper'; got 'x'"),
         (["train", "icl", "--jobs", "-1"], "jobs must be 0 or more; got -1"),
         (["compare", "--sequences", "0"], "sequences must be 1 or more; got 0"),

@@ -208,7 +208,7 @@ def test_a_run_that_ends_early_has_the_schedule_of_the_whole_and_can_go_on(
 
 
 @pytest.mark.parametrize(("until", "message"), [
-    (0, "until must be a whole number above 0; got 0"),
+    (0, "until must be a whole number from 1 up; got 0"),
     (13, "until=13 is after the last of steps=12"),
 ])  # fmt: skip
 def test_an_end_that_cannot_be_is_refused(until: int, message: str) -> None:

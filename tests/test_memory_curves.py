@@ -228,5 +228,5 @@ def test_training_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert (planned[-1].seed, len(planned)) == (0, 3)
     report = json.loads((tmp_path / "out" / "memory-curves.json").read_text())
     assert list(report["variants"]["alibi"]["steps"]) == ["0"]
-    with pytest.raises(ValueError, match="steps must be a whole number above 0; got 0"):
+    with pytest.raises(ValueError, match="steps must be a whole number from 1 up; got 0"):
         CliRunner().invoke(app, [*arguments[:6], "--steps", "0", *folders], catch_exceptions=False)

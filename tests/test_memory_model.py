@@ -416,9 +416,9 @@ def test_settings_round_trip() -> None:
         ({"d_vocab_out": 3}, "d_vocab_out=3 must equal d_vocab=7"),
         ({"streams": "x"}, "streams='x' has 'x'"),
         ({"n_stairs": 3}, "MemoryConfig has no field 'n_stairs'"),
-        ({"d_model": 0}, "d_model must be a whole number above 0; got 0"),
-        ({"n_layers": 1.5}, "n_layers must be a whole number above 0; got 1.5"),
-        ({"n_ctx": True}, "n_ctx must be a whole number above 0; got True"),
+        ({"d_model": 0}, "d_model must be a whole number from 1 up; got 0"),
+        ({"n_layers": 1.5}, "n_layers must be a whole number from 1 up; got 1.5"),
+        ({"n_ctx": True}, "n_ctx must be a whole number from 1 up; got True"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )  # fmt: skip

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
+from resval_lens.checks import check_whole
+
 TASKS = {"test": "Test", "ic": "IC", "ic2": "IC2", "iw": "IW"}
 """The test distributions (:meth:`ICLTask.tests`), and what they are called."""
 MEANING = {
@@ -66,10 +68,7 @@ class ICLTask:
 
     def __post_init__(self) -> None:
         for name in ("n_classes", "n_labels", "n_pairs", "content", "n_max", "n_fresh"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be a whole number above 0; got {getattr(self, name)!r}"
-                )
+            check_whole(name, getattr(self, name), 1)
         for name in ("p_bursty", "p_fresh"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1; got {getattr(self, name)!r}")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 
-from resval_lens.checks import is_number
+from resval_lens.checks import check_whole, is_number
 from resval_lens.config import ResValConfig
 from resval_lens.streams import Streams, architecture
 from resval_lens.training.run import Line, Run
@@ -85,13 +85,9 @@ class LMRun(Run[ResValTransformer]):
         whole = ["steps", "batch", "log_every", "evaluate_every", "snapshot_every"]
         whole += [name for name in ("micro_batch", "until") if getattr(self, name) is not None]
         for name in whole:
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number above 0; got {value!r}")
+            check_whole(name, getattr(self, name), 1)
         for name in ("seed", "warmup", "cooldown"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 0:
-                raise ValueError(f"{name} must be a whole number from 0 up; got {value!r}")
+            check_whole(name, getattr(self, name), 0)
         for name, least in (("lr", False), ("eps", False), ("weight_decay", True)):
             value = getattr(self, name)
             if not (value >= 0 if least else value > 0) or value == float("inf"):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Generator
 
-from resval_lens.checks import check_above_zero
+from resval_lens.checks import check_above_zero, check_whole
 
 
 def check_name(name: Any) -> None:
@@ -25,15 +25,12 @@ def check_sgd_settings(run: Any) -> None:
     """Raises ValueError, naming it with its value, for a setting of ``run`` that cannot be.
 
     The name is fit for a folder's, steps, batch, snapshot_every and test_size are whole numbers
-    above 0, the seed one from 0 up, and lr a finite number above 0.
+    from 1 up, the seed one from 0 up, and lr a finite number above 0.
     """
     check_name(run.name)
     for name in ("steps", "batch", "snapshot_every", "test_size"):
-        value = getattr(run, name)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number above 0; got {value!r}")
-    if not isinstance(run.seed, int) or run.seed < 0:
-        raise ValueError(f"seed must be a whole number from 0 up; got {run.seed!r}")
+        check_whole(name, getattr(run, name), 1)
+    check_whole("seed", run.seed, 0)
     check_above_zero("lr", run.lr)
 
 

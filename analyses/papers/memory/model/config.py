@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from math import isfinite
 from typing import Any
 
+from resval_lens.checks import check_whole, is_number
 from resval_lens.config import ResValConfig
 from resval_lens.models.presets import ENCODINGS, Positions
 from resval_lens.streams import StreamsLike
@@ -70,8 +71,8 @@ class MemoryConfig(ResValConfig):
         for name in ("embed_std", "alibi_slope", "initial_std"):
             value, may_be_0 = getattr(self, name), name == "initial_std"
             least = "from 0 up" if may_be_0 else "above 0"
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not is_number or not isfinite(value) or value < 0 or (value == 0 and not may_be_0):
+            known = is_number(value) and isfinite(value)
+            if not known or value < 0 or (value == 0 and not may_be_0):
                 raise ValueError(f"{name} must be a finite number {least}; got {value!r}")
         layers = self.position_layers if isinstance(self.position_layers, Iterable) else "none"
         if not all(isinstance(layer, int) and not isinstance(layer, bool) for layer in layers):
@@ -143,8 +144,7 @@ def memory_config(
     for name, value in {
         "d_vocab": d_vocab, "d_model": d_model, "n_ctx": n_ctx, "n_layers": n_layers
     }.items():  # fmt: skip
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a whole number above 0; got {value!r}")
+        check_whole(name, value, 1)
     frozen = (*FROZEN, *(f"blocks.{layer}.attn.W_O" for layer in range(n_layers - 1)))
     return MemoryConfig(
         **{
