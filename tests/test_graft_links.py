@@ -101,7 +101,8 @@ def pairs(seed: int, count: int = 6, length: int = 7) -> PromptPairs:
 def test_a_circuit_after_stands_beside_the_one_before(tmp_path: Path) -> None:
     model, start = both(LINK, tmp_path, lr=0.3)
     scored, others = pairs(0), pairs(1)
-    found, before = task_circuit(
+    before = score_edges(start, scored)
+    found = task_circuit(
         model, start, scored, others, task="noise", metric="difference", seed=0, sizes=(20, 60)
     )
 

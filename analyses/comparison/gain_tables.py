@@ -18,7 +18,6 @@ from resval_lens.analyses.comparison.gain import (
     GainOrStream,
 )
 from resval_lens.analyses.comparison.icl_emergence import IN_CONTEXT, PUBLISHED
-from resval_lens.analyses.results.emergence import Share
 from resval_lens.analyses.results.seeds import SURE, BySeed, corrected, spread, t_tests
 from resval_lens.analyses.results.tables import NARROW, in_sections, optional, table
 from resval_lens.tasks.icl import TASKS
@@ -113,24 +112,18 @@ def told_saving(found: Against | None) -> tuple[str, str]:
     return found.saving.told(), resampled.times(100).told(".0f") if resampled else ""
 
 
-def percent(share: Share) -> str:
-    """A share with its interval, like ``19% [12, 25]``."""
-    number, *interval = share.told().split(" ", 1)
-    return " ".join([f"{number}%", *interval])
-
-
 def answers(rate: AtRate, task: str, level: float) -> list[str]:
     """What one level on one task says, a sentence each; of the variants that are there."""
     said = []
     stream = rate.compared(task, level, STREAM, CLASSIC)
     if stream is not None and stream.saving.share is not None:
         said.append(
-            f"To {where(task, level)} the value stream takes {percent(stream.saving)} fewer steps "
+            f"To {where(task, level)} the value stream takes {stream.saving.percent()} fewer steps "
             f"than classic ({stream.saving.seeds} seeds; {_tested(stream)})."
         )
     shares = (rate.share(task, level, name) for name in (*GAIN_ALONE, *PARTS, MATCHED))
     parts = [
-        f"{CALLED[each.variant]} {percent(each.ours)}"
+        f"{CALLED[each.variant]} {each.ours.percent()}"
         for each in shares
         if each is not None and each.ours.share is not None
     ]
@@ -254,7 +247,7 @@ def _draw(axes: Axes, rate: AtRate, task: str) -> None:
             if ends is not None and ends.low is not None and ends.high is not None:
                 axes.plot([100 * ends.low, 100 * ends.high], [y, y], color=SHADES[level], lw=2)
             (dot,) = axes.plot(x, y, "o", color=SHADES[level], ms=6, label=label)
-            tip(dot, f"{name}, {where(task, level)}: saves {percent(found.saving)}")
+            tip(dot, f"{name}, {where(task, level)}: saves {found.saving.percent()}")
             label = None
             if name == STREAM and rate.lr == PUBLISHED_RATE:
                 theirs = PUBLISHED[level][task]

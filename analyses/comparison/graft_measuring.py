@@ -80,7 +80,7 @@ def measure_links(
         )
         sizes = [size for size in SIZES if size < len(Graph.of(model))]
         note(f"circuits of {task}")
-        circuit, _ = task_circuit(
+        circuit = task_circuit(
             model, start, scored, others, task=posed.task.name, metric=posed.metric, seed=0,
             sizes=sizes, note=note,
         )  # fmt: skip

@@ -119,7 +119,7 @@ class Compared:
     def savings(self, measure: str, prompts: str = "") -> list[str]:
         """What each saves of the first's steps to a level, where it has more than one beside it."""
         told = [
-            f"{each.first} {percent(each.saving)}"
+            f"{each.first} {each.saving.percent()}"
             for each in self.tests
             if (each.measure, each.prompts) == (measure, prompts) and each.saving
         ]
@@ -129,7 +129,7 @@ class Compared:
         return [f"Of the steps of {self.tests[0].second} to {level} are saved: {', '.join(told)}."]
 
     def _compared(self, of: Difference) -> str:
-        saved = f", {percent(of.saving)} saved" if of.saving else ""
+        saved = f", {of.saving.percent()} saved" if of.saving else ""
         measure = of.measure.replace("step: ", "steps to ").replace("loss: ", "loss at ")
         return (
             f"{measure}{f' ({of.prompts} prompts)' * bool(of.prompts)}: {of.first} "
@@ -165,12 +165,6 @@ class Compared:
             "saved: of steps, on the seeds of both, with its 95% interval by t\n"
             "g: Hedges', negative where the model has less; Holm: of the pairs", NARROW,
         )  # fmt: skip
-
-
-def percent(saving: Share) -> str:
-    """As "19% [16, 22]"; of one seed without an interval."""
-    share, *interval = saving.told().split(" ", 1)
-    return " ".join((f"{share}%", *interval)).replace("-", "−")
 
 
 def _corrected(tests: TTests) -> tuple[float | None, float | None]:

@@ -20,7 +20,6 @@ from resval_lens.analyses.comparison.lm_compared import (
     Difference,
     Measured,
     both_p,
-    percent,
 )
 from resval_lens.analyses.results.emergence import Share, first_above, saving
 from resval_lens.analyses.results.result import FLAT, Result
@@ -119,7 +118,7 @@ class LMEmergence(Result):
             if each.measure == measure and each.saving:
                 p = both_p(each.tests.p, each.tests.p_paired)
                 by_control.setdefault(each.second, []).append(
-                    f"{each.first} {percent(each.saving)} ({p})"
+                    f"{each.first} {each.saving.percent()} ({p})"
                 )
         return [
             f"Compared directly with {control}, of its steps to {measure.removeprefix('step: ')} "

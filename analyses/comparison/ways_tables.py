@@ -7,7 +7,7 @@ import math
 from rich.table import Table
 
 from resval_lens.analyses.comparison.ways import GROUPS, LEVELS, WHOLE, Ways
-from resval_lens.analyses.results.seeds import TTests, spread
+from resval_lens.analyses.results.seeds import SURE, TTests, spread
 from resval_lens.analyses.results.tables import NARROW, in_sections, optional, table
 
 
@@ -53,7 +53,7 @@ def ways_sentences(study: Ways) -> list[str]:
         tests = [(row.measure, way, getattr(test, name)) for row in study.rows
                  for way, test in row.tests.items()]  # fmt: skip
         tried = [each for each in tests if each[2] is not None]
-        stand = [f"{measure} ({way}, p = {p:z.3f})" for measure, way, p in tried if p < 0.05]
+        stand = [f"{measure} ({way}, p = {p:z.3f})" for measure, way, p in tried if p < SURE]
         said.append(
             f"Of {len(tried)} differences from {first}, tested as {kind}, "
             f"{len(stand) or 'none'} stand{'s' * (len(stand) == 1)} after Holm's correction"

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from resval_lens.analyses.results.intervals import Ends, bootstrap, ratio_interval
-from resval_lens.analyses.results.seeds import BySeed, present
+from resval_lens.analyses.results.seeds import BySeed
 
 Step = TypeVar("Step", int, float)
 
@@ -29,12 +29,8 @@ def saved(first: BySeed, baseline: BySeed) -> float | None:
 
     Means are over the seeds that got there in both; None without any.
     """
-    shared = [seed for seed, step in first.items()
-              if step is not None and baseline.get(seed) is not None]  # fmt: skip
-    if not shared:
-        return None
-    total, base = (sum(present(steps[seed] for seed in shared)) for steps in (first, baseline))
-    return 1 - total / base
+    one, base = _shared(first, baseline)
+    return 1 - float(one.sum() / base.sum()) if len(one) else None
 
 
 @dataclass(frozen=True)
@@ -55,13 +51,21 @@ class Share:
     bootstrap: Ends | None
     seeds: int
 
-    def told(self) -> str:
-        """In percent with the interval, like ``19 [15, 22]``; blank if there is none."""
+    def told(self, unit: str = "") -> str:
+        """In percent with the interval, like ``19 [15, 22]``; blank if there is none.
+
+        Args:
+            unit: that follows the share.
+        """
         if self.share is None:
             return ""
         percent = self.times(100)
-        told = f"{percent.share:z.0f}"
+        told = f"{percent.share:z.0f}{unit}"
         return told if percent.interval is None else f"{told} {percent.interval.told('z.0f')}"
+
+    def percent(self) -> str:
+        """The same for a sentence, like ``−19% [−22, −15]``: with the unit and true minuses."""
+        return self.told("%").replace("-", "−")
 
     def times(self, factor: float) -> Share:
         """The same in other parts; the factor, above 0, counts as known."""

@@ -20,7 +20,7 @@ from transformer_lens.hook_points import HookPoint
 from resval_lens.analyses.circuits.circuit import Circuit
 from resval_lens.analyses.circuits.evaluation import counting, faithfulness
 from resval_lens.analyses.circuits.running import EdgeRuns
-from resval_lens.analyses.circuits.scores import EdgeScores, score_edges
+from resval_lens.analyses.circuits.scores import score_edges
 from resval_lens.analyses.results.result import Result
 from resval_lens.hooks.answers import answer_logits
 from resval_lens.hooks.prompts import PromptPairs
@@ -216,25 +216,17 @@ def task_circuit(
     metric: str,
     seed: int,
     sizes: Sequence[int],
-    before: EdgeScores | None = None,
     note: Note = lambda text: None,
-) -> tuple[TaskCircuit, EdgeScores]:
+) -> TaskCircuit:
     """The circuit with the trained graft beside that with the graft as it began.
 
     Edges are scored by EAP-IG on ``scored``; circuits are run on ``others``.
 
-    Args:
-        before: scores of ``start`` on the same prompts, if they are there.
-
-    Returns:
-        It, and the scores before.
-
     Raises:
         ValueError: a model without streams, or what scoring refuses.
     """
-    if before is None:
-        note("scoring edges before the graft")
-        before = score_edges(start, scored, progress=counting(note, "edges before the graft"))
+    note("scoring edges before the graft")
+    before = score_edges(start, scored, progress=counting(note, "edges before the graft"))
     note("scoring edges with the graft")
     after = score_edges(model, scored, progress=counting(note, "edges with the graft"))
     graph = after.graph
@@ -280,7 +272,7 @@ def task_circuit(
             AtSize(size, count, kept, found[1 + 2 * i], found[2 + 2 * i])
             for i, (size, count, kept) in enumerate(told)
         ),
-    ), before
+    )
 
 
 @torch.no_grad()

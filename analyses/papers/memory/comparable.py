@@ -125,11 +125,6 @@ def shown(found: Spread, form: str = ".3f", tight: bool = False) -> str:
     return text if there == every else f"{text} ({there} of {every} seeds)"
 
 
-def formatted(x: float | None, form: str = ".3f") -> str:
-    """A number; "" of none."""
-    return "" if x is None else format(x, form)
-
-
 def narrow_table(title: str, columns: Sequence[str], words: int = 1, caption: str = "") -> Table:
     """A table whose first ``words`` columns are words and the others numbers.
 

@@ -17,7 +17,6 @@ from resval_lens.analyses.drawing.figures import STYLE, plt
 from resval_lens.analyses.papers.memory.comparable import (
     OfRuns,
     by_variant,
-    formatted,
     narrow_table,
     shown,
 )
@@ -25,6 +24,7 @@ from resval_lens.analyses.papers.memory.tasks.triggers import TriggerTask
 from resval_lens.analyses.papers.memory.training import MemoryRun
 from resval_lens.analyses.results.emergence import first_above
 from resval_lens.analyses.results.seeds import Spread, spread
+from resval_lens.analyses.results.tables import optional
 from resval_lens.models.presets import Positions
 from resval_lens.training.recorded import RecordedRun
 
@@ -164,7 +164,7 @@ class CurveStudy(OfRuns):
             there = [own.first.get(measure) for measure in HEADS]
             first.add_row(named, *("" if x is None else shown(x, ".0f", True) for x in there))
             there = [own.final.get(measure) for measure in HEADS]  # no room for deviations
-            final.add_row(named, *("" if x is None else formatted(x.mean, ".2f") for x in there))
+            final.add_row(named, *("" if x is None else optional(x.mean, ".2f") for x in there))
         final.caption = (
             "(variant (seeds), means; recall of the memories; what W_F tells\n"
             "of the bigrams; share of positions that look at t − 1, at the\n"

@@ -15,7 +15,6 @@ from resval_lens.analyses.drawing.figures import STYLE, plt
 from resval_lens.analyses.papers.memory.comparable import (
     OfRuns,
     by_variant,
-    formatted,
     narrow_table,
     shown,
 )
@@ -31,6 +30,7 @@ from resval_lens.analyses.papers.memory.training import MemoryRun, draw_tests
 from resval_lens.analyses.results.emergence import first_above, saved
 from resval_lens.analyses.results.result import FLAT, Result
 from resval_lens.analyses.results.seeds import Spread, TTests, corrected, present, spread, t_tests
+from resval_lens.analyses.results.tables import optional
 from resval_lens.models.presets import Positions
 from resval_lens.notes import Note
 from resval_lens.training.recorded import RecordedRun
@@ -151,9 +151,9 @@ class EncodingStudy(OfRuns):
                 if row.measure.startswith(("step", "accuracy")):
                     table.add_row(
                         row.encoding, row.measure, str(len(row.seeds)),
-                        formatted(row.difference, "+z.0f" if row.saved is not None else "+z.3f"),
-                        formatted(row.saved, ".0%"), formatted(row.tests.t_paired, ".2f"),
-                        formatted(row.tests.p_paired, ".2g"),
+                        optional(row.difference, "+z.0f" if row.saved is not None else "+z.3f"),
+                        optional(row.saved, ".0%"), optional(row.tests.t_paired, ".2f"),
+                        optional(row.tests.p_paired, ".2g"),
                     )  # fmt: skip
             tables.append(table)
         if self.ablations:
@@ -164,7 +164,7 @@ class EncodingStudy(OfRuns):
                 "both: and the link is cut; uniform: layer 0 attends to all alike)",
             )
             for entry in self.ablations:
-                cells = (formatted(entry.accuracy.get(edit)) for edit in EDITS)
+                cells = (optional(entry.accuracy.get(edit), ".3f") for edit in EDITS)
                 table.add_row(entry.variant, str(entry.seed), *cells)
             tables.append(table)
         if self.cells:
@@ -173,7 +173,7 @@ class EncodingStudy(OfRuns):
                 ["encoding", "seed", "trained without", "trained with"],
             )
             for each in self.cells:
-                cell = [formatted(accuracy) for accuracy in each.cells.values()]
+                cell = [optional(accuracy, ".3f") for accuracy in each.cells.values()]
                 pairs = (" → ".join(cell[:2]), " → ".join(cell[2:]))
                 table.add_row(each.variant, str(each.seed), *pairs)
             tables.append(table)
