@@ -166,9 +166,9 @@ def test_models_with_links_are_held_against_a_control_without_directly(tmp_path:
     assert not pair(tmp_path / "two").direct
 
 
-def scaled(folder: Path) -> Scaling:
+def scaled(folder: Path, depths: int = 3) -> Scaling:
     """Values are 100 steps sooner of 300 with one layer, 200 with two."""
-    for layers in (1, 2, 3):
+    for layers in range(1, depths + 1):
         for seed in range(3):
             late = 700 + 100 * seed
             early = late - 100 * layers
@@ -181,8 +181,8 @@ def scaled(folder: Path) -> Scaling:
 
 
 def test_savings_by_depth_against_numbers_by_hand(tmp_path: Path) -> None:
-    found = scaled(tmp_path)
-    assert [(size.layers, size.width) for size in found.sizes] == [(1, 16), (2, 16), (3, 16)]
+    found = scaled(tmp_path, 5)
+    assert [(size.layers, size.width) for size in found.sizes] == [(i, 16) for i in range(1, 6)]
     assert found.loss == 1.3
     assert found.prompts == "seen"
     tests: list[Any] = []
@@ -196,15 +196,16 @@ def test_savings_by_depth_against_numbers_by_hand(tmp_path: Path) -> None:
         assert loss.share == pytest.approx(50 / (900 - 20 / 3))
         tests += [each.tests for each in size.compared.tests]
     assert [each.p_holm for each in tests] == holm([each.p for each in tests])
-    assert found.along["step: P(IO) > 0.5, depth"] == pytest.approx(1)
-    assert "step: P(IO) > 0.5, width" not in found.along
+    assert found.along == {"values, step: P(IO) > 0.5, depth": pytest.approx(1),
+                           "values, step: P(IO) > 0.9, depth": pytest.approx(1)}  # fmt: skip
+    assert not scaled(tmp_path / "few").along  # of three sizes it says nothing
     said = " ".join(found.sentences())
-    told = "values saves from 12% (1 × 16) to 38% (3 × 16) of classic’s steps, 3 sizes; rank"
+    told = "values models save from 12% (1 × 16) to 62% (5 × 16) of classic’s steps, 5 sizes; rank"
     assert f"To P(IO) > 0.5, {told} correlation with depth +1.00." in said
     (table,) = found.tables()
     text = shown(table)
     assert "…" not in text
-    assert table.row_count == 3 * 6
+    assert table.row_count == 5 * 6
     written = json.loads(as_text(found.to_dict()))
     again = json.loads(as_text(Scaling.from_dict(written).to_dict()))
     assert again == written

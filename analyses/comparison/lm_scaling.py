@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 FILE = "induction.json"
 """A study of a run's model on text, beside its record."""
+ENOUGH = 5
+"""Of fewer sizes a rank correlation says nothing."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +64,15 @@ class Scaling(Result):
     Attributes:
         loss: that every run falls to: the highest of their lowest, rounded up to a tenth.
         prompts: of which set naming is ("": none).
-        along: Spearman's correlation of the saving of steps with depth and with width, over sizes
-            and measures of steps, by ``measure, depth``; None of fewer than three sizes, or where
-            none differs.
+        along: Spearman's correlation of the saving of steps with depth and with width, over sizes,
+            by ``architecture, measure, depth``; only of ``ENOUGH`` sizes or more, and
+            where any differ.
     """
 
     loss: float
     prompts: str
     sizes: tuple[Size, ...]
-    along: dict[str, float | None]
+    along: dict[str, float]
 
     def tables(self) -> list[Table]:
         """Each measure of each size, and what is saved."""
@@ -130,16 +132,17 @@ class Scaling(Result):
                 if each.saving is not None and each.saving.share is not None:
                     own = shares.setdefault((each.first, each.second), {})
                     own[f"{size.layers} × {size.width}"] = each.saving.share
-        ranks = [
-            f"{along} {self.along[key]:+z.2f}".replace("-", "−")
-            for along in ("depth", "width")
-            if self.along.get(key := f"{measure}, {along}") is not None
-        ]
         for (first, base), by_size in shares.items():
+            ranks = [
+                f"{along} {self.along[key]:+z.2f}".replace("-", "−")
+                for along in ("depth", "width")
+                if (key := f"{first}, {measure}, {along}") in self.along
+            ]
             ends = dict.fromkeys(pick(by_size, key=by_size.__getitem__) for pick in (min, max))
             told = " to ".join(f"{by_size[end]:.0%} ({end})" for end in ends).replace("-", "−")
             yield (
-                f"To {measure.removeprefix('step: ')}, {first} saves {'from ' * (len(ends) > 1)}"
+                f"To {measure.removeprefix('step: ')}, {first} models save "
+                f"{'from ' * (len(ends) > 1)}"
                 f"{told} of {base}’s steps"
                 + (f", {len(by_size)} sizes" if len(by_size) > 1 else "")
                 + (f"; rank correlation with {', '.join(ranks)}" if ranks else "")
@@ -248,17 +251,19 @@ def _of_induction(runs: Sequence[RecordedRun[LMRun]]) -> dict[tuple[str, str], M
     }
 
 
-def _along(sizes: Sequence[Size]) -> dict[str, float | None]:
-    found: dict[str, float | None] = {}
-    for measure in dict.fromkeys(each.measure for each in sizes[0].compared.tests):
-        points = [
-            (size.layers, size.width, each.saving.share)
-            for size in sizes
-            for each in size.compared.tests
-            if each.measure == measure and each.saving and each.saving.share is not None
-        ]
-        for place, name in enumerate(("depth", "width")):
-            x, y = ([point[i] for point in points] for i in (place, 2))
-            if len(points) > 2 and len(set(x)) > 1 and len(set(y)) > 1:
-                found[f"{measure}, {name}"] = float(scipy.stats.spearmanr(x, y).statistic)
+def _along(sizes: Sequence[Size]) -> dict[str, float]:
+    points: dict[tuple[str, str], list[tuple[int, int, float]]] = {}
+    for size in sizes:
+        for each in size.compared.tests:
+            if each.saving and each.saving.share is not None:
+                own = points.setdefault((each.first, each.measure), [])
+                own.append((size.layers, size.width, each.saving.share))
+    found: dict[str, float] = {}
+    for (first, measure), own in points.items():
+        *lengths, shares = zip(*own, strict=True)
+        for name, x in zip(("depth", "width"), lengths, strict=True):
+            if len(own) >= ENOUGH and len(set(x)) > 1 and len(set(shares)) > 1:
+                found[f"{first}, {measure}, {name}"] = float(
+                    scipy.stats.spearmanr(x, shares).statistic
+                )
     return found
