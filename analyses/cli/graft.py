@@ -12,6 +12,7 @@ from rich.progress import Progress, TaskID
 from resval_lens.analyses.cli.console import err, progress_bars, told_to_stop
 from resval_lens.analyses.cli.loading import load_language_model, load_options
 from resval_lens.analyses.cli.options import (
+    Against,
     Device,
     Json,
     LanguageModel,
@@ -171,10 +172,7 @@ def grafts_command(
             help="Folder of runs of `train graft` on one model.", show_default="the shipped ones"
         ),
     ] = None,
-    against: Annotated[
-        str | None,
-        typer.Option(help="Name of the runs that others are tested against.", show_default="first"),
-    ] = None,
+    against: Against = None,
     records: Annotated[
         Path | None,
         typer.Option(help="Folder that finished runs are copied to.", show_default="none"),

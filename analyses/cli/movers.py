@@ -12,6 +12,7 @@ from resval_lens.analyses.cli.options import (
     Chat,
     CorruptedBy,
     Device,
+    Draws,
     DType,
     Fold,
     General,
@@ -45,9 +46,7 @@ def movers_command(
     tried: Annotated[
         int, typer.Option(help="Senders to try for each level, by EAP-IG scores.")
     ] = 64,
-    draws: Annotated[
-        int, typer.Option(help="Random draws of as many others without a role, for each role.")
-    ] = 3,
+    draws: Draws = 3,
     metric: MetricName = None,
     task: TaskName = None,
     corruption: CorruptedBy = None,

@@ -233,6 +233,13 @@ MetricName = Annotated[
         autocompletion=of_task(lambda task: task.metrics),
     ),
 ]
+Draws = Annotated[
+    int, typer.Option(help="Random draws of as many others without a role, for each role.")
+]
+Against = Annotated[
+    str | None,
+    typer.Option(help="Name of the runs that others are tested against.", show_default="first"),
+]
 Layers = Annotated[str | None, typer.Option(help="Layers, like 0,2,-1 or 1-3.", show_default="all")]
 Heads = Annotated[str | None, typer.Option(help="Heads, like 0,2,-1 or 1-3.", show_default="all")]
 Prepend = Annotated[

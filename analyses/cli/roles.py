@@ -11,6 +11,7 @@ from resval_lens.analyses.cli.loading import load_options
 from resval_lens.analyses.cli.options import (
     Chat,
     Device,
+    Draws,
     DType,
     Fold,
     General,
@@ -43,9 +44,7 @@ def roles_command(
         float,
         typer.Option("--min-share", help="Least share of the logit difference that a role needs."),
     ] = 0.05,
-    draws: Annotated[
-        int, typer.Option(help="Random draws of as many others without a role, for each role.")
-    ] = 5,
+    draws: Draws = 5,
     metric: MetricName = None,
     general: General = None,
     chat: Chat = False,

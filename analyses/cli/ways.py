@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from resval_lens.analyses.cli.options import Json, MaybeSeed, Out, Prompts, Quiet, notes, writable
+from resval_lens.analyses.cli.options import (
+    Against,
+    Json,
+    MaybeSeed,
+    Out,
+    Prompts,
+    Quiet,
+    notes,
+    writable,
+)
 from resval_lens.analyses.cli.reporting import report
 
 
@@ -15,10 +24,7 @@ def ways_command(
     runs: Annotated[
         Path, typer.Argument(help="Folder of runs that differ only in seed, name and streams.")
     ],
-    against: Annotated[
-        str | None,
-        typer.Option(help="Name of the runs that others are tested against.", show_default="first"),
-    ] = None,
+    against: Against = None,
     prompts: Prompts = 64,
     seed: MaybeSeed = None,
     to: Out = Path("out"),
