@@ -75,6 +75,7 @@ def against_classic(study: LMEmergence, measure: str, name: str = "values") -> D
 
 
 CLASSIC = ([4.0, 2.5, 1.7, 1.3], [4.0, 2.2, 1.8, 1.4], [4.0, 2.4, 1.9, 1.3])
+FIRST = ([4.0, 1.5, 1.4, 1.3], [4.0, 1.6, 1.4, 1.3], [4.0, 1.9, 1.2, 1.1])
 VALUES = ([4.0, 2.0, 1.6, 1.3], [4.0, 1.8, 1.5, 1.4], [4.0, 2.1, 1.4, 1.3])
 
 
@@ -164,6 +165,17 @@ def test_models_with_links_are_held_against_a_control_without_directly(tmp_path:
     told = f"own-2, of its steps to loss ≤ 1.5 are saved: values {found.saving.share:.0%} ["
     assert told in said
     assert not pair(tmp_path / "two").direct
+    for seed in range(3):
+        write(tmp_path, "small-v-first", "v(source=first)", seed, 300, FIRST[seed])
+    study = lm_emergence(load_runs(LMRun, tmp_path))
+    pairs = {("values", "own-2"), ("v-first", "own-2"), ("v-first", "values")}
+    assert {(each.first, each.second) for each in study.direct} == pairs
+    first = [crossing(each, 1.5) for each in FIRST]
+    (found,) = (each for each in study.direct
+                if (each.second, each.measure) == ("values", "step: loss ≤ 1.5"))  # fmt: skip
+    assert found.saving is not None
+    assert found.saving.share == pytest.approx(1 - np.mean(first) / np.mean(values))
+    assert found.tests.p_paired == pytest.approx(stats.ttest_rel(first, values).pvalue)
 
 
 def scaled(folder: Path, depths: int = 3) -> Scaling:

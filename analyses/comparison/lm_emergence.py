@@ -53,6 +53,8 @@ THRESHOLDS = (
 """Scores and what they must exceed to count as emerged."""
 NAMING = "step: P(IO) > 0.5"
 """The measure of having learned to name the indirect object."""
+STREAM = "values"
+"""The paper's stream, as architectures are called."""
 LOSSES = (3.0, 2.0, 1.5, 1.2, 1.1)
 """Validation losses, in nats; the steps to those that any run falls to are measured."""
 
@@ -84,7 +86,7 @@ class LMEmergence(Result):
         seeds: how many, by architecture.
         evaluate_every: steps between evaluations.
         direct: steps to a loss of every architecture with links, held against every control: one
-            without links that is not the first. Not corrected.
+            without links that is not the first, and the paper's stream. Not corrected.
     """
 
     architectures: tuple[str, ...]
@@ -112,7 +114,7 @@ class LMEmergence(Result):
         ]
 
     def _directly(self, measure: str) -> list[str]:
-        """What models with links save of a control's steps."""
+        """What models with links save of a control's steps, or of the paper's stream's."""
         by_control: dict[str, list[str]] = {}
         for each in self.direct:
             if each.measure == measure and each.saving:
@@ -180,10 +182,13 @@ def _direct(found: Compared, links: Mapping[str, bool]) -> Iterator[Difference]:
     numbers = {(row.measure, row.architecture): row.spread.by_seed for row in found.rows
                if row.measure.startswith("step: loss")}  # fmt: skip
     controls = [name for name, linked in list(links.items())[1:] if not linked]
+    controls += [STREAM] * (STREAM in links)
     for measure in dict.fromkeys(measure for measure, _ in numbers):
         for one, other in product((name for name in links if links[name]), controls):
-            both = numbers[measure, one], numbers[measure, other]
-            yield Difference("", measure, one, other, t_tests(*both), effect(*both), saving(*both))
+            if one != other:
+                both = numbers[measure, one], numbers[measure, other]
+                tests = t_tests(*both)
+                yield Difference("", measure, one, other, tests, effect(*both), saving(*both))
 
 
 def model_names(runs: Sequence[RecordedRun[LMRun]]) -> list[str]:
