@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -392,6 +393,33 @@ def test_final_accuracies():
     assert set(found) == {path.parent.name.rpartition("-seed")[0] for path in folders}
 
 
+def test_sizes_are_those_recorded():
+    found = {tuple(row[:2]): row[2:] for row in rows(results_page.section("sizes", DOCS))}
+    savings, steps = [], {}
+    for size in ("2x64", "4x64", "2x128"):
+        runs = [lines(f"lm-scaling/{size}-{name}-seed0") for name in ("classic", "values")]
+        evaluated = [[each for each in run if "valid_loss" in each] for run in runs]
+        shown = size.replace("x", " × ")
+        assert found[shown, "loss at step 2,500"][:2] == [
+            f"{run[-1]['valid_loss']:.3f}" for run in evaluated
+        ]
+        firsts = []
+        for run in evaluated:
+            last, first = next(two for two in pairwise(run) if two[1]["valid_loss"] <= 1.2)
+            fall = (last["valid_loss"] - 1.2) / (last["valid_loss"] - first["valid_loss"])
+            firsts.append(last["step"] + fall * (first["step"] - last["step"]))
+        assert found[shown, "step: loss ≤ 1.2"][:2] == [f"{step:,.0f}" for step in firsts]
+        savings.append(f"{1 - firsts[1] / firsts[0]:.0%}")
+        steps[size] = [
+            next((x["step"] for x in run if x["ioi"]["unseen"]["p_io"] > 0.5), 10**4)
+            for run in evaluated
+        ]
+    page = " ".join((DOCS / "findings.md").read_text().split())
+    assert f"a loss of 1.2 in {min(savings)} to {max(savings)} fewer steps" in page
+    later = {size: values > classic for size, (classic, values) in steps.items()}
+    assert later == {"2x64": True, "4x64": True, "2x128": False}
+
+
 def test_models_of_real_stories_are_those_recorded():
     found = {row[1]: row[2:] for row in rows(results_page.section("real-text", DOCS))}
     runs = [f"lm-real-text/4x128-{name}-seed0" for name in ("classic", "values")]
@@ -731,11 +759,16 @@ def test_grafts_on_a_trained_model():
             if "held_out_losses" in line
         )
         savings.setdefault(path.parent.name.partition("-seed")[0], []).append(before - after)
-    assert {"link", "gain", "first", "next-head"} <= set(savings)
+    assert {"link", "gain", "first", "next-head", "rank-1"} <= set(savings)
     for name, saved in savings.items():
         row = next(row for row in part if row[0] == name)
         assert row[2] == str(len(saved))
         assert row[5].startswith(f"{np.mean(saved):.4f} ")
+    page = " ".join((DOCS / "findings.md").read_text().split())
+    for alone, linked in (("gain", "both"), ("rank-1", "link-rank-1")):
+        (base, *_), (saved,) = savings[alone], savings[linked]
+        assert f"{saved - base:.3f}".removeprefix("0") in page
+    assert f"{savings['rank-1'][0] / np.mean(savings['link']):.1f}" == "9.5"  # nearly ten times
 
 
 def test_the_cut_beside_changes_of_gain():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 
 from resval_lens.analyses.comparison.link_over_seeds import RECORDED, link_over_seeds, link_studies
@@ -47,9 +48,9 @@ FINDINGS: dict[str, Callable[[Path], list[str]]] = {
 
 
 AT_ONCE = {
-    "finding-emergence": 3, "finding-gain": 4, "finding-rates": 2, "finding-link": 10,
-    "finding-degrees": 5, "finding-language-models": 5, "finding-roles": 3, "finding-grafts": 6,
-    "finding-real-text": 4, "finding-memories": 5, "finding-naming-circuit": 3,
+    "finding-emergence": 3, "finding-gain": 4, "finding-rates": 4, "finding-link": 10,
+    "finding-degrees": 5, "finding-language-models": 5, "finding-roles": 3, "finding-grafts": 8,
+    "finding-sizes": 3, "finding-real-text": 4, "finding-memories": 5, "finding-naming-circuit": 3,
     "finding-movers": 3, "finding-repeats": 4,
 }  # fmt: skip
 """How many sentences are read at once; by default one. The others unfold."""
@@ -79,13 +80,12 @@ def _of_gain(*beginnings: str) -> list[str]:
 
 
 def _at_other_rates() -> list[str]:
-    """What stream and gain save at other learning rates."""
-    return [
-        f"Learning rate {rate.lr:g}: {each}"
+    """What stream and gain save at other learning rates, level by level."""
+    of_rates = (
+        [f"Learning rate {rate.lr:g}: {x}" for x in rate.sentences() if x.startswith(("To", "Of"))]
         for rate in recorded_gain().rates[1:]
-        for each in rate.sentences()
-        if each.startswith(("To", "Of"))
-    ]
+    )
+    return [each for same in zip_longest(*of_rates) for each in same if each]
 
 
 def _of_degrees() -> list[str]:
@@ -96,9 +96,14 @@ def _of_degrees() -> list[str]:
 
 
 def _grafts() -> list[str]:
-    """Variants beside the link; and links on top of a gain, beside the gain."""
+    """Variants beside the link; and links on top of other updates, beside these updates alone."""
     link, *others = recorded_grafts().sentences()
-    on_top = (text for text in recorded_grafts("gain").sentences() if text.startswith("both"))
+    on_top = (
+        text
+        for alone, with_links in (("gain", "both"), ("rank-1", "link-rank-1"))
+        for text in recorded_grafts(alone).sentences()
+        if text.startswith(f"{with_links} (")
+    )
     return [link, *on_top, *others]
 
 
