@@ -195,7 +195,7 @@ def scaled(folder: Path, depths: int = 3) -> Scaling:
 def test_savings_by_depth_against_numbers_by_hand(tmp_path: Path) -> None:
     found = scaled(tmp_path, 5)
     assert [(size.layers, size.width) for size in found.sizes] == [(i, 16) for i in range(1, 6)]
-    assert found.loss == 1.3
+    assert found.losses == (1.3, 1.28)
     assert found.prompts == "seen"
     tests: list[Any] = []
     for size in found.sizes:
@@ -217,7 +217,7 @@ def test_savings_by_depth_against_numbers_by_hand(tmp_path: Path) -> None:
     (table,) = found.tables()
     text = shown(table)
     assert "…" not in text
-    assert table.row_count == 5 * 6
+    assert table.row_count == 5 * 7
     written = json.loads(as_text(found.to_dict()))
     again = json.loads(as_text(Scaling.from_dict(written).to_dict()))
     assert again == written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -62,14 +63,15 @@ class Scaling(Result):
     """Several sizes.
 
     Attributes:
-        loss: that every run falls to: the highest of their lowest, rounded up to a tenth.
+        losses: that every run falls to: the highest of their lowest, rounded up to a tenth and to a
+            hundredth.
         prompts: of which set naming is ("": none).
         along: Spearman's correlation of the saving of steps with depth and with width, over sizes,
             by ``architecture, measure, depth``; only of ``ENOUGH`` sizes or more, and
             where any differ.
     """
 
-    loss: float
+    losses: tuple[float, ...]
     prompts: str
     sizes: tuple[Size, ...]
     along: dict[str, float]
@@ -168,11 +170,15 @@ def lm_scaling(runs: Sequence[RecordedRun[LMRun]]) -> Scaling:
     runs = [recorded for own, _ in groups.values() for recorded in own]
     # Rounded up, so that one more seed seldom moves it.
     lowest = max(min(line["valid_loss"] for line in each.evaluations) for each in runs)
-    loss = -(-lowest * 10 // 1) / 10
+    losses = [math.ceil(round(lowest * parts, 6)) / parts for parts in (10, 100)]
+    losses = list(dict.fromkeys(losses))
     sets = list(runs[0].evaluations[-1].get("ioi", {}))
     end = min(each.evaluations[-1]["step"] for each in runs)  # some may have been ended before
     measures: dict[tuple[str, str], Measure] = {
-        ("", f"step: loss ≤ {loss:g}"): partial(at_loss, loss=loss, of=itemgetter("step")),
+        **{
+            ("", f"step: loss ≤ {loss:g}"): partial(at_loss, loss=loss, of=itemgetter("step"))
+            for loss in losses
+        },
         **{
             (sets[-1], f"step: P(IO) > {above}"): partial(first_step, sets[-1], "p_io", above)
             for above in (0.5, 0.9)
@@ -204,7 +210,7 @@ def lm_scaling(runs: Sequence[RecordedRun[LMRun]]) -> Scaling:
         )))
         for size, one in found.items()
     )  # fmt: skip
-    return Scaling(loss, sets[-1] if sets else "", sizes, _along(sizes))
+    return Scaling(tuple(losses), sets[-1] if sets else "", sizes, _along(sizes))
 
 
 def _by_size(
