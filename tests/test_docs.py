@@ -25,19 +25,16 @@ from resval_lens.analyses.circuits.scores import score_edges
 from resval_lens.analyses.circuits.selection import SELECTIONS
 from resval_lens.analyses.comparison.link_moments import MOMENTS
 from resval_lens.analyses.comparison.link_over_seeds import RECORDED, link_over_seeds, link_studies
-from resval_lens.analyses.comparison.lm_emergence import lm_emergence
 from resval_lens.analyses.report import results_page
 from resval_lens.analyses.report.findings import AT_ONCE, FINDINGS
 from resval_lens.analyses.report.gain import recorded_gain
-from resval_lens.analyses.report.language_models import four_cells
+from resval_lens.analyses.report.language_models import four_cells, recorded_language_models
 from resval_lens.analyses.results.seeds import spread
 from resval_lens.analyses.studies.ablations import ABLATIONS
 from resval_lens.analyses.tasks import TASKS
 from resval_lens.analyses.tasks.problem import pose
 from resval_lens.hooks.answers import answer_logits
 from resval_lens.load import load_model
-from resval_lens.training.lm_run import LMRun
-from resval_lens.training.recorded import load_runs
 from tests.examples import DOCS, EXAMPLES, page, run_example
 from tests.hand_built import LINKED_CIRCUIT, linked_model, linked_pairs
 from tests.test_x_transformers import needs_package
@@ -868,6 +865,29 @@ def test_seeds_without_a_number_are_counted():
         assert spread(numbers).told(".1f") == told
 
 
+def test_the_readmes_p_are_the_studies():
+    gain, readme = recorded_gain().rates[0], " ".join((ROOT / "README.md").read_text().split())
+    stream, early, late = (
+        gain.compared("ic", level, name, "classic").tests
+        for level, name in (
+            (0.95, "values"), (0.5, "values-norm-matched"), (0.95, "values-norm-matched"),
+        )
+    )  # fmt: skip
+    told = [f"{p:.1g}".removeprefix("0") for p in (stream.p_holm, early.p_holm, late.p_holm)]
+    assert f"fewer steps than without (eight seeds, p = {told[0]}; published" in readme
+    assert f"constant norm saves 18% to IC > .5 (p = {told[1]})" in readme
+    paired = f"{late.p_paired_holm:.2f}".removeprefix("0")
+    assert f"do not survive correction (p = {told[2]}, paired {paired})" in readme
+    models = {(x.first, x.measure): x.tests for x in recorded_language_models().compared.tests}
+    for name, loss, told in (
+        ("v-norm-matched", "1.2", "a loss of 1.2 (16%, p = {} as independent runs, not in pairs"),
+        ("v-first", "1.1", "of classic's (p = {} by Holm as independent runs, not shown in pairs"),
+    ):
+        tests = models[name, f"step: loss ≤ {loss}"]
+        assert told.format(f"{tests.p_holm:.3f}".removeprefix("0")) in readme
+        assert tests.p_paired_holm > 0.05
+
+
 def test_findings_are_the_sentences_of_their_studies():
     page = (DOCS / "findings.md").read_text()
     asked = re.findall(r"^<!-- results: (.+) -->$", page, re.M)
@@ -888,7 +908,7 @@ def test_findings_are_the_sentences_of_their_studies():
     share = study.share("ic", 0.95, "own-2").ours
     assert f", own values × 2 without a link {share.share:.0%} " in gain
     models = results_page.section("finding-language-models", DOCS)
-    compared = lm_emergence(load_runs(LMRun)).compared
+    compared = recorded_language_models().compared
     stand = [
         x for x in compared.tests if min(x.tests.p_paired_holm or 1, x.tests.p_holm or 1) < 0.05
     ]
