@@ -865,29 +865,6 @@ def test_seeds_without_a_number_are_counted():
         assert spread(numbers).told(".1f") == told
 
 
-def test_the_readmes_p_are_the_studies():
-    gain, readme = recorded_gain().rates[0], " ".join((ROOT / "README.md").read_text().split())
-    stream, early, late = (
-        gain.compared("ic", level, name, "classic").tests
-        for level, name in (
-            (0.95, "values"), (0.5, "values-norm-matched"), (0.95, "values-norm-matched"),
-        )
-    )  # fmt: skip
-    told = [f"{p:.1g}".removeprefix("0") for p in (stream.p_holm, early.p_holm, late.p_holm)]
-    assert f"fewer steps than without (eight seeds, p = {told[0]}; published" in readme
-    assert f"constant norm saves 18% to IC > .5 (p = {told[1]})" in readme
-    paired = f"{late.p_paired_holm:.2f}".removeprefix("0")
-    assert f"do not survive correction (p = {told[2]}, paired {paired})" in readme
-    models = {(x.first, x.measure): x.tests for x in recorded_language_models().compared.tests}
-    for name, loss, told in (
-        ("v-norm-matched", "1.2", "a loss of 1.2 (16%, p = {} as independent runs, not in pairs"),
-        ("v-first", "1.1", "of classic's (p = {} by Holm as independent runs, not shown in pairs"),
-    ):
-        tests = models[name, f"step: loss ≤ {loss}"]
-        assert told.format(f"{tests.p_holm:.3f}".removeprefix("0")) in readme
-        assert tests.p_paired_holm > 0.05
-
-
 def test_findings_are_the_sentences_of_their_studies():
     page = (DOCS / "findings.md").read_text()
     asked = re.findall(r"^<!-- results: (.+) -->$", page, re.M)
