@@ -39,15 +39,15 @@ def link_over_seeds_section(folder: Path | None = None) -> str:
         said,
         f"Steps of the snapshots: {steps}. {_norms(study)}",
         f"**Edits of the link.** {_edits(study, [LINKED])}",
-        _tests("Edits, IC, first − second", study.edit_tests),
+        _tests("Edits, IC, first − second, paired by seed", study.edit_tests),
         f"**Runs without links.** {_edits(study, [k for k in study.seeds if k != LINKED])}",
         f"**By degrees.** {_degrees(study)}",
         _tests(
-            "Slopes, first − second",
+            "Slopes, first − second, paired by seed",
             [test for test in study.degree_tests if test.first != "link, dimensions"],
         ),
         f"**More steps without it.** {_recovered(study)}",
-        _tests("After more steps, IC, first − second", study.recovery_tests),
+        _tests("After more steps, IC, first − second, paired by seed", study.recovery_tests),
         _made(folder),
     ))  # fmt: skip
 
