@@ -1,7 +1,8 @@
 """Small models, and what a stream is when written as ordinary hooks on a stock model."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 from zlib import crc32
@@ -131,3 +132,10 @@ def reseal(folder: Path) -> None:
         return
     content.pop("checksum")
     write_sealed(path, content)
+
+
+def reached(run: Sequence[dict[str, Any]], loss: float) -> float:
+    """The step at which the loss falls to this one, linear between evaluations."""
+    last, first = next(two for two in pairwise(run) if two[1]["valid_loss"] <= loss)
+    fall = (last["valid_loss"] - loss) / (last["valid_loss"] - first["valid_loss"])
+    return float(last["step"] + fall * (first["step"] - last["step"]))

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +36,7 @@ from resval_lens.hooks.answers import answer_logits
 from resval_lens.load import load_model
 from tests.examples import DOCS, EXAMPLES, page, run_example
 from tests.hand_built import LINKED_CIRCUIT, linked_model, linked_pairs
+from tests.helpers import reached
 from tests.test_x_transformers import needs_package
 
 matplotlib.use("Agg")
@@ -419,13 +419,6 @@ def test_the_first_layers_values_save_more_than_the_layer_belows():
     assert "v-first 19% \\[13, 24]" in models
     assert "steps to loss ≤ 1.1: v-first" in models
     assert "35% \\[30, 38] saved (independent p = .045" in models
-
-
-def reached(run, loss):
-    """The step at which the loss falls to this one, linear between evaluations."""
-    last, first = next(two for two in pairwise(run) if two[1]["valid_loss"] <= loss)
-    fall = (last["valid_loss"] - loss) / (last["valid_loss"] - first["valid_loss"])
-    return last["step"] + fall * (first["step"] - last["step"])
 
 
 def test_sizes_are_those_recorded():

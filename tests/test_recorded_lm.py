@@ -35,6 +35,7 @@ from resval_lens.tasks import stories
 from resval_lens.tasks.ioi import encode
 from resval_lens.training.lm_run import LMRun
 from resval_lens.training.recorded import export_run, load_run, load_runs
+from tests.helpers import reached
 from tests.test_ioi import shown
 
 README = " ".join((Path(__file__).parents[1] / "README.md").read_text().split())
@@ -295,13 +296,7 @@ def test_the_readme_says_what_language_models_save() -> None:
     """As recomputed from the recorded losses: where each first falls to 1.1, by seed."""
     runs, steps = load_runs(LMRun), dict[str, dict[int, float]]()
     for name, recorded in zip(model_names(runs), runs, strict=True):
-        lines = recorded.evaluations
-        at = next(i for i, line in enumerate(lines) if line["valid_loss"] <= 1.1)
-        (x, y), (high, low) = (
-            [line[of] for line in lines[at - 1 : at + 1]] for of in ("step", "valid_loss")
-        )
-        own = steps.setdefault(name, {})
-        own[recorded.run.seed] = x + (y - x) * (high - 1.1) / (high - low)
+        steps.setdefault(name, {})[recorded.run.seed] = reached(recorded.evaluations, 1.1)
     study = lm_emergence(runs)
     tests = study.compared.tests
     saving = {test.first: test.saving for test in tests if test.measure == "step: loss ≤ 1.1"}

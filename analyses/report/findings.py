@@ -8,9 +8,8 @@ from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 
-from resval_lens.analyses.comparison.link_over_seeds import RECORDED, link_over_seeds, link_studies
 from resval_lens.analyses.comparison.ways import Ways
-from resval_lens.analyses.papers.memory.orders import memory_orders
+from resval_lens.analyses.papers.memory.orders import MemoryOrders, memory_orders
 from resval_lens.analyses.papers.memory.training import MemoryRun
 from resval_lens.analyses.report import pretrained
 from resval_lens.analyses.report.gain import recorded_gain
@@ -20,8 +19,16 @@ from resval_lens.analyses.report.language_models import (
     recorded_real_text,
     recorded_sizes,
 )
+from resval_lens.analyses.report.link_over_seeds import recorded_link
 from resval_lens.io.files import read_json
 from resval_lens.training.recorded import load_runs
+
+
+@cache
+def recorded_orders() -> MemoryOrders:
+    """The study of the order of learning, of the runs that ship."""
+    return memory_orders(load_runs(MemoryRun))
+
 
 FINDINGS: dict[str, Callable[[Path], list[str]]] = {
     "finding-emergence": lambda folder: _of_gain("To"),
@@ -42,7 +49,7 @@ FINDINGS: dict[str, Callable[[Path], list[str]]] = {
     "finding-movers": lambda folder: pretrained.sentences("movers", folder),
     "finding-repeats": lambda folder: pretrained.sentences("repeats", folder),
     "finding-grafts": lambda folder: _grafts(),
-    "finding-memories": lambda folder: memory_orders(load_runs(MemoryRun)).sentences(),
+    "finding-memories": lambda folder: recorded_orders().sentences(),
 }
 """By the name of a part of the page; ``folder`` holds the studies' JSON."""
 
@@ -67,11 +74,6 @@ def finding(name: str, folder: Path) -> str:
     if folded:
         shown += ["", '??? note "The other sentences"', "", *(f"    {text}" for text in folded)]
     return "\n".join(shown)
-
-
-@cache
-def _link() -> list[str]:
-    return link_over_seeds(link_studies([RECORDED])).sentences()
 
 
 def _of_gain(*beginnings: str) -> list[str]:
@@ -109,4 +111,4 @@ def _grafts() -> list[str]:
 
 def _of_link(*words: str) -> list[str]:
     """What has one of the words of the sentences over seeds."""
-    return [each for each in _link() if any(word in each for word in words)]
+    return [each for each in recorded_link().sentences() if any(word in each for word in words)]

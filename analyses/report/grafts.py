@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from resval_lens.analyses.comparison.grafts import Grafts, grafts
-from resval_lens.analyses.report.markdown import as_markdown, bullets
+from resval_lens.analyses.report.markdown import in_full
 from resval_lens.training.graft_run import GraftRun
 from resval_lens.training.recorded import load_runs
 
@@ -20,7 +20,4 @@ def recorded_grafts(against: str = AGAINST) -> Grafts:
 
 def graft_section() -> str:
     """What was found, in words, then every table."""
-    study = recorded_grafts()
-    return "\n\n".join([bullets(study.sentences()), *as_markdown(study.tables())]).replace(
-        "[", "\\["
-    )
+    return in_full(recorded_grafts()).replace("[", "\\[")

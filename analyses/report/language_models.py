@@ -9,7 +9,7 @@ from resval_lens.analyses.comparison.ioi_paper import PUBLISHED_TABLE_2
 from resval_lens.analyses.comparison.lm_compared import Compared, Difference
 from resval_lens.analyses.comparison.lm_emergence import LMEmergence, lm_emergence
 from resval_lens.analyses.comparison.lm_scaling import Scaling, lm_scaling
-from resval_lens.analyses.report.markdown import as_markdown, bullets, markdown_table, number_cell
+from resval_lens.analyses.report.markdown import in_full, markdown_table, number_cell
 from resval_lens.analyses.results.seeds import SURE, present
 from resval_lens.io.checkpoint import SHIPPED_MODELS
 from resval_lens.tasks.ioi import PAPER_SENTENCES, encode
@@ -55,16 +55,12 @@ def loss_matched() -> str:
 
 def sizes() -> str:
     """What the stream saves by depth and width."""
-    return _scaling(recorded_sizes())
+    return in_full(recorded_sizes())
 
 
 def real_text() -> str:
     """What the stream saves on real stories, and where text repeats itself."""
-    return _scaling(recorded_real_text())
-
-
-def _scaling(study: Scaling) -> str:
-    return "\n\n".join([bullets(study.sentences()), *as_markdown(study.tables())])
+    return in_full(recorded_real_text())
 
 
 def published_table_2() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from resval_lens.analyses.comparison.link_grading import GRADES
@@ -26,10 +27,16 @@ from resval_lens.io.files import read_json
 from resval_lens.tasks.icl import TASKS
 
 
+@cache
+def recorded_link(folder: Path = RECORDED) -> LinkOverSeeds:
+    """The study over the seeds that ship, or of another folder's."""
+    return link_over_seeds(link_studies([folder]))
+
+
 def link_over_seeds_section(folder: Path | None = None) -> str:
-    """Sentences; edits, degrees and recovery, each with its tests; computed when it is called."""
+    """Sentences; edits, degrees and recovery, each with its tests."""
     folder = folder or RECORDED
-    study = link_over_seeds(link_studies([folder]))
+    study = recorded_link(folder)
     said = bullets(_escaped(sentences(study)))
     steps = "; ".join(
         f"{_at(at)}: " + ", ".join(f"{kind} {x.told(',.0f')}" for kind, x in kinds.items())

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from resval_lens.analyses.results.result import Result
 from resval_lens.analyses.results.tables import cells
 from resval_lens.numbers import number
 
@@ -26,6 +27,11 @@ def number_cell(x: float | None, form: str) -> str:
 def bullets(sentences: Iterable[str]) -> str:
     """Sentences as a list in Markdown."""
     return "\n".join(f"- {each}" for each in sentences)
+
+
+def in_full(study: Result) -> str:
+    """What a study found, in words, then every table."""
+    return "\n\n".join([bullets(study.sentences()), *as_markdown(study.tables())])
 
 
 def made(how: Mapping[str, Any]) -> str:

@@ -30,10 +30,9 @@ from resval_lens.analyses.papers.memory.curves import (
     Measure,
     curve_study,
 )
-from resval_lens.analyses.papers.memory.orders import memory_orders
 from resval_lens.analyses.papers.memory.training import MemoryRun
 from resval_lens.analyses.report import pretrained
-from resval_lens.analyses.report.findings import FINDINGS, finding
+from resval_lens.analyses.report.findings import FINDINGS, finding, recorded_orders
 from resval_lens.analyses.report.gain import gain_section
 from resval_lens.analyses.report.grafts import graft_section
 from resval_lens.analyses.report.language_models import (
@@ -261,7 +260,7 @@ def memory() -> str:
 
 def memory_order() -> str:
     """Which memory is learned first by triggers and level: a table and what it says."""
-    study = memory_orders(load_runs(MemoryRun))
+    study = recorded_orders()
     said = bullets(study.sentences())
     return "\n\n".join([*as_markdown(study.tables()), said])
 
