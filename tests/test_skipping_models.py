@@ -186,6 +186,8 @@ PROCESSED: dict[str, tuple[Any, dict[str, Any], set[str]]] = {
     **{name: (*each, set()) for name, each in MODELS.items()},
     "biased gate": ("v(source=tokens)", {"gated_mlp": True, "gated_mlp_biases": True}, set()),
     "mixed states": ("v(source=tokens, mix=matrix)", {"residual_mixing": "all"}, set()),
+    "final RMS norm": ("v", {"final_rms": True}, {"fold_ln"}),
+    "RMS norms": ("v", {"final_rms": True, "normalization_type": "RMS"}, set()),
     "soft cap": ("", {"residual_mixing": "all", "output_logits_soft_cap": 3.0}, {"center_unembed"}),
     "gated MLP": ("", {"gated_mlp": True}, {"fold_ln"}),
     "gate without a bias": ("v(source=tokens, mix=added_gate)", {}, {"fold_ln"}),
@@ -211,6 +213,10 @@ def test_processing_changes_no_probability_or_is_refused(name: str) -> None:
             model.process_weights_(**{each: each == step for each in STEPS})
             after = model(TOKENS).log_softmax(-1)
             torch.testing.assert_close(after, before, rtol=1e-4, atol=2e-5)
+    model = tiny_model(streams, **{**settings, "dtype": torch.float64})
+    model.process_weights_(**{step: step not in refused for step in STEPS[:-1]})
+    after = model(TOKENS).log_softmax(-1)
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=2e-5)
 
 
 @torch.no_grad()

@@ -106,7 +106,8 @@ class WeightConversion(StreamCaching):
         super().load_and_process_state_dict(
             state_dict,
             fold_ln=fold_ln,
-            center_writing_weights=center_writing_weights,
+            # TransformerLens leaves weights before a final RMS norm, but not their folded biases.
+            center_writing_weights=center_writing_weights and not self.cfg.final_rms,
             center_unembed=center_unembed,
             fold_value_biases=fold_value_biases and not carries_values,
             refactor_factored_attn_matrices=refactor_factored_attn_matrices,

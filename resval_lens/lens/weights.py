@@ -34,9 +34,10 @@ def check_processing(
         ValueError: ``refactor_factored_attn_matrices`` with any stream (each head's factors get a
             basis of their own, and what a layer passes on would arrive in another's basis); folding
             value biases that pass a gate (which makes them depend on the token), or where attention
-            weights do not sum to one or values are clipped; folding norms behind a layer, or with
-            biases before a gate (of a stream, of an MLP) that has none; centring logits that are
-            capped, or embeddings that are normalised or smeared.
+            weights do not sum to one or values are clipped; folding norms behind a layer, with
+            biases before a gate (of a stream, of an MLP) that has none, or layer norms before a
+            final RMS norm; centring logits that are capped, or embeddings that are normalised or
+            smeared.
     """
     streams = cfg.streams
     if refactor and streams:
@@ -73,6 +74,8 @@ def check_processing(
                 "a soft cap bends the logits of this model" if step == "center_unembed"
                 else "this model's gated MLPs have no bias before the gate, which a norm's bias "
                 "would become" if _biased_norm_before_gate(cfg)
+                else "it would centre the unembedding, and the norm before that does not centre"
+                if _rms_after_layer_norms(cfg)
                 else "norms stand behind each layer of this model"
             )  # fmt: skip
             raise ValueError(f"{step}=True: {why}; pass {step}=False")
@@ -120,11 +123,13 @@ def surviving_steps(cfg: HookedTransformerConfig) -> dict[str, bool]:
 
     A norm behind a layer scales what the layer adds, and no weight after it; a gated MLP adds its
     bias behind the gate, unless ``gated_mlp_biases``; a shift of all logits is lost in the softmax,
-    but not under a soft cap.
+    but not under a soft cap. TransformerLens folds all norms as ``normalization_type`` has them,
+    a final RMS norm behind layer norms, too.
     """
     return {
         "fold_ln": cfg.original_architecture not in POST_NORM_ARCHITECTURES
-        and not _biased_norm_before_gate(cfg),
+        and not _biased_norm_before_gate(cfg)
+        and not _rms_after_layer_norms(cfg),
         "center_unembed": cfg.output_logits_soft_cap <= 0,
     }
 
@@ -132,6 +137,10 @@ def surviving_steps(cfg: HookedTransformerConfig) -> dict[str, bool]:
 def _biased_norm_before_gate(cfg: HookedTransformerConfig) -> bool:
     is_gated = cfg.gated_mlp and not cfg.attn_only and not getattr(cfg, "gated_mlp_biases", False)
     return is_gated and cfg.normalization_type == "LN"
+
+
+def _rms_after_layer_norms(cfg: HookedTransformerConfig) -> bool:
+    return cfg.final_rms and cfg.normalization_type == "LN"
 
 
 def processing_of(model: HookedTransformer) -> dict[str, bool]:
