@@ -112,6 +112,8 @@ def test_the_streams_of_the_list_are_what_their_names_say() -> None:
     assert (matched.own, matched.carried) == (0.5**0.5, 0.5**0.5)
     assert found["stories-small-v-detached-seed0"].streams[0].detach
     assert found["stories-small-v-first-seed0"].streams[0].source == "first"
+    (first,) = found["stories-small-v-first-norm-matched-seed0"].streams
+    assert (first.source, first.own, first.carried) == ("first", 0.5**0.5, 0.5**0.5)
     carries = {name: config.streams[0].carry for name, config in found.items()}
     assert carries.pop("stories-small-v-sum-seed0") == "sum"
     assert set(carries.values()) == {"raw"}
