@@ -25,7 +25,7 @@ from resval_lens.analyses.cli.options import on_device, words
 from resval_lens.analyses.cli.reporting import as_text, report, report_runs
 from resval_lens.analyses.comparison.icl_emergence import TABLES
 from resval_lens.analyses.drawing.figures import KINDS
-from resval_lens.analyses.results.tables import STYLE
+from resval_lens.analyses.results.tables import STYLE, p_cell
 from resval_lens.hooks.patching import AXES, DIRECTIONS
 from resval_lens.io.checkpoint import SHIPPED_MODELS
 from resval_lens.io.formats import FORMATS
@@ -523,4 +523,4 @@ def test_p_values_are_whole_in_80_columns(what, tmp_path):
     assert "…" not in tables
     for test in json.loads((tmp_path / f"{what}.json").read_text())["t_tests"][:7]:
         assert f"{test['t']:.2f}" in tables
-        assert f" {test['p']:.2g} " in tables
+        assert f" {p_cell(test['p'])} " in tables

@@ -29,6 +29,7 @@ from resval_lens.analyses.report.findings import AT_ONCE, FINDINGS
 from resval_lens.analyses.report.gain import recorded_gain
 from resval_lens.analyses.report.language_models import four_cells, recorded_language_models
 from resval_lens.analyses.results.seeds import spread
+from resval_lens.analyses.results.tables import p_cell
 from resval_lens.analyses.studies.ablations import ABLATIONS
 from resval_lens.analyses.tasks import TASKS
 from resval_lens.analyses.tasks.problem import pose
@@ -571,7 +572,7 @@ def test_the_link_over_seeds():
     difference = f"{np.mean(np.subtract(trained, cut)):+.3f}"
     (row,) = (row for row in rows(part) if row[:4] == ["last", "values", "as trained", "links cut"])
     assert row[5].startswith(difference)
-    assert row[6:8] == [f"{t:.1f}", f"{p:.2g}"]
+    assert row[6:8] == [f"{t:.1f}", p_cell(p)]
     drop = [study["moments"][-1]["grading"]["link"]["iw"] for study in kinds["values"]]
     slopes = [np.polyfit(np.linspace(1, 0, 11), curve, 1)[0] for curve in drop]
     (row,) = (row for row in rows(part) if row[:4] == ["values", "link", "last", "IW"])

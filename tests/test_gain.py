@@ -26,6 +26,7 @@ from resval_lens.analyses.comparison.icl_emergence import PUBLISHED
 from resval_lens.analyses.results import intervals
 from resval_lens.analyses.results.intervals import ratio_interval
 from resval_lens.analyses.results.seeds import holm, spread
+from resval_lens.analyses.results.tables import p_told
 from resval_lens.models.presets import ICL_VARIANTS
 from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.recorded import RecordedRun
@@ -223,7 +224,7 @@ def test_from_one_level_to_another(study: GainOrStream) -> None:
     (said,) = between(replace(late, reached=reached), "ic")
     taken = np.array([40, 44, 38, 46]) - np.array(CROSSED["values"][:4]) + 2
     p = stats.ttest_rel(taken, [2, 2, 2, 2]).pvalue
-    told = f"the stream {taken.mean():.1f} ± {taken.std():.1f} (paired with classic, p = {p:.2g})."
+    told = f"the stream {taken.mean():.1f} ± {taken.std():.1f} (paired with classic, {p_told(p)})."
     assert said.endswith(told)
     assert between(replace(late, reached=late.reached[:3]), "ic") == []
 

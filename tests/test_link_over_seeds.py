@@ -25,6 +25,7 @@ from resval_lens.analyses.comparison.link_over_seeds import (
 )
 from resval_lens.analyses.comparison.link_recovery import Recovery
 from resval_lens.analyses.report.link_over_seeds import link_over_seeds_section
+from resval_lens.analyses.results.tables import p_told
 from resval_lens.training import train_icl
 from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.recorded import load_run
@@ -171,7 +172,7 @@ def test_the_verdict_follows_the_tests(found: LinkOverSeeds) -> None:
     expected = max(min(1.0, (len(p) - i) * p[i]) for i in range(rank + 1))
     (sentence,) = (text for text in whole.sentences() if text.startswith("Corrected for all"))
     assert f"all {len(p)} tests" in sentence
-    assert f"p = {expected:.2g} at the last snapshot" in sentence
+    assert f"{p_told(expected)} at the last snapshot" in sentence
     assert all(text.endswith(": the link carries more than these gains.") for text in said)
 
 

@@ -214,7 +214,7 @@ def test_steps_savings_and_tests_by_hand(study: EncodingStudy) -> None:
 def test_what_is_said_follows_from_the_numbers(study: EncodingStudy) -> None:
     said = "\n".join(study.sentences())
     assert "passes .9 at step 37 ± 5 without and at step 23 ± 9 with a value stream" in said
-    assert "(36% fewer; paired by seed t = -4.0, p = 0.057, corrected by Holm " in said
+    assert "(36% fewer; paired by seed t = -4.0, p = .057, corrected by Holm p = " in said
     assert "in-context accuracy passes .9 at step 30 without and never with" in said
     assert "None of these runs has a trained model" in said
     assert REASON not in said

@@ -273,11 +273,11 @@ def test_of_several_the_savings_are_said_together(tmp_path: Path) -> None:
         for seed, step in enumerate(at):
             folder_of(tmp_path, streams, seed, step)
     of_pair = [each for each in load_runs(LMRun, tmp_path) if "own" not in each.run.name]
-    assert not any("are saved" in each for each in lm_emergence(of_pair).sentences())
+    assert not any("Steps saved" in each for each in lm_emergence(of_pair).sentences())
     study = lm_emergence(load_runs(LMRun, tmp_path))
-    (said,) = (each for each in study.sentences() if "are saved" in each)
+    (said,) = (each for each in study.sentences() if "Steps saved" in each)
     assert said == (
-        "Of the steps of classic to P(IO) > 0.5 on unseen prompts are saved: values 50%, "
+        "Steps saved to P(IO) > 0.5 on unseen prompts, against classic: values 50%, "
         f"{other} 17%."  # 500 of 600
     )
 

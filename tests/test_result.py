@@ -16,7 +16,7 @@ from rich.table import Table
 
 from resval_lens.analyses.cli.reporting import as_text, report
 from resval_lens.analyses.results.result import FLAT, OPTIONAL, Result, plain
-from resval_lens.analyses.results.tables import table
+from resval_lens.analyses.results.tables import p_cell, p_told, table
 
 T = TypeVar("T")
 
@@ -211,3 +211,16 @@ def test_no_figure_is_drawn_where_nothing_is_written(capsys: pytest.CaptureFixtu
 
     report(Undrawable(0.5, {}), None, "study", as_json=True)
     assert json.loads(capsys.readouterr().out)["zebra"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("p", "cell", "told"),
+    [
+        (1.0, "1", "p = 1"), (0.99951, "1", "p = 1"), (0.9994, ".999", "p = .999"),
+        (0.05, ".050", "p = .050"), (0.0125, ".013", "p = .013"), (0.00099, ".0010", "p = .0010"),
+        (0.00082, ".0008", "p = .0008"), (1e-4, ".0001", "p = .0001"),
+        (9e-5, "<.0001", "p < .0001"), (0.0, "<.0001", "p < .0001"), (None, "", "no test"),
+    ],
+)  # fmt: skip
+def test_p_values_are_told_in_one_way(p: float | None, cell: str, told: str) -> None:
+    assert (p_cell(p), p_told(p)) == (cell, told)

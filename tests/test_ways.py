@@ -61,11 +61,11 @@ def test_tables_say_what_is_left_without_links() -> None:
     assert "values,all,-1.500 ± 0.000,-0.400 ± 0.000,+0.250 ± 0.000" in cut
     assert "validation loss,1.100 ± 0.082,1.010 ± 0.104" in whole
     assert "circuit: edges,never,10 ± 0" in whole
-    assert "training: validation loss,0.782 / 0.050" in tests  # 2 × .391, and the only paired one
+    assert "training: validation loss,.782 / .050" in tests  # 2 × .391, and the only paired one
     soonest, independent, paired, cut_away = gathered(some_runs(), prompts=8).sentences()
     assert soonest.endswith("at step (each seed): classic 0, 50, 100; values 0, 50, 100.")
     assert independent.startswith("Of 2 differences from classic, tested as independent runs, none")
-    assert paired.endswith("(values, p = 0.050).")
+    assert paired.endswith("(values, p = .050).")
     assert cut_away.startswith("values: with links cut, P(IO) is 0.10 ± 0.00 instead of 0.50")
 
 

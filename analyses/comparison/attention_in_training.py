@@ -11,7 +11,7 @@ import numpy as np
 from resval_lens.analyses.results.emergence import first_above
 from resval_lens.analyses.results.result import FLAT, Result
 from resval_lens.analyses.results.seeds import Spread, TTests, corrected, spread, t_tests
-from resval_lens.analyses.results.tables import WIDE, in_groups, optional, table
+from resval_lens.analyses.results.tables import WIDE, in_groups, p_cell, table
 from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.recorded import RecordedRun
 
@@ -103,7 +103,7 @@ class AttentionInTraining(Result):
                     told, p = (
                         (rise.steps.told(",.0f"), rise.tests.p_paired_holm) if rise else ("", None)
                     )
-                    cells += [told, optional(p, ".2g")]
+                    cells += [told, p_cell(p)]
                 rows.append([title, variant, *cells])
         return (
             table(

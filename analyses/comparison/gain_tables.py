@@ -19,7 +19,7 @@ from resval_lens.analyses.comparison.gain import (
 )
 from resval_lens.analyses.comparison.icl_emergence import IN_CONTEXT, PUBLISHED
 from resval_lens.analyses.results.seeds import SURE, BySeed, corrected, spread, t_tests
-from resval_lens.analyses.results.tables import NARROW, in_sections, optional, table
+from resval_lens.analyses.results.tables import NARROW, in_sections, optional, p_cell, p_told, table
 from resval_lens.tasks.icl import TASKS
 
 if TYPE_CHECKING:
@@ -82,13 +82,15 @@ def _tests(rate: AtRate, second: str) -> Table:
     rows = []
     for each in rate.against:
         if each.second == second and each.tests.p is not None:
-            t, _, p, t_paired, _, p_paired = each.tests.in_order
-            single, paired = ((t, p, each.effect.g), (t_paired, p_paired, each.effect.g_paired))
-            cells = (
-                optional(x, f)
-                for x, f in zip((*single, *paired), (".1f", ".2g", ".1f") * 2, strict=True)
-            )
-            rows.append((where(each.task, each.level), each.first, *cells))
+            own, effect = each.tests, each.effect
+            rows.append(
+                (
+                    where(each.task, each.level), each.first,
+                    optional(own.t, ".1f"), p_cell(own.p_holm), optional(effect.g, ".1f"),
+                    optional(own.t_paired, ".1f"), p_cell(own.p_paired_holm),
+                    optional(effect.g_paired, ".1f"),
+                )
+            )  # fmt: skip
     return table(
         f"t-tests against {second} (t < 0: sooner than {second})", ("", "variant"),
         ("t", "p", "g", "paired\nt", "paired\np", "paired\ng"), in_sections(rows),
@@ -162,7 +164,7 @@ def between(rate: AtRate, task: str, low: float = LEVELS[0], high: float = LEVEL
     tests = corrected({name: t_tests(own, base) for name, own in taken.items()})
     parts = (
         f"{CALLED[name]} {spread(own).told('.1f')} (paired with classic, "
-        f"p = {optional(tests[name].p_paired_holm, '.2g') or 'none'})"
+        f"{p_told(tests[name].p_paired_holm)})"
         for name, own in taken.items()
     )
     return [
@@ -181,10 +183,10 @@ def _tested(found: Against) -> str:
     tests, size = found.tests, optional(found.effect.g, ".1f")
     if tests.p_holm is None:
         return "too few for a test"
-    paired = optional(tests.p_paired_holm, ".2g")
-    return (f"g = {size}, " if size else "").replace("-", "−") + (
-        f"p = {tests.p_holm:.2g}" + (f", paired by seed {paired}" if paired else "") + " by Holm"
-    )
+    in_pairs = tests.p_paired_holm
+    paired = "" if in_pairs is None else f", paired by seed {p_told(in_pairs)}"
+    effect = f"g = {size}, ".replace("-", "−") if size else ""
+    return f"{effect}{p_told(tests.p_holm)}{paired} by Holm"
 
 
 def _beside(rate: AtRate, found: Against | None) -> str:
@@ -199,7 +201,7 @@ def _beside(rate: AtRate, found: Against | None) -> str:
     shown = "" if min(p) < SURE else "not shown, "
     return (
         f"{CALLED[found.first]} {abs(apart):.1f} snapshots {'later' if apart > 0 else 'sooner'} "
-        f"({shown}p = {p[0]:.2g}{f', paired {p[1]:.2g}' if p[1:] else ''})"
+        f"({shown}{', paired '.join(map(p_told, p))})"
     )
 
 

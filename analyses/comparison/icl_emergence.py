@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from resval_lens.analyses.results.emergence import first_above, saved
 from resval_lens.analyses.results.result import FLAT, Result, plain
 from resval_lens.analyses.results.seeds import Spread, TTests, corrected, spread, t_tests
-from resval_lens.analyses.results.tables import STYLE, in_sections, optional, table
+from resval_lens.analyses.results.tables import STYLE, in_sections, optional, p_cell, p_told, table
 from resval_lens.models.presets import PAPER_VARIANTS
 from resval_lens.tasks.icl import TASKS
 from resval_lens.training.icl_run import ICLRun
@@ -178,7 +178,10 @@ class Emergence(Result):
                     TASKS[each.task],
                     each.first,
                     each.second,
-                    *map(optional, each.tests.in_order, (".2f", ".2g", ".2g") * 2),
+                    *(
+                        p_cell(x) if place % 3 else optional(x, ".2f")
+                        for place, x in enumerate(each.tests.in_order)
+                    ),
                 )
                 for each in self.t_tests
                 if against is None or each.second in against
@@ -209,13 +212,13 @@ class Emergence(Result):
         said = [
             f"The values stream reaches {self.threshold} on IC with {saving:.0%} fewer training "
             f"steps than the classic model ({seeds} seeds).",
-            f"A t-test of independent runs gives p = {tests.p:.2g} (t = {tests.t:.1f}; corrected "
-            f"by Holm for {len(self.t_tests)} tests {tests.p_holm:.2g}).",
+            f"A t-test of independent runs gives {p_told(tests.p)} (t = {tests.t:.1f}; corrected "
+            f"by Holm for {len(self.t_tests)} tests {p_told(tests.p_holm)}).",
         ]
         if tests.p_paired is not None:
             said.append(
-                f"Paired by seed it gives p = {tests.p_paired:.2g} (t = {tests.t_paired:.1f}; "
-                f"corrected {tests.p_paired_holm:.2g})."
+                f"Paired by seed it gives {p_told(tests.p_paired)} (t = {tests.t_paired:.1f}; "
+                f"corrected {p_told(tests.p_paired_holm)})."
             )
         if values.published and classic.published:
             theirs = 1 - values.published.mean / classic.published.mean

@@ -12,7 +12,7 @@ from resval_lens.analyses.comparison.link_over_seeds import LinkOverSeeds
 from resval_lens.analyses.comparison.link_over_seeds_rows import GRADED_TASKS, LINKED, Difference
 from resval_lens.analyses.comparison.link_recovery import KEPT
 from resval_lens.analyses.results.seeds import SURE, Spread, holm, spread, t_tests
-from resval_lens.analyses.results.tables import in_sections, optional, table
+from resval_lens.analyses.results.tables import in_sections, optional, p_cell, p_told, table
 from resval_lens.tasks.icl import TASKS
 
 if TYPE_CHECKING:
@@ -35,11 +35,12 @@ def paired_test(tests: Sequence[Difference], moment: str, first: str, second: st
     return next(found, None)
 
 
-def p_told(test: Difference) -> str:
+def _paired(test: Difference) -> str:
     """The paired p, and after Holm's correction."""
-    if test.tests.p_paired is None:
+    own = test.tests
+    if own.p_paired is None:
         return "no test"
-    return f"p = {test.tests.p_paired:.2g}, Holm {test.tests.p_paired_holm:.2g}"
+    return f"{p_told(own.p_paired)}, by Holm {p_told(own.p_paired_holm)}"
 
 
 def is_sure(test: Difference) -> bool:
@@ -72,7 +73,7 @@ def _gain(study: LinkOverSeeds, at: str) -> Iterator[str]:
     iw = [study.accuracy(at, edit, "iw").told(".3f") for edit in (TRAINED, CUT)]
     yield (
         f"A{WHEN[at][1:]} cutting the link takes IC from {trained.told('.3f')} to "
-        f"{cut.told('.3f')} ({p_told(test)}), IW from {iw[0]} to {iw[1]}."
+        f"{cut.told('.3f')} ({_paired(test)}), IW from {iw[0]} to {iw[1]}."
     )
     said, more = [], []
     for edit in (CUT_KEPT, DOUBLED):
@@ -87,7 +88,7 @@ def _gain(study: LinkOverSeeds, at: str) -> Iterator[str]:
         more.append(left)
         said.append(
             f"“{edit}” restores {back.told('.0%')} of that IC, and "
-            f"{left.difference.told('z.3f')} is still missing ({p_told(left)})"
+            f"{left.difference.told('z.3f')} is still missing ({_paired(left)})"
         )
     missing = all((x.difference.mean or 0) > 0 and is_sure(x) for x in more)
     verdict = (
@@ -104,7 +105,7 @@ def _whole_study(study: LinkOverSeeds) -> Iterator[str]:
     tested = [each for each in every if each.tests.p_paired is not None]
     p = holm([each.tests.p_paired for each in tested])
     parts = [
-        f"p = {x:.2g} {WHEN[each.moment]}"
+        f"{p_told(x)} {WHEN[each.moment]}"
         for each, x in zip(tested, p, strict=True)
         if (each.kind, each.first, each.second) == (LINKED, TRAINED, CUT_KEPT) and x is not None
     ]
@@ -132,7 +133,7 @@ def _prediction(study: LinkOverSeeds, at: str, kind: str, scaled: str) -> Iterat
         return
     tests = {task: test for task, test in slopes.items() if test is not None}
     told = ", ".join(
-        f"{TASKS[task]} {test.difference.told('+z.2f')} (p = {test.tests.p_paired_holm:.2g})"
+        f"{TASKS[task]} {test.difference.told('+z.2f')} ({p_told(test.tests.p_paired_holm)})"
         if test.tests.p_paired_holm is not None
         else f"{TASKS[task]} {test.difference.told('+z.2f')}"
         for task, test in tests.items()
@@ -171,7 +172,7 @@ def _at_one_size(study: LinkOverSeeds, at: str) -> Iterator[str]:
             p = t_tests(cut["ic"].by_seed, smaller["ic"].by_seed).p_paired
             told.append(
                 f"{smaller['ic'].told('+z.3f')} and {smaller['iw'].told('+z.3f')} in {kind}"
-                + (f" (p = {p:.2g} of IC’s difference)" if p is not None else "")
+                + (f" ({p_told(p)} of IC’s difference)" if p is not None else "")
             )
     if told:
         yield (
@@ -193,7 +194,7 @@ def _recovery(study: LinkOverSeeds, at: str) -> Iterator[str]:
         paired_test(study.recovery_tests, at, f"{KEPT}, after", f"{removed}, after")
         for removed in (CUT, DOUBLED)
     ]
-    alone, doubled = (f"{x.difference.told('z.3f')} ({p_told(x)})" for x in missing if x)
+    alone, doubled = (f"{x.difference.told('z.3f')} ({_paired(x)})" for x in missing if x)
     yield (
         f"{cut.steps:,} more steps {WHEN[at]}: without the link IC goes from "
         f"{cut.before['ic'].told('.3f')} to {cut.after['ic'].told('.3f')}, with it from "
@@ -259,10 +260,11 @@ def tables(study: LinkOverSeeds) -> list[Table]:
 def _cells(test: Difference) -> list[str]:
     """Difference, t, p, p after Holm, effect size and its interval."""
     own, size = test.tests, test.effect
-    numbers = (own.t_paired, ".1f"), (own.p_paired, ".2g"), (own.p_paired_holm, ".2g")
     return [
         test.difference.told("+z.3f"),
-        *(optional(number, form) for number, form in numbers),
+        optional(own.t_paired, ".1f"),
+        p_cell(own.p_paired),
+        p_cell(own.p_paired_holm),
         optional(size.g_paired, ".1f"),
         "" if size.interval_paired is None else size.interval_paired.told(".1f"),
     ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from resval_lens.analyses.results.emergence import Share
 from resval_lens.analyses.results.result import FLAT
 from resval_lens.analyses.results.seeds import SURE, Effect, Spread, TTests, present
-from resval_lens.analyses.results.tables import NARROW, in_groups, optional, table
+from resval_lens.analyses.results.tables import NARROW, in_groups, optional, p_cell, p_told, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -126,7 +126,7 @@ class Compared:
         if len(told) < 2:
             return []
         level = measure.removeprefix("step: ") + f" on {prompts} prompts" * bool(prompts)
-        return [f"Of the steps of {self.tests[0].second} to {level} are saved: {', '.join(told)}."]
+        return [f"Steps saved to {level}, against {self.tests[0].second}: {', '.join(told)}."]
 
     def _compared(self, of: Difference) -> str:
         saved = f", {of.saving.percent()} saved" if of.saving else ""
@@ -153,7 +153,7 @@ class Compared:
                 each.saving.told() if each.saving else "",
                 optional(each.effect.g if each.effect else None, ".1f"),
                 optional(each.effect.g_paired if each.effect else None, ".1f"),
-                _told_p(each.tests.p_paired_holm),
+                p_cell(each.tests.p_paired_holm),
             )
             for each in self.tests
             if each.effect not in (None, Effect()) or each.saving is not None
@@ -172,18 +172,10 @@ def _corrected(tests: TTests) -> tuple[float | None, float | None]:
 
 
 def _told_tests(tests: TTests) -> tuple[str, str, str]:
-    return _told_p(tests.p), _told_p(tests.p_paired), _told_p(tests.p_paired_holm)
+    return p_cell(tests.p), p_cell(tests.p_paired), p_cell(tests.p_paired_holm)
 
 
 def both_p(independent: float | None, paired: float | None) -> str:
     """p of independent runs and of pairs by seed, in words."""
-    if independent is None and paired is None:
-        return "no test"
-    told = (_told_p(p) or "none" for p in (independent, paired))
-    return "independent p = {}, paired p = {}".format(*told)
-
-
-def _told_p(p: float | None) -> str:
-    if p is None:
-        return ""
-    return "<.001" if p < 0.0005 else f"{p:.3f}".removeprefix("0")
+    named = (("independent", independent), ("paired", paired))
+    return ", ".join(f"{name} {p_told(p)}" for name, p in named if p is not None) or "no test"

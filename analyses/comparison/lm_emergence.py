@@ -123,8 +123,8 @@ class LMEmergence(Result):
                     f"{each.first} {each.saving.percent()} ({p})"
                 )
         return [
-            f"Compared directly with {control}, of its steps to {measure.removeprefix('step: ')} "
-            f"are saved: {', '.join(told)}; not corrected."
+            f"Steps saved to {measure.removeprefix('step: ')}, directly against {control} "
+            f"(p not corrected): {', '.join(told)}."
             for control, told in by_control.items()
         ]
 

@@ -27,7 +27,7 @@ from resval_lens.analyses.comparison.lm_emergence import (
 )
 from resval_lens.analyses.results.result import Result
 from resval_lens.analyses.results.seeds import corrected
-from resval_lens.analyses.results.tables import NARROW, in_sections, optional, table
+from resval_lens.analyses.results.tables import NARROW, in_sections, optional, p_cell, table
 from resval_lens.analyses.studies.induction import InductionStudy
 from resval_lens.io.files import read_json
 from resval_lens.training.lm_run import LMRun
@@ -91,7 +91,7 @@ class Scaling(Result):
                             row.told(len(row.spread.by_seed)).replace("\n", " "),
                             test.saving.told() if test.saving else "",
                             optional(test.effect.g_paired if test.effect else None, ".1f"),
-                            optional(test.tests.p_paired_holm, ".2g"),
+                            p_cell(test.tests.p_paired_holm),
                         )
                     )
         first = self.sizes[0].compared.rows

@@ -12,7 +12,7 @@ from resval_lens.analyses.circuits.study import CircuitStudy
 from resval_lens.analyses.comparison.circuit_findings import TaskCircuit
 from resval_lens.analyses.results.result import FLAT, Result
 from resval_lens.analyses.results.seeds import TTests
-from resval_lens.analyses.results.tables import NARROW, Row, optional, table
+from resval_lens.analyses.results.tables import NARROW, Row, optional, p_cell, table
 from resval_lens.analyses.studies.ablation import AblationStudy
 from resval_lens.analyses.studies.attribution import HeadShares
 from resval_lens.analyses.studies.patching import Patching
@@ -147,7 +147,7 @@ class ComparedModels(Result):
                     each.prompts,
                     *(f"{value:z.3f}" for value in values),
                     f"{each.difference:+z.3f}",
-                    optional(p, ".2g"),
+                    p_cell(p),
                 )
             )
         how = "independent, as each model has prompts of its own" if self.unlike else "paired"

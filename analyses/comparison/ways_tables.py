@@ -8,7 +8,7 @@ from rich.table import Table
 
 from resval_lens.analyses.comparison.ways import GROUPS, LEVELS, WHOLE, Ways
 from resval_lens.analyses.results.seeds import SURE, TTests, spread
-from resval_lens.analyses.results.tables import NARROW, in_sections, optional, table
+from resval_lens.analyses.results.tables import NARROW, in_sections, p_cell, p_told, table
 
 
 def ways_tables(study: Ways) -> list[Table]:
@@ -53,7 +53,7 @@ def ways_sentences(study: Ways) -> list[str]:
         tests = [(row.measure, way, getattr(test, name)) for row in study.rows
                  for way, test in row.tests.items()]  # fmt: skip
         tried = [each for each in tests if each[2] is not None]
-        stand = [f"{measure} ({way}, p = {p:z.3f})" for measure, way, p in tried if p < SURE]
+        stand = [f"{measure} ({way}, {p_told(p)})" for measure, way, p in tried if p < SURE]
         said.append(
             f"Of {len(tried)} differences from {first}, tested as {kind}, "
             f"{len(stand) or 'none'} stand{'s' * (len(stand) == 1)} after Holm's correction"
@@ -119,4 +119,4 @@ def _step(step: float | None) -> str:
 
 def _told_p(tests: TTests) -> str:
     both = tests.p_holm, tests.p_paired_holm
-    return "" if both == (None, None) else " / ".join(optional(p, "z.3f") or "–" for p in both)
+    return "" if both == (None, None) else " / ".join(p_cell(p) or "–" for p in both)

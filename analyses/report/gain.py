@@ -8,6 +8,7 @@ from resval_lens.analyses.comparison.gain import CLASSIC, AtRate, GainOrStream, 
 from resval_lens.analyses.comparison.gain_tables import told_saving
 from resval_lens.analyses.report.markdown import bullets, markdown_table, number_cell
 from resval_lens.analyses.results.intervals import Ends
+from resval_lens.analyses.results.tables import p_cell
 from resval_lens.tasks.icl import TASKS
 from resval_lens.training.icl_run import ICLRun
 from resval_lens.training.recorded import SHIPPED, load_runs
@@ -47,9 +48,9 @@ def _tables(rate: AtRate, tests: int) -> str:
     compared = [
         [
             TASKS[each.task], f"{each.level:g}", f"{each.first} − {each.second}",
-            number_cell(each.tests.t, ".2f"), number_cell(each.tests.p_holm, ".2g"),
+            number_cell(each.tests.t, ".2f"), p_cell(each.tests.p_holm),
             _size(each.effect.g, each.effect.interval),
-            number_cell(each.tests.t_paired, ".2f"), number_cell(each.tests.p_paired_holm, ".2g"),
+            number_cell(each.tests.t_paired, ".2f"), p_cell(each.tests.p_paired_holm),
             _size(each.effect.g_paired, each.effect.interval_paired),
         ]
         for each in rate.against

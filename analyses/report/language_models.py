@@ -9,8 +9,9 @@ from resval_lens.analyses.comparison.ioi_paper import PUBLISHED_TABLE_2
 from resval_lens.analyses.comparison.lm_compared import Compared, Difference
 from resval_lens.analyses.comparison.lm_emergence import LMEmergence, lm_emergence
 from resval_lens.analyses.comparison.lm_scaling import Scaling, lm_scaling
-from resval_lens.analyses.report.markdown import in_full, markdown_table, number_cell
+from resval_lens.analyses.report.markdown import in_full, markdown_table
 from resval_lens.analyses.results.seeds import SURE, present
+from resval_lens.analyses.results.tables import p_cell
 from resval_lens.io.checkpoint import SHIPPED_MODELS
 from resval_lens.tasks.ioi import PAPER_SENTENCES, encode
 from resval_lens.tasks.leading import leading_token
@@ -146,4 +147,4 @@ def _lm_cells(each: Difference) -> list[str]:
     size = ""
     if each.effect and each.effect.g_paired is not None and each.effect.interval_paired:
         size = f"{each.effect.g_paired:.1f} {each.effect.interval_paired.told('.1f')}"
-    return [*(number_cell(x, ".2g") for x in p), *(x.replace("-", "−") for x in (saved, size))]
+    return [*map(p_cell, p), *(x.replace("-", "−") for x in (saved, size))]

@@ -81,6 +81,27 @@ def optional(number: float | None, form: str) -> str:
     return "" if number is None else format(number, form)
 
 
+def p_cell(p: float | None) -> str:
+    """A p-value as tables have it, like ``.023``, ``.0008`` and ``<.0001``; blank if there is none.
+
+    Three decimals, four below .001.
+    """
+    if p is None:
+        return ""
+    if p < 1e-4:
+        return "<.0001"
+    told = f"{p:.3f}" if p >= 0.001 else f"{p:.4f}"
+    return "1" if told == "1.000" else told.removeprefix("0")
+
+
+def p_told(p: float | None) -> str:
+    """A p-value as sentences have it, like ``p = .023`` and ``p < .0001``, or ``no test``."""
+    if p is None:
+        return "no test"
+    told = p_cell(p)
+    return f"p < {told[1:]}" if told.startswith("<") else f"p = {told}"
+
+
 def text_of(cell: object) -> Text:
     """A cell without its markup."""
     try:

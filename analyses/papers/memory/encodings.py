@@ -30,7 +30,7 @@ from resval_lens.analyses.papers.memory.training import MemoryRun, draw_tests
 from resval_lens.analyses.results.emergence import first_above, saved
 from resval_lens.analyses.results.result import FLAT, Result
 from resval_lens.analyses.results.seeds import Spread, TTests, corrected, present, spread, t_tests
-from resval_lens.analyses.results.tables import optional
+from resval_lens.analyses.results.tables import optional, p_cell, p_told
 from resval_lens.models.presets import Positions
 from resval_lens.notes import Note
 from resval_lens.training.recorded import RecordedRun
@@ -153,7 +153,7 @@ class EncodingStudy(OfRuns):
                         row.encoding, row.measure, str(len(row.seeds)),
                         optional(row.difference, "+z.0f" if row.saved is not None else "+z.3f"),
                         optional(row.saved, ".0%"), optional(row.tests.t_paired, ".2f"),
-                        optional(row.tests.p_paired, ".2g"),
+                        p_cell(row.tests.p_paired),
                     )  # fmt: skip
             tables.append(table)
         if self.ablations:
@@ -233,8 +233,8 @@ class EncodingStudy(OfRuns):
             text += f" ({abs(row.saved):.0%} {'fewer' if row.saved >= 0 else 'more'}"
             if row.tests.p_paired is not None:
                 text += (
-                    f"; paired by seed t = {row.tests.t_paired:.1f}, p = {row.tests.p_paired:.2g}, "
-                    f"corrected by Holm {row.tests.p_paired_holm:.2g}"
+                    f"; paired by seed t = {row.tests.t_paired:.1f}, {p_told(row.tests.p_paired)}, "
+                    f"corrected by Holm {p_told(row.tests.p_paired_holm)}"
                 )
             text += ")"
         return text + "."
