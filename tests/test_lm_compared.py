@@ -14,6 +14,7 @@ from resval_lens.analyses.cli.reporting import as_text
 from resval_lens.analyses.comparison.lm_compared import Difference, Measured
 from resval_lens.analyses.comparison.lm_emergence import LMEmergence, lm_emergence
 from resval_lens.analyses.comparison.lm_scaling import Scaling, lm_scaling
+from resval_lens.analyses.drawing.figures import COLOURS, colour
 from resval_lens.analyses.results import intervals
 from resval_lens.analyses.results.emergence import saving
 from resval_lens.analyses.results.seeds import effect, holm
@@ -176,6 +177,23 @@ def test_models_with_links_are_held_against_a_control_without_directly(tmp_path:
     assert found.saving is not None
     assert found.saving.share == pytest.approx(1 - np.mean(first) / np.mean(values))
     assert found.tests.p_paired == pytest.approx(stats.ttest_rel(first, values).pvalue)
+
+
+def test_the_papers_formula_and_its_code_are_both_held_against_the_others(tmp_path: Path) -> None:
+    kinds = {"small-classic": "", "small-own-2": "v(mix=pair, own=2, carried=0)",
+             "small-v-raw": "v", "small-v-sum": "v(carry=sum)",
+             "small-v-first": "v(source=first)"}  # fmt: skip
+    for seed in range(2):
+        for name, streams in kinds.items():
+            write(tmp_path, name, streams, seed, 300, CLASSIC[seed])
+    study = lm_emergence(load_runs(LMRun, tmp_path))
+    assert set(study.architectures) == {"classic", "own-2", "v-raw", "v-sum", "v-first"}
+    assert {(each.first, each.second) for each in study.direct} == {
+        ("v-raw", "own-2"), ("v-sum", "own-2"), ("v-first", "own-2"),
+        ("v-sum", "v-raw"), ("v-first", "v-raw"), ("v-first", "v-sum"),
+    }  # fmt: skip
+    shades = [colour(name) for name in study.architectures]
+    assert shades.count(COLOURS["values"]) == shades.count(COLOURS["classic"]) == 1
 
 
 def scaled(folder: Path, depths: int = 3) -> Scaling:

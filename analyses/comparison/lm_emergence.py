@@ -32,7 +32,9 @@ from resval_lens.analyses.results.seeds import (
     spread,
     t_tests,
 )
-from resval_lens.streams import architectures_of
+from resval_lens.config import ResValConfig
+from resval_lens.models.presets import PAPER_VARIANTS
+from resval_lens.streams import architecture, architectures_of
 from resval_lens.training.lm_run import LMRun
 from resval_lens.training.recorded import RecordedRun
 
@@ -53,8 +55,6 @@ THRESHOLDS = (
 """Scores and what they must exceed to count as emerged."""
 NAMING = "step: P(IO) > 0.5"
 """The measure of having learned to name the indirect object."""
-STREAM = "values"
-"""The paper's stream, as architectures are called."""
 LOSSES = (3.0, 2.0, 1.5, 1.2, 1.1)
 """Validation losses, in nats; the steps to those that any run falls to are measured."""
 
@@ -86,7 +86,8 @@ class LMEmergence(Result):
         seeds: how many, by architecture.
         evaluate_every: steps between evaluations.
         direct: steps to a loss of every architecture with links, held against every control: one
-            without links that is not the first, and the paper's stream. Not corrected.
+            without links that is not the first, and the paper's stream, of its formula (``sum``)
+            and of its code (``raw``). Not corrected.
     """
 
     architectures: tuple[str, ...]
@@ -114,7 +115,7 @@ class LMEmergence(Result):
         ]
 
     def _directly(self, measure: str) -> list[str]:
-        """What models with links save of a control's steps, or of the paper's stream's."""
+        """What models with links save of a control's steps, or of the paper's streams'."""
         by_control: dict[str, list[str]] = {}
         for each in self.direct:
             if each.measure == measure and each.saving:
@@ -165,7 +166,7 @@ def lm_emergence(runs: Sequence[RecordedRun[LMRun]]) -> LMEmergence:
     sets = list(runs[0].evaluations[-1].get("ioi", {}))
     loss = _emerging_loss(runs, sets)
     in_training = compared(runs, labels, _measures(sets, runs))
-    links = {label: has_links(each.run.config) for label, each in zip(labels, runs, strict=True)}
+    configs = {label: each.run.config for label, each in zip(labels, runs, strict=True)}
     return LMEmergence(
         architectures,
         {name: labels.count(name) for name in architectures},
@@ -173,22 +174,24 @@ def lm_emergence(runs: Sequence[RecordedRun[LMRun]]) -> LMEmergence:
         runs[0].run.evaluate_every,
         in_training,
         Matched(loss, compared(runs, labels, _matched(sets, loss, _measured(sets, runs)))),
-        tuple(_direct(in_training, links)),
+        tuple(_direct(in_training, configs)),
     )
 
 
-def _direct(found: Compared, links: Mapping[str, bool]) -> Iterator[Difference]:
-    """Steps to a loss: ``links`` says which architectures have any; the first is no control."""
+def _direct(found: Compared, configs: Mapping[str, ResValConfig]) -> Iterator[Difference]:
+    """Steps to a loss, of architectures with these configurations; the first is no control."""
     numbers = {(row.measure, row.architecture): row.spread.by_seed for row in found.rows
                if row.measure.startswith("step: loss")}  # fmt: skip
-    controls = [name for name, linked in list(links.items())[1:] if not linked]
-    controls += [STREAM] * (STREAM in links)
+    linked = [name for name, cfg in configs.items() if has_links(cfg)]
+    papers = [name for name in linked if architecture(configs[name].streams) == "values"]
+    controls = [name for name in list(configs)[1:] if name not in linked] + papers
+    place = {name: at for at, name in enumerate(papers)}
+    pairs = [(one, other) for one, other in product(linked, controls)
+             if place.get(one, len(papers)) > place.get(other, -1)]  # fmt: skip
     for measure in dict.fromkeys(measure for measure, _ in numbers):
-        for one, other in product((name for name in links if links[name]), controls):
-            if one != other:
-                both = numbers[measure, one], numbers[measure, other]
-                tests = t_tests(*both)
-                yield Difference("", measure, one, other, tests, effect(*both), saving(*both))
+        for one, other in pairs:
+            both = numbers[measure, one], numbers[measure, other]
+            yield Difference("", measure, one, other, t_tests(*both), effect(*both), saving(*both))
 
 
 def model_names(runs: Sequence[RecordedRun[LMRun]]) -> list[str]:
@@ -202,7 +205,7 @@ def model_names(runs: Sequence[RecordedRun[LMRun]]) -> list[str]:
     for label, name in zip(labels, names, strict=True):
         of.setdefault(name, set()).add(label)
     return [
-        name if "(" in label and len(of[name]) == 1 else label
+        name if label not in PAPER_VARIANTS and len(of[name]) == 1 else label
         for label, name in zip(labels, names, strict=True)
     ]
 

@@ -30,6 +30,7 @@ COLOURS = {
     "queries": "#E69F00",
     "keys": "#009E73",
     "values": "#0072B2",
+    "v-raw": "#0072B2",
     "values-detached": "#56B4E9",
     "queries-values": "#CC79A7",
     "queries-keys-values": "#D55E00",
@@ -63,7 +64,7 @@ def colour(variant: str, taken: Collection[Any] = ()) -> str:
         taken: colours that one not among the presets leaves to others, as long as there are more.
     """
     first = crc32(variant.encode()) % len(OTHERS)
-    others = OTHERS[first:] + OTHERS[:first]
+    others = (*OTHERS[first:], *OTHERS[:first], *COLOURS.values())
     free = (each for each in others if each not in taken)
     return COLOURS.get(variant) or next(free, others[0])
 

@@ -38,7 +38,8 @@ FINDINGS: dict[str, Callable[[Path], list[str]]] = {
         "cutting the link takes", "is still missing", "for all", "more steps"
     ),
     "finding-degrees": lambda folder: _of_degrees(),
-    "finding-language-models": lambda folder: recorded_language_models().sentences(),
+    "finding-language-models": lambda folder: _of_language_models(against_streams=False),
+    "finding-sources": lambda folder: _of_language_models(against_streams=True),
     "finding-sizes": lambda folder: recorded_sizes().sentences(),
     "finding-real-text": lambda folder: recorded_real_text().sentences(),
     "finding-ways": lambda folder: Ways.from_dict(
@@ -56,7 +57,7 @@ FINDINGS: dict[str, Callable[[Path], list[str]]] = {
 
 AT_ONCE = {
     "finding-emergence": 3, "finding-gain": 4, "finding-rates": 4, "finding-link": 10,
-    "finding-degrees": 5, "finding-language-models": 5, "finding-roles": 3, "finding-grafts": 8,
+    "finding-degrees": 5, "finding-language-models": 5, "finding-sources": 2, "finding-roles": 3, "finding-grafts": 8,
     "finding-sizes": 3, "finding-real-text": 4, "finding-memories": 5, "finding-naming-circuit": 3,
     "finding-movers": 3, "finding-repeats": 4,
 }  # fmt: skip
@@ -95,6 +96,12 @@ def _of_degrees() -> list[str]:
     link, classic = (_of_link(words) for words in ("Scaling the link down", "In classic"))
     first = [link[0], classic[0], *_of_link("lose about the same size")]
     return first + [each for each in _of_link("caling") if each not in first]
+
+
+def _of_language_models(against_streams: bool) -> list[str]:
+    """What compares kinds of links with the paper's streams directly, or all else."""
+    said = recorded_language_models().sentences()
+    return [x for x in said if ("directly against v-" in x) == against_streams]
 
 
 def _grafts() -> list[str]:
