@@ -25,6 +25,7 @@ from resval_lens.analyses.comparison.lm_emergence import at_loss, lm_emergence, 
 from resval_lens.analyses.comparison.lm_progress import ioi_sets
 from resval_lens.analyses.results.result import plain
 from resval_lens.analyses.results.seeds import TTests, holm
+from resval_lens.analyses.results.tables import p_told
 from resval_lens.analyses.studies.ioi import IOIScores, ioi_scores
 from resval_lens.analyses.studies.story_loss import story_rows
 from resval_lens.io.checkpoint import SHIPPED_MODELS
@@ -115,7 +116,7 @@ def test_steps_means_and_tests_equal_scipys(tmp_path: Path) -> None:
 
 def test_tests_are_corrected_for_being_many_each_table_on_its_own() -> None:
     study = lm_emergence(load_runs(LMRun))
-    for table, many in ((study.compared, 165), (study.matched.compared, 155)):
+    for table, many in ((study.compared, 231), (study.matched.compared, 217)):
         tests = [test.tests for test in table.tests]
         assert len(tests) == many
         assert [t.p_holm for t in tests] == holm([t.p for t in tests])
@@ -126,14 +127,19 @@ def test_tests_are_corrected_for_being_many_each_table_on_its_own() -> None:
         for p in (test.tests.p_holm, test.tests.p_paired_holm)
         if p is not None and p < 0.05
     }
-    assert kept == {  # the text: of P(IO) and the likeliest token no difference stands
+    assert kept == {  # the text: of P(IO) and the likeliest token only the formula's
         ("own-2", "step: loss ≤ 2"),
         ("own-2", "step: loss ≤ 1.5"),
         ("v-first", "step: loss ≤ 1.5"),
         ("v-first", "step: loss ≤ 1.2"),
-        ("v-first", "step: loss ≤ 1.1"),
+        ("v-first-norm-matched", "step: loss ≤ 2"),
+        ("v-first-norm-matched", "step: loss ≤ 1.5"),
+        ("v-first-norm-matched", "step: loss ≤ 1.2"),
         ("v-norm-matched", "step: loss ≤ 1.2"),
-        ("values", "step: accuracy > 0.95"),
+        ("v-sum", "step: loss ≤ 1.5"),
+        ("v-sum", "step: loss ≤ 1.2"),
+        ("v-sum", "step: accuracy > 0.95"),
+        ("v-sum", "step: P(IO) > 0.9"),
     }
 
 
@@ -157,7 +163,7 @@ def test_the_matched_loss_is_where_the_last_prompts_are_answered() -> None:
         row = rows["unseen", "loss: accuracy > 0.95", name]
         assert list(row.spread.by_seed.values()) == losses
     assert study.matched.loss == pytest.approx(np.mean([x for own in firsts.values() for x in own]))
-    assert study.tables()[1].row_count == 190
+    assert study.tables()[1].row_count == 252
 
 
 def test_what_never_emerges_is_said_and_not_tested(tmp_path: Path) -> None:
@@ -301,7 +307,7 @@ def test_the_readme_says_what_language_models_save() -> None:
     tests = study.compared.tests
     saving = {test.first: test.saving for test in tests if test.measure == "step: loss ≤ 1.1"}
     classic, said = steps["classic"], []
-    for name in ("values", "v-norm-matched", "own-root-2", "own-2"):
+    for name in ("v-raw", "v-norm-matched", "own-root-2", "own-2"):
         both = classic.keys() & steps[name].keys()
         share = 1 - sum(steps[name][x] for x in both) / sum(classic[x] for x in both)
         found = saving[name]
@@ -310,32 +316,32 @@ def test_the_readme_says_what_language_models_save() -> None:
         ends = (f"{100 * x:.0f}" for x in (found.interval.low, found.interval.high))
         said.append(f"{share:.0%} [{', '.join(ends)}]".replace("-", "−"))
     stream, matched, root, own = said
-    words = f"of 1.1 the stream saves {stream}, at constant norm {matched}; without a link, values"
-    assert f"{words} times √2 save {root}, doubled ones {own}" in README
-    both = steps["values"].keys() & steps["own-root-2"].keys()
-    share = 1 - sum(steps["values"][x] for x in both) / sum(steps["own-root-2"][x] for x in both)
+    words = f"stream of the paper's code saves {stream}, at constant norm {matched}; without a link"
+    assert f"of 1.1 the {words}, values times √2 save {root}, doubled ones {own}" in README
+    both = steps["v-raw"].keys() & steps["own-root-2"].keys()
+    share = 1 - sum(steps["v-raw"][x] for x in both) / sum(steps["own-root-2"][x] for x in both)
     (directly,) = (
-        each.saving
+        each
         for each in study.direct
-        if (each.first, each.second, each.measure) == ("values", "own-root-2", "step: loss ≤ 1.1")
+        if (each.first, each.second, each.measure) == ("v-raw", "own-root-2", "step: loss ≤ 1.1")
     )
-    assert directly is not None
-    assert directly.interval is not None
-    ends = (f"{100 * x:.0f}" for x in (directly.interval.low, directly.interval.high))
-    assert f"directly, the stream saves {share:.0%} [{', '.join(ends)}]" in README
-    of = {(test.first, test.measure): test for test in tests}
-    matched_early, first = (
-        of["v-norm-matched", "step: loss ≤ 1.2"],
-        of["v-first", "step: loss ≤ 1.1"],
+    assert directly.saving is not None
+    interval = directly.saving.interval
+    assert interval is not None
+    ends = (f"{100 * x:.0f}" for x in (interval.low, interval.high))
+    told = f"{share:.0%} [{', '.join(ends)}] ({p_told(directly.tests.p_holm)}, weak"
+    assert f"directly, the stream saves {told}" in README
+    (early,) = (
+        test
+        for test in tests
+        if (test.first, test.measure) == ("v-norm-matched", "step: loss ≤ 1.2")
     )
-    for weak in (matched_early, first):
-        assert weak.tests.p_paired_holm is not None
-        assert weak.tests.p_paired_holm > 0.05
-    told = [f"{weak.tests.p_holm:.3f}".removeprefix("0") for weak in (matched_early, first)]
-    assert matched_early.saving is not None
-    share = f"{matched_early.saving.share:.0%}"
-    assert f"to a loss of 1.2 ({share}, p = {told[0]} as independent runs, not in pairs" in README
-    assert f"of classic's (p = {told[1]} by Holm as independent runs, not shown in pairs" in README
+    assert early.saving is not None
+    for weak in (early.tests, directly.tests):
+        assert weak.p_paired_holm is not None
+        assert weak.p_paired_holm > 0.05
+    p = p_told(early.tests.p_holm)
+    assert f"to a loss of 1.2 ({early.saving.share:.0%}, {p} as independent runs, not" in README
 
 
 def test_an_unfinished_run_is_neither_compared_nor_exported(tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def training(runs: Sequence[RecordedRun[LMRun]]) -> Figure:
         }
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(
-            1, len(panels), figsize=(4 * len(panels), 3.4), layout="constrained", squeeze=False
+            1, len(panels), figsize=(4 * len(panels), 3.8), layout="constrained", squeeze=False
         )
         row = grid[0]
         for axes, (title, score) in zip(row, panels.items(), strict=True):
@@ -203,7 +203,8 @@ def training(runs: Sequence[RecordedRun[LMRun]]) -> Figure:
             axes.set_ylim(0, 1.02)
         for axes, threshold in zip(row[1:], (0.95, 0.5), strict=False):
             axes.axhline(threshold, color="#999999", lw=0.8, ls=":")
-        row[0].legend()
+        handles, labels = row[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)
     return figure
 
 

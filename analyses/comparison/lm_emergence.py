@@ -87,7 +87,7 @@ class LMEmergence(Result):
         evaluate_every: steps between evaluations.
         direct: steps to a loss of every architecture with links, held against every control: one
             without links that is not the first, and the paper's stream, of its formula (``sum``)
-            and of its code (``raw``). Not corrected.
+            and of its code (``raw``). Corrected for all these tests.
     """
 
     architectures: tuple[str, ...]
@@ -105,7 +105,7 @@ class LMEmergence(Result):
         losses = list(dict.fromkeys(row.measure for row in steps if not row.prompts))
         naming = [row.prompts for row in steps if row.measure == NAMING]
         return [
-            f"Seeds: {counts}. p are by Holm, within each of two tables.",
+            f"Seeds: {counts}. p are by Holm, within each table and the direct comparisons.",
             *(each for low in losses[-2:] for each in self.compared.savings(low)),
             *(each for low in losses[:-3:-1] for each in self._directly(low)),
             *(each for last in naming[-1:] for each in self.compared.savings(NAMING, last)),
@@ -119,13 +119,13 @@ class LMEmergence(Result):
         by_control: dict[str, list[str]] = {}
         for each in self.direct:
             if each.measure == measure and each.saving:
-                p = both_p(each.tests.p, each.tests.p_paired)
+                p = both_p(each.tests.p_holm, each.tests.p_paired_holm)
                 by_control.setdefault(each.second, []).append(
                     f"{each.first} {each.saving.percent()} ({p})"
                 )
         return [
-            f"Steps saved to {measure.removeprefix('step: ')}, directly against {control} "
-            f"(p not corrected): {', '.join(told)}."
+            f"Steps saved to {measure.removeprefix('step: ')}, directly against {control}: "
+            f"{', '.join(told)}."
             for control, told in by_control.items()
         ]
 
@@ -188,10 +188,14 @@ def _direct(found: Compared, configs: Mapping[str, ResValConfig]) -> Iterator[Di
     place = {name: at for at, name in enumerate(papers)}
     pairs = [(one, other) for one, other in product(linked, controls)
              if place.get(one, len(papers)) > place.get(other, -1)]  # fmt: skip
-    for measure in dict.fromkeys(measure for measure, _ in numbers):
-        for one, other in pairs:
-            both = numbers[measure, one], numbers[measure, other]
-            yield Difference("", measure, one, other, t_tests(*both), effect(*both), saving(*both))
+    both = {
+        (measure, *pair): tuple(numbers[measure, name] for name in pair)
+        for measure in dict.fromkeys(measure for measure, _ in numbers)
+        for pair in pairs
+    }
+    tests = corrected({key: t_tests(*own) for key, own in both.items()})
+    for key, own in both.items():
+        yield Difference("", *key, tests[key], effect(*own), saving(*own))
 
 
 def model_names(runs: Sequence[RecordedRun[LMRun]]) -> list[str]:

@@ -39,9 +39,9 @@ FINDINGS: dict[str, Callable[[Path], list[str]]] = {
     ),
     "finding-degrees": lambda folder: _of_degrees(),
     "finding-language-models": lambda folder: _of_language_models(against_streams=False),
-    "finding-sources": lambda folder: _of_language_models(against_streams=True),
     "finding-sizes": lambda folder: recorded_sizes().sentences(),
     "finding-real-text": lambda folder: recorded_real_text().sentences(),
+    "finding-sources": lambda folder: _of_language_models(against_streams=True),
     "finding-ways": lambda folder: Ways.from_dict(
         read_json(folder / "four-ways.json", "a study")
     ).sentences(),
@@ -57,9 +57,9 @@ FINDINGS: dict[str, Callable[[Path], list[str]]] = {
 
 AT_ONCE = {
     "finding-emergence": 3, "finding-gain": 4, "finding-rates": 4, "finding-link": 10,
-    "finding-degrees": 5, "finding-language-models": 5, "finding-sources": 2, "finding-roles": 3, "finding-grafts": 8,
+    "finding-degrees": 5, "finding-language-models": 5, "finding-roles": 3, "finding-grafts": 8,
     "finding-sizes": 3, "finding-real-text": 4, "finding-memories": 5, "finding-naming-circuit": 3,
-    "finding-movers": 3, "finding-repeats": 4,
+    "finding-movers": 3, "finding-repeats": 4, "finding-sources": 2,
 }  # fmt: skip
 """How many sentences are read at once; by default one. The others unfold."""
 
