@@ -28,7 +28,7 @@ from resval_lens.analyses.report import results_page
 from resval_lens.analyses.report.findings import AT_ONCE, FINDINGS
 from resval_lens.analyses.report.gain import recorded_gain
 from resval_lens.analyses.report.language_models import four_cells, recorded_language_models
-from resval_lens.analyses.results.seeds import spread
+from resval_lens.analyses.results.seeds import holm, spread
 from resval_lens.analyses.results.tables import p_cell, p_told
 from resval_lens.analyses.studies.ablations import ABLATIONS
 from resval_lens.analyses.tasks import TASKS
@@ -391,84 +391,148 @@ def test_final_accuracies():
     assert set(found) == {path.parent.name.rpartition("-seed")[0] for path in folders}
 
 
-def test_the_first_layers_values_save_more_than_the_layer_belows():
-    def ends_and_steps(name):
-        runs = [lines(f"lm/stories-small-{name}-seed{seed}") for seed in range(3)]
-        evaluated = [[each for each in run if "valid_loss" in each] for run in runs]
-        ends = [each["valid_loss"] for run in evaluated for each in run if each["step"] == 2500]
-        return np.mean(ends), np.array([reached(run, 1.1) for run in evaluated])
+SOURCES = ("v-first", "v-first-norm-matched", "v-sum")
 
-    kinds = ("v-sum", "v-first", "v-first-norm-matched", "v-raw", "classic")
-    ends, steps = zip(*map(ends_and_steps, kinds), strict=True)
-    _, first, _, stream, classic = steps
+
+def stories_losses(name):
+    """The evaluations of seeds 0 to 2, by run."""
+    runs = (lines(f"lm/stories-small-{name}-seed{seed}") for seed in range(3))
+    return [[each for each in run if "valid_loss" in each] for run in runs]
+
+
+def steps_to(name, loss):
+    return np.array([reached(run, loss) for run in stories_losses(name)])
+
+
+def lm_test(name, measure, prompts=""):
+    (found,) = (
+        each
+        for each in recorded_language_models().compared.tests
+        if (each.first, each.measure, each.prompts) == (name, measure, prompts)
+    )
+    return found
+
+
+def bare(p):
+    return p_told(p).removeprefix("p = ")
+
+
+def test_the_first_layers_values_save_more_than_the_layer_belows():
     page = " ".join((DOCS / "findings.md").read_text().split())
     readme = " ".join((ROOT / "README.md").read_text().split())
-    saved = [f"{1 - x.mean() / classic.mean():.0%}" for x in steps[:-1]]
-    told = (
-        "{} [21, 40], {} [30, 38] and {} [29, 40] of classic’s steps to a loss of 1.1, the stream"
-    )
-    assert told.format(*saved) in page
-    assert f"receives the layer below’s own values alone, {saved[3]} on the same seeds" in page
-    assert (
-        f"the first layer's values save {saved[1]} [30, 38], at constant norm {saved[2]} [29, 40]"
-        in readme
-    )
-    assert f"on received values, too, {saved[0]} [21, 40]; the stream of its code" in readme
-    assert f"layer below alone, {saved[3]} on the same seeds" in readme
-    models = results_page.section("finding-language-models", DOCS)
-    sources = results_page.section("finding-sources", DOCS)
-    above = models + sources
-    ends_of = {"v-sum": "[0, 28]", "v-first": "[13, 24]", "v-first-norm-matched": "[10, 27]"}
-    direct = {
-        (each.first, each.second): each
-        for each in recorded_language_models().direct
-        if each.measure == "step: loss ≤ 1.1"
+    saved = {
+        (name, loss): 1 - steps_to(name, loss).mean() / steps_to("classic", loss).mean()
+        for name in (*SOURCES, "v-raw")
+        for loss in (1.5, 1.2, 1.1)
     }
-    for name, own in zip(kinds[:3], steps[:3], strict=True):
-        found = direct[name, "v-raw"]
-        share = f"{1 - own.mean() / stream.mean():.0%} {ends_of[name]}"
-        assert found.tests.p_paired == pytest.approx(stats.ttest_rel(own, stream).pvalue)
-        assert found.tests.p_paired_holm > 0.05
-        assert f"{share} (p{p_told(found.tests.p_holm)[1:]}" in readme
-        assert (
-            f"{name} {share} (independent {p_told(found.tests.p_holm)}".replace("[", "\\[")
-            in sources
-        )
-        assert direct.get((name, "v-sum")) is None or direct[name, "v-sum"].tests.p_holm > 0.05
-    later = [f"{1 - x / y:.0%}" for x, y in zip(first[1:], stream[1:], strict=True)]
+    late = 1 - steps_to("v-first", 1.05).mean() / steps_to("classic", 1.05).mean()
+    first, matched, formula = (f"{saved[name, 1.2]:.0%}" for name in SOURCES)
+    early = [lm_test(name, "step: loss ≤ 1.2") for name in SOURCES]
+    assert all(each.tests.p_paired_holm > 0.05 for each in early)
+    p = [bare(each.tests.p_holm) for each in early]
+    told = f"save {first}, {matched} and {formula} of classic’s steps to 1.2, which stands (p = "
+    assert f"{told}{p[0]}, {p[1]} and {p[2]}, as independent" in page
+    assert f"steps to 1.2 they save {first} [22, 39] (p = {p[0]}), at constant norm" in readme
+    assert f"at constant norm {matched} [23, 44] (p = {p[1]}); the paper's formula" in readme
+    assert f"values, too, {formula} [32, 35] (p = {p[2]})." in readme
+    later = [f"{saved[name, 1.1]:.0%}" for name in SOURCES]
+    p = [bare(lm_test(name, "step: loss ≤ 1.1").tests.p_holm) for name in SOURCES]
+    told = f"{later[0]}, {later[1]} and {later[2]} to 1.1, which does not (p = {p[0]}, {p[1]} and"
+    assert f"{told} {p[2]}); the code’s stream {saved['v-raw', 1.1]:.0%} to 1.1 on the same" in page
+    times = [saved[name, 1.1] / saved["v-raw", 1.1] for name in SOURCES]
+    assert f"{times[0]:.1f} times as many steps are saved to a loss of 1.1" in page
+    assert f"(*v-sum*), saves {times[2]:.1f} times as many; that lead is not shown" in page
+    assert f"to 1.5 ({saved['v-first', 1.5]:.0%}, the formula {saved['v-sum', 1.5]:.0%})" in page
+    assert f"the first layer’s values save {late:.0%} to 1.05" in page
+
+
+def test_the_first_layers_values_are_held_against_the_stream_directly():
+    page = " ".join((DOCS / "findings.md").read_text().split())
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    sources = results_page.section("finding-sources", DOCS)
+    direct = {
+        (each.first, each.second, each.measure.removeprefix("step: loss ≤ ")): each
+        for each in recorded_language_models().direct
+    }
+    ends = ("[13, 24]", "[10, 27]", "[0, 28]")
+    stream, own = steps_to("v-raw", 1.1), {name: steps_to(name, 1.1) for name in SOURCES}
+    for name, interval in zip(SOURCES, ends, strict=True):
+        tests = direct[name, "v-raw", "1.1"].tests
+        share = f"{1 - own[name].mean() / stream.mean():.0%} {interval}"
+        assert tests.p_paired == pytest.approx(stats.ttest_rel(own[name], stream).pvalue)
+        assert (tests.p_holm < 0.05) == (name != "v-sum")
+        assert tests.p_paired_holm > 0.05
+        assert f"{share} ({p_told(tests.p_holm)}" in readme
+        told = f"{name} {share} (independent {p_told(tests.p_holm)}"
+        assert told.replace("[", "\\[") in sources
+        assert direct[name, "v-raw", "1.2"].tests.p_holm > 0.05
+        assert name == "v-sum" or direct[name, "v-sum", "1.1"].tests.p_holm > 0.05
+    later = [f"{1 - x:.0%}" for x in (own["v-first"] / stream)[1:]]
     assert f"seeds 1 and 2 alone give {later[0]} and {later[1]}" in page
-    called = ("formula", "first layer", "at constant norm", "code")
-    told = ", ".join(f"{end:.3f} ({name})" for end, name in zip(ends, called, strict=False))
-    assert f"{told} and {ends[-1]:.3f} (classic" in page
-    assert f"v-first {saved[1]} \\[30, 38]" in models
-    assert above.count("v-first-norm-matched") > 3
+    both = own["v-first-norm-matched"], steps_to("v-norm-matched", 1.1)
+    p = p_told(stats.ttest_rel(*both).pvalue)
+    share = f"{1 - both[0].mean() / both[1].mean():.0%} [17, 25]"
+    assert f"save {share} of the steps to 1.1 of the code’s stream (paired {p}, uncorr" in page
+    called = dict(zip((*SOURCES, "v-raw"), ("first layer", "at constant norm", "formula", "code"),
+                      strict=True))  # fmt: skip
+    at = {name: np.mean([run[25]["valid_loss"] for run in stories_losses(name)])
+          for name in (*called, "classic")}  # fmt: skip
+    assert all(run[25]["step"] == 2500 for name in at for run in stories_losses(name))
+    told = ", ".join(f"{at[name]:.3f} ({called[name]})" for name in called)
+    assert f"{told} and {at['classic']:.3f} (classic" in page
+    last = [np.mean([run[-1]["valid_loss"] for run in stories_losses(name)])
+            for name in ("classic", "v-raw")]  # fmt: skip
+    left = (last[0] - last[1]) / (at["classic"] - at["v-raw"])
+    assert left == pytest.approx(1 / 3, abs=0.05)
 
 
 def test_by_the_papers_formula_models_name_sooner():
     """P(IO) above .9 on seen prompts, which stands as independent runs; of others it does not."""
-    compared = recorded_language_models().compared
-    (formula,) = (
-        each
-        for each in compared.tests
-        if (each.prompts, each.measure, each.first) == ("seen", "step: P(IO) > 0.9", "v-sum")
-    )
     page = " ".join((DOCS / "findings.md").read_text().split())
-    told = "P(IO) passes .9 on seen prompts in {} fewer steps than classic’s (weak: {} by Holm"
-    assert told.format(formula.saving.percent(), p_told(formula.tests.p_holm)) in page
+    compared = recorded_language_models().compared
     named = [
-        each.first
+        (each.first, each.measure, each.prompts)
         for each in compared.tests
-        if "P(IO)" in each.measure
-        and min(each.tests.p_holm or 1, each.tests.p_paired_holm or 1) < 0.05
+        if "P(IO)" in each.measure or "top-1" in each.measure
+        if min(each.tests.p_holm or 1, each.tests.p_paired_holm or 1) < 0.05
     ]
-    assert named == ["v-sum"]
-    late = [
-        row.spread.by_seed
+    assert named == [("v-sum", "step: P(IO) > 0.9", "seen")]
+    formula, matched = (lm_test(x, "step: P(IO) > 0.9", "seen") for x in SOURCES[:0:-1])
+    told = "P(IO) passes .9 on seen prompts in {} fewer steps than classic’s ({} by Holm"
+    assert told.format(formula.saving.percent(), p_told(formula.tests.p_holm)) in page
+    told = "the first layer’s values at constant norm in {:.0%} ({}). The"
+    assert told.format(matched.saving.share, p_told(matched.tests.p_holm)) in page
+    never = [
+        (row.architecture, list(row.spread.by_seed.values()).count(None))
         for row in compared.rows
-        if (row.prompts, row.measure, row.architecture)
-        == ("unseen", "step: P(IO) > 0.9", "v-first")
+        if (row.prompts, row.measure) == ("unseen", "step: P(IO) > 0.9")
+        if None in row.spread.by_seed.values()
     ]
-    assert [list(x.values()).count(None) for x in late] == [1]
+    assert never == [("own-2", 3), ("own-root-2", 1), ("v-first", 1)]
+
+
+def test_what_is_shown_of_the_stream_in_language_models():
+    page = " ".join((DOCS / "findings.md").read_text().split())
+    p = [bare(lm_test("v-raw", f"step: loss ≤ {loss}").tests.p_holm) for loss in (1.2, 1.1)]
+    assert f"not shown against classic (p = {p[0]} and {p[1]}); at constant norm" in page
+    p = p_told(lm_test("v-norm-matched", "step: loss ≤ 1.2").tests.p_holm)
+    assert f"at constant norm it is, to 1.2 ({p}), and" in page
+    (direct,) = (
+        each
+        for each in recorded_language_models().direct
+        if (each.first, each.second, each.measure) == ("v-raw", "own-root-2", "step: loss ≤ 1.1")
+    )
+    assert f"against values × √2, to 1.1 ({p_told(direct.tests.p_holm)})." in page
+    near = lm_test("v-raw", "step: accuracy > 0.95", "paper")
+    before = [
+        each.tests.p
+        for each in recorded_language_models().compared.tests
+        if each.first not in SOURCES[1:]
+    ]
+    (was,) = (p for p, own in zip(holm(before), before, strict=True) if own == near.tests.p)
+    told = f"{near.saving.share:.0%} sooner ({p_told(near.tests.p_holm)}; {bare(was)} before"
+    assert told in page
+    assert f"({p_told(near.tests.p_holm)})." in " ".join((DOCS / "limits.md").read_text().split())
 
 
 def test_sizes_are_those_recorded():

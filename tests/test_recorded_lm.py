@@ -329,8 +329,8 @@ def test_the_readme_says_what_language_models_save() -> None:
     interval = directly.saving.interval
     assert interval is not None
     ends = (f"{100 * x:.0f}" for x in (interval.low, interval.high))
-    told = f"{share:.0%} [{', '.join(ends)}] ({p_told(directly.tests.p_holm)}, weak"
-    assert f"directly, the stream saves {told}" in README
+    told = f"{share:.0%} [{', '.join(ends)}], {p_told(directly.tests.p_holm)})"
+    assert f"values times √2 directly, the stream's to 1.1 ({told}, as independent" in README
     (early,) = (
         test
         for test in tests
@@ -340,8 +340,22 @@ def test_the_readme_says_what_language_models_save() -> None:
     for weak in (early.tests, directly.tests):
         assert weak.p_paired_holm is not None
         assert weak.p_paired_holm > 0.05
-    p = p_told(early.tests.p_holm)
-    assert f"to a loss of 1.2 ({early.saving.share:.0%}, {p} as independent runs, not" in README
+    assert (
+        f"to a loss of 1.2 ({early.saving.share:.0%}, {p_told(early.tests.p_holm)}) and" in README
+    )
+    shown = {
+        (test.first, test.measure)
+        for test in tests
+        if test.measure in ("step: loss ≤ 1.2", "step: loss ≤ 1.1")
+        if test.tests.p_holm is not None and test.tests.p_holm < 0.05
+    }
+    assert {name for name, _ in shown} == {
+        "v-first",
+        "v-first-norm-matched",
+        "v-norm-matched",
+        "v-sum",
+    }
+    assert {measure for _, measure in shown} == {"step: loss ≤ 1.2"}
 
 
 def test_an_unfinished_run_is_neither_compared_nor_exported(tmp_path: Path) -> None:
