@@ -562,21 +562,49 @@ def test_sizes_are_those_recorded():
 
 
 def test_models_of_real_stories_are_those_recorded():
-    found = {row[1]: row[2:] for row in rows(results_page.section("real-text", DOCS))}
-    runs = [f"lm-real-text/4x128-{name}-seed0" for name in ("classic", "values")]
-    losses = [lines(run)[-1]["valid_loss"] for run in runs]
-    assert found["loss at step 2,500"][:2] == [f"{loss:.3f}" for loss in losses]
+    found = {row[1]: row[2:4] for row in rows(results_page.section("real-text", DOCS))}
+    names = ("classic", "values", "sum")
+    runs = [lines(f"lm-real-text/4x128-{name}-seed0") for name in names]
+    evaluated = [[each for each in run if "valid_loss" in each] for run in runs]
     studies = [
-        json.loads((ROOT / "resval_lens" / "data" / run / "induction.json").read_text())
-        for run in runs
+        json.loads(
+            (
+                results_page.SHIPPED / "lm-real-text" / f"4x128-{name}-seed0/induction.json"
+            ).read_text()
+        )
+        for name in names
     ]
-    scores = [f"{study['icl']['score']:.3f}".replace("-", "−") for study in studies]
-    assert found["in-context score"][:2] == scores
-    repeated = [f"{study['natural']['loss']['repeated']:.3f}" for study in studies]
-    assert found["loss of repeated tokens"][:2] == repeated
+    natural = [study["natural"]["loss"] for study in studies]
+    measured = {
+        "loss at step 2,500": [run[-1]["valid_loss"] for run in evaluated],
+        "in-context score": [study["icl"]["score"] for study in studies],
+        "loss of repeated tokens": [of["repeated"] for of in natural],
+        "loss of new tokens": [of["new"] for of in natural],
+    }
+    page = " ".join((DOCS / "results.md").read_text().split())
+    finding = " ".join((DOCS / "findings.md").read_text().split())
+    told = {}
+    for measure, numbers in measured.items():
+        told[measure] = [f"{x:.3f}".replace("-", "−") for x in numbers]
+        for name, value in zip(names[1:], told[measure][1:], strict=True):
+            assert found[f"{measure}, {name}"] == [told[measure][0], value]
+    ends, scores, repeated, _ = told.values()
+    assert (
+        f"in the end {ends[2]} against {ends[0]}, tokens that come again cost {repeated[2]}" in page
+    )
+    assert (
+        f"instead of {repeated[0]}, and the in-context score is {scores[2]} instead of {scores[0]}"
+        in page
+    )
+    classic, _, formula = (reached(run, 2.45) for run in evaluated)
+    saved = f"{1 - formula / classic:.0%}"
+    assert f"The formula saves {saved} of the steps to 2.45, and ends at {ends[2]}" in finding
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"the formula {saved} of the steps to 2.45 (one seed each)" in readme
     assert {(study["natural"]["rows"], study["natural"]["length"]) for study in studies} == {
         (512, 128)
     }
+    studies = studies[:2]
     rises = [[each["rise"] for each in study["natural"]["without"]] for study in studies]
     best, new = (
         [f"{own[0][kind]['value']:.2f}".removeprefix("0") for own in rises]

@@ -14,6 +14,7 @@ from resval_lens.analyses.comparison.gain import GAIN_ALONE, VARIANTS
 from resval_lens.analyses.comparison.link_over_seeds import RECORDED, link_over_seeds, link_studies
 from resval_lens.analyses.report.gain import recorded_gain
 from resval_lens.analyses.report.results_page import section
+from resval_lens.analyses.results.tables import p_told
 from resval_lens.models.presets import FURTHER_VARIANTS, PAPER_VARIANTS
 from resval_lens.tasks.icl import ICLBatch
 from resval_lens.training.icl import measure
@@ -189,7 +190,7 @@ def test_a_cut_link_is_held_against_values_that_are_smaller_by_as_much() -> None
     for kind in ("classic", "own-2"):
         ic, iw = (f"{np.mean(own):+.3f} ± {np.std(own):.3f}" for own in changes[kind].values())
         p = stats.ttest_rel(changes["values"]["ic"], changes[kind]["ic"]).pvalue
-        assert f"{ic} and {iw} in {kind} (p = {p:.2g} of IC’s difference)" in said
+        assert f"{ic} and {iw} in {kind} ({p_told(p)} of IC’s difference)" in said
 
 
 def test_another_kind_with_a_link_does_not_change_what_is_said_of_sizes() -> None:

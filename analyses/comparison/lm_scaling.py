@@ -86,7 +86,7 @@ class Scaling(Result):
                     rows.append(
                         (
                             f"{size.layers} × {size.width}",
-                            base.measure,
+                            f"{base.measure}, {row.architecture}" if others[1:] else base.measure,
                             base.told(len(base.spread.by_seed)).replace("\n", " "),
                             row.told(len(row.spread.by_seed)).replace("\n", " "),
                             test.saving.told() if test.saving else "",
