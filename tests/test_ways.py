@@ -15,7 +15,7 @@ from resval_lens.analyses.comparison.ways import Circuit, Cut, Studied, Ways, ga
 
 MINIATURE = (
     *("--n-layers", "2", "--d-model", "32", "--steps", "2", "--batch", "2"),
-    *("--evaluate-every", "1", "--quiet"),
+    *("--evaluate-every", "1", "--stories", "400", "--quiet"),
 )
 
 
@@ -75,7 +75,7 @@ def test_the_command_studies_runs_of_several_ways(tmp_path: Path) -> None:
         trained = CliRunner().invoke(
             app,
             ["train", "lm", "stories-nanochat", "--name", name, "--streams", streams,
-             "--runs", str(runs), *MINIATURE],
+             "--runs", str(runs), "--token-files", str(tmp_path / "text"), *MINIATURE],
         )  # fmt: skip
         assert trained.exit_code == 0, trained.output
     given = ["ways", str(runs), "--against", "mini-none", "--prompts", "4", "--json", "--quiet"]
