@@ -392,7 +392,6 @@ def test_final_accuracies():
 
 
 SOURCES = ("v-first", "v-first-norm-matched", "v-sum")
-FINDINGS_PAGE = (DOCS / "findings.md").read_text()
 
 
 def stories_losses(name):
@@ -444,7 +443,7 @@ def test_the_first_layers_values_save_more_than_the_layer_belows():
 
 def test_what_kinds_of_links_save_is_a_table():
     """Every cell: the saving with its interval, and p by Holm of independent runs."""
-    study, cells = recorded_language_models(), {}
+    page, study, cells = (DOCS / "findings.md").read_text(), recorded_language_models(), {}
     for each in (*study.compared.tests, *study.direct):
         if each.second in ("classic", "v-raw") and each.measure.startswith("step: loss ≤ 1."):
             told = f"{each.saving.percent()}, {p_told(each.tests.p_holm)}"
@@ -452,7 +451,7 @@ def test_what_kinds_of_links_save_is_a_table():
             assert each.first not in (*SOURCES, "v-raw") or each.tests.p_paired_holm > 0.05
     found = {
         name: [cell.strip() for cell in row.split("|")[1:]]
-        for name, row in re.findall(r"^\| \*(v-[a-z-]+)\*: (.+)\|$", FINDINGS_PAGE, re.M)
+        for name, row in re.findall(r"^\| \*(v-[a-z-]+)\*: (.+)\|$", page, re.M)
     }
     columns = (("classic", "1.2"), ("classic", "1.1"), ("v-raw", "1.1"))
     assert found == {
@@ -464,6 +463,7 @@ def test_the_first_layers_values_are_held_against_the_stream_directly():
     page = " ".join((DOCS / "findings.md").read_text().split())
     readme = " ".join((ROOT / "README.md").read_text().split())
     sources = results_page.section("finding-sources", DOCS)
+    assert "v-first 35% \\[30, 38]" in results_page.section("finding-language-models", DOCS)
     direct = {
         (each.first, each.second, each.measure.removeprefix("step: loss ≤ ")): each
         for each in recorded_language_models().direct

@@ -178,10 +178,12 @@ class Emergence(Result):
                     TASKS[each.task],
                     each.first,
                     each.second,
-                    *(
-                        p_cell(x) if place % 3 else optional(x, ".2f")
-                        for place, x in enumerate(each.tests.in_order)
-                    ),
+                    optional(each.tests.t, ".2f"),
+                    p_cell(each.tests.p),
+                    p_cell(each.tests.p_holm),
+                    optional(each.tests.t_paired, ".2f"),
+                    p_cell(each.tests.p_paired),
+                    p_cell(each.tests.p_paired_holm),
                 )
                 for each in self.t_tests
                 if against is None or each.second in against

@@ -90,11 +90,6 @@ class TTests:
     p_holm: float | None = None
     p_paired_holm: float | None = None
 
-    @property
-    def in_order(self) -> tuple[float | None, ...]:
-        """As tables have them: t, p and its correction, then the same of the paired test."""
-        return self.t, self.p, self.p_holm, self.t_paired, self.p_paired, self.p_paired_holm
-
 
 def t_tests(first: BySeed, second: BySeed) -> TTests:
     """:class:`TTests` of numbers by seed.
